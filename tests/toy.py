@@ -1,0 +1,80 @@
+"""Small projects for tests: a settings.ini and a pipeline of notebooks, run by the real command in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+SPEC = {"name": "python3", "display_name": "Python 3", "language": "python"}
+
+
+def notebook(path: Path, contract: str | None, *cells: str, title: str = "A step", kernel: str = "python3") -> Path:
+    "Write a step notebook; no contract cell when `contract` is None"
+    nb = [{"cell_type": "markdown", "id": "title", "metadata": {}, "source": f"# {title}"}]
+    tagged = [] if contract is None else [("contract", ["parameters"], contract)]
+    for id, tags, source in (*tagged, *((f"cell{i}", [], c) for i, c in enumerate(cells))):
+        nb.append({"cell_type": "code", "id": id, "metadata": {"tags": tags} if tags else {}, "source": source, "outputs": [], "execution_count": None})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"cells": nb, "metadata": {"kernelspec": {**SPEC, "name": kernel}}, "nbformat": 4, "nbformat_minor": 5}))
+    return path
+
+
+class Project:
+    "A folder with a settings.ini, and the command `scalai` in it"
+
+    def __init__(self, root: Path, settings: str = "cluster = none\n"):
+        self.root = root
+        (root / "settings.ini").write_text(f"[laptop]\npipelines = pipelines\n{settings}")
+        self.env = {k: v for k, v in os.environ.items() if not k.startswith("SCALAI_")}
+
+    def step(self, name: str, contract: str | None, *cells: str, pipeline: str = "toy", **kw) -> Path:
+        return notebook(self.root / "pipelines" / pipeline / f"{name}.ipynb", contract, *cells, **kw)
+
+    def start(self, *words: str, **variables: str) -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, "-m", "scalai_nb", *words], cwd=self.root, env={**self.env, **variables}, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def scalai(self, *words: str, timeout: float = 120, **variables: str) -> subprocess.CompletedProcess:
+        process = self.start(*words, **variables)
+        out, err = process.communicate(timeout=timeout)
+        return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+    def show(self, *words: str) -> dict:
+        return json.loads(self.scalai("show", *words, "--json").stdout)
+
+    def files(self) -> dict[str, bytes]:
+        "Every file below the root, to see that nothing was changed"
+        return {str(p.relative_to(self.root)): p.read_bytes() for p in self.root.rglob("*") if p.is_file()}
+
+    def wait_for(self, text: str, step: str = "*", seconds: float = 60) -> str:
+        "Wait until a step has printed `text`; what it has printed so far"
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            printed = "".join(json.loads(line)["content"].get("text", "") for path in self.root.glob(f"**/{step}.outputs.jsonl")
+                              for line in path.read_text().splitlines() if line.endswith("}"))
+            if text in printed: return printed
+            time.sleep(0.05)
+        raise AssertionError(f"{text!r} was not printed within {seconds} s")
+
+
+def gone(pid: int, seconds: float = 10) -> bool:
+    "Whether process `pid` ends within `seconds`"
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try: state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except (FileNotFoundError, ProcessLookupError): return True
+        if state == "Z": return True
+        time.sleep(0.05)
+    return False
+
+
+def statuses(run: dict) -> dict[str, tuple]:
+    "Step name -> status and cause"
+    return {s["name"]: (s["status"], s["cause"]) for s in run["steps"]}
+
+
+def cells(run: dict, step: str) -> list[str]:
+    "The status of each cell of a step"
+    return [c["status"] for c in next(s for s in run["steps"] if s["name"] == step)["cells"]]
