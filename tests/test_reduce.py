@@ -1,0 +1,281 @@
+"""The laws of mergeable algorithms over the registry of all, and one reduction at three scales."""
+
+from dataclasses import replace
+from functools import partial
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+from dask import array as da
+from dask.callbacks import Callback
+from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis.extra.numpy import arrays
+
+import scalai_nb.learn.evaluation
+import scalai_nb.learn.summary  # noqa: F401  both register algorithms
+from scalai_nb.compute import reduce as module
+from scalai_nb.compute.cluster import connect
+from scalai_nb.compute.reduce import ALGORITHMS, Mergeable, alike, check_mergeable, each, on, reduce
+from scalai_nb.compute.sketches import LIMIT, Values, distinct
+from scalai_nb.environment import Environment
+from scalai_nb.errors import ContractViolation, ParameterError, WorkFailed
+from scalai_nb.learn.evaluation import EVALUATION
+from scalai_nb.learn.summary import SUMMARY, Column, summarize
+
+CLOSE = partial(alike, rtol=1e-8, atol=1e-5)  # rounding only: values go up to 1e3 and their squares to 1e6
+RNG = np.random.default_rng
+
+# ---- blocks for each algorithm: small ones that hypothesis shrinks, and large ones that pass every limit ----
+
+SIZES = st.integers(0, 12)
+REALS = SIZES.flatmap(lambda n: arrays(np.float64, n, elements=st.floats(-1e3, 1e3)))
+MANY = st.integers(0, 2**32 - 1).map(lambda seed: RNG(seed).normal(0, 200, 3000))  # three of them: more than LIMIT distinct values
+
+
+def table(seed: int, n: int) -> xr.Dataset:
+    "A block with a column of each kind, with missing values and infinities"
+    r = RNG(seed)
+    x = r.normal(0, 100, n).round(1 + seed % 3)
+    x[r.random(n) < 0.1] = np.nan
+    x[r.random(n) < 0.05] = [np.inf, -np.inf][seed % 2]
+    words = np.array([*"abcdef", "", None], dtype=object)
+    time = np.datetime64("2013-01-01", "ns") + r.integers(0, 10**14, n).astype("m8[ns]")
+    time[r.random(n) < 0.1] = np.datetime64("NaT")
+    return xr.Dataset({
+        "number": ("row", x, {"units": "m"}), "whole": ("row", r.integers(-9, 10**r.integers(1, 7), n)), "flag": ("row", r.random(n) < 0.3),
+        "time": ("row", time), "word": ("row", r.choice(words, n)), "id": ("row", np.array([f"id{i}" for i in r.integers(0, 10**6, n)], dtype=object)),
+        "code": ("row", r.integers(-1, 3, n).astype("i1"), {"categories": ["low", "middle", "high"]}), "empty": ("row", np.full(n, np.nan)),
+    })
+
+
+def scored(seed: int, n: int) -> xr.Dataset:
+    "Labels, scores and a slice"
+    r = RNG(seed)
+    score = r.beta(1, 4, n).round(2 if seed % 2 else 17)
+    return xr.Dataset({"label": ("row", r.random(n) < score), "score": ("row", score), "by": ("row", r.choice(np.array(["a", "b", None], dtype=object), n))})
+
+
+def sized(make, *sizes):
+    "A strategy of blocks of one of `sizes`"
+    return st.builds(make, st.integers(0, 2**32 - 1), st.sampled_from(sizes))
+
+
+# ---- results that are inexact are compared within their stated bound ----
+
+
+def alike_values(a: Values, b: Values) -> bool:
+    "Counts differ by at most the slack of both, and that is at most 1/(LIMIT + 1) of all each"
+    if not a.slack and not b.slack: return alike(a, b)
+    x, y = (dict(zip(s.values.tolist(), s.counts.tolist(), strict=True)) for s in (a, b))
+    near = all(y.get(v, 0) - a.slack <= x.get(v, 0) <= y.get(v, 0) + b.slack for v in x.keys() | y.keys())
+    return near and alike(a.registers, b.registers) and distinct(a) == distinct(b)
+
+
+def alike_summary(a, b) -> bool:
+    "Everything but the frequent values beyond the limit is the same"
+    same = all(CLOSE(replace(a[n], values=Values()), replace(b[n], values=Values())) for n in a)
+    return list(a) == list(b) and same and all(alike_values(a[n].values, b[n].values) for n in a)
+
+
+def alike_evaluation(a, b) -> bool:
+    return CLOSE(a.state, b.state) and a.slices.keys() == b.slices.keys() and all(CLOSE(a.slices[v].state, b.slices[v].state) for v in a.slices)
+
+
+CONCAT = partial(xr.concat, dim="row")
+CASES = {  # algorithm -> blocks, how they are joined, what is alike
+    "moments": (REALS | MANY, np.concatenate, CLOSE),
+    "buckets": (REALS | MANY, np.concatenate, alike),
+    "values": (REALS | MANY | st.builds(lambda s: RNG(s).integers(0, 5000, 6000), st.integers(0, 2**32 - 1)), np.concatenate, alike_values),
+    "summary": (sized(table, 0, 1, 7, 2500), CONCAT, alike_summary),
+    "evaluation": (sized(scored, 0, 1, 9, 2500, 30_000), CONCAT, alike_evaluation),
+}
+
+
+def test_every_algorithm_has_blocks_to_be_checked_with():
+    assert CASES.keys() == ALGORITHMS.keys()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_laws(name):
+    strategy, concat, same = CASES[name]
+
+    @settings(max_examples=15, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(strategy, min_size=3, max_size=3))
+    def check(blocks): check_mergeable(ALGORITHMS[name], blocks, concat, same)
+
+    check()
+
+
+def test_large_blocks_pass_the_limits():
+    "Or the laws would be checked for the exact case only"
+    summary = reduce(SUMMARY, CONCAT([table(i, 2500) for i in range(3)]))
+    assert all(summary[n].values.slack and summary[n].distinct > LIMIT for n in ("number", "id", "time")) and summary["time"].buckets.shift
+    evaluation = reduce(EVALUATION, CONCAT([scored(2 * i, 30_000) for i in range(3)]))
+    assert evaluation.state.buckets.shift and evaluation.slices["a"].state.buckets.shift
+
+
+# ---- the checker itself ----
+
+
+class Forgetful:
+    "Loses its number when it is pickled"
+    def __init__(self, x): self.x = x
+    def __reduce__(self): return Forgetful, (-1.0,)
+
+
+def last(s, x): return float(x[-1]) if len(x) else s
+
+
+def grows(s, x): s.append(float(np.sum(x))); return s
+
+
+BROKEN = {  # what is wrong -> an algorithm that is
+    "empty state changes nothing": Mergeable(lambda: 1.0, lambda s, x: s + np.sum(x), lambda a, b: a + b),
+    "associative": Mergeable(lambda: 0.0, lambda s, x: s + np.sum(x), lambda a, b: a + b if not a or not b else (a + b) / 2),
+    "commutative": Mergeable(lambda: np.nan, last, lambda a, b: a if np.isnan(b) else b),
+    "update after update": Mergeable(lambda: 0.0, lambda s, x: np.sum(x), lambda a, b: a + b),
+    "states merged": Mergeable(lambda: (0, 0.0), lambda s, x: (s[0] + len(x), s[1] + np.sum(x)), lambda a, b: (max(a[0], b[0]), a[1] + b[1])),
+    "leave their states untouched": Mergeable(list, grows, lambda a, b: (a.extend(b), a)[1], finalize=sum),
+    "leaves the block untouched": Mergeable(lambda: 0.0, lambda s, x: (x.sort(), x[-1:].fill(9), s + np.sum(x))[2], lambda a, b: a + b),
+    "pickle": Mergeable(lambda: Forgetful(0.0), lambda s, x: Forgetful(s.x + np.sum(x)), lambda a, b: Forgetful(a.x + b.x), lambda s: s.x),
+    "Arrow": Mergeable(lambda: np.zeros(1), lambda s, x: s + np.sum(x), lambda a, b: a + b),
+}
+
+
+@pytest.mark.parametrize("law", BROKEN)
+def test_a_broken_law_is_found(law, monkeypatch):
+    if law == "Arrow": monkeypatch.setattr(module, "_through_arrow", lambda x: x + 1)
+    blocks = [np.arange(3.0), np.arange(4.0), np.arange(1.0, 6.0)]
+    with pytest.raises(AssertionError, match=law): check_mergeable(BROKEN[law], blocks, np.concatenate)
+    if law == "commutative": check_mergeable(replace(BROKEN[law], ordered=True), blocks, np.concatenate)
+
+
+def test_alike():
+    assert alike({"a": [1.0, np.nan], "b": "x"}, {"b": "x", "a": [1.0 + 1e-12, np.nan]})
+    assert not alike(1.0, 1.0 + 1e-6) and not alike(np.zeros(2), np.zeros(3)) and not alike([1], [1, 2]) and not alike({"a": 1}, {"b": 1})
+    assert alike(Column(count=1), Column(count=1)) and not alike(Column(count=1), Column(count=2))
+
+
+# ---- one reduction, three scales ----
+
+ROWS = 5000
+LOCAL = Environment(name="test", root=None, cluster="local", workers=2, memory=500_000_000)
+
+
+@pytest.fixture(scope="module")
+def client():
+    with connect(LOCAL) as client: yield client
+
+
+@pytest.fixture(scope="module")
+def ds(): return table(1, ROWS)
+
+
+def test_memory_chunks_stream_and_cluster_agree(ds, client, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 300)
+    whole = summarize(ds)
+    chunked = ds.chunk(row=300)
+    assert alike_summary(whole, summarize(chunked))
+    assert alike_summary(whole, summarize(ds.isel(row=slice(i, i + 700)) for i in range(0, ROWS, 700)))
+    assert alike(summarize(chunked), summarize(chunked, client), rtol=0), "the same to the last bit, wherever it ran"
+    assert alike(summarize(chunked), summarize(client.persist(chunked), client), rtol=0)
+    assert alike(whole, summarize(ds, client), rtol=0)
+
+
+def test_the_number_of_workers_does_not_matter(ds, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 77)
+    chunked = ds.chunk(row=77)
+    with dask.config.set(num_workers=1): one = summarize(chunked)
+    with dask.config.set(num_workers=7): assert alike(one, summarize(chunked), rtol=0)
+
+
+def test_lazy_data_without_dask_is_read_block_by_block(ds, tmp_path, monkeypatch):
+    pytest.importorskip("zarr")
+    monkeypatch.setattr(module, "BLOCK", 999)
+    numbers = ds[["number", "whole"]]
+    numbers.to_zarr(tmp_path / "z", zarr_format=2)
+    lazy = xr.open_zarr(tmp_path / "z", chunks=None)
+    assert not lazy.chunks and alike_summary(summarize(lazy), summarize(numbers))
+
+
+def test_tasks_are_few_and_of_all_columns(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 10)
+    wide = xr.Dataset({f"x{i}": ("row", da.zeros(2000, chunks=10)) for i in range(5)})
+    graphs = []
+    with Callback(start=lambda dsk: graphs.append(len(dsk))): reduce(on("x3", ALGORITHMS["moments"]), wide)
+    assert graphs[0] == 50 + 7 + 1, "200 blocks of 5 columns: 50 parts of 4 blocks, 7 merges of 8 and 1 of these"
+
+
+def test_small_chunks_are_joined():
+    many = xr.Dataset({"x": ("row", da.arange(1000, chunks=1))})
+    assert module._sizes(many) == [1000] and reduce(on("x", ALGORITHMS["moments"]), many).mean == 499.5
+    assert module._sizes(xr.Dataset({"x": ("row", da.zeros(300_000, chunks=100_000))})) == [100_000] * 3
+    assert module._sizes(xr.Dataset({"x": ("row", np.zeros(300_000))})) == [131_072, 131_072, 37_856]
+    assert module._sizes(xr.Dataset({"x": ("row", da.zeros(5, chunks=((0, 5, 0),)))})) == [5]
+
+
+def test_merges_keep_the_order_of_the_blocks(client, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 3)
+    ordered = Mergeable(list, lambda s, x: [*s, int(x[0])], lambda a, b: a + b, ordered=True)
+    ds = xr.Dataset({"x": ("row", np.arange(300))})
+    for where in (None, client): assert reduce(on("x", ordered), ds.chunk(row=3), where) == list(range(0, 300, 3))
+
+
+def test_several_algorithms_read_each_block_once(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 10)
+    reads = []
+    def read(x): reads.append(len(x)); return x
+    x = da.from_array(np.arange(100.0), chunks=10).map_blocks(read, meta=np.empty(0))
+    result = reduce({"a": on("x", ALGORITHMS["moments"]), "b": SUMMARY, "c": each(ALGORITHMS["buckets"])}, xr.Dataset({"x": ("row", x)}))
+    assert reads == [10] * 10
+    assert result["a"].mean == result["b"]["x"].mean == 49.5 and result["c"]["x"].counts.sum() == 100
+
+
+def test_chunks_that_do_not_match_are_aligned():
+    ds = xr.Dataset({"a": ("row", da.arange(100, chunks=7)), "b": ("row", da.arange(100, chunks=30)), "c": ("row", np.arange(100))})
+    s = summarize(ds)
+    assert s["a"].mean == s["b"].mean == s["c"].mean == 49.5
+
+
+def test_no_rows_and_one_row():
+    ds = xr.Dataset({"x": ("row", np.empty(0)), "w": ("row", np.empty(0, object))})
+    for empty in (ds, ds.chunk()): assert list(summarize(empty)) == ["x", "w"] and summarize(empty).rows == 0
+    assert summarize(xr.Dataset({"x": ("row", [7])}))["x"].mean == 7
+    assert len(summarize([])) == 0
+
+
+# ---- what goes wrong is named ----
+
+
+def boom(x, block_info=None):
+    "Fails on the rows from 30 on"
+    if len(x) and x[0] == 30: raise OSError("disk on fire")
+    return x
+
+
+def test_a_block_that_cannot_be_read_is_named(client, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 10)
+    bad = da.arange(100, chunks=10).map_blocks(boom, dtype=int)
+    ds = xr.Dataset({"good": ("row", da.zeros(100, chunks=10)), "bad": ("row", bad)})
+    for where in (None, client):
+        with pytest.raises(WorkFailed, match=r"Block 3 \(rows 30:40\): column 'bad' cannot be read: OSError: disk on fire"): summarize(ds, where)
+
+
+def test_a_block_that_cannot_be_used_is_named():
+    def fail(s, x): raise ValueError("no") if x.values[0] == 20 else ContractViolation("broken")
+    ds = xr.Dataset({"x": ("row", np.arange(40))})
+    with pytest.raises(WorkFailed, match=r"^Block 0: column 'x': ValueError: no$"): reduce(on("x", Mergeable(int, fail, max)), [ds.isel(row=slice(20, 30))])
+    with pytest.raises(ContractViolation, match=r"^Block 0 \(rows 0:40\): column 'x': broken$"): reduce(on("x", Mergeable(int, fail, max)), ds)
+
+
+@pytest.mark.parametrize(("data", "message"), [
+    (np.arange(3), "Dataset or an iterable"), (xr.DataArray([1.0], dims="row"), "not DataArray"), (7, "not int"), ([7], "Block 0 is of type int, not"),
+    (xr.Dataset({"x": ("time", [1.0])}), "no dimension 'row', only time"),
+])
+def test_data_of_the_wrong_kind(data, message):
+    with pytest.raises(ParameterError, match=message): summarize(data)
+
+
+def test_a_persisted_dataset_needs_its_client(ds, client):
+    with pytest.raises(ParameterError, match="pass its client"): summarize(client.persist(ds.chunk(row=1000)))
