@@ -1,0 +1,288 @@
+"A package scores as the estimator does, to 1e-5, and is whole, unchanged and self-checking"
+
+import json
+import pickle
+from hashlib import sha256
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import xarray as xr
+from sklearn.linear_model import LogisticRegression
+
+from scalai_nb.errors import Conflict, ContractViolation, ModelMismatch, ModelNotFound, ParameterError
+from scalai_nb.learn.transform import Transform
+from scalai_nb.models import package as module
+from scalai_nb.models.package import Model, digest, estimate, example_rows, files, package
+
+needs_xgboost = pytest.mark.skipif(not find_spec("xgboost"), reason="xgboost is not installed: extra `trees`")
+NUMERIC, CATEGORICAL = ("temp", "hour", "cloudy", "time"), ("carrier", "origin", "month")
+
+
+def table(rows, seed=0, new=False):
+    "Flights with holes; whole-number columns, so that rows fall exactly on thresholds; `new` adds categories"
+    rng = np.random.default_rng(seed)
+    hole = lambda share=.1: rng.random(rows) < share
+    time = np.datetime64("2013-01-01", "ns") + rng.integers(0, 90 * 86400, rows) * np.timedelta64(1, "s")
+    time[hole()] = np.datetime64("NaT", "s")
+    return xr.Dataset({
+        "temp": ("row", np.where(hole(), np.nan, rng.normal(60, 18, rows).round())),
+        "hour": ("row", rng.integers(0, 24, rows)),
+        "cloudy": ("row", hole(.4)),
+        "time": ("row", time),
+        "carrier": ("row", rng.integers(-1, 4 + new, rows).astype("i1"), {"categories": ["UA", "AA", "WN", "B6", "new"]}),
+        "origin": ("row", rng.choice(np.array(["JFK", "LGA", "EWR", None, *(["", "BOS"] if new else [])], object), rows)),
+        "month": ("row", rng.integers(1, 13 + new, rows)),
+    })  # fmt: skip
+
+
+def late(ds, seed=0):
+    z = (ds.hour - 14) / 4 + ds.cloudy + (ds.carrier == 1) * 1.5 - ds.temp.isnull() * 2 + (ds.origin == "JFK") - 1
+    return np.random.default_rng(seed).random(ds.sizes["row"]) < 1 / (1 + np.exp(-z.values))
+
+
+def fitted(kind="linear", rows=4000, numeric=NUMERIC, **options):
+    transform = Transform(numeric, CATEGORICAL, **options).fit(ds := table(rows))
+    if kind == "linear":
+        return transform, LogisticRegression(max_iter=200).fit(transform.transform(ds).values, late(ds))
+    from xgboost import XGBClassifier
+
+    trees = XGBClassifier(n_estimators=60, max_depth=6, learning_rate=0.2, n_jobs=1)
+    return transform, trees.fit(transform.transform(ds).values, late(ds))
+
+
+def parity(transform, estimator, rows=100_000):
+    ds = table(rows, seed=1, new=transform.unseen == "zero")
+    got, expected = package(transform, estimator).predict(ds), estimate(transform, estimator, ds)
+    assert got.dtype == np.float32 and got.dims == ("row",) and 0.1 < expected.std()
+    np.testing.assert_allclose(got, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": False, "numeric": NUMERIC[:3]}, {"unseen": "error"}])
+def test_a_linear_package_scores_as_the_estimator(options):
+    parity(*fitted(**options))
+
+
+@needs_xgboost
+@pytest.mark.parametrize("options", [{}, {"scale": False, "impute": None}, {"impute": None}])
+def test_a_tree_package_scores_as_the_estimator(options):
+    parity(*fitted("trees", **options))
+
+
+@needs_xgboost
+@pytest.mark.parametrize("bug", [
+    lambda n: {**n, "missing_value_tracks_true": 1 - n["missing_value_tracks_true"]},
+    lambda n: {**n, "values": np.where(n["leaf"], n["values"], np.nextafter(n["values"], np.float32(np.inf)))},
+    lambda n: {**n, "values": np.where(n["leaf"], n["values"] + 1e-4, n["values"]).astype("f4")},
+    lambda n: {**n, "truenodeids": n["falsenodeids"], "falsenodeids": n["truenodeids"]},
+], ids=["missing goes the other way", "<= for <", "leaves", "left for right"])  # fmt: skip
+def test_a_bug_planted_in_the_trees_is_caught(monkeypatch, bug):
+    transform, estimator = fitted("trees", scale=False, impute=None)
+    nodes = module._nodes
+    monkeypatch.setattr(module, "_nodes", lambda i, tree: bug(nodes(i, tree)))
+    with pytest.raises((ModelMismatch, AssertionError)):
+        parity(transform, estimator)
+
+
+def test_a_graph_that_disagrees_is_never_given_out(monkeypatch):
+    transform, estimator = fitted()
+    linear = module._linear
+    monkeypatch.setattr(module, "_linear", lambda g, x, e: g.node("Add", linear(g, x, e), np.float32(1e-3)))
+    monkeypatch.setitem(module.HEADS, "LogisticRegression", module._linear)
+    with pytest.raises(ModelMismatch, match=r"late row 0: the graph scores 0\.\d+, expected 0\.\d+"):
+        package(transform, estimator, name="late")
+
+
+@needs_xgboost
+def test_early_stopping_uses_the_best_round():
+    from xgboost import XGBClassifier
+
+    transform, _ = fitted()
+    X, y = transform.transform(ds := table(3000)).values, late(ds)
+    trees = XGBClassifier(n_estimators=400, learning_rate=0.5, early_stopping_rounds=3, base_score=0.3, n_jobs=1)
+    trees.fit(X[:2000], y[:2000], eval_set=[(X[2000:], y[2000:])], verbose=False)
+    assert trees.best_iteration < trees.get_booster().num_boosted_rounds() - 1
+    parity(transform, trees, 5000)
+
+
+def test_an_estimator_fitted_on_a_frame_is_packaged_without_a_warning():
+    transform, _ = fitted()
+    ds = table(1000)
+    parity(transform, LogisticRegression(max_iter=200).fit(transform.transform(ds).to_pandas(), late(ds)), 1000)
+
+
+def test_a_column_without_any_category_has_no_feature():
+    ds = table(500).assign(origin=("row", np.full(500, None, object)))
+    transform = Transform(["hour"], ["origin"]).fit(ds)
+    parity(transform, LogisticRegression().fit(transform.transform(ds).values, late(ds)), 500)
+
+
+def test_what_cannot_be_packaged():
+    from sklearn.svm import SVC
+
+    transform, linear = fitted()
+    X, y = transform.transform(ds := table(400)).values, late(ds)
+    with pytest.raises(ParameterError, match="SVC cannot be packaged; accepted: LogisticRegression, XGBClassifier"):
+        package(transform, SVC().fit(X, y))
+    with pytest.raises(ParameterError, match=r"4 classes; accepted: two"):
+        package(transform, LogisticRegression(max_iter=300).fit(X, y + 2 * (X[:, 0] > 1)))
+    with pytest.raises(ParameterError, match="features and the transform"):
+        package(Transform(["temp"]).fit(ds), linear)
+    with pytest.raises(ParameterError, match="use impute='mean'"):
+        package(fitted(impute=None, kind="trees")[0] if find_spec("xgboost") else transform, linear)
+    with pytest.raises(ParameterError, match="'created' is filled in"):
+        package(transform, linear, card={"created": "long ago"})
+
+
+@needs_xgboost
+def test_trees_that_cannot_be_packaged():
+    from xgboost import XGBClassifier
+
+    transform, _ = fitted()
+    X, y = transform.transform(ds := table(400)).values, late(ds)
+    for options, sentence in [
+        ({"objective": "binary:hinge"}, "accepted: gbtree and binary:logistic"),
+        ({"missing": -1.0}, "accepted: NaN"),
+    ]:
+        with pytest.raises(ParameterError, match=sentence):
+            package(transform, XGBClassifier(n_estimators=3, n_jobs=1, **options).fit(X, y))
+
+
+@pytest.fixture(scope="module")
+def model():
+    card = {"purpose": "Warn of late flights", "goals": {"recall": ">= 0.60"}, "metrics": {"roc_auc": np.float32(0.75), "gap": np.nan},
+            "slices": {"UA": {"auc": 0.7, "rows": 12}, "A|A": {"auc": None}}, "limits": ["New York only"], "owner": "flights team"}  # fmt: skip
+    return package(*fitted(rows=1000), name="late-flight", card=card)
+
+
+def test_blocks_dask_and_order_do_not_matter(model):
+    ds = table(3000, seed=2, new=True).assign_coords(flight=("row", np.arange(3000)))
+    whole = model.predict(ds)
+    assert whole.flight.values.tolist() == list(range(3000))
+    np.testing.assert_array_equal(model.predict(ds, block=77), whole)
+    np.testing.assert_array_equal(model.predict(ds.chunk(row=1001), block=500), whole)
+    np.testing.assert_array_equal(model.predict(ds.isel(row=slice(None, None, -1))), whole[::-1])
+    assert model.predict(ds.isel(row=slice(0))).shape == (0,)
+
+
+def test_strings_and_codes_score_alike(model):
+    ds = table(500)
+    names = np.array([*ds.carrier.attrs["categories"], None], object)[ds.carrier.values]
+    np.testing.assert_array_equal(model.predict(ds.assign(carrier=("row", names))), model.predict(ds))
+
+
+def test_a_missing_column_is_named(model):
+    with pytest.raises(ContractViolation, match="'hour' is not in the columns"):
+        model.predict(table(3).drop_vars("hour"))
+
+
+def test_saved_and_loaded_is_the_same(model, tmp_path):
+    ds = table(1000, seed=3, new=True)
+    again = Model.load(model.save(tmp_path / "new" / "folder"))
+    assert again.predict(ds).identical(model.predict(ds))
+    assert digest(again) == digest(model) and again.card == model.card and again.name == "late-flight"
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["folder"]
+    assert set(files(model)) == {"model.onnx", "card.json", "card.md", "transform.json", "contract.json", "examples.json", "manifest.json"}
+    assert len(json.loads((tmp_path / "new/folder/examples.json").read_text())["scores"]) == 100
+
+
+def test_the_contract_goes_along(tmp_path):
+    from scalai_nb.data.contract import Contract
+
+    contract = Contract.infer(table(1000), pii=["carrier"])
+    model = package(*fitted(rows=1000), contract=contract)
+    again = Model.load(model.save(tmp_path / "m"))
+    assert again.contract == contract and digest(again) == digest(model)
+
+
+def test_a_model_travels_to_a_worker(model):
+    ds = table(10)
+    expected = model.predict(ds)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).predict(ds), expected)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "card.json", "card.md", "transform.json", "contract.json", "examples.json"])
+def test_a_changed_or_lost_file_is_named(model, tmp_path, name):
+    path = model.save(tmp_path / "m") / name
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(ModelMismatch, match=f"{name} is not the file that was packaged"):
+        Model.load(tmp_path / "m")
+    path.unlink()
+    with pytest.raises(ModelMismatch, match=name):
+        Model.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"format": 2, "files": {}}', '{"format": 1, "name": "m", "files": {}}'])
+def test_a_manifest_that_is_none(model, tmp_path, text):
+    (model.save(tmp_path / "m") / "manifest.json").write_text(text)
+    with pytest.raises(ModelMismatch, match="cannot be read|format 2|model.onnx is not"):
+        Model.load(tmp_path / "m")
+
+
+def test_a_column_called_score():
+    ds = table(300).rename(hour="score")
+    transform = Transform(["score"]).fit(ds)
+    model = package(transform, LogisticRegression().fit(transform.transform(ds).values, ds.score > 12))
+    assert model.predict(ds).name == "score"
+
+
+def test_a_row_that_scores_otherwise_is_named(model, tmp_path):
+    "The hashes are right and the graph is another model's: only the examples can tell"
+    folder = model.save(tmp_path / "m")
+    other = package(*fitted(rows=500), name="late-flight")
+    (folder / "model.onnx").write_bytes(other.graph)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["model.onnx"] = sha256(other.graph).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ModelMismatch, match=r"examples.json row \d+: the graph scores"):
+        Model.load(folder)
+
+
+def test_no_package_and_no_overwriting(model, tmp_path):
+    with pytest.raises(ModelNotFound, match="no model package"):
+        Model.load(tmp_path)
+    folder = model.save(tmp_path / "m")
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(Conflict, match="not overwritten"):
+        model.save(folder)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_a_write_that_fails_leaves_nothing(model, tmp_path, monkeypatch):
+    write, done = type(tmp_path).write_bytes, []
+
+    def full_disk(path, data):
+        if len(done) == 3:
+            raise OSError(28, "No space left on device")
+        done.append(path)
+        return write(path, data)
+
+    monkeypatch.setattr(type(tmp_path), "write_bytes", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        model.save(tmp_path / "m")
+    assert len(done) == 3 and list(tmp_path.iterdir()) == []
+
+
+def test_the_card_reads_well(model):
+    text = model.to_markdown()
+    assert text.startswith("# late-flight\n\n## What it is for\n\nWarn of late flights\n")
+    assert "| recall | >= 0.60 |" in text and "| roc_auc | 0.75 |" in text and "| gap | – |" in text
+    assert "|  | auc | rows |" in text and "| A\\|A | – | – |" in text and "- New York only" in text
+    assert "## Licence\n\nNot stated." in text and "## Owner\n\nflights team" in text
+    assert model.card["environment"]["scikit-learn"] and model.card["inputs"]["time"] == "DOUBLE"
+    assert "<td>&gt;= 0.60</td>" in model._repr_html_()
+
+
+def test_the_card_takes_tables(model):
+    class Scores:
+        def to_frame(self):
+            return __import__("pandas").DataFrame({"auc": [0.7, 0.8]}, index=["UA", "AA"])
+
+    card = module._card("m", {"slices": Scores()}, model.transform, LogisticRegression())
+    assert card["slices"] == {"UA": {"auc": 0.7}, "AA": {"auc": 0.8}}
+
+
+def test_examples_hold_no_row_of_the_data(model):
+    rows = example_rows(model.transform)
+    assert rows.identical(example_rows(model.transform)) and rows.temp.isnull().any() and (rows.origin == "never seen").any()
+    assert not np.isin(rows.temp.values[rows.temp.notnull()], table(1000).temp.values).any()
