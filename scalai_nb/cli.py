@@ -10,6 +10,7 @@ __all__ = ['app', 'lake_app', 'models_app', 'kernel_app', 'bench_app', 'Env', 'J
 
 # %% ../nbs/cli.ipynb #e1e5606e
 import json
+import os
 import sys
 from dataclasses import asdict, is_dataclass
 from typing import Annotated
@@ -36,7 +37,9 @@ Pipeline = Annotated[str, typer.Argument(help="Name of a pipeline, or path of a 
 RunId = Annotated[str, typer.Argument(help="A run, a unique part of its name, or latest.")]
 Dataset = Annotated[str, typer.Argument(help="Name of a dataset, or name@version.")]
 
-def console() -> Console: "Where results go"; return Console(highlight=False)
+def console() -> Console:
+    "Where results go; a file or a pipe is wide enough for a table"
+    return Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)
 
 def plain(value):
     "`value` as JSON knows it"
@@ -78,11 +81,16 @@ def run(pipeline: Pipeline, parameter: Parameters = None, env: Env = None,
     done = run_pipeline(pipeline, environment(env), parameters, display(plain, stderr=json), jobs=jobs, force=force, from_step=from_step, queue=queue)
     from scalai_nb.pipeline.progress import summary
     out(done, json, summary)
-    if not json: _look(done)
+    if not json: _look(done, environment(env))
     raise typer.Exit(0 if done.status == "completed" else 1)
 
-def _look(run) -> None:
+def _look(run, env) -> None:
     "What to look at after a run, and what to do"
+    from scalai_nb.models.registry import Registry
+    registry = Registry(env)
+    for name in sorted({name for s in run.steps for name, _ in s.written} & set(registry.names())):
+        for v in registry.versions(name):
+            if "champion" in v.aliases: print(f"model    {name} version {v.version} is the champion: {_metrics(v)}")
     if (run.folder / "report.html").exists(): print(f"look at  {run.folder}/report.html")
     if run.status == "completed": print("and at   scalai dash    the dashboard, in a browser")
     else: print(f"resume   scalai run {run.pipeline}    takes up after the last good step")
@@ -131,7 +139,7 @@ def _show_step(run, step, as_json) -> None:
     outputs = read_outputs(run, step).cells
     if as_json: return out({**plain(step), "outputs": outputs}, True, None)
     for cell in step.cells:
-        console().print(status(cell.status), f"cell {cell.index}  {duration(cell.seconds)}  {cell.title}", markup=False)
+        console().print(status(cell.status), f"cell {cell.index + 1}  {duration(cell.seconds)}  {cell.title}", markup=False)
         for o in outputs.get(cell.index, []):
             text = o.get("text") or "\n".join(o.get("traceback", [])) or o.get("data", {}).get("text/plain", "")
             print("".join(text).rstrip())
@@ -217,7 +225,7 @@ def models_ls(env: Env = None, json: Json = False):
 def models_history(name: str, env: Env = None, json: Json = False):
     "Who promoted which version when, and why."
     out(_registry(env).history(name), json, lambda records: tabulate(
-        ((when(r.time), r.action, r.version, r.alias, r.by, r.reason) for r in records), "when", "action", "version>", "alias", "by", "reason~") if records else f"{name} has not been promoted yet.")
+        ((r["time"][:16].replace("T", " "), r["action"], r["version"], r["alias"], r["by"], r["reason"]) for r in records), "when", "action", "version>", "alias", "by", "reason~") if records else f"{name} has not been promoted yet.")
 
 @models_app.command("promote")
 def models_promote(name: str, version: str, alias: Annotated[str, typer.Option(help="The name to give.")] = "champion",

@@ -71,7 +71,7 @@ def test_a_group_of_processes_over_the_memory_limit(project):
 
 def test_an_error_in_a_cell(project):
     project.bad("1/0")
-    check_failed(project, project.scalai("run", "toy"), "cell_error", "cell 3: ZeroDivisionError")
+    check_failed(project, project.scalai("run", "toy"), "cell_error", "cell 4: ZeroDivisionError")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

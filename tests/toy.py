@@ -12,10 +12,10 @@ SPEC = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 def notebook(path: Path, contract: str | None, *cells: str, title: str = "A step", kernel: str = "python3") -> Path:
     "Write a step notebook; no contract cell when `contract` is None"
-    nb = [{"cell_type": "markdown", "id": "title", "metadata": {}, "source": f"# {title}"}]
+    nb = [{"cell_type": "markdown", "id": "title", "metadata": {}, "source": [f"# {title}"]}]
     tagged = [] if contract is None else [("contract", ["parameters"], contract)]
     for id, tags, source in (*tagged, *((f"cell{i}", [], c) for i, c in enumerate(cells))):
-        nb.append({"cell_type": "code", "id": id, "metadata": {"tags": tags} if tags else {}, "source": source, "outputs": [], "execution_count": None})
+        nb.append({"cell_type": "code", "id": id, "metadata": {"tags": tags} if tags else {}, "source": source.splitlines(keepends=True), "outputs": [], "execution_count": None})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"cells": nb, "metadata": {"kernelspec": {**SPEC, "name": kernel}}, "nbformat": 4, "nbformat_minor": 5}))
     return path

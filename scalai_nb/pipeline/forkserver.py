@@ -20,6 +20,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from importlib import import_module
 
+from fastcore.basics import patch
 from jupyter_client.provisioning import LocalProvisioner
 
 from ..errors import WorkFailed
@@ -33,7 +34,7 @@ def _enter(request: dict) -> None:
     os.chdir(request["cwd"] or ".")
     os.environ.clear()
     os.environ.update(request["env"])
-    log = os.open(request["log"] or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log = os.open(request["log"] or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     null = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((null, 0), (log, 1), (log, 2)): os.dup2(source, target)
     if request["memory"]: resource.setrlimit(resource.RLIMIT_DATA, (request["memory"], request["memory"]))
@@ -49,7 +50,7 @@ def _kernel(argv: list[str]) -> None:
     sys.stdout = sys.__stdout__ = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = sys.__stderr__ = os.fdopen(2, "w", buffering=1, closefd=False)
     app = IPKernelApp.instance()
-    app.initialize([*argv, "--HistoryManager.enabled=False", "--IPKernelApp.log_level=ERROR"])
+    app.initialize([*argv, "--HistoryManager.enabled=False", "--IPKernelApp.log_level=CRITICAL"])
     app.start()
 
 # %% ../../nbs/pipeline/forkserver.ipynb #9a0cb32b
@@ -164,6 +165,7 @@ class ForkServer:
         code = f"from scalai_nb.pipeline.forkserver import serve; serve({list(modules)!r})"
         self._process = subprocess.Popen([sys.executable, "-Xfrozen_modules=off", "-c", code],
                                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        self.pid = self._process.pid
         self._reader = threading.Thread(target=self._read, name="forkserver", daemon=True)
         self._reader.start()
 
@@ -179,30 +181,37 @@ class ForkServer:
             except (BrokenPipeError, ValueError): raise WorkFailed("The fork server has ended; start the run again.") from None
         return started.result(timeout=60)
 
-    def _read(self) -> None:
-        "Settle the futures that notices speak of, until the server ends"
-        for notice in map(json.loads, self._process.stdout):
-            if notice["event"] == "started":
-                self._children[notice["pid"]] = child = Child(notice["pid"])
-                self._asked[notice["id"]].set_result(child)
-            else:
-                child = self._children.pop(notice["pid"])
-                child.ended.set_result(Exit(notice["status"], notice["cpu"], notice["memory"]))
-        for child in self._children.values():  # the server itself was killed
-            kill_group(child.pid)
-            child.ended.set_result(Exit(-signal.SIGKILL, 0.0, 0))
-        for started in self._asked.values():
-            if not started.done(): started.set_exception(WorkFailed("The fork server ended before it started a kernel."))
+# %% ../../nbs/pipeline/forkserver.ipynb #bb04e781
+@patch
+def _read(self: ForkServer) -> None:
+    "Settle the futures that notices speak of, until the server ends"
+    for notice in map(json.loads, self._process.stdout):
+        if notice["event"] == "started":
+            self._children[notice["pid"]] = child = Child(notice["pid"])
+            self._asked[notice["id"]].set_result(child)
+        else:
+            child = self._children.pop(notice["pid"])
+            child.ended.set_result(Exit(notice["status"], notice["cpu"], notice["memory"]))
+    for child in self._children.values():  # the server itself was killed
+        kill_group(child.pid)
+        child.ended.set_result(Exit(-signal.SIGKILL, 0.0, 0))
+    for started in self._asked.values():
+        if not started.done(): started.set_exception(WorkFailed("The fork server ended before it started a kernel."))
 
-    def close(self) -> None:
-        "End the server and every process that it started"
-        self._process.stdin.close()
-        self._process.wait()
-        self._reader.join()
-        self._process.stdout.close()
+# %% ../../nbs/pipeline/forkserver.ipynb #ff7b066c
+@patch
+def close(self: ForkServer) -> None:
+    "End the server and every process that it started"
+    self._process.stdin.close()
+    self._process.wait()
+    self._reader.join()
+    self._process.stdout.close()
 
-    def __enter__(self): return self
-    def __exit__(self, *exc): self.close()
+@patch
+def __enter__(self: ForkServer): return self
+
+@patch
+def __exit__(self: ForkServer, *exc): self.close()
 
 # %% ../../nbs/pipeline/forkserver.ipynb #98f9f4dd
 class _Popen:

@@ -6,13 +6,15 @@
 __all__ = ['report', 'write_report']
 
 # %% ../../nbs/pipeline/report.ipynb #75a25f01
-import json
+import re
 import time
 from html import escape
 from pathlib import Path
 
+from markdown_it import MarkdownIt
+
 from .progress import MARKS, duration, size
-from .run import CAUSES, STATUSES, Run, StepRun, recover
+from .run import CAUSES, STATUSES, Run, StepRun, read_notebook, recover, text
 
 # %% ../../nbs/pipeline/report.ipynb #33f366f9
 def _badge(status: str) -> str:
@@ -28,7 +30,7 @@ def _facts(run: Run) -> str:
 
 def _row(s: StepRun) -> str:
     "A step's line in the table"
-    written = "<br>".join(f"{escape(n)} <code>{escape(v[:8])}</code>" for n, v in s.written)
+    written = "<br>".join(f"{escape(n)}&nbsp;<code>{escape(v[:6])}</code>" for n, v in s.written)
     why = escape(s.error or "; ".join(s.reasons) or (f"from {s.run}" if s.run else ""))
     cells = [f'<a href="#{s.stem}">{s.stem}</a>', _badge(s.status), duration(None if s.status == "cached" else s.seconds),
              "" if s.cpu_seconds is None else f"{s.cpu_seconds:.1f}", size(s.memory), f"{s.rows:,}" if s.rows else "", written, why]
@@ -36,7 +38,7 @@ def _row(s: StepRun) -> str:
 
 def _steps(run: Run) -> str:
     "The table of steps"
-    head = "".join(f"<th>{h}</th>" for h in ("step", "status", "time", "worker-s", "memory", "rows", "written", "why"))
+    head = "".join(f"<th>{h}</th>" for h in ("step", "status", "time", "worker&#8209;s", "memory", "rows", "written", "why"))
     return f'<div class="wide"><table class="steps"><thead><tr>{head}</tr></thead><tbody>{"".join(map(_row, run.steps))}</tbody></table></div>'
 
 # %% ../../nbs/pipeline/report.ipynb #62176c21
@@ -57,21 +59,39 @@ def _notebook(run: Run, s: StepRun) -> dict | None:
     folder = run.folder.parent / s.run if s.run else run.folder
     path = folder / f"{s.stem}.ipynb"
     if not path.exists(): return None
-    return recover(run, s) if s.status == "lost" else json.loads(path.read_text(encoding="utf-8"))
+    return recover(run, s) if s.status == "lost" else read_notebook(path)
 
-def _section(run: Run, s: StepRun, convert) -> str:
+def _section(run: Run, s: StepRun) -> str:
     "A step as its notebook tells it"
     nb = _notebook(run, s)
     why = f'<p class="why">{escape(CAUSES.get(s.cause, ""))}: {escape(s.error)}</p>' if s.error else ""
-    body = convert(nb) if nb else "<p>It was not run, so there is nothing to show.</p>"
+    body = "".join(map(_cell, nb["cells"])) if nb else "<p>It was not run, so there is nothing to show.</p>"
     return f'<section id="{s.stem}"><p class="step">{s.stem} {_badge(s.status)}</p>{why}{body}</section>'
 
-def _converter():
-    "A function from a notebook to an HTML fragment"
-    import nbformat
-    from nbconvert import HTMLExporter
-    exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True, exclude_anchor_links=True)
-    return lambda nb: exporter.from_notebook_node(nbformat.from_dict(nb))[0]
+# %% ../../nbs/pipeline/report.ipynb #d426df0d
+_PROSE = MarkdownIt("commonmark").enable("table")
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+def _pre(words: str, kind: str = "text") -> str: return f'<pre class="{kind}">{escape(_ANSI.sub("", words))}</pre>'
+
+_SHOW = {  # kind of output: how it is shown; the first that there is
+    "text/html": lambda v: f'<div class="wide">{v}</div>',
+    "image/svg+xml": lambda v: v[v.index("<svg"):],
+    "image/png": lambda v: f'<img alt="" src="data:image/png;base64,{v.strip()}">',
+    "text/markdown": _PROSE.render,
+    "text/plain": _pre,
+}
+
+def _output(o: dict) -> str:
+    "One output"
+    if o["output_type"] == "stream": return _pre(text(o["text"]), o["name"])
+    if o["output_type"] == "error": return _pre("\n".join(o["traceback"]) or f"{o['ename']}: {o['evalue']}", "stderr")
+    return next((show(text(o["data"][kind])) for kind, show in _SHOW.items() if kind in o["data"]), "")
+
+def _cell(cell: dict) -> str:
+    "One cell"
+    if cell["cell_type"] == "markdown": return _PROSE.render(cell["source"])
+    return f'<pre class="code">{escape(cell["source"])}</pre>' + "".join(map(_output, cell.get("outputs", [])))
 
 # %% ../../nbs/pipeline/report.ipynb #fbee3991
 _STYLE = """
@@ -82,25 +102,23 @@ main { max-width: 980px; margin: 0 auto; padding: 2rem 1rem 4rem } h1 { margin: 
 a { color: var(--accent) } code, pre { font: .85em ui-monospace, Menlo, Consolas, monospace } .dim { fill: var(--dim) } .why { color: #a32116 }
 dl { display: flex; flex-wrap: wrap; gap: .4rem 2rem; margin: 1rem 0 } dt { color: var(--dim); font-size: .8rem } dd { margin: 0; overflow-wrap: anywhere }
 section, .card { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 1.2rem 1.6rem; margin: 1.2rem 0 }
-.step { color: var(--dim); margin: 0 } .wide, .jp-RenderedHTMLCommon { overflow-x: auto } svg text { font: 12px system-ui, sans-serif; fill: var(--ink) }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums } .steps { width: 100% }
-th, td { text-align: left; padding: .3rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top } th { color: var(--dim); font-weight: 500 }
-.jp-OutputArea-output td, .jp-OutputArea-output th { text-align: right } .jp-OutputArea-output img, .jp-OutputArea-output svg { max-width: 100%; height: auto }
+.step { color: var(--dim); margin: 0 } .wide { overflow-x: auto } svg text { font: 12px system-ui, sans-serif; fill: var(--ink) }
+table { border-collapse: collapse; border: 0; font-size: .9rem; font-variant-numeric: tabular-nums } .steps { width: 100% } .steps td:nth-child(-n+6) { white-space: nowrap }
+th, td { text-align: left; padding: .3rem .7rem; border: 0; border-bottom: 1px solid var(--line); vertical-align: top } th { color: var(--dim); font-weight: 500 }
+section .wide td, section .wide th { text-align: right } section img, section svg { max-width: 100%; height: auto }
 .badge { border-radius: 99px; padding: .05rem .6rem; font-size: .85rem; white-space: nowrap; background: #eceff3 }
 .badge.completed { background: #dff3e4; color: #14532d } .badge.cached { background: #e0ecfb; color: #1e3a6e } .badge.failed, .badge.lost { background: #fbe3e0; color: #8a1c12 }
 .badge.cancelled { background: #fdf0d5; color: #7a4b00 } rect { fill: #9aa7b5 } rect.completed { fill: #4ea46b } rect.failed, rect.lost { fill: #d0463a } rect.cancelled { fill: #d99a2b }
-.jp-InputArea { display: none } body:has(#code:checked) .jp-CodeCell .jp-InputArea { display: block } .jp-MarkdownCell .jp-InputArea { display: block }
-.jp-InputArea pre { background: var(--ground); padding: .6rem .8rem; border-radius: 6px; overflow-x: auto } .jp-InputPrompt, .jp-OutputPrompt, .jp-InputCollapser, .jp-Collapser { display: none }
-.jp-RenderedText pre { white-space: pre-wrap; overflow-wrap: anywhere } [data-mime-type*=stderr] { background: #fdf3f2 } label { float: right; color: var(--dim); font-size: .9rem }
+pre { background: var(--ground); padding: .6rem .8rem; border-radius: 6px; white-space: pre-wrap; overflow-wrap: anywhere; margin: .6rem 0 } .stderr { background: #fdf3f2 }
+.code { display: none; border-left: 3px solid var(--line) } body:has(#code:checked) .code { display: block } label { float: right; color: var(--dim); font-size: .9rem }
 @media (max-width: 600px) { section, .card { padding: 1rem } }
 """
 
 def report(run: Run) -> str:
     "The report of `run`, a self-contained HTML page"
-    convert = _converter()
     title = f"{run.pipeline}: {run.status}"
     head = f'<h1>{escape(run.pipeline)} {_badge(run.status)}</h1>{_facts(run)}'
-    sections = "".join(_section(run, s, convert) for s in run.steps)
+    sections = "".join(_section(run, s) for s in run.steps)
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
             f'<style>{_STYLE}</style></head><body><main><label><input type="checkbox" id="code"> show code</label>{head}'
             f'<div class="card">{_steps(run)}</div><div class="card">{_timeline(run)}</div>{sections}</main></body></html>')

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['STATUSES', 'CAUSES', 'EventLog', 'read_events', 'CellRun', 'StepRun', 'Run', 'apply', 'read_run', 'run_folders',
-           'all_runs', 'load_run', 'Outputs', 'executed', 'write_notebook', 'read_outputs', 'recover']
+           'all_runs', 'load_run', 'Outputs', 'text', 'read_notebook', 'executed', 'write_notebook', 'read_outputs',
+           'recover']
 
 # %% ../../nbs/pipeline/run.ipynb #0d470db8
 import errno
@@ -129,6 +130,10 @@ class Run:
     about: dict = field(default_factory=dict)          # code version, library versions, command
     steps: list[StepRun] = field(default_factory=list)
 
+    def file(self, stem: str, kind: str) -> Path:
+        "The file that keeps the `outputs.jsonl`, `log`, `context.json` or `written.jsonl` of a step"
+        return self.folder / "steps" / f"{stem}.{kind}"
+
     @property
     def seconds(self) -> float | None:
         "Wall seconds, so far or in all"
@@ -247,6 +252,14 @@ class Outputs:
         if shown := (content.get("transient") or {}).get("display_id"): self._shown.setdefault(shown, []).append(output)
         return output
 
+# %% ../../nbs/pipeline/run.ipynb #fb173391
+def text(value) -> str: "A notebook's text, which Jupyter writes as a list of lines"; return value if isinstance(value, str) else "".join(value)
+
+def read_notebook(path: Path) -> dict:
+    "The notebook at `path`, every source as one text"
+    nb = json.loads(Path(path).read_text(encoding="utf-8"))
+    return {**nb, "cells": [{**c, "source": text(c["source"])} for c in nb["cells"]]}
+
 # %% ../../nbs/pipeline/run.ipynb #5bcacd7d
 def _small(output: dict, at_most: int | None) -> dict:
     "`output`, or a word in its place when it is larger than `at_most` bytes"
@@ -286,10 +299,10 @@ def write_notebook(path: Path, nb: dict) -> int:
 def read_outputs(run: Run, step: StepRun) -> Outputs:
     "Replay what `step` of `run` printed and showed"
     outputs = Outputs()
-    for o in read_events(run.folder / f"{step.stem}.outputs.jsonl"): outputs.apply(o["cell"], o["type"], o["content"])
+    for o in read_events(run.file(step.stem, "outputs.jsonl")): outputs.apply(o["cell"], o["type"], o["content"])
     return outputs
 
 def recover(run: Run, step: StepRun) -> dict:
     "The executed notebook of `step` from the logs alone, as after a lost run"
-    nb = json.loads((run.folder / f"{step.stem}.ipynb").read_text(encoding="utf-8"))
+    nb = read_notebook(run.folder / f"{step.stem}.ipynb")
     return executed(nb, step, read_outputs(run, step), run=run.id)

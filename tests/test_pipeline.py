@@ -1,0 +1,190 @@
+"""Runs of small pipelines by the real command: caching, parameters, order, pins, secrets, publishing, checkpoints, the cluster."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from toy import Project, statuses
+
+from scalai_nb.data.lake import Lake
+from scalai_nb.environment import environment
+from scalai_nb.pipeline.run import load_run, recover
+
+CONTRACT = "from scalai_nb.pipeline import In, Out, Secret\n"
+WRITE = "import numpy as np, xarray as xr\nfrom scalai_nb.pipeline import checkpoint, read, write\nwrite({0}, xr.Dataset({{'x': ('row', np.arange({1}))}}))"
+
+
+@pytest.fixture
+def project(tmp_path):
+    "a -> b -> d and a -> c -> d, where every step writes a dataset of its own name"
+    p = Project(tmp_path)
+    for name, reads in (("00_a", ""), ("01_b", "a"), ("02_c", "a"), ("03_d", "bc")):
+        own = name[-1]
+        p.step(name, CONTRACT + "\n".join([f'{r}: In = "{r}"' for r in reads] + [f'{own}: Out = "{own}"', "n: int = 3  # rows"]), WRITE.format(own, "n"))
+    return p
+
+
+def run(project, *words, code=0, **variables) -> dict:
+    done = project.scalai("run", "toy", "--json", *words, **variables)
+    assert done.returncode == code, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+def executed(record: dict) -> list[str]:
+    return [name for name, (status, _) in statuses(record).items() if status != "cached"]
+
+
+def edit(path: Path, old: str, new: str):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_what_is_executed_again(project):
+    assert executed(run(project)) == ["a", "b", "c", "d"]
+    assert executed(run(project)) == []
+    edit(project.root / "pipelines/toy/01_b.ipynb", "arange(n)", "arange(N)".lower() + " ")
+    assert executed(run(project)) == []  # layout
+    edit(project.root / "pipelines/toy/01_b.ipynb", "# A step", "# Other words")
+    assert executed(run(project)) == []  # prose
+    edit(project.root / "pipelines/toy/01_b.ipynb", "'x'", "'y'")
+    assert executed(run(project)) == ["b", "d"]
+    assert executed(run(project, "-p", "c.n=4")) == ["c", "d"]
+    assert executed(run(project, "-p", "c.n=4", "--from", "b")) == ["b", "d"]
+    assert executed(run(project, "-p", "c.n=4", "--force")) == ["a", "b", "c", "d"]
+
+
+def test_a_dry_run_changes_nothing(project):
+    before = project.files()
+    done = project.scalai("run", "toy", "--dry-run")
+    assert done.returncode == 0 and "4 of 4 steps have to run" in done.stdout
+    assert project.files() == before
+    planned = json.loads(project.scalai("plan", "toy", "--json").stdout)
+    assert [s["status"] for s in planned["steps"]] == ["stale"] * 4 and project.files() == before
+
+
+def test_independent_steps_overlap(project):
+    record = run(project, "--jobs", "2")
+    a, b, c, d = ((s["started"], s["started"] + s["seconds"]) for s in record["steps"])
+    assert b[0] < c[1] and c[0] < b[1], "b and c do not depend on each other"
+    assert a[1] <= min(b[0], c[0]) and max(b[1], c[1]) <= d[0]
+
+
+def test_inputs_are_pinned_and_recorded(project):
+    first = run(project)
+    written = {name: version for s in first["steps"] for name, version in s["written"]}
+    assert first["steps"][3]["inputs"] == {"b": written["b"], "c": written["c"]}
+    assert {s["name"]: s["rows"] for s in first["steps"]} == dict.fromkeys("abcd", 3)
+    Lake(project.root / ".scalai/lake").write("a", xr.Dataset({"x": ("row", np.arange(9))}))
+    again = run(project)  # somebody wrote over the output of a step: the step makes it again
+    assert executed(again) == ["a", "b", "c", "d"] and "output a was changed since" in again["steps"][0]["reasons"]
+
+
+def test_a_version_can_be_asked_for(project):
+    run(project)
+    project.scalai("lake", "tag", "a", "three")
+    run(project, "-p", "a.n=5")
+    project.step("00_reader", CONTRACT + 'a: In = "a@three"', "from scalai_nb.pipeline import read\nprint('rows', read(a).sizes['row'])", pipeline="other")
+    assert project.scalai("run", "other").returncode == 0
+    assert "rows 3" in project.scalai("show", "latest", "reader").stdout
+
+
+def test_a_step_that_fails_publishes_nothing(project):
+    run(project)
+    lake = Lake(project.root / ".scalai/lake")
+    before = lake.version("b").id
+    edit(project.root / "pipelines/toy/01_b.ipynb", "arange(n)", "arange(n + 1)")
+    project.step("01_b", CONTRACT + 'a: In = "a"\nb: Out = "b"\nn: int = 3', WRITE.format("b", "7"), "1/0")
+    assert statuses(run(project, code=1))["b"] == ("failed", "cell_error")
+    assert lake.version("b").id == before and lake.read("b").sizes["row"] == 3 and len(lake.log("b")) == 1
+
+
+def test_an_output_that_is_declared_and_not_written(project):
+    project.step("00_a", CONTRACT + 'a: Out = "a"', "1 + 1")
+    record = run(project, code=1)
+    assert statuses(record)["a"] == ("failed", "contract") and "'a' is declared as an Out and was not written" in record["steps"][0]["error"]
+
+
+@pytest.mark.parametrize(("code", "says"), [("read('b')", "read: 'b' is not in the contract cell"), ("write('b', None)", "write: 'b' is not in the contract cell")])
+def test_what_the_contract_does_not_declare(project, code, says):
+    project.step("00_a", CONTRACT + 'a: Out = "a"', f"from scalai_nb.pipeline import read, write\n{code}")
+    assert says in run(project, code=1)["steps"][0]["error"]
+
+
+def test_somebody_else_writes_meanwhile(project):
+    run(project)
+    project.step("00_a", CONTRACT + 'a: Out = "a"', WRITE.format("a", "5") + "\nprint('written.', flush=True); import time; time.sleep(4)")
+    process = project.start("run", "toy", "--json")
+    project.wait_for("written.", "00_a")
+    theirs = Lake(project.root / ".scalai/lake").write("a", xr.Dataset({"x": ("row", np.arange(9))}))
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and statuses(json.loads(out))["a"] == ("failed", "conflict")
+    assert Lake(project.root / ".scalai/lake").version("a").id == theirs.id
+
+
+def test_a_secret_is_written_nowhere(project):
+    project.step("00_a", CONTRACT + 'token: Secret = "TOKEN"\na: Out = "a"', "from scalai_nb.pipeline import Secret\nprint('it is', Secret(token).value)", WRITE.format("a", "3"))
+    done = project.scalai("run", "toy")
+    assert done.returncode == 2 and "TOKEN is not set" in done.stderr
+    done = project.scalai("run", "toy", TOKEN="hunter2\"x")
+    assert done.returncode == 0 and "it is ***" in project.scalai("show", "latest", "a").stdout
+    assert not [name for name, content in project.files().items() if b"hunter2" in content]
+
+
+def test_a_checkpoint_is_computed_once(project):
+    body = "from scalai_nb.pipeline import checkpoint\nfrom pathlib import Path\ndef slow(x): print('computed'); return x * 2\nprint('it is', checkpoint('slow', slow, 21))"
+    fault = "assert Path('mended').exists(), 'not mended'"
+    project.step("00_a", CONTRACT + 'a: Out = "a"', body, fault, WRITE.format("a", "3"))
+    run(project, code=1)
+    assert "computed" in project.scalai("show", "latest", "a").stdout
+    (project.root / "pipelines/toy/mended").touch()
+    run(project)
+    printed = project.scalai("show", "latest", "a").stdout
+    assert "it is 42" in printed and "computed" not in printed
+    assert not list(project.root.glob(".scalai/runs/checkpoints/toy/a/*"))
+
+
+def test_the_cluster_of_the_run(tmp_path):
+    project = Project(tmp_path, "cluster = local\nworkers = 1\n")
+    body = "import scalai_nb as sn\nclient = sn.connect()\nprint('sum', client.submit(sum, [1, 2]).result(), client.scheduler.address)"
+    for name in ("00_x", "01_y"): project.step(name, "n: int = 1", body)
+    run(project)
+    told = [re.search(r"sum 3 (\S+)", project.scalai("show", "latest", step).stdout)[1] for step in "xy"]
+    assert told[0] == told[1]  # one cluster, owned by the run
+    host, port = told[0].removeprefix("tcp://").split(":")
+    probe = f"import socket; socket.create_connection(({host!r}, {port}), 2)"
+    assert subprocess.run([sys.executable, "-c", probe], capture_output=True).returncode == 1  # gone with it
+
+
+def test_the_notebook_is_a_fold_over_the_logs(project):
+    project.step("00_a", CONTRACT + 'a: Out = "a"', "from IPython.display import HTML, clear_output, display\nprint('gone'); clear_output()\nh = display(HTML('<b>1</b>'), display_id=True); h.update(HTML('<b>2</b>'))\n42", WRITE.format("a", "3"))
+    run(project)
+    record = load_run(environment("laptop", settings=project.root / "settings.ini"))
+    written = json.loads((record.folder / "00_a.ipynb").read_text())
+    assert recover(record, record.step("a")) == written
+    html, number = written["cells"][2]["outputs"]
+    assert html["data"]["text/html"] == "<b>2</b>" and number["data"]["text/plain"] == "42" and written["cells"][2]["execution_count"] == 2
+
+
+def test_bytes_written_stay_a_small_multiple(tmp_path):
+    project = Project(tmp_path)
+    project.step("00_loud", "n: int = 1", *["print('x' * 100_000)"] * 60)
+    assert project.scalai("run", "toy").returncode == 0
+    folder = next(project.root.glob(".scalai/runs/toy-*"))
+    final = (folder / "00_loud.ipynb").stat().st_size
+    assert final > 6_000_000 and sum(p.stat().st_size for p in folder.rglob("00_loud.*")) < 2.1 * final
+
+
+def test_plain_papermill_with_the_engine(project, tmp_path):
+    run(project)
+    words = ["papermill", "--engine", "scalai", "pipelines/toy/03_d.ipynb", "out.ipynb", "-p", "n", "6", "--cwd", "pipelines/toy"]
+    done = subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, env=project.env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    nb = json.loads((tmp_path / "out.ipynb").read_text())
+    assert {c["metadata"]["papermill"]["status"] for c in nb["cells"]} == {"completed"}
+    assert Lake(project.root / ".scalai/lake").read("d").sizes["row"] == 6
