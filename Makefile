@@ -1,0 +1,56 @@
+# Each target makes its virtual environment when it is missing or the lock has changed (environments/install).
+#   make test                      .venv, with the first Python 3.11 to 3.13 found
+#   make test PYTHON=python3.13    .venv-python3.13
+#   make test VENV=/tmp/x          elsewhere
+#   make test ARGS="-k lake"       what else pytest is told
+PYTHON ?=
+VENV   ?= .venv$(if $(PYTHON),-$(notdir $(PYTHON)))
+ARGS   ?=
+
+BIN       := $(abspath $(VENV))/bin
+INSTALLED := $(VENV)/.installed
+EXTRAS    := trees lab flights dev
+LESSONS   := --n-workers 2 --skip-folder-re '^([_.]|pipelines$$)' nbs
+LEAN      := --override environments/overrides.txt
+COMPILE    = uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header $(EXTRAS:%=--extra %) pyproject.toml
+
+export PATH := $(BIN):$(PATH)
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench lock test-services clean
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
+
+demo: $(INSTALLED)  ## Run the flights system end to end, on real data
+	@$(BIN)/scalai run flights --env laptop
+
+test: $(INSTALLED)  ## Run every library notebook, then every test
+	@echo "test: the notebooks of nbs/, each from top to bottom"
+	@$(BIN)/nbdev-test $(LESSONS)
+	@echo "test: tests/"
+	@$(BIN)/pytest $(ARGS)
+
+check: $(INSTALLED)  ## What a commit must pass: ruff, the export in sync, clean notebooks that run, true docs (a minute)
+	@$(BIN)/ruff check
+	@$(BIN)/pytest -m "not slow" tests/test_hygiene.py tests/test_project.py tests/test_docs.py $(ARGS)
+	@$(BIN)/nbdev-test $(LESSONS)
+
+bench: $(INSTALLED)  ## Measure a run against plain papermill, side by side
+	@$(BIN)/scalai bench pipeline
+
+lock:  ## Resolve the lock files anew; what still fits keeps its version
+	@command -v uv >/dev/null || { echo "lock: needs uv; see https://docs.astral.sh/uv" >&2; exit 1; }
+	$(COMPILE) $(LEAN) --output-file environments/lock.txt
+	@cp environments/lock.txt environments/cluster.txt && cp environments/lock.txt environments/gpu.txt
+	$(COMPILE) $(LEAN) --extra kubernetes --output-file environments/cluster.txt
+	$(COMPILE) --extra gpu --output-file environments/gpu.txt
+
+test-services:  ## Install what some tests need besides Python: a Chromium
+	@environments/services
+
+clean:  ## Remove caches and build outputs; data (.scalai) and environments (.venv) stay
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@find nbs scalai_nb tests dashboards -depth \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +
+
+$(INSTALLED): environments/lock.txt environments/install pyproject.toml
+	@PYTHON="$(PYTHON)" environments/install "$(VENV)"

@@ -1,0 +1,71 @@
+"""What all tests share: none of the developer's own settings, one run of the demo, and no quiet skip in continuous integration"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+for name in [n for n in os.environ if n.startswith("SCALAI_")]:
+    del os.environ[name]
+
+
+# ---- one run of the demo
+
+@dataclass
+class Demo:
+    "A copy of the project, and commands in it as a user types them who has this Python's environment active"
+    folder: Path
+    first: str = ""  # what `make demo` printed
+
+    def __call__(self, command: str, timeout=500) -> subprocess.CompletedProcess:
+        venv = Path(sys.executable).parent.parent
+        env = {k: v for k, v in os.environ.items() if k not in ("IN_TEST", "MAKELEVEL")}
+        env |= {"PATH": f"{venv}/bin:{env['PATH']}", "HOME": str(self.folder / "home"), "COLUMNS": "160",
+                "VENV": str(venv), "MAKEFLAGS": f"-o {venv}/.installed"}  # make leaves the environment as it is
+        return subprocess.run(["bash", "-c", command], cwd=self.folder, env=env, capture_output=True, text=True, timeout=timeout)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory) -> Demo:
+    "A copy of the project in which `make demo` has run"
+    demo = Demo(tmp_path_factory.mktemp("demo") / "project")
+    ignore = shutil.ignore_patterns(".git", ".venv*", ".scalai", "__pycache__", ".ipynb_checkpoints", ".*_cache", ".hypothesis", "*.egg-info", "build", "dist")
+    shutil.copytree(ROOT, demo.folder, ignore=ignore, symlinks=True)
+    for mirror in (demo.folder / "nbs").rglob("*.py"): mirror.unlink()
+    (demo.folder / "home").mkdir()
+    done = demo("make demo")
+    assert done.returncode == 0, done.stdout + done.stderr
+    demo.first = done.stdout
+    return demo
+
+
+# ---- no quiet skip
+
+def _unlisted(skipped, allowed: str) -> list[str]:
+    "Reasons of the `skipped` reports that no pattern in the text `allowed` explains"
+    patterns = [line for line in allowed.splitlines() if line and not line.startswith("#")]
+    reasons = {report.longrepr[2].removeprefix("Skipped: ") for report in skipped}
+    return sorted(r for r in reasons if not any(re.search(p, r) for p in patterns))
+
+
+def pytest_sessionfinish(session):
+    "With CI=true, a skip whose reason is not in allowed_skips.txt fails the session"
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    session.unlisted = []
+    if os.environ.get("CI") == "true" and reporter:
+        allowed = Path(__file__).with_name("allowed_skips.txt").read_text(encoding="utf-8")
+        session.unlisted = _unlisted(reporter.stats.get("skipped", []), allowed)
+    if session.unlisted and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter):
+    for reason in terminalreporter._session.unlisted:
+        terminalreporter.write_line(f"CI: skipped for a reason that tests/allowed_skips.txt does not list: {reason}", red=True)
