@@ -124,13 +124,22 @@ def runs(env: Env = None, limit: Annotated[int, typer.Option("--limit", "-n", he
         "run", "status", "started", "time>", "steps>", "environment") if found else "No runs yet; start one with: scalai run flights")
 
 @app.command()
-def show(run: RunId = "latest", step: Annotated[str | None, typer.Argument(help="Also print what this step printed.")] = None, env: Env = None, json: Json = False):
+def show(run: RunId = "latest", step: Annotated[str | None, typer.Argument(help="Print what this step printed.")] = None, env: Env = None, json: Json = False,
+         svg: Annotated[str | None, typer.Option(metavar="FILE", help="Draw the table into a file, for a document.")] = None):
     "Show a run: its steps, what they took and wrote, what went wrong."
     from scalai_nb.pipeline.progress import summary
     from scalai_nb.pipeline.run import load_run
     found = load_run(environment(env), run)
     if step: return _show_step(found, found.step(step), json)
+    if svg: return _draw(summary(found), f"scalai run {found.pipeline}", svg)
     out(found, json, summary)
+
+def _draw(renderable, title: str, path: str) -> None:
+    "Draw `renderable` as an SVG that asks nobody for a font"
+    import io, re
+    recorder = Console(record=True, width=116, file=io.StringIO(), highlight=False)
+    recorder.print(renderable)
+    with open(path, "w", encoding="utf-8") as file: file.write(re.sub(r"@font-face \{.*?\}", "", recorder.export_svg(title=title), flags=re.S))
 
 def _show_step(run, step, as_json) -> None:
     "Print the cells of `step` with their status and output"
