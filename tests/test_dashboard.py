@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -204,42 +205,46 @@ def test_the_served_process_forgets_its_variables(monkeypatch):
     assert os.environ["SCALAI_ENV"] == "ci" and "SCALAI_LAKE" not in os.environ
 
 
-@pytest.fixture
-def served(filled):
-    "A dashboard in a process of its own: (address, process); its kernels are gone when it is"
-    code = "from scalai_nb.jupyter.dash import serve; serve('index', 'laptop', idle=2)"
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=filled.root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+@contextmanager
+def serving(env, idle):
+    "Serve the dashboard in a process of its own: (address, process); its kernels are gone when it is"
+    code = f"from scalai_nb.jupyter.dash import serve; serve('index', 'laptop', idle={idle})"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=env.root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    server = psutil.Process(process.pid)
     try:
-        line = process.stdout.readline()
-        yield re.search(r"http://127\.0\.0\.1:\d+/", line)[0], psutil.Process(process.pid)
+        yield re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())[0], server
     finally:
-        kernels = psutil.Process(process.pid).children(recursive=True)
+        kernels = server.children(recursive=True)
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=30)[0]
-        assert process.returncode == 0 and said == "", said
-        assert not [k for k in kernels if k.is_running() and k.status() != psutil.STATUS_ZOMBIE]
+        said = process.communicate(timeout=60)[0]
+    assert process.returncode == 0 and "Traceback" not in said, said
+    assert not [k for k in kernels if k.is_running() and k.status() != psutil.STATUS_ZOMBIE]
 
 
-def wait_until(true, seconds=20):
+def wait_until(true, seconds=30):
     "Whether `true()` comes true"
     end = time.monotonic() + seconds
     while not true() and time.monotonic() < end: time.sleep(0.1)
     return true()
 
 
-def test_a_kernel_nobody_looks_at_is_ended(served):
-    address, server = served
-    page = urlopen(address, timeout=60).read().decode()
-    assert "scalai-dashboard" not in page and "application/vnd.voila.cell-output+json" in page
-    assert not re.findall(r'(?:href|src)="(?:https?:)?//', page)
-    assert server.children() and wait_until(lambda: not server.children())
+def test_a_kernel_nobody_looks_at_is_ended(filled):
+    with serving(filled, idle=2) as (address, server), urlopen(address, timeout=60):
+        assert wait_until(server.children)
+        assert wait_until(lambda: not server.children(), 60)
+
+
+def test_ctrl_c_ends_the_kernel_of_a_page_that_is_open(filled):
+    with serving(filled, idle=300) as (address, server):
+        page = urlopen(address, timeout=60).read().decode()
+        assert "application/vnd.voila.cell-output+json" in page and not re.findall(r'(?:href|src)="(?:https?:)?//', page)
+        assert len(server.children()) == 1
 
 
 @pytest.mark.browser
-def test_the_dashboard_in_a_browser(served):
+def test_the_dashboard_in_a_browser(filled):
     if not Path(CHROMIUM).exists(): pytest.skip(f"Chromium is not at {CHROMIUM}")
     from playwright.sync_api import expect, sync_playwright
-    address, server = served
     expect.set_options(timeout=20_000)
     said, outside = [], []
 
@@ -249,7 +254,7 @@ def test_the_dashboard_in_a_browser(served):
         route.abort()
 
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    with sync_playwright() as p, p.chromium.launch(executable_path=CHROMIUM, args=flags) as browser:
+    with serving(filled, idle=300) as (address, server), sync_playwright() as p, p.chromium.launch(executable_path=CHROMIUM, args=flags) as browser:
         page = browser.new_page(viewport={"width": 1180, "height": 800})
         page.route("**/*", only_here)
         page.on("console", lambda m: said.append(m.text) if m.type == "error" else None)

@@ -225,7 +225,7 @@ def test_certain_and_wrong_is_a_finite_loss_as_in_scikit_learn():
 @pytest.mark.parametrize(("label", "score", "message"), [
     ([0, 1], [0.2, 1.0001], "from 0 to 1; these go from 0.2 to 1.0001"), ([0, 1], [-0.1, 0.5], "these go from -0.1 to 0.5"),
     ([0, 1], [0.1, np.inf], "to inf"), ([0, 1, 1], [np.nan, np.nan, 1], "2 scores are NaN"),
-    ([0, 3], [0.1, 0.2], "A label is 0 or 1 (or bool), not 3"), ([0, np.nan], [0.1, 0.2], "not nan"), (["no", "yes"], [0.1, 0.2], "not no"),
+    ([0, 3], [0.1, 0.2], "A label is 0 or 1 (or bool), not 3"), ([0, np.nan], [0.1, 0.2], "not nan"), (["no", "yes"], [0.1, 0.2], "not no"), ([0, 1], ["a", "b"], "these have dtype <U1"),
     ([0, 1], [0.1], "2 of label, 1 of score"), ([[0], [1]], [0.1, 0.2], "label has 2 dimensions"), ([0], [[0.1]], "score has 2 dimensions"),
 ])
 def test_what_cannot_be_evaluated_is_refused(label, score, message):

@@ -107,11 +107,15 @@ def test_laws(name):
     check()
 
 
-def test_large_blocks_pass_the_limits():
-    "Or the laws would be checked for the exact case only"
-    summary = reduce(SUMMARY, CONCAT([table(i, 2500) for i in range(3)]))
+def test_laws_beyond_every_limit():
+    "Blocks that are sure to have more distinct values than are kept"
+    blocks = [table(i, 2500) for i in range(3)]
+    check_mergeable(SUMMARY, blocks, CONCAT, alike_summary)
+    summary = reduce(SUMMARY, CONCAT(blocks))
     assert all(summary[n].values.slack and summary[n].distinct > LIMIT for n in ("number", "id", "time")) and summary["time"].buckets.shift
-    evaluation = reduce(EVALUATION, CONCAT([scored(2 * i, 30_000) for i in range(3)]))
+    blocks = [scored(2 * i, 30_000) for i in range(3)]
+    check_mergeable(EVALUATION, blocks, CONCAT, alike_evaluation)
+    evaluation = reduce(EVALUATION, CONCAT(blocks))
     assert evaluation.state.buckets.shift and evaluation.slices["a"].state.buckets.shift
 
 
@@ -184,8 +188,8 @@ def test_memory_chunks_stream_and_cluster_agree(ds, client, monkeypatch):
 
 
 def test_the_number_of_workers_does_not_matter(ds, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", 77)
-    chunked = ds.chunk(row=77)
+    monkeypatch.setattr(module, "BLOCK", 300)
+    chunked = ds.chunk(row=300)
     with dask.config.set(num_workers=1): one = summarize(chunked)
     with dask.config.set(num_workers=7): assert alike(one, summarize(chunked), rtol=0)
 

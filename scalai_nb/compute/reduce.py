@@ -78,11 +78,11 @@ BLOCK = 131_072  # rows of a block where the data do not say more
 
 def _sizes(ds) -> list[int]:
     "Rows of each block of `ds`: its chunks on `row`, small neighbours joined; an empty dataset is one empty block"
-    rows, sizes = ds.sizes["row"], [0]
+    rows, sizes = ds.sizes["row"], []
     for size in ds.chunks.get("row") or [min(BLOCK, rows - start) for start in range(0, rows, BLOCK)]:
-        if sizes[-1] + size <= BLOCK: sizes[-1] += size
+        if sizes and sizes[-1] + size <= BLOCK: sizes[-1] += size
         else: sizes.append(size)
-    return sizes[1:] if len(sizes) > 1 and not sizes[0] else sizes
+    return sizes or [0]
 
 def _load(block):
     "`block` in memory; the error names the column that cannot be read"

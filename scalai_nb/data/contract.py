@@ -195,11 +195,9 @@ class Contract(_Record):
     "What is expected of a dataset"
     @classmethod
     def infer(cls,
-        ds,          # Dataset that is known to be good, in memory or lazy
-        label=None,  # name of a column, as are all these
-        key=(),      # one or several
-        time=None,
-        pii=(),      # one or several
+        ds,                     # Dataset that is known to be good, in memory or lazy
+        label=None, time=None,  # name of a column each
+        key=(), pii=(),         # one or several
     ) -> "Contract":
         "The contract that `ds` keeps; raises ParameterError for a column that is not there, a key that is none, an infinite number"
         key, pii = ((names,) if isinstance(names, str) else tuple(names) for names in (key, pii))
@@ -221,11 +219,12 @@ class Contract(_Record):
         seen, twice, keyless = _scan(ds[[c.name for c in here]], {c.name: c.bounds for c in here}, key)
         found = [{"column": c.name, "rule": "column", "expected": c.dtype, "found": "nothing", "count": None} for c in self.columns if c not in here]
         found += [v for c in here for v in _violations(c, ds[c.name], seen[c.name])]
-        for count, what in ((twice, "duplicates"), (keyless, "rows without one")):
-            if count: found.append({"column": ", ".join(key), "rule": "key", "expected": "one of its own in each row", "found": what, "count": count})
+        found += [{"column": ", ".join(key), "rule": "key", "expected": "one of its own in each row", "found": what, "count": count}
+                  for count, what in ((twice, "duplicates"), (keyless, "rows without one")) if count]
         return Check(tuple(found))
 
     def attach(self, ds): "`ds` with this contract in its attributes"; return ds.assign_attrs(contract=self.to_json())
+
     @classmethod
     def of(cls, ds) -> "Contract":
         "The contract that is attached to `ds`"

@@ -292,7 +292,8 @@ def _config(port: int, open_browser: bool, idle: float):
     extensions = ["@jupyter-widgets/jupyterlab-manager", "@voila-dashboards/widgets-manager8", "anywidget"]
     return Config({
         "Voila": {"ip": "127.0.0.1", "port": port, "open_browser": open_browser, "log_level": "ERROR", "config_file_paths": [],
-                  "tornado_settings": {"allow_remote_access": False}},
+                  # a page that is closed ends its kernel by a bare POST; what may be asked for names a kernel's id, which no other site knows
+                  "tornado_settings": {"allow_remote_access": False, "disable_check_xsrf": True}},
         "VoilaConfiguration": {"template": "scalai", "theme": "light", "allow_template_override": "NO", "allow_theme_override": "NO",
                                "file_allowlist": [], "extension_allowlist": extensions},
         "VoilaExecutor": {"cell_error_instruction": "The terminal that serves this page says why."},
@@ -325,7 +326,7 @@ def serve(
     *,
     port: int = 0,               # 0: any that is free
     open_browser: bool = False,
-    idle: float = 300,           # seconds until the kernel of a page that was closed is ended
+    idle: float = 300,           # seconds until a kernel without a page is ended
 ) -> None:
     "Show a dashboard on 127.0.0.1 until Ctrl-C: `ParameterError` names those that exist, `MissingExtra` what to install"
     env = env if isinstance(env, Environment) else environment(env)

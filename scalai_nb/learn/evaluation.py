@@ -69,6 +69,7 @@ def _checked(block):
     label, score = block["label"].values, block["score"].values
     if not np.isin(label, (0, 1)).all():
         raise ParameterError(f"A label is 0 or 1 (or bool), not {label[~np.isin(label, (0, 1))][0]}; drop rows without one.")
+    if score.dtype.kind not in "biuf": raise ParameterError(f"A score is a number from 0 to 1; these have dtype {score.dtype}; convert them.")
     if np.isnan(score).any(): raise ParameterError(f"{np.isnan(score).sum()} scores are NaN; leave those rows out and say how many.")
     if score.min(initial=0) < 0 or score.max(initial=1) > 1:
         raise ParameterError(f"A score is a probability from 0 to 1; these go from {score.min():.6g} to {score.max():.6g}; pass predict_proba, not margins.")
@@ -148,7 +149,7 @@ class Evaluation:
     def roc_auc_interval(self, level: float = 0.95): "Confidence interval of `roc_auc` by DeLong's method, as (low, high)"; return _interval(self, level)
     def curve(self, kind: str): "The curve `roc`, `pr` or `calibration` as a DataFrame"; return _curve(self, kind)
     def at(self, threshold: float) -> Point: "What happens if scores from `threshold` on are flagged"; return _at(self, threshold)
-    def threshold(self, *, recall=None, precision=None, share=None) -> float: "The threshold that meets one wish, see `_threshold`"; return _threshold(self, recall=recall, precision=precision, share=share)
+    def threshold(self, *, recall=None, precision=None, share=None) -> float: "The threshold with this recall or precision at least, or this share of rows flagged at most"; return _threshold(self, recall=recall, precision=precision, share=share)
     def to_frame(self): "A DataFrame with a row for `all` and one per slice"; return _frame(self)
     def __repr__(self) -> str: return f"Evaluation of {self.count:,} rows{_remark(self)}\n{self.to_frame().to_string()}"
     def _repr_html_(self) -> str: return _html(self)

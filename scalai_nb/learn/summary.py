@@ -18,7 +18,7 @@ import numpy as np
 
 from ..compute.reduce import Mergeable, each, reduce, register
 from scalai_nb.compute.sketches import (
-    COARSEST, Buckets, Moments, Values, buckets, count_values, distinct, float_keys, key_floats, merge_buckets, merge_moments,
+    Buckets, Moments, Values, buckets, count_values, distinct, float_keys, key_floats, merge_buckets, merge_moments,
     merge_values, moments, values,
 )
 from ..errors import ParameterError, unknown
@@ -160,11 +160,7 @@ def column(
     finite, keys = np.isfinite(found), found if kind == "time" else float_keys(found.astype(np.float64))
     return Column(
         **known, zeros=int(counts[found == 0].sum()), infinite=int(counts[~finite].sum()), least=found.min().item(), greatest=found.max().item(),
-        moments=moments(found[finite], counts[finite]), buckets=buckets(keys, counts, most=_most(kind)))
-
-def _most(kind: str) -> int:
-    "Bits that a bucket may drop: of times all, of numbers as many as leave a relative error of 0.4 %"
-    return 62 if kind == "time" else COARSEST
+        moments=moments(found[finite], counts[finite]), buckets=buckets(keys, counts))
 
 # %% ../../nbs/learn/summary.ipynb #e0d6a564
 def _common(a: str, b: str) -> str:
@@ -176,11 +172,10 @@ def _common(a: str, b: str) -> str:
 
 def merge_columns(a: Column, b: Column) -> Column:
     "Describe the values of both"
-    kind = _common(a.kind, b.kind)
     return Column(
-        kind, a.units or b.units, a.title or b.title, a.count + b.count, a.missing + b.missing, a.zeros + b.zeros,
+        _common(a.kind, b.kind), a.units or b.units, a.title or b.title, a.count + b.count, a.missing + b.missing, a.zeros + b.zeros,
         a.infinite + b.infinite, min(a.least, b.least), max(a.greatest, b.greatest), merge_moments(a.moments, b.moments),
-        merge_buckets(a.buckets, b.buckets, most=_most(kind)), merge_values(a.values, b.values))
+        merge_buckets(a.buckets, b.buckets), merge_values(a.values, b.values))
 
 _columns = each(Mergeable(Column, lambda s, x: merge_columns(s, column(x)), merge_columns))
 

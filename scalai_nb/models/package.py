@@ -23,7 +23,6 @@ from uuid import uuid4
 import numpy as np
 import xarray as xr
 
-from .. import __version__
 from ..errors import Conflict, ModelMismatch, ModelNotFound, ParameterError
 from ..learn.transform import Transform, row_coords
 
@@ -247,8 +246,8 @@ def _commit() -> str | None:
 def _libraries(estimator) -> dict[str, str]:
     "Python and the libraries that took part"
     library = {"sklearn": "scikit-learn"}.get(top := type(estimator).__module__.split(".")[0], top)
-    versions = {name: metadata.version(name) for name in ("numpy", "xarray", "onnx", "onnxruntime", library)}
-    return {"python": platform.python_version(), "scalai-nb": __version__, **versions, "platform": platform.platform(terse=True)}
+    versions = {name: metadata.version(name) for name in ("scalai-nb", "numpy", "xarray", "onnx", "onnxruntime", library)}
+    return {"python": platform.python_version(), **versions, "platform": platform.platform(terse=True)}
 
 def _card(name: str, said: dict, t: Transform, estimator) -> dict:
     "The author's `said`, completed"

@@ -103,7 +103,7 @@ class Recorder:
         self.path = runner.run.folder / f"{step.stem}.ipynb"
         self.log = EventLog(runner.run.file(step.stem, "outputs.jsonl"), reserve=0)
         self.execution, self._started = None, time.monotonic()
-        self.secrets = [os.environ[step.values[p.name]] for p in step.parameters.values() if p.kind == "secret"]
+        self.secrets = [value for p in step.parameters.values() if p.kind == "secret" and (value := os.environ[step.values[p.name]])]
         self.render(0)
 
     def __call__(self, event: dict) -> None:
