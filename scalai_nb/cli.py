@@ -130,6 +130,7 @@ def show(run: RunId = "latest", step: Annotated[str | None, typer.Argument(help=
     from scalai_nb.pipeline.progress import summary
     from scalai_nb.pipeline.run import load_run
     found = load_run(environment(env), run)
+    if step and (earlier := found.step(step).run): found = load_run(environment(env), earlier)  # it was cached from there
     if step: return _show_step(found, found.step(step), json)
     if svg: return _draw(summary(found), f"scalai run {found.pipeline}", svg)
     out(found, json, summary)

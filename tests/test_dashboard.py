@@ -281,6 +281,7 @@ def test_the_dashboard_in_a_browser(filled):
         expect(page.locator(".scalai-chart.narrow svg")).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert len(server.children()) == 1
+        page.unroute_all()  # what a page sends when it is closed cannot be routed any more
         page.close(run_before_unload=True)
         assert wait_until(lambda: not server.children())
     assert (said, outside) == ([], [])

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 
+import cloudpickle
 import dask
 import numpy as np
 import pytest
@@ -217,6 +218,13 @@ def test_small_chunks_are_joined():
     assert module._sizes(xr.Dataset({"x": ("row", da.zeros(300_000, chunks=100_000))})) == [100_000] * 3
     assert module._sizes(xr.Dataset({"x": ("row", np.zeros(300_000))})) == [131_072, 131_072, 37_856]
     assert module._sizes(xr.Dataset({"x": ("row", da.zeros(5, chunks=((0, 5, 0),)))})) == [5]
+
+
+def test_a_task_carries_only_its_part(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 20_000)
+    ds = xr.Dataset({"x": ("row", np.arange(1e6))}).chunk(row=20_000)
+    tasks = [module._task(partial(module._fold, SUMMARY, *where), part, "a client") for *where, part in module._parts(ds)]
+    assert len(tasks) == 50 and all(160_000 < len(cloudpickle.dumps(dict(t.dask))) < 320_000 for t in tasks)
 
 
 def test_merges_keep_the_order_of_the_blocks(client, monkeypatch):

@@ -19,7 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
 
-from ..data.lake import _user
+from ..data.lake import whoami
 from ..errors import Conflict, ModelMismatch, ModelNotFound, ParameterError, VersionNotFound, unknown
 from .tracking import client, database, locked
 
@@ -205,7 +205,7 @@ def _record(r: Registry, action: str, v: ModelVersion, alias: str, former, reaso
     path = r._history(v.name)
     evidence = {"digest": v.digest, "metrics": v.metrics, **evidence}
     _append(path, {"action": action, "name": v.name, "alias": alias, "version": v.version, "former": former, "reason": reason,
-                   "by": by or _user(), "time": datetime.now(UTC).isoformat(timespec="milliseconds"), "evidence": evidence})
+                   "by": by or whoami(), "time": datetime.now(UTC).isoformat(timespec="milliseconds"), "evidence": evidence})
     _apply(client(r.env), v.name, _lines(path))
     return r.get(v.name, v.version)
 
