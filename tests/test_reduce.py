@@ -42,7 +42,7 @@ def table(seed: int, n: int) -> xr.Dataset:
     x[r.random(n) < 0.05] = [np.inf, -np.inf][seed % 2]
     words = np.array([*"abcdef", "", None], dtype=object)
     time = np.datetime64("2013-01-01", "ns") + r.integers(0, 10**14, n).astype("m8[ns]")
-    time[r.random(n) < 0.1] = np.datetime64("NaT")
+    time[r.random(n) < 0.1] = np.datetime64("NaT", "ns")
     return xr.Dataset({
         "number": ("row", x, {"units": "m"}), "whole": ("row", r.integers(-9, 10**r.integers(1, 7), n)), "flag": ("row", r.random(n) < 0.3),
         "time": ("row", time), "word": ("row", r.choice(words, n)), "id": ("row", np.array([f"id{i}" for i in r.integers(0, 10**6, n)], dtype=object)),

@@ -7,6 +7,7 @@ __all__ = ['CLUSTERS', 'TIMEOUT', 'connect', 'start']
 
 # %% ../../nbs/compute/cluster.ipynb #03d7b4ed
 import asyncio
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ from ..environment import Environment, environment
 from ..errors import ParameterError, WorkFailed, extra
 
 # %% ../../nbs/compute/cluster.ipynb #53b035f7
-_QUIET = {"scheduler_kwargs": {"dashboard": False, "dashboard_address": "127.0.0.1:0"}}  # port 0: a free one; None would be 8787
+_QUIET = {  # a port that is free, where None would be 8787; and no log: what goes wrong in a task comes with its future
+    "scheduler_kwargs": {"dashboard": False, "dashboard_address": "127.0.0.1:0"}, "silence_logs": logging.CRITICAL}
 
 def _workers(env: Environment) -> int:
     "Workers to start: what the environment says, else one a core that this process may use, at most 4"

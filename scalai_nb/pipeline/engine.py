@@ -236,12 +236,12 @@ def _limit(self: Execution) -> str:
     return f"it took {max(self.peak, self.child.ended.result().memory) / 1e9:.2f} GB of at most {self.memory / 1e9:.2f} GB; raise memory in settings.ini"
 
 # %% ../../nbs/pipeline/engine.ipynb #366478ff
-FORK_SAFE = ("numpy", "pandas", "scipy.stats", "xarray", "zarr", "icechunk", "dask.array", "sklearn.linear_model", "xgboost", "matplotlib.pyplot")
+FORK_SAFE = ("numpy", "pandas", "scipy.stats", "xarray", "zarr", "dask.array", "sklearn.linear_model", "xgboost", "matplotlib.pyplot")
 
 def preload(
     code: str,      # source of the notebooks
 ) -> list[str]:     # modules for the fork server
     "The fork-safe modules that `code` will import"
     used = set(re.findall(r"^\s*(?:from|import)\s+(\w+)", code, re.M))
-    if "scalai_nb" in used: used |= {"numpy", "pandas", "xarray", "zarr", "icechunk", "dask"}
+    if "scalai_nb" in used: used |= {"numpy", "pandas", "xarray", "zarr", "dask"}
     return [m for m in FORK_SAFE if m.split(".")[0] in used]
