@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ ROOT = Path(__file__).parent.parent
 
 for name in [n for n in os.environ if n.startswith("SCALAI_")]:
     del os.environ[name]
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell leaves it for what it runs in the background; processes inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # ---- one run of the demo
