@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from ipykernel.kernelspec import write_kernel_spec
 from jupyter_client.kernelspec import KernelSpecManager
 
-from ..environment import _read, environment, find_settings
+from ..environment import environment, find_settings, sections
 from ..errors import EnvironmentNotFound, ScalaiError, SettingsError, unknown
 
 # %% ../../nbs/jupyter/kernels.ipynb #6f975787
@@ -34,7 +34,7 @@ def _sections(
     settings: Path,  # settings.ini
 ) -> list[str]:      # sections that exist, are valid and can name a kernel
     "The environments to make kernels of"
-    known = _read(settings).sections()
+    known = sections(settings)
     for name in env_names or known:
         if name not in known: raise EnvironmentNotFound(unknown(name, known, settings.name))
         if not re.fullmatch(r"[a-z0-9._-]+", name):
