@@ -297,6 +297,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'scalai_nb.environment.parse_bytes': ('environment.html#parse_bytes', 'scalai_nb/environment.py'),
                                        'scalai_nb.environment.parse_seconds': ( 'environment.html#parse_seconds',
                                                                                 'scalai_nb/environment.py'),
+                                       'scalai_nb.environment.sections': ('environment.html#sections', 'scalai_nb/environment.py'),
                                        'scalai_nb.environment.unwritable': ('environment.html#unwritable', 'scalai_nb/environment.py')},
             'scalai_nb.errors': { 'scalai_nb.errors.Conflict': ('errors.html#conflict', 'scalai_nb/errors.py'),
                                   'scalai_nb.errors.ContractViolation': ('errors.html#contractviolation', 'scalai_nb/errors.py'),

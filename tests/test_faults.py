@@ -74,7 +74,7 @@ def test_an_error_in_a_cell(project):
     check_failed(project, project.scalai("run", "toy"), "cell_error", "cell 4: ZeroDivisionError")
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_cancelled_in_mid_cell(project, signum):
     project.bad("import os, subprocess, time; child = subprocess.Popen(['sleep', '60']); print(f'pids {os.getpid()} {child.pid}.', flush=True); time.sleep(60)")
     process = project.start("run", "toy")

@@ -101,7 +101,8 @@ def _create(folder: Path):
     "Make an empty repository in `folder`, or nothing"
     new = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)
-    _icechunk().Repository.create(_storage(new))
+    shared = {} if _icechunk().__version__ < "2" else {"spec_version": 1}  # a format that Icechunk 1, all that Python 3.11 has, reads too
+    _icechunk().Repository.create(_storage(new), **shared)
     new.rename(folder)
 
 # %% ../../nbs/data/lake.ipynb #1cb769e2

@@ -57,9 +57,10 @@ def exclusive(
 # %% ../../nbs/pipeline/runner.ipynb #285a74d5
 @contextmanager
 def signals(handler):
-    "Call `handler` on SIGINT and SIGTERM; only the main thread can, elsewhere nothing changes"
+    "Call `handler` on SIGINT, SIGTERM and the end of the terminal; only the main thread can, elsewhere nothing changes"
     if threading.current_thread() is not threading.main_thread(): yield; return
-    before = {s: signal.signal(s, lambda *_: handler()) for s in (signal.SIGINT, signal.SIGTERM)}
+    hangup = [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)  # nohup ignores it on purpose
+    before = {s: signal.signal(s, lambda *_: handler()) for s in (signal.SIGINT, signal.SIGTERM, *hangup)}
     try: yield
     finally:
         for s, h in before.items(): signal.signal(s, h)
