@@ -135,6 +135,7 @@ def show(run: RunId = "latest", step: Annotated[str | None, typer.Argument(help=
     if svg: return _draw(summary(found), f"scalai run {found.pipeline}", svg)
     out(found, json, summary)
 
+# %% ../nbs/cli.ipynb #3023d607
 def _draw(renderable, title: str, path: str) -> None:
     "Draw `renderable` as an SVG that asks nobody for a font"
     import io, re
