@@ -15,8 +15,9 @@ ROOT = Path(__file__).parent.parent
 
 for name in [n for n in os.environ if n.startswith("SCALAI_")]:
     del os.environ[name]
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell leaves it for what it runs in the background; processes inherit it
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for signum, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(signum) == signal.SIG_IGN:  # as a shell or nohup leaves it for what runs in the background; processes inherit it
+        signal.signal(signum, handler)
 
 
 # ---- one run of the demo

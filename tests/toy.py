@@ -38,7 +38,8 @@ class Project:
 
     def scalai(self, *words: str, timeout: float = 120, **variables: str) -> subprocess.CompletedProcess:
         process = self.start(*words, **variables)
-        out, err = process.communicate(timeout=timeout)
+        try: out, err = process.communicate(timeout=timeout)
+        finally: process.kill()
         return subprocess.CompletedProcess(words, process.returncode, out, err)
 
     def show(self, *words: str) -> dict:
