@@ -929,6 +929,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'scalai_nb/pipeline/engine.py'),
                                            'scalai_nb.pipeline.engine._Client._answers': ( 'pipeline/engine.html#_client._answers',
                                                                                            'scalai_nb/pipeline/engine.py'),
+                                           'scalai_nb.pipeline.engine._Client._async_cleanup_kernel': ( 'pipeline/engine.html#_client._async_cleanup_kernel',
+                                                                                                        'scalai_nb/pipeline/engine.py'),
                                            'scalai_nb.pipeline.engine._Client.async_start_new_kernel': ( 'pipeline/engine.html#_client.async_start_new_kernel',
                                                                                                          'scalai_nb/pipeline/engine.py'),
                                            'scalai_nb.pipeline.engine._Client.async_start_new_kernel_client': ( 'pipeline/engine.html#_client.async_start_new_kernel_client',

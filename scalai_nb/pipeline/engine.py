@@ -88,12 +88,16 @@ class _Client(NotebookClient):
         self.execution.child = self.km.provisioner.process.child
 
     async def async_start_new_kernel_client(self):
-        self.kc = self.km.client()
-        self.kc.start_channels()
-        deadline = time.monotonic() + self.startup_timeout
-        while not await self._answers():
+        deadline, socket = time.monotonic() + self.startup_timeout, Path(f"{self.km.ip}-{self.km.iopub_port}")
+        def check():
             if self.execution.child.ended.done(): raise DeadKernelError("Kernel died before it was ready")
             if time.monotonic() > deadline: raise DeadKernelError("Kernel was not ready in time")
+        while not socket.exists():  # connecting too early costs ZeroMQ's pause before it tries again
+            check()
+            await asyncio.sleep(0.005)
+        self.kc = self.km.client()
+        self.kc.start_channels()
+        while not await self._answers(): check()
         self.kc.allow_stdin = False
         return self.kc
 
@@ -102,9 +106,19 @@ class _Client(NotebookClient):
         self.kc.kernel_info()
         try:
             await self.kc.shell_channel.get_msg(timeout=1)
-            await self.kc.iopub_channel.get_msg(timeout=0.2)
+            await self.kc.iopub_channel.get_msg(timeout=0.03)
         except Empty: return False
         return True
+
+    async def _async_cleanup_kernel(self):
+        "Ask the kernel to shut down and wait for the very moment when it has, which nbclient polls for"
+        if self.kc and not self.execution.stopped:
+            self.kc.shutdown()
+            await asyncio.wait([asyncio.wrap_future(self.execution.child.ended)], timeout=3)
+        if self.execution.child: self.execution.child.kill()
+        if self.kc: self.kc.stop_channels()
+        await self.km.cleanup_resources()
+        self.kc = None
 
     def process_message(self, msg, cell, cell_index):
         kind = msg["msg_type"]

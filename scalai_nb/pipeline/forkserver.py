@@ -42,9 +42,7 @@ def _enter(request: dict) -> None:
 # %% ../../nbs/pipeline/forkserver.ipynb #042d0bec
 def _kernel(argv: list[str]) -> None:
     "Run an IPython kernel in this freshly forked process; does not return"
-    import ipykernel.debugger
     from ipykernel.kernelapp import IPKernelApp
-    ipykernel.debugger._is_debugpy_available = False  # 0.3 s to set up, and nobody debugs a batch kernel
     if "numpy" in sys.modules: sys.modules["numpy"].random.seed()  # else every fork draws the same numbers
     sys.path.insert(0, "")  # as `python -m` has it
     sys.stdout = sys.__stdout__ = os.fdopen(1, "w", buffering=1, closefd=False)
@@ -88,13 +86,17 @@ def kill_group(pid: int, signum: int = signal.SIGKILL) -> None:
     except (ProcessLookupError, PermissionError): pass
 
 # %% ../../nbs/pipeline/forkserver.ipynb #ed682bee
+_KERNEL_NEEDS = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.debugger", "IPython.core.debugger", "IPython.core.completerlib", "IPython.core.oinspect",
+                 "IPython.extensions.storemagic", "psutil", "tornado.platform.asyncio", "faulthandler", "unicodedata", "pwd")  # seen to be imported at start
+
 def _preload(modules: list[str]) -> None:
     "Import what kernels will need; what cannot be imported here is the notebook's own affair"
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
-    for name in ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.debugger", "IPython.core.debugger", "IPython.core.completerlib",
-                 "IPython.core.oinspect", "IPython.extensions.storemagic", *modules):
+    sys.modules["debugpy"] = None  # as if not installed, while ipykernel looks for it: half a second, and nobody debugs a batch kernel
+    for name in (*_KERNEL_NEEDS, *modules):
         try: import_module(name)
         except Exception: pass
+    del sys.modules["debugpy"]
     gc.collect()
     gc.freeze()  # collected in no child, so the pages stay shared
 
