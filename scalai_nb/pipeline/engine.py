@@ -110,22 +110,25 @@ class _Client(NotebookClient):
         except Empty: return False
         return True
 
-    async def _async_cleanup_kernel(self):
-        "Ask the kernel to shut down and wait for the very moment when it has, which nbclient polls for"
-        if self.kc and not self.execution.stopped:
-            self.kc.shutdown()
-            await asyncio.wait([asyncio.wrap_future(self.execution.child.ended)], timeout=3)
-        if self.execution.child: self.execution.child.kill()
-        if self.kc: self.kc.stop_channels()
-        await self.km.cleanup_resources()
-        self.kc = None
-
-    def process_message(self, msg, cell, cell_index):
-        kind = msg["msg_type"]
-        if kind not in _OUTPUTS or self.output_hook_stack[msg["parent_header"].get("msg_id")]: return super().process_message(msg, cell, cell_index)
-        self.execution.output(cell_index, kind, msg["content"])
-
+# %% ../../nbs/pipeline/engine.ipynb #892d2c67
 _OUTPUTS = {"stream", "display_data", "update_display_data", "execute_result", "error", "clear_output"}
+
+@patch
+async def _async_cleanup_kernel(self: _Client):
+    "Ask the kernel to shut down and wait for the very moment when it has, which nbclient polls for"
+    if self.kc and not self.execution.stopped:
+        self.kc.shutdown()
+        await asyncio.wait([asyncio.wrap_future(self.execution.child.ended)], timeout=3)
+    if self.execution.child: self.execution.child.kill()
+    if self.kc: self.kc.stop_channels()
+    await self.km.cleanup_resources()
+    self.kc = None
+
+@patch
+def process_message(self: _Client, msg, cell, cell_index):
+    kind = msg["msg_type"]
+    if kind not in _OUTPUTS or self.output_hook_stack[msg["parent_header"].get("msg_id")]: return NotebookClient.process_message(self, msg, cell, cell_index)
+    self.execution.output(cell_index, kind, msg["content"])
 
 # %% ../../nbs/pipeline/engine.ipynb #77a6b899
 def group_memory(pid: int) -> int:
