@@ -206,8 +206,7 @@ def lake_diff(name: Dataset, a: Annotated[str, typer.Argument(help="A version or
 @lake_app.command("tag")
 def lake_tag(name: Dataset, tag: str, version: Annotated[str | None, typer.Argument(help="The latest when left out.")] = None, env: Env = None):
     "Give a version of a dataset a name."
-    tagged = _lake(env).tag(name, tag, version)
-    console().print(f"{name}@{tag} is now {(tagged or _lake(env).version(name, tag)).id}")
+    console().print(f"{name}@{tag} is now {_lake(env).tag(name, tag, version).id}")
 
 @lake_app.command("restore")
 def lake_restore(name: Dataset, version: str, env: Env = None, dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False):

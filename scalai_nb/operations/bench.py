@@ -86,9 +86,6 @@ def bench_pipeline(
 # %% ../../nbs/operations/bench.ipynb #f63b7b1a
 def show(figures: dict):
     "The figures of a comparison as a table"
-    from rich.table import Table
-    peers = list(next(iter(figures.values())))[:2]
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("", *peers, "", "ratio"): table.add_column(column, justify="right" if column in (*peers, "ratio") else "left")
-    for name, f in figures.items(): table.add_row(name, *(f"{f[p]:.3g}" for p in peers), f["unit"], f"{f['ratio']:.3f}")
-    return table
+    from scalai_nb.pipeline.progress import table
+    rows = ((name, *(f"{f[p]:.3g}" for p in _PEERS), f["unit"], f"{f['ratio']:.3f}") for name, f in figures.items())
+    return table(rows, "", *(f"{p}>" for p in _PEERS), "", "ratio>")
