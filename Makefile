@@ -35,7 +35,8 @@ check: $(INSTALLED)  ## What a commit must pass: ruff, the export in sync, clean
 	@$(BIN)/pytest -m "not slow" tests/test_hygiene.py tests/test_project.py tests/test_docs.py $(ARGS)
 	@$(BIN)/nbdev-test $(LESSONS)
 
-bench: $(INSTALLED)  ## Measure a run against plain papermill, side by side
+bench: $(INSTALLED)  ## Measure the hot path and a run against their peers, side by side (about ten minutes)
+	@$(BIN)/scalai bench hotpath
 	@$(BIN)/scalai bench pipeline
 
 lock:  ## Resolve the lock files anew; what still fits keeps its version
@@ -45,7 +46,7 @@ lock:  ## Resolve the lock files anew; what still fits keeps its version
 	$(COMPILE) $(LEAN) --extra kubernetes --output-file environments/cluster.txt
 	$(COMPILE) --extra gpu --output-file environments/gpu.txt
 
-test-services:  ## Install what some tests need besides Python: a Chromium
+test-services:  ## Install what some tests need besides Python: a Chromium and a C++ compiler
 	@environments/services
 
 clean:  ## Remove caches and build outputs; data (.scalai) and environments (.venv) stay

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'lake_app', 'models_app', 'kernel_app', 'bench_app', 'Env', 'Json', 'Parameters', 'Pipeline', 'RunId',
-           'Dataset', 'console', 'plain', 'out', 'tabulate', 'when', 'run', 'plan', 'runs', 'show', 'cancel', 'report',
-           'lake_ls', 'lake_log', 'lake_diff', 'lake_tag', 'lake_restore', 'models_ls', 'models_history',
-           'models_promote', 'models_rollback', 'dash', 'kernel_install', 'doctor', 'bench_pipeline', 'main']
+           'Dataset', 'Cases', 'Scale', 'Rounds', 'Output', 'console', 'plain', 'out', 'tabulate', 'when', 'run',
+           'plan', 'runs', 'show', 'cancel', 'report', 'lake_ls', 'lake_log', 'lake_diff', 'lake_tag', 'lake_restore',
+           'models_ls', 'models_history', 'models_promote', 'models_rollback', 'dash', 'kernel_install', 'doctor',
+           'bench_pipeline', 'bench_hotpath', 'main']
 
 # %% ../nbs/cli.ipynb #e1e5606e
 import json
@@ -277,6 +278,32 @@ def bench_pipeline(rounds: Annotated[int, typer.Option(help="Rounds, ours and pa
     "A run's overhead and the bytes it writes, beside plain papermill."
     from scalai_nb.operations.bench import bench_pipeline as bench, show
     out(bench(rounds), json, show)
+
+# %% ../nbs/cli.ipynb #e33f83f8
+Cases = Annotated[list[str] | None, typer.Argument(metavar="CASE", help="summary, drift, …: what to measure; all that take seconds when left out.", show_default=False)]
+Scale = Annotated[float, typer.Option(help="Size of the data, as a part of what the title of a case says.")]
+Rounds = Annotated[int, typer.Option(help="Rounds that count, ours and the peers in turn.")]
+Output = Annotated[str | None, typer.Option(help="File of the JSON.", show_default=".scalai/bench/NAME.json")]
+
+def _compare(name: str, cases, scale: float, rounds: int, output: str | None, as_json: bool) -> None:
+    "Measure cases of the module `operations.name`, write the figures and print them"
+    from importlib import import_module
+    from pathlib import Path
+    from scalai_nb.errors import WorkFailed
+    from scalai_nb.operations.compare import chosen, compare, show
+    module = f"scalai_nb.operations.{name}"
+    figures = compare(module, chosen(import_module(module).CASES, cases or ()), scale=scale, rounds=rounds)
+    path = Path(output or f".scalai/bench/{name}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(figures, indent=1))
+    out(figures, as_json, show)
+    print(f"written: {path}", file=sys.stderr)
+    if figures["failed"]: raise WorkFailed(f"Not measured, for the reason above: {', '.join(figures['failed'])}.")
+
+@bench_app.command("hotpath")
+def bench_hotpath(cases: Cases = None, scale: Scale = 1.0, rounds: Rounds = 3, output: Output = None, json: Json = False):
+    "Summaries, drift, evaluation, training and features, beside DuckDB, Polars, pandas, SciPy and scikit-learn."
+    _compare("hotpath", cases, scale, rounds, output, json)
 
 # %% ../nbs/cli.ipynb #d6548dc2
 def main(argv: list[str] | None = None) -> None:

@@ -23,7 +23,7 @@ STEPS = [p for p in NOTEBOOKS if "pipelines" in p.parts]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 HAND_WRITTEN = re.compile(r"__init__\.py|__main__\.py|.*/__init__\.py|kernels/.*|jupyter/lab/.*")
-HEAVY = "numpy pandas xarray dask distributed zarr icechunk mlflow papermill IPython matplotlib sklearn xgboost onnx onnxruntime rich typer".split()
+HEAVY = "numpy numba pandas xarray dask distributed zarr icechunk mlflow papermill IPython matplotlib sklearn xgboost onnx onnxruntime rich typer".split()
 
 
 def short(path) -> str: return str(path.relative_to(ROOT))

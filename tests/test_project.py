@@ -241,11 +241,12 @@ def test_help_lists_every_target(machine):
 
 
 @pytest.mark.parametrize("tools, says, installs", [
-    ({"chromium": ""}, "chromium is there", 0),
-    ({}, "no Chromium and no apt-get", 0),
-    ({"apt-get": "", "id": "echo 1000"}, "sudo apt-get install chromium", 0),
-    ({"apt-get": "echo no network; exit 1", "id": "echo 0"}, "could not install Chromium (no network)", 1),
-    ({"apt-get": "cp $(dirname $0)/apt-get $(dirname $0)/chromium", "id": "echo 0"}, "installed: ", 1),
+    ({"chromium": "", "g++": ""}, "Chromium is there", 0),
+    ({"g++": ""}, "no Chromium and no apt-get", 0),
+    ({"chromium": ""}, "no C++ compiler and no apt-get", 0),
+    ({"g++": "", "apt-get": "", "id": "echo 1000"}, "sudo apt-get install chromium", 0),
+    ({"apt-get": "echo no network; exit 1", "id": "echo 0"}, "could not install Chromium (no network)", 2),
+    ({"clang++": "", "apt-get": "cp $(dirname $0)/apt-get $(dirname $0)/chromium", "id": "echo 0"}, "installed: ", 1),
 ])
 def test_services_never_fail(machine, tools, says, installs):
     for name, script in tools.items(): machine.has(name, script)

@@ -7,7 +7,6 @@ __all__ = ['bench_pipeline', 'show']
 
 # %% ../../nbs/operations/bench.ipynb #8378d691
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from ..errors import WorkFailed
+from .compare import plain_environment
 
 # %% ../../nbs/operations/bench.ipynb #a055887b
 def _notebook(path: Path, sources: list[str], contract: str = "") -> Path:
@@ -57,8 +57,7 @@ print(json.dumps({{"seconds": time.perf_counter() - clock, "bytes": written() - 
 def _measure(peer: str, name: str, folder: Path) -> dict:
     "Let `peer` run pipeline `name` in a process of its own; wall seconds after the imports, and bytes written"
     imports, work = _PEERS[peer]
-    variables = {k: v for k, v in os.environ.items() if not k.startswith(("SCALAI_", "OPENBLAS_"))}
-    done = subprocess.run([sys.executable, "-c", _MEASURED.format(imports=imports, name=name, work=work)], cwd=folder, env=variables, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", _MEASURED.format(imports=imports, name=name, work=work)], cwd=folder, env=plain_environment(), capture_output=True, text=True)
     if done.returncode: raise WorkFailed(f"{peer} could not run {name}: {done.stderr.strip()[-500:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
