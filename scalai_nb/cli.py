@@ -7,7 +7,7 @@ __all__ = ['app', 'lake_app', 'models_app', 'kernel_app', 'bench_app', 'Env', 'J
            'Dataset', 'Cases', 'Scale', 'Rounds', 'Output', 'console', 'plain', 'out', 'tabulate', 'when', 'run',
            'plan', 'runs', 'show', 'cancel', 'report', 'lake_ls', 'lake_log', 'lake_diff', 'lake_tag', 'lake_restore',
            'models_ls', 'models_history', 'models_promote', 'models_rollback', 'dash', 'kernel_install', 'doctor',
-           'bench_pipeline', 'bench_hotpath', 'main']
+           'bench_pipeline', 'bench_hotpath', 'bench_gpu', 'main']
 
 # %% ../nbs/cli.ipynb #e1e5606e
 import json
@@ -304,6 +304,11 @@ def _compare(name: str, cases, scale: float, rounds: int, output: str | None, as
 def bench_hotpath(cases: Cases = None, scale: Scale = 1.0, rounds: Rounds = 3, output: Output = None, json: Json = False):
     "Summaries, drift, evaluation, training and features, beside DuckDB, Polars, pandas, SciPy and scikit-learn."
     _compare("hotpath", cases, scale, rounds, output, json)
+
+@bench_app.command("gpu")
+def bench_gpu(cases: Cases = None, scale: Scale = 1.0, rounds: Rounds = 3, output: Output = None, json: Json = False):
+    "The CUDA kernels on this machine's card, beside CuPy alone, cuDF and cuML, as a share of what the card copies in a second."
+    _compare("gpu", cases, scale, rounds, output, json)
 
 # %% ../nbs/cli.ipynb #d6548dc2
 def main(argv: list[str] | None = None) -> None:

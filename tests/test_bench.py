@@ -1,6 +1,8 @@
 "The benches run, in small; what they measure is nobody's business here"
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,10 @@ from scalai_nb.operations.compare import Case, Figure, chosen, compare, measure,
 BROKEN = Case("Fails", lambda scale, folder: None, lambda data: lambda: 1 / 0, {}, {})
 QUICK = Case("A sum", lambda scale, folder: range(int(1000 * scale)), lambda x: lambda: sum(x), {"max": lambda x: lambda: max(x), "gone": lambda x: __import__("no_such_peer")}, {"max": 1})
 CASES = {"quick": QUICK, "broken": BROKEN}
+
+
+def bandwidth(): return 1e9
+def machine(): return "none"
 
 
 def test_a_peer_that_is_not_installed_is_left_out(capsys):
@@ -57,3 +63,10 @@ def test_the_command_writes_what_it_prints(tmp_path, monkeypatch, capsys):
 
 
 def test_a_figure_knows_whether_it_is_met(): assert Figure("x", 1, 1).met and not Figure("x", 1.1, 1).met
+
+
+def test_without_a_card_the_command_says_what_it_takes(capsys):
+    from scalai_nb.cli import main
+    if Path("/dev/nvidia0").exists(): pytest.skip("there is a CUDA device: scalai bench gpu runs")
+    with pytest.raises(SystemExit): main(["bench", "gpu"])
+    assert re.search("no CUDA device here|scalai-nb.gpu.", capsys.readouterr().err)
