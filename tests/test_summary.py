@@ -3,6 +3,8 @@
 import json
 import re
 from collections import Counter
+from dataclasses import replace
+from fractions import Fraction
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,12 +13,16 @@ import pytest
 import xarray as xr
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import stats
 
 from scalai_nb.compute import sketches
-from scalai_nb.compute.reduce import alike
-from scalai_nb.compute.sketches import LIMIT, Buckets, Values, buckets, distinct, float_keys, key_floats, merge_buckets, values
+from scalai_nb.compute.reduce import alike, check_mergeable
+from scalai_nb.compute.sketches import (
+    LIMIT, Buckets, Moments, Values, buckets, describe, distinct, float_keys, key_floats, merge_buckets, merge_moments, moments, values,
+)
 from scalai_nb.errors import ParameterError
-from scalai_nb.learn.summary import BINS, Column, Summary, column, merge_columns, percent, show, summarize
+from scalai_nb.kernels import columns as kernel
+from scalai_nb.learn.summary import BINS, PLACES, SUMMARY, Column, Summary, column, merge_columns, percent, show, summarize
 
 RNG = np.random.default_rng
 QUANTILES = np.array([0, 0.001, 0.05, 0.25, 0.5, 0.75, 0.95, 0.999, 1])
@@ -155,7 +161,8 @@ def test_frequent_values_among_many():
 
 
 @pytest.mark.parametrize(("x", "message"), [
-    (words("a", 1), "1 is of type int, not str"), (np.array([1j]), "dtype complex128 cannot"), (np.array([1], dtype="m8[s]"), "dtype timedelta64"),
+    (words("a", 1), "1 is of type int, not str"), (words("a", np.nan, 2.5), "2.5 is of type float, not str"),
+    (np.array([[1], [2, 3]], dtype=object), r"\[1\] is of type list, not str"), (np.array([1j]), "dtype complex128 cannot"), (np.array([1], dtype="m8[s]"), "dtype timedelta64"),
 ])
 def test_what_cannot_be_described_is_refused(x, message):
     with pytest.raises(ParameterError, match=f"column 'odd': {message}"): summarize(xr.Dataset({"fine": ("row", np.ones(len(x))), "odd": ("row", x)}))
@@ -163,6 +170,9 @@ def test_what_cannot_be_described_is_refused(x, message):
 
 def test_a_code_without_a_category_is_refused():
     with pytest.raises(ParameterError, match="code 2 has no category, as there are 2"): col(np.array([0, 2], dtype="i1"), categories=["a", "b"])
+    with pytest.raises(ParameterError, match="code -2 has no meaning"): col(np.array([0, -2], dtype="i8"), categories=["a", "b"])
+    with pytest.raises(ParameterError, match="whole numbers, not float64"): col(np.array([0.0]), categories=["a", "b"])
+    assert col(np.array([-1, -1], dtype="i2"), categories=[]).missing == 2 and col(np.array([255, 0], dtype="u1"), categories=[*map(str, range(256))]).top == {"0": 1, "255": 1}
 
 
 def test_kinds_that_do_not_merge_are_named():
@@ -175,6 +185,29 @@ def test_kinds_that_do_not_merge_are_named():
 def test_a_column_of_images_is_described_by_its_pixels():
     s = summarize(xr.Dataset({"image": (("row", "y", "x"), np.arange(24).reshape(2, 3, 4)), "scale": ("y", [1, 2, 3])}))
     assert list(s) == ["image"] and (s["image"].count, s["image"].max) == (24, 23)
+
+
+def test_a_column_for_each_place_of_a_dimension():
+    x = np.arange(48.0).reshape(4, 3, 2, 2)
+    ds = xr.Dataset({"image": (("row", "y", "band", "level"), x, {"units": "K"}), "n": ("row", np.arange(4))}, {"band": ["red", "blue"]})
+    for part in (ds, ds.chunk(row=2), [ds.isel(row=slice(0, 1)), ds.isel(row=slice(1, None))]):
+        s = summarize(part, per=["band", "level"])
+        assert list(s) == [f"image[band={b}, level={i}]" for b in ("red", "blue") for i in (0, 1)] + ["n"]
+        assert s["image[band=blue, level=0]"].units == "K" and s["image[band=blue, level=0]"].mean == x[:, :, 1, 0].mean()
+    assert summarize(ds, per="y")["image[y=2]"].count == 16
+    for per, message in (("bands", "Did you mean 'band'"), ("row", "'row' is not in the dimensions"), (("z",), "is not in the dimensions")):
+        with pytest.raises(ParameterError, match=message): summarize(ds, per=per)
+    wide = xr.Dataset({"x": (("row", "k"), np.zeros((2, PLACES + 1)))})
+    with pytest.raises(ParameterError, match="column 'x' has 65 places along k; at most 64"): summarize(wide, per="k")
+
+
+def test_nullable_columns_of_pandas():
+    df = pd.DataFrame({
+        "i": pd.array([1, 2**60 + 1, None, 1], dtype="Int64"), "f": pd.array([1.5, None, 2, 2], dtype="Float32"), "b": pd.array([True, None, False, True], dtype="boolean"),
+        "a": pd.array([1.5, None, 2, 2], dtype="float64[pyarrow]"), "c": pd.Categorical(["x", None, "y", "x"]), "s": ["x", None, "y", "x"]})
+    s = summarize(xr.Dataset.from_dataframe(df.rename_axis("row")))
+    assert [(c.kind, c.missing, c.distinct) for c in s.columns.values()] == [(k, 1, 2) for k in ("integer", "number", "bool", "number", "string", "string")]
+    assert s["i"].max == 2**60 + 1 and s["f"].top == s["a"].top == {2.0: 2, 1.5: 1} and s["c"].top == s["s"].top == {"x": 2, "y": 1}
 
 
 # ---- sketches ----
@@ -212,12 +245,302 @@ def test_the_estimate_of_distinct_values_is_unbiased(n):
 
 def test_strings_and_equal_numbers_hash_alike_everywhere():
     ints, floats = np.arange(-5, 5), np.arange(-5, 5.0)
-    assert (sketches._hash(ints) == sketches._hash(floats)).all()
-    assert sketches._hash(words("a", "b")).tolist() == [13950350942979735504, 12688059582079114975], "as stored summaries have it"
-    assert sketches._hash(floats).tolist()[-1] == sketches._hash(np.array([4])).tolist()[0]
+    assert (sketches._bits(ints) == sketches._bits(floats)).all() and (sketches._bits(ints.astype("f4")) == sketches._bits(ints)).all()
+    assert (sketches._bits(2**53 + np.arange(-1, 3)) == np.append(np.float64(2**53 - 1).view(np.uint64), 2**53 + np.arange(3).astype(np.uint64))).all()
+    for x, at, rank in ((words("a"), 13950350942979735504 >> 49, 1), (np.array([4.0]), None, None)):
+        registers = sketches._registers(values(x, np.array([1])))
+        assert np.count_nonzero(registers) == 1 and (at is None or registers[at] == rank), "as stored summaries have it"
 
 
 def test_an_empty_sketch_has_no_values(): assert distinct(Values()) == 0 and Column().distinct == 0
+
+
+def test_summaries_stored_by_earlier_versions_load_and_merge():
+    "They have half as many registers, and no third and fourth moment"
+    x = RNG(0).normal(size=40_000)
+    now = [summarize(xr.Dataset({"x": ("row", part)})) for part in (x[:20_000], x[20_000:])]
+    old = json.loads(now[0].to_json())
+    del old["x"]["moments"]["m3"], old["x"]["moments"]["m4"]
+    registers = sketches._halved(now[0]["x"].values.registers)
+    old["x"]["values"]["registers"] = {"dtype": "|u1", "zlib": sketches_text(registers)}
+    before = Summary.from_json(json.dumps(old))
+    assert before["x"].std == now[0]["x"].std and np.isnan(before["x"].skewness) and len(before["x"].values.registers) == 2**14
+    both = before.merge(now[1])["x"]
+    assert both.count == 40_000 and np.isnan(both.kurtosis) and abs(both.distinct / 40_000 - 1) < 0.025
+    assert np.array_equal(both.values.registers, now[1].merge(before)["x"].values.registers)
+    whole = values(np.unique(x), np.ones(len(x), np.int64)).registers
+    assert np.array_equal(both.values.registers, sketches._halved(whole)), "as if all had been counted with the fewer registers"
+
+
+def sketches_text(x):
+    from scalai_nb.learn.summary import _plain
+    return _plain(x)["zlib"]
+
+
+# ---- moments ----
+
+NASTY = st.one_of(
+    st.floats(-1e3, 1e3, width=32), st.floats(allow_nan=True, allow_infinity=True), st.sampled_from(
+        [0.0, -0.0, np.nan, np.inf, -np.inf, 5e-324, -5e-324, 2.2e-308, 1.7976931348623157e308, -1.7976931348623157e308, 1e-40, 1.0, 1.0 + 2**-52]))
+
+
+def exact_moments(x):
+    "In rational numbers"
+    x = [Fraction(float(v)) for v in x]
+    mean = sum(x) / len(x)
+    return mean, *(sum((v - mean) ** k for v in x) for k in (2, 3, 4))
+
+
+@settings(deadline=None, database=None)
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30), st.integers(0, 30))
+def test_moments_are_those_of_rational_arithmetic(x, cut):
+    x = np.array(x)
+    mean, *powers = exact_moments(x)
+    spread = max(float(np.abs(x).max()), 1e-60)
+    for m in (moments(x), merge_moments(moments(x[:cut]), moments(x[cut:])), moments(*np.unique(x, return_counts=True))):
+        assert m.n == len(x) and m.mean == pytest.approx(float(mean), abs=1e-14 * spread)
+        for k, power in zip((2, 3, 4), powers, strict=True):
+            assert getattr(m, f"m{k}") == pytest.approx(float(power), rel=1e-9, abs=1e-13 * len(x) * spread**k + 1e-300)
+
+
+@pytest.mark.parametrize("make", [
+    lambda r, n: r.normal(3, 2, n), lambda r, n: r.gamma(1, 5, n), lambda r, n: r.normal(1e9, 1, n), lambda r, n: r.lognormal(0, 1, n).astype(np.float32), lambda r, n: r.integers(-5, 10**7, n)])
+def test_skewness_and_kurtosis_are_scipys(make):
+    x = make(RNG(0), 50_000)
+    c = merge_columns(col(x[:17]), merge_columns(col(x[17:30_000]), col(x[30_000:])))
+    near = 1e-9 + 1e-15 * abs(c.mean) / c.std  # the mean is a float, too
+    x = x.astype(np.float64) - x[0]            # without which SciPy's own mean is too coarse
+    assert c.skewness == pytest.approx(stats.skew(x), rel=near, abs=near) and c.kurtosis == pytest.approx(stats.kurtosis(x), rel=near, abs=near)
+
+
+def test_moments_that_are_not_defined_are_nan_and_warn_of_nothing():
+    for x in ([], [np.nan], [7.0], np.full(50_000, 0.1), np.full(100, 0.1), np.full(30_000, 1e308), [5e-324, 0.0]):
+        c = col(np.array(x))
+        assert np.isnan(c.skewness) and np.isnan(c.kurtosis) and (not c.moments.n or c.std == 0), "a constant has no spread at all, not to the last bit"
+    big = np.tile([1.7e308, -1.7e308, 1e308], 20_000)
+    for x in (big, np.append(big, RNG(0).normal(size=40_000)), -big[::-1]):
+        c = merge_columns(col(x), col(x[:7]))
+        assert abs(c.mean - np.mean(np.append(x, x[:7]) / 1e10) * 1e10) < 1e296 and c.std == np.inf and np.isnan(c.skewness) and c.max == x.max()
+    far = merge_columns(col(np.full(9, 1.7e308)), col(np.full(9, -1.7e308)))
+    assert far.mean == 0 and far.std == np.inf and np.isnan(far.kurtosis)
+
+
+# ---- kernels against NumPy ----
+
+
+def hashed(bits):
+    "SplitMix64, and the register and rank that it gives"
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)): bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
+    rest = (bits & np.uint64(2**49 - 1)).astype(np.float64)
+    return (bits >> np.uint64(49)).astype(np.int64), (50 - np.frexp(rest)[1]).astype(np.uint8)
+
+
+def nasty(seed: int, n: int, dtype="f8"):
+    "Numbers of every size and both signs, with zeros, infinities, NaN and repeated values"
+    r = RNG(seed)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"): x = r.integers(0, 2**64, n, dtype=np.uint64).view(np.float64).astype(dtype)
+    x[r.random(n) < 0.3] = r.normal()
+    return np.where(r.random(n) < 0.4, r.choice(np.array([0, -0.0, np.inf, -np.inf, np.nan, 1, -5e-324]), n), x).astype(dtype)
+
+
+WHOLE = ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?"]
+
+
+def whole(seed: int, n: int, dtype):
+    x = RNG(seed).integers(0, 2**64, n, dtype=np.uint64)
+    return (x >> np.uint64(seed % 61)).astype(dtype) if dtype != "?" else x % np.uint64(2) == 1
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", *WHOLE])
+@pytest.mark.parametrize("n", [0, 1, 7, 2047, 2048, 5000])
+def test_scan_finds_what_numpy_finds(dtype, n):
+    for seed in range(5):
+        x = nasty(seed, n, dtype) if dtype[0] == "f" else whole(seed, n, dtype)
+        s, finite = kernel.scan(x), x[np.isfinite(x)]
+        assert (s.missing, s.zeros, s.n) == (np.isnan(x).sum(), (x == 0).sum(), len(finite))
+        assert (s.below, s.above) == ((x == -np.inf).sum(), (x == np.inf).sum())
+        if not len(finite): continue
+        assert (s.least, s.greatest) == (finite.min(), finite.max())
+        if dtype[0] == "f": assert s.small == np.abs(finite[finite != 0]).min(initial=np.inf)
+        tame = np.clip(x, -1e9, 1e9) if dtype[0] == "f" else x
+        s, y = kernel.scan(tame), tame[np.isfinite(tame)].astype(np.float64)
+        spread = np.abs(y).max()
+        for k, m in ((2, s.m2), (3, s.m3), (4, s.m4)): assert m == pytest.approx(np.sum((y - y.mean()) ** k), rel=1e-9, abs=1e-12 * len(y) * spread**k)
+        assert s.mean == pytest.approx(y.mean(), rel=1e-12, abs=1e-14 * spread)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", *WHOLE])
+@pytest.mark.parametrize("shift", [0, 13, 45])
+def test_spread_counts_what_numpy_counts(dtype, shift):
+    for seed, n in ((0, 0), (1, 100), (2, 5001)):
+        x = nasty(seed, n, dtype) if dtype[0] == "f" else whole(seed + 40, n, dtype)
+        keys, real = float_keys(x[~np.isnan(x)].astype(np.float64)), x[np.isfinite(x) & (x != 0)] if dtype[0] == "f" else x
+        near = np.sort(np.abs(keys[keys != 0]) >> shift)
+        low = int(near[0]) if n else 0
+        s = kernel.spread(x, shift, low, 1000)
+        at = (np.abs(keys) >> shift) - low
+        for sign, row in ((keys >= 0, s.counts[0]), (keys < 0, s.counts[1])):
+            assert np.array_equal(row[:-1], np.bincount(at[sign & (at >= 0) & (at < 1000)], minlength=1000)), "the last counts what is outside"
+        assert s.counts.sum() == n
+        cell, rank = hashed(sketches._bits(real))
+        assert np.array_equal(s.cells, np.bincount(cell, minlength=kernel.CELLS))
+        expected = np.zeros(kernel.CELLS, np.uint8)
+        np.maximum.at(expected, cell, rank)
+        assert np.array_equal(s.registers, expected) and np.array_equal(kernel.registers(sketches._bits(real)), expected)
+        heavy = s.cells >= 2
+        assert np.array_equal(kernel.pick(x, heavy), real[heavy[cell]])
+
+
+def test_spread_of_equal_widths():
+    x = RNG(0).integers(-(10**15), 10**15, 9000)
+    s = kernel.spread(x, 40, 0, 1000, linear=True)
+    at = np.abs(x) >> 40
+    assert all(np.array_equal(row[:-1], np.bincount(at[sign], minlength=1000)) for sign, row in ((x >= 0, s.counts[0]), (x < 0, s.counts[1])))
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", *WHOLE])
+def test_distinct_values_are_those_of_numpy(dtype):
+    for seed, n in ((0, 0), (1, 1), (2, 50), (3, 6000)):
+        x = nasty(seed, n, dtype) if dtype[0] == "f" else whole(seed + 50, n, dtype)
+        exact = np.unique(x[~np.isnan(x)], return_counts=True)
+        for found, counts in (kernel.unique(x), kernel.count(x, 6000)): assert np.array_equal(found, exact[0]) and np.array_equal(counts, exact[1])
+        limit = len(exact[0]) - 1
+        if limit > 0: assert kernel.count(x, limit) is None and kernel.count(x, limit + 1) is not None
+
+
+def test_equal_hashes_do_not_make_a_column_slow():
+    "Values made to collide: `count` gives up instead of walking through the table for each"
+    z = RNG(0).integers(0, 2**64, 4000, dtype=np.uint64) & np.uint64(0xC000FFFFFFFFFFFF)  # all to slot 0
+    undo = [(31, 1), (27, pow(0x94D049BB133111EB, -1, 2**64)), (30, pow(0xBF58476D1CE4E5B9, -1, 2**64))]
+    for shift, factor in undo:
+        z = z * np.uint64(factor)
+        z = z ^ (z >> np.uint64(shift)) ^ (z >> np.uint64(2 * shift))
+    x = np.tile(z.view(np.int64), 10)
+    assert (hashed(x.view(np.uint64))[0] >> 1 & 2**14 - 1 < 2**14).all() and kernel.count(x, LIMIT) is None
+    assert col(x).distinct == 4000 and set(col(x).values.counts) == {10}
+
+
+@settings(deadline=None, database=None)
+@given(arrays(np.int16, st.integers(0, 60)), st.integers(-40_000, 40_000), st.sampled_from([1, 3, 500, 70_000]))
+def test_tally_counts_a_range(x, first, size):
+    inside = x[(x >= first) & (x.astype(int) < first + size)].astype(int)
+    counts = kernel.tally(x, first, size)
+    assert np.array_equal(counts[:-1], np.bincount(inside - first, minlength=size)) and counts[-1] == len(x) - len(inside)
+
+
+@pytest.mark.parametrize("x", [np.ones(2, "c16"), np.ones(2, "f2"), np.array(["a"], dtype=object)])
+def test_a_kernel_names_the_dtypes_it_takes(x):
+    for call in (kernel.scan, lambda x: kernel.spread(x, 45, 0, 9), lambda x: kernel.count(x, 9), kernel.bounds, kernel.unique, lambda x: kernel.tally(x, 0, 9)):
+        with pytest.raises(ParameterError, match=f"int64.*not {x.dtype}; convert"): call(x)
+    with pytest.raises(ParameterError, match="contiguous"): kernel.scan(np.ones((4, 4)).T.reshape(-1)[::2])
+    with pytest.raises(ParameterError, match="contiguous"): kernel.scan(np.ones((4, 4)))
+
+
+# ---- the three routes through a block ----
+
+SHAPES = {
+    "normal": lambda r, n: r.normal(0, 1, n), "pressure": lambda r, n: r.normal(1013, 10, n).astype("f4"), "far": lambda r, n: r.normal(-1e9, 1, n),
+    "lognormal": lambda r, n: r.lognormal(0, 4, n), "cauchy": lambda r, n: r.standard_cauchy(n), "uniform": lambda r, n: r.random(n),
+    "outliers": lambda r, n: np.where(r.random(n) < 0.001, -9999, r.normal(20, 1, n)), "two far clusters": lambda r, n: np.where(r.random(n) < 0.5, r.normal(1e-9, 1e-12, n), r.normal(1e9, 1, n)),
+    "spike": lambda r, n: np.where(r.random(n) < 0.7, 1.5, r.normal(0, 1, n)), "mostly missing": lambda r, n: np.where(r.random(n) < 0.9, np.nan, r.normal(0, 1, n)),
+    "zeros": lambda r, n: np.where(r.random(n) < 0.8, 0, r.gamma(1, 1, n)), "tiny": lambda r, n: r.normal(0, 1e-310, n), "huge": lambda r, n: r.normal(0, 1e307, n),
+    "infinite": lambda r, n: np.where(r.random(n) < 0.2, r.choice([np.inf, -np.inf], n), r.normal(0, 1, n)), "nasty": lambda r, n: nasty(3, n), "rounded": lambda r, n: r.normal(0, 100, n).round(1),
+    "sorted": lambda r, n: np.sort(r.normal(0, 1, n).round(3)), "late": lambda r, n: np.append(np.zeros(n - 9000), r.normal(0, 1, 9000)),
+    "every fourth": lambda r, n: np.where(np.arange(n) % (n // 2000) == 0, 1.0, r.normal(0, 1, n)), "single": lambda r, n: r.normal(0, 1, n).astype("f4"),
+    "ids": lambda r, n: r.integers(0, 2**62, n), "signed": lambda r, n: r.integers(-(2**40), 2**40, n), "narrow": lambda r, n: r.integers(-9, 60_000, n), "few": lambda r, n: r.choice([0, 10**12], n),
+    "small": lambda r, n: r.integers(-9, 9, n).astype("i1"), "unsigned": lambda r, n: r.integers(0, 2**64, n, dtype=np.uint64), "minute": lambda r, n: r.integers(2**63, 2**63 + 9000, n, dtype=np.uint64),
+    "half": lambda r, n: r.normal(0, 1, n).astype("f2"), "bool": lambda r, n: r.random(n) < 0.3, "beyond 2^53": lambda r, n: 2**60 + r.integers(0, 9000, n),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("n", [300, 60_000])
+def test_every_route_comes_to_the_same(name, n, monkeypatch):
+    "Buckets and registers to the last bit; moments but for rounding; frequent values within the slack"
+    if n == 300 and name in ("late", "every fourth"): return
+    x = SHAPES[name](RNG(3), n)
+    found, counts = kernel.unique(sketches._taken(x))
+    exact = sketches._of_counts(len(x), found, counts, lambda v: float_keys(v.astype(np.float64)))
+    monkeypatch.setattr(sketches, "SMALL", 0)
+    for d in (describe(x), describe(x, shift=exact.buckets.shift, slack=exact.values.slack)):
+        for k in ("missing", "zeros", "infinite", "least", "greatest"): assert getattr(d, k) == getattr(exact, k), k
+        assert alike(d.buckets, exact.buckets) and alike(d.values.registers, exact.values.registers) and d.moments.n == exact.moments.n
+        assert_alike_moments(d.moments, exact.moments)
+        assert d.values.slack <= 1.5 * n / (LIMIT + 1) and (d.values.slack > 0) == (exact.values.slack > 0)
+        true = dict(zip(found.tolist(), counts.tolist(), strict=True))
+        kept = dict(zip(d.values.values.tolist(), d.values.counts.tolist(), strict=True))
+        assert all(c <= true[v] <= c + d.values.slack for v, c in kept.items()) and max((c for v, c in true.items() if v not in kept), default=0) <= d.values.slack
+
+
+def assert_alike_moments(a: Moments, b: Moments, rtol=1e-9):
+    "Up to rounding: of the mean in units of the spread, of the third moment in those of its bound; a mean beyond 2^30 spreads is itself too coarse for more"
+    spread, both = np.sqrt(max(a.m2, b.m2) / max(a.n, 1)), (a.n, b.n)
+    assert both[0] == both[1] and (a.mean == b.mean or abs(a.mean - b.mean) <= rtol * spread + 1e-12 * abs(b.mean) + 1e-320)
+    if spread < abs(b.mean) * 2**-30: return
+    for k in (2, 4): assert alike(getattr(a, f"m{k}"), getattr(b, f"m{k}"), rtol=1e-7) or not getattr(b, f"m{k}") > 1e-200
+    assert abs(a.m3 - b.m3) <= 1e-7 * np.sqrt(a.m2) * np.sqrt(a.m4) or not np.isfinite(a.m4) or a.m2 < 1e-150
+
+
+# ---- laws ----
+
+
+def block(seed: int, n: int) -> xr.Dataset:
+    r = RNG(seed)
+    x = {name: make(r, n) for name, make in SHAPES.items() if name not in ("late", "every fourth")}
+    x |= {"when": np.datetime64("2013-01-01", "us") + r.integers(0, 10**13, n), "word": r.choice(words("a", "b", None), n), "id": r.integers(0, 9**9, n).astype(str).astype(object)}
+    return xr.Dataset({n: ("row", v) for n, v in x.items()})
+
+
+def same_summary(a, b) -> bool:
+    "Everything is the same but for rounding of moments, and frequent values beyond the limit within their slack"
+    for n in a:
+        p, q = a[n], b[n]
+        assert_alike_moments(p.moments, q.moments)
+        assert alike(replace(p, moments=Moments(), values=Values()), replace(q, moments=Moments(), values=Values()), rtol=0), n
+        assert alike(p.values.registers, q.values.registers) and (p.values.slack or alike(p.values, q.values)), n
+        x, y = (dict(zip(c.values.values.tolist(), c.values.counts.tolist(), strict=True)) for c in (p, q))
+        assert all(y.get(v, 0) - p.values.slack <= x.get(v, 0) <= y.get(v, 0) + q.values.slack for v in x.keys() | y.keys()), n
+    return list(a) == list(b)
+
+
+@pytest.mark.parametrize("sizes", [(0, 1, 300), (20_000, 300, 40_000), (30_000, 30_000, 30_000)])
+def test_laws(sizes):
+    check_mergeable(SUMMARY, [block(i, n) for i, n in enumerate(sizes)], lambda x: xr.concat(x, "row"), same_summary)
+
+
+@settings(deadline=None, database=None, max_examples=40)
+@given(st.lists(st.lists(NASTY, max_size=30), min_size=3, max_size=3))
+def test_laws_of_nasty_floats(parts):
+    blocks = [xr.Dataset({"x": ("row", np.array(p, np.float64))}) for p in parts]
+    check_mergeable(SUMMARY, blocks, lambda x: xr.concat(x, "row"), same_summary)
+
+
+def test_distinct_is_within_2_percent_on_every_column():
+    r, n = RNG(5), 400_000
+    for i in range(20):
+        x = r.integers(0, int(5000 * 1.4**i), n) if i % 2 else r.normal(0, 1, n).round(2 + i // 4)
+        assert abs(col(x).distinct / len(np.unique(x)) - 1) < 0.02
+    x = r.normal(size=999)
+    assert col(x).distinct == 999
+
+
+def test_the_summary_is_that_of_pandas_and_duckdb():
+    duckdb, r, n = pytest.importorskip("duckdb"), RNG(9), 30_000
+    df = pd.DataFrame({
+        "a": np.where(r.random(n) < 0.1, np.nan, r.normal(5, 3, n)), "b": r.gamma(2, 3, n).astype("f4"), "c": r.integers(-50, 50, n), "d": r.integers(0, 10**9, n), "e": r.choice(words("x", "y", "z", None), n)})
+    s = summarize(xr.Dataset({c: ("row", df[c].to_numpy()) for c in df}))
+    theirs = duckdb.sql("SUMMARIZE df").df().set_index("column_name")
+    for name in df:
+        c, x = s[name], df[name]
+        assert c.missing == x.isna().sum() and abs(c.distinct / x.nunique() - 1) < 0.02 and c.missing_share == pytest.approx(float(theirs.null_percentage[name]) / 100, abs=1e-4)
+        assert c.top == {} or next(iter(c.top.values())) >= x.value_counts().iloc[0] - c.values.slack
+        if name == "e": continue
+        assert (c.min, c.max) == (x.min(), x.max()) and float(theirs["min"][name]) == pytest.approx(c.min, rel=1e-6)
+        x = x.astype("f8")
+        assert c.mean == pytest.approx(x.mean(), rel=1e-9) and c.mean == pytest.approx(float(theirs["avg"][name]), rel=1e-6)
+        assert c.std == pytest.approx(x.std(ddof=0), rel=1e-9) and c.std == pytest.approx(float(theirs["std"][name]), rel=1e-4)
+        assert c.skewness == pytest.approx(x.skew(), rel=1e-3, abs=1e-3) and c.kurtosis == pytest.approx(x.kurt(), rel=1e-2, abs=1e-2)
+        assert c.quantile(0.25) == pytest.approx(x.quantile(0.25, interpolation="lower"), rel=2**-8, abs=1)
 
 
 # ---- the summary ----
