@@ -8,9 +8,11 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import xarray as xr
+from hypothesis import given, settings, strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from scalai_nb.errors import Conflict, ContractViolation, ModelMismatch, ModelNotFound, ParameterError
+from scalai_nb.learn.summary import summarize
 from scalai_nb.learn.transform import Transform
 from scalai_nb.models import package as module
 from scalai_nb.models.package import Model, digest, estimate, example_rows, files, package
@@ -41,10 +43,10 @@ def late(ds, seed=0):
     return np.random.default_rng(seed).random(ds.sizes["row"]) < 1 / (1 + np.exp(-z.values))
 
 
-def fitted(kind="linear", rows=4000, numeric=NUMERIC, **options):
-    transform = Transform(numeric, CATEGORICAL, **options).fit(ds := table(rows))
+def fitted(kind="linear", rows=4000, numeric=NUMERIC, categorical=CATEGORICAL, **options):
+    transform = Transform(numeric, categorical, **options).fit(ds := table(rows))
     if kind == "linear":
-        return transform, LogisticRegression(max_iter=200).fit(transform.transform(ds).values, late(ds))
+        return transform, LogisticRegression(max_iter=2000).fit(transform.transform(ds).values, late(ds))
     from xgboost import XGBClassifier
 
     trees = XGBClassifier(n_estimators=60, max_depth=6, learning_rate=0.2, n_jobs=1)
@@ -67,6 +69,108 @@ def test_a_linear_package_scores_as_the_estimator(options):
 @pytest.mark.parametrize("options", [{}, {"scale": False, "impute": None}, {"impute": None}])
 def test_a_tree_package_scores_as_the_estimator(options):
     parity(*fitted("trees", **options))
+
+
+OPTIONS = {
+    "median": {"impute": "median"},
+    "a number": {"numeric": NUMERIC[:3], "impute": -1.5},
+    "indicator": {"indicator": True},
+    "indicator, missing kept": {"impute": None, "indicator": True},
+    "clip": {"clip": (0.05, 0.9)},
+    "clip, missing kept": {"impute": None, "clip": (0.05, 0.9)},
+    "log": {"numeric": NUMERIC[:3], "log": True},
+    "robust": {"scale": "robust"},
+    "minmax": {"scale": "minmax", "clip": (0.01, 0.99)},
+    "bucket": {"bucket": 5},
+    "bucket, missing kept": {"impute": None, "bucket": 5, "indicator": True},
+    "frequency": {"frequency": True},
+    "max_categories": {"max_categories": 3},
+    "other": {"max_categories": 3, "unseen": "other"},
+    "min_count": {"min_count": 1200},
+    "of each column": {
+        "numeric": {"temp": {"bucket": 4}, "hour": {"log": True, "indicator": True, "impute": 3}, "cloudy": {"scale": None}, "time": {"clip": (0.1, 1), "indicator": True}},
+        "categorical": {"carrier": {"frequency": True}, "origin": {"min_count": 2000}, "month": {"max_categories": 5, "unseen": "other"}},
+    },
+}  # fmt: skip
+
+
+def features_of_the_graph(transform, ds):
+    "(row, feature) that ONNX Runtime makes of the raw columns"
+    import onnx
+    from onnx import helper
+
+    g = module._Graph()
+    out = module._feature_nodes(g, transform)
+    inputs = [helper.make_tensor_value_info(n, getattr(onnx.TensorProto, kind), [None, 1]) for n, kind in module._inputs(transform).items()]
+    features = helper.make_tensor_value_info(out, onnx.TensorProto.FLOAT, [None, None])
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("ai.onnx.ml", 3)]
+    graph = helper.make_model(helper.make_graph(g.nodes, "features", inputs, [features], g.constants), ir_version=10, opset_imports=opsets)
+    onnx.checker.check_model(graph)
+    arrays = {n: a.reshape(-1, 1) for n, a in transform.raw(ds).items()}
+    return module._session(graph.SerializeToString()).run(None, arrays)[0]
+
+
+def nasty(rows=5000):
+    "Rows with infinite values and with categories that were not seen"
+    ds = table(rows, seed=1, new=True)
+    ds["temp"][:4] = np.array([np.inf, -np.inf, 1e30, -0.0])
+    return ds
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_is_in_the_graph(name):
+    "The graph's features are those of transform, bit for bit"
+    transform = Transform(**{"numeric": NUMERIC, "categorical": CATEGORICAL} | OPTIONS[name]).fit(table(4000))
+    np.testing.assert_array_equal(features_of_the_graph(transform, nasty()), transform.transform(nasty()))
+
+
+NUMBERS = st.fixed_dictionaries({}, optional={
+    "impute": st.sampled_from(["mean", "median", None]), "indicator": st.booleans(), "clip": st.sampled_from([(0.02, 0.98), (0, 0.5), None]),
+    "scale": st.sampled_from(["standard", "robust", "minmax", None]),
+})  # fmt: skip
+BUCKETS = st.fixed_dictionaries({"bucket": st.integers(2, 12)}, optional={"impute": st.sampled_from(["mean", "median", None]), "indicator": st.booleans()})
+CATEGORIES = st.one_of(
+    st.fixed_dictionaries({}, optional={"min_count": st.integers(1, 1500), "max_categories": st.integers(1, 5)}),
+    st.fixed_dictionaries({"max_categories": st.integers(1, 5), "unseen": st.just("other")}),
+    st.just({"frequency": True}),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.fixed_dictionaries({n: st.one_of(NUMBERS, BUCKETS) for n in NUMERIC}), st.booleans(), st.fixed_dictionaries(dict.fromkeys(CATEGORICAL, CATEGORIES)))
+def test_any_options_are_in_the_graph(numeric, log, categorical):
+    if log and "bucket" not in numeric["temp"]:
+        numeric = numeric | {"temp": numeric["temp"] | {"log": True}}
+    transform = Transform(numeric, categorical).fit(SUMMARY_OF_TABLE)
+    np.testing.assert_array_equal(features_of_the_graph(transform, NASTY), transform.transform(NASTY))
+
+
+SUMMARY_OF_TABLE, NASTY = summarize(table(4000)), nasty(500)
+
+
+@pytest.mark.parametrize("name", [n for n in OPTIONS if "kept" not in n])
+def test_a_linear_package_of_every_option(name):
+    parity(*fitted(**OPTIONS[name]), rows=5000)
+
+
+@needs_xgboost
+@pytest.mark.parametrize("name", ["indicator, missing kept", "clip, missing kept", "log", "bucket, missing kept", "of each column"])
+def test_a_tree_package_of_options(name):
+    parity(*fitted("trees", **OPTIONS[name]), rows=20_000)
+
+
+def test_a_bug_planted_in_the_features_is_caught(monkeypatch):
+    log = module._log
+    monkeypatch.setattr(module, "_log", lambda g, x: g.node("Add", log(g, x), np.float32(1e-3)))
+    with pytest.raises((ModelMismatch, AssertionError)):
+        parity(*fitted(**OPTIONS["log"]), rows=1000)
+
+
+def test_a_hashed_column_cannot_be_packaged():
+    ds = table(400)
+    transform = Transform(["temp"], {"origin": {"hash": 4}}).fit(ds)
+    with pytest.raises(ParameterError, match="'origin' is hashed, for which ONNX has no operation; accepted: one-hot"):
+        package(transform, LogisticRegression().fit(transform.transform(ds).values, late(ds)))
 
 
 @needs_xgboost
@@ -108,7 +212,7 @@ def test_early_stopping_uses_the_best_round():
 def test_an_estimator_fitted_on_a_frame_is_packaged_without_a_warning():
     transform, _ = fitted()
     ds = table(1000)
-    parity(transform, LogisticRegression(max_iter=200).fit(transform.transform(ds).to_pandas(), late(ds)), 1000)
+    parity(transform, LogisticRegression(max_iter=2000).fit(transform.transform(ds).to_pandas(), late(ds)), 1000)
 
 
 def test_a_column_without_any_category_has_no_feature():
@@ -125,7 +229,7 @@ def test_what_cannot_be_packaged():
     with pytest.raises(ParameterError, match="SVC cannot be packaged; accepted: LogisticRegression, XGBClassifier"):
         package(transform, SVC().fit(X, y))
     with pytest.raises(ParameterError, match=r"4 classes; accepted: two"):
-        package(transform, LogisticRegression(max_iter=300).fit(X, y + 2 * (X[:, 0] > 1)))
+        package(transform, LogisticRegression(max_iter=3000).fit(X, y + 2 * (X[:, 0] > 1)))
     with pytest.raises(ParameterError, match="features and the transform"):
         package(Transform(["temp"]).fit(ds), linear)
     with pytest.raises(ParameterError, match="use impute='mean'"):
