@@ -15,6 +15,7 @@ from hypothesis import given, settings
 
 from scalai_nb.errors import ContractViolation, ParameterError
 from scalai_nb.kernels import features as kernels
+from scalai_nb.learn import recipes
 from scalai_nb.learn import transform as module
 from scalai_nb.learn.summary import Summary, summarize
 from scalai_nb.learn.transform import THREADS, TILE, Transform, codes, numbers
@@ -84,8 +85,8 @@ def test_equals_scikit_learn():
 
 
 def test_a_deviation_taken_before_imputing_is_caught(monkeypatch):
-    with_holes = module._with_holes
-    monkeypatch.setattr(module, "_with_holes", lambda n, mean, squares, holes, fill: with_holes(n, mean, squares, 0, fill))
+    with_holes = recipes._with_holes
+    monkeypatch.setattr(recipes, "_with_holes", lambda n, mean, squares, holes, fill: with_holes(n, mean, squares, 0, fill))
     with pytest.raises(AssertionError):
         test_equals_scikit_learn()
 

@@ -25,7 +25,8 @@ import numpy as np
 import xarray as xr
 
 from ..errors import Conflict, ModelMismatch, ModelNotFound, ParameterError
-from ..learn.transform import Categorical, Numeric, Transform, row_coords
+from ..learn.recipes import Categorical, Numeric
+from ..learn.transform import Transform, row_coords
 
 # %% ../../nbs/models/package.ipynb #de87aae5
 def _inputs(t: Transform) -> dict[str, str]:
