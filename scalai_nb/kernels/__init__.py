@@ -12,7 +12,7 @@ TWINS = {"numpy": "scalai_nb.kernels", "cupy": "scalai_nb.kernels.cuda"}  # libr
 
 
 def of(
-    name: str,  # a module of kernels: columns, scores, features, linear or clusters
+    name: str,  # a module of kernels: columns, scores, features, linear, clusters or groups
     x,          # an array of a block
 ):              # the module whose functions take arrays like `x`
     "The kernels `name` for where `x` lives; ParameterError for an array of another library"
