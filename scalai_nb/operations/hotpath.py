@@ -185,6 +185,12 @@ def _sklearn_logistic(solver: str):
         return lambda: LogisticRegression(solver=solver, tol=1e-6, max_iter=1000).fit(*data)
     return prepare
 
+def _dask_logistic(data):
+    import dask.array
+    from dask_ml.linear_model import LogisticRegression
+    X, y = (dask.array.from_array(x, chunks=500_000) for x in data)
+    return lambda: LogisticRegression(tol=1e-6).fit(X, y)
+
 def _loss(data, model) -> float:
     "What is minimised, summed in float64"
     X, y = data
@@ -200,7 +206,7 @@ def _logistic_figures(data, results, grown):
     yield Figure("peak memory, of the data", 1 + grown["scalai"] / data[0].nbytes, 1.2)
 
 LOGISTIC = Case("Logistic regression, 5 M × 50 float32, cold", _labelled, _ours_logistic,
-                {"scikit-learn lbfgs": _sklearn_logistic("lbfgs"), "scikit-learn newton-cholesky": _sklearn_logistic("newton-cholesky")},
+                {"scikit-learn lbfgs": _sklearn_logistic("lbfgs"), "scikit-learn newton-cholesky": _sklearn_logistic("newton-cholesky"), "dask-ml": _dask_logistic},
                 {"scikit-learn lbfgs": 3, "scikit-learn newton-cholesky": 8}, lambda data: sum(x.nbytes for x in data), _logistic_figures)
 
 # %% ../../nbs/operations/hotpath.ipynb #031e65b4
