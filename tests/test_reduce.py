@@ -1,7 +1,11 @@
 """The laws of mergeable algorithms over the registry of all, and one reduction at three scales."""
 
+import os
+import signal
+import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import cloudpickle
 import dask
@@ -9,13 +13,13 @@ import numpy as np
 import pytest
 import xarray as xr
 from dask import array as da
-from dask.callbacks import Callback
 from hypothesis import HealthCheck, given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 
 import scalai_nb.learn.evaluation
 import scalai_nb.learn.summary  # noqa: F401  both register algorithms
 from scalai_nb.compute import reduce as module
+from scalai_nb.compute.blocks import Blocks
 from scalai_nb.compute.cluster import connect
 from scalai_nb.compute.reduce import ALGORITHMS, Mergeable, alike, check_mergeable, each, on, reduce
 from scalai_nb.compute.sketches import LIMIT, Values, distinct
@@ -94,7 +98,10 @@ CASES = {  # algorithm -> blocks, how they are joined, what is alike
 
 
 def test_every_algorithm_has_blocks_to_be_checked_with():
-    assert CASES.keys() == ALGORITHMS.keys()
+    "Here, or in the tests of the module that registers it: they call check_mergeable with the name of the algorithm"
+    elsewhere = "".join(p.read_text() for p in Path(__file__).parent.glob("test_*.py") if "check_mergeable" in p.read_text())
+    assert CASES.keys() <= ALGORITHMS.keys()
+    assert not [name for name in ALGORITHMS.keys() - CASES.keys() if f'"{name}"' not in elsewhere]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -116,8 +123,6 @@ def test_laws_beyond_every_limit():
     assert all(summary[n].values.slack and summary[n].distinct > LIMIT for n in ("number", "id", "time")) and summary["time"].buckets.shift
     blocks = [scored(2 * i, 30_000) for i in range(3)]
     check_mergeable(EVALUATION, blocks, CONCAT, alike_evaluation)
-    evaluation = reduce(EVALUATION, CONCAT(blocks))
-    assert evaluation.state.buckets.shift and evaluation.slices["a"].state.buckets.shift
 
 
 # ---- the checker itself ----
@@ -165,7 +170,7 @@ def test_alike():
 # ---- one reduction, three scales ----
 
 ROWS = 5000
-LOCAL = Environment(name="test", root=None, cluster="local", workers=2, memory=500_000_000)
+LOCAL = Environment(name="test", root=None, cluster="local", workers=2, memory=2_000_000_000)  # beyond 80 % a worker would pause
 
 
 @pytest.fixture(scope="module")
@@ -204,26 +209,24 @@ def test_lazy_data_without_dask_is_read_block_by_block(ds, tmp_path, monkeypatch
     assert not lazy.chunks and alike_summary(summarize(lazy), summarize(numbers))
 
 
-def test_tasks_are_few_and_of_all_columns(monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", 10)
+def test_tasks_are_few_and_of_all_columns():
     wide = xr.Dataset({f"x{i}": ("row", da.zeros(2000, chunks=10)) for i in range(5)})
-    graphs = []
-    with Callback(start=lambda dsk: graphs.append(len(dsk))): reduce(on("x3", ALGORITHMS["moments"]), wide)
-    assert graphs[0] == 50 + 7 + 1, "200 blocks of 5 columns: 50 parts of 4 blocks, 7 merges of 8 and 1 of these"
+    parts = module._parts(Blocks.of(wide, rows=10))
+    graph = module._tree_of_tasks(SUMMARY, [module._task(SUMMARY, *part) for part in parts]).dask
+    assert len(graph) == 100 + 13 + 2 + 1, "200 blocks of 5 columns: 100 parts of 2 blocks, 13 merges of 8, 2 and 1 of these"
 
 
 def test_small_chunks_are_joined():
     many = xr.Dataset({"x": ("row", da.arange(1000, chunks=1))})
-    assert module._sizes(many) == [1000] and reduce(on("x", ALGORITHMS["moments"]), many).mean == 499.5
-    assert module._sizes(xr.Dataset({"x": ("row", da.zeros(300_000, chunks=100_000))})) == [100_000] * 3
-    assert module._sizes(xr.Dataset({"x": ("row", np.zeros(300_000))})) == [131_072, 131_072, 37_856]
-    assert module._sizes(xr.Dataset({"x": ("row", da.zeros(5, chunks=((0, 5, 0),)))})) == [5]
+    assert Blocks.of(many).sizes == [1000] and reduce(on("x", ALGORITHMS["moments"]), many).mean == 499.5
+    assert Blocks.of(xr.Dataset({"x": ("row", da.zeros(300_000, chunks=100_000))})).sizes == [100_000] * 3
+    assert Blocks.of(xr.Dataset({"x": ("row", np.zeros(300_000))})).sizes == [131_072, 131_072, 37_856]
+    assert Blocks.of(xr.Dataset({"x": ("row", da.zeros(5, chunks=((0, 5, 0),)))})).sizes == [5]
 
 
-def test_a_task_carries_only_its_part(monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", 20_000)
+def test_a_task_carries_only_its_part():
     ds = xr.Dataset({"x": ("row", np.arange(1e6))}).chunk(row=20_000)
-    tasks = [module._task(partial(module._fold, SUMMARY, *where), part, "a client") for *where, part in module._parts(ds)]
+    tasks = [module._task(SUMMARY, *part) for part in module._parts(Blocks.of(ds, rows=20_000))]
     assert len(tasks) == 50 and all(160_000 < len(cloudpickle.dumps(dict(t.dask))) < 320_000 for t in tasks)
 
 
@@ -287,6 +290,109 @@ def test_a_block_that_cannot_be_used_is_named():
 ])
 def test_data_of_the_wrong_kind(data, message):
     with pytest.raises(ParameterError, match=message): summarize(data)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_first_part_that_failed_is_the_one_named(workers, monkeypatch):
+    "And no other is begun"
+    monkeypatch.setattr(module, "BLOCK", 10)
+    begun = []
+    def fail(s, x):
+        begun.append(x.values[0])
+        if x.values[0] >= 500: raise ValueError(x.values[0])
+        return s
+    ds = xr.Dataset({"x": ("row", np.arange(10_000))})
+    with dask.config.set(num_workers=workers), pytest.raises(WorkFailed, match="column 'x': ValueError: ") as e: reduce(on("x", Mergeable(int, fail, max)), ds)
+    assert len(begun) < 60 and "_Halt" not in str(e.value)
+
+
+def test_columns_are_those_of_the_algorithms(monkeypatch):
+    seen = []
+    names = replace(Mergeable(int, lambda s, b: seen.append(list(b)) or s, max), columns=("b",))
+    ds = xr.Dataset({"a": ("row", [1]), "b": ("row", [2]), "c": ("row", [3])})
+    reduce(names, ds), reduce({"x": names, "y": on("c", names)}, ds), reduce(names, ds, columns=["a"]), reduce({"x": names, "y": each(names)}, ds)
+    assert seen[0] == ["b"] and seen[1] == ["b", "c"] and ["a"] in seen and ["a", "b", "c"] in seen
+    with pytest.raises(ParameterError, match="'d' is not in the columns; known: a, b, c"): reduce(on("d", names), ds)
+
+
+# ---- progress, interruption, loss ----
+
+COUNT = Mergeable(int, lambda s, b: s + int(b.x.sum()), lambda a, b: a + b)
+SUM = 4950
+
+
+def numbers(client):
+    ds = xr.Dataset({"x": ("row", np.arange(100))})
+    return ds.chunk(row=5) if client else ds
+
+
+@pytest.mark.parametrize("where", ["threads", "cluster"])
+def test_progress_counts_every_block(where, client, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 5)
+    client, said = client if where == "cluster" else None, []
+    assert reduce(COUNT, numbers(client), client, progress=lambda done, total: said.append((done, total))) == SUM
+    assert said[-1] == (20, 20) and [d for d, _ in said] == sorted(d for d, _ in said)
+
+
+def test_progress_of_a_stream_and_a_bar(monkeypatch, capsys):
+    monkeypatch.setattr(module, "BLOCK", 5)
+    said, ds = [], numbers(None)
+    assert reduce(COUNT, (ds.isel(row=slice(i, i + 2)) for i in range(0, 100, 2)), progress=lambda *x: said.append(x)) == SUM
+    assert said[-1] == (50, None)
+    assert reduce(COUNT, ds, progress=True) == SUM and reduce(COUNT, ds) == SUM
+    assert not capsys.readouterr().out
+
+
+class Flaky:
+    "Counts blocks in a folder; the first time that it sees the number `at`, it fails as `how` says"
+    def __init__(self, folder, at, how): self.folder, self.at, self.how = folder, at, how
+    def __call__(self, s, b):
+        first = int(b.x.values[0])
+        with open(self.folder / f"block{first}", "a") as f: f.write(f"{os.getpid()}\n")
+        if first == self.at and not (self.folder / "failed").exists():
+            (self.folder / "failed").touch()
+            if self.how == "kill": time.sleep(0.5), os.kill(os.getpid(), signal.SIGKILL)
+            raise KeyboardInterrupt if self.how == "interrupt" else OSError("gone")
+        return s + int(b.x.sum())
+    def runs(self): return {int(p.name[5:]): p.read_text().split() for p in self.folder.glob("block*")}
+
+
+@pytest.mark.parametrize("where", ["threads", "cluster", "stream"])
+def test_an_interrupted_job_goes_on_where_it_was(where, client, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 5)
+    client, flaky, file = client if where == "cluster" else None, Flaky(tmp_path, 70, "fail"), tmp_path / "checkpoint"
+    algorithm = replace(COUNT, update=flaky)
+    def go():
+        data = list(Blocks.of(numbers(None), rows=5)) if where == "stream" else numbers(client)
+        return reduce(algorithm, data, client, checkpoint=file)
+    with dask.config.set(num_workers=1):
+        with pytest.raises(WorkFailed, match="OSError: gone"): go()
+        assert file.exists()
+        with pytest.raises(ParameterError, match="begun with other data"): reduce(algorithm, numbers(client).isel(row=slice(0, 50)), client, checkpoint=file)
+        assert go() == SUM and not file.exists()
+    runs = flaky.runs()
+    assert len(runs) == 20 and len(runs[70]) == 2 and sum(len(r) for r in runs.values()) < 40, "what was done is not done again"
+    assert where == "cluster" or all(len(runs[i]) == 1 for i in range(0, 65, 5))
+
+
+def test_a_foreign_or_damaged_checkpoint_is_refused(tmp_path):
+    (tmp_path / "c").write_text("no")
+    with pytest.raises(ParameterError, match="is no state, or is damaged"): reduce(COUNT, numbers(None), checkpoint=tmp_path / "c")
+
+
+def test_ctrl_c_keeps_what_is_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 5)
+    algorithm = replace(COUNT, update=Flaky(tmp_path, 50, "interrupt"))
+    with dask.config.set(num_workers=1), pytest.raises(KeyboardInterrupt): reduce(algorithm, numbers(None), checkpoint=tmp_path / "c")
+    assert reduce(algorithm, numbers(None), checkpoint=tmp_path / "c") == SUM
+
+
+def test_a_lost_worker_costs_its_blocks_and_nothing_else(client, tmp_path):
+    flaky = Flaky(tmp_path, 40, "kill")
+    blocks = Blocks.of(numbers(client), rows=5)
+    assert reduce(replace(COUNT, update=flaky), blocks, client) == SUM
+    runs, lost = flaky.runs(), (flaky.runs()[40])[0]
+    assert len(runs) == 20 and all(len(r) == 1 or lost in r for r in runs.values())
 
 
 def test_a_persisted_dataset_needs_its_client(ds, client):

@@ -131,7 +131,7 @@ def _labels(x, labels):
     "Distinct labels of category codes, and their counts"
     if x.dtype.kind not in "iu": raise ParameterError(f"codes of categories are whole numbers, not {x.dtype}; convert them, -1 being missing.")
     *counts, outside = (kernel := of("columns", x)).tally(x, 0, len(labels)).tolist()
-    low, high = kernel.bounds(x) if outside else (0, 0)
+    low, high = kernel.bounds(x) if outside else (0, -1)
     if high >= len(labels): raise ParameterError(f"code {high} has no category, as there are {len(labels)}; correct the codes.")
     if low < -1: raise ParameterError(f"code {low} has no meaning, only -1 is missing; correct the codes.")
     counts = np.array(counts, np.int64)
