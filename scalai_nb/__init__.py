@@ -1,6 +1,18 @@
-"""Make the folder of notebooks the system.
+"""Make the folder of notebooks the system: contracts, a versioned lake, runs, releases and dashboards from the notebooks you already have
 
-Names load on first use (PEP 562), so `import scalai_nb` costs next to nothing."""
+Modules:
+
+- `scalai_nb.kernels.clusters`: Which centre is nearest to each row, and the sums that the next centres follow from
+- `scalai_nb.kernels.columns`: Kernels that describe a column: each is one pass over the values, in tiles that stay in the L1 cache
+- `scalai_nb.kernels.cuda.clusters`: Sums by nearest centre on the device: the functions of `kernels/clusters.py`, launched from `clusters.cu`
+- `scalai_nb.kernels.cuda.columns`: Kernels that describe a column, on the device: the functions of `kernels/columns.py`, launched from `columns.cu`
+- `scalai_nb.kernels.cuda.groups`: A column described by group on the device: the function of `kernels/groups.py`, launched from `groups.cu`
+- `scalai_nb.kernels.cuda.linear`: Sums that linear models learn from, on the device: the functions of `kernels/linear.py`, launched from `linear.cu`
+- `scalai_nb.kernels.cuda.scores`: Scores and labels counted on the device: the functions of `kernels/scores.py`, launched from `scores.cu`
+- `scalai_nb.kernels.features`: Features from columns: a column becomes a row of a small table of numbers or places, and `assemble` writes the table out row by row
+- `scalai_nb.kernels.groups`: Count, mean, squared deviations, least and greatest value of a column by group, on the CPU
+- `scalai_nb.kernels.linear`: Sums over rows that linear models learn from: loss, gradient and curvature of a family of losses, and the scatter of columns
+- `scalai_nb.kernels.scores`: Scores and labels counted in one pass: into bins that are narrow near 0 and near 1, or exactly while they are few; errors likewise"""
 
 from importlib import import_module
 
@@ -12,10 +24,18 @@ _WHERE = {
     "data.contract": ["Contract"],
     "data.lake": ["Lake", "Version"],
     "data.sources": ["from_frame", "read_csv", "to_frame"],
+    "compute.blocks": ["Blocks"],
     "compute.cluster": ["connect"],
+    "compute.groups": ["GroupBy", "Rolling", "group_by", "rolling"],
     "compute.reduce": ["Mergeable", "reduce"],
+    "learn.clusters": ["KMeans"],
+    "learn.components": ["PCA"],
     "learn.drift": ["Drift", "drift"],
     "learn.evaluation": ["Evaluation", "evaluate"],
+    "learn.linear": ["LinearRegression", "LogisticRegression", "PoissonRegression"],
+    "learn.multiclass": ["ClassEvaluation", "evaluate_classes"],
+    "learn.residuals": ["RegressionEvaluation", "evaluate_regression"],
+    "learn.rows": ["Rows"],
     "learn.summary": ["Summary", "summarize"],
     "learn.transform": ["Transform"],
     "models.package": ["Model", "package"],

@@ -191,6 +191,7 @@ def _dask_logistic(data):
     X, y = (dask.array.from_array(x, chunks=500_000) for x in data)
     return lambda: LogisticRegression(tol=1e-6).fit(X, y)
 
+# %% ../../nbs/operations/hotpath.ipynb #c0c1b815
 def _loss(data, model) -> float:
     "What is minimised, summed in float64"
     X, y = data
