@@ -21,14 +21,14 @@ from ..errors import ParameterError, ScalaiError, WorkFailed, extra, unknown
 # %% ../../nbs/compute/blocks.ipynb #d25fc97c
 BLOCK = 131_072   # rows of a block, at least
 LARGEST = 2**20   # rows of a block, at most, where the data do not force more
-SHARES = 32       # blocks that data in memory are cut in
+SHARES = 12       # blocks that data in memory are cut in
 
 def even(
     rows: int,
     least: int = BLOCK,  # rows of a block, at least
 ) -> list[int]:          # an empty dataset is one empty block
     "Rows of each block of data in memory"
-    size = max(least, min(LARGEST, -(-rows // SHARES)))
+    size = least if least < BLOCK else max(least, min(LARGEST, -(-rows // SHARES)))
     return [min(size, rows - start) for start in range(0, rows, size)] or [0]
 
 def joined(
@@ -93,7 +93,7 @@ class _Dask(_Memory):
     def mark(self): return [(n, getattr(x.data, "name", None), repr(x.attrs)) for n, x in self.ds.variables.items()]
 
 # %% ../../nbs/compute/blocks.ipynb #aea81fbb
-JOIN = 2**25  # bytes of a block that stored pieces are joined to, unless it then has more than `LARGEST` rows or blocks become few
+JOIN = 2**27  # bytes of a block that stored pieces are joined to, unless it then has more than `LARGEST` rows or blocks become few
 
 def _enough(least: int, width: int, rows: int) -> int:
     "Rows that small stored pieces, of `width` bytes a row and `rows` rows in all, are joined to"
@@ -257,7 +257,7 @@ def _opened(path: str, texts=()):
     "A Parquet file, its footer read once a process"
     import pyarrow.parquet as pq
     facts = Path(path).stat()
-    return pq.ParquetFile(path, metadata=_footer(path, facts.st_size, facts.st_mtime_ns), read_dictionary=list(texts))
+    return pq.ParquetFile(path, metadata=_footer(path, facts.st_size, facts.st_mtime_ns), read_dictionary=list(texts), buffer_size=2**20)
 
 def parquet_files(
     path,        # file, folder, or a list of these

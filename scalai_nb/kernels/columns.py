@@ -8,7 +8,11 @@ error is that of a pairwise sum, some (TILE / 8 + log2(n / TILE)) · 1e-16 at wo
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core.cgutils import get_or_insert_function
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
 
 from ..errors import ParameterError
 
@@ -32,6 +36,23 @@ def _checked(x, accepted=FLOATS + WHOLE):
         raise ParameterError(f"The kernel takes {', '.join(np.dtype(t).name for t in accepted)}, not {x.dtype}; convert with astype.")
     if x.ndim != 1 or not x.flags.c_contiguous: raise ParameterError("The kernel takes one contiguous dimension; pass x.ravel().")
     return x.view(np.uint8) if x.dtype == bool else x
+
+
+@intrinsic
+def _ask(typingctx, x, i):
+    "Have the processor fetch x[i], which need not exist, into the cache"
+    def codegen(context, builder, signature, args):
+        at = builder.gep(make_array(signature.args[0])(context, builder, args[0]).data, [args[1]])
+        take = ir.FunctionType(ir.VoidType(), [at.type, *[ir.IntType(32)] * 3])
+        builder.call(get_or_insert_function(builder.module, take, "llvm.prefetch.p0"), [at, *(ir.IntType(32)(v) for v in (0, 3, 1))])  # to read, near, data
+        return context.get_dummy_value()
+    return types.void(x, types.intp), codegen
+
+
+@njit(nogil=True, inline="always")
+def _ahead(x, start):
+    "Fetch the tile of `x` that begins at `start` while the one before it is computed: the processor does not look beyond a page by itself"
+    for i in range(start, start + TILE, 64 // x.itemsize): _ask(x, i)
 
 
 # ---- scan: counts, extremes and moments ----
@@ -95,6 +116,7 @@ def _scan_floats(x):
     n, mean, m2, m3, m4, zero = 0, 0.0, 0.0, 0.0, 0.0, 0.0
     for start in range(0, len(x), TILE):
         m, k, large = min(TILE, len(x) - start), 0, np.int64(0)
+        _ahead(x, start + TILE)
         for i in range(m): t[i] = x[start + i]
         for i in range(m):
             mag, sign = u[i] & MAGNITUDE, np.int64(u[i]) >> 63
@@ -128,6 +150,7 @@ def _scan_whole(x):
     zeros, low, high, n, mean, m2, m3, m4 = 0, x[0], x[0], 0, 0.0, 0.0, 0.0, 0.0
     for start in range(0, len(x), TILE):
         m = min(TILE, len(x) - start)
+        _ahead(x, start + TILE)
         for i in range(m):
             v = x[start + i]
             t[i] = v
@@ -209,6 +232,7 @@ def _spread_floats(x, shift, low, size, counts, cells):
     u, bits = t.view(np.uint64), address.view(np.uint64)
     for start in range(0, len(x), TILE):
         m = min(TILE, len(x) - start)
+        _ahead(x, start + TILE)
         for i in range(m): t[i] = x[start + i] + 0.0  # -0.0 becomes 0.0
         for i in range(m):
             mag = u[i] & MAGNITUDE
@@ -227,6 +251,7 @@ def _spread_whole(x, shift, low, size, counts, cells, linear):
     u, bits = t.view(np.uint64), address.view(np.uint64)
     for start in range(0, len(x), TILE):
         m = min(TILE, len(x) - start)
+        _ahead(x, start + TILE)
         for i in range(m):
             t[i] = x[start + i]
             h[i] = np.uint64(x[start + i])
@@ -359,6 +384,7 @@ def _count(x, whole, table, limit):
     u = t.view(np.uint64)
     for start in range(0, len(x), TILE):
         m = min(TILE, len(x) - start)
+        _ahead(x, start + TILE)
         if whole:
             for i in range(m): h[i] = np.uint64(np.int64(x[start + i]))
         else:
