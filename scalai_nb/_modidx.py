@@ -645,6 +645,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'scalai_nb.jupyter.dash._fact': ('jupyter/dash.html#_fact', 'scalai_nb/jupyter/dash.py'),
                                         'scalai_nb.jupyter.dash._facts': ('jupyter/dash.html#_facts', 'scalai_nb/jupyter/dash.py'),
                                         'scalai_nb.jupyter.dash._light': ('jupyter/dash.html#_light', 'scalai_nb/jupyter/dash.py'),
+                                        'scalai_nb.jupyter.dash._matters': ('jupyter/dash.html#_matters', 'scalai_nb/jupyter/dash.py'),
                                         'scalai_nb.jupyter.dash._measure': ('jupyter/dash.html#_measure', 'scalai_nb/jupyter/dash.py'),
                                         'scalai_nb.jupyter.dash._month': ('jupyter/dash.html#_month', 'scalai_nb/jupyter/dash.py'),
                                         'scalai_nb.jupyter.dash._months': ('jupyter/dash.html#_months', 'scalai_nb/jupyter/dash.py'),

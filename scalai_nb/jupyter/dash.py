@@ -320,6 +320,12 @@ def _variables_set(variables: dict[str, str]):
         for key, value in before.items(): os.environ.pop(key) if value is None else os.environ.update({key: value})
 
 # %% ../../nbs/jupyter/dash.ipynb #2064d440
+def _matters(record: logging.LogRecord) -> bool:
+    "Whether a record says more than that a page was closed while Voila sent to it"
+    from tornado.websocket import WebSocketClosedError
+    return not (record.exc_info and isinstance(record.exc_info[1], WebSocketClosedError))
+
+# %% ../../nbs/jupyter/dash.ipynb #e505c85d
 def serve(
     name: str = "index",         # a notebook in the folder of dashboards
     env=None,                    # an Environment or the name of one; None: as `environment()` chooses
@@ -334,6 +340,7 @@ def serve(
     try: from voila.app import Voila
     except ImportError: raise extra("voila", "lab") from None
     from tornado.ioloop import IOLoop
+    logging.getLogger("asyncio").addFilter(_matters)
     logging.getLogger("tornado.general").setLevel("ERROR")  # jupyter_server's ping settings are in another unit than tornado's, which warns
     templates = os.pathsep.join(filter(None, [str(LAB), os.environ.get("JUPYTER_PATH")]))
     with _variables_set({**env.variables, "JUPYTER_PATH": templates}):
