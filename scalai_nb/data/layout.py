@@ -144,7 +144,7 @@ def _plain(array, rows: int) -> bool:
     from zarr.codecs import BloscCodec, BytesCodec
     codecs = getattr(array.metadata, "codecs", ())
     if [type(c) for c in codecs] != [BytesCodec, BloscCodec] or array.dtype.kind not in "biufM": return False
-    little = codecs[0].endian is None or codecs[0].endian.value == "little"
+    little = codecs[0].to_dict().get("configuration", {}).get("endian", "little") == "little"
     return little and sys.byteorder == "little" and tuple(array.chunks) == (rows, *array.shape[1:])
 
 async def _fetch(store, keys: list[str]) -> list:
