@@ -31,7 +31,7 @@ def table(seed: int, n: int) -> xr.Dataset:
     x = r.normal(0, 100, n)
     x[r.random(n) < 0.1] = np.nan
     time = np.datetime64("2013-01-01", "us") + r.integers(0, 10**12, n).astype("m8[us]")
-    time[r.random(n) < 0.1] = np.datetime64("NaT")
+    time[r.random(n) < 0.1] = np.datetime64("NaT", "us")
     return xr.Dataset({
         "number": ("row", x, {"units": "m"}), "single": ("row", x.astype("f4")), "whole": ("row", r.integers(-9, 9, n)), "tiny": ("row", r.integers(0, 9, n).astype("u1")),
         "flag": ("row", r.random(n) < 0.3), "time": ("row", time), "word": ("row", r.choice(np.array(["a", "", "ü", np.nan], dtype=object), n)),

@@ -20,7 +20,7 @@ from scalai_nb.learn.components import PCA
 from scalai_nb.learn.rows import Rows
 from scalai_nb.learn.transform import Transform
 
-LOCAL = Environment(name="test", root=None, cluster="local", workers=2, memory=500_000_000)
+LOCAL = Environment(name="test", root=None, cluster="local", workers=2, memory=2_000_000_000)  # beyond 80 % a worker would pause
 RNG = np.random.default_rng
 
 

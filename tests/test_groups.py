@@ -26,7 +26,7 @@ def table(seed: int, n: int) -> xr.Dataset:
     "Keys of every kind and values, all with missing ones where they can have them"
     r = RNG(seed)
     time = np.datetime64("2013-01-01", "us") + r.integers(-10**11, 10**11, n).astype("m8[us]")
-    time[r.random(n) < 0.1] = np.datetime64("NaT")
+    time[r.random(n) < 0.1] = np.datetime64("NaT", "us")
     value = r.normal(0, 100, n)
     value[r.random(n) < 0.2] = np.nan
     if seed % 3 == 0: value[r.random(n) < 0.02] = np.inf if seed % 2 else -np.inf

@@ -25,7 +25,7 @@ from scalai_nb.learn.rows import Rows, fold_arrays
 from scalai_nb.learn.solver import slopes
 from scalai_nb.learn.transform import Transform
 
-LOCAL = Environment(name="test", root=None, cluster="local", workers=2, memory=500_000_000)
+LOCAL = Environment(name="test", root=None, cluster="local", workers=2, memory=2_000_000_000)  # beyond 80 % a worker would pause
 RNG = np.random.default_rng
 ESTIMATORS = {"linear": LinearRegression(), "logistic": LogisticRegression(tol=1e-9), "poisson": PoissonRegression(tol=1e-9)}
 
