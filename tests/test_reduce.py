@@ -395,5 +395,12 @@ def test_a_lost_worker_costs_its_blocks_and_nothing_else(client, tmp_path):
     assert len(runs) == 20 and all(len(r) == 1 or lost in r for r in runs.values())
 
 
+def test_workers_that_have_all_paused_are_named_and_not_waited_for(monkeypatch):
+    monkeypatch.setattr(module, "STALLED", 2)
+    with dask.config.set({"distributed.worker.memory.pause": 0.01}), connect(LOCAL) as client:
+        while not all(w["status"] == "paused" for w in client.scheduler_info(n_workers=-1)["workers"].values()): time.sleep(0.1)
+        with pytest.raises(WorkFailed, match=r"All workers \(2\) have paused, as their memory of 2 GB"): reduce(COUNT, numbers(client), client)
+
+
 def test_a_persisted_dataset_needs_its_client(ds, client):
     with pytest.raises(ParameterError, match="pass its client"): summarize(client.persist(ds.chunk(row=1000)))
