@@ -289,6 +289,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'scalai_nb.compute.reduce._arrays': ( 'compute/reduce.html#_arrays',
                                                                                 'scalai_nb/compute/reduce.py'),
                                           'scalai_nb.compute.reduce._bar': ('compute/reduce.html#_bar', 'scalai_nb/compute/reduce.py'),
+                                          'scalai_nb.compute.reduce._ended': ('compute/reduce.html#_ended', 'scalai_nb/compute/reduce.py'),
                                           'scalai_nb.compute.reduce._fold': ('compute/reduce.html#_fold', 'scalai_nb/compute/reduce.py'),
                                           'scalai_nb.compute.reduce._fold_run': ( 'compute/reduce.html#_fold_run',
                                                                                   'scalai_nb/compute/reduce.py'),
