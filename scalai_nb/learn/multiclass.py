@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'CLASS_EVALUATION', 'ClassState', 'merge_classes', 'class_names', 'class_numbers', 'class_state',
-           'check_classes', 'ClassStates', 'merge_states', 'update_classes', 'ClassEvaluation', 'class_evaluation',
-           'evaluate_classes']
+           'check_classes', 'update_classes', 'ClassEvaluation', 'class_evaluation', 'evaluate_classes']
 
 # %% ../../nbs/learn/multiclass.ipynb #78add358
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from ..errors import ParameterError, unknown
 from ..kernels import of
 from .evaluation import Evaluation, amount, columns_by, needed, normal_interval, ratio, row_array, rows_of, wilson
 from scalai_nb.learn.scores import (
-    SLICE_BITS, SLICE_LIMIT, in_order, merge_scores, merge_slices, numbered, rows_by, scores, slice_index, slice_name, taken,
+    SLICE_BITS, SLICE_LIMIT, State, in_order, merge, merge_scores, numbered, rows_by, scores, slice_index, slice_name, taken,
 )
 from .summary import html_table, percent
 
@@ -90,17 +89,9 @@ def check_classes(bad: tuple, number, score, weight) -> None:
     if bad[3]: raise ParameterError(f"A weight is a finite number from 0 on; {bad[3]:,} of {len(weight):,} are not; leave those rows out.")
 
 # %% ../../nbs/learn/multiclass.ipynb #bf0cb167
-@dataclass(frozen=True, eq=False)
-class ClassStates:
-    "The state of all rows, and of the rows of each slice"
-    whole: ClassState = field(default_factory=ClassState)
-    slices: dict = field(default_factory=dict)
+_merge = partial(merge, each=merge_classes)
 
-def merge_states(a: ClassStates, b: ClassStates) -> ClassStates:
-    "The states of the rows of both"
-    return ClassStates(merge_classes(a.whole, b.whole), merge_slices(a.slices, b.slices, merge_classes))
-
-def update_classes(s: ClassStates, block, label: str, score: str, by: tuple = (), weight: str | None = None) -> ClassStates:
+def update_classes(s: State, block, label: str, score: str, by: tuple = (), weight: str | None = None) -> State:
     "Add the rows of a block"
     classes = class_names(block[label], block[score])
     number, r = class_numbers(block[label].variable, classes), taken(np.zeros(0, bool), block[score].variable.data, None if weight is None else block[weight].variable.data)
@@ -111,7 +102,7 @@ def update_classes(s: ClassStates, block, label: str, score: str, by: tuple = ()
         for k, rows in rows_by(group):
             mine = [None if x is None else x[rows] for x in columns]
             slices[keys[k]] = class_state(*mine, r.eps, classes, s.slices[keys[k]].against if keys[k] in s.slices else ())
-    return merge_states(s, ClassStates(class_state(*columns, r.eps, classes, s.whole.against), slices))
+    return _merge(s, State(class_state(*columns, r.eps, classes, s.whole.against), slices))
 
 # %% ../../nbs/learn/multiclass.ipynb #0e53f517
 @dataclass(frozen=True, eq=False)
@@ -179,7 +170,7 @@ def _confusion(e: ClassEvaluation):
     return pd.DataFrame(e.state.confusion, index=pd.Index(e.state.classes, name="label"), columns=pd.Index(e.state.classes, name="prediction"))
 
 # %% ../../nbs/learn/multiclass.ipynb #5e8ea3f8
-def _evaluated(s: ClassStates) -> ClassEvaluation:
+def _evaluated(s: State) -> ClassEvaluation:
     return ClassEvaluation(s.whole, {k: ClassEvaluation(x) for k, x in in_order(s.slices).items()})
 
 def class_evaluation(
@@ -189,7 +180,7 @@ def class_evaluation(
     weight: str | None = None,   # column of weights
 ) -> Mergeable:                  # over datasets; its result is a `ClassEvaluation`
     "The evaluation of scores of several classes in a dataset"
-    return Mergeable(ClassStates, partial(update_classes, label=label, score=score, by=tuple(by), weight=weight), merge_states, _evaluated, columns=needed(label, score, *by, weight))
+    return Mergeable(partial(State, ClassState()), partial(update_classes, label=label, score=score, by=tuple(by), weight=weight), _merge, _evaluated, columns=needed(label, score, *by, weight))
 
 CLASS_EVALUATION = register("class evaluation", class_evaluation())
 

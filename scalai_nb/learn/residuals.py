@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['REGRESSION_EVALUATION', 'error_edges', 'middles', 'Residuals', 'merge_residuals', 'residuals', 'number_column',
-           'ResidualStates', 'merge_states', 'update_residuals', 'RegressionEvaluation', 'regression_evaluation',
-           'evaluate_regression']
+           'update_residuals', 'RegressionEvaluation', 'regression_evaluation', 'evaluate_regression']
 
 # %% ../../nbs/learn/residuals.ipynb #f3b041a9
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from ..compute.reduce import Mergeable, reduce, register
 from ..errors import ParameterError, unknown
 from ..kernels import of
 from .evaluation import amount, columns_by, needed, normal_interval, ratio, row_array, rows_of
-from .scores import in_order, merge_slices, numbered, rows_by, slice_index, slice_name
+from .scores import State, in_order, merge, numbered, rows_by, slice_index, slice_name
 from .summary import bars, html_table
 
 # %% ../../nbs/learn/residuals.ipynb #b29ffb1f
@@ -86,17 +85,9 @@ def number_column(x, name: str):
     return x.astype(np.float32 if x.dtype.kind == "f" and x.dtype.itemsize <= 4 and name != "weight" else np.float64, copy=False)
 
 # %% ../../nbs/learn/residuals.ipynb #95301127
-@dataclass(frozen=True, eq=False)
-class ResidualStates:
-    "The state of all rows, and of the rows of each slice"
-    whole: Residuals = field(default_factory=Residuals)
-    slices: dict = field(default_factory=dict)
+_merge = partial(merge, each=merge_residuals)
 
-def merge_states(a: ResidualStates, b: ResidualStates) -> ResidualStates:
-    "The states of the rows of both"
-    return ResidualStates(merge_residuals(a.whole, b.whole), merge_slices(a.slices, b.slices, merge_residuals))
-
-def update_residuals(s: ResidualStates, block, target: str, prediction: str, by: tuple = (), weight: str | None = None) -> ResidualStates:
+def update_residuals(s: State, block, target: str, prediction: str, by: tuple = (), weight: str | None = None) -> State:
     "Add the rows of a block"
     names = {"target": target, "prediction": prediction, "weight": weight}
     columns = [None if column is None else number_column(block[column].variable.data, name) for name, column in names.items()]
@@ -104,7 +95,7 @@ def update_residuals(s: ResidualStates, block, target: str, prediction: str, by:
     if by:
         group, keys = numbered([block[x].variable for x in by])
         slices = {keys[k]: residuals(*(None if x is None else x[rows] for x in columns), by_prediction=False) for k, rows in rows_by(group)}
-    return merge_states(s, ResidualStates(residuals(*columns), slices))
+    return _merge(s, State(residuals(*columns), slices))
 
 # %% ../../nbs/learn/residuals.ipynb #cd01643f
 @dataclass(frozen=True, eq=False)
@@ -167,7 +158,7 @@ def _curve(e: RegressionEvaluation, points: int):
     return pd.DataFrame({"prediction": x / rows, "count": rows, "bias": total / rows, "rmse": np.sqrt(squares / rows)})
 
 # %% ../../nbs/learn/residuals.ipynb #74013e04
-def _evaluated(s: ResidualStates) -> RegressionEvaluation:
+def _evaluated(s: State) -> RegressionEvaluation:
     return RegressionEvaluation(s.whole, {k: RegressionEvaluation(x) for k, x in in_order(s.slices).items()})
 
 def regression_evaluation(
@@ -177,7 +168,7 @@ def regression_evaluation(
     weight: str | None = None,       # column of weights
 ) -> Mergeable:                      # over datasets; its result is a `RegressionEvaluation`
     "The evaluation of predictions of a number in a dataset"
-    return Mergeable(ResidualStates, partial(update_residuals, target=target, prediction=prediction, by=tuple(by), weight=weight), merge_states, _evaluated, columns=needed(target, prediction, *by, weight))
+    return Mergeable(partial(State, Residuals()), partial(update_residuals, target=target, prediction=prediction, by=tuple(by), weight=weight), _merge, _evaluated, columns=needed(target, prediction, *by, weight))
 
 REGRESSION_EVALUATION = register("regression evaluation", regression_evaluation())
 

@@ -200,9 +200,9 @@ def slices(
 # %% ../../nbs/learn/scores.ipynb #e768d6d8
 @dataclass(frozen=True, eq=False)
 class State:
-    "Scores of all rows, and of the rows of each slice"
-    whole: Scores = field(default_factory=Scores)
-    slices: dict = field(default_factory=dict)  # value, or tuple of values -> Scores
+    "What is known of all rows, and of the rows of each slice: Scores, or what another evaluation keeps"
+    whole: object = field(default_factory=Scores)
+    slices: dict = field(default_factory=dict)  # value, or tuple of values -> the like of `whole`
 
 def merge_slices(
     a: dict, b: dict,  # key -> state
@@ -213,9 +213,12 @@ def merge_slices(
     if len(merged) > SLICES: raise ParameterError(f"`by` has more than {SLICES:,} values; slice by fewer, or group them.")
     return merged
 
-def merge(a: State, b: State) -> State:
+def merge(
+    a: State, b: State,
+    each=merge_scores,  # (state, state) -> state of the rows of both
+) -> State:
     "The state of the rows of both"
-    return State(merge_scores(a.whole, b.whole), merge_slices(a.slices, b.slices, merge_scores))
+    return State(each(a.whole, b.whole), merge_slices(a.slices, b.slices, each))
 
 def update(
     s: State,
