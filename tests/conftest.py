@@ -40,7 +40,7 @@ class Demo:
 def demo(tmp_path_factory) -> Demo:
     "A copy of the project in which `make demo` has run"
     demo = Demo(tmp_path_factory.mktemp("demo") / "project")
-    ignore = shutil.ignore_patterns(".git", ".venv*", ".scalai", "__pycache__", ".ipynb_checkpoints", ".*_cache", ".hypothesis", "*.egg-info", "build", "dist")
+    ignore = shutil.ignore_patterns(".git", ".venv*", ".scalai", ".services", "__pycache__", ".ipynb_checkpoints", ".*_cache", ".hypothesis", "*.egg-info", "build", "dist")
     shutil.copytree(ROOT, demo.folder, ignore=ignore, symlinks=True)
     for mirror in (demo.folder / "nbs").rglob("*.py"): mirror.unlink()
     (demo.folder / "home").mkdir()
@@ -48,6 +48,15 @@ def demo(tmp_path_factory) -> Demo:
     assert done.returncode == 0, done.stdout + done.stderr
     demo.first = done.stdout
     return demo
+
+
+# ---- tools with environments of their own
+
+def tool(name: str) -> Path:
+    "The `bin` folder of a tool that `make test-services` installs; the test is skipped where it is not there"
+    folder = ROOT / ".services" / name
+    if not (folder / ".installed").exists(): pytest.skip(f"no {name} in .services; run make test-services")
+    return folder / "bin"
 
 
 # ---- no quiet skip

@@ -39,7 +39,7 @@ class Light:
     @property
     def status(self) -> str:
         "not measured, met, partly met (the figure is, some months are not), missed or warning"
-        from scalai_nb.pipeline.step import Goal
+        from scalai_nb.goals import Goal
         if isnan(self.value): return "not measured"
         if not Goal(self.goal).met(self.value): return "missed" if self.decides else "warning"
         return "partly met" if self.missed else "met"
@@ -94,7 +94,7 @@ def _column(goal: str, months) -> str | None:
 
 def _light(row, checks, months) -> Light:
     "The light of one goal: what the release gate measured, else the newest month"
-    from scalai_nb.pipeline.step import Goal
+    from scalai_nb.goals import Goal
     goal, column = Goal(f"{row.comparison} {row.threshold:g}"), _column(row.goal, months)
     by_month = dict(zip(months.period, months[column], strict=True)) if column else {}
     check = checks[(checks.check == row.goal) & checks.decides] if len(checks) else checks
@@ -140,7 +140,7 @@ def figure(value: float, unit: str) -> str:
 
 def target(goal: str, unit: str) -> str:
     "A goal as people say it: `>= 0.60` of a share is ≥ 60 %"
-    from scalai_nb.pipeline.step import Goal
+    from scalai_nb.goals import Goal
     goal = Goal(goal)
     return f"{ {'>=': '≥', '<=': '≤'}.get(goal.op, goal.op)} {figure(goal.threshold, unit)}"
 
@@ -171,7 +171,7 @@ LOOK = {"svg.fonttype": "none", "font.size": 10, "axes.grid": True, "axes.grid.a
 
 def _draw(axes, months: list, measure: Measure, chosen: int | None, narrow: bool) -> None:
     "Draw the lines, the goal and a shade behind the chosen month"
-    from scalai_nb.pipeline.step import Goal
+    from scalai_nb.goals import Goal
     x, percent = range(len(months)), 100 if measure.unit.startswith("share") else 1
     for (name, values), look in zip(measure.lines.items(), LINES, strict=False):
         axes.plot(x, [percent * v for v in values], linewidth=2, markersize=5, label=name, **look)

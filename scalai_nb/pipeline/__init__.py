@@ -7,7 +7,8 @@ from importlib import import_module
 _WHERE = {
     "models.package": ["Model"],
     "pipeline.io": ["checkpoint", "read", "write"],
-    "pipeline.step": ["Goal", "In", "Out", "Secret"],
+    "goals": ["Goal"],
+    "pipeline.step": ["In", "Out", "Secret"],
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = [*_MODULE]
