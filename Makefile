@@ -46,7 +46,7 @@ lock:  ## Resolve the lock files anew; what still fits keeps its version
 	$(COMPILE) $(LEAN) --extra kubernetes --output-file environments/cluster.txt
 	$(COMPILE) --extra gpu --output-file environments/gpu.txt
 
-test-services:  ## Install what some tests need besides Python: a Chromium and a C++ compiler
+test-services:  ## Install what some tests need besides: Chromium, a C++ compiler, TensorFlow, DVC, an MLflow server
 	@environments/services
 
 clean:  ## Remove caches and build outputs; data (.scalai) and environments (.venv) stay

@@ -49,7 +49,7 @@ def test_the_lock_holds_all_that_the_project_asks_for(section, python):
     "Add a dependency without `make lock`, and this names it"
     where = {"python_version": python, "python_full_version": f"{python}.5", "sys_platform": "linux", "platform_machine": "x86_64"}
     pinned = {p.name: next(iter(p.specifier)).version for p in pins(f"{section}.txt") if not p.marker or p.marker.evaluate(where)}
-    asked = [*PROJECT["dependencies"], *(r for e in ["trees", "lab", "flights", "dev", *EXTRAS[section]] for r in PROJECT["optional-dependencies"][e])]
+    asked = [*PROJECT["dependencies"], *(r for e in ["trees", "search", "convert", "wandb", "lab", "flights", "dev", *EXTRAS[section]] for r in PROJECT["optional-dependencies"][e])]
     wrong = [r for r in map(Requirement, asked) if r.name not in pinned or not r.specifier.contains(pinned[r.name])]
     assert not wrong, "run make lock"
 
@@ -141,7 +141,7 @@ def test_the_commands_of_the_manifests_make_a_cluster_that_computes(tmp_path):
 
 # ---- make, on a bare machine: stand-ins for Python, uv and apt-get write down how they were called
 
-TOOLS = "bash sh make sed grep ls date dirname mkdir cat cp flock tail tee mktemp rm touch id env timeout".split()
+TOOLS = "bash sh make sed grep ls readlink date dirname mkdir cat cp flock tail tee mktemp rm touch id env timeout".split()
 PYTHON = """
 case "$*" in
   *"-m venv"*) for folder; do :; done; mkdir -p $folder/bin; touch $folder/pyvenv.cfg; cp $0 $folder/bin/python;;
@@ -191,12 +191,21 @@ def test_make_installs_once_and_again_when_the_lock_changes(machine):
     for expected in (1, 1):
         done = machine.install()
         assert done.returncode == 0, done.stderr
-        assert machine.calls("pip install") == 2 * expected  # the lock, then scalai-nb
+        assert machine.calls("pip install") == 3 * expected  # the lock, PyTorch, then scalai-nb
     assert machine.calls("--no-deps --requirement environments/lock.txt") == machine.calls("--editable .") == 1
     later = (machine.repo / ".venv/.installed").stat().st_mtime + 10
     os.utime(machine.repo / "environments/lock.txt", (later, later))
     machine.install()
-    assert machine.calls("pip install") == 4
+    assert machine.calls("pip install") == 6
+
+
+def test_pytorch_is_taken_from_where_pip_is_told_to_look_and_the_rest_stays_as_locked(machine):
+    machine.has("python3", 'case "$*" in *"config get"*) echo /wheels;; *tomllib*) echo "torch>=2.7";; esac' + PYTHON)
+    machine.has("uv", "touch network" + UV)
+    assert machine.install().returncode == 0
+    first, second = (line for line in machine.log.read_text().splitlines() if line.endswith("torch>=2.7"))
+    assert "--no-index --find-links /wheels" in first and "--no-deps" in first
+    assert "--constraint" in second and "--no-deps" not in second
 
 
 def test_an_install_that_was_cut_off_is_taken_up_again(machine):
@@ -205,7 +214,7 @@ def test_an_install_that_was_cut_off_is_taken_up_again(machine):
     assert machine.install().returncode != 0 and not (machine.repo / ".venv/.installed").exists()  # no network
     (machine.repo / "network").touch()
     assert machine.install().returncode == 0 and (machine.repo / ".venv/.installed").exists()
-    assert machine.calls("uv venv") == 1 and not machine.calls("-m pip")
+    assert machine.calls("uv venv") == 1 and not machine.calls("-m pip install")
 
 
 def test_another_python_gets_another_folder(machine):
