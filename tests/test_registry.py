@@ -4,22 +4,27 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
+from time import sleep
 from types import SimpleNamespace
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
 import xarray as xr
+from conftest import tool
 from sklearn.linear_model import LogisticRegression
 
-from scalai_nb.errors import Conflict, ModelMismatch, ModelNotFound, ParameterError, VersionNotFound
+from scalai_nb.errors import Conflict, ContractViolation, ModelMismatch, ModelNotFound, ParameterError, VersionNotFound
 from scalai_nb.learn.transform import Transform
 from scalai_nb.models import registry as module
+from scalai_nb.models.history import append
 from scalai_nb.models.package import package
 from scalai_nb.models.registry import Registry
 from scalai_nb.models.tracking import client
@@ -76,6 +81,52 @@ def test_register_and_get(registry, model):
     assert sorted(p.name for p in first.path.parent.iterdir()) == ["1", "2"]
 
 
+def test_register_as_challenger(four, model):
+    four.promote("late", 2)
+    v = four.register(model, "late", alias="challenger")
+    assert v.aliases == ("challenger",) and aliases(four) == {"champion": 2, "challenger": 5}
+    assert four.register(model, "late", alias="challenger").version == 6 and aliases(four)["challenger"] == 6
+    with pytest.raises(ParameterError, match="'previous' cannot be given"):
+        four.register(model, "late", alias="previous")
+    assert len(four.versions("late")) == 6
+
+
+def test_another_contract_than_the_champion_has(four, model):
+    "It needs a column that nobody sends"
+    minutes = HOURS.assign(minute=HOURS.hour * 60)
+    t = Transform(["hour", "minute"]).fit(minutes)
+    other = package(t, LogisticRegression().fit(t.transform(minutes).values, minutes.hour > 15), name="late")
+    assert four.register(other, "late").version == 5  # nobody serves yet
+    four.promote("late", 1)
+    with pytest.raises(ContractViolation, match="another contract than late@1, which serves: it needs 'minute', a number, .* contract=.new. if that is meant"):
+        four.register(other, "late")
+    assert len(four.versions("late")) == 5 and sorted(p.name for p in four.get("late").path.parent.iterdir()) == ["1", "2", "3", "4", "5", "history.jsonl"]
+    assert four.register(other, "late", contract="new").version == 6 and four.register(other, "later").version == 1
+    four.promote("late", 6)
+    assert four.register(model, "late").version == 7  # it asks for less
+    with pytest.raises(ParameterError, match='contract=.old. is not known; accepted: "new"'):
+        four.register(model, "late", contract="old")
+
+
+def test_a_broken_champion_is_replaced_knowingly(four, model):
+    four.promote("late", 1)
+    (four.get("late").path / "model.onnx").write_bytes(b"")
+    with pytest.raises(ModelMismatch, match="model.onnx is not the file"):
+        four.register(model, "late")
+    assert four.register(model, "late", contract="new").version == 5
+
+
+def test_a_verdict_moves_nothing(four):
+    four.promote("late", 1)
+    v = four.judged("late", 2, "refused: late fails auc", by="gate", evidence={"gate": {"passed": False}})
+    assert v.version == 2 and aliases(four) == {"champion": 1}
+    last = four.history("late")[-1]
+    assert (last["action"], last["version"], last["former"], last["alias"], last["by"]) == ("judge", 2, 1, "", "gate") and four.verify("late") == 2
+    four.promote("late", 2)
+    four.judged("late", 3, "passed", evidence={})
+    assert four.rollback("late").version == 1 and aliases(four) == {"champion": 1} and four.verify("late") == 5
+
+
 def test_what_is_not_there(four, tmp_path):
     with pytest.raises(ModelNotFound, match="'lat' is not in the registry; known: late. Did you mean 'late'"):
         four.get("lat")
@@ -114,13 +165,20 @@ def test_reading_needs_no_mlflow(four):
 def test_the_file_and_mlflow_say_the_same(four):
     four.promote("late", 2)
     four.promote("late", 3)
-    four.promote("late", 3, alias="challenger")
+    four.promote("late", 3, alias="shadow")
     c = client(four.env)
     c.delete_model_version("late", "4")
     shown = lambda rows: [(name, v, created, dict(tags), sorted(a)) for name, v, created, tags, a in rows]
     rows = shown(four._rows())
     assert rows == shown(module._rows_of_server(c)) and [r[1] for r in rows] == [1, 2, 3]
-    assert [r[4] for r in rows] == [[], ["previous"], ["challenger", "champion"]]
+    assert [r[4] for r in rows] == [[], ["previous"], ["champion", "shadow"]]
+
+
+def test_many_pages(four):
+    c = client(four.env)
+    for size in (1, 2, 3, 4, 5):
+        assert sorted(int(v.version) for v in module._every(c.search_model_versions, "name='late'", size=size)) == [1, 2, 3, 4]
+    assert module._every(c.search_model_versions, "name='lat'") == []
 
 
 def test_promotions_and_the_way_back(four):
@@ -146,7 +204,9 @@ def test_another_alias_leaves_the_champion_alone(four):
     four.promote("late", "latest", alias="challenger")
     assert aliases(four) == {"champion": 2, "previous": 1, "challenger": 4}
     four.promote("late", "challenger")
-    assert aliases(four) == {"champion": 4, "previous": 2, "challenger": 4}
+    assert aliases(four) == {"champion": 4, "previous": 2}  # a champion is no challenger
+    four.promote("late", 3, alias="challenger")
+    assert four.rollback("late").version == 2 and aliases(four) == {"champion": 2, "previous": 1, "challenger": 3}
 
 
 def test_promoting_the_champion_again_writes_nothing(four):
@@ -200,6 +260,31 @@ def test_of_two_promoters_one_wins(four):
         won = [r for r in results if not isinstance(r, Exception)]
         assert len(lost) == len(won) == 1 and four.get("late").version == won[0].version
         assert four.verify("late") == round + 2
+
+
+def test_of_two_processes_one_wins(four, tmp_path):
+    "Two people at two terminals, who both saw version 1"
+    four.promote("late", 1)
+    code = f"""
+    import sys, time
+    from pathlib import Path
+    from types import SimpleNamespace
+    from scalai_nb.errors import Conflict
+    from scalai_nb.models.registry import Registry
+    from scalai_nb.models.tracking import client
+    r, mine = Registry(SimpleNamespace(**{vars(four.env)!r})), sys.argv[1]
+    client(r.env)
+    Path("{tmp_path}", f"ready{{mine}}").touch()
+    while not all(Path("{tmp_path}", f"ready{{n}}").exists() for n in (2, 3)): time.sleep(0.001)
+    try: print("won", r.promote("late", mine, expected=1, by=mine).version)
+    except Conflict as e: print("lost", e)
+    """
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    start = lambda n: subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), str(n)], env=env, stdout=subprocess.PIPE, text=True)
+    said = sorted(p.communicate(timeout=120)[0].strip() for p in [start(2), start(3)])
+    winner = four.get("late").version
+    assert said == [f"lost late@champion is version {winner} and not 1, as it was when you looked; look again, then decide.", f"won {winner}"]
+    assert four.verify("late") == 2 and four.history("late")[-1]["by"] == str(winner)
 
 
 def test_without_the_lock_both_would_win(four, monkeypatch):
@@ -265,7 +350,7 @@ def test_a_history_written_anew_is_found(four):
     records = [{k: v for k, v in r.items() if k not in ("hash", "before")} | {"by": "Eve"} for r in four.history("late")]
     path.unlink()
     for record in records:
-        module._append(path, record)
+        append(path, record)
     with pytest.raises(ModelMismatch, match="does not end with the last promotion"):
         four.verify("late")
 
@@ -276,7 +361,7 @@ def test_a_full_disk_leaves_the_history_whole(four, monkeypatch):
     def full(fd):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         four.promote("late", 2)
     monkeypatch.undo()
@@ -336,3 +421,61 @@ def test_history_is_one_json_object_a_line(four):
     four.promote("late", 1, reason="line\nbreak, “quotes”")
     (line,) = four._history("late").read_text().splitlines()
     assert json.loads(line)["reason"] == "line\nbreak, “quotes”"
+
+
+# ---- a server
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    "A real MLflow server on this machine"
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "PATH": f"{tool('mlflow')}:{os.environ['PATH']}"}
+    command = [tool("mlflow") / "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder / "artifacts"),
+               "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    with open(folder / "log", "wb") as log:
+        process = subprocess.Popen([str(c) for c in command], env=env, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    try:
+        answers(f"http://127.0.0.1:{port}/health", process, folder / "log")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def answers(url, process, log, seconds=120):
+    for _ in range(10 * seconds):
+        try: return urlopen(url, timeout=5).read()
+        except OSError:
+            assert process.poll() is None, log.read_text()
+            sleep(0.1)
+    raise AssertionError(log.read_text())
+
+
+def test_over_a_server(server, model, tmp_path):
+    "The same registry, whose names and aliases are on an MLflow server"
+    registry = Registry(SimpleNamespace(models=str(tmp_path / "models"), tracking=server))
+    with pytest.raises(ModelNotFound, match="known: none"):
+        registry.get("late")
+    for auc in (0.70, 0.71, 0.72): registry.register(model, "late", metrics={"auc": auc}, tags={"run": "r1"})
+    registry.register(model, "other", alias="challenger")
+    assert registry.names() == ["late", "other"] and [v.version for v in registry.versions("late")] == [3, 2, 1]
+    assert registry.get("late@2").metrics == {"auc": 0.71} and registry.get("late@2").tags == {"run": "r1"}
+    registry.promote("late", 1, expected=0)
+    registry.promote("late", 3, alias="challenger")
+    registry.promote("late", "challenger", by="Ada", expected=1)
+    assert aliases(registry) == {"champion": 3, "previous": 1} and registry.get("other", "challenger").version == 1
+    results = together(*(lambda v=v: Registry(registry.env).promote("late", v, expected=3) for v in (1, 2)))
+    assert sorted(type(r).__name__ for r in results) == ["Conflict", "ModelVersion"]
+    assert registry.rollback("late", "alarms").version == 3 and aliases(registry) == {"champion": 3, "previous": 1}
+    assert [r["action"] for r in registry.history("late")] == ["promote", "promote", "promote", "promote", "rollback"] and registry.verify("late") == 5
+    np.testing.assert_array_equal(registry.load("late").predict(HOURS), model.predict(HOURS))
+    path = registry._history("late")
+    path.write_text("".join(line + "\n" for line in path.read_text().splitlines()[:3]))
+    with pytest.raises(ModelMismatch, match="does not end with the last promotion"):
+        registry.verify("late")

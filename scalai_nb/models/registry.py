@@ -6,9 +6,7 @@
 __all__ = ['ModelVersion', 'Registry']
 
 # %% ../../nbs/models/registry.ipynb #6e2bbf15
-import errno
 import json
-import os
 import re
 import shutil
 import sqlite3
@@ -20,7 +18,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from ..data.lake import whoami
-from ..errors import Conflict, ModelMismatch, ModelNotFound, ParameterError, VersionNotFound, unknown
+from ..errors import Conflict, ContractViolation, ModelMismatch, ModelNotFound, ParameterError, VersionNotFound, unknown
+from .history import append, champions, lines, unbroken
 from .tracking import client, database, locked
 
 # %% ../../nbs/models/registry.ipynb #50e6eaf5
@@ -64,57 +63,32 @@ def _rows_of_file(file: Path) -> list[tuple]:
             raise
     return [(name, version, created, json.loads(tags), json.loads(aliases)) for name, version, created, tags, aliases in rows]
 
+def _every(search, *query, size: int = 1000) -> list:
+    "What a search of MLflow finds, page by page"
+    found, token = [], None
+    while token is None or token:
+        page = search(*query, max_results=size, page_token=token)
+        found, token = [*found, *page], page.token or ""
+    return found
+
 def _rows_of_server(c) -> list[tuple]:
     "All versions, through an MLflow client"
     rows = []
-    for model in c.search_registered_models(max_results=1000):
-        versions = {int(v.version): v for v in c.search_model_versions(f"name='{model.name}'")}
+    for model in _every(c.search_registered_models):
+        versions = {int(v.version): v for v in _every(c.search_model_versions, f"name='{model.name}'")}
         named = {n: [a for a, v in model.aliases.items() if int(v) == n] for n in versions}
         rows += [(model.name, n, versions[n].creation_timestamp, versions[n].tags, named[n]) for n in sorted(versions)]
     return rows
 
-# %% ../../nbs/models/registry.ipynb #90d2dd14
-def _hash(record: dict) -> str: return sha256(json.dumps({k: v for k, v in record.items() if k != "hash"}, sort_keys=True).encode()).hexdigest()
-
-def _lines(path: Path) -> list[dict]:
-    "The records of a history; ModelMismatch where a line cannot be read"
-    records = []
-    for i, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
-        try: records.append(json.loads(line))
-        except ValueError: raise ModelMismatch(f"{path} line {i} is not what was written; restore the file from a backup.") from None
-    return records
-
-def _append(path: Path, record: dict):
-    "Add `record` to the chain and to the disk"
-    record["before"] = records[-1]["hash"] if (records := _lines(path)) else ""
-    record["hash"] = _hash(record)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab", buffering=0) as f:
-        end, line = f.tell(), json.dumps(record).encode() + b"\n"
-        try:
-            if f.write(line) < len(line): raise OSError(errno.ENOSPC, "No space left for the history", str(path))
-            os.fsync(f.fileno())
-        except OSError:
-            f.truncate(end)
-            raise
-
-def _champions(records: list[dict]) -> list[int]:
-    "The champions that one can go back through, the present one last: a promotion puts one on top, a rollback takes one off"
-    stack = []
-    for r in (r for r in records if r["alias"] == "champion"):
-        if r["former"] and stack[-1:] != [r["former"]]: stack.append(r["former"])
-        if r["action"] == "promote": stack.append(r["version"])
-        else: stack.pop()
-    return stack
-
 # %% ../../nbs/models/registry.ipynb #b83cff71
 def _apply(c, name: str, records: list[dict]):
     "Set MLflow's aliases as the last record says, and say that it was done"
-    last, champions = records[-1], _champions(records)
-    c.set_registered_model_alias(name, last["alias"], str(last["version"]))
+    last, stack = records[-1], champions(records)
+    if last["alias"]: c.set_registered_model_alias(name, last["alias"], str(last["version"]))
     if last["alias"] == "champion":
-        if champions[1:]: c.set_registered_model_alias(name, "previous", str(champions[-2]))
+        if stack[1:]: c.set_registered_model_alias(name, "previous", str(stack[-2]))
         else: c.delete_registered_model_alias(name, "previous")
+        if str(c.get_registered_model(name).aliases.get("challenger")) == str(last["version"]): c.delete_registered_model_alias(name, "challenger")
     c.set_registered_model_tag(name, _HEAD, last["hash"])
 
 def _expect(name: str, alias: str, found: int | None, expected: int | None):
@@ -147,22 +121,28 @@ class Registry:
     ) -> ModelVersion:
         "One version of a model. ModelNotFound, VersionNotFound"
         name, _, given = name.partition("@")
-        ref, versions = str(given or ref), self.versions(name)
-        if ref == "latest": return versions[0]
-        for v in versions:
-            if ref == str(v.version) or ref in v.aliases: return v
-        known = [*(str(v.version) for v in versions), *(a for v in versions for a in v.aliases), "latest"]
-        raise VersionNotFound(unknown(ref, known, f"the versions and aliases of {name}"))
+        return _find(self.versions(name), str(given or ref))
 
+    def champion(self, name: str): "The version that serves, or None"; return next((v for v in self.versions(name) if "champion" in v.aliases), None)
     def load(self, name: str, ref: str | int = "champion"): "The Model of a version"; return _load(self.get(name, ref))
-    def history(self, name: str) -> list[dict]: "Promotions and rollbacks, oldest first"; self.versions(name); return _lines(self._history(name))
-    def register(self, model, name, metrics=None, tags=None): return _register(self, model, name, metrics or {}, tags or {})
+    def history(self, name: str) -> list[dict]: "Promotions, rollbacks and verdicts, oldest first"; self.versions(name); return lines(self._history(name))
+    def register(self, model, name, metrics=None, tags=None, *, alias=None, contract=None):
+        return _register(self, model, name, metrics or {}, tags or {}, alias, contract)
     def promote(self, name, version, alias="champion", reason="", by=None, *, evidence=None, expected=None):
         return _promote(self, name, version, alias, reason, by, evidence or {}, expected)
     def rollback(self, name, reason="", by=None, *, expected=None): return _rollback(self, name, reason, by, expected)
+    def judged(self, name, version, reason, by=None, *, evidence): return _judged(self, name, version, reason, by, evidence)
     def verify(self, name): return _verify(self, name)
 
 # %% ../../nbs/models/registry.ipynb #6117feb7
+def _find(versions: list[ModelVersion], ref: str) -> ModelVersion:
+    "The version that `ref` names. VersionNotFound: none"
+    if ref == "latest": return versions[0]
+    for v in versions:
+        if ref == str(v.version) or ref in v.aliases: return v
+    known = [*(str(v.version) for v in versions), *(a for v in versions for a in v.aliases), "latest"]
+    raise VersionNotFound(unknown(ref, known, f"the versions and aliases of {versions[0].name}"))
+
 def _load(version: ModelVersion):
     "The Model whose package was registered, and no other"
     from scalai_nb.models.package import Model
@@ -172,15 +152,29 @@ def _load(version: ModelVersion):
     return Model.load(version.path)
 
 # %% ../../nbs/models/registry.ipynb #ab5ffa30
+def _fits(r: Registry, model, name: str):
+    "ContractViolation naming what those who ask the champion would have to change"
+    from scalai_nb.models.compatibility import incompatibilities
+    champion = r.champion(name) if name in r.names() else None
+    if champion and (found := incompatibilities(_load(champion), model)):
+        raise ContractViolation(f"This model has another contract than {champion}, which serves: it {'; it '.join(found)}. "
+                                'Register it under another name, or with contract="new" if that is meant.')
+
+# %% ../../nbs/models/registry.ipynb #71bd01cd
 def _register(
     r: Registry,
     model,            # Model
     name: str,        # letters, digits, `-`, `_` and `.`
     metrics: dict,    # {name: number}
     tags: dict,       # {name: text}
+    alias: str | None,     # what to make it at once, say challenger
+    contract: str | None,  # "new": it may have another contract than the champion
 ) -> ModelVersion:
-    "Copy a model's package into the registry as its next version. ParameterError: the name, a tag. Conflict: files of a lost version"
+    "Copy a model's package into the registry as its next version. ParameterError: the name, a tag. ContractViolation: the contract. Conflict: files of a lost version"
     if not re.fullmatch(r"[A-Za-z0-9_][\w.-]*", name): raise ParameterError(f"{name!r} cannot name a model; accepted: letters, digits, '-', '_' and '.'.")
+    if contract not in (None, "new"): raise ParameterError(f'contract={contract!r} is not known; accepted: "new", or None for that of the champion.')
+    if alias: _check_alias(alias)
+    if not contract: _fits(r, model, name)
     c, folder = client(r.env), Path(r.env.models) / name
     from mlflow.exceptions import MlflowException  # after `client`, which keeps MLflow quiet
     staged = model.save(folder / f".{uuid4().hex}")
@@ -189,36 +183,41 @@ def _register(
     try:
         with r._lock():
             if not c.search_registered_models(f"name='{name}'"): c.create_registered_model(name)
-            try: version = c.create_model_version(name, source=f"scalai:{name}", tags=about).version
+            try: version = c.create_model_version(name, source=f"scalai:///{name}", tags=about, await_creation_for=None).version
             except MlflowException as e: raise ParameterError(f"MLflow does not take the tags of {name}: {str(e).splitlines()[0]}") from None
             try: staged.rename(folder / str(version))
             except OSError:
                 c.delete_model_version(name, version)
                 raise Conflict(f"{folder / str(version)} is there already and the registry does not know it; move it away.") from None
     finally: shutil.rmtree(staged, ignore_errors=True)
-    return r.get(name, version)
+    return r.promote(name, version, alias, "registered") if alias else r.get(name, version)
 
-# %% ../../nbs/models/registry.ipynb #71bd01cd
+# %% ../../nbs/models/registry.ipynb #efc1e1b6
 def _record(r: Registry, action: str, v: ModelVersion, alias: str, former, reason: str, by, evidence: dict) -> ModelVersion:
     "Write the record and set the aliases, if the package loads; the lock is held"
     _load(v)
     path = r._history(v.name)
     evidence = {"digest": v.digest, "metrics": v.metrics, **evidence}
-    _append(path, {"action": action, "name": v.name, "alias": alias, "version": v.version, "former": former, "reason": reason,
+    append(path, {"action": action, "name": v.name, "alias": alias, "version": v.version, "former": former, "reason": reason,
                    "by": by or whoami(), "time": datetime.now(UTC).isoformat(timespec="milliseconds"), "evidence": evidence})
-    _apply(client(r.env), v.name, _lines(path))
+    _apply(client(r.env), v.name, lines(path))
     return r.get(v.name, v.version)
 
 def _settle(r: Registry, name: str):
     "Finish what a process left that died between record and alias; the lock is held"
-    records, c = _lines(r._history(name)), client(r.env)
+    records, c = lines(r._history(name)), client(r.env)
     if records and c.get_registered_model(name).tags.get(_HEAD) != records[-1]["hash"]: _apply(c, name, records)
+
+def _check_alias(alias: str):
+    "ParameterError where `alias` cannot be given to a version"
+    if alias in ("latest", "previous") or not re.fullmatch(r"[a-z][\w-]*", alias) or re.fullmatch(r"v\d+", alias):
+        raise ParameterError(f"{alias!r} cannot be given; accepted: champion, challenger or another word, not latest, previous or v1.")
 
 def _holder(r: Registry, name: str, alias: str) -> int | None:
     "The version that has the alias"
     return next((v.version for v in r.versions(name) if alias in v.aliases), None)
 
-# %% ../../nbs/models/registry.ipynb #efc1e1b6
+# %% ../../nbs/models/registry.ipynb #45a8cd7f
 def _promote(
     r: Registry,
     name: str,
@@ -230,8 +229,7 @@ def _promote(
     expected: int | None = None,  # the version that the caller saw in this place, 0 for none; None: whichever
 ) -> ModelVersion:
     "Give a version an alias. Conflict: another than `expected` has it. Nothing is written where the version has it already"
-    if alias in ("latest", "previous") or not re.fullmatch(r"[a-z][\w-]*", alias) or re.fullmatch(r"v\d+", alias):
-        raise ParameterError(f"{alias!r} cannot be given; accepted: champion, challenger or another word, not latest, previous or v1.")
+    _check_alias(alias)
     r.versions(name)
     with r._lock():
         _settle(r, name)
@@ -244,20 +242,24 @@ def _rollback(r: Registry, name: str, reason: str, by: str | None, expected: int
     r.versions(name)
     with r._lock():
         _settle(r, name)
-        former, champions = _holder(r, name, "champion"), _champions(_lines(r._history(name)))
+        former, stack = _holder(r, name, "champion"), champions(lines(r._history(name)))
         _expect(name, "champion", former, expected)
-        if former and champions[-1:] != [former]: champions.append(former)  # set by hand, in MLflow
-        if len(champions) < 2: raise VersionNotFound(f"{name} has no champion before {former or 'the first'}; promote a version instead.")
-        return _record(r, "rollback", r.get(name, champions[-2]), "champion", former, reason, by, {})
+        if former and stack[-1:] != [former]: stack.append(former)  # set by hand, in MLflow
+        if len(stack) < 2: raise VersionNotFound(f"{name} has no champion before {former or 'the first'}; promote a version instead.")
+        return _record(r, "rollback", r.get(name, stack[-2]), "champion", former, reason, by, {})
+
+def _judged(r: Registry, name: str, version: int | str, reason: str, by: str | None, evidence: dict) -> ModelVersion:
+    "Write down a verdict about a version; no alias changes"
+    r.versions(name)
+    with r._lock():
+        _settle(r, name)
+        return _record(r, "judge", r.get(name, version), "", _holder(r, name, "champion"), reason, by, evidence)
 
 # %% ../../nbs/models/registry.ipynb #39aaae93
 def _verify(r: Registry, name: str) -> int:
     "Check the chain of the history; the number of records. ModelMismatch: names the first record that was edited, or says that some are gone"
-    records, before, path = r.history(name), "", r._history(name)
-    for i, record in enumerate(records, 1):
-        if record.get("before") != before or record.get("hash") != _hash(record):
-            raise ModelMismatch(f"{path} line {i} is not what was written; restore the file from a backup.")
-        before = record["hash"]
+    path = r._history(name)
+    records = unbroken(path, r.history(name))
     head = client(r.env).get_registered_model(name).tags.get(_HEAD, "")
     if head not in ("", *(x["hash"] for x in records[-2:])) or (head and not records):
         raise ModelMismatch(f"{path} does not end with the last promotion; restore the file from a backup.")
