@@ -1,5 +1,7 @@
 "What data.contract promises: good data fit, every planted fault is named and counted, lazily as in memory"
 
+import json
+
 import dask.array as da
 import numpy as np
 import pandas as pd
@@ -226,3 +228,17 @@ def test_a_block_at_a_time():
         patch.setattr(contract, "_look", lambda column, *a: seen.append(column.size) or look(column, *a))
         assert Contract.infer(xr.Dataset({"x": ("row", x)}))["x"].max == 11
     assert calls == [3] * 4 == seen
+
+
+# --- columns that become known too late ------------------------------------------------------------------------------
+
+def test_what_becomes_known_later_has_a_role():
+    c = Contract.infer(good(), label="late", time="at", later=("signed", "at"))
+    assert (c.later, c["signed"].role, c["at"].role) == (("signed", "at"), "later", "time") and Contract.from_json(c.to_json()) == c
+    assert Contract.infer(good(), later="signed").later == ("signed",) and c.check(good()).ok
+    with pytest.raises(ParameterError, match="'singed' is not in the columns"): Contract.infer(good(), later="singed")
+
+
+def test_a_contract_of_before_there_was_later_still_loads(contract):
+    old = json.loads(contract.to_json())
+    assert old.pop("later") == [] and Contract.from_json(json.dumps(old)) == contract
