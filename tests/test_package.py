@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 from hashlib import sha256
 from importlib.util import find_spec
 
@@ -11,11 +12,13 @@ import xarray as xr
 from hypothesis import given, settings, strategies as st
 from sklearn.linear_model import LogisticRegression
 
+from scalai_nb.compute.state import fingerprint
 from scalai_nb.errors import Conflict, ContractViolation, ModelMismatch, ModelNotFound, ParameterError
+from scalai_nb.learn.drift import drift
 from scalai_nb.learn.summary import summarize
 from scalai_nb.learn.transform import Transform
-from scalai_nb.models import package as module
-from scalai_nb.models.package import Model, digest, estimate, example_rows, files, package
+from scalai_nb.models import card as cards, graph as graphs, heads, package as packages
+from scalai_nb.models.package import BATCH, Model, digest, estimate, example_rows, files, package
 
 needs_xgboost = pytest.mark.skipif(not find_spec("xgboost"), reason="xgboost is not installed: extra `trees`")
 NUMERIC, CATEGORICAL = ("temp", "hour", "cloudy", "time"), ("carrier", "origin", "month")
@@ -96,18 +99,10 @@ OPTIONS = {
 
 def features_of_the_graph(transform, ds):
     "(row, feature) that ONNX Runtime makes of the raw columns"
-    import onnx
-    from onnx import helper
-
-    g = module._Graph()
-    out = module._feature_nodes(g, transform)
-    inputs = [helper.make_tensor_value_info(n, getattr(onnx.TensorProto, kind), [None, 1]) for n, kind in module._inputs(transform).items()]
-    features = helper.make_tensor_value_info(out, onnx.TensorProto.FLOAT, [None, None])
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("ai.onnx.ml", 3)]
-    graph = helper.make_model(helper.make_graph(g.nodes, "features", inputs, [features], g.constants), ir_version=10, opset_imports=opsets)
-    onnx.checker.check_model(graph)
+    g = graphs.Graph()
+    model = graphs.finished(g, graphs.inputs(transform), graphs.feature_nodes(g, transform), "features", width=None)
     arrays = {n: a.reshape(-1, 1) for n, a in transform.raw(ds).items()}
-    return module._session(graph.SerializeToString()).run(None, arrays)[0]
+    return graphs.session(model.SerializeToString()).run(None, arrays)[0]
 
 
 def nasty(rows=5000):
@@ -160,8 +155,8 @@ def test_a_tree_package_of_options(name):
 
 
 def test_a_bug_planted_in_the_features_is_caught(monkeypatch):
-    log = module._log
-    monkeypatch.setattr(module, "_log", lambda g, x: g.node("Add", log(g, x), np.float32(1e-3)))
+    log = graphs._log
+    monkeypatch.setattr(graphs, "_log", lambda g, x: g.node("Add", log(g, x), np.float32(1e-3)))
     with pytest.raises((ModelMismatch, AssertionError)):
         parity(*fitted(**OPTIONS["log"]), rows=1000)
 
@@ -175,24 +170,23 @@ def test_a_hashed_column_cannot_be_packaged():
 
 @needs_xgboost
 @pytest.mark.parametrize("bug", [
-    lambda n: {**n, "missing_value_tracks_true": 1 - n["missing_value_tracks_true"]},
-    lambda n: {**n, "values": np.where(n["leaf"], n["values"], np.nextafter(n["values"], np.float32(np.inf)))},
-    lambda n: {**n, "values": np.where(n["leaf"], n["values"] + 1e-4, n["values"]).astype("f4")},
-    lambda n: {**n, "truenodeids": n["falsenodeids"], "falsenodeids": n["truenodeids"]},
+    lambda n: {**n, "missing_left": 1 - np.array(n["missing_left"])},
+    lambda n: {**n, "threshold": np.nextafter(n["threshold"], np.float32(np.inf))},
+    lambda n: {**n, "value": n["value"] + np.float32(1e-4)},
+    lambda n: {**n, "left": np.where(np.array(n["left"]) < 0, -1, n["right"]), "right": n["left"]},
 ], ids=["missing goes the other way", "<= for <", "leaves", "left for right"])  # fmt: skip
 def test_a_bug_planted_in_the_trees_is_caught(monkeypatch, bug):
     transform, estimator = fitted("trees", scale=False, impute=None)
-    nodes = module._nodes
-    monkeypatch.setattr(module, "_nodes", lambda i, tree: bug(nodes(i, tree)))
+    tree = heads._xgboost_tree
+    monkeypatch.setattr(heads, "_xgboost_tree", lambda t: bug(tree(t)))
     with pytest.raises((ModelMismatch, AssertionError)):
         parity(transform, estimator)
 
 
 def test_a_graph_that_disagrees_is_never_given_out(monkeypatch):
     transform, estimator = fitted()
-    linear = module._linear
-    monkeypatch.setattr(module, "_linear", lambda g, x, e: g.node("Add", linear(g, x, e), np.float32(1e-3)))
-    monkeypatch.setitem(module.HEADS, "LogisticRegression", module._linear)
+    linear = heads.HEADS["LogisticRegression"]
+    monkeypatch.setitem(heads.HEADS, "LogisticRegression", lambda g, x, e: g.node("Add", linear(g, x, e), np.float32(1e-3)))
     with pytest.raises(ModelMismatch, match=r"late row 0: the graph scores 0\.\d+, expected 0\.\d+"):
         package(transform, estimator, name="late")
 
@@ -226,7 +220,7 @@ def test_what_cannot_be_packaged():
 
     transform, linear = fitted()
     X, y = transform.transform(ds := table(400)).values, late(ds)
-    with pytest.raises(ParameterError, match="SVC cannot be packaged; accepted: LogisticRegression, XGBClassifier"):
+    with pytest.raises(ParameterError, match="SVC gives no probabilities; calibrate it"):
         package(transform, SVC().fit(X, y))
     with pytest.raises(ParameterError, match=r"4 classes; accepted: two"):
         package(transform, LogisticRegression(max_iter=3000).fit(X, y + 2 * (X[:, 0] > 1)))
@@ -245,7 +239,7 @@ def test_trees_that_cannot_be_packaged():
     transform, _ = fitted()
     X, y = transform.transform(ds := table(400)).values, late(ds)
     for options, sentence in [
-        ({"objective": "binary:hinge"}, "accepted: gbtree and binary:logistic"),
+        ({"objective": "binary:hinge"}, "accepted: gbtree and binary:logistic, reg:logistic"),
         ({"missing": -1.0}, "accepted: NaN"),
     ]:
         with pytest.raises(ParameterError, match=sentence):
@@ -305,22 +299,118 @@ def test_a_model_travels_to_a_worker(model):
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).predict(ds), expected)
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "card.json", "card.md", "transform.json", "contract.json", "examples.json"])
-def test_a_changed_or_lost_file_is_named(model, tmp_path, name):
-    path = model.save(tmp_path / "m") / name
-    path.write_bytes(path.read_bytes() + b" ")
-    with pytest.raises(ModelMismatch, match=f"{name} is not the file that was packaged"):
-        Model.load(tmp_path / "m")
+@pytest.fixture(scope="module")
+def full():
+    "A package with every file there can be"
+    return package(*fitted("trees", rows=1000), name="late-flight", summary=SUMMARY_OF_TABLE)
+
+
+@needs_xgboost
+def test_the_summary_goes_along(full, tmp_path):
+    again = Model.load(full.save(tmp_path / "m"))
+    assert fingerprint(again.summary) == fingerprint(SUMMARY_OF_TABLE) and digest(again) == digest(full)
+    assert drift(again.summary, table(1000, seed=5)).to_frame().size
+
+
+@needs_xgboost
+@pytest.mark.parametrize("name", ["model.onnx", "card.json", "card.md", "transform.json", "contract.json", "examples.json", "booster.ubj", "summary.zip"])
+def test_a_changed_or_lost_file_is_named(full, tmp_path, name):
+    path = full.save(tmp_path / "m") / name
+    data = path.read_bytes()
+    for broken in (data + b" ", data[: len(data) // 2], b"", bytes([data[0] ^ 1]) + data[1:]):
+        path.write_bytes(broken)
+        with pytest.raises(ModelMismatch, match=f"{name} is not the file that was packaged"):
+            Model.load(tmp_path / "m")
     path.unlink()
     with pytest.raises(ModelMismatch, match=name):
         Model.load(tmp_path / "m")
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"format": 2, "files": {}}', '{"format": 1, "name": "m", "files": {}}'])
-def test_a_manifest_that_is_none(model, tmp_path, text):
+def test_a_file_too_many_is_named(model, tmp_path):
+    folder = model.save(tmp_path / "m")
+    (folder / ".DS_Store").write_text("")
+    assert Model.load(folder).card == model.card
+    (folder / "booster.ubj").write_bytes(b"of another model")
+    with pytest.raises(ModelMismatch, match="booster.ubj does not belong to the package"):
+        Model.load(folder)
+
+
+@pytest.mark.parametrize("text, said", [
+    ("", "cannot be read"), ("{", "cannot be read"), ("[]", "cannot be read"), ('{"format": 1, "name": "m"}', "cannot be read"),
+    ('{"format": 2, "files": {}}', "has format 2; this version reads 1. Update scalai-nb"),
+    ('{"format": 1, "name": "m", "files": {}}', "card.json is not the file"),
+])  # fmt: skip
+def test_a_manifest_that_is_none(model, tmp_path, text, said):
     (model.save(tmp_path / "m") / "manifest.json").write_text(text)
-    with pytest.raises(ModelMismatch, match="cannot be read|format 2|model.onnx is not"):
+    with pytest.raises(ModelMismatch, match=said):
         Model.load(tmp_path / "m")
+
+
+def test_a_manifest_with_other_names(model, tmp_path):
+    path = model.save(tmp_path / "m") / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"name": "on-time"}))
+    with pytest.raises(ModelMismatch, match="names the model 'on-time' and its card 'late-flight'"):
+        Model.load(tmp_path / "m")
+    path.write_text(json.dumps(manifest | {"files": manifest["files"] | {"../../secret": "0" * 64}}))
+    with pytest.raises(ModelMismatch, match="secret is not the file"):
+        Model.load(tmp_path / "m")
+
+
+def test_a_package_of_before_loads(model, tmp_path):
+    "Packages of 0.1 had no output in their card, no booster and no summary"
+    folder = model.save(tmp_path / "m")
+    card = {k: v for k, v in model.card.items() if k not in ("output", "split")}
+    (folder / "card.json").write_text(json.dumps(card))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["card.json"] = sha256((folder / "card.json").read_bytes()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    again = Model.load(folder)
+    assert again.summary is None and again.booster is None and again.predict(table(100)).identical(model.predict(table(100)))
+
+
+# ---- the booster beside the graph
+
+@needs_xgboost
+def test_many_rows_go_through_the_booster(full, tmp_path, monkeypatch):
+    ds = table(BATCH + 5000, seed=4, new=True)
+    expected = full.score(full.transform.raw(ds))
+    model = Model.load(full.save(tmp_path / "m"))
+    few = model.predict(ds.isel(row=slice(0, 50)))
+    monkeypatch.setattr(Model, "score", lambda *_: pytest.fail("many rows went through the graph"))
+    got = model.predict(ds)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    np.testing.assert_allclose(got[:50], few, atol=1e-6)
+    for other in (model.predict(ds, block=999), model.predict(ds.chunk(row=2500)), pickle.loads(pickle.dumps(model)).predict(ds)):
+        assert other.identical(got)
+
+
+@needs_xgboost
+def test_without_xgboost_the_graph_does_it(full, tmp_path, monkeypatch):
+    folder, ds = full.save(tmp_path / "m"), table(BATCH + 100, seed=4, new=True)
+    expected = full.predict(ds)
+    monkeypatch.setattr("scalai_nb.models.package.find_spec", lambda name: None)
+    model = Model.load(folder)
+    assert model.twin is None
+    np.testing.assert_allclose(model.predict(ds), expected, atol=1e-6)
+
+
+@needs_xgboost
+def test_the_booster_of_another_graph_is_not_used(full):
+    "As when the graph was slimmed"
+    other = package(*fitted("trees", rows=2000), name="late-flight")
+    ds = table(BATCH, seed=4)
+    np.testing.assert_array_equal(replace(full, graph=other.graph).predict(ds), replace(other, booster=None).predict(ds))
+
+
+@needs_xgboost
+def test_a_booster_that_disagrees_is_told(full, monkeypatch):
+    full.check()
+    monkeypatch.setattr(packages, "_calibration", lambda text: lambda score: score + 1e-4)
+    with pytest.raises(ModelMismatch, match="examples by the booster row 0"):
+        replace(full, name="again").check()
+    with pytest.raises(ModelMismatch, match="by the booster row 0"):
+        package(*fitted("trees", rows=1000))
 
 
 def test_a_column_called_score():
@@ -382,7 +472,7 @@ def test_the_card_takes_tables(model):
         def to_frame(self):
             return __import__("pandas").DataFrame({"auc": [0.7, 0.8]}, index=["UA", "AA"])
 
-    card = module._card("m", {"slices": Scores()}, model.transform, LogisticRegression())
+    card = cards.card_of("m", {"slices": Scores()}, LogisticRegression(), "probability", {}, [])
     assert card["slices"] == {"UA": {"auc": 0.7}, "AA": {"auc": 0.8}}
 
 
