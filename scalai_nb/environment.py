@@ -32,6 +32,11 @@ def _cluster(text: str) -> str:
     if text in ("none", "local", "cuda", "kubernetes") or re.fullmatch(r"(tcp|tls)://\S+:\d+", text): return text
     raise ValueError
 
+def _trackers(text: str) -> str:
+    "Trackers that `models.sinks` can write to, between commas"
+    if text == "none" or set(re.split(r"\s*,\s*", text)) <= {"mlflow", "wandb"}: return text
+    raise ValueError
+
 def _auto(parse):
     "`parse`, or None for `auto`"
     return lambda text: None if text == "auto" else parse(text)
@@ -49,10 +54,12 @@ class Environment:
     lake: str = _setting(".scalai/lake", help="folder of the versioned datasets")
     models: str = _setting(".scalai/models", help="folder of the model packages")
     tracking: str = _setting("sqlite:///.scalai/tracking.db", help="MLflow tracking store and registry: sqlite:/// or http://")
+    trackers: str = _setting("mlflow", _trackers, "none, or what is told of every run: mlflow, wandb or both")
     runs: str = _setting(".scalai/runs", help="folder of the run records")
     cluster: str = _setting("local", _cluster, "none, local, cuda, kubernetes or tcp://host:port")
     workers: int | None = _setting(None, _auto(int), "Dask workers; auto: one a core or a GPU, at most 4")
     memory: int | None = _setting(None, _auto(parse_bytes), "bytes that a step or a worker may take; auto: no limit")
+    worker_price: float | None = _setting(None, _auto(float), "what an hour of one worker costs, for the cost of a run; auto: unknown")
     jobs: int = _setting(2, int, "steps that may run at once")
     cell_timeout: float | None = _setting(None, _auto(parse_seconds), "seconds that a cell may take; auto: no limit")
     run_timeout: float | None = _setting(None, _auto(parse_seconds), "seconds that a run may take; auto: no limit")

@@ -19,7 +19,7 @@ from scalai_nb.models.gate import Check, Verdict, judge, latencies
 from scalai_nb.models.package import package
 from scalai_nb.models.registry import Registry
 from scalai_nb.models.release import examine, release
-from scalai_nb.models.tracking import client
+from scalai_nb.models.sinks import client
 
 GOALS = {"auc": ">= 0.65", "recall": ">= 0.5", "alerts": "<= 0.6", "ece": "<= 0.06"}
 

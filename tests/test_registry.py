@@ -27,7 +27,7 @@ from scalai_nb.models import registry as module
 from scalai_nb.models.history import append
 from scalai_nb.models.package import package
 from scalai_nb.models.registry import Registry
-from scalai_nb.models.tracking import client
+from scalai_nb.models.sinks import client
 
 HOURS = xr.Dataset({"hour": ("row", np.arange(24.0))})
 
@@ -271,7 +271,7 @@ def test_of_two_processes_one_wins(four, tmp_path):
     from types import SimpleNamespace
     from scalai_nb.errors import Conflict
     from scalai_nb.models.registry import Registry
-    from scalai_nb.models.tracking import client
+    from scalai_nb.models.sinks import client
     r, mine = Registry(SimpleNamespace(**{vars(four.env)!r})), sys.argv[1]
     client(r.env)
     Path("{tmp_path}", f"ready{{mine}}").touch()

@@ -17,7 +17,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from ..errors import Conflict, ModelMismatch, ParameterError
-from .tracking import locked
+from .sinks import locked
 
 # %% ../../nbs/models/dvc.ipynb #ed8643e2
 def _md5(path: Path) -> str:

@@ -20,7 +20,7 @@ from uuid import uuid4
 from ..data.lake import whoami
 from ..errors import Conflict, ContractViolation, ModelMismatch, ModelNotFound, ParameterError, VersionNotFound, unknown
 from .history import append, champions, lines, unbroken
-from .tracking import client, database, locked
+from .sinks import client, database, locked
 
 # %% ../../nbs/models/registry.ipynb #50e6eaf5
 @dataclass(frozen=True)

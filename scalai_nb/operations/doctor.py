@@ -80,12 +80,22 @@ def _package(name: str, extra: str = ""):
         except PackageNotFoundError: raise Unwell("not installed", f"pip install 'scalai-nb{f'[{extra}]' if extra else ''}'") from None
     return check
 
+def _tracker(env) -> str:
+    from urllib.parse import urlsplit
+    from scalai_nb.models.tracking import waiting
+    url, n = urlsplit(env.tracking), len(waiting(env))
+    if url.scheme in ("http", "https"):
+        try: socket.create_connection((url.hostname, url.port or {"http": 80, "https": 443}[url.scheme]), timeout=2).close()
+        except OSError as e: raise Unwell(f"{url.hostname} does not answer ({e}); {n} records wait", "start it, then: scalai runs send") from None
+    return f"{env.trackers}, {n} records wait"
+
 CHECKS = {  # name: (needed by every run, check)
     "Python": (True, _python),
     "lake": (True, _folder("lake")), "runs": (True, _folder("runs")), "models": (True, _folder("models")), "disk": (True, _disk),
-    "Jupyter kernel": (True, _kernel), "environment kernels": (False, _kernels), "cluster": (True, _cluster), "GPU": (False, _gpu),
+    "Jupyter kernel": (True, _kernel), "environment kernels": (False, _kernels), "cluster": (True, _cluster), "tracker": (False, _tracker), "GPU": (False, _gpu),
     **{p: (True, _package(p)) for p in ("icechunk", "xarray", "distributed", "mlflow-skinny", "onnxruntime")},
-    "xgboost": (False, _package("xgboost", "trees")), "voila": (False, _package("voila", "lab")),
+    **{p: (False, _package(p, extra)) for p, extra in (("xgboost", "trees"), ("torch", "torch"), ("optuna", "search"))},
+    "voila": (False, _package("voila", "lab")),
 }
 
 # %% ../../nbs/operations/doctor.ipynb #8b7e3068

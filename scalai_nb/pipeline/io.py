@@ -79,7 +79,7 @@ def write(
         from scalai_nb.models.registry import Registry
         if ctx: about["tags"] = {**about.get("tags", {}), "run": ctx.run, "step": ctx.step}
         version = Registry(env).register(value, name, **about)
-        told = {"name": name, "kind": "model", "version": str(version.version), "rows": None}
+        told = {"name": name, "kind": "model", "version": str(version.version), "rows": None, "metrics": version.metrics}
     if ctx:
         with open(ctx.written, "a") as f: f.write(json.dumps(told) + "\n")
     return version

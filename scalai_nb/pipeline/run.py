@@ -111,6 +111,7 @@ class StepRun:
     inputs: dict = field(default_factory=dict)         # name -> version read
     written: list = field(default_factory=list)        # (name, version)
     parameters: dict = field(default_factory=dict)     # every value the step ran with
+    metrics: dict = field(default_factory=dict)        # of the models it has written
     cells: list[CellRun] = field(default_factory=list)
     run: str | None = None         # of a cached step: the run that executed it
 

@@ -32,6 +32,7 @@ from .engine import Execution, Verdict, code_cells, preload
 from .forkserver import ForkServer
 from .io import Context
 from .run import EventLog, Outputs, Run, apply, executed, load_run, read_events, read_notebook, write_notebook
+from .tracker import Tracker, step_id
 
 # %% ../../nbs/pipeline/runner.ipynb #029ff295
 @contextmanager
@@ -162,13 +163,17 @@ class Runner:
         from_step: str | None = None,   # execute this step and what depends on it, cached or not
         queue: bool = False,            # wait for another run of the pipeline to end instead of refusing
         on_event=lambda run, event: None,   # called with every event, already folded into the run
+        on_end=lambda run: None,        # called when the run has ended and before the trackers are told, say to write the report
     ):
         self.pipeline, self.env, self.jobs, self.queue, self.on_event = pipeline, env, jobs or env.jobs, queue, on_event
+        self.on_end = on_end
         self.force, self.from_step = force, from_step
         self.notebooks = {s.name: read_notebook(s.path) for s in pipeline.steps}  # as keyed, whatever is edited meanwhile
         self.lock, self.stopping, self.executions, self._server, self._cluster, self._worker_used = threading.RLock(), None, {}, None, None, 0.0
         id = f"{pipeline.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         self.run = Run(id, Path(env.runs) / id)
+        self.secrets = sorted({name for s in pipeline.steps for p in s.parameters.values() if p.kind == "secret" and (name := s.values.get(p.name))})
+        self.tracker = Tracker(env, [os.environ.get(name) for name in self.secrets])
 
     def __call__(self) -> Run:
         "Do it; the run, whatever became of it. Errors are raised only before anything was started"
@@ -178,6 +183,7 @@ class Runner:
         self.pipeline.validate(self.env)
         with ExitStack() as stack:
             stack.enter_context(exclusive(Path(self.env.runs) / f".{self.pipeline.name}.lock", self.pipeline.name, self.run.id, self.queue))
+            stack.enter_context(self.tracker)
             self.plan = Plan.make(self.pipeline, self.env, self.force, self.from_step)
             self._open(stack)
             self.stack = stack
@@ -206,6 +212,8 @@ def _close(self: Runner) -> None:
     statuses = {s.status for s in self.run.steps}
     status = "failed" if "failed" in statuses else "cancelled" if self.stopping == "cancelled" else "completed" if statuses <= set(_ENDED) else "failed"
     self.emit({"event": "run_finished", "status": status, "cause": self.stopping})
+    self.on_end(self.run)
+    self.tracker.end(self.run)
 
 # %% ../../nbs/pipeline/runner.ipynb #c5be5fdd
 @patch
@@ -284,8 +292,12 @@ def _decide(self: Runner, step):
 def _reuse(self: Runner, step, planned) -> None:
     "Record that an earlier run's outputs stand"
     written = [[name, version] for name, (_, version) in planned.entry.outputs.items()]
-    self.emit({"event": "step_finished", "step": step.name, "status": "cached", "written": written,
-               "rows": planned.entry.rows, "run": planned.entry.run})
+    self.emit({"event": "step_finished", "step": step.name, "status": "cached", "written": written, "rows": planned.entry.rows, "run": planned.entry.run,
+               "inputs": planned.inputs, "parameters": step.values})
+    self._track(step)
+
+@patch
+def _track(self: Runner, step) -> None: "Tell the trackers how `step` stands"; self.tracker.step(self.run, self.run.step(step.name))
 
 # %% ../../nbs/pipeline/runner.ipynb #89465359
 @patch
@@ -296,6 +308,7 @@ def _execute(self: Runner, step, planned) -> None:
     except Exception as e:
         self.emit({"event": "step_finished", "step": step.name, "status": "failed", "cause": "runner_error", "error": f"{type(e).__name__}: {e}"})
         if not isinstance(e, ScalaiError | OSError): raise
+    finally: self._track(step)
 
 @patch
 def _carry_out(self: Runner, step, planned) -> None:
@@ -315,6 +328,7 @@ def _announce(self: Runner, step, planned, nb: dict, pins: dict) -> None:
     "Say that `step` starts: why, on what, with which parameters, and which cells it has"
     cells = [[i, nb["cells"][i]["source"].strip().splitlines()[0][:100]] for i in code_cells(nb)]
     self.emit({"event": "step_started", "step": step.name, "reasons": planned.reasons, "inputs": pins, "parameters": step.values, "cells": cells})
+    self._track(step)
 
 # %% ../../nbs/pipeline/runner.ipynb #f0ac6e07
 @patch
@@ -334,7 +348,8 @@ def _checkpoints(self: Runner, step) -> Path: "Folder of the checkpoints of `ste
 @patch
 def _execution(self: Runner, step, nb: dict, recorder: Recorder, context: Path) -> Execution:
     "The execution of `step` in a kernel that knows its run"
-    variables = {**self.env.variables, "SCALAI_STEP": str(context)}
+    tracked = step_id(self.run, self.run.step(step.name))  # what the step records, say the trials of a search, is nested in its own record
+    variables = {**self.env.variables, "SCALAI_STEP": str(context), "SCALAI_TRACKED": tracked, "SCALAI_SECRETS": ",".join(self.secrets)}
     if step.uses("connect") and (address := self._scheduler()): variables["SCALAI_SCHEDULER"] = address
     return Execution(nb, self._forks(), recorder, kernel=step.kernel, cwd=Path(step.path).parent, env=variables, log=self.run.file(step.stem, "log"),
                      memory=self.env.memory, cell_timeout=self.env.cell_timeout)
@@ -366,7 +381,7 @@ def _scheduler(self: Runner) -> str | None:
 def _worker_cpu(self: Runner) -> float:
     "CPU seconds that the workers of the run's own cluster have used since this was asked last"
     with self.lock:
-        workers = [p for child in psutil.Process().children() if child.pid != self._server.pid for p in (child, *child.children(recursive=True))]
+        workers = [p for child in psutil.Process().children() if child.pid not in (self._server.pid, self.tracker.pid) for p in (child, *child.children(recursive=True))]
         used = sum(_cpu(p) for p in workers)
         new, self._worker_used = used - self._worker_used, used
         return max(new, 0.0)
@@ -405,7 +420,7 @@ def _finish(self: Runner, step, planned, recorder: Recorder, end) -> None:
     written, rows = [[w["name"], w["version"]] for w in told], sum(w["rows"] or 0 for w in told)
     cpu = v.cpu + (self._worker_cpu() if step.uses("connect") else 0)
     finished = {"event": "step_finished", "step": step.name, "status": v.status, "cause": v.cause, "error": v.error,
-                "cpu_seconds": cpu, "memory": v.memory, "rows": rows, "written": written}
+                "cpu_seconds": cpu, "memory": v.memory, "rows": rows, "written": written, "metrics": {k: m for w in told for k, m in w.get("metrics", {}).items()}}
     self.emit(finished)
     try: recorder.close()
     except OSError as e:
@@ -430,8 +445,9 @@ def run(
     from scalai_nb.pipeline.report import write_report
     env = env if isinstance(env, Environment) else environment(env)
     with show or display() as show:
-        done = Runner(Pipeline.load(pipeline, env, parameters or {}), env, on_event=show, **options)()
-    write_report(done)
+        runner = Runner(Pipeline.load(pipeline, env, parameters or {}), env, on_event=show, on_end=write_report, **options)
+        done = runner()
+    for line in runner.tracker.said: print(line, file=sys.stderr)
     return done
 
 # %% ../../nbs/pipeline/runner.ipynb #c98e0601
