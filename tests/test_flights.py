@@ -1,15 +1,22 @@
 """The reference pipeline on its real data, as `make demo` runs it, and what must hold of it."""
 
 import json
+import shutil
 import time
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from toy import statuses
 
+import scalai_nb as sn
 from scalai_nb.data.lake import Lake
 from scalai_nb.data.sources import to_frame
 from scalai_nb.environment import environment
+from scalai_nb.errors import WorkFailed
+from scalai_nb.models import gate
 from scalai_nb.models.registry import Registry
+from scalai_nb.models.release import release
 
 STEPS = ["use_case", "ingest", "quality", "features", "train", "evaluate", "release", "replay"]
 pytestmark = pytest.mark.slow
@@ -37,6 +44,41 @@ def test_every_step_completes_and_the_model_is_promoted(demo, lake):
     assert rows == {"flights": 336_776, "weather": 26_115, "planes": 3_322, "airports": 1_458}
     champion = Registry(environment(settings=demo.folder / "settings.ini")).get("late-flight")
     assert 0.70 < champion.metrics["auc"] < 0.76  # a higher one means a leak
+
+
+def test_three_kinds_of_models_were_compared_and_the_package_says_so(demo):
+    card = json.loads((demo.folder / ".scalai/models/late-flight/1/card.json").read_text())
+    assert set(card["compared"]) == {"linear", "boosted", "network"} and all(x["roc_auc"] > 0.68 for x in card["compared"].values())
+    assert card["compared"][card["candidate"]]["roc_auc"] == max(x["roc_auc"] for x in card["compared"].values())
+    assert card["split"].startswith("By the folds in 'fold'") and card["calibration"] == "isotonic"
+
+
+def test_the_gate_judges_a_worse_model_and_rollback_restores_the_champion_in_one_call(demo, lake, tmp_path):
+    "In a copy, as a new version of the model would make the demo's steps stale"
+    for name in ("models", "tracking.db"): (shutil.copytree if name == "models" else shutil.copy)(demo.folder / ".scalai" / name, tmp_path / name)
+    env = replace(environment(settings=demo.folder / "settings.ini"), models=str(tmp_path / "models"), tracking=f"sqlite:///{tmp_path}/tracking.db")
+    registry, april = Registry(env), lake.read("features")
+    april = april.isel(row=april.month.values == 4).load()
+    champion = registry.load("late-flight")
+    blind = sn.Transform(numeric=["departure"], categorical=["carrier"]).fit(april)
+    worse = sn.package(blind, sn.LogisticRegression().fit(blind.transform(april).values, april.late.values), sn.Contract.of(april), name="late-flight",
+                       card={"threshold": champion.card["threshold"]})
+    version = registry.register(worse, "late-flight").version
+    verdict = gate.judge(worse, april, "late", {"auc": ">= 0.5"}, champion=champion, by=["origin"], groups="date")
+    assert "roc_auc of all rows" in [c.name for c in verdict.checks if not c.met and c.decides]
+    with pytest.raises(WorkFailed, match="is not promoted"): release(registry, "late-flight", version, verdict)
+    release(registry, "late-flight", version, verdict, override="a test of the way back")
+    assert registry.get("late-flight").version == version
+    assert registry.rollback("late-flight").version == 1 and registry.load("late-flight").card["candidate"] == champion.card["candidate"]
+    assert np.abs(registry.load("late-flight").predict(april).values - champion.predict(april).values).max() == 0
+
+
+def test_the_run_is_in_the_tracker_with_its_steps_below_it(demo):
+    code = ("from mlflow import MlflowClient; c = MlflowClient('sqlite:///.scalai/tracking.db');"
+            "print(*sorted(r.info.run_name for r in c.search_runs([e.experiment_id for e in c.search_experiments()])), sep='\\n')")
+    demo("scalai runs send")
+    names = demo(f'python -W ignore -c "{code}"').stdout.split()
+    assert set(STEPS) <= set(names) and any(n.startswith("flights-") for n in names)
 
 
 def test_the_demo_ends_by_naming_what_to_look_at(demo):
