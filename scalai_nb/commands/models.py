@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['models_app', 'registry_of', 'metrics_of', 'models_ls', 'models_history', 'models_gate', 'models_promote',
-           'models_rollback', 'models_dvc']
+           'models_rollback', 'models_dvc', 'models_slim']
 
 # %% ../../nbs/commands/models.ipynb #f9566928
 from typing import Annotated
@@ -13,6 +13,8 @@ import typer
 
 from .terminal import Env, Json, console, out, tabulate, when
 from ..environment import environment
+from ..errors import ParameterError
+from ..goals import Goal
 
 # %% ../../nbs/commands/models.ipynb #f89db25e
 models_app = typer.Typer(help="The registered models.", no_args_is_help=True)
@@ -39,6 +41,18 @@ def models_history(name: str, env: Env = None, json: Json = False):
         ((r["time"][:16].replace("T", " "), r["action"], r["version"], r["alias"], r["by"], r["reason"]) for r in records), "when", "action", "version>", "alias", "by", "reason~") if records else f"{name} has not been promoted yet.")
 
 # %% ../../nbs/commands/models.ipynb #39b1a3ff
+def _dataset(name: str, env: str | None):
+    "The dataset `name`, or name@version"
+    from scalai_nb.data.lake import Lake
+    name, _, version = name.partition("@")
+    return Lake(environment(env).lake).read(name, version or None)
+
+def _goals(words) -> dict | None:
+    "NAME=GOAL, each, as a dict. ParameterError: one is not written so"
+    goals = dict(word.partition("=")[::2] for word in words or ())
+    if not all(goals.values()): raise ParameterError(f'{next(n for n, g in goals.items() if not g)!r} is no goal; write NAME=GOAL, say auc=">= 0.68".')
+    return {name.strip(): Goal(goal) for name, goal in goals.items()} or None
+
 @models_app.command("gate")
 def models_gate(name: Annotated[str, typer.Argument(help="A model: its challenger, else its newest version; or model@version.")],
                 data: Annotated[str, typer.Option(metavar="DATASET", help="Rows that no model has learned from: a dataset, or name@version.")],
@@ -50,11 +64,8 @@ def models_gate(name: Annotated[str, typer.Argument(help="A model: its challenge
                 margin: Annotated[float, typer.Option(help="How much worse than the champion is not minded.")] = 0.0,
                 env: Env = None, json: Json = False):
     "Judge a version by the goals and against the champion; the verdict goes into the history."
-    from scalai_nb.data.lake import Lake
     from scalai_nb.models.release import examine
-    goals = dict(g.partition("=")[::2] for g in goal) if goal else None
-    rows = Lake(environment(env).lake).read(*data.partition("@")[::2] if "@" in data else (data,))
-    v, verdict = examine(registry_of(env), name, rows, label, goals, by=by or (), groups=groups, threshold=threshold, margin=margin)
+    v, verdict = examine(registry_of(env), name, _dataset(data, env), label, _goals(goal), by=by or (), groups=groups, threshold=threshold, margin=margin)
     figure = lambda x: "" if x is None else f"{x:.4g}"
     mark = {(True, True): "yes", (True, False): "yes", (False, True): "NO", (False, False): "watch"}
     out(verdict.to_dict(), json, lambda _: tabulate(
@@ -88,3 +99,22 @@ def models_dvc(name: Annotated[str, typer.Argument(help="A model, or model@versi
     v = registry_of(env).get(name)
     pointer = track(v, to)
     console().print(f"{v} is in {pointer.with_suffix('')}\ncommit it: git add {pointer} {pointer.parent}/.gitignore")
+
+# %% ../../nbs/commands/models.ipynb #e5529233
+@models_app.command("slim")
+def models_slim(name: Annotated[str, typer.Argument(help="A model, or model@version; alone: its champion.")],
+                data: Annotated[str, typer.Option(metavar="DATASET", help="Rows that the model has not learned from: a dataset, or name@version.")],
+                label: Annotated[str, typer.Option(help="Its column of what came true.")],
+                by: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="Slice by it; may be repeated.")] = None,
+                goal: Annotated[list[str] | None, typer.Option(metavar="NAME=GOAL", help='Say auc=">= 0.68"; may be repeated.')] = None,
+                tolerance: Annotated[float, typer.Option(help="What a measure may lose, in every slice.")] = 0.005,
+                threshold: Annotated[float | None, typer.Option(help="Scores from here on are flagged.", show_default="as the card says")] = None,
+                register: Annotated[bool, typer.Option("--register", help="Register what is proposed as a new version.")] = False, env: Env = None):
+    "Try to make a model smaller: size, time, and what each slice loses."
+    from scalai_nb.models.slim import slim
+    registry = registry_of(env)
+    model = registry.load(name)
+    report = slim(model, _dataset(data, env), label, _goals(goal), by, tolerance, threshold=model.card.get("threshold") if threshold is None else threshold)
+    console().print(str(report), markup=False)
+    if register and report.proposed:
+        console().print(f"registered as {registry.register(report.best, name.partition('@')[0], tags={'slimmed': report.proposed.method})}")

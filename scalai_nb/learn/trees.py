@@ -17,7 +17,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from ..compute.blocks import Blocks, naming
-from ..compute.reduce import Mergeable, _persisted, _shown, reduce
+from ..compute.reduce import Mergeable, persisted, reduce, shown
 from ..errors import ContractViolation, ParameterError
 from .boosting import PAGE, Checkpoint, Grown, Plan, Ranks, Share, best, grow_here, xgboost
 from .linear import COUNTS, LABELS, Coded, class_weights
@@ -61,7 +61,7 @@ def sendable(blocks: Blocks, client):
     "`blocks` without the graph of other blocks, or where they are on the workers already the list of their futures"
     ds = getattr(blocks.source, "ds", None)
     if ds is None: return blocks
-    if not _persisted(ds): return Blocks(type(blocks.source)(dask.optimize(ds)[0], blocks.sizes), blocks.device)
+    if not persisted(ds): return Blocks(type(blocks.source)(dask.optimize(ds)[0], blocks.sizes), blocks.device)
     ends = np.cumsum([0, *blocks.sizes]).tolist()
     return client.compute([ds.isel(row=slice(a, b)) for a, b in zip(ends, ends[1:], strict=False)])
 
@@ -279,7 +279,7 @@ class BoostedTrees(_Predicts):
         check = _check(self, given, of, validation, y, sample_weight, transform, client)
         plan = _plan(self, of)
         kept = Checkpoint(checkpoint, [given.mark, check and check.mark, _told(plan), _words(of.classes)])
-        with _shown(progress, plan.rounds) as show: done = _grow(plan, given, check, of, client, kept, show)
+        with shown(progress, plan.rounds, "rounds") as show: done = _grow(plan, given, check, of, client, kept, show)
         _finish(self, given, of, plan, done)
         kept.clear()
         return self
