@@ -62,6 +62,7 @@ def run(pipeline: Pipeline, parameter: Parameters = None, env: Env = None,
     if not json: _look(done, environment(env))
     raise typer.Exit(0 if done.status == "completed" else 1)
 
+# %% ../nbs/cli.ipynb #571f2867
 def _look(run, env) -> None:
     "What to look at after a run, and what to do"
     from scalai_nb.models.registry import Registry

@@ -159,7 +159,6 @@ class _Record:
         record = json.loads(text)
         columns = tuple(Column(**c | {"categories": c["categories"] and tuple(c["categories"])}) for c in record["columns"])
         return cls(**record | {"columns": columns} | {names: tuple(record.get(names, ())) for names in ("key", "pii", "later")})
-
     def to_frame(self):
         "The contract as a DataFrame, one column a row"
         import pandas as pd
@@ -226,7 +225,6 @@ class Contract(_Record):
         return Check(tuple(found))
 
     def attach(self, ds): "`ds` with this contract in its attributes"; return ds.assign_attrs(contract=self.to_json())
-
     @classmethod
     def of(cls, ds) -> "Contract":
         "The contract that is attached to `ds`"

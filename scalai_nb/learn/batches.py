@@ -117,6 +117,7 @@ class _Batches:
     take: OfColumns
     def __iter__(self): return (self.take(b, slice(None)) for b in self.blocks)
 
+# %% ../../nbs/learn/batches.ipynb #5e72e069
 def rows_from(
     X,               # (row, feature) array, DataArray, Dask array; a Dataset; or a source of blocks (X, y[, weight])
     y=None,          # (row,) targets; for a Dataset their name

@@ -123,6 +123,7 @@ class Job:
         shares = [self.rows * (r + 1) // group.ranks - self.rows * r // group.ranks for r in range(group.ranks)]
         return sum(np.diff(self.steps.ends(n)) for n in shares)
 
+# %% ../../nbs/learn/descent.ipynb #2892fef6
 @dataclass
 class Run:
     "Where a training is"
@@ -209,6 +210,7 @@ def _step(job: Job, run: Run, batch: Batch, total: int, group: Group, due: bool)
     run.loss, run.rows, run.step = run.loss + value, run.rows + total, run.step + 1
     return due
 
+# %% ../../nbs/learn/descent.ipynb #f2605019
 def _together(job: Job, run: Run, loss: float, group: Group, due: bool) -> tuple[float, bool]:
     "Add up the gradients, the loss and the wish of the first rank"
     if group.ranks == 1: return loss, due
@@ -272,6 +274,7 @@ def _epoch_ends(job: Job, run: Run, validation, group: Group) -> None:
     else: run.stale += validation is not None
     run.epoch, run.step, run.loss, run.rows, run.seconds = run.epoch + 1, 0, 0.0, 0, 0.0
 
+# %% ../../nbs/learn/descent.ipynb #3bab971b
 def descend(
     job: Job,
     data,                  # this rank's share of the rows

@@ -93,6 +93,7 @@ class Plan:
     def __str__(self) -> str:
         return f"{self.fits} fits, {'one' if self.jobs == 1 else self.jobs} at a time: the largest is estimated to need {self.need / 1e9:.2g} GB of the {self.memory / 1e9:.2g} GB there are."
 
+# %% ../../nbs/learn/fits.ipynb #5c6c639b
 def budget(memory=None) -> int:
     "Bytes that fits may take: `memory`, a number or a text such as 4GB, or four fifths of what there is"
     try: return int(0.8 * memory_there_is()) if memory is None else parse_bytes(memory)

@@ -46,6 +46,7 @@ def _processes(host: str, port: int, own: str, rank: int, ranks: int, device: st
     options._devices, options._timeout = [d.ProcessGroupGloo.create_device(hostname=own)], timedelta(seconds=timeout)
     return d.ProcessGroupGloo(store, rank, ranks, options)
 
+# %% ../../nbs/learn/gang.ipynb #85a86c41
 @contextmanager
 def _threads():
     "As many threads of PyTorch's as the worker has"
@@ -139,6 +140,7 @@ def together(
             client.cancel(futures)
             close()
 
+# %% ../../nbs/learn/gang.ipynb #6985668f
 @contextmanager
 def _reached():
     "Make errors of connections to workers Lost"

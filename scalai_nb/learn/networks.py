@@ -95,6 +95,7 @@ def mark(job: Job, data, validation) -> str:
     return fingerprint([{n: _name(getattr(job, n)) for n in about}, job.steps.steps, str(job.module), weights, classes, job.targets.by_class, job.targets.scale,
                         _content(data), validation and _content(validation)])
 
+# %% ../../nbs/learn/networks.ipynb #f426891c
 @dataclass(frozen=True)
 class Kept:
     "The file of the last snapshot; without a folder, nothing"
@@ -137,7 +138,34 @@ def _is_classes(self) -> bool:
     if self.loss in ("squared_error", "absolute_error"): return False
     return self.task != "values"
 
-class Network(BaseEstimator):
+class _Learns(BaseEstimator):
+    "What a network does with rows to learn from"
+    def fit(
+        self,
+        X,                   # (row, feature) array, DataArray, Dask array; a Dataset; or a source of blocks (X, y[, weight])
+        y=None,              # (row,) targets; for a Dataset their name
+        sample_weight=None,  # (row,) at least 0; for a Dataset their name
+        *,
+        transform=None,      # for a Dataset: a fitted Transform that makes the features
+        validation=None,     # rows to stop early by: a Dataset, (X, y[, weight]) or a source of blocks
+        client=None,         # dask.distributed.Client: its workers share the rows out
+        checkpoint=None,     # folder that keeps how far it is; a second fit with the same data and settings goes on from there
+        checkpoint_every=15.0,  # seconds
+        progress=None,       # function of an entry of the history; True: a line an epoch; None: on a terminal; False: nothing
+    ):
+        "Learn `module_`, `history_` and, of labels, `classes_`. ContractViolation for rows that cannot be learnt from; WorkFailed for a loss that is not finite"
+        _valid(self, validation)
+        if isinstance(X, FeatureBlocks) and is_dataset(X.data): X, y, sample_weight, transform = X.data, X.label, X.weight, X.transform
+        job, data = _job(self, X, y, sample_weight, transform, client)
+        held = None if validation is None else _validation(self, validation, y, sample_weight, transform)
+        kept = Kept(checkpoint and Path(checkpoint) / f"network-{mark(job, data, held)}.pt")
+        state = kept.read()
+        tell = _teller(progress, self.epochs, len(opened(state).history) if state else 0)
+        learn = partial(_there, client) if client is not None and isinstance(data, Spans) else _here
+        return _learnt(self, job, learn(job, data, held, state, kept, checkpoint_every, tell))
+
+# %% ../../nbs/learn/networks.ipynb #5a2f2888
+class Network(_Learns):
     "A PyTorch module that learns from rows"
     def __init__(
         self,
@@ -164,30 +192,6 @@ class Network(BaseEstimator):
         self.learning_rate, self.weight_decay, self.batch_size, self.epochs = learning_rate, weight_decay, batch_size, epochs
         self.early_stopping, self.max_norm, self.class_weight, self.precision = early_stopping, max_norm, class_weight, precision
         self.device, self.shuffle, self.seed = device, shuffle, seed
-
-    def fit(
-        self,
-        X,                   # (row, feature) array, DataArray, Dask array; a Dataset; or a source of blocks (X, y[, weight])
-        y=None,              # (row,) targets; for a Dataset their name
-        sample_weight=None,  # (row,) at least 0; for a Dataset their name
-        *,
-        transform=None,      # for a Dataset: a fitted Transform that makes the features
-        validation=None,     # rows to stop early by: a Dataset, (X, y[, weight]) or a source of blocks
-        client=None,         # dask.distributed.Client: its workers share the rows out
-        checkpoint=None,     # folder that keeps how far it is; a second fit with the same data and settings goes on from there
-        checkpoint_every=15.0,  # seconds
-        progress=None,       # function of an entry of the history; True: a line an epoch; None: on a terminal; False: nothing
-    ):
-        "Learn `module_`, `history_` and, of labels, `classes_`. ContractViolation for rows that cannot be learnt from; WorkFailed for a loss that is not finite"
-        _valid(self, validation)
-        if isinstance(X, FeatureBlocks) and is_dataset(X.data): X, y, sample_weight, transform = X.data, X.label, X.weight, X.transform
-        job, data = _job(self, X, y, sample_weight, transform, client)
-        held = None if validation is None else _validation(self, validation, y, sample_weight, transform)
-        kept = Kept(checkpoint and Path(checkpoint) / f"network-{mark(job, data, held)}.pt")
-        state = kept.read()
-        tell = _teller(progress, self.epochs, len(opened(state).history) if state else 0)
-        learn = partial(_there, client) if client is not None and isinstance(data, Spans) else _here
-        return _learnt(self, job, learn(job, data, held, state, kept, checkpoint_every, tell))
 
 # %% ../../nbs/learn/networks.ipynb #f23e8bd7
 def _one_of(name: str, given, known) -> None:

@@ -87,6 +87,7 @@ def learn(
     estimator.fit(transform.transform(part).values, part[label].values, **({"sample_weight": part[weight].values} if weight else {}))
     return Learnt(estimator, f"learnt from all {rows:,} rows" if at is None else f"learnt from a sample of {len(at):,} of {rows:,} rows")
 
+# %% ../../nbs/learn/outside.ipynb #94e86a5a
 def _read(estimator, ds, label, weight, more: dict) -> Learnt:
     given = {name: x for name, x in more.items() if x is not None and takes(estimator, name)}
     estimator.fit(ds, label, weight, **given, **({"progress": False} if takes(estimator, "progress") else {}))  # bars of fits side by side would be a muddle

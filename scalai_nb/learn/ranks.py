@@ -70,6 +70,7 @@ class _Teller:
         if self.stop.is_set(): raise Stopped("The fit was stopped.")  # which ends the other ranks as well
         self.queue.put([done.rounds, done.model, list(done.history), done.metric])
 
+# %% ../../nbs/learn/ranks.ipynb #2be5fdb6
 def _work(plan: Plan, shares: dict, done: Grown, threads: int, tracker: dict, name: str) -> Grown | Exception | None:
     "Grow trees with the ranks `shares` (rank -> Share and blocks, those of validation rows); the trees where rank 0 is one of them, the error where a rank is gone"
     from distributed import Event, Queue
@@ -144,6 +145,7 @@ def _sent(client, share: Share | None) -> tuple:
     if share is None or not share.blocks or not isinstance(share.blocks, (list, tuple)): return share, None
     return replace(share, blocks=()), share.blocks if isinstance(share.blocks, list) else client.scatter(list(share.blocks))
 
+# %% ../../nbs/learn/ranks.ipynb #edb7247e
 def _attempt(client, plan: Plan, shares: list, homed: dict, threads: int, done: Grown, arrived: Callable):
     "The trees and None, or None and the last error where a worker was lost; raises what is the fault of rows or parameters"
     from distributed import Event, Queue
@@ -172,6 +174,7 @@ def _excused(error) -> bool:
     from distributed.client import FutureCancelledError
     return severed(error) or isinstance(error, (KilledWorker, FutureCancelledError, OSError))
 
+# %% ../../nbs/learn/ranks.ipynb #32fca387
 def _addresses(client) -> set: return set(client.scheduler_info(n_workers=-1)["workers"])
 
 def _watch(client, futures: dict, queue, arrived: Callable):

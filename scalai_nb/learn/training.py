@@ -7,7 +7,7 @@ __all__ = ['SAME', 'POINTS', 'INTERVAL', 'WEIGHT', 'goals_of', 'threshold_goal',
            'calibrated', 'Fitted', 'Training', 'train']
 
 # %% ../../nbs/learn/training.ipynb #74d39387
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial, reduce as pairwise
 from html import escape
 from operator import add
@@ -88,6 +88,7 @@ class Fitted:
 
     def score(self, ds): "(row,) probability of the second class, (row, class) of more, or (row,) numbers"; return scores_of(self.estimator, ds, self.transform, self.classes)
 
+# %% ../../nbs/learn/training.ipynb #809f8a9e
 @dataclass(frozen=True, eq=False)
 class Training:
     "Candidates, and how each did on rows that it had not seen"
@@ -247,6 +248,7 @@ def _look(ds, task: Task, transform: Transform, split: Split, client) -> dict:
 # %% ../../nbs/learn/training.ipynb #7e324ce9
 def _collect(w: Work, p: Plan, show) -> tuple:
     "The outcomes of all fits, and the held-out scores of each candidate. WorkFailed: all failed"
+    show(f"{w.split.says}\n{p}")
     done, scores, first = [], {}, w.task.measures[0]
     for o in attempts(w, p):
         done.append(o)
@@ -266,6 +268,30 @@ def _notes(w: Work, done: tuple, balanced: bool, calibrate) -> list[str]:
     if calibrate and w.split.forward: notes.append(f"The scores of the first test, {w.split.names[2]}, are not calibrated: none before it were held out.")
     if balanced and not calibrate: notes.append("Probabilities are those of weighted classes, not of the world; calibrate= makes them true.")
     return notes
+
+# %% ../../nbs/learn/training.ipynb #0a12b3cd
+def _weighted(w: Work, weights) -> Work:
+    "The work with a column of weights, where there are any"
+    return w if weights is None else replace(w, ds=w.ds.assign({WEIGHT: ("row", weights)}), weight=WEIGHT)
+
+def _planned(w: Work, size: int, room: int, jobs) -> Plan:
+    "How many fits at once, where `size` bytes of columns are in memory and there is `room` for all"
+    width = transform_of(w.transform, w.states, w.states)[0].width_
+    need = max(needs(e, w.ds.sizes["row"], width, size, w.sample) for e in w.candidates.values())
+    return plan(len(w.split) * len(w.candidates), need, room, jobs)
+
+def _judged(w: Work, scores: dict, calibrate, slices, weight) -> tuple[dict, dict, dict]:
+    "Scores, calibrated where that is asked for, their evaluations and the calibrations, by candidate"
+    curves, rows = {}, np.flatnonzero(w.split.tested)
+    for name in scores if calibrate else (): scores[name], curves[name] = calibrated(w.task, w.split, scores[name], calibrate, weight)
+    slices, mass = (None if x is None else cut(x) for x, cut in ((slices, lambda x: x.isel(row=rows)), (weight, lambda x: x[rows])))
+    return scores, {name: judge(w.task, rows, s[rows], slices, mass) for name, s in scores.items()}, curves
+
+# %% ../../nbs/learn/training.ipynb #3ed813ff
+def _contract(data, contract):
+    "The contract of the data, or None. ParameterError: they are no dataset"
+    if not hasattr(data, "data_vars"): raise ParameterError(f"The data are a {type(data).__name__}; accepted: a Dataset, as lake.read and sn.from_frame give.")
+    return contract or (Contract.of(data) if "contract" in data.attrs else None)
 
 # %% ../../nbs/learn/training.ipynb #80812b7a
 def train(
@@ -292,8 +318,7 @@ def train(
     seed: int = 0,        # of a random split
 ) -> Training:
     "Judge every candidate on rows that it has not seen. ContractViolation: labels, rows or features will not do; WorkFailed: no candidate could be fitted"
-    if not hasattr(data, "data_vars"): raise ParameterError(f"The data are a {type(data).__name__}; accepted: a Dataset, as lake.read and sn.from_frame give.")
-    contract = contract or (Contract.of(data) if "contract" in data.attrs else None)
+    contract = _contract(data, contract)
     task = task_of(data, label or (contract and contract.label), _tell_apart(candidates))
     goals, by = goals_of(goals, task.kind), [by] if isinstance(by, str) else list(by)
     check_columns([*by, *([weight] if weight else [])] or None, over_rows(data))
@@ -302,19 +327,9 @@ def train(
     refuse_known(transform.columns(data), task.label, contract)
     parts, room = split_of(data, contract, split, folds, task.label, seed, client), budget(memory)
     given = None if weight is None else finite_weights(data[weight].values)
-    weights = _weights(task, class_weight, given)
     ds, size = _held(data, [*transform.names, task.label], 0 if client else room)
-    states = _look(ds, task, transform, parts, client)
-    if weights is not None: ds = ds.assign({WEIGHT: ("row", weights)})
-    width = transform_of(transform, states, states)[0].width_
-    p = plan(len(parts) * len(candidates), max(needs(e, ds.sizes["row"], width, size, sample) for e in candidates.values()), room, jobs)
-    w = Work(ds, task, parts, transform, dict(candidates), states, None if weights is None else WEIGHT, client, sample, importance, checkpoint)
+    w = Work(ds, task, parts, transform, dict(candidates), _look(ds, task, transform, parts, client), None, client, sample, importance, checkpoint)
+    w, p = _weighted(w, _weights(task, class_weight, given)), _planned(w, size, room, jobs)
     show = progress if callable(progress) else partial(print, flush=True) if progress else lambda line: None
-    show(f"{parts.says}\n{p}")
     done, scores = _collect(w, p, show)
-    curves = {}
-    for name in scores if calibrate else (): scores[name], curves[name] = calibrated(task, parts, scores[name], calibrate, given)
-    rows = np.flatnonzero(parts.tested)
-    slices, given = (None if x is None else x[rows] if x is given else x.isel(row=rows) for x in (data[by].compute() if by else None, given))
-    judged = {name: judge(task, rows, s[rows], slices, given) for name, s in scores.items()}
-    return Training(w, p, goals, done, scores, judged, curves, tuple(_notes(w, done, class_weight is not None, calibrate)))
+    return Training(w, p, goals, done, *_judged(w, scores, calibrate, data[by].compute() if by else None, given), tuple(_notes(w, done, class_weight is not None, calibrate)))

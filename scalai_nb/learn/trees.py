@@ -51,6 +51,7 @@ def _read(blocks, columns: Columns, ready):
             part = slice(start, start := start + len(X))
             yield ready((X, y[part], None if weight is None else weight[part]))
 
+# %% ../../nbs/learn/trees.ipynb #88b29b9d
 def share(given: Given, ready) -> Share:
     "The rows of `given`, made `ready`"
     columns, lasting = given.columns, isinstance(given.blocks, tuple)
@@ -71,7 +72,7 @@ def shares(given: Given, count: int) -> list[Given]:
     cuts = [int(np.abs(ends - given.rows * i / count).argmin()) for i in range(count + 1)]
     return [replace(given, blocks=given.blocks[a:b], rows=int(ends[b] - ends[a])) for a, b in zip(cuts, cuts[1:], strict=False)]
 
-# %% ../../nbs/learn/trees.ipynb #88b29b9d
+# %% ../../nbs/learn/trees.ipynb #a14115b7
 ROWS = Mergeable(tuple, lambda state, block: (*state, block), lambda a, b: a + b, ordered=True)  # views of arrays, part by part
 
 def _made(names, transform):
@@ -103,6 +104,7 @@ def _of_dask(estimator, X, y, weight, client) -> Given:
     columns = Columns(lambda ds: (ds["X"].data,), "y", None if weight is None else "weight")
     return Given(fold, blocks.fingerprint(), X.shape[1], None, blocks, columns)
 
+# %% ../../nbs/learn/trees.ipynb #28805acd
 def _of_arrays(estimator, X, y, weight, numbers: bool) -> Given:
     "Rows of arrays"
     names = [str(n) for n in X.coords["feature"].values] if bare(X) is not X and "feature" in X.coords else None
@@ -176,6 +178,7 @@ def _by_row(e, function, X, transform, columns=None, dtype=np.float32):
     with config_context(assume_finite=True): X = features(e, X, transform)  # NaN is missing
     return by_row(lambda X: function(booster.inplace_predict(_finite(X), validate_features=False)), X, columns, dtype)
 
+# %% ../../nbs/learn/trees.ipynb #c4292a95
 class _Predicts(BaseEstimator):
     "What grown trees say about rows"
     def predict(self, X, transform=None):
@@ -238,27 +241,8 @@ def _plan(e, of: Target) -> Plan:
     return Plan(params, int(e.rounds), e.early_stopping and int(e.early_stopping), int(e.every), memory)
 
 # %% ../../nbs/learn/trees.ipynb #6139461a
-class BoostedTrees(_Predicts):
-    "Trees that XGBoost grows one after the other, each on what the ones before it got wrong. NaN is missing and needs no imputation"
-    def __init__(
-        self,
-        rounds=100,            # trees; for more than two classes, trees of each class
-        *,
-        max_depth=6,
-        learning_rate=0.3,
-        subsample=1.0,         # share of the rows that a round looks at
-        objective="classes",   # or XGBoost's name of a loss of numbers, say "reg:squarederror", "reg:quantileerror", "count:poisson"
-        class_weight=None,     # "balanced", or a dict by class
-        early_stopping=None,   # rounds without a better metric of the validation rows, after which there is an end
-        every=20,              # rounds from one checkpoint to the next
-        device=None,           # "cuda": on a card
-        memory=None,           # bytes (or "2 GB") for the matrices of a process, beyond which they go to a file; None: half of what it may have
-        seed=0,
-        params=None,           # dict of what else XGBoost takes, say {"colsample_bytree": 0.5, "min_child_weight": 20, "eval_metric": "auc"}
-    ):
-        self.rounds, self.max_depth, self.learning_rate, self.subsample, self.objective, self.class_weight = rounds, max_depth, learning_rate, subsample, objective, class_weight
-        self.early_stopping, self.every, self.device, self.memory, self.seed, self.params = early_stopping, every, device, memory, seed, params
-
+class _Learns(_Predicts):
+    "What boosted trees do with rows to learn from"
     def fit(
         self,
         X,                   # (row, feature) array, DataArray, Dask array; a Dataset or Parquet files; or a source of blocks (X, y[, weight])
@@ -293,6 +277,28 @@ class BoostedTrees(_Predicts):
         return tags
 
 # %% ../../nbs/learn/trees.ipynb #37be251a
+class BoostedTrees(_Learns):
+    "Trees that XGBoost grows one after the other, each on what the ones before it got wrong. NaN is missing and needs no imputation"
+    def __init__(
+        self,
+        rounds=100,            # trees; for more than two classes, trees of each class
+        *,
+        max_depth=6,
+        learning_rate=0.3,
+        subsample=1.0,         # share of the rows that a round looks at
+        objective="classes",   # or XGBoost's name of a loss of numbers, say "reg:squarederror", "reg:quantileerror", "count:poisson"
+        class_weight=None,     # "balanced", or a dict by class
+        early_stopping=None,   # rounds without a better metric of the validation rows, after which there is an end
+        every=20,              # rounds from one checkpoint to the next
+        device=None,           # "cuda": on a card
+        memory=None,           # bytes (or "2 GB") for the matrices of a process, beyond which they go to a file; None: half of what it may have
+        seed=0,
+        params=None,           # dict of what else XGBoost takes, say {"colsample_bytree": 0.5, "min_child_weight": 20, "eval_metric": "auc"}
+    ):
+        self.rounds, self.max_depth, self.learning_rate, self.subsample, self.objective, self.class_weight = rounds, max_depth, learning_rate, subsample, objective, class_weight
+        self.early_stopping, self.every, self.device, self.memory, self.seed, self.params = early_stopping, every, device, memory, seed, params
+
+# %% ../../nbs/learn/trees.ipynb #f5953d00
 def _told(plan: Plan) -> dict: "What of a plan decides on the trees"; return {"params": plan.params, "rounds": plan.rounds, "patience": plan.patience}
 
 def _words(classes): return None if classes is None else [str(c) for c in classes]
@@ -326,6 +332,7 @@ def _grow(plan: Plan, given: Given, check: Given | None, of: Target, client, kep
     if there: return grow_on(client, plan, _by_rank(given, check, of, ranks.count, client), ranks, done, tell)
     return grow_here(plan, share(given, of.ready), check and share(check, of.ready), ranks, done, tell)
 
+# %% ../../nbs/learn/trees.ipynb #c5bea1af
 def _by_rank(given: Given, check: Given | None, of: Target, count: int, client) -> list:
     "What each rank trains on, and its validation rows; those that do not travel are sent to the first"
     def cut(given): return [share(replace(g, blocks=sendable(g.blocks, client)), of.ready) for g in shares(given, count)]

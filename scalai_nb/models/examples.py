@@ -77,6 +77,7 @@ def _thresholds(graph: bytes, t: Transform) -> dict[str, np.ndarray]:
     at = {name: i for i, name in enumerate(t.feature_names)}
     return {n.name: _raw(n, np.concatenate(found[at[n.name]])) for n in t.numeric_ if n.name in at and at[n.name] in found and math.isnan(n.origin)}
 
+# %% ../../nbs/models/examples.ipynb #a97a3327
 def _raw(n, feature: np.ndarray) -> np.ndarray:
     "Raw values of a number whose feature is near `feature`"
     x = feature.astype(np.float64) * (n.std if n.scaled else 1) + (n.mean if n.scaled else 0)

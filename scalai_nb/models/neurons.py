@@ -124,6 +124,7 @@ def _without(model, h: Hidden, keep, weights, bias):
     put(model, h.read, (weights.T if h.inputs else weights).astype(np.float32))
     _biased(model, h.reader, bias)
 
+# %% ../../nbs/models/neurons.ipynb #5543e8b4
 def _found(model, weight: str) -> Hidden: return next(h for h in hidden(model) if h.weight == weight)
 
 STEPS = np.geomspace(1e-5, 0.5, 48)  # shares of variance

@@ -21,6 +21,7 @@ from uuid import uuid4
 
 import numpy as np
 import xarray as xr
+from fastcore.basics import patch
 from dask.base import is_dask_collection
 
 from ..compute.state import load as load_state, save as save_state
@@ -29,7 +30,7 @@ from ..learn.transform import THREADS, Transform, row_coords
 from .card import called, card_of, markdown
 from .examples import as_list, edge_rows, example_rows, rows_of, threshold_rows
 from .graph import inputs, session
-from .heads import gives, graph, model_of, rounds, score
+from .heads import gives, graph, model_of, rounds, score as score_of
 
 # %% ../../nbs/models/package.ipynb #c7c4cf9b
 BATCH = 2_000  # rows from which the booster is faster than the graph, or several threads than one
@@ -80,22 +81,6 @@ class Model:
     @property
     def summary(self): "The Summary of the training rows, or None"; return load_state(BytesIO(self.summary_file)) if self.summary_file else None
 
-    def score(
-        self,
-        arrays: dict,   # each raw column (row,): float32, float64 seconds since 1970, or object strings, "" is missing
-    ) -> np.ndarray:    # (row,) float32
-        "Score rows as `Transform.raw` prepares them"
-        return self.session.run(None, {n: a.reshape(-1, 1) for n, a in arrays.items()})[0].ravel()
-
-    def predict(
-        self,
-        ds,                   # (row) the raw columns, and any others; in memory or on Dask
-        block: int = 65_536,  # rows scored at a time
-    ) -> xr.DataArray:        # (row,) float32 probabilities of the positive class, or predictions
-        "Score a dataset. ContractViolation: a column is not there or not of its type"
-        scores = np.concatenate([np.empty(0, np.float32), *_predicted(self, ds[self.transform.columns(ds)], block)])
-        return xr.DataArray(scores, dims="row", coords=row_coords(ds), name="score", attrs={"long_name": f"score of {self.name}"})
-
     def check(self): "Score the examples again. ModelMismatch: one scores otherwise"; _check(self, "examples")
     def save(self, folder): "Write the package to a new folder"; return _save(self, folder)
     @staticmethod
@@ -105,6 +90,27 @@ class Model:
         from markdown_it import MarkdownIt
         return MarkdownIt("js-default").render(self.to_markdown())
     def __getstate__(self): return {k: v for k, v in self.__dict__.items() if k not in ("session", "twin")}
+
+# %% ../../nbs/models/package.ipynb #29d7aef1
+@patch
+def score(
+    self: Model,
+    arrays: dict,   # each raw column (row,): float32, float64 seconds since 1970, or object strings, "" is missing
+) -> np.ndarray:    # (row,) float32
+    "Score rows as `Transform.raw` prepares them"
+    return self.session.run(None, {n: a.reshape(-1, 1) for n, a in arrays.items()})[0].ravel()
+
+@patch
+def predict(
+    self: Model,
+    ds,                   # (row) the raw columns, and any others; in memory or on Dask
+    block: int = 65_536,  # rows scored at a time
+) -> xr.DataArray:        # (row,) float32 probabilities of the positive class, or predictions
+    "Score a dataset. ContractViolation: a column is not there or not of its type"
+    scores = np.concatenate([np.empty(0, np.float32), *_predicted(self, ds[self.transform.columns(ds)], block)])
+    return xr.DataArray(scores, dims="row", coords=row_coords(ds), name="score", attrs={"long_name": f"score of {self.name}"})
+
+
 
 # %% ../../nbs/models/package.ipynb #11498267
 def _predicted(m: Model, ds, block: int):
@@ -138,7 +144,7 @@ def estimate(
     ds,              # (row) raw columns
 ) -> np.ndarray:     # (row,) probability of the positive class, or prediction
     "Score `ds` in Python, without the graph"
-    return score(estimator, t.transform(ds))
+    return score_of(estimator, t.transform(ds))
 
 def _same(got, expected, place: str, output: str = "probability", tolerance: float = TOLERANCE):
     "ModelMismatch naming the first row whose scores differ"

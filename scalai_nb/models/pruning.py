@@ -168,6 +168,7 @@ def _placed(model, node, f: Forest):
     replaced(model, node, nodes)
     return model
 
+# %% ../../nbs/models/pruning.ipynb #ad1b2ad1
 def compact_trees(model, rows=None):
     "All trees in the newest operator: the same scores from 40 % of the bytes. DoesNotApply: it cannot say some of them"
     model = tidy(model)
@@ -257,6 +258,7 @@ def _merges(f: Forest, counts) -> tuple[np.ndarray, np.ndarray]:
         if (p := parent[t]) >= 0 and closed[f.true[p]] and closed[f.false[p]]: heappush(queue, pair(p))
     return order, weight
 
+# %% ../../nbs/models/pruning.ipynb #191ebf86
 def fewer_leaves(
     model,
     rows,       # `arrays` and `fits`, as for fewer_rounds

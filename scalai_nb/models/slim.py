@@ -208,6 +208,7 @@ def slim(
     done = {v.method: _packaged(v, full, len(test.label)) for v in timed}
     return Slimming(full, tuple(done.get(v.method, v) for v in tried), terms, (len(learn.label), len(test.label)))
 
+# %% ../../nbs/models/slim.ipynb #0ef3c2d3
 def _rows(model: Model, data, y, chosen, by, terms: Terms, seed: int) -> Rows:
     "The chosen rows in memory"
     part = data[list(dict.fromkeys([*model.transform.columns(data), *by]))].isel(row=chosen).compute()

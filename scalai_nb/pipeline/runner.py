@@ -150,8 +150,6 @@ def close(self: Recorder) -> None:
     self.render()
 
 # %% ../../nbs/pipeline/runner.ipynb #c572b437
-_ENDED = ("completed", "cached")
-
 class Runner:
     "Carries out one run of a pipeline"
     def __init__(self,
@@ -165,8 +163,7 @@ class Runner:
         on_event=lambda run, event: None,   # called with every event, already folded into the run
         on_end=lambda run: None,        # called when the run has ended and before the trackers are told, say to write the report
     ):
-        self.pipeline, self.env, self.jobs, self.queue, self.on_event = pipeline, env, jobs or env.jobs, queue, on_event
-        self.on_end = on_end
+        self.pipeline, self.env, self.jobs, self.queue, self.on_event, self.on_end = pipeline, env, jobs or env.jobs, queue, on_event, on_end
         self.force, self.from_step = force, from_step
         self.notebooks = {s.name: read_notebook(s.path) for s in pipeline.steps}  # as keyed, whatever is edited meanwhile
         self.lock, self.stopping, self.executions, self._server, self._cluster, self._worker_used = threading.RLock(), None, {}, None, None, 0.0
@@ -194,6 +191,8 @@ class Runner:
         return self.run
 
 # %% ../../nbs/pipeline/runner.ipynb #0f1f575c
+_ENDED = ("completed", "cached")
+
 @patch
 def _open(self: Runner, stack: ExitStack) -> None:
     "Make the folder and say that the run has started"
