@@ -462,7 +462,7 @@ def test_the_card_reads_well(model):
     assert text.startswith("# late-flight\n\n## What it is for\n\nWarn of late flights\n")
     assert "| recall | >= 0.60 |" in text and "| roc_auc | 0.75 |" in text and "| gap | – |" in text
     assert "|  | auc | rows |" in text and "| A\\|A | – | – |" in text and "- New York only" in text
-    assert "## Licence\n\nNot stated." in text and "## Owner\n\nflights team" in text
+    assert "## Licence\n\nNot stated." in text and "| Owner | flights team |" in text
     assert model.card["environment"]["scikit-learn"] and model.card["inputs"]["time"] == "DOUBLE"
     assert "<td>&gt;= 0.60</td>" in model._repr_html_()
 

@@ -92,7 +92,15 @@ def _section(value) -> str:
     columns = list(dict.fromkeys(c for row in rows.values() for c in row))
     return _table(["", *columns], ([k, *(row.get(c) for c in columns)] for k, row in rows.items()))
 
+def _fact(value) -> str | None:
+    "What a line can hold of a value; None: it takes a section"
+    if isinstance(value, list) and not any(isinstance(v, dict | list) for v in value): value = ", ".join(map(str, value))
+    text = None if isinstance(value, dict | list) else _cell(value)
+    return text if text is not None and len(text) <= 60 else None
+
 def markdown(card: dict) -> str:
-    "The card for a reader"
+    "The card for a reader: what the author says, then what else is long, then the facts that a line is enough for"
     titles = {**{k: k.replace("_", " ").capitalize() for k in card}, **CARD, **FILLED}
-    return f"# {card['name']}\n\n" + "\n\n".join(f"## {titles[k]}\n\n{_section(v)}" for k, v in card.items() if k != "name") + "\n"
+    facts = {titles[k]: fact for k, v in card.items() if k != "name" and k not in CARD and (fact := _fact(v)) is not None}
+    sections = {titles[k]: v for k, v in card.items() if k != "name" and titles[k] not in facts}
+    return f"# {card['name']}\n\n" + "\n\n".join(f"## {title}\n\n{_section(v)}" for title, v in (sections | ({"Facts": facts} if facts else {})).items()) + "\n"
