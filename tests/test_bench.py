@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scalai_nb.errors import ParameterError
-from scalai_nb.operations import hotpath
+from scalai_nb.operations import hotpath, training
 from scalai_nb.operations.compare import Case, Figure, chosen, compare, measure, timed
 
 BROKEN = Case("Fails", lambda scale, folder: None, lambda data: lambda: 1 / 0, {}, {})
@@ -53,6 +53,15 @@ def test_every_case_of_the_hot_path_runs_and_keeps_its_bounds(name):
     seen = measure(hotpath.CASES[name], 0.004, 1)
     assert seen["seconds"]["scalai"] > 0 and seen["bytes"] > 0
     assert [f for f in seen["figures"] if not f["met"] and not f["name"].startswith(("seconds", "extra memory", "peak memory"))] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", chosen(training.CASES))
+def test_every_case_of_training_runs_and_keeps_its_bounds(name):
+    "All figures but memory, which tells nothing at this size"
+    seen = measure(training.CASES[name], 0.004, 1)
+    assert seen["seconds"]["scalai"] > 0 and len(seen["ratios"]) == len(training.CASES[name].peers)
+    assert [f for f in seen["figures"] if not f["met"] and "memory" not in f["name"]] == []
 
 
 def test_the_command_writes_what_it_prints(tmp_path, monkeypatch, capsys):

@@ -14,6 +14,7 @@ from datetime import timedelta
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from ..compute.cluster import turn
 from ..errors import WorkFailed
 from .descent import Group, torch
 
@@ -93,15 +94,6 @@ def _watch(client, futures: list, workers: list[str]) -> bool:
         if states == {"finished"}: return True
         if states & {"error", "lost", "cancelled"} or not {*workers} <= {*workers_of(client, ALIVE)}: return False
 
-@contextmanager
-def _turn(client):
-    "One gang at a time on a cluster; who dies while it is its turn loses it after half a minute"
-    from distributed import Semaphore
-    turn = Semaphore(max_leases=1, name="scalai-nb gang", scheduler_rpc=client.scheduler, loop=client.loop)
-    turn.acquire()
-    try: yield
-    finally: turn.release()
-
 # %% ../../nbs/learn/gang.ipynb #7a181a43
 def _failure(client, futures: list, workers: list[str], close: Callable) -> Exception:
     "Why a gang failed: the error of one of its ranks, else Lost. Waits until the ranks that are there have ended"
@@ -127,7 +119,7 @@ def together(
     name, n, pinned = uuid4().hex, len(workers), {"pure": False, "allow_other_workers": False}
     def close():
         with suppress(OSError, ValueError): client.run(_close, name, workers=workers[:1], on_error="ignore")
-    with _turn(client), _reached():
+    with turn(client), _reached():
         futures = [client.submit(_open, name, _host(workers[0]), workers=workers[:1], **pinned)]
         try:
             if not _watch(client, futures, workers[:1]): raise _failure(client, futures, workers[:1], close)

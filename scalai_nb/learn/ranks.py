@@ -19,6 +19,7 @@ from xgboost import collective
 from xgboost.core import XGBoostError
 from xgboost.tracker import RabitTracker
 
+from ..compute.cluster import turn
 from ..errors import WorkFailed
 from .boosting import Grown, Plan, Ranks, Share, _memory, _train
 
@@ -125,13 +126,12 @@ def grow_on(
     tell: Callable, # as for `boosting.grow`
 ) -> Grown:
     "Grow trees on the workers of a cluster. WorkFailed when workers die again and again without getting further"
-    from distributed import Lock
     tries, kept, reached = 0, done, done.rounds
     def arrived(now: Grown):
         nonlocal kept, reached
         kept, reached = now if now.model else kept, now.rounds
         tell(now, lambda: now)
-    with client.as_current(), Lock("scalai-nb ranks"):  # two trainings that hold a worker each would wait for the other's for ever
+    with client.as_current(), turn(client):
         while True:
             begun, homed = kept.rounds, homes(len(shares), _awaited(client, ranks.count))
             grown, error = _attempt(client, plan, shares, homed, ranks.threads, kept, arrived)
