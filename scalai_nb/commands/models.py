@@ -101,6 +101,15 @@ def models_dvc(name: Annotated[str, typer.Argument(help="A model, or model@versi
     console().print(f"{v} is in {pointer.with_suffix('')}\ncommit it: git add {pointer} {pointer.parent}/.gitignore")
 
 # %% ../../nbs/commands/models.ipynb #e5529233
+def _slimmed(rows: list[dict]):
+    "What came of each method, and why those that are left out do not apply"
+    from rich.console import Group
+    tried = [r for r in rows if r["bytes"] == r["bytes"]]
+    without = {why: [r["method"] for r in rows if r["verdict"] == why] for why in dict.fromkeys(r["verdict"] for r in rows if r not in tried)}
+    table = tabulate(((r["method"], f"{r['bytes']:,.0f}", f"{r['smaller']:.1f}×", f"{r['one row ms']:.3f}", f"{r['rows/s']:,.0f}", f"{r['its loss']:.4f}", r["worst slice"], r["verdict"]) for r in tried),
+                     "method", "bytes>", "smaller>", "one row, ms>", "rows/s>", "loses at most>", "in", "verdict~")
+    return Group(table, *(f"not tried, as {why}: {', '.join(names)}" for why, names in without.items()))
+
 @models_app.command("slim")
 def models_slim(name: Annotated[str, typer.Argument(help="A model, or model@version; alone: its champion.")],
                 data: Annotated[str, typer.Option(metavar="DATASET", help="Rows that the model has not learned from: a dataset, or name@version.")],
@@ -115,6 +124,7 @@ def models_slim(name: Annotated[str, typer.Argument(help="A model, or model@vers
     registry = registry_of(env)
     model = registry.load(name)
     report = slim(model, _dataset(data, env), label, _goals(goal), by, tolerance, threshold=model.card.get("threshold") if threshold is None else threshold)
-    console().print(str(report), markup=False)
+    console().print(_slimmed(report.table.reset_index().to_dict("records")))
+    console().print(report.proposal, markup=False)
     if register and report.proposed:
         console().print(f"registered as {registry.register(report.best, name.partition('@')[0], tags={'slimmed': report.proposed.method})}")
