@@ -60,7 +60,7 @@ def test_the_gate_judges_a_worse_model_and_rollback_restores_the_champion_in_one
     registry, april = Registry(env), lake.read("features")
     april = april.isel(row=april.month.values == 4).load()
     champion = registry.load("late-flight")
-    blind = sn.Transform(numeric=["departure"], categorical=["carrier"]).fit(april)
+    blind = sn.Transform(numeric=["seats"]).fit(april)  # which says next to nothing
     worse = sn.package(blind, sn.LogisticRegression().fit(blind.transform(april).values, april.late.values), sn.Contract.of(april), name="late-flight",
                        card={"threshold": champion.card["threshold"]})
     version = registry.register(worse, "late-flight").version
@@ -71,6 +71,18 @@ def test_the_gate_judges_a_worse_model_and_rollback_restores_the_champion_in_one
     assert registry.get("late-flight").version == version
     assert registry.rollback("late-flight").version == 1 and registry.load("late-flight").card["candidate"] == champion.card["candidate"]
     assert np.abs(registry.load("late-flight").predict(april).values - champion.predict(april).values).max() == 0
+
+
+def test_the_network_becomes_a_third_of_its_size_and_no_slice_loses_more_than_is_allowed(lake):
+    flights = lake.read("features")
+    known, april = (flights.isel(row=np.flatnonzero(np.isin(flights.month.values, m))).load() for m in ([1, 2, 3], [4]))
+    names = [n for n in known.data_vars if known[n].attrs.get("long_name") and n != "late"]
+    categories = [n for n in names if "categories" in known[n].attrs]
+    t = sn.Transform(numeric=[n for n in names if n not in categories], categorical=categories).fit(known)
+    net = sn.Network(hidden=(32, 16), epochs=4).fit(known, "late", transform=t)
+    slimmed = sn.slim(sn.package(t, net, name="late-flight"), april, "late", {"auc": ">= 0.68"}, by=["origin", "carrier"], tolerance=0.01)
+    assert slimmed.proposed and len(slimmed.best.graph) * 3 <= slimmed.full.size, slimmed.proposal
+    assert slimmed.table.loc[slimmed.proposed.method, "its loss"] <= 0.01
 
 
 def test_the_run_is_in_the_tracker_with_its_steps_below_it(demo):
