@@ -203,7 +203,7 @@ def test_the_curve_of_a_calibration_is_exact():
     for n in (1, 2, 3, 50, 1000):
         x, y = np.sort(rng.random(n)), np.sort(rng.random(n))
         g = graph.Graph()
-        model = graph.finished(g, {"s": "DOUBLE"}, g.node("Cast", heads._isotonic(g, "s", x, y), to=1))
+        model = graph.finished(g, {"s": "DOUBLE"}, g.node("Cast", heads.isotonic(g, "s", x, y), to=1))
         s = np.r_[0, 1, x, np.nextafter(x, 1), np.nextafter(x, 0), rng.random(1000)]
         got = graph.session(model.SerializeToString()).run(None, {"s": s[:, None]})[0].ravel()
         np.testing.assert_allclose(got, np.interp(s, x, y).astype(np.float32), atol=6e-8, rtol=0)
