@@ -11,6 +11,7 @@ import re
 from configparser import ConfigParser, Error as IniError
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from .errors import EnvironmentNotFound, SettingsError, unknown
 
@@ -79,10 +80,8 @@ def unwritable(
 ) -> str | None:   # why nothing can be written there; None: it can
     "Try to write beside or above `path`, leaving nothing behind"
     there = next(p for p in (Path(path), *Path(path).parents) if p.exists())
-    probe = there / f".probe-{os.getpid()}"
     try:
-        probe.touch()
-        probe.unlink()
+        with TemporaryFile(dir=there): pass
     except OSError as e: return f"{there}: {e.strerror}"
 
 # %% ../nbs/environment.ipynb #c9c37cf1

@@ -136,7 +136,7 @@ def test_the_best_is_first():
 def test_shared_steps_run_once_and_nothing_is_published(datasets):
     assert "numbers to run" in text(draw(*combine("toy", datasets, {"fit": {"depth": [1, 2]}}), datasets))
     done = sweep("toy", {"fit": {"depth": [1, 2]}}, datasets, until="check", console=quiet(), jobs=2)
-    assert [(r.values, r.status) for r in done.rows] == [({"fit.depth": d}, "completed") for d in (1, 2)]
+    assert [(r.values, r.status, r.error) for r in done.rows] == [({"fit.depth": d}, "completed", None) for d in (1, 2)]
     runs = all_runs(datasets)
     assert sorted([s.name for s in r.steps] for r in runs) == [["fit", "check"]] * 2 + [["numbers"]]
     assert {r.pipeline for r in runs} == {"toy"} and {r.about.get("combination") for r in runs} == {None, "fit.depth=1", "fit.depth=2"}

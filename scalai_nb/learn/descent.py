@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'OPTIMIZERS', 'ALONE', 'SMALL', 'torch', 'log_loss', 'squared_error', 'absolute_error', 'loss_of', 'Targets',
-           'optimizer_of', 'Group', 'Job', 'Run', 'ended', 'snapshot', 'opened', 'begin', 'half', 'few_threads',
-           'placed', 'descend']
+           'optimizer_of', 'Group', 'Job', 'Run', 'ended', 'snapshot', 'opened', 'begin', 'randomness', 'half',
+           'few_threads', 'placed', 'descend']
 
 # %% ../../nbs/learn/descent.ipynb #a9d7e358
 import copy
@@ -175,6 +175,11 @@ def begin(job: Job, state: bytes | None = None) -> Run:
 # %% ../../nbs/learn/descent.ipynb #76decdfe
 _TURN = threading.Lock()
 
+@contextmanager
+def randomness():
+    "PyTorch's generator for this thread alone, as long as the block lasts; what is random elsewhere in the process stays as it is"
+    with _TURN, torch().random.fork_rng(devices=[]): yield
+
 def _seed(job: Job, *numbers: int) -> None:
     "Make what is random in the next step depend on its number alone"
     t, seed = torch(), hash((job.seed, *numbers)) & (2**63 - 1)
@@ -198,7 +203,7 @@ def _losses(job: Job, run: Run, batch: Batch):
 def _step(job: Job, run: Run, batch: Batch, total: int, group: Group, due: bool) -> bool:
     "Take a step; `total` rows of all ranks are in it. Whether the first rank is due for a snapshot"
     run.optimizer.zero_grad(set_to_none=True)
-    with _TURN:
+    with randomness():
         _seed(job, run.epoch, run.step, group.rank)
         loss = _losses(job, run, batch)
         run.scaler.scale(loss / total).backward()
@@ -286,7 +291,7 @@ def descend(
     "Yield (run, whether a snapshot is due) at the end of each epoch, when one is due, and at the end of all"
     run, place, since = begin(job, state), placed(job), time.monotonic()
     n, totals = (data.rows if isinstance(data, Spans) else job.rows), job.of_all(group)
-    with few_threads(run.module, int(totals[0])), torch().random.fork_rng(devices=[]):  # what is random elsewhere in this process stays as it is
+    with few_threads(run.module, int(totals[0])):
         while not ended(job, run):
             clock, due = time.monotonic(), False
             run.module.train()

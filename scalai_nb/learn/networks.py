@@ -25,7 +25,7 @@ from ..compute.blocks import Blocks
 from ..compute.state import fingerprint
 from ..errors import ContractViolation, ParameterError, WorkFailed
 from .batches import Spans, Stream, of_arrays, rows_from, steps_of, strips
-from .descent import Job, Targets, begin, descend, ended, few_threads, loss_of, opened, optimizer_of, snapshot, torch
+from .descent import Job, Targets, begin, descend, ended, few_threads, loss_of, opened, optimizer_of, randomness, snapshot, torch
 from .gang import Lost, segments, together
 from .linear import COUNTS, LABELS, class_weights, number
 from .rows import by_row, features, finite, is_dataset, is_source, rows_of, slices
@@ -49,7 +49,7 @@ def module_of(module, features: int, seed: int, otherwise):
     if isinstance(module, t.nn.Module): return copy.deepcopy(module).cpu()
     if module is not None and not callable(module):
         raise ParameterError(f"module={module!r} is not known; accepted: a torch.nn.Module, a function of the number of features that makes one, or None.")
-    with t.random.fork_rng(devices=[]):
+    with randomness():
         t.manual_seed(seed)
         made = otherwise() if module is None else module(features)
     if not isinstance(made, t.nn.Module): raise ParameterError(f"module= made a {type(made).__name__}; accepted: a torch.nn.Module.")

@@ -196,7 +196,7 @@ def judge(self: Study, number: int, step: int, value: float) -> bool:
         if self.stopped or number not in self.asked: return True
         trial = self.asked[number]
         if step not in self.study.trials[trial.number].intermediate_values: trial.report(float(value), int(step))
-        return trial.should_prune()
+        return bool(trial.should_prune())
 
 @patch
 def end(self: Study, number: int, outcome: dict) -> None:
