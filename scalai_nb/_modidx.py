@@ -2124,8 +2124,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'scalai_nb/learn/transform.py'),
                                            'scalai_nb.learn.transform.codes': ( 'learn/transform.html#codes',
                                                                                 'scalai_nb/learn/transform.py'),
-                                           'scalai_nb.learn.transform.column': ( 'learn/transform.html#column',
-                                                                                 'scalai_nb/learn/transform.py'),
                                            'scalai_nb.learn.transform.is_time': ( 'learn/transform.html#is_time',
                                                                                   'scalai_nb/learn/transform.py'),
                                            'scalai_nb.learn.transform.numbers': ( 'learn/transform.html#numbers',
