@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NUMERIC', 'CATEGORICAL', 'PACKAGES', 'CLUSTERS', 'CASES', 'labelled', 'pipeline', 'Packaged', 'packaged', 'Learning',
-           'cluster', 'peak', 'killing', 'undisturbed', 'learning']
+           'cluster', 'peak', 'killing', 'undisturbed', 'Large', 'learning']
 
 # %% ../../nbs/operations/training.ipynb #d0a711f5
 import os
@@ -125,10 +125,10 @@ class Learning:
     @cached_property
     def client(self): return cluster()
 
-def cluster():
-    "Two workers of one thread that have imported what they need"
+def cluster(memory: int = 3_000_000_000):
+    "Two workers of one thread and `memory` bytes that have imported what they need"
     from dask.distributed import Client, LocalCluster
-    client = Client(LocalCluster(n_workers=2, threads_per_worker=1, memory_limit="3GB", dashboard_address=None))
+    client = Client(LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=memory, dashboard_address=None))
     client.run(_warm)
     return client
 
@@ -211,6 +211,34 @@ def _same_loss(d: Learning, results, grown):
     yield Figure("difference of the last loss", abs(results["scalai"].history_[-1]["loss"] - results["undisturbed"].history_[-1]["loss"]), 0.01)
     d.client.shutdown()
 
+class Large:
+    "Features and labels of three times the memory of two workers, made when they are read"
+    limit = 1_000_000_000  # bytes of a worker, of which what it imports takes half
+    def __init__(self, scale: float, folder: Path, rows: int = 200_000, features: int = 100):
+        import dask.array as da
+        blocks = 1 + int(3 * 2 * self.limit * scale / (4 * rows * features))
+        self.X = da.map_blocks(_random, rows, features, chunks=((rows,) * blocks, (features,)), dtype=np.float32)
+        self.y = self.X[:, 0] > 0.5
+
+    @cached_property
+    def client(self): return cluster(self.limit)
+
+def _random(rows: int, features: int, block_id=None): return np.random.default_rng(block_id[0]).random((rows, features), np.float32)
+
+def _grow_large(d: Large):
+    from scalai_nb.learn.trees import BoostedTrees
+    d.before = d.client.run(os.getpid)
+    return lambda: BoostedTrees(5, max_depth=4).fit(d.X, d.y, client=d.client, progress=False)
+
+def _high_water() -> int:
+    from scalai_nb.operations.compare import resident
+    return resident("VmHWM")
+
+def _bounded(d: Large, results, grown):
+    yield Figure("the largest worker, of its limit", max(d.client.run(_high_water).values()) / d.limit, 1)
+    yield Figure("workers that were killed", float(d.client.run(os.getpid) != d.before), 0)
+    d.client.shutdown()
+
 def learning(**size): return lambda scale, folder: Learning(scale, folder, **size)
 
 CLUSTERS = {
@@ -220,6 +248,7 @@ CLUSTERS = {
                            {"undisturbed": 1 / 1.2}, figures=_same_trees, heavy=True),
     "network_killed": Case("A network, 12 epochs of 1 M × 50, a worker killed in the middle", learning(rounds=12), killing(_network_told), {"undisturbed": undisturbed(_network_told)},
                            {"undisturbed": 1 / 1.2}, figures=_same_loss, heavy=True),
+    "memory": Case("5 boosted trees from 6 GB, two Dask workers of 1 GB", Large, _grow_large, {}, {}, figures=_bounded, heavy=True),
 }
 
 # %% ../../nbs/operations/training.ipynb #02243d43
