@@ -186,6 +186,7 @@ def _seed(job: Job, *numbers: int) -> None:
     t.default_generator.manual_seed(seed)
     if job.device == "cuda": t.cuda.manual_seed(seed)
 
+# %% ../../nbs/learn/descent.ipynb #672b4151
 def half(job: Job):
     "The context of half precision: float16 on a card, bfloat16 on a CPU"
     t = torch()

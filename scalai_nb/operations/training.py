@@ -211,6 +211,9 @@ def _same_loss(d: Learning, results, grown):
     yield Figure("difference of the last loss", abs(results["scalai"].history_[-1]["loss"] - results["undisturbed"].history_[-1]["loss"]), 0.01)
     d.client.shutdown()
 
+
+
+# %% ../../nbs/operations/training.ipynb #35fc06db
 class Large:
     "Features and labels of three times the memory of two workers, made when they are read"
     limit = 1_000_000_000  # bytes of a worker, of which what it imports takes half
@@ -239,6 +242,9 @@ def _bounded(d: Large, results, grown):
     yield Figure("workers that were killed", float(d.client.run(os.getpid) != d.before), 0)
     d.client.shutdown()
 
+
+
+# %% ../../nbs/operations/training.ipynb #b2ea2ed9
 def learning(**size): return lambda scale, folder: Learning(scale, folder, **size)
 
 CLUSTERS = {
