@@ -250,7 +250,7 @@ def learning(**size): return lambda scale, folder: Learning(scale, folder, **siz
 CLUSTERS = {
     "boosted": Case("50 boosted trees from 1 M × 50 in the lake, two Dask workers", learning(), lambda d: lambda: _trees(d, d.client),
                     {"xgboost.dask": _from_arrays, "xgboost.dask, arrays on the workers": _from_held_arrays}, {"xgboost.dask": 1 / 1.1}, figures=_memory),
-    "boosted_killed": Case("800 boosted trees, a worker killed in the middle", learning(rounds=800), killing(_trees_told), {"undisturbed": undisturbed(_trees_told)},
+    "boosted_killed": Case("1,200 boosted trees, a worker killed in the middle", learning(rounds=1200), killing(_trees_told), {"undisturbed": undisturbed(_trees_told)},
                            {"undisturbed": 1 / 1.2}, figures=_same_trees, heavy=True),
     "network_killed": Case("A network, 12 epochs of 1 M × 50, a worker killed in the middle", learning(rounds=12), killing(_network_told), {"undisturbed": undisturbed(_network_told)},
                            {"undisturbed": 1 / 1.2}, figures=_same_loss, heavy=True),
