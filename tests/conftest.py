@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -57,6 +58,24 @@ def tool(name: str) -> Path:
     folder = ROOT / ".services" / name
     if not (folder / ".installed").exists(): pytest.skip(f"no {name} in .services; run make test-services")
     return folder / "bin"
+
+
+# ---- a registry
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory):
+    "MLflow's file, set up once: its migrations take seconds"
+    from scalai_nb.models.sinks import client
+    file = tmp_path_factory.mktemp("mlflow") / "tracking.db"
+    client(SimpleNamespace(tracking=f"sqlite:///{file}"))
+    return file
+
+
+@pytest.fixture
+def registry(database, tmp_path):
+    from scalai_nb.models.registry import Registry
+    shutil.copy(database, tmp_path / "tracking.db")
+    return Registry(SimpleNamespace(models=str(tmp_path / "models"), tracking=f"sqlite:///{tmp_path}/tracking.db"))
 
 
 # ---- no quiet skip

@@ -1,7 +1,6 @@
 "The gate: goals, slices, latency, examples and contract; what it cannot measure it says; past it only with a reason that is kept"
 
 import json
-import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -19,7 +18,6 @@ from scalai_nb.models.gate import Check, Verdict, judge, latencies
 from scalai_nb.models.package import package
 from scalai_nb.models.registry import Registry
 from scalai_nb.models.release import examine, release
-from scalai_nb.models.sinks import client
 
 GOALS = {"auc": ">= 0.65", "recall": ">= 0.5", "alerts": "<= 0.6", "ece": "<= 0.06"}
 
@@ -55,20 +53,6 @@ def champion():
 def blind():
     "A model that has learned nothing from the wind: it is worse at LGA alone"
     return model(TRAIN.assign(wind=TRAIN.wind[np.random.default_rng(3).permutation(6000)].variable))
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory):
-    "MLflow's file, set up once: its migrations take seconds"
-    file = tmp_path_factory.mktemp("mlflow") / "tracking.db"
-    client(SimpleNamespace(tracking=f"sqlite:///{file}"))
-    return file
-
-
-@pytest.fixture
-def registry(database, tmp_path):
-    shutil.copy(database, tmp_path / "tracking.db")
-    return Registry(SimpleNamespace(models=str(tmp_path / "models"), tracking=f"sqlite:///{tmp_path}/tracking.db"))
 
 
 def check(verdict, name):

@@ -42,20 +42,6 @@ def model():
     return late_after(15)
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory):
-    "MLflow's file, set up once: its migrations take seconds"
-    file = tmp_path_factory.mktemp("mlflow") / "tracking.db"
-    client(SimpleNamespace(tracking=f"sqlite:///{file}"))
-    return file
-
-
-@pytest.fixture
-def registry(database, tmp_path):
-    shutil.copy(database, tmp_path / "tracking.db")
-    return Registry(SimpleNamespace(models=str(tmp_path / "models"), tracking=f"sqlite:///{tmp_path}/tracking.db"))
-
-
 @pytest.fixture
 def four(registry, model):
     "A registry with four versions of `late`, none promoted"

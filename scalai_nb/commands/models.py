@@ -67,9 +67,8 @@ def models_gate(name: Annotated[str, typer.Argument(help="A model: its challenge
     from scalai_nb.models.release import examine
     v, verdict = examine(registry_of(env), name, _dataset(data, env), label, _goals(goal), by=by or (), groups=groups, threshold=threshold, margin=margin)
     figure = lambda x: "" if x is None else f"{x:.4g}"
-    mark = {(True, True): "yes", (True, False): "yes", (False, True): "NO", (False, False): "watch"}
     out(verdict.to_dict(), json, lambda _: tabulate(
-        ((c.name, c.goal, figure(c.value), figure(c.low), figure(c.high), mark[c.met, c.decides], c.reason) for c in verdict.checks), "check", "goal", "value>", "low>", "high>", "met", "reason~"))
+        ((c.name, c.goal, figure(c.value), figure(c.low), figure(c.high), c.mark, c.reason) for c in verdict.checks), "check", "goal", "value>", "low>", "high>", "met", "reason~"))
     if not json: console().print(f"{v} {verdict}" + (f"\nscalai models promote {v.name} {v.version}" if verdict.passed else ""))
     raise typer.Exit(0 if verdict.passed else 1)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..compute.blocks import Blocks
 from ..errors import ContractViolation, WorkFailed
-from .rows import bare, host, is_dask, is_dataset, is_source, stacked, triple
+from .rows import bare, host, is_dask, is_dataset, is_source, of_dask, stacked, triple
 from .transform import FeatureBlocks
 
 # %% ../../nbs/learn/batches.ipynb #28a6e9d5
@@ -136,10 +136,8 @@ def rows_from(
 
 def _of_dask(X, y, weight) -> Spans:
     "`Spans` over arrays of Dask"
-    import xarray as xr
-    given = {"y": y, "weight": weight}
-    ds = xr.Dataset({"X": (("row", "feature"), X.rechunk({1: -1})), **{n: ("row", a) for n, a in given.items() if a is not None}})
-    return _of_dataset(ds, OfColumns("X", *(n if a is not None else None for n, a in given.items())), ["X"])
+    ds, names = of_dask(X, y, weight)
+    return _of_dataset(ds, OfColumns("X", *names), ["X"])
 
 # %% ../../nbs/learn/batches.ipynb #8ebcd024
 STRIP = 2_097_152  # numbers of features that are made at a time: 8 MiB

@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Cluster
 from ..compute.reduce import Mergeable
 from ..errors import ContractViolation, ParameterError
 from ..kernels import of
-from .rows import bare, by_row, dense, features, finite, fold_arrays, is_dask, is_dataset, is_source, rows_of, sampling, weights
+from .rows import bare, by_row, check_mass, dense, features, finite, fold_arrays, is_dask, is_dataset, is_source, rows_of, sampling, weights
 
 # %% ../../nbs/learn/clusters.ipynb #45982b2b
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ def _sample(e, fold):
     # sorted, and equal rows as one that is heavier: neither the order of rows nor how their weights are written changes what is drawn
     X, which = np.unique(X, axis=0, return_inverse=True)
     weight = np.bincount(which.ravel(), weight, len(X)).astype(float)
-    if not weight.sum() > 0: raise ContractViolation("The weights of all rows are 0; nothing can be learnt.")
+    check_mass(weight.sum())
     return X[weight > 0], weight[weight > 0], rows <= 2 * enough
 
 # %% ../../nbs/learn/clusters.ipynb #034d37c3

@@ -7,7 +7,6 @@ __all__ = ['FOLD', 'BLOCKS', 'default_transform', 'by_fold', 'transform_of', 'me
            'Work', 'Outcome', 'attempt', 'attempts']
 
 # %% ../../nbs/learn/fits.ipynb #f5c2b952
-import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -23,6 +22,7 @@ from ..environment import parse_bytes
 from ..errors import ParameterError
 from .importance import importances
 from .outside import COPIES, SAMPLE, learn, reads_datasets, scores_of
+from .rows import threads
 from .splits import Split
 from .summary import SUMMARY
 from .task import Task
@@ -107,8 +107,7 @@ def plan(
 ) -> Plan:
     "As many fits at once as memory and cores allow, and one at least"
     if jobs is not None and not (isinstance(jobs, int) and jobs > 0): raise ParameterError(f"jobs={jobs!r} is not known; accepted: a whole number from 1, or None.")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    wanted = jobs or min(cores, max(2, cores // 4))  # estimators have threads of their own
+    wanted = jobs or min(threads(), max(2, threads() // 4))  # estimators have threads of their own
     return Plan(fits, max(1, min(wanted, fits, memory // max(1, need))), need, memory)
 
 # %% ../../nbs/learn/fits.ipynb #04f2842a

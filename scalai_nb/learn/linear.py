@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCATTER', 'LABELS', 'COUNTS', 'Scatter', 'merge_scatter', 'number', 'LinearRegression', 'Labels', 'class_weights',
-           'Coded', 'LogisticRegression', 'Counts', 'PoissonRegression']
+           'Coded', 'LogisticRegression', 'Counts', 'numeric', 'PoissonRegression']
 
 # %% ../../nbs/learn/linear.ipynb #a43debaf
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, Regre
 from ..compute.reduce import Mergeable
 from ..errors import ContractViolation, ParameterError
 from ..kernels import of
-from .rows import by_row, dense, features, finite, host, rows_of, weights
+from .rows import by_row, check_mass, check_rows, dense, features, finite, host, rows_of, weights
 from .solver import Problem, solve
 
 # %% ../../nbs/learn/linear.ipynb #71463acd
@@ -107,7 +107,7 @@ class LinearRegression(MultiOutputMixin, _Regressor):
         new = fold(SCATTER)
         if new.mean.size == self.n_features_in_: raise ParameterError("There is no y to learn from; pass the targets, or the name of the label.")
         self.state_ = new if state is None else merge_scatter(state, new)
-        if not self.state_.weight > 0: raise ContractViolation("The weights of all rows are 0; nothing can be learnt.")
+        check_mass(self.state_.weight)
         coef, intercept = _coefficients(self.state_, self.n_features_in_, self.alpha, bool(self.fit_intercept))
         flat = len(coef) == 1 and getattr(y, "ndim", 1) != 2
         self.coef_, self.intercept_ = (coef[0], float(intercept[0])) if flat else (coef, intercept)
@@ -155,9 +155,6 @@ def _merge_labels(a: Labels, b: Labels) -> Labels:
 LABELS = Mergeable(lambda: Labels(np.empty(0), np.empty(0, np.int64), np.empty(0)), _labels, _merge_labels)
 
 # %% ../../nbs/learn/linear.ipynb #e776beac
-def _no_rows(rows: int):
-    if rows == 0: raise ContractViolation("Found array with 0 sample(s) while a minimum of 1 is required.")
-
 def class_weights(class_weight, labels: Labels) -> np.ndarray | None:
     "(class,) what `class_weight` says: None, 'balanced', or a dict by class"
     from sklearn.utils.class_weight import compute_class_weight
@@ -242,7 +239,7 @@ class LogisticRegression(_Classifier):
         _valid(self)
         fold = rows_of(self, X, y, sample_weight, transform, client)
         labels = fold(LABELS, features=False)
-        _no_rows(labels.counts.sum())
+        check_rows(labels.counts.sum())
         if len(labels.values) < 2: raise ContractViolation(f"y holds one class only, {labels.values[0]!r}; accepted: two classes or more.")
         W, self.n_iter_ = _fit_classes(self, fold, labels)
         self.classes_, self.coef_, self.intercept_ = labels.values, W[:, :-1].copy(), W[:, -1].copy()
@@ -263,7 +260,7 @@ def _fit_classes(e, fold, labels: Labels):
     "Coefficients, and the number of steps, of a logistic regression"
     by_class, start = class_weights(e.class_weight, labels), _start(e, labels.values)
     mass = labels.weight.sum() if by_class is None else labels.weight @ by_class
-    if not mass > 0: raise ContractViolation("The weights of all rows are 0; nothing can be learnt.")
+    check_mass(mass)
     two, penalty = len(labels.values) == 2, 1 / (e.C * mass)
     problem = Problem("logistic" if two else "softmax", 1 if two else len(labels.values), e.n_features_in_, penalty * (1 - e.l1_ratio),
                       penalty * e.l1_ratio, bool(e.fit_intercept), Coded(labels.values, by_class))
@@ -297,8 +294,8 @@ def _merge_counts(a: Counts, b: Counts) -> Counts: return Counts(a.rows + b.rows
 
 COUNTS = Mergeable(lambda: Counts(0, 0.0, 0.0, np.inf), _counts, _merge_counts)
 
-def _numbers(block):
-    "A block as kernels take it"
+def numeric(block):
+    "A block whose targets are numbers, as kernels take it"
     X, y, weight = block
     return dense(X), y.astype(np.float64), weights(weight)
 
@@ -320,13 +317,13 @@ class PoissonRegression(_Regressor):
         for name in ("alpha", "tol", "max_iter"): number(name, getattr(self, name))
         fold = rows_of(self, X, y, sample_weight, transform, client, y_numeric=True)
         counts = fold(COUNTS, features=False)
-        _no_rows(counts.rows)
+        check_rows(counts.rows)
         if counts.least < 0: raise ContractViolation(f"y holds {counts.least:g}; accepted: counts from 0 on.")
-        if not counts.weight > 0: raise ContractViolation("The weights of all rows are 0; nothing can be learnt.")
+        check_mass(counts.weight)
         warm = self.warm_start and hasattr(self, "coef_") and len(self.coef_) == self.n_features_in_
         mean = np.log(counts.total / counts.weight) if counts.total > 0 and self.fit_intercept else 0.0
         start = np.r_[self.coef_, self.intercept_] if warm else np.r_[np.zeros(self.n_features_in_), mean]
-        problem = Problem("poisson", 1, self.n_features_in_, self.alpha, intercept=bool(self.fit_intercept), ready=_numbers)
+        problem = Problem("poisson", 1, self.n_features_in_, self.alpha, intercept=bool(self.fit_intercept), ready=numeric)
         W, self.n_iter_ = solve(problem, fold, np.array([counts.rows]), start[None], warm, tol=self.tol, max_iter=self.max_iter)
         self.coef_, self.intercept_ = W[0, :-1].copy(), float(W[0, -1])
         return self

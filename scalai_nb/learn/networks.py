@@ -28,7 +28,7 @@ from .batches import Spans, Stream, of_arrays, rows_from, steps_of, strips
 from .descent import Job, Targets, begin, descend, ended, few_threads, loss_of, opened, optimizer_of, randomness, snapshot, torch
 from .gang import Lost, segments, together
 from .linear import COUNTS, LABELS, class_weights, number
-from .rows import by_row, features, finite, is_dataset, is_source, rows_of, slices
+from .rows import by_row, check_mass, check_rows, features, finite, is_dataset, is_source, rows_of, slices
 from .transform import FeatureBlocks
 
 # %% ../../nbs/learn/networks.ipynb #87d5f968
@@ -222,17 +222,13 @@ def _targets(e: Network, fold) -> tuple[Targets, int, np.ndarray]:
     "Targets, rows in all, and the outputs that are right on average; one pass over the targets alone"
     if _is_classes(e): return _of_labels(e, fold(LABELS, features=False))
     counts = fold(COUNTS, features=False)
-    _some(counts.rows, counts.weight)
+    check_rows(counts.rows), check_mass(counts.weight)
     return Targets(e.n_features_in_, scale=counts.rows / counts.weight), counts.rows, np.array([counts.total / counts.weight])
-
-def _some(rows: int, mass: float) -> None:
-    if rows == 0: raise ContractViolation("Found array with 0 sample(s) while a minimum of 1 is required.")
-    if not mass > 0: raise ContractViolation("The weights of all rows are 0; nothing can be learnt.")
 
 def _of_labels(e: Network, labels) -> tuple[Targets, int, np.ndarray]:
     rows, by_class = int(labels.counts.sum()), class_weights(e.class_weight, labels)
     mass = labels.weight * (1 if by_class is None else by_class)
-    _some(rows, mass.sum())
+    check_rows(rows), check_mass(mass.sum())
     if len(labels.values) < 2: raise ContractViolation(f"y holds one class only, {labels.values[0]}; accepted: two classes or more.")
     share = np.log(np.maximum(mass / mass.sum(), 1e-6))
     prior = share[1:] - share[:1] if len(share) == 2 else share

@@ -19,7 +19,7 @@ from xgboost import collective
 from xgboost.core import XGBoostError
 from xgboost.tracker import RabitTracker
 
-from ..compute.cluster import turn
+from ..compute.cluster import turn, workers
 from ..errors import WorkFailed
 from .boosting import Grown, Plan, Ranks, Share, _memory, _train
 
@@ -100,20 +100,18 @@ def homes(
 # %% ../../nbs/learn/ranks.ipynb #9cc98a50
 TRIES, PATIENCE = 3, 15  # attempts without a new checkpoint before giving up; seconds that a lost worker has to come back
 
-def _workers(client) -> dict: "Threads by address of the workers that take work"; return {a: w["nthreads"] for a, w in sorted(client.scheduler_info(n_workers=-1)["workers"].items()) if w["status"] == "running"}
-
 def ranks_of(client, blocks: int) -> Ranks:
     "How rows in so many blocks are shared out to the workers there are"
-    workers = _workers(client)
-    if not workers: raise WorkFailed("The cluster has no worker; start one, or leave client= out.")
-    return Ranks(min(len(workers), blocks), min(workers.values()))
+    there = workers(client)
+    if not there: raise WorkFailed("The cluster has no worker; start one, or leave client= out.")
+    return Ranks(min(len(there), blocks), min(there.values()))
 
 def _awaited(client, count: int) -> list:
     "Addresses of `count` workers, or of as many as come back in time; WorkFailed where there is none"
     from distributed import TimeoutError
     try: client.wait_for_workers(count, timeout=PATIENCE)
     except TimeoutError: pass
-    if not (found := list(_workers(client))): raise WorkFailed("All workers of the cluster are lost; start it again, and with checkpoint= the fit goes on.")
+    if not (found := list(workers(client))): raise WorkFailed("All workers of the cluster are lost; start it again, and with checkpoint= the fit goes on.")
     return found
 
 # %% ../../nbs/learn/ranks.ipynb #f10848dc

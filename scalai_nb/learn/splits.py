@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..compute.reduce import Mergeable, reduce
-from ..data.contract import Contract, hashes
+from ..data.contract import Contract, hashes, missing
 from ..errors import ContractViolation, ParameterError, unknown
 
 # %% ../../nbs/learn/splits.ipynb #e3d1922d
@@ -42,7 +42,7 @@ def _present(ds, name: str):
     "The values of a column in memory; ContractViolation where one is missing, ParameterError where there is no such column"
     if name not in ds.variables: raise ParameterError(unknown(str(name), [n for n, v in ds.variables.items() if v.dims == ("row",)], "the columns"))
     column = ds[name].load() if not ds[name].chunks else ds[name].compute()
-    lost = int(((column < 0) if "categories" in column.attrs else column.isnull()).sum())
+    lost = missing(column)
     if lost: raise ContractViolation(f"{lost:,} of {column.size:,} rows have no {name!r}; leave them out, for a split by it must place every row.")
     return column
 

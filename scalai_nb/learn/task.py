@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from ..compute.reduce import Mergeable, reduce, together
+from ..data.contract import missing
 from ..errors import ContractViolation, ParameterError, unknown
 from .evaluation import evaluation
 from .multiclass import class_evaluation
@@ -57,7 +58,7 @@ def task_of(
     if label not in ds.variables: raise ParameterError(unknown(str(label), [n for n, v in ds.data_vars.items() if v.dims == ("row",)], "the columns"))
     column = ds[label].compute()
     if not column.size: raise ContractViolation("The dataset has no rows; nothing can be learnt.")
-    lost = int(((column < 0) if "categories" in column.attrs else column.isnull()).sum())
+    lost = missing(column)
     if lost: raise ContractViolation(f"{lost:,} of {column.size:,} rows have no label {label!r}; leave them out: ds.isel(row=ds[{label!r}].notnull().values).")
     return _classes(column, label) if classes else _numbers(column, label)
 

@@ -20,9 +20,9 @@ from ..compute.blocks import Blocks, naming
 from ..compute.reduce import Mergeable, persisted, reduce, shown
 from ..errors import ContractViolation, ParameterError
 from .boosting import PAGE, Checkpoint, Grown, Plan, Ranks, Share, best, grow_here, xgboost
-from .linear import COUNTS, LABELS, Coded, class_weights
+from .linear import COUNTS, LABELS, Coded, class_weights, numeric
 from .ranks import grow_on, ranks_of
-from .rows import Columns, Fold, by_row, dense, is_dask, is_dataset, is_source, bare, features, rows_of, slices, stacked, threads, triple, weights
+from .rows import Columns, Fold, bare, by_row, check_mass, check_rows, features, is_dask, is_dataset, is_source, of_dask, rows_of, slices, stacked, threads, triple
 from .transform import FeatureBlocks
 
 # %% ../../nbs/learn/trees.ipynb #31618b21
@@ -96,13 +96,11 @@ def _of_columns(estimator, X, y, weight, transform, client) -> Given:
 
 def _of_dask(estimator, X, y, weight, client) -> Given:
     "Rows of Dask arrays"
-    import xarray as xr
     fold = rows_of(estimator, X, y, weight, client=client)
     if y is None: raise ParameterError("There is no y to learn from; pass the labels.")
-    ds = xr.Dataset({"X": (("row", "feature"), X.rechunk({1: -1})), "y": ("row", y), **({} if weight is None else {"weight": ("row", weight)})})
+    ds, names = of_dask(X, y, weight)
     blocks = Blocks.of(ds, device=_card(estimator))
-    columns = Columns(lambda ds: (ds["X"].data,), "y", None if weight is None else "weight")
-    return Given(fold, blocks.fingerprint(), X.shape[1], None, blocks, columns)
+    return Given(fold, blocks.fingerprint(), X.shape[1], None, blocks, Columns(lambda ds: (ds["X"].data,), *names))
 
 # %% ../../nbs/learn/trees.ipynb #28805acd
 def _of_arrays(estimator, X, y, weight, numbers: bool) -> Given:
@@ -133,16 +131,11 @@ class Target:
     params: dict              # of XGBoost
     classes: np.ndarray | None = None
 
-def _numbers(block):
-    "A block of which the targets are numbers"
-    X, y, weight = block
-    return dense(X), y.astype(np.float64), weights(weight)
-
 def target(e, given: Given) -> Target:
     "What the labels of `given` are. ContractViolation: a label is missing or no number, there is one class, no row or no weight"
     if not _classes(e):
         counts = given.fold(COUNTS, features=False)
-        rows, mass, found = counts.rows, counts.weight, Target(counts.rows, _numbers, {"objective": e.objective})
+        rows, mass, found = counts.rows, counts.weight, Target(counts.rows, numeric, {"objective": e.objective})
     else:
         labels = given.fold(LABELS, features=False)
         rows, mass = int(labels.counts.sum()), labels.weight.sum()
@@ -150,8 +143,7 @@ def target(e, given: Given) -> Target:
         if rows and len(labels.values) < 2: raise ContractViolation(f"{given.label} holds one class only, {labels.values.tolist()[0]!r}; accepted: two classes or more.")
         several = {"objective": "multi:softprob", "num_class": len(labels.values)} if len(labels.values) > 2 else {"objective": "binary:logistic"}
         found = Target(rows, Coded(labels.values, class_weights(e.class_weight, labels)), several, labels.values)
-    if rows == 0: raise ContractViolation("Found array with 0 sample(s) while a minimum of 1 is required.")
-    if not mass > 0: raise ContractViolation("The weights of all rows are 0; nothing can be learnt.")
+    check_rows(rows), check_mass(mass)
     return found
 
 def counted(check: Given, features: int, classes) -> Given:

@@ -36,6 +36,9 @@ class Check:
     high: float | None = None
     decides: bool = True        # False: a warning
 
+    @property
+    def mark(self) -> str: "Whether it is met, in a word"; return "yes" if self.met else "NO" if self.decides else "watch"
+
 def _number(x) -> float | None: "A finite number, or None"; return float(x) if x is not None and isfinite(x) else None
 
 # %% ../../nbs/models/gate.ipynb #86b8fdc0
@@ -81,8 +84,7 @@ def _table(v: Verdict):
 
 def _html(v: Verdict) -> str:
     def figure(c): return "" if c.value is None else f"{c.value:.4g}" + (f" ({c.low:.4g} … {c.high:.4g})" if c.low is not None else "")
-    mark = {(True, True): "yes", (True, False): "yes", (False, True): "<b>NO</b>", (False, False): "watch"}
-    rows = [(escape(c.name), escape(c.goal), figure(c), mark[c.met, c.decides], escape(c.reason)) for c in v.checks]
+    rows = [(escape(c.name), escape(c.goal), figure(c), f"<b>{c.mark}</b>" if c.mark == "NO" else c.mark, escape(c.reason)) for c in v.checks]
     return html_table(("Check", "Goal", "Value", "Met", "Reason"), rows, f"<b>{'Passed' if v.passed else 'Refused'}</b>: {escape(v.model)} {escape(v.reason)}",
                       "Against the champion the value is the difference, and the intervals of all differences hold together.")
 

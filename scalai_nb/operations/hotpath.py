@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SUMMARIES', 'DRIFT', 'EVALUATION', 'LOGISTIC', 'TRANSFORMS', 'CLUSTERS', 'CASES', 'mixed', 'to_arrow', 'Table',
-           'table_bytes', 'tables', 'Growing']
+           'table_bytes', 'tables', 'cluster', 'Growing']
 
 # %% ../../nbs/operations/hotpath.ipynb #525f454e
 import time
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .compare import Case, Figure, bandwidth, machine  # noqa: F401  the limit, for compare
+from .compare import Case, Figure, bandwidth, machine, peak_memory  # noqa: F401  the limit, for compare
 
 # %% ../../nbs/operations/hotpath.ipynb #5b8f97cc
 def mixed(
@@ -262,19 +262,16 @@ TRANSFORMS = {
 }
 
 # %% ../../nbs/operations/hotpath.ipynb #4ae3d685
-def _cluster():
+def cluster(memory: int = 0):
+    "A client of two workers of one thread and `memory` bytes; 0: without a limit"
     from dask.distributed import Client, LocalCluster
-    return Client(LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit=0))
-
-def _peak_memory() -> int:
-    from scalai_nb.operations.compare import resident
-    return resident("VmHWM")
+    return Client(LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit=memory))
 
 class Growing:
     "A lake that holds the table once and ten times, and a cluster"
     def __init__(self, scale: float, folder: Path):
         from scalai_nb.data.lake import Lake
-        self.lake, self.client = Lake(str(folder)), _cluster()
+        self.lake, self.client = Lake(str(folder)), cluster()
         tenth = mixed(int(1e7 * scale))
         self.lake.write("tenth", tenth, message="bench")
         self.lake.write("whole", tenth, message="bench")
@@ -284,7 +281,7 @@ class Growing:
         return lambda: summarize(self.lake.read(name), self.client)
 
 def _worker_memory(data, results, grown):
-    yield Figure("peak memory of a worker, GB", max(data.client.run(_peak_memory).values()) / 1e9, 4)
+    yield Figure("peak memory of a worker, GB", max(data.client.run(peak_memory).values()) / 1e9, 4)
     data.client.shutdown()
 
 # %% ../../nbs/operations/hotpath.ipynb #e9370171
@@ -294,7 +291,7 @@ def _slow_blocks(scale: float, folder: Path, seconds: float = 0.1):
     from scalai_nb.compute.reduce import BLOCK, Mergeable
     blocks = int(1000 * scale)
     ds = xr.Dataset({"x": ("row", np.zeros(blocks * BLOCK, np.int8))}).chunk(row=BLOCK)
-    return ds, Mergeable(int, partial(_slow, seconds), int.__add__), _cluster(), blocks, seconds
+    return ds, Mergeable(int, partial(_slow, seconds), int.__add__), cluster(), blocks, seconds
 
 def _slow(seconds, state, block): time.sleep(seconds); return state + block.sizes["row"]
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NUMERIC', 'CATEGORICAL', 'PACKAGES', 'CLUSTERS', 'CASES', 'labelled', 'pipeline', 'Packaged', 'packaged', 'Learning',
-           'cluster', 'peak', 'killing', 'undisturbed', 'Large', 'learning']
+           'warm', 'peak', 'killing', 'undisturbed', 'Large', 'learning']
 
 # %% ../../nbs/operations/training.ipynb #d0a711f5
 import os
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .compare import Case, Figure, bandwidth, machine  # noqa: F401  the limit, for compare
-from .hotpath import mixed, to_arrow
+from .compare import Case, Figure, bandwidth, machine, peak_memory  # noqa: F401  the limit, for compare
+from .hotpath import cluster, mixed, to_arrow
 
 # %% ../../nbs/operations/training.ipynb #e6fcdc21
 NUMERIC, CATEGORICAL = (*(f"x{j}" for j in range(12)), "n1", "n2"), ("c5", "c50")
@@ -123,12 +123,11 @@ class Learning:
         self.ds, self.names = lake.read("rows"), list(ds.data_vars)[:-1]
 
     @cached_property
-    def client(self): return cluster()
+    def client(self): return warm()
 
-def cluster(memory: int = 3_000_000_000):
-    "Two workers of one thread and `memory` bytes that have imported what they need"
-    from dask.distributed import Client, LocalCluster
-    client = Client(LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=memory, dashboard_address=None))
+def warm(memory: int = 3_000_000_000):
+    "A client of two workers that have imported what they need"
+    client = cluster(memory)
     client.run(_warm)
     return client
 
@@ -161,7 +160,7 @@ def peak(work) -> float:
     "Bytes that the workers of a new cluster have at most together, beyond what they had, while they do `work(client)`"
     import threading
     import psutil
-    with (client := cluster()), client.cluster:
+    with (client := warm()), client.cluster:
         workers = [psutil.Process(pid) for pid in client.run(os.getpid).values()]
         seen, over = [sum(w.memory_info().rss for w in workers)], threading.Event()
         def watch():
@@ -224,7 +223,7 @@ class Large:
         self.y = self.X[:, 0] > 0.5
 
     @cached_property
-    def client(self): return cluster(self.limit)
+    def client(self): return warm(self.limit)
 
 def _random(rows: int, features: int, block_id=None): return np.random.default_rng(block_id[0]).random((rows, features), np.float32)
 
@@ -233,12 +232,8 @@ def _grow_large(d: Large):
     d.before = d.client.run(os.getpid)
     return lambda: BoostedTrees(5, max_depth=4).fit(d.X, d.y, client=d.client, progress=False)
 
-def _high_water() -> int:
-    from scalai_nb.operations.compare import resident
-    return resident("VmHWM")
-
 def _bounded(d: Large, results, grown):
-    yield Figure("the largest worker, of its limit", max(d.client.run(_high_water).values()) / d.limit, 1)
+    yield Figure("the largest worker, of its limit", max(d.client.run(peak_memory).values()) / d.limit, 1)
     yield Figure("workers that were killed", float(d.client.run(os.getpid) != d.before), 0)
     d.client.shutdown()
 
