@@ -115,7 +115,7 @@ def test_ruff_finds_nothing():
 
 # ---- layered
 
-LEVELS = ["errors", "environment goals", "kernels", "compute data", "learn", "models",
+LEVELS = ["errors", "environment goals files", "kernels", "compute data", "learn", "models",
           "pipeline serving monitoring governance", "operations jupyter", "commands", "cli", "__main__"]
 LEVEL = {room: i for i, rooms in enumerate(LEVELS) for room in rooms.split()}
 

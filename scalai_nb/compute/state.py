@@ -7,7 +7,6 @@ __all__ = ['FORMAT', 'KNOWN', 'register_state', 'fingerprint', 'through_file', '
 
 # %% ../../nbs/compute/state.ipynb #321acd6c
 import json
-import os
 import zipfile
 from dataclasses import fields, is_dataclass
 from hashlib import blake2b
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ParameterError, WorkFailed, unknown
+from ..files import replacing
 
 # %% ../../nbs/compute/state.ipynb #fd95a78f
 FORMAT = "scalai-nb state 1"
@@ -108,17 +108,11 @@ def save(
     "Write a state; ParameterError for what it cannot hold, WorkFailed when the file cannot be written"
     arrays, path = [], Path(path)
     text = json.dumps({"format": FORMAT, "state": _encode(state, arrays)}, allow_nan=False)
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        with open(new, "wb") as file:
-            with zipfile.ZipFile(file, "w") as archive:
-                archive.writestr("state.json", text, zipfile.ZIP_DEFLATED, 1)
-                for i, x in enumerate(arrays): archive.writestr(f"{i}.npy", _npy(x))
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
+        with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("state.json", text, zipfile.ZIP_DEFLATED, 1)
+            for i, x in enumerate(arrays): archive.writestr(f"{i}.npy", _npy(x))
     except OSError as e: raise WorkFailed(f"The state cannot be written to {path}: {e.strerror}; name a file in a folder that is there, on a disk with room.") from e
-    finally: new.unlink(missing_ok=True) if new.parent.is_dir() else None
 
 # %% ../../nbs/compute/state.ipynb #2542fb46
 class _Arrays:

@@ -7,7 +7,6 @@ __all__ = ['PREDICTED', 'perceptron', 'module_of', 'check_output', 'mark', 'Kept
 
 # %% ../../nbs/learn/networks.ipynb #297b6fd9
 import copy
-import os
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +23,7 @@ from sklearn.utils.validation import check_is_fitted
 from ..compute.blocks import Blocks
 from ..compute.state import fingerprint
 from ..errors import ContractViolation, ParameterError, WorkFailed
+from ..files import replacing
 from .batches import Spans, Stream, of_arrays, rows_from, steps_of, strips
 from .descent import Job, Targets, begin, descend, ended, few_threads, loss_of, opened, optimizer_of, randomness, snapshot, torch
 from .gang import Lost, segments, together
@@ -106,16 +106,10 @@ class Kept:
     def write(self, state: bytes) -> None:
         "Write a snapshot; the one before stays until the new one is whole. WorkFailed where it cannot be written"
         if not self.path: return
-        new = self.path.with_name(f".{self.path.name}.{os.getpid()}.new")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(new, "wb") as file:
-                file.write(state)
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(self.path)
+            with replacing(self.path) as file: file.write(state)
         except OSError as e: raise WorkFailed(f"The checkpoint cannot be written to {self.path}: {e.strerror}; name a folder on a disk with room.") from e
-        finally: new.unlink(missing_ok=True) if new.parent.is_dir() else None
 
 # %% ../../nbs/learn/networks.ipynb #b12a9514
 def line(entry: dict, epochs: int) -> str:

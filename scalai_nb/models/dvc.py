@@ -17,6 +17,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from ..errors import Conflict, ModelMismatch, ParameterError
+from ..files import replacing
 from .sinks import locked
 
 # %% ../../nbs/models/dvc.ipynb #ed8643e2
@@ -84,12 +85,9 @@ def _free(target: Path, pointer: Path):
 def _write(path: Path, data: bytes, mode: int = 0o644):
     "Write a file as a whole"
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{uuid4().hex}")
-    try:
-        part.write_bytes(data)
-        part.chmod(mode)
-        part.replace(path)
-    finally: part.unlink(missing_ok=True)
+    with replacing(path) as file:
+        os.fchmod(file.fileno(), mode)
+        file.write(data)
 
 def _store(cache: Path, source: Path, files: dict[str, str]):
     "Put the files and their list into the cache; a damaged one is written again"

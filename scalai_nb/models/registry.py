@@ -17,8 +17,8 @@ from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
 
-from ..data.lake import whoami
 from ..errors import Conflict, ContractViolation, ModelMismatch, ModelNotFound, ParameterError, VersionNotFound, unknown
+from ..files import whoami
 from .history import append, champions, lines, unbroken
 from .sinks import client, database, locked
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..errors import WorkFailed, extra
+from ..files import file_lock
 
 # %% ../../nbs/models/sinks.ipynb #4da45a7f
 @dataclass(frozen=True)
@@ -48,7 +49,6 @@ def locked(
     path,  # the file that stands for the lock; made when it is not there
 ):
     "One process and one thread at a time, as long as the block lasts. Conflict: it is not free within a minute"
-    from scalai_nb.data.lake import file_lock  # and with it NumPy, which a runner can do without
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     return file_lock(Path(path), timeout=60)
 

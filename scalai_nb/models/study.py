@@ -24,8 +24,8 @@ from uuid import uuid4
 import numpy as np
 from fastcore.basics import patch
 
-from ..data.lake import file_lock
 from ..errors import Conflict, RunActive, WorkFailed, extra, unknown
+from ..files import file_lock
 from .space import Budget, Space, distributions, points, values
 
 # %% ../../nbs/models/study.ipynb #2d5d93e9

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
+from ..files import replacing
 from .sinks import SINKS, Record, Refused, locked
 
 # %% ../../nbs/models/tracking.ipynb #cbe66c10
@@ -36,17 +37,6 @@ def _link(path, folder: Path) -> str:
     return str(folder / Path(path).name)
 
 # %% ../../nbs/models/tracking.ipynb #b16c82e1
-def _write(path: Path, text: str) -> None:
-    "Write `text` to the disk, whole or not at all"
-    part = path.with_suffix(".part")
-    try:
-        with open(part, "w", encoding="utf-8") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        part.replace(path)
-    finally: part.unlink(missing_ok=True)
-
 def _secrets() -> list[str]: "Values of the variables that the step's contract calls secret"; return [os.environ.get(n, "") for n in os.environ.get("SCALAI_SECRETS", "").split(",")]
 
 # %% ../../nbs/models/tracking.ipynb #8316f984
@@ -73,7 +63,9 @@ def record(
     finished = None if status == "running" else finished or now
     made = Record(id, experiment, _struck(name, hidden), parent or None, _texts(params, hidden), _numbers(metrics), _texts(tags, hidden), (), status, started or finished or now, finished)
     path.parent.mkdir(parents=True, exist_ok=True)
-    try: _write(path, json.dumps({**asdict(made), "artifacts": [_link(p, path.with_suffix("")) for p in artifacts]}))
+    try:
+        text = json.dumps({**asdict(made), "artifacts": [_link(p, path.with_suffix("")) for p in artifacts]})
+        with replacing(path) as file: file.write(text.encode())
     except OSError:
         shutil.rmtree(path.with_suffix(""), ignore_errors=True)
         raise
