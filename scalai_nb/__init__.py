@@ -11,6 +11,7 @@ Modules:
 - `scalai_nb.kernels.cuda.scores`: Scores and labels counted on the device: the functions of `kernels/scores.py`, launched from `scores.cu`
 - `scalai_nb.kernels.features`: Features from columns: a column becomes a row of a small table of numbers or places, and `assemble` writes the table out row by row
 - `scalai_nb.kernels.groups`: Count, mean, squared deviations, least and greatest value of a column by group, on the CPU
+- `scalai_nb.kernels.jit`: Numba's `njit` for kernels: free of the interpreter's lock, and compiled once for all processes
 - `scalai_nb.kernels.linear`: Sums over rows that linear models learn from: loss, gradient and curvature of a family of losses, and the scatter of columns
 - `scalai_nb.kernels.scores`: Scores and labels counted in one pass: into bins that are narrow near 0 and near 1, or exactly while they are few; errors likewise"""
 

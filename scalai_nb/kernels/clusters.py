@@ -5,14 +5,14 @@ of the centres, so that data far from 0 lose nothing; two centres that are equal
 be taken for each other. The distance to the chosen centre is then summed anew, and all sums are float64."""
 
 import numpy as np
-from numba import njit
 
 from ..errors import ParameterError
+from .jit import njit
 
 TILE = 32_768  # numbers of a tile: 128 KiB of float32
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _choose(z, C, halves, scores, best, labels):
     "labels[i] = the centre nearest to z[i]: least |c|² / 2 - z · c; the first of equals"
     np.dot(C, z.T, scores)
@@ -26,7 +26,7 @@ def _choose(z, C, halves, scores, best, labels):
             labels[i] = k if nearer else labels[i]
 
 
-@njit(nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
+@njit(fastmath={"contract", "reassoc", "nsz"})
 def _distance(z, c):
     "Squared distance"
     total = z.dtype.type(0)
@@ -34,7 +34,7 @@ def _distance(z, c):
     return total
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _assign(X, weight, C, origin, mass, sums, labels, distances):
     "Inertia; adds to mass (cluster,) and sums (cluster, feature) about the origin, writes labels and distances unless they are empty"
     rows, features = X.shape

@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
 from ..errors import ParameterError
+from .jit import njit
 
 TILE = 2048            # values of a tile: its buffers take 56 kB at most
 BITS = 15              # of the hash, which choose a cell
@@ -49,7 +50,7 @@ def _ask(typingctx, x, i):
     return types.void(x, types.intp), codegen
 
 
-@njit(nogil=True, inline="always")
+@njit(inline="always")
 def _ahead(x, start):
     "Fetch the tile of `x` that begins at `start` while the one before it is computed: the processor does not look beyond a page by itself"
     for i in range(start, start + TILE, 64 // x.itemsize): _ask(x, i)
@@ -79,7 +80,7 @@ def settled(n, mean, m2, m3, m4):
     return n, mean, m2 if m2 < np.inf else np.inf, m3 if abs(m3) < np.inf else np.nan, m4 if m4 < np.inf else np.nan
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(error_model="numpy")
 def join(n, mean, m2, m3, m4, k, mean_k, s2, s3, s4):
     "Moments of n values and k more"  # Pébay 2008, SAND2008-6212, eq. 1.5 to 1.7
     if n == 0: return k, mean_k, s2, s3, s4
@@ -90,7 +91,7 @@ def join(n, mean, m2, m3, m4, k, mean_k, s2, s3, s4):
     return both, (mean + d * q if abs(d) < np.inf else mean * p + mean_k * q), m2 + s2 + d * d * (n * q), m3, m4
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=SUMS)
+@njit(error_model="numpy", fastmath=SUMS)
 def _powers(t, keep, m, k, zero):
     "Mean of the k values t[:m][keep] and the sums of the powers of their deviations; a constant has exactly none"
     s, s1, s2, s3, s4 = 0.0, 0.0, 0.0, 0.0, 0.0
@@ -107,7 +108,7 @@ def _powers(t, keep, m, k, zero):
     return zero + (shift + d), s2 - d * s1, s3 - 3 * d * s2, s4 - 4 * d * s3
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(error_model="numpy")
 def _scan_floats(x):
     "Counts, the keys of the extremes (the bits, as an integer that sorts alike), least magnitude but zero, moments"
     t, keep = np.empty(TILE), np.empty(TILE, np.bool_)
@@ -143,7 +144,7 @@ def _scan_floats(x):
     return missing, zeros, len(x) - n - missing - above, above, low, high, small + _1, n, mean, m2, m3, m4
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(error_model="numpy")
 def _scan_whole(x):
     "Zeros, extremes, moments"
     t, keep = np.empty(TILE), np.ones(TILE, np.bool_)
@@ -177,7 +178,7 @@ def scan(
     return Scan(missing, zeros, below, above, _float(low), _float(high), _float(small) if 0 < small < INFINITY else np.inf, *settled(*moments))
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _bounds(x):
     low, high = x[0], x[0]
     for v in x: low, high = min(low, v), max(high, v)
@@ -194,7 +195,7 @@ def bounds(
 # ---- spread: buckets and hash cells ----
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _mixed(h, m):
     "Hash the bits h[:m]"
     for i in range(m):  # SplitMix64, Steele et al. 2014
@@ -203,7 +204,7 @@ def _mixed(h, m):
         h[i] = z ^ (z >> _31)
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _addressed(h, skip, m, address):
     "Turn the hashes h[:m] into the address of a cell, and beside it (last 8 bits) the rank that its register takes"
     for i in range(m):
@@ -213,7 +214,7 @@ def _addressed(h, skip, m, address):
     for i in range(m): bits[i] = h[i] << np.uint64(8) | np.uint64(64 - BITS + 1 + 1023) - (bits[i] >> _SHIFT)
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _counted(at, bits, m, counts, cells):
     "Count the addresses `at`, and in each cell the count (shifted by 6) and the greatest rank"
     for i in range(m):
@@ -225,7 +226,7 @@ def _counted(at, bits, m, counts, cells):
         cells[cell] = c
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _spread_floats(x, shift, low, size, counts, cells):
     "Count floats in `counts`, positive before negative ones, and in `cells`"
     t, h, address, skip, at = np.empty(TILE), np.empty(TILE, np.uint64), np.empty(TILE), np.empty(TILE, np.bool_), np.empty(TILE, np.uint32)
@@ -244,7 +245,7 @@ def _spread_floats(x, shift, low, size, counts, cells):
         _counted(at, bits, m, counts, cells)
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _spread_whole(x, shift, low, size, counts, cells, linear):
     "The same for whole numbers"
     t, h, address, skip, at = np.empty(TILE), np.empty(TILE, np.uint64), np.empty(TILE), np.zeros(TILE, np.bool_), np.empty(TILE, np.uint32)
@@ -294,7 +295,7 @@ def spread(
     return Spread(total[0].reshape(2, -1), *total[1:])
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _ranks(h, hashed, registers):
     "Raise the registers to the ranks of these bits"
     address, skip, z = np.empty(TILE), np.zeros(TILE, np.bool_), np.empty(TILE, np.uint64)
@@ -319,7 +320,7 @@ def registers(
     return out
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _picked(x, whole, heavy, out):
     "Copy the values whose cell is heavy to `out`; how many they are"
     h, address, skip, n = np.empty(TILE, np.uint64), np.empty(TILE), np.empty(TILE, np.bool_), 0
@@ -355,7 +356,7 @@ def pick(
 # ---- few values: exact counts ----
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _placed(h, keep, m, table, found, limit, steps):
     "Count h[:m][keep] in the open-addressing table; distinct values so far (limit + 1: too many) and steps left"
     last = np.uint64(len(table) - 1)
@@ -377,7 +378,7 @@ def _placed(h, keep, m, table, found, limit, steps):
     return found, steps
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _count(x, whole, table, limit):
     "Count in the table, up to one value more than the limit; at most 4 steps a value are walked"
     t, h, keep, found, steps = np.empty(TILE), np.empty(TILE, np.uint64), np.ones(TILE, np.bool_), 0, 4 * len(x) + 4 * len(table)
@@ -411,7 +412,7 @@ def count(
     return values[order], counts[order].view(np.int64)
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _tally(codes, first, size, counts):
     "Count into four tables in turn, so that equal neighbours need not wait for each other"
     n = len(codes) // 4 * 4
@@ -420,7 +421,7 @@ def _tally(codes, first, size, counts):
     for i in range(n, len(codes)): counts[0, min(np.uint64(np.int64(codes[i]) - first), size)] += 1
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _tally_wide(codes, first, size, counts):
     for code in codes: counts[min(np.uint64(np.int64(code) - first), size)] += 1
 
@@ -444,7 +445,7 @@ def tally(
 # ---- buckets on the host: keys in ascending order with their counts ----
 
 
-@njit(nogil=True, cache=True)
+@njit
 def gathered(counts, low, zero, below, above, infinity):
     "Keys and counts of the buckets in use: of `counts` as `spread` returns them, of zero and of both infinities"
     size = counts.shape[1] - 1
@@ -461,7 +462,7 @@ def gathered(counts, low, zero, below, above, infinity):
     return keys[:n].copy(), often[:n].copy()
 
 
-@njit(nogil=True, cache=True)
+@njit
 def occupied(keys, shift):
     "How many different keys there are without their last `shift` bits"
     n, last = 0, np.int64(0)
@@ -472,7 +473,7 @@ def occupied(keys, shift):
     return n
 
 
-@njit(nogil=True, cache=True)
+@njit
 def joined(a, m, b, n):
     "The keys of both and their counts (buckets, kinds) summed"
     keys, counts, i, j, k = np.empty(len(a) + len(b), np.int64), np.empty((len(a) + len(b), m.shape[1]), np.int64), 0, 0, 0

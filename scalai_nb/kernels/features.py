@@ -7,9 +7,9 @@ the matrix once. Arithmetic is float32, one operation after another and never re
 import math
 
 import numpy as np
-from numba import njit
 
 from ..errors import ParameterError
+from .jit import njit
 
 NONE = -1  # place of what is missing; where it is negative, no feature is 1
 FLOATS = np.dtype("f4"), np.dtype("f8")
@@ -24,7 +24,7 @@ def _check(x, accepted, name: str, shape=None):
     if shape is not None and x.shape != shape: raise ParameterError(f"{name} has shape {x.shape}; accepted: {shape}.")
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _number(x, out, fill, low, high, shift, scale):
     fill, low, high, shift, scale = np.float32(fill), np.float32(low), np.float32(high), np.float32(shift), np.float32(scale)
     for i in range(x.size):
@@ -35,7 +35,7 @@ def _number(x, out, fill, low, high, shift, scale):
         out[i] = (v - shift) / scale
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _log_number(x, out, fill, low, high, shift, scale):
     fill, low, high, shift, scale = np.float32(fill), np.float32(low), np.float32(high), np.float32(shift), np.float32(scale)
     for i in range(x.size):
@@ -62,7 +62,7 @@ def number(
     (_log_number if log else _number)(x, out, float(fill), float(low), float(high), float(shift), float(scale))
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _seconds(x, out, unit, origin):
     for i in range(x.size):
         out[i] = np.float32(np.nan) if x[i] == np.iinfo(np.int64).min else np.float32(x[i] / unit - origin)
@@ -80,7 +80,7 @@ def seconds(
     _seconds(x, out, float(unit), float(origin))
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _missing(x, out):
     for i in range(x.size): out[i] = np.float32(x[i] != x[i])
 
@@ -95,7 +95,7 @@ def missing(
     _missing(x, out)
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _bucket(x, edges, first, out):
     for i in range(x.size):
         v, place = x[i], first
@@ -116,7 +116,7 @@ def bucket(
     _bucket(x, edges, np.int32(first), out)
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _lookup(x, first, table, outside, out):
     count, outside = 0, out.dtype.type(outside)
     for i in range(x.size):
@@ -141,7 +141,7 @@ def lookup(
     return _lookup(x.view(np.uint8) if x.dtype == bool else x, int(first), table, float(outside), out)
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _assemble(numbers, at, places, out):
     rows, width = out.shape
     flat = out.reshape(rows * width)

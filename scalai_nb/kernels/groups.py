@@ -4,20 +4,20 @@ The sums are those of the corrected two-pass algorithm (Chan, Golub & LeVeque 19
 the mean of the first and puts it right by their sum. The mean is then within a few ulp of the largest deviation, whatever the offset of the values."""
 
 import numpy as np
-from numba import njit
 
 from ..errors import ParameterError
+from .jit import njit
 
 LIMIT = 65_536  # groups that are counted in one table; more are made fewer by the caller, block by block
 
 
-@njit(nogil=True, cache=True, inline="always")
+@njit(inline="always")
 def _there(v, nat):
     "Whether `v` is a value: not NaN, and where `nat` not the integer that stands for NaT"
     return v == v and not (nat and v == np.iinfo(np.int64).min)
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _first(codes, x, nat, count, total, least, greatest):
     for i in range(x.size):
         v = x[i]
@@ -29,7 +29,7 @@ def _first(codes, x, nat, count, total, least, greatest):
             if v > greatest[g]: greatest[g] = v
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _second(codes, x, nat, mean, rest, m2):
     for i in range(x.size):
         v = x[i]
@@ -62,7 +62,7 @@ def fold(
         return count, np.where(np.isfinite(mean), mean + rest / n, mean), np.maximum(m2 - rest * rest / n, 0), least, greatest
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _periods(x, step, out):
     missing = np.iinfo(np.int64).min
     low, high, start, number = np.iinfo(np.int64).max, missing, missing, missing
@@ -78,7 +78,7 @@ def _periods(x, step, out):
     return low, high
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _shift(numbers, low, last):
     for i in range(numbers.size):
         numbers[i] = last if numbers[i] == np.iinfo(np.int64).min else numbers[i] - low

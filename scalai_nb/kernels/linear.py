@@ -5,9 +5,9 @@ tile products and sums are of the block's own type: over float32 the gradient pe
 scikit-learn's float32 path is; the loss, the intercept's slope and everything between tiles are float64."""
 
 import numpy as np
-from numba import njit
 
 from ..errors import ParameterError
+from .jit import njit
 
 FAMILIES = {"squared": 0, "logistic": 1, "poisson": 2, "softmax": 3}
 SQUARED, LOGISTIC, POISSON = 0, 1, 2
@@ -18,7 +18,7 @@ FAST = {"contract", "reassoc", "nsz", "arcp", "afn"}  # safe where NaN and infin
 
 # ---- what a tile takes
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(fastmath=FAST)
 def _dots(X, w, b, out):
     "out[i] = X[i] · w + b"
     rows, features = X.shape
@@ -37,7 +37,7 @@ def _dots(X, w, b, out):
         out[i] = s0 + b
 
 
-@njit(nogil=True, cache=True, fastmath=FAST)
+@njit(fastmath=FAST)
 def _pull(X, r, g):
     "g += Xᵀ r"
     rows, features = X.shape
@@ -49,7 +49,7 @@ def _pull(X, r, g):
         for j in range(features): g[j] += r[i] * X[i, j]
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _scale(X, s, out):
     "out = [X, 1] with row i times s[i]"
     rows, features = X.shape
@@ -60,7 +60,7 @@ def _scale(X, s, out):
 
 # ---- families: the loss of a margin, its slope and its curvature
 
-@njit(nogil=True, cache=True)
+@njit
 def _logistic(z, y):
     "log(1 + exp(z)) - y z, for y of 0 or 1, in two parts: 1 + exp(-|z|), whose logarithm is to be added, and the rest"
     q = np.exp(-abs(z))
@@ -68,27 +68,27 @@ def _logistic(z, y):
     return 1.0 + q, max(z, 0.0) - y * z, (upper if z >= 0 else q * upper) - y, q * upper * upper
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _poisson(z, y):
     "exp(z) - y z"
     m = np.exp(z)
     return 1.0, m - y * z, m - y, m
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _squared(z, y):
     "Half the squared error"
     e = z - y
     return 1.0, 0.5 * e * e, e, 1.0
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _one(z, y, family):
     if family == LOGISTIC: return _logistic(z, y)
     return _poisson(z, y) if family == POISSON else _squared(z, y)
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _slopes(eta, y, weight, r, h, family):
     "Loss of a tile; the slope and curvature of each row in r and h"
     loss = 0.0
@@ -111,7 +111,7 @@ def _slopes(eta, y, weight, r, h, family):
     return loss
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _single(X, y, weight, w, b, family, gradient, hessian):
     "Loss; adds to gradient (feature + 1) and, unless it is empty, to hessian (feature + 1, feature + 1)"
     rows, features = X.shape
@@ -139,7 +139,7 @@ def _single(X, y, weight, w, b, family, gradient, hessian):
     return loss
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _softmax(eta, y, weight, P):
     "Loss of a tile: -log of the share of class y; its slopes in P (row, class), which are the shares less one at y"
     rows, classes = eta.shape
@@ -158,7 +158,7 @@ def _softmax(eta, y, weight, P):
     return loss
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _several(X, y, weight, W, b, gradient, hessian):
     "Loss of softmax; adds to gradient (class, feature + 1) and, unless it is empty, to hessian (class · (feature + 1), the same)"
     rows, features = X.shape
@@ -202,7 +202,7 @@ def _several(X, y, weight, W, b, gradient, hessian):
     return loss
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _scatter(X, Y, weight, total, mean, scatter):
     "Adds the rows of [X, Y] to their weight, mean and weighted scatter about the mean, tile by tile in float64"
     # Chan, Golub & LeVeque 1979, eq. 2.1
@@ -276,7 +276,7 @@ def scatter(
     return _scatter(X, Y, weight, 0.0, mean, about), mean, about
 
 
-@njit(cache=True)
+@njit
 def _descend(H, g, w, l1, step, Hs, sweeps, tol):
     features = len(g)
     active = np.ones(features, np.bool_)

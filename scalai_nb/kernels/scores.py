@@ -10,10 +10,11 @@ The sums of losses are over non-negative numbers, first within tiles and then ov
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 from ..errors import ParameterError
+from .jit import njit
 
 TILE = 2048   # rows whose bins and likelihoods are kept at hand
 FACTORS = 16  # likelihoods that are multiplied before a logarithm is taken: each is 2^-52 at least, so the product does not underflow
@@ -56,7 +57,7 @@ def _float_bits(typingctx, x):
     return types.int64(types.float64), codegen
 
 
-@njit(nogil=True, inline="always")
+@njit(inline="always")
 def _bin(s, bits):
     "Bin of the float64 `s`; NaN and what is outside 0 to 1 gets one too, at an end"
     high = s >= 0.5
@@ -67,7 +68,7 @@ def _bin(s, bits):
     return (64 << bits) - 1 - k if high else k
 
 
-@njit(nogil=True, cache=True)
+@njit
 def bins(score, bits):
     "Bin of each float64 score"
     found = np.empty(len(score), np.int64)
@@ -75,7 +76,7 @@ def bins(score, bits):
     return found
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=FAST)
+@njit(error_model="numpy", fastmath=FAST)
 def _look(label, score, eps, bits, cell, likelihood, error):
     "Cell (twice the bin, and one more for a positive), likelihood and squared error of the rows of a tile; how many labels and scores are bad"
     bad_labels, bad_scores, top = 0, 0, 1.0 - eps
@@ -90,7 +91,7 @@ def _look(label, score, eps, bits, cell, likelihood, error):
     return bad_labels, bad_scores
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=FAST)
+@njit(error_model="numpy", fastmath=FAST)
 def _weigh(weight, label, squares):
     "Add the squares of the weights of a tile by label; how many are bad"
     bad, negative, positive = 0, 0.0, 0.0
@@ -104,7 +105,7 @@ def _weigh(weight, label, squares):
     return bad
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=FAST)
+@njit(error_model="numpy", fastmath=FAST)
 def _tally(label, score, weight, eps, bits, counts, squares):
     cell, likelihood, error = np.empty(TILE, np.int32), np.empty(TILE), np.empty(TILE)
     loss, brier, bad_labels, bad_scores, bad_weights = 0.0, 0.0, 0, 0, 0
@@ -146,7 +147,7 @@ def tally(
     return Tally(np.int64(len(score)), counts.reshape(-1, 2), np.float64(loss), np.float64(brier), squares, bad)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(error_model="numpy")
 def _tally_by(groups, place, label, score, weight, eps, bits, rows, counts, loss, brier, squares):
     cell, likelihood, error = np.empty(TILE, np.int32), np.empty(TILE), np.empty(TILE)
     bad_labels, bad_scores, bad_weights = 0, 0, 0
@@ -192,7 +193,7 @@ def tally_by(
     return Tally(rows, counts[1:].reshape(-1, 64 << bits, 2), loss, brier, squares, bad)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(error_model="numpy")
 def _distinct(groups, label, score, weight, limit, over, slots, used, group, found, counts):
     "Distinct scores in the order of their first row, by open addressing, and how many each group has; how many in all"
     n, left = 0, len(over)
@@ -217,7 +218,7 @@ def _distinct(groups, label, score, weight, limit, over, slots, used, group, fou
     return n
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _by_group(group, found, counts, over, at, score, sums):
     "Bring what was found of each group together, from place `at` on, without the groups that are `over`"
     for i in range(len(group)):
@@ -258,7 +259,7 @@ class Classes(NamedTuple):
     bad: tuple             # rows with a label that is no class, a score outside 0 to 1 or NaN, scores that do not add up to 1, a bad weight
 
 
-@njit(nogil=True, inline="always")
+@njit(inline="always")
 def _classify_row(s, y):
     "Of the scores `s` of a row with label `y`: which is the highest, how many are above the label's, their sum, that of their squares, how many are bad"
     mine, best, highest, rank, outside, total, spread = s[y], 0, s[0], 0, 0, 0.0, 0.0
@@ -271,7 +272,7 @@ def _classify_row(s, y):
     return best, rank, total, spread, outside
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(error_model="numpy")
 def _classify(label, score, weight, eps, tolerance, confusion, ranks, losses):
     bad_labels, bad_scores, bad_sums, bad_weights, squares = 0, 0, 0, 0, 0.0
     for start in range(0, len(score), TILE):
@@ -313,7 +314,7 @@ ERROR_BITS, OCTAVES = 7, 64  # bins of errors: 2^7 to an octave, from 2^-64 to 2
 ERRORS = 2 * (2 * OCTAVES << ERROR_BITS) + 1  # how many there are: of either sign, and for what is nearer to 0
 
 
-@njit(nogil=True, inline="always")
+@njit(inline="always")
 def _error_bin(x):
     "Bin of the float64 `x`, in the order of the values; 0 has the one in the middle, what is beyond 2^64 the outermost ones"
     k = (_float_bits(abs(x)) >> (52 - ERROR_BITS)) - ((1023 - OCTAVES) << ERROR_BITS)
@@ -331,7 +332,7 @@ class Errors(NamedTuple):
     bad: tuple          # rows with a target that is not finite, such a prediction, a bad weight
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=FAST)
+@njit(error_model="numpy", fastmath=FAST)
 def _tile_errors(target, prediction, weight, error, sums, ends, bad):
     "The errors of a tile; add their sums, their range and how many values are bad to what is there"
     bad_targets = bad_predictions = bad_weights = 0
@@ -360,7 +361,7 @@ def _tile_errors(target, prediction, weight, error, sums, ends, bad):
     bad += np.array([bad_targets, bad_predictions, bad_weights])
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(error_model="numpy")
 def _errors(target, prediction, weight, sums, ends, counts, table, bad):
     error = np.empty(TILE)
     for start in range(0, len(target), TILE):
@@ -402,7 +403,7 @@ def occupied(counts):
     return _occupied(counts, np.zeros(0, np.float64 if counts.dtype == np.float64 else np.int64))
 
 
-@njit(nogil=True, cache=True)
+@njit
 def _occupied(counts, like):
     n = 0
     for k in range(len(counts)): n += counts[k, 0] != 0 or counts[k, 1] != 0
@@ -413,7 +414,7 @@ def _occupied(counts, like):
     return found, kept
 
 
-@njit(nogil=True, cache=True)
+@njit
 def joined(x, x_counts, y, y_counts):
     "Sorted distinct values of `x` and `y`, which are sorted and may repeat each other, and the sums of their (n, 2) counts"
     values, counts = np.empty(len(x) + len(y)), np.empty((len(x) + len(y), 2), x_counts.dtype)

@@ -1,0 +1,29 @@
+"""Numba's `njit` for kernels: free of the interpreter's lock, and compiled once for all processes
+
+Numba numbers the files of its cache by what an index lists. Of two processes that compile one function at the same time for two
+dtypes, both take the same number, and the index of one may then name the code of the other: int8 was read as uint8 (numba 0.68).
+Here each file has a name of its own, so a lost entry of the index costs a compilation and nothing else."""
+
+from functools import partial
+from uuid import uuid4
+
+import numba
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+
+
+class _Files(IndexDataCacheFile):
+    def _data_name(self, number): return self._data_name_pattern.replace("{number:d}", uuid4().hex)
+
+
+class _Cache(FunctionCache):
+    def __init__(self, function):
+        super().__init__(function)
+        self._cache_file.__class__ = _Files
+
+
+def njit(function=None, **options):
+    "Compile `function` for each dtype that it meets, without the interpreter's lock, and keep the code on disk"
+    if function is None: return partial(njit, **options)
+    compiled = numba.njit(nogil=True, **options)(function)
+    compiled._cache = _Cache(function)
+    return compiled
