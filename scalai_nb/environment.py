@@ -57,6 +57,7 @@ class Environment:
     tracking: str = _setting("sqlite:///.scalai/tracking.db", help="MLflow tracking store and registry: sqlite:/// or http://")
     trackers: str = _setting("mlflow", _trackers, "none, or what is told of every run: mlflow, wandb or both")
     runs: str = _setting(".scalai/runs", help="folder of the run records")
+    serving: str = _setting(".scalai/serving", help="folder of what services keep: their logs until the lake has them, their counters")
     cluster: str = _setting("local", _cluster, "none, local, cuda, kubernetes or tcp://host:port")
     workers: int | None = _setting(None, _auto(int), "Dask workers; auto: one a core or a GPU, at most 4")
     memory: int | None = _setting(None, _auto(parse_bytes), "bytes that a step or a worker may take; auto: no limit")
@@ -71,7 +72,7 @@ class Environment:
         settings = {f"SCALAI_{k.upper()}": "auto" if getattr(self, k) is None else str(getattr(self, k)) for k in SETTINGS}
         return {"SCALAI_ENV": self.name, "SCALAI_SETTINGS": str(self.root / "settings.ini"), **settings}
 
-_PATHS = ("pipelines", "dashboards", "lake", "models", "runs")
+_PATHS = ("pipelines", "dashboards", "lake", "models", "runs", "serving")
 SETTINGS = {f.name: f for f in fields(Environment) if f.metadata}
 
 # %% ../nbs/environment.ipynb #b44e84b9

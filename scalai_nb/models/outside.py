@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ParameterError, extra
-from .graph import DOUBLE, FLOAT, Graph, session
+from .graph import DOUBLE, FLOAT, Graph
+from .runtime import session
 
 # %% ../../nbs/models/outside.ipynb #8271d388
 OUTPUTS = ("probability", "log_odds", "value")  # what a model from outside gives: of the positive class, of the positive class, or a prediction

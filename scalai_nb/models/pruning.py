@@ -192,7 +192,7 @@ def furthest(build, steps: int, fits):
 def tensor(model, name: str, inputs: dict) -> np.ndarray:
     "What the graph computes under `name`, for rows of its inputs"
     from onnx import ValueInfoProto
-    from scalai_nb.models.graph import session
+    from scalai_nb.models.runtime import session
     model = tidy(model)
     del model.graph.output[:]
     model.graph.output.append(ValueInfoProto(name=name))

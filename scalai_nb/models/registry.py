@@ -146,10 +146,7 @@ def _find(versions: list[ModelVersion], ref: str) -> ModelVersion:
 def _load(version: ModelVersion):
     "The Model whose package was registered, and no other"
     from scalai_nb.models.package import Model
-    manifest = version.path / "manifest.json"
-    if manifest.is_file() and sha256(manifest.read_bytes()).hexdigest() != version.digest:
-        raise ModelMismatch(f"{version.path} is not the package that was registered as {version}; restore it or register again.")
-    return Model.load(version.path)
+    return Model.load(version.path, version.digest)
 
 # %% ../../nbs/models/registry.ipynb #ab5ffa30
 def _fits(r: Registry, model, name: str):
