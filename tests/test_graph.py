@@ -18,7 +18,7 @@ import scalai_nb as sn
 from scalai_nb.errors import MissingExtra, ModelMismatch, ParameterError
 from scalai_nb.learn.calibration import Calibrated, Calibration, calibrate
 from scalai_nb.learn.transform import Transform
-from scalai_nb.models import graph, heads
+from scalai_nb.models import graph, heads, runtime
 from scalai_nb.models.examples import edge_rows, example_rows, threshold_rows
 from scalai_nb.models.package import Model, estimate, package
 
@@ -205,7 +205,7 @@ def test_the_curve_of_a_calibration_is_exact():
         g = graph.Graph()
         model = graph.finished(g, {"s": "DOUBLE"}, g.node("Cast", heads.isotonic(g, "s", x, y), to=1))
         s = np.r_[0, 1, x, np.nextafter(x, 1), np.nextafter(x, 0), rng.random(1000)]
-        got = graph.session(model.SerializeToString()).run(None, {"s": s[:, None]})[0].ravel()
+        got = runtime.session(model.SerializeToString()).run(None, {"s": s[:, None]})[0].ravel()
         np.testing.assert_allclose(got, np.interp(s, x, y).astype(np.float32), atol=6e-8, rtol=0)
 
 

@@ -17,7 +17,7 @@ from scalai_nb.errors import Conflict, ContractViolation, ModelMismatch, ModelNo
 from scalai_nb.learn.drift import drift
 from scalai_nb.learn.summary import summarize
 from scalai_nb.learn.transform import Transform
-from scalai_nb.models import card as cards, graph as graphs, heads, package as packages
+from scalai_nb.models import card as cards, graph as graphs, heads, package as packages, runtime
 from scalai_nb.models.package import BATCH, Model, digest, estimate, example_rows, files, package
 
 needs_xgboost = pytest.mark.skipif(not find_spec("xgboost"), reason="xgboost is not installed: extra `trees`")
@@ -102,7 +102,7 @@ def features_of_the_graph(transform, ds):
     g = graphs.Graph()
     model = graphs.finished(g, graphs.inputs(transform), graphs.feature_nodes(g, transform), "features", width=None)
     arrays = {n: a.reshape(-1, 1) for n, a in transform.raw(ds).items()}
-    return graphs.session(model.SerializeToString()).run(None, arrays)[0]
+    return runtime.session(model.SerializeToString()).run(None, arrays)[0]
 
 
 def nasty(rows=5000):

@@ -25,10 +25,11 @@ def _manifest(path: Path, digest: str | None) -> dict:
     if digest is not None and sha256(data).hexdigest() != digest: raise ModelMismatch(f"{path.parent} is not the package that was registered; restore it or register again.")
     try:
         manifest = json.loads(data)
-        found, name, hashes = manifest["format"], manifest["name"], dict(manifest["files"])
-    except (ValueError, LookupError, TypeError): raise ModelMismatch(f"{path} cannot be read; restore the package or save it again.") from None
-    if found != FORMAT: raise ModelMismatch(f"{path.parent} has format {found}; this version reads {FORMAT}. Update scalai-nb.")
-    return {"name": name, "files": hashes}
+        if (found := manifest["format"]) != FORMAT: raise ModelMismatch(f"{path.parent} has format {found}; this version reads {FORMAT}. Update scalai-nb.")
+        return {"name": manifest["name"], "files": dict(manifest["files"])}
+    except (ValueError, LookupError, TypeError) as e:
+        if isinstance(e, ModelMismatch): raise
+        raise ModelMismatch(f"{path} cannot be read; restore the package or save it again.") from None
 
 # %% ../../nbs/models/runtime.ipynb #785f7ea0
 def contents(
@@ -46,8 +47,8 @@ def contents(
     for name in [*content, *(hashes.keys() - known)]:
         if sha256(content.get(name, b"")).hexdigest() != hashes.get(name):
             raise ModelMismatch(f"{folder / name} is not the file that was packaged; restore the package or save it again.")
-    if json.loads(content["card.json"])["name"] != manifest["name"]:
-        raise ModelMismatch(f"{folder / 'manifest.json'} names the model {manifest['name']!r} and its card another; restore it.")
+    if (name := json.loads(content["card.json"])["name"]) != manifest["name"]:
+        raise ModelMismatch(f"{folder / 'manifest.json'} names the model {manifest['name']!r} and its card {name!r}; restore it.")
     return content
 
 # %% ../../nbs/models/runtime.ipynb #6f2e1f93
