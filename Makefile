@@ -9,7 +9,7 @@ ARGS   ?=
 
 BIN       := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed
-EXTRAS    := serve trees torch search convert wandb lab flights bench dev
+EXTRAS    := serve otel trees torch search convert wandb lab flights bench dev
 LESSONS   := --n-workers 2 --skip-folder-re '^([_.]|pipelines$$)' nbs
 LEAN      := --override environments/overrides.txt
 COMPILE    = uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header $(EXTRAS:%=--extra %) pyproject.toml
