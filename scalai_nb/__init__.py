@@ -54,6 +54,8 @@ _WHERE = {
     "models.search": ["Search", "search"],
     "models.slim": ["slim"],
     "models.slimming": ["Slimming"],
+    "serving.batch": ["score"],
+    "serving.client": ["Client"],
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = ["Environment", "environment", *_MODULE]

@@ -16,7 +16,9 @@ import typer
 from rich.console import Console
 
 from .commands.bench import bench_app
+from .commands.export import export
 from .commands.models import metrics_of, models_app
+from .commands.serve import serve
 from .commands.terminal import Dataset, Env, Json, console, out, plain, tabulate, when
 from .environment import environment
 from .errors import ParameterError, ScalaiError
@@ -27,6 +29,7 @@ runs_app = typer.Typer(help="The runs, newest first, and telling the trackers of
 lake_app = typer.Typer(help="The versioned datasets.", no_args_is_help=True)
 kernel_app = typer.Typer(help="Jupyter kernels, one for each environment.", no_args_is_help=True)
 for name, sub in (("runs", runs_app), ("lake", lake_app), ("models", models_app), ("kernel", kernel_app), ("bench", bench_app)): app.add_typer(sub, name=name)
+for command in (serve, export): app.command()(command)
 
 # %% ../nbs/cli.ipynb #08403d05
 Parameters = Annotated[list[str] | None, typer.Option("--parameter", "-p", metavar="STEP.NAME=VALUE", help="Set a parameter of a step; may be repeated.")]
@@ -69,11 +72,12 @@ def _look(run, env) -> None:
     registry, written = Registry(env), {name for s in run.steps for name, _ in s.written}
     try: found = [v for name in sorted(written & set(registry.names())) for v in registry.versions(name)]
     except Exception: found = []  # a registry that is down does not fail a run that is done
-    for v in found:
-        if "champion" in v.aliases: print(f"model    {v.name} version {v.version} is the champion: {metrics_of(v)}")
+    champions = [v for v in found if "champion" in v.aliases]
+    for v in champions: print(f"model    {v.name} version {v.version} is the champion: {metrics_of(v)}")
     if (run.folder / "report.html").exists(): print(f"look at  {run.folder}/report.html")
-    if run.status == "completed": print("and at   scalai dash    the dashboard, in a browser")
-    else: print(f"resume   scalai run {run.pipeline}    takes up after the last good step")
+    if run.status != "completed": return print(f"resume   scalai run {run.pipeline}    takes up after the last good step")
+    print("and at   scalai dash    the dashboard, in a browser")
+    for v in champions[:1]: print(f"ask it   scalai serve {v.name}    its predictions over HTTP and gRPC")
 
 # %% ../nbs/cli.ipynb #20c33265
 def _sweep(pipeline, words, parameters, env, options, alien, dry_run, as_json) -> None:

@@ -106,17 +106,19 @@ def predict(
     self: Model,
     ds,                   # (row) the raw columns, and any others; in memory or on Dask
     block: int = 65_536,  # rows scored at a time
+    of: int | None = None, # rows of all the data of which `ds` is a part, so that each part is scored as the whole would be; None: of `ds`
 ) -> xr.DataArray:        # (row,) float32 probabilities of the positive class, or predictions
     "Score a dataset. ContractViolation: a column is not there or not of its type"
-    scores = np.concatenate([np.empty(0, np.float32), *_predicted(self, ds[self.transform.columns(ds)], block)])
+    scores = np.concatenate([np.empty(0, np.float32), *_predicted(self, ds[self.transform.columns(ds)], block, of)])
     return xr.DataArray(scores, dims="row", coords=row_coords(ds), name="score", attrs={"long_name": f"score of {self.name}"})
 
 
 
 # %% ../../nbs/models/package.ipynb #11498267
-def _predicted(m: Model, ds, block: int):
+def _predicted(m: Model, ds, block: int, of: int | None):
     "Yield (row,) float32 scores of the raw columns `ds`, in order"
-    few = (rows := ds.sizes["row"]) < BATCH
+    rows = ds.sizes["row"]
+    few = (of or rows) < BATCH
     part = _boosted if m.twin and not few else lambda m, part: m.score(m.transform.raw(part))
     parts = _blocks(ds, block if few else min(block, max(BATCH, -(-rows // THREADS))))
     return _shared(lambda ds: part(m, ds), parts, 1 if few else THREADS)

@@ -15,11 +15,17 @@ class Refusal(Exception):
         row: int | None = None,    # of the request, from 0
         column: str | None = None,
         retry: float | None = None,  # seconds after which to come again
+        allow: str = "",             # the methods that a path has
     ):
         super().__init__(message)
-        self.status, self.row, self.column, self.retry = status, row, column, retry
+        self.status, self.row, self.column, self.retry, self.allow = status, row, column, retry, allow
 
     def to_dict(self) -> dict:
         "As JSON says it; `error` is the key of the Open Inference Protocol"
         where = {"row": self.row, "column": self.column}
         return {"error": str(self), **{k: v for k, v in where.items() if v is not None}}
+
+    @property
+    def headers(self) -> bytes:
+        "The lines of HTTP's head that go with it"
+        return (b"retry-after: %d\r\n" % max(1, round(self.retry)) if self.retry else b"") + (b"allow: %b\r\n" % self.allow.encode() if self.allow else b"")

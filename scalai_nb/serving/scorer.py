@@ -10,6 +10,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,15 @@ class Scorer:
     def numbers(self): "Names of the columns of numbers"; return tuple(c.name for c in self.columns if c.kind == "number")
     @cached_property
     def others(self): "The columns of times and strings"; return tuple(c for c in self.columns if c.kind != "number")
+    @cached_property
+    def numbers_of(self): "A function that takes the numbers out of a record"; return itemgetter(*self.numbers) if len(self.numbers) > 1 else lambda r: tuple(r[n] for n in self.numbers)
+    @cached_property
+    def limits(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        "(1, number) the lowest and the highest value accepted, also where float32 rounds them outward, and whether one may be missing"
+        columns = [c for c in self.columns if c.kind == "number"]
+        low, high = (np.array([[getattr(c, end) for c in columns]]) for end in ("low", "high"))
+        low, high = np.minimum(low, low.astype(np.float32)), np.maximum(high, high.astype(np.float32))
+        return low, high, np.array([[c.missing for c in columns]], bool)
 
     def score(self,
         numbers: np.ndarray,        # (row, number) float32, NaN is missing
