@@ -50,6 +50,7 @@ def bench_hotpath(cases: Cases = None, scale: Scale = 1.0, rounds: Rounds = 3, o
     "Summaries, drift, evaluation, training and features, beside DuckDB, Polars, pandas, SciPy and scikit-learn."
     _compare("hotpath", cases, scale, rounds, output, json)
 
+# %% ../../nbs/commands/bench.ipynb #c44881d1
 @bench_app.command("gpu")
 def bench_gpu(cases: Cases = None, scale: Scale = 1.0, rounds: Rounds = 3, output: Output = None, json: Json = False):
     "The CUDA kernels on this machine's card, beside CuPy alone, cuDF and cuML, as a share of what the card copies in a second."

@@ -113,6 +113,7 @@ def grpc_status(block: bytes) -> int | None:
     said = dict(Decoder().decode(block))
     return _HTTP.get(said["grpc-status"], 500) if "grpc-status" in said else None
 
+# %% ../../nbs/operations/load.ipynb #1f3d2657
 class Grpc(asyncio.Protocol):
     "A connection of HTTP/2 for calls of ModelInfer, one after the other"
     def __init__(self, run): self.run, self.buffer, self.body, self.stream, self.window, self.waiting, self.request = run, b"", b"", -1, 2**16 - 1, b"", None

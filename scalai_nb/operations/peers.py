@@ -127,6 +127,7 @@ def _start(peer: Peer, graph: Path, ports, home: str, log) -> subprocess.Popen:
     return subprocess.Popen([python, scripts / f"serve_{peer.venv}.py"], stdout=log, stderr=log, start_new_session=True, cwd=home,
                             env=plain_environment() | {"PEER_MODEL": str(graph), "PYTHONPATH": str(scripts), "TMPDIR": home} | told | peer.variables)
 
+# %% ../../nbs/operations/peers.ipynb #10bedf24
 def _wait(name: str, peer: Peer, process, ports, log):
     "Return once it is ready"
     until = time.monotonic() + PATIENCE

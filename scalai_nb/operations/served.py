@@ -42,11 +42,15 @@ def table(rows: int, seed: int = 0):
 
 def learn(trees: int, rows: int = 10_000, seed: int = 0):
     "A package of `trees` boosted trees; 0: of a logistic regression"
-    import scalai_nb as sn
+    from scalai_nb.data.contract import Contract
+    from scalai_nb.learn.linear import LogisticRegression
+    from scalai_nb.learn.transform import Transform
+    from scalai_nb.learn.trees import BoostedTrees
+    from scalai_nb.models.package import package
     ds = table(rows, seed)
-    t = sn.Transform(numeric=list(COLUMNS)).fit(ds)
-    estimator = sn.BoostedTrees(trees, max_depth=6, learning_rate=0.1) if trees else sn.LogisticRegression()
-    return sn.package(t, estimator.fit(t.transform(ds).values, ds.y.values), sn.Contract.infer(ds, label="y"), name="bench")
+    t = Transform(numeric=list(COLUMNS)).fit(ds)
+    estimator = BoostedTrees(trees, max_depth=6, learning_rate=0.1) if trees else LogisticRegression()
+    return package(t, estimator.fit(t.transform(ds).values, ds.y.values), Contract.infer(ds, label="y"), name="bench")
 
 # %% ../../nbs/operations/served.ipynb #16b73bf8
 @dataclass(frozen=True)

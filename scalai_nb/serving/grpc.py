@@ -133,6 +133,7 @@ def parsed(kind: str, message: bytes):
     try: return getattr(messages(), kind).FromString(message)
     except DecodeError: raise Refusal(400, f"The message is no {kind}.") from None
 
+# %% ../../nbs/serving/grpc.ipynb #fef3f96c
 class Grpc:
     "Who serves the calls of a connection"
     def __init__(self, app): self.app = app
@@ -173,6 +174,7 @@ class Turn:
     __slots__ = ("call", "answer")
     def __init__(self): self.call = self.answer = None
 
+# %% ../../nbs/serving/grpc.ipynb #89dcff8f
 class Conversation:
     "Who serves a stream of requests"
     def __init__(self, app, stream):

@@ -174,6 +174,7 @@ class Requests:
     def _long_head(self): return Refusal(431, f"The head of the request is longer than {self.limits.head:,} bytes; send data in the body.")
     def _long_body(self): return Refusal(413, f"The body is longer than {self.limits.body:,} bytes; send fewer rows a request.")
 
+# %% ../../nbs/serving/http.ipynb #4f53d5dd
 def head_size(url: bytes, headers: dict) -> int: return len(url) + sum(len(name) + len(value) + 4 for name, value in headers.items())
 
 def check_version(x: Exchange, version: str):

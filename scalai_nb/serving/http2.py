@@ -374,6 +374,7 @@ def on_ping(c: Http2, flags: int, id: int, payload: bytes):
     c.write(frame(PING, ACK, 0, payload))
     c.bother()
 
+# %% ../../nbs/serving/http2.ipynb #93fa9454
 def on_window(c: Http2, flags: int, id: int, payload: bytes):
     n, stream = _NUMBER.unpack(payload)[0] & 0x7FFF_FFFF, None if id == 0 else c.streams.get(id) or closed(c, id)
     if id and not stream: return

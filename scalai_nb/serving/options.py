@@ -61,4 +61,5 @@ class Options:
         found = json.loads((folder / "options.json").read_text())
         return cls(**{**found, "names": tuple(found["names"])})
 
+# %% ../../nbs/serving/options.ipynb #a1e76ba0
 def cores() -> int: "That this process may use"; return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

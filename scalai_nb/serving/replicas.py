@@ -113,6 +113,7 @@ class Request:
     body: bytes = b""
     headers: tuple = ()  # (name, value) of each
 
+# %% ../../nbs/serving/replicas.ipynb #946cb05d
 class Flight:
     "A request that was sent to one replica. OSError, HTTPException: it could not be"
     def __init__(self, replica: Replica, request: Request, deadline: float):
