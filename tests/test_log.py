@@ -39,7 +39,7 @@ def write(journal: Journal, served: Scorer, id: str, rows: int = 1, value=7.0, o
 def written(folder) -> list[str]:
     "Ids of all predictions in the journals of a service, in order"
     paths = sorted(p for p in Path(folder).glob("log/worker-*/*") if p.suffix in (".open", ".journal"))
-    return [id for p in paths for found in read(p.read_bytes()) if not isinstance(found, list) for id in found.ids]
+    return [id for p in paths for found in read(p.read_bytes())[0] for id in found.ids]
 
 
 def until(condition, seconds=20.0):

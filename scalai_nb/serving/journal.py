@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'MODEL', 'PREDICTIONS', 'FEEDBACK', 'COMMIT', 'SIZE', 'AGE', 'log', 'frame', 'frames', 'Layout', 'layout',
-           'batch', 'Batch', 'read', 'sync_folder', 'held', 'close_orphans', 'sampled', 'Journal']
+           'batch', 'Predictions', 'read', 'sync_folder', 'held', 'close_orphans', 'sampled', 'Journal']
 
 # %% ../../nbs/serving/journal.ipynb #0131f5f5
 import errno
@@ -13,6 +13,7 @@ import logging
 import os
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from struct import Struct
 from threading import Event, Lock, Thread
@@ -101,8 +102,8 @@ def _strings(values: list) -> bytes:
 
 # %% ../../nbs/serving/journal.ipynb #1a504e17
 @dataclass
-class Batch:
-    "A batch as it was written"
+class Predictions:
+    "What was predicted by one version"
     record: dict            # of the version, as `Layout.record`, with the share of predictions that is written
     ids: list[str]
     time: np.ndarray        # (row,) M8[us]
@@ -112,39 +113,49 @@ class Batch:
     numbers: np.ndarray     # (row, number) float32: the first of the record's columns
     others: list            # each of the others: (row,) float64 seconds since 1970, or a list of strings
 
-def _batch(records: list[dict], body: bytes) -> Batch:
-    "The batch that `batch` wrote; `records` of the versions before it"
-    number, calls, rows = _BATCH.unpack_from(body)
-    at, ids, heads = _BATCH.size, [], []
-    for _ in range(calls):
-        received, seconds, n, length = _CALL.unpack_from(body, at)
-        protocol, _, id = body[at + _CALL.size:(at := at + _CALL.size + length)].decode().partition(" ")
-        ids += [id] if n == 1 else [f"{id}:{i}" for i in range(n)]
-        heads.append((received, seconds * 1000, n, protocol))
-    received, latency, n, protocol = zip(*heads, strict=True)
-    score, columns = np.frombuffer(body, "<f4", rows, at), records[number]["columns"]
-    return Batch(records[number], ids, np.repeat(np.array(received, "M8[us]"), n), np.repeat(protocol, n).tolist(),
-                 np.repeat(np.array(latency, np.float32), n), score, *_columns([c["kind"] for c in columns], body, at + score.nbytes, rows))
+class _Collected:
+    "The batches of a version, as they are read"
+    def __init__(self, record: dict):
+        self.record, kinds = record, [c["kind"] for c in record["columns"]]
+        self.width = kinds.count("number")
+        self.others = [(kind, []) for kind in kinds[self.width:]]
+        self.calls, self.texts, self.scores, self.numbers = [], [], [], []
 
-def _columns(kinds: list[str], body: bytes, at: int, rows: int) -> tuple:
-    width, others = kinds.count("number"), []
-    numbers = np.frombuffer(body, "<f4", rows * width, at).reshape(rows, width)
-    at += numbers.nbytes
-    for kind in kinds[width:]:
-        length = 8 * rows if kind == "time" else 4 + int.from_bytes(body[at:at + 4], "little")
-        others.append(np.frombuffer(body, "<f8", rows, at) if kind == "time" else orjson.loads(body[at + 4:at + length]))
-        at += length
-    return numbers, others
+    def add(self, body: bytes):
+        "The batch that `batch` wrote"
+        (_, calls, rows), at = _BATCH.unpack_from(body), _BATCH.size
+        for _ in range(calls):
+            *call, length = _CALL.unpack_from(body, at)
+            self.calls.append(call)
+            self.texts.append(body[at + _CALL.size:(at := at + _CALL.size + length)])
+        self.scores.append(body[at:(at := at + 4 * rows)])
+        self.numbers.append(body[at:(at := at + 4 * rows * self.width)])
+        for kind, values in self.others:
+            length = 8 * rows if kind == "time" else 4 + int.from_bytes(body[at:at + 4], "little")
+            values.append(body[at:at + length] if kind == "time" else orjson.loads(body[at + 4:at + length]))
+            at += length
 
 # %% ../../nbs/serving/journal.ipynb #c9e13a19
+def _predictions(c: _Collected) -> Predictions:
+    received, seconds, rows = zip(*c.calls, strict=True)
+    protocols, _, ids = zip(*(text.partition(" ") for text in b"\n".join(c.texts).decode().split("\n")), strict=True)
+    named = chain.from_iterable([id] if n == 1 else [f"{id}:{i}" for i in range(n)] for id, n in zip(ids, rows, strict=True))
+    def floats(parts, dtype="<f4"): return np.frombuffer(b"".join(parts), dtype)
+    score = floats(c.scores)
+    others = [floats(values, "<f8") if kind == "time" else list(chain.from_iterable(values)) for kind, values in c.others]
+    return Predictions(c.record, list(named), np.repeat(np.array(received, "M8[us]"), rows), np.repeat(np.array(protocols, object), rows).tolist(),
+                       np.repeat(np.float32(seconds) * 1000, rows), score, floats(c.numbers).reshape(len(score), c.width), others)
+
 def read(
     data: bytes,  # of a file
-):                # a Batch for each batch, a list of records for each feedback, in the order in which they came
+) -> tuple[list[Predictions], list[dict]]:  # of each version, and the records of the feedback, in the order in which they came
     "What a journal holds"
-    records = []
+    versions, told = [], []
     for kind, body in frames(data):
-        if kind == MODEL: records.append(orjson.loads(body))
-        else: yield _batch(records, body) if kind == PREDICTIONS else orjson.loads(body)
+        if kind == MODEL: versions.append(_Collected(orjson.loads(body)))
+        elif kind == PREDICTIONS: versions[_BATCH.unpack_from(body)[0]].add(body)
+        else: told += orjson.loads(body)
+    return [_predictions(v) for v in versions if v.calls], told
 
 # %% ../../nbs/serving/journal.ipynb #bb202b0c
 def sync_folder(folder: Path):

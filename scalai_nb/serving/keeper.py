@@ -7,6 +7,7 @@ __all__ = ['routes', 'prove', 'publish', 'Follower', 'keep']
 
 # %% ../../nbs/serving/keeper.ipynb #1bc0d05d
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -106,6 +107,7 @@ def keep(
     from scalai_nb.data.lake import Lake
     from scalai_nb.serving.log import LogKeeper
     follow_parent(parent)
+    os.nice(19)  # whoever waits for an answer comes first
     signals, folder, env = Signals(signal.SIGTERM, signal.SIGHUP), Path(folder), environment()
     copy = folder / "metrics" / "keeper.json"
     metrics, came = resumed(copy), b""

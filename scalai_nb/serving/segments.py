@@ -10,13 +10,12 @@ __all__ = ['OWN', 'logged', 'predictions', 'feedback', 'table', 'truths', 'table
 import json
 import re
 from datetime import UTC, datetime
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from ..files import replacing
-from .journal import Batch, read, sync_folder
+from .journal import Predictions, read, sync_folder
 
 # %% ../../nbs/serving/segments.ipynb #2c7542d8
 OWN = {"id": "what feedback names", "time": "when the request came, UTC", "version": "of the model", "protocol": "v1, v2, predict or grpc",
@@ -30,23 +29,20 @@ def _plain(model: str) -> str: return re.sub("[^a-z0-9._-]", "-", model.lower())
 
 # %% ../../nbs/serving/segments.ipynb #088305e0
 def table(
-    batches: list[Batch],  # of one version
-):                         # pyarrow.Table; an empty string is missing
-    "What batches hold, by columns"
+    p: Predictions,
+):                   # pyarrow.Table; an empty string is missing
+    "Predictions by columns"
     import pyarrow as pa
-    record, join = batches[0].record, lambda field: np.concatenate([getattr(b, field) for b in batches])
-    chained = lambda field: pa.array(chain.from_iterable(getattr(b, field) for b in batches), pa.string())
-    own = {"id": chained("ids"), "time": join("time"), "protocol": chained("protocol"), "score": join("score"), "latency_ms": join("latency")}
-    numbers, others = join("numbers"), [_array([b.others[i] for b in batches]) for i in range(len(batches[0].others))]
-    inputs = {logged(c["name"]): column for c, column in zip(record["columns"], (*numbers.T, *others), strict=True)}
-    version, share = [record["version"]] * len(numbers), np.full(len(numbers), record["share"], np.float32)
-    return pa.table(own | {"version": version, "share": share} | inputs).replace_schema_metadata({"record": json.dumps(record)})
+    text = lambda values: pa.array(values, pa.string())
+    own = {"id": text(p.ids), "time": p.time, "protocol": text(p.protocol), "score": p.score, "latency_ms": p.latency}
+    inputs = {logged(c["name"]): column for c, column in zip(p.record["columns"], (*p.numbers.T, *map(_array, p.others)), strict=True)}
+    version, share = text([p.record["version"]] * len(p.score)), np.full(len(p.score), p.record["share"], np.float32)
+    return pa.table(own | {"version": version, "share": share} | inputs).replace_schema_metadata({"record": json.dumps(p.record)})
 
-def _array(parts: list):
+def _array(values):
     import pyarrow as pa
-    if isinstance(parts[0], list): return pa.array([v or None for part in parts for v in part], pa.string())
-    seconds = np.concatenate(parts)
-    return np.where(np.isfinite(seconds), np.round(np.nan_to_num(seconds) * 1e6), np.iinfo(np.int64).min).astype("M8[us]")
+    if isinstance(values, list): return pa.array([v or None for v in values], pa.string())
+    return np.where(np.isfinite(values), np.round(np.nan_to_num(values) * 1e6), np.iinfo(np.int64).min).astype("M8[us]")
 
 # %% ../../nbs/serving/segments.ipynb #ec761a87
 def truths(
@@ -71,13 +67,11 @@ def tables(
     models: list[str],   # that the service has
 ):
     "Dataset and pyarrow.Table of each version and of the feedback in a journal"
-    versions, told = {}, {}
-    for found in read(data):
-        if isinstance(found, Batch): versions.setdefault(id(found.record), []).append(found)
-        else:
-            for r in found:
-                for model in [r["model"]] if "model" in r else models: told.setdefault(model, []).append(r)
-    for batches in versions.values(): yield predictions(batches[0].record["name"]), table(batches)
+    versions, records = read(data)
+    for p in versions: yield predictions(p.record["name"]), table(p)
+    told = {}
+    for r in records:
+        for model in [r["model"]] if "model" in r else models: told.setdefault(model, []).append(r)
     for model, records in told.items(): yield feedback(model), truths(records)
 
 # %% ../../nbs/serving/segments.ipynb #79658a58
