@@ -56,4 +56,4 @@ class Plan:
         self.call += 0.1 * (rows / calls - self.call)  # rows of a call
         self.heavy = self.cost.of(self.call) > (HEAVY / 2 if self.heavy else HEAVY)
         self.rows = max(1, min(self.most, self.cost.rows(PART * self.latency if self.heavy else ON_LOOP)))
-        self.row = self.cost.of(self.rows) / self.rows * (1 if self.heavy else 2)  # seconds; on the loop they count twice, see Admission
+        self.row = self.cost.of(self.rows) / self.rows * (1 if self.heavy else 2)  # seconds; who is read in this turn of the loop has waited about as long before

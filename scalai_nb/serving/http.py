@@ -13,6 +13,7 @@ import re
 import zlib
 from dataclasses import dataclass
 from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
 from math import ceil, inf
 from time import perf_counter
@@ -191,13 +192,16 @@ _PREDICT = re.compile(rb"POST /(?:v[12]/models/[^ ]+(?::predict|/infer)|predict[
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d{1,9})\r\n").search
 _UNUSUAL = re.compile(rb"\r\n(?:transfer-encoding|expect|upgrade|connection: *close)").search
 
+@lru_cache(maxsize=4096)
+def _plain_body(head: bytes) -> int:
+    "Bytes of the body that follows the head of a request for a prediction; less than 0: it is no such head, or an unusual one"
+    length = _LENGTH(lower := head.lower())
+    return int(length[1]) if _PREDICT(head) and length and not _UNUSUAL(lower) else -1 << 30
+
 def plain_predict(data: bytes) -> bool:
     "Whether `data` is one whole request for a prediction, and nothing more"
-    if not _PREDICT(data): return False
     end = data.find(b"\r\n\r\n") + 4
-    head = data[:end].lower()
-    length = _LENGTH(head)
-    return bool(length) and end + int(length[1]) == len(data) and not _UNUSUAL(head)
+    return end + _plain_body(data[:end]) == len(data)
 
 # %% ../../nbs/serving/http.ipynb #a5e3a55a
 log = logging.getLogger(__name__)
@@ -338,7 +342,7 @@ class Connection(Ending):
     def _shed(self):
         "Refuse a plain request for a prediction: in a few microseconds, since there are many when this is needed"
         self.wait(self.server.limits.idle)
-        self.transport.write(response(503, _BUSY, b"application/json", b"%bretry-after: %d\r\n" % (self.server.date, max(1, ceil(self.server.admission.retry)))))
+        self.transport.write(self.server.busy)
         self.server.metrics.count("scalai_shed_total", "full")
 
     def _first(self, data: bytes) -> bytes:
@@ -370,7 +374,7 @@ class Server:
     ):
         self.app, self.limits, self.admission, self.metrics = app, limits, app.admission, app.metrics
         self.connections = set()  # each has `transport`, `deadline`, `expire(now)` and `finish()`
-        self.loop, self.timer, self.date = asyncio.get_running_loop(), None, b""
+        self.loop, self.timer, self.date, self.busy = asyncio.get_running_loop(), None, b"", b""  # busy: the refusal of a plain request
         self.unfinished = 0       # bytes of bodies that are not whole yet
         self.draining, self.empty = False, asyncio.Event()
 
@@ -393,6 +397,7 @@ class Server:
 
     def _sweep(self):
         now, self.date = perf_counter(), b"date: %b\r\n" % formatdate(usegmt=True).encode()
+        self.busy = response(503, _BUSY, b"application/json", b"%bretry-after: %d\r\n" % (self.date, max(1, ceil(self.admission.retry))))
         for connection in tuple(self.connections):
             if now > connection.deadline: connection.expire(now)
         self.timer = self.loop.call_later(self.limits.sweep, self._sweep) if self.connections else None
