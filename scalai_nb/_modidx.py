@@ -3307,6 +3307,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'scalai_nb/operations/served.py'),
                                              'scalai_nb.operations.served.say': ( 'operations/served.html#say',
                                                                                   'scalai_nb/operations/served.py'),
+                                             'scalai_nb.operations.served.settle': ( 'operations/served.html#settle',
+                                                                                     'scalai_nb/operations/served.py'),
                                              'scalai_nb.operations.served.subject': ( 'operations/served.html#subject',
                                                                                       'scalai_nb/operations/served.py'),
                                              'scalai_nb.operations.served.table': ( 'operations/served.html#table',

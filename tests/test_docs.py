@@ -17,6 +17,7 @@ ELSEWHERE = {  # what is not run here, and the test that does it
     "make test-services": "test_project.py::test_services_never_fail",
     "source .venv/bin/activate": "test_project.py::test_make_installs_once_and_again_when_the_lock_changes",
     "scalai dash": "test_dashboard.py::",  # serves until Ctrl-C
+    "scalai serve late-flight": "test_serve.py::",  # likewise
     "scalai kernel install": "test_kernels.py::",  # writes into the environment of these tests
 }
 

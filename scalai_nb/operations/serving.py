@@ -18,7 +18,7 @@ from ..errors import ParameterError, ScalaiError, WorkFailed, unknown
 from . import peers
 from .compare import machine
 from .load import send
-from .served import Subject, Watch, aim, cores, cpu_seconds, ours, say, subject, workers_memory
+from .served import Subject, Watch, aim, cores, cpu_seconds, ours, say, settle, subject, workers_memory
 from .soak import soak
 
 # %% ../../nbs/operations/serving.ipynb #e7da1e60
@@ -117,7 +117,7 @@ def at_rest(scale: float, rounds: int, folder: Path) -> dict:
         say(f"  {workers} of ours …")
         with ours(s, workers=workers) as running:
             send(s.load(running, connections=16, seconds=2 * scale))
-            time.sleep(2)  # for what follows an answer: the log, the counters
+            settle(running.pid)
             before = cpu_seconds(running.pid)
             time.sleep(10 * scale)
             idle = (cpu_seconds(running.pid) - before) / (10 * scale)
@@ -135,7 +135,7 @@ def flooded(s: Subject, rows: int, times: float, scale: float) -> dict:
     with ours(s, cores()[0], workers=1, latency=GOAL) as running:
         capacity = send(s.load(running, rows=rows, connections=64, seconds=5, core=cores()[1]))["per_second"]
         say(f"  capacity {capacity:,.0f} requests/s; {times:g} times that …")
-        with Watch(running.pid) as watch:
+        with Watch(running.pid, running.workers) as watch:
             r = send(s.load(running, rows=rows, connections=1000, seconds=60 * scale, rate=times * capacity, calm=(10, capacity / 2), good=GOAL, core=cores()[1]))
     return r | {"capacity": capacity, "rss": watch.rss}
 
@@ -151,7 +151,7 @@ def overload_aims(r: dict, share: float) -> list[dict]:
         aim("refusals without Retry-After", r["rude"], most=0),
         aim("lost connections, unanswered or failed", sum(n for status, n in r["statuses"].items() if status not in ("200", "429", "503")), most=0),
         aim("wrong scores", r["wrong"], most=0),
-        aim("memory at most, of that after a quarter", max(later) / settled, most=1.05),
+        aim("memory of the worker at most, of that after a quarter", max(later) / settled, most=1.05),
         aim("seconds of calm until all answers are good", next((i for i in range(10) if all(full[i:])), 10), most=2),
     ]
 
@@ -162,7 +162,7 @@ def _overload(title: str, trees: int, rows: int, times: float, share: float):
         seconds = len(r["good"]) - 10
         row = [f"{r['capacity']:,.0f}", f"{sum(r['sent'][:seconds]) / seconds:,.0f}", f"{sum(r['good'][:seconds]) / seconds:,.0f}", f"{(r['p99'] or 0) * 1e3:.0f} ms", f"{(r['refused'] or 0) * 1e3:.1f} ms",
                f"{r['busy']:.0%}", f"{r['lag'] * 1e3:.1f} ms", f"{r['rss'][0] / 1e6:.0f} → {r['rss'][-1] / 1e6:.0f} MB"]
-        columns = ["capacity/s>", "sent/s>", "good/s>", "p99 of 200s>", "p99 of refusals>", "of a core: generator>", "sent late by, p99>", "memory>"]
+        columns = ["capacity/s>", "sent/s>", "good/s>", "p99 of 200s>", "p99 of refusals>", "of a core: generator>", "sent late by, p99>", "the worker's memory>"]
         notes = ["The generator was busy all the time: what it sent late counts against the server."] * (r["busy"] > 0.9)
         return {"title": title, "columns": columns, "rows": [row], "aims": overload_aims(r, share), "notes": notes, "seen": r}
     return measured
