@@ -23,6 +23,7 @@ from scalai_nb.learn.linear import LogisticRegression
 from scalai_nb.learn.transform import Transform
 from scalai_nb.models.package import package
 from scalai_nb.models.registry import Registry
+from scalai_nb.serving import keeper
 from scalai_nb.serving.service import planned, running
 
 HOURS = xr.Dataset({"hour": ("row", np.arange(24.0))})
@@ -358,3 +359,13 @@ def test_workers_share_memory(env):
         memory = [psutil.Process(pid).memory_full_info() for pid in s.state["workers"]]
         print([(m.rss >> 20, m.pss >> 20, m.uss >> 20) for m in memory])
         assert all(m.rss < 100 * 2**20 and m.uss < 50 * 2**20 for m in memory)
+
+
+# ---- a canary that a worker took out
+
+def test_a_fallen_canary_is_out_for_all_workers(tmp_path):
+    wanted = {"models": {"late": {"canary": {"version": "4", "share": 0.5, "key": None}}, "early": {"canary": {"version": "4", "share": 0.5, "key": None}}}}
+    (tmp_path / "fallback").mkdir()
+    (tmp_path / "fallback" / "late-4.json").write_text("{}")
+    found = keeper.without_fallen(wanted, tmp_path)["models"]
+    assert found["late"]["canary"] is None and found["early"]["canary"]["version"] == "4"

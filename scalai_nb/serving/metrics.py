@@ -19,8 +19,7 @@ SHARES = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 METRICS = {  # name: (kind, labels, help)
     "scalai_requests_total": ("counter", ("model", "version", "protocol", "status"), "Requests answered, refusals included"),
     "scalai_shed_total": ("counter", ("reason",), "Requests refused or dropped to keep the others in time: full, share, deadline, gone"),
-    "scalai_errors_total": ("counter", ("model", "kind"), "What went wrong on this side: load, score, log"),
-    "scalai_unseen_total": ("counter", ("model", "column"), "Values of a category that training had not seen"),
+    "scalai_errors_total": ("counter", ("model", "kind"), "What went wrong on this side: load, score, answer, shadow"),
     "scalai_log_lost_total": ("counter", (), "Predictions that could not be written to the log"),
     "scalai_rollback_total": ("counter", ("model", "version", "reason"), "Canaries taken out: errors or latency"),
     "scalai_shadow_flips_total": ("counter", ("model", "version"), "Rows that the shadow decides otherwise, at a probability of 0.5"),

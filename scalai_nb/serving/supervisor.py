@@ -8,6 +8,7 @@ __all__ = ['GRACE', 'preload', 'start_worker', 'start_keeper', 'Supervisor', 'su
 # %% ../../nbs/serving/supervisor.ipynb #8a1488a6
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -144,5 +145,7 @@ def supervise(
 ):
     "Be the supervisor of a service until it ends"
     for fd in (sock, lock): os.set_inheritable(fd, False)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a worker may have more connections than the usual 1,024
     preload()
     sys.exit(Supervisor(Path(folder), Options.read(Path(folder)), socket.socket(fileno=sock), owner).run())
