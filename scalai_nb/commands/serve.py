@@ -35,9 +35,10 @@ def curl(
     name: str,
     package: Path,  # folder of the version that answers
 ) -> str:
-    "A line that asks for a prediction of the package's first example"
-    rows = json.loads((package / "examples.json").read_text())["rows"]
-    return f"curl {url}/v1/models/{name}:predict -d '{json.dumps({'instances': [{column: values[0] for column, values in rows.items()}]})}'"
+    "A line that asks for a prediction of an example"
+    from scalai_nb.serving.openapi import example
+    from scalai_nb.serving.scorer import Scorer
+    return f"curl {url}/v1/models/{name}:predict -d '{json.dumps({'instances': [example(Scorer.load(package, ''))]})}'"
 
 # %% ../../nbs/commands/serve.ipynb #904fc814
 def serve(names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Models: NAME (its champion), NAME@alias or NAME@version.")],
