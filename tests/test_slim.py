@@ -22,7 +22,8 @@ from scalai_nb.errors import ContractViolation, ParameterError
 from scalai_nb.learn.evaluation import evaluate
 from scalai_nb.learn.transform import Transform
 from scalai_nb.models.curves import curve_of, fewer_points, with_curve
-from scalai_nb.models.graph import FEATURES, session
+from scalai_nb.models.graph import FEATURES
+from scalai_nb.models.runtime import session
 from scalai_nb.models.neurons import fewer_neurons, hidden, refitted, surgeon
 from scalai_nb.models.package import Model, digest, package
 from scalai_nb.models.pruning import (
