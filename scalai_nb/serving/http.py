@@ -22,7 +22,7 @@ from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
 import httptools
 import orjson
 
-from .refusal import Refusal
+from .refusal import Refusal, refuse
 
 # %% ../../nbs/serving/http.ipynb #496c8bea
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Exchange:
 
     def refuse(self, e: Refusal):
         "Answer that there is no answer"
-        self.reply(e.status, orjson.dumps(e.to_dict()), headers=b"retry-after: %d\r\n" % max(1, ceil(e.retry)) if e.retry else b"")
+        refuse(self, e)
 
 # %% ../../nbs/serving/http.ipynb #c541875b
 _FIRST = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\ncontent-type: ".encode() for s in HTTPStatus}

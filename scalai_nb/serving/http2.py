@@ -19,13 +19,12 @@ import logging
 from struct import Struct
 from time import perf_counter
 
-import orjson
 from hpack import HPACKError
 
 from .grpc import Grpc
 from .headers import MOST, Blocks, Head, literal
 from .http import PREFACE, decompressed
-from .refusal import Refusal
+from .refusal import Refusal, refuse
 
 # %% ../../nbs/serving/http2.ipynb #85453c0e
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
@@ -163,7 +162,7 @@ class Plain:
             self.app(stream)
         except Refusal as e: self.refuse(stream, e)
 
-    def refuse(self, stream: Stream, e: Refusal): stream.reply(e.status, orjson.dumps(e.to_dict()), headers=e.headers)
+    def refuse(self, stream: Stream, e: Refusal): refuse(stream, e)
 
 # %% ../../nbs/serving/http2.ipynb #61e62885
 class Link(asyncio.Protocol):
