@@ -367,7 +367,7 @@ def test_another_package_in_its_place_is_refused(four):
     v = four.get("late", 1)
     shutil.rmtree(v.path)
     late_after(10).save(v.path)
-    with pytest.raises(ModelMismatch, match="not the package that was registered"):
+    with pytest.raises(ModelMismatch, match="not the package that was registered as late@1"):
         four.load("late", 1)
     shutil.rmtree(v.path)
     with pytest.raises(ModelNotFound, match="no model package"):

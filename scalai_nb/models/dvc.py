@@ -16,7 +16,7 @@ from hashlib import file_digest, md5, sha256
 from pathlib import Path
 from uuid import uuid4
 
-from ..errors import Conflict, ModelMismatch, ParameterError
+from ..errors import Conflict, ParameterError
 from ..files import replacing
 from .sinks import locked
 
@@ -129,8 +129,8 @@ def _proved(source) -> tuple[Path, dict]:
     "The folder of a package that loads, and what the pointer says of it"
     from scalai_nb.models.package import Model
     folder = Path(getattr(source, "path", source))
-    name, digest = Model.load(folder).name, sha256((folder / "manifest.json").read_bytes()).hexdigest()
-    if getattr(source, "digest", digest) != digest: raise ModelMismatch(f"{folder} is not the package that was registered as {source}; restore it or register again.")
+    name = Model.load(folder, getattr(source, "digest", None), str(source)).name
+    digest = sha256((folder / "manifest.json").read_bytes()).hexdigest()
     return folder, ({"model": source.name, "version": source.version} if hasattr(source, "version") else {"model": name}) | {"digest": digest}
 
 def track(

@@ -146,7 +146,7 @@ def _find(versions: list[ModelVersion], ref: str) -> ModelVersion:
 def _load(version: ModelVersion):
     "The Model whose package was registered, and no other"
     from scalai_nb.models.package import Model
-    return Model.load(version.path, version.digest)
+    return Model.load(version.path, version.digest, str(version))
 
 # %% ../../nbs/models/registry.ipynb #ab5ffa30
 def _fits(r: Registry, model, name: str):

@@ -13,7 +13,8 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from .package import TOLERANCE, Model
+from .package import Model
+from .runtime import TOLERANCE
 from .pruning import MODES, Forest, forest_of
 from .quantise import DoesNotApply, parsed, tidy
 
