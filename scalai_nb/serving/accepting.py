@@ -8,6 +8,8 @@ __all__ = ['MOMENT', 'Board', 'Accepting']
 # %% ../../nbs/serving/accepting.ipynb #5df3dd3f
 from mmap import mmap
 
+from fastcore.basics import patch
+
 # %% ../../nbs/serving/accepting.ipynb #8340036b
 class Board:
     "What the processes of a service know of each other: of each worker, whether it is ready and how many connections it has"
@@ -63,18 +65,21 @@ class Accepting:
     def _resume(self):
         if self.started: self.loop.add_reader(self.sock, self._next)
 
-    def _take(self) -> bool:
-        "Take one, if one is there"
-        try: conn, _ = self.sock.accept()
-        except BlockingIOError: return False  # another worker was faster
-        except ConnectionError: return True   # it has gone away
-        except OSError: self._pause(); return False  # no more files
-        conn.setblocking(False)
-        task = self.loop.create_task(self.loop.connect_accepted_socket(self.connection, conn))
-        self.opening.add(task)
-        task.add_done_callback(self._opened)
-        return True
+# %% ../../nbs/serving/accepting.ipynb #2b4bfe74
+@patch
+def _take(self: Accepting) -> bool:
+    "Take one, if one is there"
+    try: conn, _ = self.sock.accept()
+    except BlockingIOError: return False  # another worker was faster
+    except ConnectionError: return True   # it has gone away
+    except OSError: self._pause(); return False  # no more files
+    conn.setblocking(False)
+    task = self.loop.create_task(self.loop.connect_accepted_socket(self.connection, conn))
+    self.opening.add(task)
+    task.add_done_callback(self._opened)
+    return True
 
-    def _opened(self, task):
-        self.opening.discard(task)
-        if not task.cancelled(): task.exception()  # it has gone away: nobody minds
+@patch
+def _opened(self: Accepting, task):
+    self.opening.discard(task)
+    if not task.cancelled(): task.exception()  # it has gone away: nobody minds

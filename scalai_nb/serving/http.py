@@ -21,6 +21,7 @@ from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
 
 import httptools
 import orjson
+from fastcore.basics import patch
 
 from .refusal import Refusal, refuse
 
@@ -139,41 +140,51 @@ class Requests:
         self.fields += 1
         if self.fields > self.limits.headers: raise Refusal(431, f"The request has more than {self.limits.headers} headers; send fewer.")
 
-    def on_headers_complete(self):
-        x, headers, parser = self.next, self.next.headers, self.parser
-        if (self.fed > self.limits.head or x.received != self.now) and head_size(self.url, headers) > self.limits.head: raise self._long_head()
-        if int(headers.get(b"content-length", 0)) > self.limits.body: raise self._long_body()
-        x.method, x.keep, self.vain = parser.get_method(), parser.should_keep_alive(), -self.fed
-        x.path, x.query = target(self.url)
-        if not x.keep or b"transfer-encoding" in headers or b"host" not in headers: check_version(x, parser.get_http_version())
+# %% ../../nbs/serving/http.ipynb #da8b54a2
+@patch
+def on_headers_complete(self: Requests):
+    x, headers, parser = self.next, self.next.headers, self.parser
+    if (self.fed > self.limits.head or x.received != self.now) and head_size(self.url, headers) > self.limits.head: raise self._long_head()
+    if int(headers.get(b"content-length", 0)) > self.limits.body: raise self._long_body()
+    x.method, x.keep, self.vain = parser.get_method(), parser.should_keep_alive(), -self.fed
+    x.path, x.query = target(self.url)
+    if not x.keep or b"transfer-encoding" in headers or b"host" not in headers: check_version(x, parser.get_http_version())
 
-    def on_body(self, data):
-        x, self.vain = self.next, -self.fed
-        if not x.body: x.body = data
-        elif type(x.body) is bytes: x.body = bytearray(x.body) + data
-        else: x.body += data
-        if len(x.body) > self.limits.body: raise self._long_body()
+@patch
+def on_body(self: Requests, data):
+    x, self.vain = self.next, -self.fed
+    if not x.body: x.body = data
+    elif type(x.body) is bytes: x.body = bytearray(x.body) + data
+    else: x.body += data
+    if len(x.body) > self.limits.body: raise self._long_body()
 
-    def on_message_complete(self):
-        if self.parser.should_upgrade(): return
-        if type(self.next.body) is bytearray: self.next.body = bytes(self.next.body)
-        self.whole.append(self.next)
-        self.next = None
+@patch
+def on_message_complete(self: Requests):
+    if self.parser.should_upgrade(): return
+    if type(self.next.body) is bytearray: self.next.body = bytes(self.next.body)
+    self.whole.append(self.next)
+    self.next = None
 
-    def end(self):
-        "Let go of all that refers to the connection, so that nothing is left to the garbage collector"
-        self.parser = self.connection = self.next = None
-        self.whole.clear()
+@patch
+def end(self: Requests):
+    "Let go of all that refers to the connection, so that nothing is left to the garbage collector"
+    self.parser = self.connection = self.next = None
+    self.whole.clear()
 
-    def _decline(self, rest: bytes):
-        "Read on as if the client had not offered to speak another protocol: the parser takes even the body for that protocol"
-        x = self.next
-        if x.method == b"CONNECT": raise Refusal(405, "The method is CONNECT; this is no proxy.")
-        headers = b"".join(b"%b: %b\r\n" % header for header in x.headers.items() if header[0] != b"upgrade")
-        self.feed(b"%b %b HTTP/%b\r\n%b\r\n%b" % (x.method, self.url, self.parser.get_http_version().encode(), headers, rest))
+@patch
+def _decline(self: Requests, rest: bytes):
+    "Read on as if the client had not offered to speak another protocol: the parser takes even the body for that protocol"
+    x = self.next
+    if x.method == b"CONNECT": raise Refusal(405, "The method is CONNECT; this is no proxy.")
+    headers = b"".join(b"%b: %b\r\n" % header for header in x.headers.items() if header[0] != b"upgrade")
+    self.feed(b"%b %b HTTP/%b\r\n%b\r\n%b" % (x.method, self.url, self.parser.get_http_version().encode(), headers, rest))
 
-    def _long_head(self): return Refusal(431, f"The head of the request is longer than {self.limits.head:,} bytes; send data in the body.")
-    def _long_body(self): return Refusal(413, f"The body is longer than {self.limits.body:,} bytes; send fewer rows a request.")
+# %% ../../nbs/serving/http.ipynb #d06d6e4f
+@patch
+def _long_head(self: Requests): return Refusal(431, f"The head of the request is longer than {self.limits.head:,} bytes; send data in the body.")
+
+@patch
+def _long_body(self: Requests): return Refusal(413, f"The body is longer than {self.limits.body:,} bytes; send fewer rows a request.")
 
 # %% ../../nbs/serving/http.ipynb #4f53d5dd
 def head_size(url: bytes, headers: dict) -> int: return len(url) + sum(len(name) + len(value) + 4 for name, value in headers.items())
@@ -236,46 +247,55 @@ class Ending(asyncio.Protocol):
         x.keep, self.deaf = False, True
         x.refuse(e)
 
-    def close(self):
-        "Close, when the client has had time to read why"
-        if self.deaf and not self.eof:
-            self.wait(self.server.limits.linger)
-            self.transport.write_eof()
-        else:
-            self.wait(self.server.limits.stuck)
-            self.transport.close()
-
-    def finish(self):
-        "Close if nothing is open, as the server is to stop"
-        if not (self.exchange or self.requests.whole or self.requests.next or self.ahead): self.close()
-
-    def expire(self, now: float):
-        "The time for what the client does is over"
-        unsent = self.transport.get_write_buffer_size()
-        if 0 < unsent < self.unsent: self.unsent, self.deadline = unsent, now + self.server.limits.stuck  # it reads, if slowly
-        elif unsent or self.deaf or self.transport.is_closing(): self.transport.abort()
-        elif self.requests.next or self.early: self.refuse(Refusal(408, "The rest of the request did not come in time."))
-        else: self.close()
-
-    def pause_writing(self):
-        self.blocked, self.unsent = True, inf
+# %% ../../nbs/serving/http.ipynb #5deda58f
+@patch
+def close(self: Ending):
+    "Close, when the client has had time to read why"
+    if self.deaf and not self.eof:
+        self.wait(self.server.limits.linger)
+        self.transport.write_eof()
+    else:
         self.wait(self.server.limits.stuck)
+        self.transport.close()
 
-    def resume_writing(self):
-        self.blocked = False
-        if not self.deaf: self.wait(self.server.limits.idle)
-        self.go_on()
+@patch
+def finish(self: Ending):
+    "Close if nothing is open, as the server is to stop"
+    if not (self.exchange or self.requests.whole or self.requests.next or self.ahead): self.close()
 
-    def eof_received(self):
-        self.eof = True
-        return bool(self.exchange or self.requests.whole)  # whether to stay open for answers
+@patch
+def expire(self: Ending, now: float):
+    "The time for what the client does is over"
+    unsent = self.transport.get_write_buffer_size()
+    if 0 < unsent < self.unsent: self.unsent, self.deadline = unsent, now + self.server.limits.stuck  # it reads, if slowly
+    elif unsent or self.deaf or self.transport.is_closing(): self.transport.abort()
+    elif self.requests.next or self.early: self.refuse(Refusal(408, "The rest of the request did not come in time."))
+    else: self.close()
 
-    def connection_lost(self, exc):
-        if self.exchange and self.exchange.call: self.exchange.call.gone = True
-        self.server.hold(self.held, 0)
-        self.server.closed(self)
-        self.exchange = None
-        self.requests.end()
+@patch
+def pause_writing(self: Ending):
+    self.blocked, self.unsent = True, inf
+    self.wait(self.server.limits.stuck)
+
+@patch
+def resume_writing(self: Ending):
+    self.blocked = False
+    if not self.deaf: self.wait(self.server.limits.idle)
+    self.go_on()
+
+# %% ../../nbs/serving/http.ipynb #0d0e5686
+@patch
+def eof_received(self: Ending):
+    self.eof = True
+    return bool(self.exchange or self.requests.whole)  # whether to stay open for answers
+
+@patch
+def connection_lost(self: Ending, exc):
+    if self.exchange and self.exchange.call: self.exchange.call.gone = True
+    self.server.hold(self.held, 0)
+    self.server.closed(self)
+    self.exchange = None
+    self.requests.end()
 
 # %% ../../nbs/serving/http.ipynb #eca76ef3
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # with which a connection that speaks HTTP/2 begins
@@ -317,53 +337,60 @@ class Connection(Ending):
         elif self.eof: self.close()
         elif self.requests.next: self._partial(self.requests.next)
 
-    def _open(self, x: Exchange):
-        "Hand a request to the app"
-        self.exchange, self.deadline = x, inf
-        if self.held: self.held = self.server.hold(self.held, 0)
-        client = x.headers.get(b"x-client-id")
-        x.client = client.decode("latin-1") if client else self.client
-        try:
-            if b"content-encoding" in x.headers: x.body = decompressed(x.body, x.headers[b"content-encoding"], self.server.limits.body)
-            self.server.app(x)
-        except Refusal as e: x.refuse(e)
-        except Exception:
-            log.exception("%s %s failed", x.method.decode(), x.path.decode())
-            x.refuse(Refusal(500, "The server made a mistake; it is in its log."))
+# %% ../../nbs/serving/http.ipynb #d758d3f3
+@patch
+def _open(self: Connection, x: Exchange):
+    "Hand a request to the app"
+    self.exchange, self.deadline = x, inf
+    if self.held: self.held = self.server.hold(self.held, 0)
+    client = x.headers.get(b"x-client-id")
+    x.client = client.decode("latin-1") if client else self.client
+    try:
+        if b"content-encoding" in x.headers: x.body = decompressed(x.body, x.headers[b"content-encoding"], self.server.limits.body)
+        self.server.app(x)
+    except Refusal as e: x.refuse(e)
+    except Exception:
+        log.exception("%s %s failed", x.method.decode(), x.path.decode())
+        x.refuse(Refusal(500, "The server made a mistake; it is in its log."))
 
-    def _partial(self, x: Exchange):
-        "Wait for the rest of a request"
-        limits = self.server.limits
-        self.held = self.server.hold(self.held, len(x.body))
-        if self.server.unfinished > limits.unfinished: return self.refuse(Refusal(503, "Too much is being sent to this server; come again later.", retry=1))
-        self.deadline = x.received + (limits.body_time + len(x.body) / limits.rate if x.method else limits.head_time)
-        if x.method and not x.body and x.headers.pop(b"expect", b"").lower() == b"100-continue": self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+@patch
+def _partial(self: Connection, x: Exchange):
+    "Wait for the rest of a request"
+    limits = self.server.limits
+    self.held = self.server.hold(self.held, len(x.body))
+    if self.server.unfinished > limits.unfinished: return self.refuse(Refusal(503, "Too much is being sent to this server; come again later.", retry=1))
+    self.deadline = x.received + (limits.body_time + len(x.body) / limits.rate if x.method else limits.head_time)
+    if x.method and not x.body and x.headers.pop(b"expect", b"").lower() == b"100-continue": self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def _shed(self):
-        "Refuse a plain request for a prediction: in a few microseconds, since there are many when this is needed"
-        self.wait(self.server.limits.idle)
-        self.transport.write(self.server.busy)
-        self.server.metrics.count("scalai_shed_total", "full")
+@patch
+def _shed(self: Connection):
+    "Refuse a plain request for a prediction: in a few microseconds, since there are many when this is needed"
+    self.wait(self.server.limits.idle)
+    self.transport.write(self.server.busy)
+    self.server.metrics.count("scalai_shed_total", "full")
 
-    def _first(self, data: bytes) -> bytes:
-        "What of the first bytes is HTTP/1.1; none yet while they may become the preface of HTTP/2"
-        self.early += data
-        if self.early.startswith(PREFACE): return self._upgrade()
-        if PREFACE.startswith(self.early):
-            self.wait(self.server.limits.head_time)
-            return b""
-        data, self.early, self.fresh = self.early, b"", False
-        return data
+# %% ../../nbs/serving/http.ipynb #c29a64fe
+@patch
+def _first(self: Connection, data: bytes) -> bytes:
+    "What of the first bytes is HTTP/1.1; none yet while they may become the preface of HTTP/2"
+    self.early += data
+    if self.early.startswith(PREFACE): return self._upgrade()
+    if PREFACE.startswith(self.early):
+        self.wait(self.server.limits.head_time)
+        return b""
+    data, self.early, self.fresh = self.early, b"", False
+    return data
 
-    def _upgrade(self):
-        "Hand the connection over to HTTP/2"
-        from scalai_nb.serving.http2 import Http2
-        h2 = Http2(self.server.app, self.server)
-        self.transport.set_protocol(h2)
-        h2.connection_made(self.transport)
-        self.server.closed(self)
-        self.requests.end()
-        h2.data_received(self.early)
+@patch
+def _upgrade(self: Connection):
+    "Hand the connection over to HTTP/2"
+    from scalai_nb.serving.http2 import Http2
+    h2 = Http2(self.server.app, self.server)
+    self.transport.set_protocol(h2)
+    h2.connection_made(self.transport)
+    self.server.closed(self)
+    self.requests.end()
+    h2.data_received(self.early)
 
 # %% ../../nbs/serving/http.ipynb #1619fb8e
 class Server:
@@ -402,15 +429,17 @@ class Server:
             if now > connection.deadline: connection.expire(now)
         self.timer = self.loop.call_later(self.limits.sweep, self._sweep) if self.connections else None
 
-    async def drain(self,
-        seconds: float,
-    ) -> int:  # connections that were cut off
-        "Answer what is open, close what is not, and cut off what is not done within `seconds`"
-        self.draining = True
-        for connection in tuple(self.connections): connection.finish()
-        if self.connections:
-            try: await asyncio.wait_for(self.empty.wait(), seconds)
-            except TimeoutError: pass
-        cut = tuple(self.connections)
-        for connection in cut: connection.transport.abort()
-        return len(cut)
+# %% ../../nbs/serving/http.ipynb #93615f80
+@patch
+async def drain(self: Server,
+    seconds: float,
+) -> int:  # connections that were cut off
+    "Answer what is open, close what is not, and cut off what is not done within `seconds`"
+    self.draining = True
+    for connection in tuple(self.connections): connection.finish()
+    if self.connections:
+        try: await asyncio.wait_for(self.empty.wait(), seconds)
+        except TimeoutError: pass
+    cut = tuple(self.connections)
+    for connection in cut: connection.transport.abort()
+    return len(cut)

@@ -11,6 +11,8 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from ..errors import ParameterError
 from ..files import replacing
 
@@ -44,22 +46,24 @@ class Options:
         host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
-    @property
-    def asked(self) -> dict[str, list[str]]:
-        "The aliases and numbers that were asked for, by model"
-        asked = {}
-        for word in self.names:
-            name, _, ref = word.partition("@")
-            asked.setdefault(name, []).append(ref or "champion")
-        return asked
-
-    def write(self, folder: Path):
-        with replacing(folder / "options.json") as file: file.write(json.dumps(asdict(self)).encode())
-
     @classmethod
     def read(cls, folder: Path) -> "Options":
         found = json.loads((folder / "options.json").read_text())
         return cls(**{**found, "names": tuple(found["names"])})
+
+# %% ../../nbs/serving/options.ipynb #f4cd33b8
+@patch(as_prop=True)
+def asked(self: Options) -> dict[str, list[str]]:
+    "The aliases and numbers that were asked for, by model"
+    asked = {}
+    for word in self.names:
+        name, _, ref = word.partition("@")
+        asked.setdefault(name, []).append(ref or "champion")
+    return asked
+
+@patch
+def write(self: Options, folder: Path):
+    with replacing(folder / "options.json") as file: file.write(json.dumps(asdict(self)).encode())
 
 # %% ../../nbs/serving/options.ipynb #a1e76ba0
 def cores() -> int: "That this process may use"; return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

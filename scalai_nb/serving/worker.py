@@ -15,6 +15,8 @@ import sys
 from ctypes import CDLL
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from ..errors import WorkFailed
 from .accepting import Accepting, Board
 from .app import App
@@ -74,25 +76,29 @@ class Worker:
         await self.models.apply(routes)
         tidy()
 
-    def forget(self): "Follow the routes anew"; self.followed = None
+# %% ../../nbs/serving/worker.ipynb #df1bc84b
+@patch
+def forget(self: Worker): "Follow the routes anew"; self.followed = None
 
-    def tell(self):
-        "Leave the counters for the other processes, if they have changed"
-        self.metrics.gauge("scalai_connections", value=len(self.server.connections))
-        now = sum(self.metrics.counters.values()), dict(self.metrics.gauges)
-        if now != self.told and save(self.metrics, self.copy): self.told = now
+@patch
+def tell(self: Worker):
+    "Leave the counters for the other processes, if they have changed"
+    self.metrics.gauge("scalai_connections", value=len(self.server.connections))
+    now = sum(self.metrics.counters.values()), dict(self.metrics.gauges)
+    if now != self.told and save(self.metrics, self.copy): self.told = now
 
-    async def end(self, seconds: float):
-        "Take nothing new, answer what is open, and leave everything on the disk"
-        self.models.ready = False
-        self.board.clear(self.slot)
-        self.accepting.stop()
-        await asyncio.gather(*self.accepting.opening, return_exceptions=True)
-        await self.server.drain(seconds)
-        self.journal.close()
-        if self.tracing: self.tracing.close()
-        self.metrics.gauges.clear()
-        save(self.metrics, self.copy)
+@patch
+async def end(self: Worker, seconds: float):
+    "Take nothing new, answer what is open, and leave everything on the disk"
+    self.models.ready = False
+    self.board.clear(self.slot)
+    self.accepting.stop()
+    await asyncio.gather(*self.accepting.opening, return_exceptions=True)
+    await self.server.drain(seconds)
+    self.journal.close()
+    if self.tracing: self.tracing.close()
+    self.metrics.gauges.clear()
+    save(self.metrics, self.copy)
 
 # %% ../../nbs/serving/worker.ipynb #ea6712a8
 def work(
