@@ -1,5 +1,6 @@
 """What all tests share: none of the developer's own settings, one run of the demo, and no quiet skip in continuous integration"""
 
+import logging
 import os
 import re
 import shutil
@@ -76,6 +77,25 @@ def registry(database, tmp_path):
     from scalai_nb.models.registry import Registry
     shutil.copy(database, tmp_path / "tracking.db")
     return Registry(SimpleNamespace(models=str(tmp_path / "models"), tracking=f"sqlite:///{tmp_path}/tracking.db"))
+
+
+# ---- surroundings
+
+@pytest.fixture
+def small_disk(tmp_path, request):
+    "A file system of as many MB as the test's module says in DISK"
+    from scalai_nb.operations import soak
+    with soak.small_disk(tmp_path / "small", request.module.DISK) as there:
+        if not there: pytest.skip("a tmpfs cannot be mounted here")
+        yield tmp_path / "small"
+
+
+@pytest.fixture
+def quiet():
+    "For tests in which what fails, and is logged, fails on purpose"
+    logging.disable(logging.ERROR)
+    yield
+    logging.disable(logging.NOTSET)
 
 
 # ---- no quiet skip

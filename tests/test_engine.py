@@ -1,7 +1,6 @@
 "Every call is answered once, by its own rows' scores, whatever arrives and whatever fails; what cannot be answered in time is refused, and nobody takes all"
 
 import asyncio
-import logging
 import threading
 import time
 from types import SimpleNamespace
@@ -61,12 +60,7 @@ def engine(scorer=None, admission=None, **options):
     return Engine(scorer or Doubles(), asyncio.get_running_loop(), admission or Admission(10.0), **options)
 
 
-@pytest.fixture(autouse=True)
-def quiet():
-    "What fails here fails on purpose"
-    logging.disable(logging.ERROR)
-    yield
-    logging.disable(logging.NOTSET)
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 def doubled(values): return [2.0 * v for v in values]

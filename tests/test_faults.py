@@ -119,15 +119,7 @@ def test_a_runner_that_is_killed_takes_its_kernels_along(project):
     check_resumes(project)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    "A file system of 6 MB"
-    folder = tmp_path / "small"
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)], capture_output=True, text=True)
-    if done.returncode: pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+DISK = 6  # MB of `small_disk`
 
 
 def test_a_full_disk_under_the_run_records(project, small_disk):

@@ -149,15 +149,7 @@ def test_files_are_closed_by_size_and_by_age(service, monkeypatch):
     assert written(service)[-1] == "last"
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    "A file system of 1 MB"
-    folder = tmp_path / "small"
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True)
-    if done.returncode: pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+DISK = 1  # MB of `small_disk`
 
 
 def test_a_full_disk_is_an_alarm_and_passes(small_disk, caplog):

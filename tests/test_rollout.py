@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import json
-import logging
 import shutil
 import threading
 import time
@@ -50,12 +49,7 @@ def routes(packages, primary, names=("late",), **more):
     return {"models": {name: {"primary": primary, "versions": versions, **more} for name in names}}
 
 
-@pytest.fixture(autouse=True)
-def quiet():
-    "What fails here fails on purpose"
-    logging.disable(logging.ERROR)
-    yield
-    logging.disable(logging.NOTSET)
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 def run(work): return asyncio.run(asyncio.wait_for(work, 60))
