@@ -1576,6 +1576,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'scalai_nb.learn.ranks._attempt': ('learn/ranks.html#_attempt', 'scalai_nb/learn/ranks.py'),
                                        'scalai_nb.learn.ranks._awaited': ('learn/ranks.html#_awaited', 'scalai_nb/learn/ranks.py'),
                                        'scalai_nb.learn.ranks._close': ('learn/ranks.html#_close', 'scalai_nb/learn/ranks.py'),
+                                       'scalai_nb.learn.ranks._ended': ('learn/ranks.html#_ended', 'scalai_nb/learn/ranks.py'),
                                        'scalai_nb.learn.ranks._excused': ('learn/ranks.html#_excused', 'scalai_nb/learn/ranks.py'),
                                        'scalai_nb.learn.ranks._open': ('learn/ranks.html#_open', 'scalai_nb/learn/ranks.py'),
                                        'scalai_nb.learn.ranks._results': ('learn/ranks.html#_results', 'scalai_nb/learn/ranks.py'),

@@ -185,10 +185,15 @@ def _watch(client, futures: dict, queue, arrived: Callable):
         try: wait([f for f in futures.values() if not f.done()], timeout=0.3, return_when="FIRST_COMPLETED")
         except TimeoutError: pass
 
+def _ended(future):
+    "Its result or error; a TimeoutError where that went with its worker meanwhile (the task would wait for the worker for ever)"
+    try: return future.exception(timeout=5) or future.result(timeout=5)
+    except TimeoutError as error: return error
+
 def _results(client, futures: dict, seconds: float) -> dict:
     "By worker, the result or error of the tasks whose workers are still there, once they have ended"
     from distributed import TimeoutError, wait
     there = {w: f for w, f in futures.items() if w in _addresses(client)}
     try: wait(list(there.values()), timeout=seconds)
     except TimeoutError: pass
-    return {w: f.exception() or f.result() for w, f in there.items() if f.done()}
+    return {w: _ended(f) for w, f in there.items() if f.done()}
