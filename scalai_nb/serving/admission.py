@@ -16,7 +16,7 @@ from .refusal import Refusal
 # %% ../../nbs/serving/admission.ipynb #9207846a
 SHARE = 0.5  # of the latency goal: how long the work of those who are in may take
 LOOP = 4     # how many times the seconds count that the loop itself takes for a call
-TURN = 0.12  # of the latency goal: how long a turn of the loop may take
+TURN = 0.1   # of the latency goal: how long a turn of the loop may take
 
 class Admission:
     "Whether a worker can answer one more request in time"
