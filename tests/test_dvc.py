@@ -54,6 +54,7 @@ def repo(tmp_path, monkeypatch):
     return repo
 
 
+@pytest.mark.slow
 def test_the_real_dvc_goes_back_and_forth(repo, packages, tmp_path):
     dvc, target = tool("dvc") / "dvc", repo / "models/late"
     shutil.rmtree(repo / ".dvc")

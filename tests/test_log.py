@@ -264,6 +264,7 @@ def killed_at(monkeypatch, n: int, work) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_keeper_killed_at_any_moment_loses_nothing_and_doubles_nothing(tmp_path, monkeypatch):
     before = tmp_path / "before"
     with journal(before / "late") as j: write(j, scorer(HOUR), "old", rows=2)

@@ -291,6 +291,7 @@ def _counting(module, steps):
     return module
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on(tmp_path):
     code = f"""
         import os, signal, sys; sys.path.insert(0, {os.path.dirname(__file__)!r})
@@ -442,6 +443,7 @@ def large(rows, blocks, features):
     return X, first[:, 0] > 0.5
 
 
+@pytest.mark.slow
 def test_more_rows_than_memory():
     "Features of 1.1 GB, of which the process may take a quarter beside what it has"
     code = f"""
@@ -482,6 +484,7 @@ class Slow(nn.Module):
         return self.line(X)
 
 
+@pytest.mark.slow
 def test_a_cluster_learns_the_same(client):
     "The same steps over the same rows, in another order: the gradients of two halves are added up"
     X, y = lazy(6000, 6, features=5)
@@ -547,6 +550,7 @@ def strike(client, signum, after, told):
     return victim, progress
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_in_mid_epoch_costs_no_quality(tmp_path, client):
     X, _ = lazy(12_000, 12, features=6)
     X, y = X[:, :5], X[:, 0] + X[:, 5] > 0  # what is not known of a label keeps the loss from falling for ever
@@ -560,6 +564,7 @@ def test_a_worker_that_is_killed_in_mid_epoch_costs_no_quality(tmp_path, client)
     assert net.history_[-1]["validation_loss"] == pytest.approx(undisturbed.history_[-1]["validation_loss"], abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_left_behind(monkeypatch, client):
     monkeypatch.setattr(gang, "TIMEOUT", 5)
     monkeypatch.setattr(gang, "GRACE", 3)

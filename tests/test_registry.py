@@ -443,6 +443,7 @@ def answers(url, process, log, seconds=120):
     raise AssertionError(log.read_text())
 
 
+@pytest.mark.slow
 def test_over_a_server(server, model, tmp_path):
     "The same registry, whose names and aliases are on an MLflow server"
     registry = Registry(SimpleNamespace(models=str(tmp_path / "models"), tracking=server))

@@ -133,6 +133,7 @@ def test_the_best_is_first():
 # ---- runs ----
 
 
+@pytest.mark.slow
 def test_shared_steps_run_once_and_nothing_is_published(datasets):
     assert "numbers to run" in text(draw(*combine("toy", datasets, {"fit": {"depth": [1, 2]}}), datasets))
     done = sweep("toy", {"fit": {"depth": [1, 2]}}, datasets, until="check", console=quiet(), jobs=2)
@@ -162,6 +163,7 @@ def test_shared_steps_run_once_and_nothing_is_published(datasets):
     assert lake.read("fitted").x.values.tolist() == [0, 1, 2, 3, 4]  # what the pipeline's own run has published
 
 
+@pytest.mark.slow
 def test_a_failed_combination_does_not_stop_the_others(datasets):
     done = sweep("toy", {"fit": {"depth": [13, 3]}}, datasets, console=(console := quiet()))
     assert [(r.values["fit.depth"], r.status) for r in done.rows] == [(3, "completed"), (13, "failed")] and "thirteen" in done.rows[1].error
@@ -183,6 +185,7 @@ def test_one_sweep_of_a_pipeline_at_a_time(datasets):
         sweep("toy", {"fit": {"depth": [1]}}, datasets)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_sweep_and_it_resumes(tmp_path):
     slow = (DATASETS["02_fit"][0], DATASETS["02_fit"][1].replace("write(", "import time; time.sleep(30 if depth == 2 else 0)\nwrite("))
     env = project(tmp_path, {**DATASETS, "02_fit": slow})
@@ -199,6 +202,7 @@ def test_ctrl_c_ends_the_sweep_and_it_resumes(tmp_path):
     assert [r.status for r in again.rows] == ["cached", "completed"]
 
 
+@pytest.mark.slow
 def test_models_of_a_sweep_stay_out_of_the_registry(tmp_path):
     env, registry = project(tmp_path, MODELS), None
     ds = xr.Dataset({"x": ("row", np.arange(5.0))})

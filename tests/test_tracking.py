@@ -124,6 +124,7 @@ print(send(SimpleNamespace(runs=sys.argv[1], tracking=sys.argv[2], trackers="mlf
 """
 
 
+@pytest.mark.slow
 def test_two_senders_and_one_that_is_killed(env):
     for i in range(60): record(env, "flights", f"trial {i}", metrics={"loss": i})
     senders = [subprocess.Popen([sys.executable, "-c", SENDER, env.runs, env.tracking], stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -262,6 +263,7 @@ def test_weights_and_biases_offline(env, tmp_path, monkeypatch):
     assert "04_train.ipynb" in {p.name for p in files} and not [p for p in files if b"0123456789" * 4 in p.read_bytes()]
 
 
+@pytest.mark.slow
 def test_quiet_and_private(tmp_path):
     "In a bare process, because MLflow keeps still by itself where it sees a test or a CI service"
     code = f"""

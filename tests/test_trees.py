@@ -242,6 +242,7 @@ def test_validation_rows_that_do_not_fit():
 
 # ---- bounded memory
 
+@pytest.mark.slow
 def test_memory_is_bounded_when_the_rows_are_many(tmp_path):
     "1 M rows × 50 are 200 MB of float32 and 120 MB as bytes; a budget of 30 MB puts them into a file, which is gone at the end"
     script = textwrap.dedent("""
@@ -322,6 +323,7 @@ def test_a_result_that_went_with_its_worker_is_not_awaited(client):
     client.wait_for_workers(2, timeout=60)
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_gone_leaves_a_checkpoint_for_one_of_another_size(client, lake, whole, tmp_path):
     model = BoostedTrees(30, every=10, **RANDOM)
     with interrupted(): model.fit(lake, "late", client=client, checkpoint=tmp_path, progress=stop_at(21))

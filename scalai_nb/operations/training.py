@@ -247,7 +247,7 @@ CLUSTERS = {
                     {"xgboost.dask": _from_arrays, "xgboost.dask, arrays on the workers": _from_held_arrays}, {"xgboost.dask": 1 / 1.1}, figures=_memory),
     "boosted_killed": Case("1,200 boosted trees, a worker killed in the middle", learning(rounds=1200), killing(_trees_told), {"undisturbed": undisturbed(_trees_told)},
                            {"undisturbed": 1 / 1.2}, figures=_same_trees, heavy=True),
-    "network_killed": Case("A network, 12 epochs of 1 M × 50, a worker killed in the middle", learning(rounds=12), killing(_network_told), {"undisturbed": undisturbed(_network_told)},
+    "network_killed": Case("A network, 40 epochs of 1 M × 50, a worker killed in the middle", learning(rounds=40), killing(_network_told), {"undisturbed": undisturbed(_network_told)},
                            {"undisturbed": 1 / 1.2}, figures=_same_loss, heavy=True),
     "memory": Case("5 boosted trees from 6 GB, two Dask workers of 1 GB", Large, _grow_large, {}, {}, figures=_bounded, heavy=True),
 }

@@ -26,8 +26,6 @@ class Board:
         return any(ready and n < mine - mine // 16 for ready, n in zip(self.ready, self.connections, strict=True))
 
 # %% ../../nbs/serving/accepting.ipynb #fe5622a5
-MOMENT, AT_ONCE = 0.005, 64  # seconds; connections in a turn of the loop
-
 class Accepting:
     "Takes connections from the socket of the service, as long as it is started"
     def __init__(self,
@@ -52,20 +50,26 @@ class Accepting:
         self.started = False
         while self._take(): pass
 
-    def _next(self):
-        for _ in range(AT_ONCE):
-            self.board.connections[self.slot] = self.count() + len(self.opening)
-            if not self.left and self.board.yields(self.slot): return self._pause()
-            self.left = False
-            if not self._take(): return
+# %% ../../nbs/serving/accepting.ipynb #b9f8aacf
+MOMENT, AT_ONCE = 0.005, 64  # seconds; connections in a turn of the loop
 
-    def _pause(self):
-        self.left = True
-        self.loop.remove_reader(self.sock)
-        self.loop.call_later(MOMENT, self._resume)
+@patch
+def _next(self: Accepting):
+    for _ in range(AT_ONCE):
+        self.board.connections[self.slot] = self.count() + len(self.opening)
+        if not self.left and self.board.yields(self.slot): return self._pause()
+        self.left = False
+        if not self._take(): return
 
-    def _resume(self):
-        if self.started: self.loop.add_reader(self.sock, self._next)
+@patch
+def _pause(self: Accepting):
+    self.left = True
+    self.loop.remove_reader(self.sock)
+    self.loop.call_later(MOMENT, self._resume)
+
+@patch
+def _resume(self: Accepting):
+    if self.started: self.loop.add_reader(self.sock, self._next)
 
 # %% ../../nbs/serving/accepting.ipynb #2b4bfe74
 @patch
