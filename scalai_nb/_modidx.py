@@ -231,6 +231,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'scalai_nb.compute.cluster._none': ( 'compute/cluster.html#_none',
                                                                                 'scalai_nb/compute/cluster.py'),
                                            'scalai_nb.compute.cluster._own': ('compute/cluster.html#_own', 'scalai_nb/compute/cluster.py'),
+                                           'scalai_nb.compute.cluster._trust_nannies': ( 'compute/cluster.html#_trust_nannies',
+                                                                                         'scalai_nb/compute/cluster.py'),
                                            'scalai_nb.compute.cluster._workers': ( 'compute/cluster.html#_workers',
                                                                                    'scalai_nb/compute/cluster.py'),
                                            'scalai_nb.compute.cluster.connect': ( 'compute/cluster.html#connect',

@@ -206,3 +206,12 @@ def test_gpus_and_pods_get_what_the_environment_says(monkeypatch):
 def test_importing_it_is_light():
     heavy = "import sys, scalai_nb.compute.cluster; print([m for m in ('dask', 'distributed', 'numpy', 'xarray') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_away_when_another_loss_is_15_seconds_old_comes_back():
+    with connect(env()) as client:
+        for seconds in (14.8, 3):  # after the second Dask looks after the first loss, while the worker starts
+            os.kill(*worker_pids(client), signal.SIGKILL)
+            time.sleep(seconds)
+            client.wait_for_workers(1, timeout=20)

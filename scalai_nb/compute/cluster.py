@@ -29,9 +29,15 @@ def _none(env: Environment, **kw):
     from distributed import LocalCluster
     return LocalCluster(**{"n_workers": 1, "processes": False, "memory_limit": 0, **_QUIET, **kw})
 
+def _trust_nannies():
+    "They start again what dies: Dask shall not give up a worker that happens to be away, by another loss, 15 s after one"
+    import dask
+    dask.config.update_defaults({"distributed": {"deploy": {"lost-worker-timeout": "1h"}}})
+
 def _local(env: Environment, **kw):
     "Worker processes on this machine"
     from distributed import LocalCluster
+    _trust_nannies()
     return LocalCluster(**{"n_workers": _workers(env), "memory_limit": env.memory or "auto", "host": "127.0.0.1", **_QUIET, **kw})
 
 # %% ../../nbs/compute/cluster.ipynb #7e15855c
@@ -39,6 +45,7 @@ def _cuda(env: Environment, **kw):
     "A worker process a GPU; `workers` limits how many of them are taken"
     try: from dask_cuda import LocalCUDACluster
     except ImportError: raise extra("dask-cuda", "gpu") from None
+    _trust_nannies()
     return LocalCUDACluster(**{"n_workers": env.workers, "memory_limit": env.memory or "auto", "host": "127.0.0.1", **_QUIET, **kw})
 
 def _kubernetes(env: Environment, **kw):
