@@ -1291,6 +1291,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'scalai_nb.learn.gang._rank': ('learn/gang.html#_rank', 'scalai_nb/learn/gang.py'),
                                       'scalai_nb.learn.gang._reached': ('learn/gang.html#_reached', 'scalai_nb/learn/gang.py'),
                                       'scalai_nb.learn.gang._ready': ('learn/gang.html#_ready', 'scalai_nb/learn/gang.py'),
+                                      'scalai_nb.learn.gang._sent': ('learn/gang.html#_sent', 'scalai_nb/learn/gang.py'),
                                       'scalai_nb.learn.gang._threads': ('learn/gang.html#_threads', 'scalai_nb/learn/gang.py'),
                                       'scalai_nb.learn.gang._watch': ('learn/gang.html#_watch', 'scalai_nb/learn/gang.py'),
                                       'scalai_nb.learn.gang.segments': ('learn/gang.html#segments', 'scalai_nb/learn/gang.py'),

@@ -14,7 +14,7 @@ from datetime import timedelta
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from ..compute.cluster import ALIVE, turn, workers
+from ..compute.cluster import ALIVE, FETCH, turn, workers
 from ..errors import WorkFailed
 from .descent import Group, torch
 
@@ -117,16 +117,21 @@ def together(
         futures = [client.submit(_open, name, _host(workers[0]), workers=workers[:1], **pinned)]
         try:
             if not _watch(client, futures, workers[:1]): raise _failure(client, futures, workers[:1], close)
-            meeting, sent = (_host(workers[0]), futures[0].result()), client.scatter(common, workers=workers, broadcast=True, hash=False)
+            meeting, sent = (_host(workers[0]), futures[0].result(timeout=FETCH)), _sent(client, common, workers)
             futures = [client.submit(_rank, function, meeting, r, n, _host(w), device, TIMEOUT, sent, *share(r, n, w), workers=[w], **pinned)
                        for r, w in enumerate(workers)]
             if not _watch(client, futures, workers): raise _failure(client, futures, workers, close)
-            return futures[0].result()
+            return futures[0].result(timeout=FETCH)
         finally:
             client.cancel(futures)
             close()
 
 # %% ../../nbs/learn/gang.ipynb #6985668f
+def _sent(client, common, workers: list[str]):
+    "`common` on all workers. Lost: one is gone"
+    try: return client.scatter(common, workers=workers, broadcast=True, hash=False)
+    except KeyError as e: raise Lost(f"the worker {e} is gone") from None  # so says the scheduler
+
 @contextmanager
 def _reached():
     "Make errors of connections to workers Lost"

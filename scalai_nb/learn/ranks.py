@@ -19,7 +19,7 @@ from xgboost import collective
 from xgboost.core import XGBoostError
 from xgboost.tracker import RabitTracker
 
-from ..compute.cluster import turn, workers
+from ..compute.cluster import FETCH, turn, workers
 from ..errors import WorkFailed
 from .boosting import Grown, Plan, Ranks, Share, _memory, _train
 
@@ -187,7 +187,7 @@ def _watch(client, futures: dict, queue, arrived: Callable):
 
 def _ended(future):
     "Its result or error; a TimeoutError where that went with its worker meanwhile (the task would wait for the worker for ever)"
-    try: return future.exception(timeout=5) or future.result(timeout=5)
+    try: return future.exception(timeout=FETCH) or future.result(timeout=FETCH)
     except TimeoutError as error: return error
 
 def _results(client, futures: dict, seconds: float) -> dict:
