@@ -7,6 +7,7 @@ __all__ = ['ModelVersion', 'Registry']
 
 # %% ../../nbs/models/registry.ipynb #6e2bbf15
 import json
+import os
 import re
 import shutil
 import sqlite3
@@ -63,6 +64,14 @@ def _rows_of_file(file: Path) -> list[tuple]:
             raise
     return [(name, version, created, json.loads(tags), json.loads(aliases)) for name, version, created, tags, aliases in rows]
 
+# %% ../../nbs/models/registry.ipynb #b764e0a8
+def _stamp(file: Path) -> tuple | None:
+    "Which file it is, and what SQLite counts up in its head at each commit. None: there is none, or its commits are in a log beside it"
+    try:
+        with open(file, "rb") as f: head, inode = f.read(28), os.fstat(f.fileno()).st_ino
+    except OSError: return None
+    return (inode, head[24:]) if len(head) == 28 and head[18] == 1 else None  # sqlite.org/fileformat.html, 1.3
+
 def _every(search, *query, size: int = 1000) -> list:
     "What a search of MLflow finds, page by page"
     found, token = [], None
@@ -102,6 +111,7 @@ class Registry:
     def __init__(self, env): self.env = env  # Environment: `tracking` and `models` are used
 
     def _rows(self) -> list[tuple]: return _rows_of_file(file) if (file := database(self.env)) else _rows_of_server(client(self.env))
+    def stamp(self): "Another one whenever the registry has changed; None: it has to be asked"; return _stamp(file) if (file := database(self.env)) else None
     def _history(self, name: str) -> Path: return Path(self.env.models) / name / "history.jsonl"
     def _lock(self): return locked(f"{self.env.models}.lock")
 

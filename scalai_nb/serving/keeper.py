@@ -70,13 +70,16 @@ def publish(wanted: dict, folder: Path):
 # %% ../../nbs/serving/keeper.ipynb #e98d2307
 class Follower:
     "Brings what the registry says to the workers, as long as it can be asked"
-    def __init__(self, registry: Registry, options: Options, folder: Path, metrics: Metrics):
-        self.registry, self.options, self.folder, self.metrics = registry, options, folder, metrics
+    def __init__(self, registry: Registry, options: Options, folder: Path, metrics: Metrics, changed=lambda: None):
+        self.registry, self.options, self.folder, self.metrics, self.changed = registry, options, folder, metrics, changed
         self.served, self.refused, self.trouble = json.loads((folder / "routes.json").read_text()), None, ""
+        self.stamp = None  # of the registry, as it was last seen
 
     def look(self):
         "Publish what has changed. What goes wrong is said once, and the workers go on with what they have"
-        trouble = self._look()
+        stamp, canaries = self.registry.stamp(), any(route["canary"] for route in self.served["models"].values())
+        if stamp and stamp == self.stamp and not self.trouble and not canaries: return  # a canary falls without the registry
+        trouble, self.stamp = self._look(), stamp
         if trouble and not self.trouble: say(f"{trouble} What is served stays as it is.")
         if self.trouble and not trouble: say("the registry is followed again")
         self.trouble = trouble
@@ -98,9 +101,10 @@ class Follower:
             self.refused = wanted
             return _line(e)
         self.served = wanted
+        self.changed()
         return ""
 
-    def forget(self): "Try again what was refused"; self.refused = None
+    def forget(self): "Try again what was refused"; self.refused = self.stamp = None
 
 def _line(e: Exception) -> str: return f"{str(e).splitlines()[0] if str(e) else type(e).__name__}"
 
@@ -117,7 +121,8 @@ def keep(
     signals, folder, env = Signals(signal.SIGTERM, signal.SIGHUP), Path(folder), environment()
     copy = folder / "metrics" / "keeper.json"
     metrics, came = resumed(copy), b""
-    follower, log = Follower(Registry(env), Options.read(folder), folder, metrics), LogKeeper(folder, Lake(env.lake), metrics)
+    follower = Follower(Registry(env), Options.read(folder), folder, metrics, changed=lambda: os.kill(parent, signal.SIGHUP))  # it wakes the workers
+    log = LogKeeper(folder, Lake(env.lake), metrics)
     while signal.SIGTERM not in came:
         if signal.SIGHUP in came: follower.forget()
         follower.look()

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from ctypes import CDLL
 from pathlib import Path
 
@@ -44,6 +45,7 @@ class Worker:
     def __init__(self, loop, sock, folder: Path, slot: int, latency: float, sample: float, board: Board):
         self.folder, self.slot, self.board = folder, slot, board
         self.followed = self.told = None  # what the routes were, and the counters
+        self.called = asyncio.Event()     # by SIGHUP
         self.copy = folder / "metrics" / f"worker-{slot}.json"
         self.metrics = resumed(self.copy)
         admission = Admission(latency, self.metrics)
@@ -63,25 +65,29 @@ class Worker:
         announce()
         while True:
             self.tell()
-            for _ in range(4):
-                await asyncio.sleep(0.25)
-                await self.follow()
-
-    async def follow(self):
-        "Serve what the routes say, if they have changed"
-        path = self.folder / "routes.json"
-        try:
-            found = path.stat()
-            if (at := (found.st_mtime_ns, found.st_ino)) == self.followed: return
-            routes = json.loads(path.read_text())
-        except OSError: return
-        self.followed = at
-        await self.models.apply(routes)
-        tidy()
+            with suppress(TimeoutError): await asyncio.wait_for(self.called.wait(), 1.0)
+            self.called.clear()
+            await self.follow()
 
 # %% ../../nbs/serving/worker.ipynb #df1bc84b
 @patch
-def forget(self: Worker): "Follow the routes anew"; self.followed = None
+async def follow(self: Worker):
+    "Serve what the routes say, if they have changed"
+    path = self.folder / "routes.json"
+    try:
+        found = path.stat()
+        if (at := (found.st_mtime_ns, found.st_ino)) == self.followed: return
+        routes = json.loads(path.read_text())
+    except OSError: return
+    self.followed = at
+    await self.models.apply(routes)
+    tidy()
+
+@patch
+def forget(self: Worker):
+    "Follow the routes anew, now"
+    self.followed = None
+    self.called.set()
 
 @patch
 def tell(self: Worker):
