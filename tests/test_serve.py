@@ -372,3 +372,13 @@ def test_a_fallen_canary_is_out_for_all_workers(tmp_path):
     (tmp_path / "fallback" / "late-4.json").write_text("{}")
     found = keeper.without_fallen(wanted, tmp_path)["models"]
     assert found["late"]["canary"] is None and found["early"]["canary"]["version"] == "4"
+
+
+def test_graphs_of_versions_that_nobody_serves_are_removed(tmp_path):
+    wanted = lambda *digests: {"models": {"late": {"versions": {str(i): {"digest": d} for i, d in enumerate(digests)}}}}
+    (tmp_path / "graphs").mkdir()
+    for digest in "abc": (tmp_path / "graphs" / f"{digest}.onnx").touch()
+    keeper.publish(wanted("b", "c"), tmp_path)
+    assert sorted(p.stem for p in (tmp_path / "graphs").iterdir()) == ["b", "c"] and json.loads((tmp_path / "routes.json").read_text()) == wanted("b", "c")
+    keeper.publish(wanted("c", "d"), tmp_path)  # of d there is none yet
+    assert [p.stem for p in (tmp_path / "graphs").iterdir()] == ["c"]

@@ -64,8 +64,11 @@ def without_fallen(wanted: dict, folder: Path) -> dict:
     return wanted
 
 def publish(wanted: dict, folder: Path):
-    "Let the workers know"
+    "Let the workers know, and remove the graphs of versions that nobody serves any more"
     with replacing(folder / "routes.json") as file: file.write(json.dumps(wanted, indent=1).encode())
+    served = {v["digest"] for route in wanted["models"].values() for v in route["versions"].values()}
+    for graph in (folder / "graphs").glob("*.onnx"):
+        if graph.stem not in served: graph.unlink(missing_ok=True)
 
 # %% ../../nbs/serving/keeper.ipynb #e98d2307
 class Follower:
