@@ -3,14 +3,16 @@
 #   make test PYTHON=python3.13    .venv-python3.13
 #   make test VENV=/tmp/x          elsewhere
 #   make test ARGS="-k lake"       what else pytest is told
+#   make test PROCESSES=8          on so many cores; 0: one test at a time, in one process
 PYTHON ?=
 VENV   ?= .venv$(if $(PYTHON),-$(notdir $(PYTHON)))
 ARGS   ?=
+PROCESSES ?= 2
 
 BIN       := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed
 EXTRAS    := serve otel trees torch search convert wandb lab flights bench dev
-LESSONS   := --n-workers 2 --skip-folder-re '^([_.]|pipelines$$)' nbs
+LESSONS   := --n-workers $(PROCESSES) --skip-folder-re '^([_.]|pipelines$$)' nbs
 LEAN      := --override environments/overrides.txt
 COMPILE    = uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header $(EXTRAS:%=--extra %) pyproject.toml
 
@@ -28,7 +30,7 @@ test: $(INSTALLED)  ## Run every library notebook, then every test
 	@echo "test: the notebooks of nbs/, each from top to bottom"
 	@$(BIN)/nbdev-test $(LESSONS)
 	@echo "test: tests/"
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal $(ARGS)
 
 check: $(INSTALLED)  ## What a commit must pass: ruff, the export in sync, clean notebooks that run, true docs (a minute)
 	@$(BIN)/ruff check

@@ -224,7 +224,7 @@ def test_another_python_gets_another_folder(machine):
 
 
 def test_make_passes_more_words_to_pytest(machine):
-    assert "/pytest -k lake\n" in machine.install("-n", "ARGS=-k lake", target="test").stdout
+    assert "/pytest --numprocesses 2 --dist worksteal -k lake\n" in machine.install("-n", "ARGS=-k lake", target="test").stdout
 
 
 def test_what_is_missing_is_named(machine):
