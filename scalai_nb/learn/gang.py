@@ -14,7 +14,7 @@ from datetime import timedelta
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from ..compute.cluster import ALIVE, FETCH, turn, workers
+from ..compute.cluster import ALIVE, fetched, turn, workers
 from ..errors import WorkFailed
 from .descent import Group, torch
 
@@ -117,11 +117,11 @@ def together(
         futures = [client.submit(_open, name, _host(workers[0]), workers=workers[:1], **pinned)]
         try:
             if not _watch(client, futures, workers[:1]): raise _failure(client, futures, workers[:1], close)
-            meeting, sent = (_host(workers[0]), futures[0].result(timeout=FETCH)), _sent(client, common, workers)
+            meeting, sent = (_host(workers[0]), fetched(client, futures[0], workers[0])), _sent(client, common, workers)
             futures = [client.submit(_rank, function, meeting, r, n, _host(w), device, TIMEOUT, sent, *share(r, n, w), workers=[w], **pinned)
                        for r, w in enumerate(workers)]
             if not _watch(client, futures, workers): raise _failure(client, futures, workers, close)
-            return futures[0].result(timeout=FETCH)
+            return fetched(client, futures[0], workers[0])
         finally:
             client.cancel(futures)
             close()

@@ -19,7 +19,7 @@ from xgboost import collective
 from xgboost.core import XGBoostError
 from xgboost.tracker import RabitTracker
 
-from ..compute.cluster import FETCH, turn, workers
+from ..compute.cluster import fetched, turn, workers
 from ..errors import WorkFailed
 from .boosting import Grown, Plan, Ranks, Share, _memory, _train
 
@@ -185,10 +185,10 @@ def _watch(client, futures: dict, queue, arrived: Callable):
         try: wait([f for f in futures.values() if not f.done()], timeout=0.3, return_when="FIRST_COMPLETED")
         except TimeoutError: pass
 
-def _ended(future):
-    "Its result or error; a TimeoutError where that went with its worker meanwhile (the task would wait for the worker for ever)"
-    try: return future.exception(timeout=FETCH) or future.result(timeout=FETCH)
-    except TimeoutError as error: return error
+def _ended(client, future, worker: str):
+    "Its result or error"
+    try: return fetched(client, future, worker)
+    except Exception as error: return error
 
 def _results(client, futures: dict, seconds: float) -> dict:
     "By worker, the result or error of the tasks whose workers are still there, once they have ended"
@@ -196,4 +196,4 @@ def _results(client, futures: dict, seconds: float) -> dict:
     there = {w: f for w, f in futures.items() if w in _addresses(client)}
     try: wait(list(there.values()), timeout=seconds)
     except TimeoutError: pass
-    return {w: _ended(f) for w, f in there.items() if f.done()}
+    return {w: _ended(client, f, w) for w, f in there.items() if f.done()}
