@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalai_nb.serving.admission import Admission
+from scalai_nb.serving.admission import LOOP, Admission
 from scalai_nb.serving.cost import HEAVY, Cost, Plan
 from scalai_nb.serving.engine import AWAKE, Call, Engine
 from scalai_nb.serving.metrics import Metrics
@@ -284,6 +284,18 @@ def test_overload_is_refused_and_what_is_accepted_is_in_time():
         assert all(asked.ends) and {s for s in status if s} == {(503, 1.0)}
         assert accepted < len(status) / 2 and most <= 0.2  # seconds of work that ever waited
         assert sum(e.scorer.batches) == accepted and admission.calls == 0 and not admission.full
+    run(work())
+
+
+@pytest.mark.parametrize("cost, times", [(Cost(1e-6, 1e-8), LOOP), (Cost(0.002, 0.002), 1)])
+def test_the_loop_counts_more_where_it_scores_too(cost, times):
+    async def work():
+        e = engine(cost=cost)
+        e.endings.seconds = 1e-3
+        asked = Asked(e)
+        call = asked([1.0])
+        assert e.plan.heavy == (times == 1) and call.cost == pytest.approx(e.plan.row + times * 3e-3)
+        await asked.done()
     run(work())
 
 

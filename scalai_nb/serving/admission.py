@@ -15,7 +15,7 @@ from .refusal import Refusal
 
 # %% ../../nbs/serving/admission.ipynb #9207846a
 SHARE = 0.5  # of the latency goal: how long the work of those who are in may take
-LOOP = 4     # how many times the seconds count that the loop itself takes for a call
+LOOP = 4     # how many times the seconds count that the loop itself takes for a call, where it scores too
 TURN = 0.1   # of the latency goal: how long a turn of the loop may take
 
 class Admission:

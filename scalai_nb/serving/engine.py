@@ -178,7 +178,7 @@ class Engine:
     def add(self, call: Call):
         "Queue a call. Refusal 503: there is no memory for it"
         rows, plan = call.size, self.plan
-        call.cost = min(rows, plan.rows) * plan.row + 3 * LOOP * self.endings.seconds  # of a large call others wait for one slice
+        call.cost = min(rows, plan.rows) * plan.row + 3 * self.endings.seconds * (1 if plan.heavy else LOOP)  # of a large call others wait for one slice
         self.admission.enter(call, self.loop)
         self.queue.put(call, large=rows > plan.rows)
         if not self.busy: self.busy = True; self.loop.call_soon(self._run)
