@@ -237,6 +237,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'scalai_nb/compute/cluster.py'),
                                            'scalai_nb.compute.cluster.connect': ( 'compute/cluster.html#connect',
                                                                                   'scalai_nb/compute/cluster.py'),
+                                           'scalai_nb.compute.cluster.fetched': ( 'compute/cluster.html#fetched',
+                                                                                  'scalai_nb/compute/cluster.py'),
                                            'scalai_nb.compute.cluster.start': ( 'compute/cluster.html#start',
                                                                                 'scalai_nb/compute/cluster.py'),
                                            'scalai_nb.compute.cluster.turn': ('compute/cluster.html#turn', 'scalai_nb/compute/cluster.py'),

@@ -12,6 +12,7 @@ ELSEWHERE = {  # what is not run here, and the test that does it
     "make test": "test_project.py::test_ci_ends_with_the_summaries_and_fails_when_a_suite_does",
     "make test PYTHON=python3.13": "test_project.py::test_another_python_gets_another_folder",
     'make test ARGS="-k lake"': "test_project.py::test_make_passes_more_words_to_pytest",
+    "make test PROCESSES=8": "test_project.py::test_make_passes_more_words_to_pytest",
     "make check": "test_hygiene.py::test_the_export_is_in_sync_and_no_module_is_an_orphan",
     "make lock": "test_project.py::test_the_lock_holds_all_that_the_project_asks_for",
     "make test-services": "test_project.py::test_services_never_fail",

@@ -225,6 +225,8 @@ def test_another_python_gets_another_folder(machine):
 
 def test_make_passes_more_words_to_pytest(machine):
     assert "/pytest --numprocesses 2 --dist worksteal -k lake\n" in machine.install("-n", "ARGS=-k lake", target="test").stdout
+    more = machine.install("-n", "PROCESSES=8", target="test").stdout
+    assert "/nbdev-test --n-workers 8 " in more and "/pytest --numprocesses 8 " in more
 
 
 def test_what_is_missing_is_named(machine):

@@ -116,11 +116,12 @@ def at_rest(scale: float, rounds: int, folder: Path) -> dict:
     for workers in (1, 2):
         say(f"  {workers} of ours …")
         with ours(s, workers=workers) as running:
-            send(s.load(running, connections=16, seconds=2 * scale))
             settle(running.pid)
             before = cpu_seconds(running.pid)
             time.sleep(10 * scale)
             idle = (cpu_seconds(running.pid) - before) / (10 * scale)
+            send(s.load(running, connections=16, seconds=2 * scale))
+            settle(running.pid)
             memory = workers_memory(running)
         rss, pss = (max(getattr(m, kind) for m in memory) / 1e6 for kind in ("rss", "pss"))
         rows.append([f"{workers}", f"{rss:.0f} MB", f"{pss:.0f} MB", f"{idle:.1%}"])
