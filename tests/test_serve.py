@@ -265,6 +265,18 @@ def test_a_killed_worker_costs_what_it_was_answering(env):
     assert all(len(c.failed) <= 1 for c in found) and 1 <= sum(len(c.failed) for c in found) <= 5, [c.failed for c in found]
 
 
+def test_a_process_that_has_just_begun_is_not_ended_by_being_called(env):
+    "The routes may change at any moment, and SIGHUP says so"
+    with running("late", env, workers=1) as s:
+        os.kill(s.state["workers"][0], signal.SIGKILL)
+        for _ in range(1000):  # a second and more, in which the worker and the keeper begin
+            os.kill(s.state["pid"], signal.SIGHUP)
+            time.sleep(0.001)
+        predict(connect(s))
+        until(lambda: s.metrics().gauges.get(("scalai_registry_up",)) == 1)
+        assert s.log().count("was killed") == 1 and "worker 0 was killed by SIGKILL" in s.log()
+
+
 def test_a_killed_keeper_is_started_again(env):
     with running("late", env, workers=1, latency=10.0) as s, clients(s, 1) as (c,):
         keeper = s.state["keeper"]

@@ -78,7 +78,7 @@ def fork(work: Callable[[], None]) -> int:
     try:
         signal.set_wakeup_fd(-1)
         for signum in SIGNALS: signal.signal(signum, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+        for signum in (signal.SIGINT, signal.SIGHUP): signal.signal(signum, signal.SIG_IGN)  # Ctrl-C reaches the whole group, and the parent decides
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         follow_parent(parent)
         work()
@@ -98,6 +98,7 @@ class Signals:
         for end in (self.reading, self.writing): end.setblocking(False)
         signal.set_wakeup_fd(self.writing.fileno())
         for signum in wanted: signal.signal(signum, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
 
     def wait(self, timeout: float | None) -> bytes:
         "The numbers of those that came, after `timeout` seconds at most; None: whenever one comes"

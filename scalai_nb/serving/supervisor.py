@@ -40,7 +40,7 @@ def start_worker(folder: Path, options: Options, sock, board: Board, slot: int) 
 def start_keeper(folder: Path) -> int:
     "Start the keeper, in a group of its own, which Ctrl-C does not reach; its process id"
     code = f"from scalai_nb.serving.keeper import keep; keep({str(folder)!r}, {os.getpid()})"
-    return os.posix_spawn(sys.executable, [sys.executable, "-P", "-c", code], os.environ, setpgroup=0)
+    return os.posix_spawn(sys.executable, [sys.executable, "-P", "-c", code], os.environ, setpgroup=0, setsigmask=[signal.SIGHUP])  # until it can listen
 
 # %% ../../nbs/serving/supervisor.ipynb #e93c353d
 GRACE = 10.0  # seconds after those of the drain; then a process is killed
