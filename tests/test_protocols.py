@@ -265,6 +265,8 @@ def test_too_many_rows_are_for_offline_scoring(one):
 def test_ids_and_deadlines(one):
     row = records()[:1]
     assert ask(one, "POST", "/predict", row, x_request_id="mine")[1]["x-prediction-id"] == "mine"
+    again = ask(one, "POST", "/predict", row, x_request_id="mine")  # as a client that tries again: one more prediction of that id, which gets the same truth
+    assert again[0] == 200 and again[1]["x-prediction-id"] == "mine"
     first, second = (ask(one, "POST", "/predict", row)[1]["x-prediction-id"] for _ in range(2))
     assert first != second
     for bad in ("x" * 129, "é"): assert ask(one, "POST", "/predict", row, x_request_id=bad)[0] == 400
