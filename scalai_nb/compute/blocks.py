@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'LARGEST', 'SHARES', 'JOIN', 'even', 'joined', 'naming', 'over_rows', 'loaded', 'stored', 'arrow_values',
-           'arrow_block', 'parquet_files', 'check_columns', 'Blocks', 'on_device']
+           'arrow_block', 'parquet_files', 'check_columns', 'on_device', 'Blocks']
 
 # %% ../../nbs/compute/blocks.ipynb #9caac5ff
 from collections.abc import Iterable
@@ -14,7 +14,6 @@ from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
-from fastcore.basics import patch
 
 from ..errors import ParameterError, ScalaiError, WorkFailed, extra, unknown
 
@@ -383,6 +382,19 @@ def _of_table(table, names, least: int):
     if isinstance(table, pa.RecordBatch): table = pa.Table.from_batches([table])
     return _Table(table.select(check_columns(names, table.column_names)), even(len(table), least))
 
+# %% ../../nbs/compute/blocks.ipynb #2cd2cc5f
+def on_device(
+    block,   # Dataset in memory
+    device,  # None, "cpu" or "cuda"
+):           # Dataset
+    "`block` with its numbers where they are to be reduced; strings stay on the host. MissingExtra without CuPy, WorkFailed without a card"
+    if device != "cuda": return block
+    try: import cupy
+    except ImportError: raise extra("cupy", "gpu") from None
+    try: moved = {n: block[n].copy(data=cupy.asarray(x.data)) for n, x in block.variables.items() if n not in block.indexes and x.dtype.kind in "biuf"}
+    except cupy.cuda.runtime.CUDARuntimeError as e: raise WorkFailed(f"The block cannot be moved to a card: {e}; use device='cpu' where there is none.") from None
+    return block.assign(moved)
+
 # %% ../../nbs/compute/blocks.ipynb #89468b0e
 class Blocks:
     "An ordered set of row blocks of one source; pickled, it is the description of the source and not its rows"
@@ -411,36 +423,19 @@ class Blocks:
     def __repr__(self): return f"{self._count()} of {', '.join(map(str, self.columns or ['all columns']))}"
     def _count(self): return "A stream of blocks" if self.sizes is None else f"{len(self.sizes)} blocks, {sum(self.sizes):,} rows"
 
-# %% ../../nbs/compute/blocks.ipynb #cbe30bf0
-@patch
-def __len__(self: Blocks) -> int:
-    if self.sizes is None: raise TypeError("How many blocks an iterator gives is not known before its end; iterate over them.")
-    return len(self.sizes)
+    def __len__(self) -> int:
+        if self.sizes is None: raise TypeError("How many blocks an iterator gives is not known before its end; iterate over them.")
+        return len(self.sizes)
 
-@patch
-def __getitem__(self: Blocks, at):
-    "Block `at`, a Dataset in memory; of a slice the Blocks in it"
-    if isinstance(at, slice):
-        start, stop, step = at.indices(len(self))
-        if step != 1: raise ParameterError("Blocks are taken by consecutive numbers; leave the step out.")
-        return Blocks(self.source.part(start, max(start, stop)), self.device)
-    if not -len(self) <= at < len(self): raise IndexError(f"There are {len(self)} blocks, no block {at}.")
-    return on_device(self.source.load(at % len(self)), self.device)
+    def __getitem__(self, at):
+        "Block `at`, a Dataset in memory; of a slice the Blocks in it"
+        if isinstance(at, slice):
+            start, stop, step = at.indices(len(self))
+            if step != 1: raise ParameterError("Blocks are taken by consecutive numbers; leave the step out.")
+            return Blocks(self.source.part(start, max(start, stop)), self.device)
+        if not -len(self) <= at < len(self): raise IndexError(f"There are {len(self)} blocks, no block {at}.")
+        return on_device(self.source.load(at % len(self)), self.device)
 
-@patch
-def __iter__(self: Blocks):
-    if self.sizes is None: yield from (on_device(loaded(block), self.device) for block in self.source)
-    else: yield from (self[i] for i in range(len(self)))
-
-# %% ../../nbs/compute/blocks.ipynb #2cd2cc5f
-def on_device(
-    block,   # Dataset in memory
-    device,  # None, "cpu" or "cuda"
-):           # Dataset
-    "`block` with its numbers where they are to be reduced; strings stay on the host. MissingExtra without CuPy, WorkFailed without a card"
-    if device != "cuda": return block
-    try: import cupy
-    except ImportError: raise extra("cupy", "gpu") from None
-    try: moved = {n: block[n].copy(data=cupy.asarray(x.data)) for n, x in block.variables.items() if n not in block.indexes and x.dtype.kind in "biuf"}
-    except cupy.cuda.runtime.CUDARuntimeError as e: raise WorkFailed(f"The block cannot be moved to a card: {e}; use device='cpu' where there is none.") from None
-    return block.assign(moved)
+    def __iter__(self):
+        if self.sizes is None: yield from (on_device(loaded(block), self.device) for block in self.source)
+        else: yield from (self[i] for i in range(len(self)))

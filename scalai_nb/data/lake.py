@@ -16,7 +16,6 @@ from datetime import datetime
 from functools import cache, lru_cache, partial
 from pathlib import Path
 
-from fastcore.basics import patch
 
 from .layout import append_group, read_group, write_group
 from ..errors import Conflict, DatasetNotFound, LakeError, ScalaiError, VersionNotFound, unknown
@@ -218,18 +217,16 @@ class LakeReader(_Repositories):
         name, _, info = self._find(name, version)
         return read_group(partial(_group, str(self.path / name), info.id), info.id, columns, rows)
 
-# %% ../../nbs/data/lake.ipynb #e625d95a
-@patch
-def diff(self: LakeReader,
-    name: str,  # dataset
-    a,          # version to begin with
-    b=None,     # version to end with; None: the newest on main
-) -> Diff:
-    "What changed between two versions"
-    before, after = self.version(name, a), self.version(name, b)
-    one, two = (json.loads(_group(str(self._folder(name)), v.id).attrs["schema"]) for v in (before, after))
-    types = [{n: c["type"] for n, c in s["columns"].items()} for s in (one, two)]
-    return Diff(name, before, after, _compare(*types), _compare(_flat(one), _flat(two)))
+    def diff(self,
+        name: str,  # dataset
+        a,          # version to begin with
+        b=None,     # version to end with; None: the newest on main
+    ) -> Diff:
+        "What changed between two versions"
+        before, after = self.version(name, a), self.version(name, b)
+        one, two = (json.loads(_group(str(self._folder(name)), v.id).attrs["schema"]) for v in (before, after))
+        types = [{n: c["type"] for n, c in s["columns"].items()} for s in (one, two)]
+        return Diff(name, before, after, _compare(*types), _compare(_flat(one), _flat(two)))
 
 # %% ../../nbs/data/lake.ipynb #8bb85d44
 class LakeWriter(LakeReader):
@@ -267,18 +264,16 @@ class LakeWriter(LakeReader):
         import zarr
         return self._commit(name, branch, message, lambda store: write_group(zarr.group(store, overwrite=True), ds))
 
-# %% ../../nbs/data/lake.ipynb #008085b7
-@patch
-def append(self: LakeWriter,
-    name: str,          # dataset
-    ds,                 # Dataset of the same columns; new categories are added to the list
-    message: str = "",  # why
-    branch: str = "main",
-) -> Version:
-    "Add the rows of `ds`; none make no version; raises LakeError, naming the column, for rows of another kind"
-    import zarr
-    self._find(name, branch)
-    return self._commit(name, branch, message, lambda store: append_group(zarr.open_group(store, mode="r+"), ds))
+    def append(self,
+        name: str,          # dataset
+        ds,                 # Dataset of the same columns; new categories are added to the list
+        message: str = "",  # why
+        branch: str = "main",
+    ) -> Version:
+        "Add the rows of `ds`; none make no version; raises LakeError, naming the column, for rows of another kind"
+        import zarr
+        self._find(name, branch)
+        return self._commit(name, branch, message, lambda store: append_group(zarr.open_group(store, mode="r+"), ds))
 
 # %% ../../nbs/data/lake.ipynb #11bcbb58
 class Lake(LakeWriter):
@@ -319,18 +314,15 @@ class Lake(LakeWriter):
             repo.delete_branch(branch)
         return self.version(name, tip)
 
-# %% ../../nbs/data/lake.ipynb #8342a3f2
-@patch
-def drop(self: Lake, name: str, branch: str):
-    "Forget a branch, and what only it has"
-    self._open(name)
-    with self._locked(name) as repo, _explained(self.path / name): repo.delete_branch(_own(repo, name, branch))
+    def drop(self, name: str, branch: str):
+        "Forget a branch, and what only it has"
+        self._open(name)
+        with self._locked(name) as repo, _explained(self.path / name): repo.delete_branch(_own(repo, name, branch))
 
-@patch
-def restore(self: Lake,
-    name: str,  # dataset
-    version,    # the version whose content comes back
-) -> Version:   # a new version on main; those in between stay in the log
-    "Make the content of an old version the newest"
-    old = self.version(name, version)
-    return self.write(name, self.read(name, old), f"restore {old.id[:6]}: {old.message}")
+    def restore(self,
+        name: str,  # dataset
+        version,    # the version whose content comes back
+    ) -> Version:   # a new version on main; those in between stay in the log
+        "Make the content of an old version the newest"
+        old = self.version(name, version)
+        return self.write(name, self.read(name, old), f"restore {old.id[:6]}: {old.message}")

@@ -15,7 +15,6 @@ from math import prod
 from urllib.parse import quote
 
 import numpy as np
-from fastcore.basics import patch
 
 from .sources import row_blocks, type_of
 from ..errors import LakeError, unknown
@@ -206,6 +205,20 @@ class Rows:
         values = self._array(name)[0][start:stop]
         return _unescape(values) if self.plan["columns"][name]["dtype"] == "str" else np.asarray(values)
 
+    def _decoded(self, names: list[str], start: int, stop: int) -> dict:
+        "The values of columns whose chunks are decoded here"
+        from zarr.core.sync import sync
+        rows, arrays = self.plan["chunk"], [self._array(n)[0] for n in names]
+        numbers = range(start // rows, -(-stop // rows))
+        keys = [f"{a.path}/{a.metadata.encode_chunk_key((i, *(0,) * (a.ndim - 1)))}".lstrip("/") for a in arrays for i in numbers]
+        chunks = iter(sync(_fetch(self.opened().store, keys)))
+        loaded = {n: np.empty((stop - start, *a.shape[1:]), a.dtype) for n, a in zip(names, arrays, strict=True)}
+        for name, array in zip(names, arrays, strict=True):
+            for i in numbers:
+                first, last = max(start, i * rows), min(stop, (i + 1) * rows)
+                _unpack(next(chunks), first - i * rows, loaded[name][first - start:last - start], rows, array.fill_value)
+        return loaded
+
 # %% ../../nbs/data/layout.ipynb #3dc6899c
 _HERE: dict[tuple, Rows] = {}  # by what names the content, first row, and where it is opened
 
@@ -216,22 +229,6 @@ def _here(opened, plan: dict, start: int, token: str) -> Rows:
         if len(_HERE) >= 64: _HERE.clear()
         _HERE[key] = Rows(opened, plan, start, token)
     return _HERE[key]
-
-# %% ../../nbs/data/layout.ipynb #8992f7d9
-@patch
-def _decoded(self: Rows, names: list[str], start: int, stop: int) -> dict:
-    "The values of columns whose chunks are decoded here"
-    from zarr.core.sync import sync
-    rows, arrays = self.plan["chunk"], [self._array(n)[0] for n in names]
-    numbers = range(start // rows, -(-stop // rows))
-    keys = [f"{a.path}/{a.metadata.encode_chunk_key((i, *(0,) * (a.ndim - 1)))}".lstrip("/") for a in arrays for i in numbers]
-    chunks = iter(sync(_fetch(self.opened().store, keys)))
-    loaded = {n: np.empty((stop - start, *a.shape[1:]), a.dtype) for n, a in zip(names, arrays, strict=True)}
-    for name, array in zip(names, arrays, strict=True):
-        for i in numbers:
-            first, last = max(start, i * rows), min(stop, (i + 1) * rows)
-            _unpack(next(chunks), first - i * rows, loaded[name][first - start:last - start], rows, array.fill_value)
-    return loaded
 
 # %% ../../nbs/data/layout.ipynb #5f12e23e
 class _Stored:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import dask
 import numpy as np
-from fastcore.basics import patch
 from sklearn.base import BaseEstimator
 from sklearn.utils import ClassifierTags, RegressorTags
 from sklearn.utils.metaestimators import available_if
@@ -187,6 +186,24 @@ class Network(_Learns):
         self.early_stopping, self.max_norm, self.class_weight, self.precision = early_stopping, max_norm, class_weight, precision
         self.device, self.shuffle, self.seed = device, shuffle, seed
 
+    def predict(self, X, transform=None):
+        "(row,) the likeliest class, or the expected value"
+        check_is_fitted(self)
+        if not hasattr(self, "classes_"): return _outputs(self, lambda z: z[:, 0], X, transform, None, np.float32)
+        return _outputs(self, lambda z: self.classes_[_shares(z).argmax(axis=1)], X, transform, None, self.classes_.dtype)
+
+    def score(self, X, y, sample_weight=None):
+        "Share of rows whose class is right, or the share of the variance that is explained"
+        from sklearn.metrics import accuracy_score, r2_score
+        return (accuracy_score if hasattr(self, "classes_") else r2_score)(y, self.predict(X), sample_weight=sample_weight)
+
+    def __sklearn_tags__(self):
+        tags = super(Network, self).__sklearn_tags__()
+        tags.estimator_type, tags.target_tags.required = "classifier" if _is_classes(self) else "regressor", True
+        if _is_classes(self): tags.classifier_tags = ClassifierTags()
+        else: tags.regressor_tags = RegressorTags()
+        return tags
+
 # %% ../../nbs/learn/networks.ipynb #f23e8bd7
 def _one_of(name: str, given, known) -> None:
     if given not in known: raise ParameterError(f"{name}={given!r} is not known; accepted: {', '.join(map(repr, known))}.")
@@ -337,31 +354,9 @@ def _fit_for(e: Network, X):
     return finite([X])[0]
 
 # %% ../../nbs/learn/networks.ipynb #07b36ae4
-@patch
-def predict(self: Network, X, transform=None):
-    "(row,) the likeliest class, or the expected value"
-    check_is_fitted(self)
-    if not hasattr(self, "classes_"): return _outputs(self, lambda z: z[:, 0], X, transform, None, np.float32)
-    return _outputs(self, lambda z: self.classes_[_shares(z).argmax(axis=1)], X, transform, None, self.classes_.dtype)
-
-@patch
-def score(self: Network, X, y, sample_weight=None):
-    "Share of rows whose class is right, or the share of the variance that is explained"
-    from sklearn.metrics import accuracy_score, r2_score
-    return (accuracy_score if hasattr(self, "classes_") else r2_score)(y, self.predict(X), sample_weight=sample_weight)
-
 def _predict_proba(self, X, transform=None):
     "(row, class) probabilities, float32"
     check_is_fitted(self)
     return _outputs(self, _shares, X, transform, len(self.classes_), np.float32)
 
 Network.predict_proba = available_if(_is_classes)(_predict_proba)
-
-# %% ../../nbs/learn/networks.ipynb #4fb21a0a
-@patch
-def __sklearn_tags__(self: Network):
-    tags = super(Network, self).__sklearn_tags__()
-    tags.estimator_type, tags.target_tags.required = "classifier" if _is_classes(self) else "regressor", True
-    if _is_classes(self): tags.classifier_tags = ClassifierTags()
-    else: tags.regressor_tags = RegressorTags()
-    return tags

@@ -21,7 +21,6 @@ from uuid import uuid4
 
 import numpy as np
 import xarray as xr
-from fastcore.basics import patch
 from dask.base import is_dask_collection
 
 from ..compute.state import load as load_state, save as save_state
@@ -92,27 +91,22 @@ class Model:
         return MarkdownIt("js-default").render(self.to_markdown())
     def __getstate__(self): return {k: v for k, v in self.__dict__.items() if k not in ("session", "twin")}
 
-# %% ../../nbs/models/package.ipynb #29d7aef1
-@patch
-def score(
-    self: Model,
-    arrays: dict,   # each raw column (row,): float32, float64 seconds since 1970, or object strings, "" is missing
-) -> np.ndarray:    # (row,) float32
-    "Score rows as `Transform.raw` prepares them"
-    return self.session.run(None, {n: a.reshape(-1, 1) for n, a in arrays.items()})[0].ravel()
+    def score(
+        self,
+        arrays: dict,   # each raw column (row,): float32, float64 seconds since 1970, or object strings, "" is missing
+    ) -> np.ndarray:    # (row,) float32
+        "Score rows as `Transform.raw` prepares them"
+        return self.session.run(None, {n: a.reshape(-1, 1) for n, a in arrays.items()})[0].ravel()
 
-@patch
-def predict(
-    self: Model,
-    ds,                   # (row) the raw columns, and any others; in memory or on Dask
-    block: int = 65_536,  # rows scored at a time
-    of: int | None = None, # rows of all the data of which `ds` is a part, so that each part is scored as the whole would be; None: of `ds`
-) -> xr.DataArray:        # (row,) float32 probabilities of the positive class, or predictions
-    "Score a dataset. ContractViolation: a column is not there or not of its type"
-    scores = np.concatenate([np.empty(0, np.float32), *_predicted(self, ds[self.transform.columns(ds)], block, of)])
-    return xr.DataArray(scores, dims="row", coords=row_coords(ds), name="score", attrs={"long_name": f"score of {self.name}"})
-
-
+    def predict(
+        self,
+        ds,                   # (row) the raw columns, and any others; in memory or on Dask
+        block: int = 65_536,  # rows scored at a time
+        of: int | None = None, # rows of all the data of which `ds` is a part, so that each part is scored as the whole would be; None: of `ds`
+    ) -> xr.DataArray:        # (row,) float32 probabilities of the positive class, or predictions
+        "Score a dataset. ContractViolation: a column is not there or not of its type"
+        scores = np.concatenate([np.empty(0, np.float32), *_predicted(self, ds[self.transform.columns(ds)], block, of)])
+        return xr.DataArray(scores, dims="row", coords=row_coords(ds), name="score", attrs={"long_name": f"score of {self.name}"})
 
 # %% ../../nbs/models/package.ipynb #11498267
 def _predicted(m: Model, ds, block: int, of: int | None):

@@ -12,7 +12,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastcore.basics import patch
 
 from ..errors import WorkFailed, extra
 from ..files import file_lock
@@ -89,42 +88,37 @@ class MLflow:
 
     def close(self) -> None: pass
 
-# %% ../../nbs/models/sinks.ipynb #63d5a7e8
-@patch
-def _experiment(self: MLflow, name: str) -> str:
-    "Id of the experiment `name`, made when it is not there"
-    from mlflow.exceptions import MlflowException
-    file = database(self.env)
-    if found := self.client.get_experiment_by_name(name): return found.experiment_id
-    try: return self.client.create_experiment(name, artifact_location=(file.parent / "artifacts" / name).as_uri() if file else None)
-    except MlflowException:  # somebody else has made it meanwhile
+    def _experiment(self, name: str) -> str:
+        "Id of the experiment `name`, made when it is not there"
+        from mlflow.exceptions import MlflowException
+        file = database(self.env)
         if found := self.client.get_experiment_by_name(name): return found.experiment_id
-        raise
+        try: return self.client.create_experiment(name, artifact_location=(file.parent / "artifacts" / name).as_uri() if file else None)
+        except MlflowException:  # somebody else has made it meanwhile
+            if found := self.client.get_experiment_by_name(name): return found.experiment_id
+            raise
 
-@patch
-def _find(self: MLflow, experiment: str, id: str) -> str | None:
-    "The MLflow run that stands for the record `id`"
-    if id not in self._runs and (found := self.client.search_runs([experiment], f"tags.`scalai.id` = '{_quotable(id)}'", max_results=1)):
-        self._runs[id] = found[0].info.run_id
-    return self._runs.get(id)
+    def _find(self, experiment: str, id: str) -> str | None:
+        "The MLflow run that stands for the record `id`"
+        if id not in self._runs and (found := self.client.search_runs([experiment], f"tags.`scalai.id` = '{_quotable(id)}'", max_results=1)):
+            self._runs[id] = found[0].info.run_id
+        return self._runs.get(id)
 
-@patch
-def _run(self: MLflow, r: Record) -> str:
-    "The MLflow run of `r`, made when it is not there"
-    experiment = self._experiment(r.experiment)
-    if not self._find(experiment, r.id):
-        tags = {"scalai.id": _quotable(r.id)} | ({"mlflow.parentRunId": parent} if r.parent and (parent := self._find(experiment, r.parent)) else {})
-        self._runs[r.id] = self.client.create_run(experiment, start_time=int(r.started * 1000), tags=tags, run_name=r.name).info.run_id
-    return self._runs[r.id]
+    def _run(self, r: Record) -> str:
+        "The MLflow run of `r`, made when it is not there"
+        experiment = self._experiment(r.experiment)
+        if not self._find(experiment, r.id):
+            tags = {"scalai.id": _quotable(r.id)} | ({"mlflow.parentRunId": parent} if r.parent and (parent := self._find(experiment, r.parent)) else {})
+            self._runs[r.id] = self.client.create_run(experiment, start_time=int(r.started * 1000), tags=tags, run_name=r.name).info.run_id
+        return self._runs[r.id]
 
-@patch
-def _log(self: MLflow, run: str, r: Record) -> None:
-    "Parameters, tags and metrics of `r`, in the portions that MLflow takes"
-    from mlflow.entities import Metric, Param, RunTag
-    at = int((r.finished or r.started) * 1000)
-    for part in _pieces([Param(_key(k), v[:6000]) for k, v in r.params.items()], 100): self.client.log_batch(run, params=part)
-    for part in _pieces([RunTag(_key(k), v[:5000]) for k, v in {**r.tags, "scalai.status": r.status}.items()], 100): self.client.log_batch(run, tags=part)
-    for part in _pieces([Metric(_key(k), v, at, 0) for k, v in r.metrics.items()], 1000): self.client.log_batch(run, metrics=part)
+    def _log(self, run: str, r: Record) -> None:
+        "Parameters, tags and metrics of `r`, in the portions that MLflow takes"
+        from mlflow.entities import Metric, Param, RunTag
+        at = int((r.finished or r.started) * 1000)
+        for part in _pieces([Param(_key(k), v[:6000]) for k, v in r.params.items()], 100): self.client.log_batch(run, params=part)
+        for part in _pieces([RunTag(_key(k), v[:5000]) for k, v in {**r.tags, "scalai.status": r.status}.items()], 100): self.client.log_batch(run, tags=part)
+        for part in _pieces([Metric(_key(k), v, at, 0) for k, v in r.metrics.items()], 1000): self.client.log_batch(run, metrics=part)
 
 # %% ../../nbs/models/sinks.ipynb #fb259596
 class WandB:

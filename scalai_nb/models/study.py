@@ -22,7 +22,6 @@ from threading import RLock, Thread
 from uuid import uuid4
 
 import numpy as np
-from fastcore.basics import patch
 
 from ..errors import Conflict, RunActive, WorkFailed, extra, unknown
 from ..files import file_lock
@@ -157,62 +156,53 @@ class Study:
         if self.stopped or self.record.elapsed >= (self.budget.seconds or math.inf): return False
         return bool(self.again) or (len(self.record.begun) < (self.budget.trials or math.inf) and (not self.points or bool(self.untried)))
 
-# %% ../../nbs/models/study.ipynb #973e95c8
-@patch
-def _propose(self: Study, number: int):
-    "Optuna's trial for `number`"
-    if number in self.record.begun: return self._given(self.record.begun[number][-1])
-    untried, random = self.untried, np.random.SeedSequence([self.seed, number])
-    if untried and len(self.points) <= (self.budget.trials or len(self.points)): return self._given(untried[0])
-    self.study.sampler = self.optuna.samplers.TPESampler(seed=int(random.generate_state(1)[0]))
-    trial = self.study.ask(self.axes)
-    if not untried or trial.params in untried: return trial
-    self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
-    return self._given(untried[np.random.default_rng(random).integers(len(untried))])
+    def _propose(self, number: int):
+        "Optuna's trial for `number`"
+        if number in self.record.begun: return self._given(self.record.begun[number][-1])
+        untried, random = self.untried, np.random.SeedSequence([self.seed, number])
+        if untried and len(self.points) <= (self.budget.trials or len(self.points)): return self._given(untried[0])
+        self.study.sampler = self.optuna.samplers.TPESampler(seed=int(random.generate_state(1)[0]))
+        trial = self.study.ask(self.axes)
+        if not untried or trial.params in untried: return trial
+        self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
+        return self._given(untried[np.random.default_rng(random).integers(len(untried))])
 
-@patch
-def _given(self: Study, point: dict):
-    "Optuna's trial of `point`"
-    self.study.enqueue_trial(point)
-    return self.study.ask(self.axes)
+    def _given(self, point: dict):
+        "Optuna's trial of `point`"
+        self.study.enqueue_trial(point)
+        return self.study.ask(self.axes)
 
-@patch
-def begin(self: Study) -> tuple[int, dict]:
-    "Number and parameters of the next trial"
-    with self.lock:
-        number = self.again.pop(0) if self.again else len(self.record.begun)
-        trial = self.asked[number] = self._propose(number)
-        self.record.append("begun", number=number, point=trial.params)
-        return number, self.params(number)
+    def begin(self) -> tuple[int, dict]:
+        "Number and parameters of the next trial"
+        with self.lock:
+            number = self.again.pop(0) if self.again else len(self.record.begun)
+            trial = self.asked[number] = self._propose(number)
+            self.record.append("begun", number=number, point=trial.params)
+            return number, self.params(number)
 
-@patch
-def params(self: Study, number: int) -> dict: "What the objective gets in trial `number`"; return values(self.space, self.record.begun[number][-1])
+    def params(self, number: int) -> dict: "What the objective gets in trial `number`"; return values(self.space, self.record.begun[number][-1])
 
-# %% ../../nbs/models/study.ipynb #8bc5f910
-@patch
-def judge(self: Study, number: int, step: int, value: float) -> bool:
-    "Take note of what a trial reports; whether it is to end. On another worker, a trial reports its first steps again"
-    with self.lock:
-        if self.stopped or number not in self.asked: return True
-        trial = self.asked[number]
-        if step not in self.study.trials[trial.number].intermediate_values: trial.report(float(value), int(step))
-        return bool(trial.should_prune())
+    def judge(self, number: int, step: int, value: float) -> bool:
+        "Take note of what a trial reports; whether it is to end. On another worker, a trial reports its first steps again"
+        with self.lock:
+            if self.stopped or number not in self.asked: return True
+            trial = self.asked[number]
+            if step not in self.study.trials[trial.number].intermediate_values: trial.report(float(value), int(step))
+            return bool(trial.should_prune())
 
-@patch
-def end(self: Study, number: int, outcome: dict) -> None:
-    "Write down how a trial ended"
-    with self.lock:
-        state = {"completed": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}[outcome["status"]]
-        told = self.study.tell(self.asked.pop(number), outcome.get("value"), state=self.optuna.trial.TrialState[state])
-        self.record.append("ended", number=number, point=told.params, **{"metrics": {}, "error": None, **outcome, "value": told.value}, elapsed=self.record.elapsed,
-                           steps=told.intermediate_values, system=told.system_attrs, attempts=len(self.record.begun[number]) + self.deaths.get(number, 0))
+    def end(self, number: int, outcome: dict) -> None:
+        "Write down how a trial ended"
+        with self.lock:
+            state = {"completed": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}[outcome["status"]]
+            told = self.study.tell(self.asked.pop(number), outcome.get("value"), state=self.optuna.trial.TrialState[state])
+            self.record.append("ended", number=number, point=told.params, **{"metrics": {}, "error": None, **outcome, "value": told.value}, elapsed=self.record.elapsed,
+                               steps=told.intermediate_values, system=told.system_attrs, attempts=len(self.record.begun[number]) + self.deaths.get(number, 0))
 
-@patch
-def trial(self: Study, number: int) -> Trial:
-    "The trial `number`, which has ended"
-    e = self.record.ended[number]
-    return Trial(number, values(self.space, e["point"]), steps={int(k): v for k, v in e["steps"].items()},
-                 **{k: e[k] for k in ("status", "value", "metrics", "seconds", "attempts", "error")})
+    def trial(self, number: int) -> Trial:
+        "The trial `number`, which has ended"
+        e = self.record.ended[number]
+        return Trial(number, values(self.space, e["point"]), steps={int(k): v for k, v in e["steps"].items()},
+                     **{k: e[k] for k in ("status", "value", "metrics", "seconds", "attempts", "error")})
 
 # %% ../../nbs/models/study.ipynb #edfdb23b
 def reported(step, value) -> tuple[int, float]:
@@ -279,28 +269,25 @@ class Workers:
         self.lost[number] = self.lost.get(number, 0) + 1
         return self.lost[number] < 4
 
-# %% ../../nbs/models/study.ipynb #fc0e3ce7
-@patch
-def _listen(self: Workers) -> None:
-    "Judge what trials report, until there is nothing more to hear"
-    from distributed import Queue
-    while (heard := self.said.get()) is not None:
-        number, what, answers = heard
-        if what: self.answers[answers].put(self.study.judge(number, *what))
-        else:
-            self.answers[answers] = Queue(answers, client=self.client)
-            self.study.deaths[number] = self.study.deaths.get(number, -1) + 1
+    def _listen(self) -> None:
+        "Judge what trials report, until there is nothing more to hear"
+        from distributed import Queue
+        while (heard := self.said.get()) is not None:
+            number, what, answers = heard
+            if what: self.answers[answers].put(self.study.judge(number, *what))
+            else:
+                self.answers[answers] = Queue(answers, client=self.client)
+                self.study.deaths[number] = self.study.deaths.get(number, -1) + 1
 
-@patch
-def close(self: Workers) -> None:
-    "Let go of the workers: what still runs there ends with its next report"
-    self.client.cancel(list(self.futures.values()))
-    self.said.put(None)
-    self.listener.join(10)
-    for answers in self.answers.values():
-        if self.study.asked: answers.put(True)
-        answers.close()
-    self.said.close()
+    def close(self) -> None:
+        "Let go of the workers: what still runs there ends with its next report"
+        self.client.cancel(list(self.futures.values()))
+        self.said.put(None)
+        self.listener.join(10)
+        for answers in self.answers.values():
+            if self.study.asked: answers.put(True)
+            answers.close()
+        self.said.close()
 
 # %% ../../nbs/models/study.ipynb #ec79b666
 LOST = {"status": "failed", "error": "its worker died in every attempt, perhaps for want of memory", "seconds": 0.0}

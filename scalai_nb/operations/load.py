@@ -23,7 +23,6 @@ from random import Random
 from urllib.parse import urlsplit
 
 import numpy as np
-from fastcore.basics import patch
 
 from ..errors import WorkFailed
 from .compare import plain_environment
@@ -220,54 +219,46 @@ class Run:
         connection.request = None
         self.free(connection)
 
-# %% ../../nbs/operations/load.ipynb #208178a1
-@patch
-def note(self: Run, connection, status: int):
-    now = time.perf_counter()
-    self.at.append(connection.scheduled)
-    self.took.append(now - connection.scheduled)
-    self.lag.append(connection.sent - connection.scheduled)
-    self.status.append(status)
+    def note(self, connection, status: int):
+        now = time.perf_counter()
+        self.at.append(connection.scheduled)
+        self.took.append(now - connection.scheduled)
+        self.lag.append(connection.sent - connection.scheduled)
+        self.status.append(status)
 
-@patch
-def read(self: Run, connection, body: bytes, head: bytes):
-    "Compare the first score of an answer with what it should be"
-    scores = self.load.scores
-    if isinstance(scores, dict): scores = scores.get(head.partition(b"x-model-version: ")[2].partition(b"\r")[0].decode())
-    if scores == (): return
-    self.checked += 1
-    got = first_tensor(body) if self.load.grpc else first_float(json.loads(body))
-    self.wrong += not (scores and got is not None and abs(got - scores[connection.request % len(scores)]) < 1e-5)
+    def read(self, connection, body: bytes, head: bytes):
+        "Compare the first score of an answer with what it should be"
+        scores = self.load.scores
+        if isinstance(scores, dict): scores = scores.get(head.partition(b"x-model-version: ")[2].partition(b"\r")[0].decode())
+        if scores == (): return
+        self.checked += 1
+        got = first_tensor(body) if self.load.grpc else first_float(json.loads(body))
+        self.wrong += not (scores and got is not None and abs(got - scores[connection.request % len(scores)]) < 1e-5)
 
-@patch
-def lost(self: Run, connection):
-    "A connection broke: note what was under way, and connect anew"
-    self.under_way.discard(connection)
-    if connection in self.idle: self.idle.remove(connection)
-    if connection.request is not None: self.note(connection, LOST)
-    if not self.ended: self.loop.create_task(self.connect())
+    def lost(self, connection):
+        "A connection broke: note what was under way, and connect anew"
+        self.under_way.discard(connection)
+        if connection in self.idle: self.idle.remove(connection)
+        if connection.request is not None: self.note(connection, LOST)
+        if not self.ended: self.loop.create_task(self.connect())
 
-@patch
-async def connect(self: Run):
-    to = urlsplit(self.load.url)
-    while not self.ended:
-        try: return await self.loop.create_connection(partial(Grpc if self.load.grpc else Http, self), to.hostname, to.port)
-        except OSError: await asyncio.sleep(0.02)
+    async def connect(self):
+        to = urlsplit(self.load.url)
+        while not self.ended:
+            try: return await self.loop.create_connection(partial(Grpc if self.load.grpc else Http, self), to.hostname, to.port)
+            except OSError: await asyncio.sleep(0.02)
 
-@patch
-def arrive(self: Run, scheduled: float):
-    "Somebody asks, whether a connection is free or not"
-    if self.idle: self.send(self.idle.popleft(), scheduled)
-    else: self.due.append(scheduled)
+    def arrive(self, scheduled: float):
+        "Somebody asks, whether a connection is free or not"
+        if self.idle: self.send(self.idle.popleft(), scheduled)
+        else: self.due.append(scheduled)
 
-# %% ../../nbs/operations/load.ipynb #8e2b0b58
-@patch
-def give_up(self: Run):
-    "Note what has no answer"
-    self.ended, now = True, time.perf_counter()
-    if self.ids: self.ids.close()
-    for connection in self.under_way: self.note(connection, UNANSWERED); connection.request = None
-    for scheduled in self.due: self.at.append(scheduled); self.took.append(now - scheduled); self.lag.append(now - scheduled); self.status.append(UNANSWERED)
+    def give_up(self):
+        "Note what has no answer"
+        self.ended, now = True, time.perf_counter()
+        if self.ids: self.ids.close()
+        for connection in self.under_way: self.note(connection, UNANSWERED); connection.request = None
+        for scheduled in self.due: self.at.append(scheduled); self.took.append(now - scheduled); self.lag.append(now - scheduled); self.status.append(UNANSWERED)
 
 # %% ../../nbs/operations/load.ipynb #d7e5345c
 GRACE = 2.0  # seconds after the end in which answers still come

@@ -21,7 +21,6 @@ from pathlib import Path
 from queue import Empty
 
 import psutil
-from fastcore.basics import patch
 
 sys.modules.setdefault("rfc3987_syntax", None)  # else nbformat's validator compiles a grammar of web addresses, for a second
 import nbformat
@@ -75,6 +74,9 @@ def verdict(
     if isinstance(error, DeadKernelError | RuntimeError): return Verdict("failed", "kernel_crash", f"{cell}: {_ended(exit, log)}".strip(": "))
     raise error
 
+# %% ../../nbs/pipeline/engine.ipynb #892d2c67
+_OUTPUTS = {"stream", "display_data", "update_display_data", "execute_result", "error", "clear_output"}
+
 # %% ../../nbs/pipeline/engine.ipynb #72366716
 class _Client(NotebookClient):
     "nbclient over the fork server, with outputs sent on instead of kept"
@@ -110,25 +112,20 @@ class _Client(NotebookClient):
         except Empty: return False
         return True
 
-# %% ../../nbs/pipeline/engine.ipynb #892d2c67
-_OUTPUTS = {"stream", "display_data", "update_display_data", "execute_result", "error", "clear_output"}
+    async def _async_cleanup_kernel(self):
+        "Ask the kernel to shut down and wait for the very moment when it has, which nbclient polls for"
+        if self.kc and not self.execution.stopped:
+            self.kc.shutdown()
+            await asyncio.wait([asyncio.wrap_future(self.execution.child.ended)], timeout=3)
+        if self.execution.child: self.execution.child.kill()
+        if self.kc: self.kc.stop_channels()
+        await self.km.cleanup_resources()
+        self.kc = None
 
-@patch
-async def _async_cleanup_kernel(self: _Client):
-    "Ask the kernel to shut down and wait for the very moment when it has, which nbclient polls for"
-    if self.kc and not self.execution.stopped:
-        self.kc.shutdown()
-        await asyncio.wait([asyncio.wrap_future(self.execution.child.ended)], timeout=3)
-    if self.execution.child: self.execution.child.kill()
-    if self.kc: self.kc.stop_channels()
-    await self.km.cleanup_resources()
-    self.kc = None
-
-@patch
-def process_message(self: _Client, msg, cell, cell_index):
-    kind = msg["msg_type"]
-    if kind not in _OUTPUTS or self.output_hook_stack[msg["parent_header"].get("msg_id")]: return NotebookClient.process_message(self, msg, cell, cell_index)
-    self.execution.output(cell_index, kind, msg["content"])
+    def process_message(self, msg, cell, cell_index):
+        kind = msg["msg_type"]
+        if kind not in _OUTPUTS or self.output_hook_stack[msg["parent_header"].get("msg_id")]: return NotebookClient.process_message(self, msg, cell, cell_index)
+        self.execution.output(cell_index, kind, msg["content"])
 
 # %% ../../nbs/pipeline/engine.ipynb #77a6b899
 def group_memory(pid: int) -> int:
@@ -178,79 +175,67 @@ class Execution:
         kill.daemon = True
         kill.start()
 
-# %% ../../nbs/pipeline/engine.ipynb #aaac70fb
-@patch
-def run(self: Execution) -> Verdict:
-    "Execute every cell; never raises for what a notebook can do"
-    folder = tempfile.mkdtemp(prefix="scalai-")
-    with ThreadPoolExecutor(1) as own:  # a loop of its own: the caller may be in a running one
-        execution = own.submit(asyncio.run, self._run(folder))
-        try: self._watch(execution)
+    def run(self) -> Verdict:
+        "Execute every cell; never raises for what a notebook can do"
+        folder = tempfile.mkdtemp(prefix="scalai-")
+        with ThreadPoolExecutor(1) as own:  # a loop of its own: the caller may be in a running one
+            execution = own.submit(asyncio.run, self._run(folder))
+            try: self._watch(execution)
+            finally:
+                if self.child: self.child.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+        error, exit = execution.result(), self.child.ended.result(timeout=10) if self.child else Exit(0, 0.0, 0)
+        v = verdict(error, exit, self._stop_cause(error, exit), self._where(), self._last_words(), self._limit())
+        return replace(v, cpu=exit.cpu, memory=max(self.peak, exit.memory))
+
+    def _watch(self, execution) -> None:
+        "Follow the memory of the group until `execution` is done; stop it at the limit"
+        while not wait([execution], timeout=0.25).done:
+            if not self.child: continue
+            self.peak = max(self.peak, now := group_memory(self.child.pid))
+            if self.memory and now > self.memory: self.stop("kernel_oom")
+
+    async def _run(self, folder: str) -> Exception | None:
+        "Execute the cells; the exception that ended it"
+        km = AsyncKernelManager(kernel_name=self.kernel, transport="ipc", connection_file=f"{folder}/kernel.json", ip=f"{folder}/k")
+        km.fork_server, km.fork_options = self.server, {"log": self.log, "memory": self.memory}
+        client = _Client(nbformat.from_dict(self.nb), self, km=km, timeout=self.cell_timeout, startup_timeout=60, on_cell_start=self._cell_start,
+                         on_cell_executed=self._cell_done, ipython_hist_file="", coalesce_streams=False, record_timing=False)
+        client.owns_km = True
+        client.log.setLevel("CRITICAL")
+        try: await client.async_execute(cwd=self.cwd, env=self.env)
+        except (CellExecutionError, CellTimeoutError, DeadKernelError, RuntimeError, NoSuchKernel) as e: return e
         finally:
-            if self.child: self.child.kill()
-    shutil.rmtree(folder, ignore_errors=True)
-    error, exit = execution.result(), self.child.ended.result(timeout=10) if self.child else Exit(0, 0.0, 0)
-    v = verdict(error, exit, self._stop_cause(error, exit), self._where(), self._last_words(), self._limit())
-    return replace(v, cpu=exit.cpu, memory=max(self.peak, exit.memory))
+            if client.nb.metadata.get("widgets"): self.output(0, "widgets", client.nb.metadata["widgets"])
 
-@patch
-def _watch(self: Execution, execution) -> None:
-    "Follow the memory of the group until `execution` is done; stop it at the limit"
-    while not wait([execution], timeout=0.25).done:
-        if not self.child: continue
-        self.peak = max(self.peak, now := group_memory(self.child.pid))
-        if self.memory and now > self.memory: self.stop("kernel_oom")
+    def _cell_start(self, cell, cell_index):
+        if self.stopped: raise DeadKernelError("stopped between cells")
+        if cell.cell_type != "code" or not cell.source.strip(): return
+        self.cell, self._clock = cell_index, time.monotonic()
+        self.on_event({"event": "cell", "cell": cell_index, "status": "running"})
 
-# %% ../../nbs/pipeline/engine.ipynb #b7cdc5f4
-@patch
-async def _run(self: Execution, folder: str) -> Exception | None:
-    "Execute the cells; the exception that ended it"
-    km = AsyncKernelManager(kernel_name=self.kernel, transport="ipc", connection_file=f"{folder}/kernel.json", ip=f"{folder}/k")
-    km.fork_server, km.fork_options = self.server, {"log": self.log, "memory": self.memory}
-    client = _Client(nbformat.from_dict(self.nb), self, km=km, timeout=self.cell_timeout, startup_timeout=60, on_cell_start=self._cell_start,
-                     on_cell_executed=self._cell_done, ipython_hist_file="", coalesce_streams=False, record_timing=False)
-    client.owns_km = True
-    client.log.setLevel("CRITICAL")
-    try: await client.async_execute(cwd=self.cwd, env=self.env)
-    except (CellExecutionError, CellTimeoutError, DeadKernelError, RuntimeError, NoSuchKernel) as e: return e
-    finally:
-        if client.nb.metadata.get("widgets"): self.output(0, "widgets", client.nb.metadata["widgets"])
+    def _cell_done(self, cell, cell_index, execute_reply):
+        ok = execute_reply["content"]["status"] == "ok" or "raises-exception" in cell.metadata.get("tags", [])
+        ok = ok and self.stopped != "disk_full"  # it ran, but what it printed could not be kept
+        status = "completed" if ok else "cancelled" if self.stopped == "cancelled" else "failed"
+        self.on_event({"event": "cell", "cell": cell_index, "status": status, "seconds": time.monotonic() - self._clock})
 
-@patch
-def _cell_start(self: Execution, cell, cell_index):
-    if self.stopped: raise DeadKernelError("stopped between cells")
-    if cell.cell_type != "code" or not cell.source.strip(): return
-    self.cell, self._clock = cell_index, time.monotonic()
-    self.on_event({"event": "cell", "cell": cell_index, "status": "running"})
+    def _stop_cause(self, error, exit: Exit) -> str | None:
+        "Why the engine stopped it; a kill that we did not send while memory was at the limit counts as the limit"
+        if self.stopped or not isinstance(error, DeadKernelError) or exit.status != -signal.SIGKILL: return self.stopped
+        return "kernel_oom" if self.memory and self.peak > 0.9 * self.memory else None
 
-@patch
-def _cell_done(self: Execution, cell, cell_index, execute_reply):
-    ok = execute_reply["content"]["status"] == "ok" or "raises-exception" in cell.metadata.get("tags", [])
-    ok = ok and self.stopped != "disk_full"  # it ran, but what it printed could not be kept
-    status = "completed" if ok else "cancelled" if self.stopped == "cancelled" else "failed"
-    self.on_event({"event": "cell", "cell": cell_index, "status": status, "seconds": time.monotonic() - self._clock})
+    def _where(self) -> str: "The cell under way, counted from 1 as a reader does"; return "" if self.cell is None else f"cell {self.cell + 1}"
 
-# %% ../../nbs/pipeline/engine.ipynb #7d07258a
-@patch
-def _stop_cause(self: Execution, error, exit: Exit) -> str | None:
-    "Why the engine stopped it; a kill that we did not send while memory was at the limit counts as the limit"
-    if self.stopped or not isinstance(error, DeadKernelError) or exit.status != -signal.SIGKILL: return self.stopped
-    return "kernel_oom" if self.memory and self.peak > 0.9 * self.memory else None
+    def _last_words(self) -> str:
+        lines = Path(self.log).read_text(errors="replace").strip().splitlines() if self.log and Path(self.log).exists() else []
+        return lines[-1][:200] if lines else ""
 
-@patch
-def _where(self: Execution) -> str: "The cell under way, counted from 1 as a reader does"; return "" if self.cell is None else f"cell {self.cell + 1}"
-
-@patch
-def _last_words(self: Execution) -> str:
-    lines = Path(self.log).read_text(errors="replace").strip().splitlines() if self.log and Path(self.log).exists() else []
-    return lines[-1][:200] if lines else ""
-
-@patch
-def _limit(self: Execution) -> str:
-    if self.stopped == "run_timeout": return "the run took longer than run_timeout in settings.ini"
-    if self.stopped == "disk_full": return "no space was left on the disk of the run records; free some and run again"
-    if not self.memory: return ""
-    return f"it took {max(self.peak, self.child.ended.result().memory) / 1e9:.2f} GB of at most {self.memory / 1e9:.2f} GB; raise memory in settings.ini"
+    def _limit(self) -> str:
+        if self.stopped == "run_timeout": return "the run took longer than run_timeout in settings.ini"
+        if self.stopped == "disk_full": return "no space was left on the disk of the run records; free some and run again"
+        if not self.memory: return ""
+        return f"it took {max(self.peak, self.child.ended.result().memory) / 1e9:.2f} GB of at most {self.memory / 1e9:.2f} GB; raise memory in settings.ini"
 
 # %% ../../nbs/pipeline/engine.ipynb #366478ff
 FORK_SAFE = ("numpy", "pandas", "scipy.stats", "xarray", "zarr", "dask.array", "sklearn.linear_model", "xgboost", "matplotlib.pyplot")

@@ -20,7 +20,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from importlib import import_module
 
-from fastcore.basics import patch
 from jupyter_client.provisioning import LocalProvisioner
 
 from ..errors import WorkFailed
@@ -183,37 +182,31 @@ class ForkServer:
             except (BrokenPipeError, ValueError): raise WorkFailed("The fork server has ended; start the run again.") from None
         return started.result(timeout=60)
 
-# %% ../../nbs/pipeline/forkserver.ipynb #bb04e781
-@patch
-def _read(self: ForkServer) -> None:
-    "Settle the futures that notices speak of, until the server ends"
-    for notice in map(json.loads, self._process.stdout):
-        if notice["event"] == "started":
-            self._children[notice["pid"]] = child = Child(notice["pid"])
-            self._asked[notice["id"]].set_result(child)
-        else:
-            child = self._children.pop(notice["pid"])
-            child.ended.set_result(Exit(notice["status"], notice["cpu"], notice["memory"]))
-    for child in self._children.values():  # the server itself was killed
-        kill_group(child.pid)
-        child.ended.set_result(Exit(-signal.SIGKILL, 0.0, 0))
-    for started in self._asked.values():
-        if not started.done(): started.set_exception(WorkFailed("The fork server ended before it started a kernel."))
+    def _read(self) -> None:
+        "Settle the futures that notices speak of, until the server ends"
+        for notice in map(json.loads, self._process.stdout):
+            if notice["event"] == "started":
+                self._children[notice["pid"]] = child = Child(notice["pid"])
+                self._asked[notice["id"]].set_result(child)
+            else:
+                child = self._children.pop(notice["pid"])
+                child.ended.set_result(Exit(notice["status"], notice["cpu"], notice["memory"]))
+        for child in self._children.values():  # the server itself was killed
+            kill_group(child.pid)
+            child.ended.set_result(Exit(-signal.SIGKILL, 0.0, 0))
+        for started in self._asked.values():
+            if not started.done(): started.set_exception(WorkFailed("The fork server ended before it started a kernel."))
 
-# %% ../../nbs/pipeline/forkserver.ipynb #ff7b066c
-@patch
-def close(self: ForkServer) -> None:
-    "End the server and every process that it started"
-    self._process.stdin.close()
-    self._process.wait()
-    self._reader.join()
-    self._process.stdout.close()
+    def close(self) -> None:
+        "End the server and every process that it started"
+        self._process.stdin.close()
+        self._process.wait()
+        self._reader.join()
+        self._process.stdout.close()
 
-@patch
-def __enter__(self: ForkServer): return self
+    def __enter__(self): return self
 
-@patch
-def __exit__(self: ForkServer, *exc): self.close()
+    def __exit__(self, *exc): self.close()
 
 # %% ../../nbs/pipeline/forkserver.ipynb #98f9f4dd
 class _Popen:

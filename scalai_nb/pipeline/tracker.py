@@ -16,7 +16,6 @@ from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from fastcore.basics import patch
 
 from ..environment import environment
 from ..errors import ParameterError, ScalaiError
@@ -145,44 +144,38 @@ class Tracker:
 
     def __enter__(self): return self
 
-# %% ../../nbs/pipeline/tracker.ipynb #b9db9c16
-@patch
-def _announce(self: Tracker, run: Run) -> None:
-    "Tell that `run` goes on, and start the sender"
-    if self._record({**run_record(run), "metrics": {}}): _open(self.env, run).touch()
-    self.words = TemporaryFile()  # a pipe could be full
-    code = "import os; from scalai_nb.pipeline.tracker import serve; serve(); os._exit(0)"  # MLflow takes most of a second to be cleared away
-    self.process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **self.env.variables},
-                                    stdin=subprocess.PIPE, stdout=self.words, stderr=subprocess.DEVNULL, start_new_session=True)
+    def _announce(self, run: Run) -> None:
+        "Tell that `run` goes on, and start the sender"
+        if self._record({**run_record(run), "metrics": {}}): _open(self.env, run).touch()
+        self.words = TemporaryFile()  # a pipe could be full
+        code = "import os; from scalai_nb.pipeline.tracker import serve; serve(); os._exit(0)"  # MLflow takes most of a second to be cleared away
+        self.process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **self.env.variables},
+                                        stdin=subprocess.PIPE, stdout=self.words, stderr=subprocess.DEVNULL, start_new_session=True)
 
-@patch
-def end(self: Tracker, run: Run) -> None:
-    "Tell what `run` has come to, and that nothing follows"
-    if not self.on: return
-    self.run = run
-    for step in (s for s in run.steps if s.status == "not_run"): self.step(run, step)
-    if self._record(run_record(run, self.env.worker_price)): _open(self.env, run).unlink(missing_ok=True)
-    with suppress(BrokenPipeError):  # somebody has killed it
-        if self.process: os.write(self.process.stdin.fileno(), b".")
+    def end(self, run: Run) -> None:
+        "Tell what `run` has come to, and that nothing follows"
+        if not self.on: return
+        self.run = run
+        for step in (s for s in run.steps if s.status == "not_run"): self.step(run, step)
+        if self._record(run_record(run, self.env.worker_price)): _open(self.env, run).unlink(missing_ok=True)
+        with suppress(BrokenPipeError):  # somebody has killed it
+            if self.process: os.write(self.process.stdin.fileno(), b".")
 
-# %% ../../nbs/pipeline/tracker.ipynb #c8a50db5
-@patch
-def __exit__(self: Tracker, *exc) -> None:
-    "Give the sender of a run that took over ten seconds a tenth of them, at most 5 s, then end it; what it has not sent waits"
-    if self.process:
-        try: self.process.wait(min(5, self.run.seconds / 10) if self.run and self.run.seconds > 10 else 0)
-        except subprocess.TimeoutExpired: pass
-        finally: self._kill()
-    if self.on and not self.said and (n := len(waiting(self.env))):
-        self.said.append(f"tracking: {n} record{'s' * (n > 1)} wait{'s' * (n == 1)} for the next run to send them, or for: scalai runs send")
+    def __exit__(self, *exc) -> None:
+        "Give the sender of a run that took over ten seconds a tenth of them, at most 5 s, then end it; what it has not sent waits"
+        if self.process:
+            try: self.process.wait(min(5, self.run.seconds / 10) if self.run and self.run.seconds > 10 else 0)
+            except subprocess.TimeoutExpired: pass
+            finally: self._kill()
+        if self.on and not self.said and (n := len(waiting(self.env))):
+            self.said.append(f"tracking: {n} record{'s' * (n > 1)} wait{'s' * (n == 1)} for the next run to send them, or for: scalai runs send")
 
-@patch
-def _kill(self: Tracker) -> None:
-    "End the sender and what it has started; what it said last is what counts"
-    try: os.killpg(self.process.pid, signal.SIGKILL)
-    except ProcessLookupError: pass
-    self.process.wait()
-    self.process.stdin.close()
-    with self.words as words:
-        words.seek(0)
-        if said := words.read().decode().splitlines(): self.said += filter(None, [json.loads(said[-1])])
+    def _kill(self) -> None:
+        "End the sender and what it has started; what it said last is what counts"
+        try: os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError: pass
+        self.process.wait()
+        self.process.stdin.close()
+        with self.words as words:
+            words.seek(0)
+            if said := words.read().decode().splitlines(): self.said += filter(None, [json.loads(said[-1])])

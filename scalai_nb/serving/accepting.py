@@ -8,8 +8,6 @@ __all__ = ['MOMENT', 'AT_ONCE', 'Board', 'Accepting']
 # %% ../../nbs/serving/accepting.ipynb #5df3dd3f
 from mmap import mmap
 
-from fastcore.basics import patch
-
 # %% ../../nbs/serving/accepting.ipynb #8340036b
 class Board:
     "What the processes of a service know of each other: of each worker, whether it is ready and how many connections it has"
@@ -24,6 +22,9 @@ class Board:
         "Whether another worker that is ready has fewer connections, by more than a sixteenth where they are many"
         mine = self.connections[slot]
         return any(ready and n < mine - mine // 16 for ready, n in zip(self.ready, self.connections, strict=True))
+
+# %% ../../nbs/serving/accepting.ipynb #b9f8aacf
+MOMENT, AT_ONCE = 0.005, 64  # seconds; connections in a turn of the loop
 
 # %% ../../nbs/serving/accepting.ipynb #fe5622a5
 class Accepting:
@@ -50,42 +51,33 @@ class Accepting:
         self.started = False
         while self._take(): pass
 
-# %% ../../nbs/serving/accepting.ipynb #b9f8aacf
-MOMENT, AT_ONCE = 0.005, 64  # seconds; connections in a turn of the loop
+    def _next(self):
+        for _ in range(AT_ONCE):
+            self.board.connections[self.slot] = self.count() + len(self.opening)
+            if not self.left and self.board.yields(self.slot): return self._pause()
+            self.left = False
+            if not self._take(): return
 
-@patch
-def _next(self: Accepting):
-    for _ in range(AT_ONCE):
-        self.board.connections[self.slot] = self.count() + len(self.opening)
-        if not self.left and self.board.yields(self.slot): return self._pause()
-        self.left = False
-        if not self._take(): return
+    def _pause(self):
+        self.left = True
+        self.loop.remove_reader(self.sock)
+        self.loop.call_later(MOMENT, self._resume)
 
-@patch
-def _pause(self: Accepting):
-    self.left = True
-    self.loop.remove_reader(self.sock)
-    self.loop.call_later(MOMENT, self._resume)
+    def _resume(self):
+        if self.started: self.loop.add_reader(self.sock, self._next)
 
-@patch
-def _resume(self: Accepting):
-    if self.started: self.loop.add_reader(self.sock, self._next)
+    def _take(self) -> bool:
+        "Take one, if one is there"
+        try: conn, _ = self.sock.accept()
+        except BlockingIOError: return False  # another worker was faster
+        except ConnectionError: return True   # it has gone away
+        except OSError: self._pause(); return False  # no more files
+        conn.setblocking(False)
+        task = self.loop.create_task(self.loop.connect_accepted_socket(self.connection, conn))
+        self.opening.add(task)
+        task.add_done_callback(self._opened)
+        return True
 
-# %% ../../nbs/serving/accepting.ipynb #2b4bfe74
-@patch
-def _take(self: Accepting) -> bool:
-    "Take one, if one is there"
-    try: conn, _ = self.sock.accept()
-    except BlockingIOError: return False  # another worker was faster
-    except ConnectionError: return True   # it has gone away
-    except OSError: self._pause(); return False  # no more files
-    conn.setblocking(False)
-    task = self.loop.create_task(self.loop.connect_accepted_socket(self.connection, conn))
-    self.opening.add(task)
-    task.add_done_callback(self._opened)
-    return True
-
-@patch
-def _opened(self: Accepting, task):
-    self.opening.discard(task)
-    if not task.cancelled(): task.exception()  # it has gone away: nobody minds
+    def _opened(self, task):
+        self.opening.discard(task)
+        if not task.cancelled(): task.exception()  # it has gone away: nobody minds

@@ -8,7 +8,6 @@ __all__ = ['SHARE', 'LOOP', 'TURN', 'Admission']
 # %% ../../nbs/serving/admission.ipynb #5093389c
 from time import perf_counter
 
-from fastcore.basics import patch
 
 from .metrics import Metrics
 from .refusal import Refusal
@@ -42,56 +41,47 @@ class Admission:
         if self.work > self.budget / 2 and self.held.get(client, 0.0) > self.budget / clients:
             self._refuse(429, "share", f"{clients} clients share the queue, and this one has its part of it; come again in a second.")
 
-# %% ../../nbs/serving/admission.ipynb #d3e0a96f
-@patch
-def enter(self: Admission, call, loop):
-    "Count a call in, whose `cost`, `size` and `bytes` are known. Refusal 503: the queues hold as many bytes as they may"
-    if self.calls and self.bytes + call.bytes > self.most: self._refuse(503, "full", "The rows that wait fill the memory that is set aside; come again in a second.")
-    if not self.turning:
-        self.turning = True
-        loop.call_soon(self._turn_over, loop)
-    self.calls += 1
-    self.rows += call.size
-    self.bytes += call.bytes
-    self.work += call.cost
-    self.held[call.client] = self.held.get(call.client, 0.0) + call.cost
-    self.full = self.work > self.budget
+    def enter(self, call, loop):
+        "Count a call in, whose `cost`, `size` and `bytes` are known. Refusal 503: the queues hold as many bytes as they may"
+        if self.calls and self.bytes + call.bytes > self.most: self._refuse(503, "full", "The rows that wait fill the memory that is set aside; come again in a second.")
+        if not self.turning:
+            self.turning = True
+            loop.call_soon(self._turn_over, loop)
+        self.calls += 1
+        self.rows += call.size
+        self.bytes += call.bytes
+        self.work += call.cost
+        self.held[call.client] = self.held.get(call.client, 0.0) + call.cost
+        self.full = self.work > self.budget
 
-@patch
-def leave(self: Admission, calls):
-    "Count calls out"
-    held = self.held
-    for call in calls:
-        self.rows -= call.size
-        self.bytes -= call.bytes
-        self.work -= call.cost
-        held[call.client] -= call.cost
-        if held[call.client] < 1e-9: del held[call.client]
-    self.calls -= len(calls)
-    if not self.calls: self.work = 0.0; held.clear()  # no error of rounding is carried on
-    self.full = self.work > self.budget
+    def leave(self, calls):
+        "Count calls out"
+        held = self.held
+        for call in calls:
+            self.rows -= call.size
+            self.bytes -= call.bytes
+            self.work -= call.cost
+            held[call.client] -= call.cost
+            if held[call.client] < 1e-9: del held[call.client]
+        self.calls -= len(calls)
+        if not self.calls: self.work = 0.0; held.clear()  # no error of rounding is carried on
+        self.full = self.work > self.budget
 
-@patch
-def _turn_over(self: Admission, loop):
-    if self.work > self.budget / 4: loop.call_soon(self._adapt, perf_counter())  # runs when the loop has come round: it does not wait for events meanwhile
-    else: self._scale(1.1)
-    self.turning, self.full = False, self.work > self.budget
+    def _turn_over(self, loop):
+        if self.work > self.budget / 4: loop.call_soon(self._adapt, perf_counter())  # runs when the loop has come round: it does not wait for events meanwhile
+        else: self._scale(1.1)
+        self.turning, self.full = False, self.work > self.budget
 
-@patch
-def _adapt(self: Admission, before: float): self._scale(max(0.5, min(1.1, TURN * self.latency / (perf_counter() - before))))
+    def _adapt(self, before: float): self._scale(max(0.5, min(1.1, TURN * self.latency / (perf_counter() - before))))
 
-# %% ../../nbs/serving/admission.ipynb #077b4b1a
-@patch
-def _scale(self: Admission, change: float): self.budget = max(0.05, min(1.0, self.budget / (SHARE * self.latency) * change)) * SHARE * self.latency
+    def _scale(self, change: float): self.budget = max(0.05, min(1.0, self.budget / (SHARE * self.latency) * change)) * SHARE * self.latency
 
-@patch
-def _refuse(self: Admission, status: int, reason: str, message: str):
-    self.metrics.count("scalai_shed_total", reason)
-    raise Refusal(status, message, retry=self.retry)
+    def _refuse(self, status: int, reason: str, message: str):
+        self.metrics.count("scalai_shed_total", reason)
+        raise Refusal(status, message, retry=self.retry)
 
-@patch
-def _clients(self: Admission, client: str, now: float) -> int:
-    "How many have asked lately: who was refused a moment ago has a share too"
-    if now > self.until: self.before, self.seen, self.until = (self.seen if now < self.until + 1 else set()), set(), now + 1
-    self.seen.add(client)
-    return max(len(self.seen), len(self.before))
+    def _clients(self, client: str, now: float) -> int:
+        "How many have asked lately: who was refused a moment ago has a share too"
+        if now > self.until: self.before, self.seen, self.until = (self.seen if now < self.until + 1 else set()), set(), now + 1
+        self.seen.add(client)
+        return max(len(self.seen), len(self.before))

@@ -16,7 +16,6 @@ from urllib.parse import quote
 from uuid import uuid4
 
 import numpy as np
-from fastcore.basics import patch
 
 from ..errors import ContractViolation, ModelNotFound, ParameterError, WorkFailed, unknown
 from .replicas import Answer, Replicas, Request
@@ -183,75 +182,65 @@ class Client:
     @property
     def last(self) -> Prediction | None: "The last predictions of this thread"; return getattr(self._local, "last", None)
 
-# %% ../../nbs/serving/client.ipynb #61648db3
-@patch
-def _ask(self: Client, method: str, path: str, body: bytes = b"", headers=(), start: int = 0) -> Answer:
-    "An answer with status 200"
-    if self.client_id: headers = (*headers, ("x-client-id", self.client_id))
-    answer = self.replicas.ask(Request(method, path, body, tuple(headers)), self.timeout)
-    if answer.status != 200: raise refused(answer, start)
-    return answer
+    def _ask(self, method: str, path: str, body: bytes = b"", headers=(), start: int = 0) -> Answer:
+        "An answer with status 200"
+        if self.client_id: headers = (*headers, ("x-client-id", self.client_id))
+        answer = self.replicas.ask(Request(method, path, body, tuple(headers)), self.timeout)
+        if answer.status != 200: raise refused(answer, start)
+        return answer
 
-@patch
-def _place(self: Client, kind: str = "v2") -> str:
-    "Path of the model"
-    if not self.model:
-        served = sorted({m["name"] for m in json.loads(self._ask("POST", "/v2/repository/index", b"{}").body)})
-        if len(served) != 1: raise ParameterError(f"{self} serves {', '.join(served) or 'nothing'}; say which: Client(url, model=NAME).")
-        self.model = served[0]
-    name, _, version = self.model.partition("@")
-    return f"/{kind}/models/{quote(name, safe='')}" + (f"/versions/{quote(version, safe='')}" if version else "")
+    def _place(self, kind: str = "v2") -> str:
+        "Path of the model"
+        if not self.model:
+            served = sorted({m["name"] for m in json.loads(self._ask("POST", "/v2/repository/index", b"{}").body)})
+            if len(served) != 1: raise ParameterError(f"{self} serves {', '.join(served) or 'nothing'}; say which: Client(url, model=NAME).")
+            self.model = served[0]
+        name, _, version = self.model.partition("@")
+        return f"/{kind}/models/{quote(name, safe='')}" + (f"/versions/{quote(version, safe='')}" if version else "")
 
-@patch
-def ready(self: Client) -> bool:
-    "Whether the service answers and has loaded its models"
-    try: return self.replicas.ask(Request("GET", "/v2/health/ready"), self.timeout).status == 200
-    except WorkFailed: return False
+    def ready(self) -> bool:
+        "Whether the service answers and has loaded its models"
+        try: return self.replicas.ask(Request("GET", "/v2/health/ready"), self.timeout).status == 200
+        except WorkFailed: return False
 
-@patch
-def metadata(self: Client) -> dict:
-    "The versions of the model and the columns that it takes, as the server says them"
-    about, server = (json.loads(self._ask("GET", path).body) for path in (self._place(), "/v2"))
-    self._about = about | {"extensions": server.get("extensions", [])}
-    return self._about
+    def metadata(self) -> dict:
+        "The versions of the model and the columns that it takes, as the server says them"
+        about, server = (json.loads(self._ask("GET", path).body) for path in (self._place(), "/v2"))
+        self._about = about | {"extensions": server.get("extensions", [])}
+        return self._about
 
-# %% ../../nbs/serving/client.ipynb #9773eb01
-@patch
-def predict(self: Client,
-    rows,                  # Dataset or DataFrame, from which the columns of the model are taken; dict; list of dicts; (row, column) array
-    id: str | None = None, # of the prediction, for the log and for feedback; None: made
-) -> np.ndarray:           # (row,) float32: the probability of the positive class, or the prediction
-    "Score rows; very many are `score`'s. ContractViolation, ModelNotFound: the server refuses them; WorkFailed: it cannot answer in time"
-    about = (self._about or self.metadata()) if self.protocol == "v2" else {}
-    columns = columns_of(rows, {i["name"]: i["datatype"] for i in about.get("inputs", ())})
-    count, id = len(next(iter(columns.values()))), id or uuid4().hex
-    parts = [self._part({n: x[a:a + ROWS] for n, x in columns.items()}, a, id if count <= ROWS else f"{id}.{a // ROWS}") for a in range(0, max(count, 1), ROWS)]
-    ids = tuple(i for _, p in parts for i in p.ids)
-    self._local.last = Prediction(ids, *(getattr(parts[-1][1], n) for n in ("version", "replica", "seconds")))
-    return np.concatenate([scores for scores, _ in parts])
+    def predict(self,
+        rows,                  # Dataset or DataFrame, from which the columns of the model are taken; dict; list of dicts; (row, column) array
+        id: str | None = None, # of the prediction, for the log and for feedback; None: made
+    ) -> np.ndarray:           # (row,) float32: the probability of the positive class, or the prediction
+        "Score rows; very many are `score`'s. ContractViolation, ModelNotFound: the server refuses them; WorkFailed: it cannot answer in time"
+        about = (self._about or self.metadata()) if self.protocol == "v2" else {}
+        columns = columns_of(rows, {i["name"]: i["datatype"] for i in about.get("inputs", ())})
+        count, id = len(next(iter(columns.values()))), id or uuid4().hex
+        parts = [self._part({n: x[a:a + ROWS] for n, x in columns.items()}, a, id if count <= ROWS else f"{id}.{a // ROWS}") for a in range(0, max(count, 1), ROWS)]
+        ids = tuple(i for _, p in parts for i in p.ids)
+        self._local.last = Prediction(ids, *(getattr(parts[-1][1], n) for n in ("version", "replica", "seconds")))
+        return np.concatenate([scores for scores, _ in parts])
 
-@patch
-def _part(self: Client, columns: dict, start: int, id: str) -> tuple[np.ndarray, Prediction]:
-    "The scores of as many rows as a request holds"
-    headers = (("x-request-id", id),)
-    if self.protocol == "v1":
-        answer = self._ask("POST", self._place("v1") + ":predict", v1_request(columns), (*headers, ("content-type", "application/json")), start)
-        scores, head = np.ravel(np.asarray(json.loads(answer.body)["predictions"], np.float32)), {}
-    else:
-        body, more = infer_request(columns, BINARY in self._about["extensions"], id)
-        answer = self._ask("POST", self._place() + "/infer", body, (*headers, *more), start)
-        scores, head = infer_answer(answer)
-    version = answer.headers.get("x-model-version") or head.get("model_version", "")
-    return scores, Prediction((id,) if len(scores) == 1 else tuple(f"{id}:{i}" for i in range(len(scores))), version, answer.url, answer.seconds)
+    def _part(self, columns: dict, start: int, id: str) -> tuple[np.ndarray, Prediction]:
+        "The scores of as many rows as a request holds"
+        headers = (("x-request-id", id),)
+        if self.protocol == "v1":
+            answer = self._ask("POST", self._place("v1") + ":predict", v1_request(columns), (*headers, ("content-type", "application/json")), start)
+            scores, head = np.ravel(np.asarray(json.loads(answer.body)["predictions"], np.float32)), {}
+        else:
+            body, more = infer_request(columns, BINARY in self._about["extensions"], id)
+            answer = self._ask("POST", self._place() + "/infer", body, (*headers, *more), start)
+            scores, head = infer_answer(answer)
+        version = answer.headers.get("x-model-version") or head.get("model_version", "")
+        return scores, Prediction((id,) if len(scores) == 1 else tuple(f"{id}:{i}" for i in range(len(scores))), version, answer.url, answer.seconds)
 
-# %% ../../nbs/serving/client.ipynb #ea7bb982
-@patch
-def feedback(self: Client,
-    id,     # of a prediction, as in `last.ids`, or a list of ids
-    truth,  # what came true: true or false, or a number; a list for a list of ids
-) -> int:   # how many were taken
-    "Report what came true. What is reported again replaces what was reported before"
-    ids, truths = ([id], [truth]) if isinstance(id, str) else (list(id), np.asarray(truth).tolist())
-    if len(ids) != len(truths): raise ParameterError(f"There are {len(ids)} ids and {len(truths)} truths; accepted: as many each.")
-    records = [{"id": i, "truth": t.item() if isinstance(t, np.generic) else t} for i, t in zip(ids, truths, strict=True)]
-    return json.loads(self._ask("POST", "/feedback", json.dumps(records).encode(), (("content-type", "application/json"),)).body)["accepted"]
+    def feedback(self,
+        id,     # of a prediction, as in `last.ids`, or a list of ids
+        truth,  # what came true: true or false, or a number; a list for a list of ids
+    ) -> int:   # how many were taken
+        "Report what came true. What is reported again replaces what was reported before"
+        ids, truths = ([id], [truth]) if isinstance(id, str) else (list(id), np.asarray(truth).tolist())
+        if len(ids) != len(truths): raise ParameterError(f"There are {len(ids)} ids and {len(truths)} truths; accepted: as many each.")
+        records = [{"id": i, "truth": t.item() if isinstance(t, np.generic) else t} for i, t in zip(ids, truths, strict=True)]
+        return json.loads(self._ask("POST", "/feedback", json.dumps(records).encode(), (("content-type", "application/json"),)).body)["accepted"]

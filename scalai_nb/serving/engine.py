@@ -11,7 +11,6 @@ from collections import deque
 from time import perf_counter
 
 import numpy as np
-from fastcore.basics import patch
 
 from .admission import LOOP, Admission
 from .cost import Cost, Plan
@@ -79,21 +78,18 @@ class Queue:
             if not call.gone and call.deadline >= now: return call
             self.drop(queue.popleft(), "gone" if call.gone else "deadline")
 
-# %% ../../nbs/serving/engine.ipynb #abecf651
-@patch
-def blame(self: Queue, calls: list[Call]) -> list[Call]:
-    "Of a batch that failed, the call that is to blame; where there are several they become suspects, and it is not known yet"
-    if len(calls) == 1: return calls
-    self.suspects.extend(calls)
-    return []
+    def blame(self, calls: list[Call]) -> list[Call]:
+        "Of a batch that failed, the call that is to blame; where there are several they become suspects, and it is not known yet"
+        if len(calls) == 1: return calls
+        self.suspects.extend(calls)
+        return []
 
-@patch
-def whole(self: Queue, call: Call, scores: np.ndarray) -> np.ndarray | None:
-    "All scores of a call of which a slice was scored; None: its next slice waits"
-    call.parts.append(scores)
-    call.done += len(scores)
-    if call.done == call.size: return np.concatenate(call.parts)
-    self.large.append(call)
+    def whole(self, call: Call, scores: np.ndarray) -> np.ndarray | None:
+        "All scores of a call of which a slice was scored; None: its next slice waits"
+        call.parts.append(scores)
+        call.done += len(scores)
+        if call.done == call.size: return np.concatenate(call.parts)
+        self.large.append(call)
 
 # %% ../../nbs/serving/engine.ipynb #2c6222a6
 log = logging.getLogger(__name__)
@@ -135,12 +131,10 @@ class Endings:
         self.metrics.count("scalai_shed_total", reason)
         if not call.gone: self._fail(call, Refusal(504, "The deadline had passed before its turn came; allow more time or come again."))
 
-# %% ../../nbs/serving/engine.ipynb #438ccb2c
-@patch
-def _fail(self: Endings, call: Call, refusal: Refusal):
-    try: call.fail(refusal)
-    except Exception: log.exception("%s@%s: the call %r could not be told that it failed", *self.labels, call.id)
-    call.answer = call.fail = None
+    def _fail(self, call: Call, refusal: Refusal):
+        try: call.fail(refusal)
+        except Exception: log.exception("%s@%s: the call %r could not be told that it failed", *self.labels, call.id)
+        call.answer = call.fail = None
 
 # %% ../../nbs/serving/engine.ipynb #407485b7
 def score(
@@ -194,23 +188,20 @@ class Engine:
         self.busy, self.awake = False, perf_counter() + AWAKE
         if not self.looking: self.looking = True; self.loop.call_soon(self._look)
 
-# %% ../../nbs/serving/engine.ipynb #2dd3f267
-@patch
-def _look(self: Engine):
-    self.looking = not self.busy and perf_counter() < self.awake
-    if self.looking: self.loop.call_soon(self._look)
+    def _look(self):
+        self.looking = not self.busy and perf_counter() < self.awake
+        if self.looking: self.loop.call_soon(self._look)
 
-@patch
-def _scored(self: Engine, calls, rows, scores, seconds):
-    "Begin the next batch, in the thread at once, here when the loop has looked who else came; then end the calls of this one"
-    if failed := isinstance(scores, Exception): calls = self.queue.blame(calls)
-    else:
-        self.plan.learn(len(calls), len(rows), seconds)
-        if len(rows) < calls[0].size and (scores := self.queue.whole(calls[0], scores)) is None: calls = []
-    self.watch(seconds, len(calls), failed)
-    if not self.queue: self._rest()
-    elif self.plan.heavy: self._run()
-    else: self.loop.call_soon(self._run)
-    if failed:
-        for call in calls: self.endings.fail(call, scores, self.spare)
-    elif calls: self.endings.answer(calls, rows if len(calls) > 1 else calls[0].rows, scores, seconds)
+    def _scored(self, calls, rows, scores, seconds):
+        "Begin the next batch, in the thread at once, here when the loop has looked who else came; then end the calls of this one"
+        if failed := isinstance(scores, Exception): calls = self.queue.blame(calls)
+        else:
+            self.plan.learn(len(calls), len(rows), seconds)
+            if len(rows) < calls[0].size and (scores := self.queue.whole(calls[0], scores)) is None: calls = []
+        self.watch(seconds, len(calls), failed)
+        if not self.queue: self._rest()
+        elif self.plan.heavy: self._run()
+        else: self.loop.call_soon(self._run)
+        if failed:
+            for call in calls: self.endings.fail(call, scores, self.spare)
+        elif calls: self.endings.answer(calls, rows if len(calls) > 1 else calls[0].rows, scores, seconds)

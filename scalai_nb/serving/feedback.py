@@ -12,7 +12,6 @@ from time import monotonic
 from typing import NamedTuple
 
 import numpy as np
-from fastcore.basics import patch
 
 from ..data.sources import row_blocks
 from ..errors import DatasetNotFound
@@ -85,6 +84,24 @@ def _keep(memory: OrderedDict, key, value, most: int):
 class _Version(NamedTuple):
     name: str; version: str; output: str; threshold: float
 
+# %% ../../nbs/serving/feedback.ipynb #f78f6e4e
+def _of(rows):
+    "Id, version and score of each row of a Dataset of predictions"
+    a = rows.attrs
+    of = {v: _Version(a["name"], v, a["output"], a["threshold"]) for v in rows.version.attrs["categories"]}
+    return ((id, of[v], score) for id, v, score in zip(rows.id.values, versions(rows), rows.score.values.tolist(), strict=True))
+
+# %% ../../nbs/serving/feedback.ipynb #80275575
+def _found(lake, model: str, ids: set):
+    "Id, version and score of the predictions of a model with these ids, the newest first"
+    try: rows = lake.read(predictions(model), columns=["id", "version", "score"])
+    except DatasetNotFound: return
+    total, ids = rows.sizes["row"], set(ids)
+    for stop in range(total, max(0, total - REACH), -RECENT):
+        for found in _of(rows.isel(row=slice(max(0, stop - RECENT), stop)).compute()):
+            if found[0] in ids: yield found; ids.remove(found[0])
+        if not ids: return
+
 # %% ../../nbs/serving/feedback.ipynb #54a79206
 class Running:
     "Measures of each version over its latest predictions whose truth is known, as gauges"
@@ -122,57 +139,35 @@ class Running:
         self.changed.add(version)
         for model in self.models: self.waiting.pop((model, id), None)  # feedback that names no model waits for each
 
-# %% ../../nbs/serving/feedback.ipynb #f78f6e4e
-def _of(rows):
-    "Id, version and score of each row of a Dataset of predictions"
-    a = rows.attrs
-    of = {v: _Version(a["name"], v, a["output"], a["threshold"]) for v in rows.version.attrs["categories"]}
-    return ((id, of[v], score) for id, v, score in zip(rows.id.values, versions(rows), rows.score.values.tolist(), strict=True))
+    def _remember(self, model: str):
+        "What the lake has of the last predictions of a model"
+        self.models.add(model)
+        last = lambda name, columns: self.lake.read(name, columns=columns).isel(row=slice(-RECENT, None)).compute()
+        try:
+            rows = last(predictions(model), ["id", "version", "score"])
+            truth = _truth(last(feedback(model), ["id", "truth", "received"])).to_dict()
+        except DatasetNotFound: return
+        for id, version, score in _of(rows):
+            _keep(self.recent, (model, id), (version, score), RECENT)
+            if id in truth: _keep(self.known.setdefault(version, OrderedDict()), id, (score, truth[id]), WINDOW)
+        self.changed |= set(self.known)
 
-@patch
-def _remember(self: Running, model: str):
-    "What the lake has of the last predictions of a model"
-    self.models.add(model)
-    last = lambda name, columns: self.lake.read(name, columns=columns).isel(row=slice(-RECENT, None)).compute()
-    try:
-        rows = last(predictions(model), ["id", "version", "score"])
-        truth = _truth(last(feedback(model), ["id", "truth", "received"])).to_dict()
-    except DatasetNotFound: return
-    for id, version, score in _of(rows):
-        _keep(self.recent, (model, id), (version, score), RECENT)
-        if id in truth: _keep(self.known.setdefault(version, OrderedDict()), id, (score, truth[id]), WINDOW)
-    self.changed |= set(self.known)
+    def seek(self):
+        "Look in the lake for the predictions of truths that wait for long"
+        late = [*takewhile(lambda key: self.waiting[key][1] <= monotonic() - LATE, self.waiting)]
+        for model in {model for model, _ in late}:
+            for id, version, score in _found(self.lake, model, {id for m, id in late if m == model}):
+                if waits := self.waiting.pop((model, id), None): self._match(id, version, score, waits[0])
+        unknown = {id for model, id in late if self.waiting.pop((model, id), None)}
+        self.metrics.count("scalai_feedback_total", "unknown", n=len(unknown))
 
-# %% ../../nbs/serving/feedback.ipynb #80275575
-@patch
-def seek(self: Running):
-    "Look in the lake for the predictions of truths that wait for long"
-    late = [*takewhile(lambda key: self.waiting[key][1] <= monotonic() - LATE, self.waiting)]
-    for model in {model for model, _ in late}:
-        for id, version, score in _found(self.lake, model, {id for m, id in late if m == model}):
-            if waits := self.waiting.pop((model, id), None): self._match(id, version, score, waits[0])
-    unknown = {id for model, id in late if self.waiting.pop((model, id), None)}
-    self.metrics.count("scalai_feedback_total", "unknown", n=len(unknown))
-
-def _found(lake, model: str, ids: set):
-    "Id, version and score of the predictions of a model with these ids, the newest first"
-    try: rows = lake.read(predictions(model), columns=["id", "version", "score"])
-    except DatasetNotFound: return
-    total, ids = rows.sizes["row"], set(ids)
-    for stop in range(total, max(0, total - REACH), -RECENT):
-        for found in _of(rows.isel(row=slice(max(0, stop - RECENT), stop)).compute()):
-            if found[0] in ids: yield found; ids.remove(found[0])
-        if not ids: return
-
-# %% ../../nbs/serving/feedback.ipynb #2a2b8322
-@patch
-def export(self: Running):
-    "Set the gauges of what has changed"
-    for version in self.changed:
-        score, truth = np.array([*self.known[version].values()]).T
-        if version.output == "probability":  # a client may have sent anything
-            yes_or_no = (truth == 0) | (truth == 1)
-            score, truth = score[yes_or_no], truth[yes_or_no]
-        for name, value in measures(truth, score, version.output, version.threshold).items():
-            if f"scalai_feedback_{name}" in METRICS: self.metrics.gauge(f"scalai_feedback_{name}", version.name, version.version, value=float(value))
-    self.changed.clear()
+    def export(self):
+        "Set the gauges of what has changed"
+        for version in self.changed:
+            score, truth = np.array([*self.known[version].values()]).T
+            if version.output == "probability":  # a client may have sent anything
+                yes_or_no = (truth == 0) | (truth == 1)
+                score, truth = score[yes_or_no], truth[yes_or_no]
+            for name, value in measures(truth, score, version.output, version.threshold).items():
+                if f"scalai_feedback_{name}" in METRICS: self.metrics.gauge(f"scalai_feedback_{name}", version.name, version.version, value=float(value))
+        self.changed.clear()

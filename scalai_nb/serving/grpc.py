@@ -15,7 +15,6 @@ from struct import Struct
 from time import perf_counter
 from urllib.parse import quote
 
-from fastcore.basics import patch
 
 from .headers import literal
 from .messages import messages
@@ -208,27 +207,22 @@ class Conversation:
         for turn in self.turns:
             if turn.call: turn.call.gone = value
 
-# %% ../../nbs/serving/grpc.ipynb #d5136738
-@patch
-def _ask(self: Conversation, request):
-    turn = Turn()
-    self.turns.append(turn)
-    def answer(message): self._say(turn, infer_response=message)
-    def fail(e): self._say(turn, error_message=str(e), infer_response={"model_name": request.model_name, "id": request.id})
-    try: turn.call = infer(self.app, self.stream, request, perf_counter(), answer, fail)
-    except Refusal as e: fail(e)
+    def _ask(self, request):
+        turn = Turn()
+        self.turns.append(turn)
+        def answer(message): self._say(turn, infer_response=message)
+        def fail(e): self._say(turn, error_message=str(e), infer_response={"model_name": request.model_name, "id": request.id})
+        try: turn.call = infer(self.app, self.stream, request, perf_counter(), answer, fail)
+        except Refusal as e: fail(e)
 
-@patch
-def _say(self: Conversation, turn: Turn, **fields):
-    turn.answer = framed(messages().ModelStreamInferResponse(**fields).SerializeToString())
-    self._flush()
+    def _say(self, turn: Turn, **fields):
+        turn.answer = framed(messages().ModelStreamInferResponse(**fields).SerializeToString())
+        self._flush()
 
-@patch
-def _flush(self: Conversation):
-    while self.turns and self.turns[0].answer: self.stream.send(self.turns.popleft().answer)
-    if self.end and not self.turns: self.stream.close(self.end)
+    def _flush(self):
+        while self.turns and self.turns[0].answer: self.stream.send(self.turns.popleft().answer)
+        if self.end and not self.turns: self.stream.close(self.end)
 
-@patch
-def _close(self: Conversation, end: bytes):
-    self.end = end
-    self._flush()
+    def _close(self, end: bytes):
+        self.end = end
+        self._flush()

@@ -20,7 +20,6 @@ from struct import Struct
 from time import perf_counter
 
 from hpack import HPACKError
-from fastcore.basics import patch
 
 from .grpc import Grpc
 from .headers import MOST, Blocks, Head, literal
@@ -143,14 +142,12 @@ class Stream(Answering):
         self.connection.write(frame(WINDOW_UPDATE, 0, self.id, _NUMBER.pack(WINDOW - self.credit)))
         self.credit = WINDOW
 
-# %% ../../nbs/serving/http2.ipynb #1f9d66c9
-@patch
-def reply(self: Stream, status: int, body: bytes, kind: bytes = b"application/json", headers: bytes = b""):
-    "Answer as http.Exchange does"
-    more = (tuple(line.split(b": ", 1)) for line in headers.splitlines())
-    self.open(literal((b":status", b"%d" % status), (b"content-type", kind), (b"content-length", b"%d" % len(body)), *more))
-    self.send(b"" if self.method == b"HEAD" else body)
-    self.close()
+    def reply(self, status: int, body: bytes, kind: bytes = b"application/json", headers: bytes = b""):
+        "Answer as http.Exchange does"
+        more = (tuple(line.split(b": ", 1)) for line in headers.splitlines())
+        self.open(literal((b":status", b"%d" % status), (b"content-type", kind), (b"content-length", b"%d" % len(body)), *more))
+        self.send(b"" if self.method == b"HEAD" else body)
+        self.close()
 
 # %% ../../nbs/serving/http2.ipynb #137fa20b
 class Plain:
@@ -208,41 +205,34 @@ class Link(asyncio.Protocol):
         self.restless += 1
         if self.restless > RESTLESS[0]: raise Broken(ENHANCE_YOUR_CALM)
 
-# %% ../../nbs/serving/http2.ipynb #6495eb6d
-@patch
-def flush(self: Link):
-    "Send what waited"
-    waiting, self.waiting = self.waiting, set()
-    for stream in waiting:
-        if not stream.closed: stream.flush()
-        if not stream.closed: stream.refill()
+    def flush(self):
+        "Send what waited"
+        waiting, self.waiting = self.waiting, set()
+        for stream in waiting:
+            if not stream.closed: stream.flush()
+            if not stream.closed: stream.refill()
 
-@patch
-def finish(self: Link):
-    "Answer what has been asked, and take no more"
-    if not self.leaving: self.write(frame(GOAWAY, 0, 0, _NUMBER.pack(self.newest) + _NUMBER.pack(NO_ERROR)))
-    self.leaving = True
-    for stream in tuple(self.streams.values()):
-        if stream.early: stream.service.finish()
-    if not self.streams: self.transport.close()
+    def finish(self):
+        "Answer what has been asked, and take no more"
+        if not self.leaving: self.write(frame(GOAWAY, 0, 0, _NUMBER.pack(self.newest) + _NUMBER.pack(NO_ERROR)))
+        self.leaving = True
+        for stream in tuple(self.streams.values()):
+            if stream.early: stream.service.finish()
+        if not self.streams: self.transport.close()
 
-@patch
-def pause_writing(self: Link): self.paused, self.now = True, perf_counter(); self.transport.pause_reading()
+    def pause_writing(self): self.paused, self.now = True, perf_counter(); self.transport.pause_reading()
 
-@patch
-def resume_writing(self: Link): self.paused = False; self.transport.resume_reading(); self.flush()
+    def resume_writing(self): self.paused = False; self.transport.resume_reading(); self.flush()
 
-@patch
-def eof_received(self: Link):
-    for stream in tuple(self.streams.values()):
-        if not stream.whole: self.abandon(stream)
-    self.finish()
-    return bool(self.streams)  # whether to stay open: what was asked is still answered
+    def eof_received(self):
+        for stream in tuple(self.streams.values()):
+            if not stream.whole: self.abandon(stream)
+        self.finish()
+        return bool(self.streams)  # whether to stay open: what was asked is still answered
 
-@patch
-def connection_lost(self: Link, exc):
-    for stream in tuple(self.streams.values()): self.abandon(stream)
-    self.server.closed(self)
+    def connection_lost(self, exc):
+        for stream in tuple(self.streams.values()): self.abandon(stream)
+        self.server.closed(self)
 
 # %% ../../nbs/serving/http2.ipynb #f3cf73d2
 class Http2(Link):
@@ -285,22 +275,19 @@ class Http2(Link):
             if e.stream in self.streams: self.abandon(self.streams[e.stream])
             self.bother()
 
-# %% ../../nbs/serving/http2.ipynb #104647a7
-@patch
-def _fail(self: Http2, e: Broken):
-    self.write(frame(GOAWAY, 0, 0, _NUMBER.pack(self.newest) + _NUMBER.pack(e.code)))
-    self.transport.close()
+    def _fail(self, e: Broken):
+        self.write(frame(GOAWAY, 0, 0, _NUMBER.pack(self.newest) + _NUMBER.pack(e.code)))
+        self.transport.close()
 
-@patch
-def expire(self: Http2, now: float):
-    "Once a second: end what takes too long"
-    limits, quiet = self.server.limits, now - self.now
-    stuck, started = self.paused or self.waiting or self.transport.is_closing(), self.buffer or self.expected is not None
-    if (stuck and quiet > limits.stuck) or (started and quiet > limits.head_time): return self.transport.abort()
-    if quiet > limits.idle and not self.streams: return self.finish()
-    for stream in tuple(self.streams.values()):
-        if stream.whole or stream.early or now < stream.received + limits.body_time + len(stream.body) / limits.rate: continue
-        stream.refuse(Refusal(408, "The rest of the request did not come in time."))
+    def expire(self, now: float):
+        "Once a second: end what takes too long"
+        limits, quiet = self.server.limits, now - self.now
+        stuck, started = self.paused or self.waiting or self.transport.is_closing(), self.buffer or self.expected is not None
+        if (stuck and quiet > limits.stuck) or (started and quiet > limits.head_time): return self.transport.abort()
+        if quiet > limits.idle and not self.streams: return self.finish()
+        for stream in tuple(self.streams.values()):
+            if stream.whole or stream.early or now < stream.received + limits.body_time + len(stream.body) / limits.rate: continue
+            stream.refuse(Refusal(408, "The rest of the request did not come in time."))
 
 # %% ../../nbs/serving/http2.ipynb #597fe56f
 def on_headers(c: Http2, flags: int, id: int, payload: bytes):

@@ -17,7 +17,6 @@ from pathlib import Path
 from time import time
 from weakref import WeakSet
 
-from fastcore.basics import patch
 
 from ..errors import unknown
 from ..files import replacing
@@ -140,13 +139,11 @@ class Roles:
 
     def note(self, name: str, version: str) -> Path: return self.notes / f"{name}-{version}.json"
 
-# %% ../../nbs/serving/models.ipynb #00870456
-@patch
-def write_note(self: Roles, name: str, version: str, reason: str):
-    try:
-        self.notes.mkdir(parents=True, exist_ok=True)
-        with replacing(self.note(name, version)) as file: file.write(json.dumps({"model": name, "version": version, "reason": reason, "time": time()}).encode())
-    except OSError: log.exception("%s@%s is out in this worker only: no note of it could be written", name, version)
+    def write_note(self, name: str, version: str, reason: str):
+        try:
+            self.notes.mkdir(parents=True, exist_ok=True)
+            with replacing(self.note(name, version)) as file: file.write(json.dumps({"model": name, "version": version, "reason": reason, "time": time()}).encode())
+        except OSError: log.exception("%s@%s is out in this worker only: no note of it could be written", name, version)
 
 # %% ../../nbs/serving/models.ipynb #775dfea7
 class Served:
@@ -224,22 +221,19 @@ class Models(Served):
         former = self.routes.get(name)
         return self.roles.route(name, wanted, {v: self.loaded[name, v] for v in wanted["versions"] if (name, v) in self.loaded}, former and former.primary)
 
-# %% ../../nbs/serving/models.ipynb #2e35cdba
-@patch
-def _tell(self: Models):
-    gauges = self.metrics.gauges
-    for key in [k for k in gauges if k[0] == "scalai_model_info"]: del gauges[key]
-    for (name, version) in self.loaded: self.metrics.gauge("scalai_model_info", name, version, ",".join(self.wanted[name]["versions"][version].get("aliases", ())), value=1)
+    def _tell(self):
+        gauges = self.metrics.gauges
+        for key in [k for k in gauges if k[0] == "scalai_model_info"]: del gauges[key]
+        for (name, version) in self.loaded: self.metrics.gauge("scalai_model_info", name, version, ",".join(self.wanted[name]["versions"][version].get("aliases", ())), value=1)
 
-@patch
-def _take_out(self: Models, name: str, canary: Canary, reason: str):
-    "Send no more to a canary, and let the keeper and the other workers know"
-    route, version = self.routes.get(name), canary.serving.scorer.version
-    if not route or route.canary is not canary: return
-    self.routes[name] = replace(route, canary=None)
-    self.metrics.count("scalai_rollback_total", name, version, reason)
-    log.error("%s@%s is a canary no more: %s", name, version, reason)
-    if self.roles.notes: self.loop.run_in_executor(None, self.roles.write_note, name, version, reason)
+    def _take_out(self, name: str, canary: Canary, reason: str):
+        "Send no more to a canary, and let the keeper and the other workers know"
+        route, version = self.routes.get(name), canary.serving.scorer.version
+        if not route or route.canary is not canary: return
+        self.routes[name] = replace(route, canary=None)
+        self.metrics.count("scalai_rollback_total", name, version, reason)
+        log.error("%s@%s is a canary no more: %s", name, version, reason)
+        if self.roles.notes: self.loop.run_in_executor(None, self.roles.write_note, name, version, reason)
 
 # %% ../../nbs/serving/models.ipynb #c42fa8d5
 def status(m: Models) -> list[dict]:  # name, version, aliases, role, state (READY, LOADING, UNAVAILABLE, DRAINING) and reason

@@ -11,7 +11,6 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fastcore.basics import patch
 
 from ..errors import ParameterError
 from ..files import replacing
@@ -51,19 +50,17 @@ class Options:
         found = json.loads((folder / "options.json").read_text())
         return cls(**{**found, "names": tuple(found["names"])})
 
-# %% ../../nbs/serving/options.ipynb #f4cd33b8
-@patch(as_prop=True)
-def asked(self: Options) -> dict[str, list[str]]:
-    "The aliases and numbers that were asked for, by model"
-    asked = {}
-    for word in self.names:
-        name, _, ref = word.partition("@")
-        asked.setdefault(name, []).append(ref or "champion")
-    return asked
+    @property
+    def asked(self) -> dict[str, list[str]]:
+        "The aliases and numbers that were asked for, by model"
+        asked = {}
+        for word in self.names:
+            name, _, ref = word.partition("@")
+            asked.setdefault(name, []).append(ref or "champion")
+        return asked
 
-@patch
-def write(self: Options, folder: Path):
-    with replacing(folder / "options.json") as file: file.write(json.dumps(asdict(self)).encode())
+    def write(self, folder: Path):
+        with replacing(folder / "options.json") as file: file.write(json.dumps(asdict(self)).encode())
 
 # %% ../../nbs/serving/options.ipynb #a1e76ba0
 def cores() -> int: "That this process may use"; return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

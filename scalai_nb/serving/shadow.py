@@ -10,7 +10,6 @@ import logging
 from collections import deque
 
 import numpy as np
-from fastcore.basics import patch
 
 from .admission import Admission
 from .metrics import Metrics
@@ -58,10 +57,8 @@ class Shadow:
             log.warning("%s@%s: the shadow failed; nobody was waiting for it", *self.labels, exc_info=True)
         self._next()
 
-# %% ../../nbs/serving/shadow.ipynb #ad8fc1e2
-@patch
-def _compare(self: Shadow, calls, scores, other):
-    for difference in np.abs(scores - other).tolist(): self.metrics.observe("scalai_shadow_difference", *self.labels, value=difference)
-    if self.scorer.card.get("output") == "probability":
-        self.metrics.count("scalai_shadow_flips_total", *self.labels, n=int(((scores >= 0.5) != (other >= 0.5)).sum()))
-    self.on_shadow(self.scorer, calls, other)
+    def _compare(self, calls, scores, other):
+        for difference in np.abs(scores - other).tolist(): self.metrics.observe("scalai_shadow_difference", *self.labels, value=difference)
+        if self.scorer.card.get("output") == "probability":
+            self.metrics.count("scalai_shadow_flips_total", *self.labels, n=int(((scores >= 0.5) != (other >= 0.5)).sum()))
+        self.on_shadow(self.scorer, calls, other)

@@ -16,7 +16,6 @@ from contextlib import suppress
 from ctypes import CDLL
 from pathlib import Path
 
-from fastcore.basics import patch
 
 from ..errors import WorkFailed
 from .accepting import Accepting, Board
@@ -69,45 +68,40 @@ class Worker:
             self.called.clear()
             await self.follow()
 
-# %% ../../nbs/serving/worker.ipynb #df1bc84b
-@patch
-async def follow(self: Worker):
-    "Serve what the routes say, if they have changed"
-    path = self.folder / "routes.json"
-    try:
-        found = path.stat()
-        if (at := (found.st_mtime_ns, found.st_ino)) == self.followed: return
-        routes = json.loads(path.read_text())
-    except OSError: return
-    self.followed = at
-    await self.models.apply(routes)
-    tidy()
+    async def follow(self):
+        "Serve what the routes say, if they have changed"
+        path = self.folder / "routes.json"
+        try:
+            found = path.stat()
+            if (at := (found.st_mtime_ns, found.st_ino)) == self.followed: return
+            routes = json.loads(path.read_text())
+        except OSError: return
+        self.followed = at
+        await self.models.apply(routes)
+        tidy()
 
-@patch
-def forget(self: Worker):
-    "Follow the routes anew, now"
-    self.followed = None
-    self.called.set()
+    def forget(self):
+        "Follow the routes anew, now"
+        self.followed = None
+        self.called.set()
 
-@patch
-def tell(self: Worker):
-    "Leave the counters for the other processes, if they have changed"
-    self.metrics.gauge("scalai_connections", value=len(self.server.connections))
-    now = sum(self.metrics.counters.values()), dict(self.metrics.gauges)
-    if now != self.told and save(self.metrics, self.copy): self.told = now
+    def tell(self):
+        "Leave the counters for the other processes, if they have changed"
+        self.metrics.gauge("scalai_connections", value=len(self.server.connections))
+        now = sum(self.metrics.counters.values()), dict(self.metrics.gauges)
+        if now != self.told and save(self.metrics, self.copy): self.told = now
 
-@patch
-async def end(self: Worker, seconds: float):
-    "Take nothing new, answer what is open, and leave everything on the disk"
-    self.models.ready = False
-    self.board.clear(self.slot)
-    self.accepting.stop()
-    await asyncio.gather(*self.accepting.opening, return_exceptions=True)
-    await self.server.drain(seconds)
-    self.journal.close()
-    if self.tracing: self.tracing.close()
-    self.metrics.gauges.clear()
-    save(self.metrics, self.copy)
+    async def end(self, seconds: float):
+        "Take nothing new, answer what is open, and leave everything on the disk"
+        self.models.ready = False
+        self.board.clear(self.slot)
+        self.accepting.stop()
+        await asyncio.gather(*self.accepting.opening, return_exceptions=True)
+        await self.server.drain(seconds)
+        self.journal.close()
+        if self.tracing: self.tracing.close()
+        self.metrics.gauges.clear()
+        save(self.metrics, self.copy)
 
 # %% ../../nbs/serving/worker.ipynb #ea6712a8
 def work(
