@@ -24,87 +24,230 @@ from .environment import environment
 from .errors import ParameterError, ScalaiError
 
 # %% ../nbs/cli.ipynb #34c443ca
-app = typer.Typer(help="Make the folder of notebooks the system.", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
-runs_app = typer.Typer(help="The runs, newest first, and telling the trackers of them.", invoke_without_command=True)
+app = typer.Typer(
+    help="Make the folder of notebooks the system.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+runs_app = typer.Typer(
+    help="The runs, newest first, and telling the trackers of them.", invoke_without_command=True
+)
 lake_app = typer.Typer(help="The versioned datasets.", no_args_is_help=True)
 kernel_app = typer.Typer(help="Jupyter kernels, one for each environment.", no_args_is_help=True)
-for name, sub in (("runs", runs_app), ("lake", lake_app), ("models", models_app), ("kernel", kernel_app), ("bench", bench_app)): app.add_typer(sub, name=name)
-for command in (serve, export): app.command()(command)
+for name, sub in (
+    ("runs", runs_app),
+    ("lake", lake_app),
+    ("models", models_app),
+    ("kernel", kernel_app),
+    ("bench", bench_app),
+):
+    app.add_typer(sub, name=name)
+for command in (serve, export):
+    app.command()(command)
 
 # %% ../nbs/cli.ipynb #08403d05
-Parameters = Annotated[list[str] | None, typer.Option("--parameter", "-p", metavar="STEP.NAME=VALUE", help="Set a parameter of a step; may be repeated.")]
-Pipeline = Annotated[str, typer.Argument(help="Name of a pipeline, or path of a folder of notebooks or of one notebook.")]
-Sweep = Annotated[list[str] | None, typer.Option("--sweep", metavar="STEP.NAME=VALUE,VALUE", help="Try each of these values, in a run of its own; may be repeated: all combinations.")]
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--parameter",
+        "-p",
+        metavar="STEP.NAME=VALUE",
+        help="Set a parameter of a step; may be repeated.",
+    ),
+]
+Pipeline = Annotated[
+    str,
+    typer.Argument(help="Name of a pipeline, or path of a folder of notebooks or of one notebook."),
+]
+Sweep = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sweep",
+        metavar="STEP.NAME=VALUE,VALUE",
+        help="Try each of these values, in a run of its own; may be repeated: all combinations.",
+    ),
+]
 RunId = Annotated[str, typer.Argument(help="A run, a unique part of its name, or latest.")]
 
+
 @app.command()
-def run(pipeline: Pipeline, parameter: Parameters = None, env: Env = None,
-        jobs: Annotated[int | None, typer.Option(help="Steps at once; of a sweep, combinations.", show_default="from settings.ini")] = None,
-        force: Annotated[bool, typer.Option("--force", help="Execute every step, cached or not.")] = False,
-        from_step: Annotated[str | None, typer.Option("--from", metavar="STEP", help="Execute this step and all that depend on it.")] = None,
-        dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and change nothing.")] = False,
-        queue: Annotated[bool, typer.Option("--queue", help="Wait for another run of the pipeline to end.")] = False,
-        sweep: Sweep = None,
-        until: Annotated[str | None, typer.Option("--until", metavar="STEP", help="Of a sweep: the last step that each combination runs.", show_default="the first from the swept one on that writes a model")] = None,
-        by: Annotated[str | None, typer.Option("--by", metavar="METRIC", help="Of a sweep: the metric that decides; -METRIC where less is better.", show_default="the first goal")] = None,
-        fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Of a sweep: begin nothing more when a combination has failed.")] = False,
-        plain: Annotated[bool | None, typer.Option("--plain/--live", help="Plain lines, or a live table.", show_default="live in a terminal")] = None,
-        json: Json = False):
+def run(
+    pipeline: Pipeline,
+    parameter: Parameters = None,
+    env: Env = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps at once; of a sweep, combinations.", show_default="from settings.ini"
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Execute every step, cached or not.")
+    ] = False,
+    from_step: Annotated[
+        str | None,
+        typer.Option("--from", metavar="STEP", help="Execute this step and all that depend on it."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan and change nothing.")
+    ] = False,
+    queue: Annotated[
+        bool, typer.Option("--queue", help="Wait for another run of the pipeline to end.")
+    ] = False,
+    sweep: Sweep = None,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            "--until",
+            metavar="STEP",
+            help="Of a sweep: the last step that each combination runs.",
+            show_default="the first from the swept one on that writes a model",
+        ),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            "--by",
+            metavar="METRIC",
+            help="Of a sweep: the metric that decides; -METRIC where less is better.",
+            show_default="the first goal",
+        ),
+    ] = None,
+    fail_fast: Annotated[
+        bool,
+        typer.Option(
+            "--fail-fast", help="Of a sweep: begin nothing more when a combination has failed."
+        ),
+    ] = False,
+    plain: Annotated[
+        bool | None,
+        typer.Option(
+            "--plain/--live",
+            help="Plain lines, or a live table.",
+            show_default="live in a terminal",
+        ),
+    ] = None,
+    json: Json = False,
+):
     "Run a pipeline: what is cached is taken from there."
     from scalai_nb.pipeline.step import parse_assignments
+
     parameters = parse_assignments(parameter or [])
-    if sweep: return _sweep(pipeline, sweep, parameters, environment(env), {"until": until, "by": by, "fail_fast": fail_fast, "force": force, "jobs": jobs or 1}, {"--from": from_step, "--queue": queue}, dry_run, json)
+    if sweep:
+        return _sweep(
+            pipeline,
+            sweep,
+            parameters,
+            environment(env),
+            {"until": until, "by": by, "fail_fast": fail_fast, "force": force, "jobs": jobs or 1},
+            {"--from": from_step, "--queue": queue},
+            dry_run,
+            json,
+        )
     for word, given in (("--until", until), ("--by", by), ("--fail-fast", fail_fast)):
-        if given: raise ParameterError(f"{word} goes with --sweep; add one, say --sweep train.depth=4,6,8, or leave it out.")
-    if dry_run: return _plan(pipeline, parameters, env, force, from_step, json)
+        if given:
+            raise ParameterError(
+                f"{word} goes with --sweep; add one, say --sweep train.depth=4,6,8, or leave it out."
+            )
+    if dry_run:
+        return _plan(pipeline, parameters, env, force, from_step, json)
     from scalai_nb.pipeline.progress import display
     from scalai_nb.pipeline.runner import run as run_pipeline
-    done = run_pipeline(pipeline, environment(env), parameters, display(plain, stderr=json), jobs=jobs, force=force, from_step=from_step, queue=queue)
+
+    done = run_pipeline(
+        pipeline,
+        environment(env),
+        parameters,
+        display(plain, stderr=json),
+        jobs=jobs,
+        force=force,
+        from_step=from_step,
+        queue=queue,
+    )
     from scalai_nb.pipeline.progress import summary
+
     out(done, json, summary)
-    if not json: _look(done, environment(env))
+    if not json:
+        _look(done, environment(env))
     raise typer.Exit(0 if done.status == "completed" else 1)
 
 # %% ../nbs/cli.ipynb #571f2867
 def _look(run, env) -> None:
     "What to look at after a run, and what to do"
     from scalai_nb.models.registry import Registry
+
     registry, written = Registry(env), {name for s in run.steps for name, _ in s.written}
-    try: found = [v for name in sorted(written & set(registry.names())) for v in registry.versions(name)]
-    except Exception: found = []  # a registry that is down does not fail a run that is done
+    try:
+        found = [
+            v for name in sorted(written & set(registry.names())) for v in registry.versions(name)
+        ]
+    except Exception:
+        found = []  # a registry that is down does not fail a run that is done
     champions = [v for v in found if "champion" in v.aliases]
-    for v in champions: print(f"model    {v.name} version {v.version} is the champion: {metrics_of(v)}")
-    if (run.folder / "report.html").exists(): print(f"look at  {run.folder}/report.html")
-    if run.status != "completed": return print(f"resume   scalai run {run.pipeline}    takes up after the last good step")
+    for v in champions:
+        print(f"model    {v.name} version {v.version} is the champion: {metrics_of(v)}")
+    if (run.folder / "report.html").exists():
+        print(f"look at  {run.folder}/report.html")
+    if run.status != "completed":
+        return print(f"resume   scalai run {run.pipeline}    takes up after the last good step")
     print("and at   scalai dash    the dashboard, in a browser")
-    for v in champions[:1]: print(f"ask it   scalai serve {v.name}    its predictions over HTTP and gRPC")
+    for v in champions[:1]:
+        print(f"ask it   scalai serve {v.name}    its predictions over HTTP and gRPC")
 
 # %% ../nbs/cli.ipynb #20c33265
 def _sweep(pipeline, words, parameters, env, options, alien, dry_run, as_json) -> None:
     "Run a pipeline with every combination of the values, and print the best first"
     from scalai_nb.pipeline.sweep import combine, draw, parse_grid, show, sweep
+
     for word, given in alien.items():
-        if given: raise ParameterError(f"{word} does not go with --sweep; leave it out.")
+        if given:
+            raise ParameterError(f"{word} does not go with --sweep; leave it out.")
     grid = parse_grid(words)
     if dry_run:
         whole, found = combine(pipeline, env, grid, parameters, options["until"])
-        return out([{"values": c.values, "steps": [s.name for s in c.pipeline.steps]} for c in found], True, None) if as_json else console().print(draw(whole, found, env))
-    done = sweep(pipeline, grid, env, parameters, console=Console(highlight=False, soft_wrap=True, stderr=as_json), **options)
+        return (
+            out(
+                [{"values": c.values, "steps": [s.name for s in c.pipeline.steps]} for c in found],
+                True,
+                None,
+            )
+            if as_json
+            else console().print(draw(whole, found, env))
+        )
+    done = sweep(
+        pipeline,
+        grid,
+        env,
+        parameters,
+        console=Console(highlight=False, soft_wrap=True, stderr=as_json),
+        **options,
+    )
     out(done, as_json, show)
     raise typer.Exit(1 if done.failed else 0)
 
 # %% ../nbs/cli.ipynb #d11dc155
 @app.command()
-def plan(pipeline: Pipeline, parameter: Parameters = None, env: Env = None,
-         force: Annotated[bool, typer.Option("--force", help="As if every step were executed.")] = False,
-         from_step: Annotated[str | None, typer.Option("--from", metavar="STEP", help="As if run from this step.")] = None, json: Json = False):
+def plan(
+    pipeline: Pipeline,
+    parameter: Parameters = None,
+    env: Env = None,
+    force: Annotated[bool, typer.Option("--force", help="As if every step were executed.")] = False,
+    from_step: Annotated[
+        str | None, typer.Option("--from", metavar="STEP", help="As if run from this step.")
+    ] = None,
+    json: Json = False,
+):
     "Show the graph of a pipeline: what is cached, what is stale and why."
     from scalai_nb.pipeline.step import parse_assignments
+
     _plan(pipeline, parse_assignments(parameter or []), env, force, from_step, json)
+
 
 def _plan(pipeline, parameters, env, force, from_step, as_json) -> None:
     "Print the plan"
     from scalai_nb.pipeline.plan import Pipeline, Plan
+
     env = environment(env)
     loaded = Pipeline.load(pipeline, env, parameters)
     loaded.validate(env)
@@ -113,144 +256,295 @@ def _plan(pipeline, parameters, env, force, from_step, as_json) -> None:
 
 # %% ../nbs/cli.ipynb #2c697100
 @runs_app.callback()
-def runs(context: typer.Context, env: Env = None, limit: Annotated[int, typer.Option("--limit", "-n", help="How many.")] = 20, json: Json = False):
+def runs(
+    context: typer.Context,
+    env: Env = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", help="How many.")] = 20,
+    json: Json = False,
+):
     "List the runs, newest first."
-    if context.invoked_subcommand: return
+    if context.invoked_subcommand:
+        return
     from scalai_nb.pipeline.progress import duration, status
     from scalai_nb.pipeline.run import all_runs
-    out(all_runs(environment(env), limit), json, lambda found: tabulate(
-        ((r.id, status(r.status), when(r.started), duration(r.seconds), f"{sum(s.status in ('completed', 'cached') for s in r.steps)}/{len(r.steps)}", r.env) for r in found),
-        "run", "status", "started", "time>", "steps>", "environment") if found else "No runs yet; start one with: scalai run flights")
+
+    out(
+        all_runs(environment(env), limit),
+        json,
+        lambda found: (
+            tabulate(
+                (
+                    (
+                        r.id,
+                        status(r.status),
+                        when(r.started),
+                        duration(r.seconds),
+                        f"{sum(s.status in ('completed', 'cached') for s in r.steps)}/{len(r.steps)}",
+                        r.env,
+                    )
+                    for r in found
+                ),
+                "run",
+                "status",
+                "started",
+                "time>",
+                "steps>",
+                "environment",
+            )
+            if found
+            else "No runs yet; start one with: scalai run flights"
+        ),
+    )
+
 
 @runs_app.command("send")
 def runs_send(env: Env = None):
     "Send the trackers what they have not been told yet."
     from scalai_nb.errors import WorkFailed
     from scalai_nb.pipeline.tracker import catch_up
+
     done = catch_up(environment(env))
     console().print(f"{done.sent} record{'s' * (done.sent != 1)} sent")
-    if str(done): raise WorkFailed(str(done))
+    if str(done):
+        raise WorkFailed(str(done))
+
 
 @app.command()
-def show(run: RunId = "latest", step: Annotated[str | None, typer.Argument(help="Print what this step printed.")] = None, env: Env = None, json: Json = False,
-         svg: Annotated[str | None, typer.Option(metavar="FILE", help="Draw the table into a file, for a document.")] = None):
+def show(
+    run: RunId = "latest",
+    step: Annotated[str | None, typer.Argument(help="Print what this step printed.")] = None,
+    env: Env = None,
+    json: Json = False,
+    svg: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Draw the table into a file, for a document.")
+    ] = None,
+):
     "Show a run: its steps, what they took and wrote, what went wrong."
     from scalai_nb.pipeline.progress import summary
     from scalai_nb.pipeline.run import load_run
+
     found = load_run(environment(env), run)
-    if step and (earlier := found.step(step).run): found = load_run(environment(env), earlier)  # it was cached from there
-    if step: return _show_step(found, found.step(step), json)
-    if svg: return _draw(summary(found), f"scalai run {found.pipeline}", svg)
+    if step and (earlier := found.step(step).run):
+        found = load_run(environment(env), earlier)  # it was cached from there
+    if step:
+        return _show_step(found, found.step(step), json)
+    if svg:
+        return _draw(summary(found), f"scalai run {found.pipeline}", svg)
     out(found, json, summary)
 
 # %% ../nbs/cli.ipynb #3023d607
 def _draw(renderable, title: str, path: str) -> None:
     "Draw `renderable` as an SVG that asks nobody for a font"
     import io, re
+
     recorder = Console(record=True, width=116, file=io.StringIO(), highlight=False)
     recorder.print(renderable)
-    with open(path, "w", encoding="utf-8") as file: file.write(re.sub(r"@font-face \{.*?\}", "", recorder.export_svg(title=title), flags=re.S))
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(re.sub(r"@font-face \{.*?\}", "", recorder.export_svg(title=title), flags=re.S))
+
 
 def _show_step(run, step, as_json) -> None:
     "Print the cells of `step` with their status and output"
     from scalai_nb.pipeline.progress import duration, status
     from scalai_nb.pipeline.run import read_outputs
+
     outputs = read_outputs(run, step).cells
-    if as_json: return out({**plain(step), "outputs": outputs}, True, None)
+    if as_json:
+        return out({**plain(step), "outputs": outputs}, True, None)
     for cell in step.cells:
-        console().print(status(cell.status), f"cell {cell.index + 1}  {duration(cell.seconds)}  {cell.title}", markup=False)
+        console().print(
+            status(cell.status),
+            f"cell {cell.index + 1}  {duration(cell.seconds)}  {cell.title}",
+            markup=False,
+        )
         for o in outputs.get(cell.index, []):
-            text = o.get("text") or "\n".join(o.get("traceback", [])) or o.get("data", {}).get("text/plain", "")
+            text = (
+                o.get("text")
+                or "\n".join(o.get("traceback", []))
+                or o.get("data", {}).get("text/plain", "")
+            )
             print("".join(text).rstrip())
-    if step.error: console().print(f"{step.cause}: {step.error}", style="red", markup=False)
+    if step.error:
+        console().print(f"{step.cause}: {step.error}", style="red", markup=False)
 
 # %% ../nbs/cli.ipynb #eb4b9f32
 @app.command()
 def cancel(run: RunId = "latest", env: Env = None):
     "Cancel a run that is going on, as Ctrl-C does."
     from scalai_nb.pipeline.runner import cancel as cancel_run
+
     done = cancel_run(run, environment(env))
     console().print(f"{done.id} {done.status}")
 
+
 @app.command()
-def report(run: RunId = "latest", env: Env = None, open: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False):
+def report(
+    run: RunId = "latest",
+    env: Env = None,
+    open: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+):
     "Write the report of a run again and print where it is."
     from scalai_nb.errors import WorkFailed
     from scalai_nb.pipeline.report import write_report
     from scalai_nb.pipeline.run import load_run
+
     found = load_run(environment(env), run)
     path = write_report(found)
-    if not path: raise WorkFailed(f"{found.folder}/report.html cannot be written; free some space and try again.")
+    if not path:
+        raise WorkFailed(
+            f"{found.folder}/report.html cannot be written; free some space and try again."
+        )
     print(path)
-    if open: typer.launch(str(path))
+    if open:
+        typer.launch(str(path))
 
 # %% ../nbs/cli.ipynb #e8316b4a
 def _lake(env: str | None):
     from scalai_nb.data.lake import Lake
+
     return Lake(environment(env).lake)
 
+
 def _versions(versions):
-    return tabulate(((v.id[:12], when(v.time), f"{v.rows:,}", ", ".join(v.tags), v.author, v.message) for v in versions), "version", "written", "rows>", "tags", "author", "message~")
+    return tabulate(
+        (
+            (v.id[:12], when(v.time), f"{v.rows:,}", ", ".join(v.tags), v.author, v.message)
+            for v in versions
+        ),
+        "version",
+        "written",
+        "rows>",
+        "tags",
+        "author",
+        "message~",
+    )
+
 
 @lake_app.command("ls")
 def lake_ls(env: Env = None, json: Json = False):
     "List the datasets with their latest versions."
     lake = _lake(env)
     rows = [{"name": name, **asdict(lake.version(name))} for name in lake.names()]
-    out(rows, json, lambda rows: tabulate(((r["name"], f"{r['rows']:,}", r["id"][:12], when(r["time"]), r["message"]) for r in rows), "dataset", "rows>", "version", "written", "message~")
-        if rows else "The lake is empty; scalai run flights fills it.")
+    out(
+        rows,
+        json,
+        lambda rows: (
+            tabulate(
+                (
+                    (r["name"], f"{r['rows']:,}", r["id"][:12], when(r["time"]), r["message"])
+                    for r in rows
+                ),
+                "dataset",
+                "rows>",
+                "version",
+                "written",
+                "message~",
+            )
+            if rows
+            else "The lake is empty; scalai run flights fills it."
+        ),
+    )
+
 
 @lake_app.command("log")
 def lake_log(name: Dataset, env: Env = None, json: Json = False):
     "List the versions of a dataset, newest first."
     out(_lake(env).log(name), json, _versions)
 
+
 @lake_app.command("diff")
-def lake_diff(name: Dataset, a: Annotated[str, typer.Argument(help="A version or tag.")], b: Annotated[str | None, typer.Argument(help="Another; the latest when left out.")] = None, env: Env = None):
+def lake_diff(
+    name: Dataset,
+    a: Annotated[str, typer.Argument(help="A version or tag.")],
+    b: Annotated[str | None, typer.Argument(help="Another; the latest when left out.")] = None,
+    env: Env = None,
+):
     "Say what changed between two versions of a dataset."
     console().print(str(_lake(env).diff(name, a, b)), markup=False)
 
 # %% ../nbs/cli.ipynb #ae244b9f
 @lake_app.command("tag")
-def lake_tag(name: Dataset, tag: str, version: Annotated[str | None, typer.Argument(help="The latest when left out.")] = None, env: Env = None):
+def lake_tag(
+    name: Dataset,
+    tag: str,
+    version: Annotated[str | None, typer.Argument(help="The latest when left out.")] = None,
+    env: Env = None,
+):
     "Give a version of a dataset a name."
     console().print(f"{name}@{tag} is now {_lake(env).tag(name, tag, version).id}")
 
+
 @lake_app.command("restore")
-def lake_restore(name: Dataset, version: str, env: Env = None, dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False):
+def lake_restore(
+    name: Dataset,
+    version: str,
+    env: Env = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
+):
     "Make an earlier version the latest, as a new version; nothing is lost."
     lake = _lake(env)
-    if dry_run: return console().print(str(lake.diff(name, lake.version(name).id, version)), markup=False)
+    if dry_run:
+        return console().print(str(lake.diff(name, lake.version(name).id, version)), markup=False)
     restored = lake.restore(name, version)
     console().print(f"{name} is now {restored.id}, with the {restored.rows:,} rows of {version}")
 
 # %% ../nbs/cli.ipynb #7a067abe
 @app.command()
-def dash(name: Annotated[str, typer.Argument(help="A notebook in the dashboards folder.")] = "index", env: Env = None,
-         port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8866, open: Annotated[bool, typer.Option("--open/--no-open", help="Open the browser.")] = True):
+def dash(
+    name: Annotated[str, typer.Argument(help="A notebook in the dashboards folder.")] = "index",
+    env: Env = None,
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8866,
+    open: Annotated[bool, typer.Option("--open/--no-open", help="Open the browser.")] = True,
+):
     "Serve a dashboard with Voila on this machine; Ctrl-C ends it."
     from scalai_nb.jupyter.dash import serve
+
     serve(name, environment(env), port=port, open_browser=open)
 
+
 @kernel_app.command("install")
-def kernel_install(names: Annotated[list[str] | None, typer.Argument(help="Environments; all of settings.ini when left out.")] = None,
-                   prefix: Annotated[bool, typer.Option("--prefix/--user", help="Into this Python's prefix, or the user's folder.")] = True):
+def kernel_install(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Environments; all of settings.ini when left out.")
+    ] = None,
+    prefix: Annotated[
+        bool,
+        typer.Option("--prefix/--user", help="Into this Python's prefix, or the user's folder."),
+    ] = True,
+):
     "Install a Jupyter kernel for each environment of settings.ini."
     from scalai_nb.jupyter.kernels import install
-    for name, path in install(names or None, user=not prefix): console().print(f"{name}  {path}")
+
+    for name, path in install(names or None, user=not prefix):
+        console().print(f"{name}  {path}")
+
 
 @app.command()
 def doctor(env: Env = None, json: Json = False):
     "Check that everything a run needs is there, and say what to do where it is not."
     from scalai_nb.operations.doctor import examine
+
     checks = examine(env)
-    out(checks, json, lambda checks: tabulate(((c.verdict, c.name, c.found, c.remedy) for c in checks), "", "check", "found", "what to do~"))
+    out(
+        checks,
+        json,
+        lambda checks: tabulate(
+            ((c.verdict, c.name, c.found, c.remedy) for c in checks),
+            "",
+            "check",
+            "found",
+            "what to do~",
+        ),
+    )
     raise typer.Exit(0 if all(c.ok or not c.needed for c in checks) else 1)
 
 # %% ../nbs/cli.ipynb #d6548dc2
 def main(argv: list[str] | None = None) -> None:
     "Run `scalai`; errors of ours are one line on stderr"
-    try: app(argv, prog_name="scalai")
+    try:
+        app(argv, prog_name="scalai")
     except ScalaiError as e:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {str(e).replace('[', chr(92) + '[')}")
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            f"[bold red]error:[/] {str(e).replace('[', chr(92) + '[')}"
+        )
         sys.exit(e.exit_code)

@@ -16,141 +16,231 @@ from tempfile import TemporaryFile
 from .errors import EnvironmentNotFound, SettingsError, unknown
 
 # %% ../nbs/environment.ipynb #3771e24d
-_SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_SIZES = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
 _TIMES = {"": 1, "S": 1, "SEC": 1, "M": 60, "MIN": 60, "H": 3600, "D": 86400}
+
 
 def _quantity(text: str, units: dict[str, int]) -> float:
     "`'1.5 GB'` -> 1.5e9, by a table of units"
     number, unit = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", str(text)).groups()
     return float(number) * units[unit.upper()]
 
-def parse_bytes(text: str) -> int: "Bytes in `'512MB'`, `'4 GiB'` or `1024`"; return int(_quantity(text, _SIZES))
-def parse_seconds(text: str) -> float: "Seconds in `'90'`, `'30min'` or `'2h'`"; return _quantity(text, _TIMES)
+
+def parse_bytes(text: str) -> int:
+    "Bytes in `'512MB'`, `'4 GiB'` or `1024`"
+    return int(_quantity(text, _SIZES))
+
+
+def parse_seconds(text: str) -> float:
+    "Seconds in `'90'`, `'30min'` or `'2h'`"
+    return _quantity(text, _TIMES)
 
 # %% ../nbs/environment.ipynb #c03854e0
 def _cluster(text: str) -> str:
     "One of the clusters that `compute.cluster` can join or start"
-    if text in ("none", "local", "cuda", "kubernetes") or re.fullmatch(r"(tcp|tls)://\S+:\d+", text): return text
+    if text in ("none", "local", "cuda", "kubernetes") or re.fullmatch(
+        r"(tcp|tls)://\S+:\d+", text
+    ):
+        return text
     raise ValueError
+
 
 def _trackers(text: str) -> str:
     "Trackers that `models.sinks` can write to, between commas"
-    if text == "none" or set(re.split(r"\s*,\s*", text)) <= {"mlflow", "wandb"}: return text
+    if text == "none" or set(re.split(r"\s*,\s*", text)) <= {"mlflow", "wandb"}:
+        return text
     raise ValueError
+
 
 def _auto(parse):
     "`parse`, or None for `auto`"
     return lambda text: None if text == "auto" else parse(text)
 
-def _setting(default, parse=str, help=""): return field(default=default, metadata={"parse": parse, "help": help})
+
+def _setting(default, parse=str, help=""):
+    return field(default=default, metadata={"parse": parse, "help": help})
 
 # %% ../nbs/environment.ipynb #7e2d16a7
 @dataclass(frozen=True)
 class Environment:
     "Where the data, the models and the run records are, and what computes"
-    name: str    # the section
-    root: Path   # folder of settings.ini
+
+    name: str  # the section
+    root: Path  # folder of settings.ini
     pipelines: str = _setting("nbs/pipelines", help="folder of pipelines, one folder each")
     dashboards: str = _setting("dashboards", help="folder of dashboards")
     lake: str = _setting(".scalai/lake", help="folder of the versioned datasets")
     models: str = _setting(".scalai/models", help="folder of the model packages")
-    tracking: str = _setting("sqlite:///.scalai/tracking.db", help="MLflow tracking store and registry: sqlite:/// or http://")
-    trackers: str = _setting("mlflow", _trackers, "none, or what is told of every run: mlflow, wandb or both")
+    tracking: str = _setting(
+        "sqlite:///.scalai/tracking.db",
+        help="MLflow tracking store and registry: sqlite:/// or http://",
+    )
+    trackers: str = _setting(
+        "mlflow", _trackers, "none, or what is told of every run: mlflow, wandb or both"
+    )
     runs: str = _setting(".scalai/runs", help="folder of the run records")
-    serving: str = _setting(".scalai/serving", help="folder of what services keep: their logs until the lake has them, their counters")
+    serving: str = _setting(
+        ".scalai/serving",
+        help="folder of what services keep: their logs until the lake has them, their counters",
+    )
     cluster: str = _setting("local", _cluster, "none, local, cuda, kubernetes or tcp://host:port")
-    workers: int | None = _setting(None, _auto(int), "Dask workers; auto: one a core or a GPU, at most 4")
-    memory: int | None = _setting(None, _auto(parse_bytes), "bytes that a step or a worker may take; auto: no limit")
-    worker_price: float | None = _setting(None, _auto(float), "what an hour of one worker costs, for the cost of a run; auto: unknown")
+    workers: int | None = _setting(
+        None, _auto(int), "Dask workers; auto: one a core or a GPU, at most 4"
+    )
+    memory: int | None = _setting(
+        None, _auto(parse_bytes), "bytes that a step or a worker may take; auto: no limit"
+    )
+    worker_price: float | None = _setting(
+        None, _auto(float), "what an hour of one worker costs, for the cost of a run; auto: unknown"
+    )
     jobs: int = _setting(2, int, "steps that may run at once")
-    cell_timeout: float | None = _setting(None, _auto(parse_seconds), "seconds that a cell may take; auto: no limit")
-    run_timeout: float | None = _setting(None, _auto(parse_seconds), "seconds that a run may take; auto: no limit")
+    cell_timeout: float | None = _setting(
+        None, _auto(parse_seconds), "seconds that a cell may take; auto: no limit"
+    )
+    run_timeout: float | None = _setting(
+        None, _auto(parse_seconds), "seconds that a run may take; auto: no limit"
+    )
 
     @property
     def variables(self) -> dict[str, str]:
         "Environment variables that make another process see this very environment"
-        settings = {f"SCALAI_{k.upper()}": "auto" if getattr(self, k) is None else str(getattr(self, k)) for k in SETTINGS}
-        return {"SCALAI_ENV": self.name, "SCALAI_SETTINGS": str(self.root / "settings.ini"), **settings}
+        settings = {
+            f"SCALAI_{k.upper()}": "auto" if getattr(self, k) is None else str(getattr(self, k))
+            for k in SETTINGS
+        }
+        return {
+            "SCALAI_ENV": self.name,
+            "SCALAI_SETTINGS": str(self.root / "settings.ini"),
+            **settings,
+        }
+
 
 _PATHS = ("pipelines", "dashboards", "lake", "models", "runs", "serving")
 SETTINGS = {f.name: f for f in fields(Environment) if f.metadata}
 
 # %% ../nbs/environment.ipynb #b44e84b9
 def unwritable(
-    path,          # a folder, which need not exist yet
-) -> str | None:   # why nothing can be written there; None: it can
+    path,  # a folder, which need not exist yet
+) -> str | None:  # why nothing can be written there; None: it can
     "Try to write beside or above `path`, leaving nothing behind"
     there = next(p for p in (Path(path), *Path(path).parents) if p.exists())
     try:
-        with TemporaryFile(dir=there): pass
-    except OSError as e: return f"{there}: {e.strerror}"
+        with TemporaryFile(dir=there):
+            pass
+    except OSError as e:
+        return f"{there}: {e.strerror}"
 
 # %% ../nbs/environment.ipynb #c9c37cf1
 def find_settings(
     start=None,  # folder to look in first; None: the working directory
-) -> Path:       # the nearest settings.ini, in `start` or above
+) -> Path:  # the nearest settings.ini, in `start` or above
     "Find `settings.ini` upwards, as git finds `.git`; SCALAI_SETTINGS names it outright"
-    if not start and (path := os.environ.get("SCALAI_SETTINGS")): return Path(path)
+    if not start and (path := os.environ.get("SCALAI_SETTINGS")):
+        return Path(path)
     start = Path(start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
-        if (folder / "settings.ini").is_file(): return folder / "settings.ini"
-    raise SettingsError(f"No settings.ini in {start} or above; write one with a section [laptop], or change to the project's folder.")
+        if (folder / "settings.ini").is_file():
+            return folder / "settings.ini"
+    raise SettingsError(
+        f"No settings.ini in {start} or above; write one with a section [laptop], or change to the project's folder."
+    )
 
 # %% ../nbs/environment.ipynb #3317adb5
 def _read(path: Path) -> ConfigParser:
     "Parse `path`; every key of every section must be a setting"
     ini = ConfigParser(interpolation=None)
-    try: ini.read_string(path.read_text(encoding="utf-8"), str(path))
+    try:
+        ini.read_string(path.read_text(encoding="utf-8"), str(path))
     except (IniError, OSError, UnicodeDecodeError) as e:
         raise SettingsError(f"{path} cannot be read: {' '.join(str(e).split())}.") from None
     for section in (ini.default_section, *ini.sections()):
         for key in ini[section]:
-            if key not in SETTINGS: raise SettingsError(f"[{section}] " + unknown(key, SETTINGS, f"the settings of {path.name}"))
+            if key not in SETTINGS:
+                raise SettingsError(
+                    f"[{section}] " + unknown(key, SETTINGS, f"the settings of {path.name}")
+                )
     return ini
 
 
 def sections(
     settings=None,  # path of settings.ini; None: found
-) -> list[str]:     # in the order of the file
+) -> list[str]:  # in the order of the file
     "Names of the environments that settings.ini has"
     return _read(Path(settings) if settings else find_settings()).sections()
 
 # %% ../nbs/environment.ipynb #a3ec91b2
 def _gpu_visible() -> bool:
     "Whether an NVIDIA device is there and not hidden"
-    return os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1") and Path("/dev/nvidia0").exists()
+    return (
+        os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1") and Path("/dev/nvidia0").exists()
+    )
+
 
 def _parse(key: str, text, source: str):
     "The value of setting `key` from `text`; the error names where it came from"
-    if not isinstance(text, str): return text
-    try: return SETTINGS[key].metadata["parse"](text.strip())
+    if not isinstance(text, str):
+        return text
+    try:
+        return SETTINGS[key].metadata["parse"](text.strip())
     except (ValueError, AttributeError, KeyError):
-        raise SettingsError(f"{source}: {key} = {text!r} is not valid; accepted: {SETTINGS[key].metadata['help']}.") from None
+        raise SettingsError(
+            f"{source}: {key} = {text!r} is not valid; accepted: {SETTINGS[key].metadata['help']}."
+        ) from None
+
 
 def _absolute(root: Path, key: str, value: str):
     "Make a path of `value` absolute, relative to `root`; leave URLs alone"
-    if key == "tracking" and value.startswith("sqlite:///"): return f"sqlite:///{root / value.removeprefix('sqlite:///')}"
+    if key == "tracking" and value.startswith("sqlite:///"):
+        return f"sqlite:///{root / value.removeprefix('sqlite:///')}"
     return str(root / value) if key in _PATHS and "://" not in value else value
 
 # %% ../nbs/environment.ipynb #5ae2cea6
 def environment(
     name: str | None = None,  # a section; None: SCALAI_ENV, else gpu if one is visible, else laptop
     *,
-    settings=None,            # path of settings.ini; None: found upwards from the working directory
-    **overrides,              # settings that win over everything else, say workers=2
-) -> Environment:             # every value typed, every path absolute
+    settings=None,  # path of settings.ini; None: found upwards from the working directory
+    **overrides,  # settings that win over everything else, say workers=2
+) -> Environment:  # every value typed, every path absolute
     "Read the environment `name` from settings.ini"
     path = Path(settings).resolve() if settings else find_settings()
     ini = _read(path)
-    name = name or os.environ.get("SCALAI_ENV") or ("gpu" if _gpu_visible() and "gpu" in ini else "laptop")
-    if not ini.has_section(name): raise EnvironmentNotFound(unknown(name, ini.sections(), path.name) + " Pass --env or set SCALAI_ENV.")
+    name = (
+        name
+        or os.environ.get("SCALAI_ENV")
+        or ("gpu" if _gpu_visible() and "gpu" in ini else "laptop")
+    )
+    if not ini.has_section(name):
+        raise EnvironmentNotFound(
+            unknown(name, ini.sections(), path.name) + " Pass --env or set SCALAI_ENV."
+        )
     for key in overrides:
-        if key not in SETTINGS: raise SettingsError(unknown(key, SETTINGS, "the settings"))
+        if key not in SETTINGS:
+            raise SettingsError(unknown(key, SETTINGS, "the settings"))
     values = {}
     for key, setting in SETTINGS.items():
         variable = f"SCALAI_{key.upper()}"
-        text, source = next(((t, s) for t, s in (
-            (overrides.get(key), "argument"), (os.environ.get(variable), variable), (ini[name].get(key), f"{path.name} [{name}]"),
-        ) if t is not None), (setting.default, "default"))
+        text, source = next(
+            (
+                (t, s)
+                for t, s in (
+                    (overrides.get(key), "argument"),
+                    (os.environ.get(variable), variable),
+                    (ini[name].get(key), f"{path.name} [{name}]"),
+                )
+                if t is not None
+            ),
+            (setting.default, "default"),
+        )
         values[key] = _absolute(path.parent, key, _parse(key, text, source))
     return Environment(name=name, root=path.parent, **values)

@@ -13,39 +13,88 @@ from difflib import get_close_matches
 # %% ../nbs/errors.ipynb #44143bf9
 class ScalaiError(Exception):
     "Root of all errors that scalai-nb raises on purpose"
+
     exit_code = 2
-    def __str__(self): return Exception.__str__(self)  # not KeyError's, which quotes the sentence
+
+    def __str__(self):
+        return Exception.__str__(self)  # not KeyError's, which quotes the sentence
 
 # %% ../nbs/errors.ipynb #78b037d8
-class SettingsError(ScalaiError, ValueError): "settings.ini, an environment variable or an argument is not what it should be"
-class EnvironmentNotFound(SettingsError, LookupError): "No such section in settings.ini"
-class DatasetNotFound(ScalaiError, LookupError): "No such dataset in the lake"
-class VersionNotFound(ScalaiError, LookupError): "No such version, tag or branch of a dataset or model"
-class ModelNotFound(ScalaiError, LookupError): "No such model in the registry"
-class RunNotFound(ScalaiError, LookupError): "No such run in the run records"
-class LakeError(ScalaiError, OSError): "The lake cannot be used as asked"
-class StepError(ScalaiError, ValueError): "A step notebook's contract cannot be read"
-class GraphError(ScalaiError, ValueError): "The steps of a pipeline do not fit together"
-class ParameterError(ScalaiError, ValueError): "A parameter that was passed is unknown or has the wrong type"
-class RunActive(ScalaiError, RuntimeError): "The pipeline is being run already"
-class MissingExtra(ScalaiError, ImportError): "An optional dependency is not installed"
+class SettingsError(ScalaiError, ValueError):
+    "settings.ini, an environment variable or an argument is not what it should be"
+
+
+class EnvironmentNotFound(SettingsError, LookupError):
+    "No such section in settings.ini"
+
+
+class DatasetNotFound(ScalaiError, LookupError):
+    "No such dataset in the lake"
+
+
+class VersionNotFound(ScalaiError, LookupError):
+    "No such version, tag or branch of a dataset or model"
+
+
+class ModelNotFound(ScalaiError, LookupError):
+    "No such model in the registry"
+
+
+class RunNotFound(ScalaiError, LookupError):
+    "No such run in the run records"
+
+
+class LakeError(ScalaiError, OSError):
+    "The lake cannot be used as asked"
+
+
+class StepError(ScalaiError, ValueError):
+    "A step notebook's contract cannot be read"
+
+
+class GraphError(ScalaiError, ValueError):
+    "The steps of a pipeline do not fit together"
+
+
+class ParameterError(ScalaiError, ValueError):
+    "A parameter that was passed is unknown or has the wrong type"
+
+
+class RunActive(ScalaiError, RuntimeError):
+    "The pipeline is being run already"
+
+
+class MissingExtra(ScalaiError, ImportError):
+    "An optional dependency is not installed"
 
 # %% ../nbs/errors.ipynb #15614c05
 class WorkFailed(ScalaiError, RuntimeError):
     "The work was started and did not succeed"
+
     exit_code = 1
 
-class ContractViolation(WorkFailed, ValueError): "Data does not keep the contract it is checked against"
-class Conflict(WorkFailed): "Somebody else wrote first: nothing was overwritten"
-class ModelMismatch(WorkFailed, ValueError): "A model package is not what its card says"
-class RunFailed(WorkFailed): "A run ended with a step that did not complete"
+
+class ContractViolation(WorkFailed, ValueError):
+    "Data does not keep the contract it is checked against"
+
+
+class Conflict(WorkFailed):
+    "Somebody else wrote first: nothing was overwritten"
+
+
+class ModelMismatch(WorkFailed, ValueError):
+    "A model package is not what its card says"
+
+
+class RunFailed(WorkFailed):
+    "A run ended with a step that did not complete"
 
 # %% ../nbs/errors.ipynb #8be85992
 def unknown(
-    given: str,   # what was asked for
-    known,        # names that exist
-    place: str,   # where they exist, as in "is not in settings.ini"
-) -> str:         # one sentence
+    given: str,  # what was asked for
+    known,  # names that exist
+    place: str,  # where they exist, as in "is not in settings.ini"
+) -> str:  # one sentence
     "Say that `given` is not in `place`, and what is"
     known = sorted(map(str, known))
     near = get_close_matches(given, known, n=1)
@@ -55,7 +104,7 @@ def unknown(
 # %% ../nbs/errors.ipynb #032839ab
 def extra(
     module: str,  # what could not be imported, say "xgboost"
-    name: str,    # the extra that brings it, say "trees"
+    name: str,  # the extra that brings it, say "trees"
 ) -> MissingExtra:
     "The error that names the extra to install"
     return MissingExtra(f"{module} is not installed; run: pip install 'scalai-nb[{name}]'")

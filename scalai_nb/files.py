@@ -19,37 +19,50 @@ from .errors import Conflict
 # %% ../nbs/files.ipynb #e31d55c9
 @contextmanager
 def file_lock(
-    path: Path,      # lock file; made when it is not there
+    path: Path,  # lock file; made when it is not there
     timeout: float,  # seconds to wait for another holder
 ):
     "Hold the lock on `path`; raises Conflict, naming the holder, when it is not free in time"
     with open(path, "a+") as file:
         deadline = time.monotonic() + timeout
         while True:
-            try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB); break
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
             except BlockingIOError:
-                if time.monotonic() > deadline: raise Conflict(f"{_holder(file)} has been writing {path.stem!r} for more than {timeout:g} s; "
-                    "nothing was changed. Try again when it is done.") from None
+                if time.monotonic() > deadline:
+                    raise Conflict(
+                        f"{_holder(file)} has been writing {path.stem!r} for more than {timeout:g} s; "
+                        "nothing was changed. Try again when it is done."
+                    ) from None
                 time.sleep(0.02)
         file.truncate(0)
         print(f"process {os.getpid()} of {whoami()}", file=file, flush=True)
-        try: yield
-        finally: fcntl.flock(file, fcntl.LOCK_UN)
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
 
-def _holder(file) -> str: file.seek(0); return file.read().strip() or "another process"
+
+def _holder(file) -> str:
+    file.seek(0)
+    return file.read().strip() or "another process"
 
 # %% ../nbs/files.ipynb #32af193a
 def whoami() -> str:
     "SCALAI_USER, else the user of the operating system"
-    if name := os.environ.get("SCALAI_USER"): return name
-    try: return getpass.getuser()
-    except (KeyError, OSError): return f"uid {os.getuid()}"  # a container's user need not have a name
+    if name := os.environ.get("SCALAI_USER"):
+        return name
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"  # a container's user need not have a name
 
 # %% ../nbs/files.ipynb #50f47b04
 @contextmanager
 def replacing(
     path: Path,  # file; replaced if it is there
-):               # yields a binary file to write to
+):  # yields a binary file to write to
     "Write a file that takes its place when the block has ended, and is gone when the block fails. OSError: the disk says no"
     new = path.with_name(f".{path.name}.{uuid4().hex}.new")
     try:
@@ -58,4 +71,5 @@ def replacing(
             file.flush()
             os.fsync(file.fileno())
         new.replace(path)
-    finally: new.unlink(missing_ok=True) if new.parent.is_dir() else None
+    finally:
+        new.unlink(missing_ok=True) if new.parent.is_dir() else None

@@ -12,16 +12,27 @@ import re
 from .errors import ParameterError
 
 # %% ../nbs/goals.ipynb #43a3d60c
-_COMPARE = {">=": operator.ge, "<=": operator.le, "==": operator.eq, ">": operator.gt, "<": operator.lt}
+_COMPARE = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    "==": operator.eq,
+    ">": operator.gt,
+    "<": operator.lt,
+}
 _GOAL = re.compile(r"\s*(>=|<=|==|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*", re.ASCII)
+
 
 class Goal(str):
     "A comparison with a number, such as `>= 0.60`; `op` and `threshold` are its parts"
+
     def __new__(cls, text: str):
         match = _GOAL.fullmatch(str(text))
-        if not match: raise ParameterError(f'{text!r} is not a goal; write a comparison such as ">= 0.60".')
+        if not match:
+            raise ParameterError(f'{text!r} is not a goal; write a comparison such as ">= 0.60".')
         goal = super().__new__(cls, text)
         goal.op, goal.threshold = match[1], float(match[2])
         return goal
 
-    def met(self, value: float) -> bool: "Whether `value` meets the goal; NaN meets none"; return bool(_COMPARE[self.op](value, self.threshold))
+    def met(self, value: float) -> bool:
+        "Whether `value` meets the goal; NaN meets none"
+        return bool(_COMPARE[self.op](value, self.threshold))

@@ -17,34 +17,66 @@ ROOT = Path(__file__).parent.parent
 
 for name in [n for n in os.environ if n.startswith("SCALAI_")]:
     del os.environ[name]
-for signum, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
-    if signal.getsignal(signum) == signal.SIG_IGN:  # as a shell or nohup leaves it for what runs in the background; processes inherit it
+for signum, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if (
+        signal.getsignal(signum) == signal.SIG_IGN
+    ):  # as a shell or nohup leaves it for what runs in the background; processes inherit it
         signal.signal(signum, handler)
 
 
 # ---- one run of the demo
 
+
 @dataclass
 class Demo:
     "A copy of the project, and commands in it as a user types them who has this Python's environment active"
+
     folder: Path
     first: str = ""  # what `make demo` printed
 
     def __call__(self, command: str, timeout=500) -> subprocess.CompletedProcess:
         venv = Path(sys.executable).parent.parent
         env = {k: v for k, v in os.environ.items() if k not in ("IN_TEST", "MAKELEVEL")}
-        env |= {"PATH": f"{venv}/bin:{env['PATH']}", "HOME": str(self.folder / "home"), "COLUMNS": "160",
-                "VENV": str(venv), "MAKEFLAGS": f"-o {venv}/.installed"}  # make leaves the environment as it is
-        return subprocess.run(["bash", "-c", command], cwd=self.folder, env=env, capture_output=True, text=True, timeout=timeout)
+        env |= {
+            "PATH": f"{venv}/bin:{env['PATH']}",
+            "HOME": str(self.folder / "home"),
+            "COLUMNS": "160",
+            "VENV": str(venv),
+            "MAKEFLAGS": f"-o {venv}/.installed",
+        }  # make leaves the environment as it is
+        return subprocess.run(
+            ["bash", "-c", command],
+            cwd=self.folder,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
 
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory) -> Demo:
     "A copy of the project in which `make demo` has run"
     demo = Demo(tmp_path_factory.mktemp("demo") / "project")
-    ignore = shutil.ignore_patterns(".git", ".venv*", ".scalai", ".services", "__pycache__", ".ipynb_checkpoints", ".*_cache", ".hypothesis", "*.egg-info", "build", "dist")
+    ignore = shutil.ignore_patterns(
+        ".git",
+        ".venv*",
+        ".scalai",
+        ".services",
+        "__pycache__",
+        ".ipynb_checkpoints",
+        ".*_cache",
+        ".hypothesis",
+        "*.egg-info",
+        "build",
+        "dist",
+    )
     shutil.copytree(ROOT, demo.folder, ignore=ignore, symlinks=True)
-    for mirror in (demo.folder / "nbs").rglob("*.py"): mirror.unlink()
+    for mirror in (demo.folder / "nbs").rglob("*.py"):
+        mirror.unlink()
     (demo.folder / "home").mkdir()
     done = demo("make demo")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -54,19 +86,23 @@ def demo(tmp_path_factory) -> Demo:
 
 # ---- tools with environments of their own
 
+
 def tool(name: str) -> Path:
     "The `bin` folder of a tool that `make test-services` installs; the test is skipped where it is not there"
     folder = ROOT / ".services" / name
-    if not (folder / ".installed").exists(): pytest.skip(f"no {name} in .services; run make test-services")
+    if not (folder / ".installed").exists():
+        pytest.skip(f"no {name} in .services; run make test-services")
     return folder / "bin"
 
 
 # ---- a registry
 
+
 @pytest.fixture(scope="session")
 def database(tmp_path_factory):
     "MLflow's file, set up once: its migrations take seconds"
     from scalai_nb.models.sinks import client
+
     file = tmp_path_factory.mktemp("mlflow") / "tracking.db"
     client(SimpleNamespace(tracking=f"sqlite:///{file}"))
     return file
@@ -75,18 +111,26 @@ def database(tmp_path_factory):
 @pytest.fixture
 def registry(database, tmp_path):
     from scalai_nb.models.registry import Registry
+
     shutil.copy(database, tmp_path / "tracking.db")
-    return Registry(SimpleNamespace(models=str(tmp_path / "models"), tracking=f"sqlite:///{tmp_path}/tracking.db"))
+    return Registry(
+        SimpleNamespace(
+            models=str(tmp_path / "models"), tracking=f"sqlite:///{tmp_path}/tracking.db"
+        )
+    )
 
 
 # ---- surroundings
+
 
 @pytest.fixture
 def small_disk(tmp_path, request):
     "A file system of as many MB as the test's module says in DISK"
     from scalai_nb.operations import soak
+
     with soak.small_disk(tmp_path / "small", request.module.DISK) as there:
-        if not there: pytest.skip("a tmpfs cannot be mounted here")
+        if not there:
+            pytest.skip("a tmpfs cannot be mounted here")
         yield tmp_path / "small"
 
 
@@ -99,6 +143,7 @@ def quiet():
 
 
 # ---- no quiet skip
+
 
 def _unlisted(skipped, allowed: str) -> list[str]:
     "Reasons of the `skipped` reports that no pattern in the text `allowed` explains"
@@ -120,4 +165,7 @@ def pytest_sessionfinish(session):
 
 def pytest_terminal_summary(terminalreporter):
     for reason in terminalreporter._session.unlisted:
-        terminalreporter.write_line(f"CI: skipped for a reason that tests/allowed_skips.txt does not list: {reason}", red=True)
+        terminalreporter.write_line(
+            f"CI: skipped for a reason that tests/allowed_skips.txt does not list: {reason}",
+            red=True,
+        )

@@ -11,22 +11,38 @@ from scalai_nb.operations import hotpath, training
 from scalai_nb.operations.compare import Case, Figure, chosen, compare, measure, timed
 
 BROKEN = Case("Fails", lambda scale, folder: None, lambda data: lambda: 1 / 0, {}, {})
-QUICK = Case("A sum", lambda scale, folder: range(int(1000 * scale)), lambda x: lambda: sum(x), {"max": lambda x: lambda: max(x), "gone": lambda x: __import__("no_such_peer")}, {"max": 1})
+QUICK = Case(
+    "A sum",
+    lambda scale, folder: range(int(1000 * scale)),
+    lambda x: lambda: sum(x),
+    {"max": lambda x: lambda: max(x), "gone": lambda x: __import__("no_such_peer")},
+    {"max": 1},
+)
 CASES = {"quick": QUICK, "broken": BROKEN}
 
 
-def bandwidth(): return 1e9
-def machine(): return "none"
+def bandwidth():
+    return 1e9
+
+
+def machine():
+    return "none"
 
 
 def test_a_peer_that_is_not_installed_is_left_out(capsys):
     seen = measure(QUICK, 1, 2)
-    assert list(seen["ratios"]) == ["max"] and "gone is left out: No module named 'no_such_peer'" in capsys.readouterr().err
+    assert (
+        list(seen["ratios"]) == ["max"]
+        and "gone is left out: No module named 'no_such_peer'" in capsys.readouterr().err
+    )
 
 
 def test_the_first_round_warms_up_and_the_median_counts():
     seen = measure(QUICK, 1, 3)
-    assert len(seen["all_seconds"]["scalai"]) == 4 and seen["seconds"]["scalai"] == sorted(seen["all_seconds"]["scalai"][1:])[1]
+    assert (
+        len(seen["all_seconds"]["scalai"]) == 4
+        and seen["seconds"]["scalai"] == sorted(seen["all_seconds"]["scalai"][1:])[1]
+    )
 
 
 def test_memory_is_what_the_work_adds_at_most():
@@ -37,13 +53,19 @@ def test_memory_is_what_the_work_adds_at_most():
 def test_a_case_that_fails_does_not_cost_the_others(monkeypatch, capfd):
     monkeypatch.setenv("PYTHONPATH", __file__.rpartition("/")[0])
     seen = compare("test_bench", ["broken", "quick"], scale=0.5, rounds=1)
-    assert seen["failed"] == ["broken"] and list(seen["cases"]) == ["quick"] and "ZeroDivisionError" in capfd.readouterr().err
+    assert (
+        seen["failed"] == ["broken"]
+        and list(seen["cases"]) == ["quick"]
+        and "ZeroDivisionError" in capfd.readouterr().err
+    )
 
 
 def test_heavy_cases_run_only_by_name():
     assert "scale" not in chosen(hotpath.CASES) and chosen(hotpath.CASES, ["scale"]) == ["scale"]
-    with pytest.raises(ParameterError, match="known: drift, evaluation, .*Did you mean 'summary'"): chosen(hotpath.CASES, ["summmary"])
-    with pytest.raises(ParameterError, match="must be positive"): compare("test_bench", ["quick"], scale=0)
+    with pytest.raises(ParameterError, match="known: drift, evaluation, .*Did you mean 'summary'"):
+        chosen(hotpath.CASES, ["summmary"])
+    with pytest.raises(ParameterError, match="must be positive"):
+        compare("test_bench", ["quick"], scale=0)
 
 
 @pytest.mark.slow
@@ -52,7 +74,11 @@ def test_every_case_of_the_hot_path_runs_and_keeps_its_bounds(name):
     "All figures but time and memory, which tell nothing at this size"
     seen = measure(hotpath.CASES[name], 0.004, 1)
     assert seen["seconds"]["scalai"] > 0 and seen["bytes"] > 0
-    assert [f for f in seen["figures"] if not f["met"] and not f["name"].startswith(("seconds", "extra memory", "peak memory"))] == []
+    assert [
+        f
+        for f in seen["figures"]
+        if not f["met"] and not f["name"].startswith(("seconds", "extra memory", "peak memory"))
+    ] == []
 
 
 @pytest.mark.slow
@@ -66,16 +92,24 @@ def test_every_case_of_training_runs_and_keeps_its_bounds(name):
 
 def test_the_command_writes_what_it_prints(tmp_path, monkeypatch, capsys):
     from scalai_nb.cli import main
+
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="^0$"): main(["bench", "hotpath", "evaluation", "--scale", "0.001", "--rounds", "1", "--json"])
-    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / ".scalai/bench/hotpath.json").read_text())
+    with pytest.raises(SystemExit, match="^0$"):
+        main(["bench", "hotpath", "evaluation", "--scale", "0.001", "--rounds", "1", "--json"])
+    assert json.loads(capsys.readouterr().out) == json.loads(
+        (tmp_path / ".scalai/bench/hotpath.json").read_text()
+    )
 
 
-def test_a_figure_knows_whether_it_is_met(): assert Figure("x", 1, 1).met and not Figure("x", 1.1, 1).met
+def test_a_figure_knows_whether_it_is_met():
+    assert Figure("x", 1, 1).met and not Figure("x", 1.1, 1).met
 
 
 def test_without_a_card_the_command_says_what_it_takes(capsys):
     from scalai_nb.cli import main
-    if Path("/dev/nvidia0").exists(): pytest.skip("there is a CUDA device: scalai bench gpu runs")
-    with pytest.raises(SystemExit): main(["bench", "gpu"])
+
+    if Path("/dev/nvidia0").exists():
+        pytest.skip("there is a CUDA device: scalai bench gpu runs")
+    with pytest.raises(SystemExit):
+        main(["bench", "gpu"])
     assert re.search("no CUDA device here|scalai-nb.gpu.", capsys.readouterr().err)

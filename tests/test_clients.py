@@ -15,12 +15,14 @@ import scalai_nb as sn
 
 
 @pytest.fixture(scope="module")
-def plain(): return plain_model()
+def plain():
+    return plain_model()
 
 
 @pytest.fixture(scope="module")
 def url(plain, tmp_path_factory):
-    with worker(tmp_path_factory.mktemp("service"), {"plain": plain, "late": late_model()}) as url: yield url
+    with worker(tmp_path_factory.mktemp("service"), {"plain": plain, "late": late_model()}) as url:
+        yield url
 
 
 X = np.random.default_rng(2).normal(size=(5, 4)).astype(np.float32)
@@ -28,7 +30,13 @@ X = np.random.default_rng(2).normal(size=(5, 4)).astype(np.float32)
 
 def run(script: str, *arguments: str):
     "What a script says, as JSON, with the Python of the clients"
-    done = subprocess.run([tool("clients") / "python", "-c", script, *arguments], input=json.dumps(X.tolist()), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [tool("clients") / "python", "-c", script, *arguments],
+        input=json.dumps(X.tolist()),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -66,10 +74,23 @@ print(json.dumps(said))
 
 def test_triton_s_client(url, plain):
     said, expected = run(TRITON, url), plain.score({n: X[:, j] for j, n in enumerate("abcd")})
-    assert [said[k] for k in ("live", "ready", "model", "version", "nobody")] == [True] * 4 + [False]
-    assert said["metadata"]["platform"] == "onnx" and said["server"]["name"] == "scalai-nb" and {m["name"] for m in said["index"]} == {"plain", "late"}
-    assert len(said["scores"]) == 16 and all(np.array_equal(np.float32(s), expected) for s in said["scores"])
-    assert [status for status, _ in said["errors"]] == ["404", "400", "400", "400"] and "'nobody' is not in" in said["errors"][0][1]
+    assert [said[k] for k in ("live", "ready", "model", "version", "nobody")] == [True] * 4 + [
+        False
+    ]
+    assert (
+        said["metadata"]["platform"] == "onnx"
+        and said["server"]["name"] == "scalai-nb"
+        and {m["name"] for m in said["index"]} == {"plain", "late"}
+    )
+    assert len(said["scores"]) == 16 and all(
+        np.array_equal(np.float32(s), expected) for s in said["scores"]
+    )
+    assert [status for status, _ in said["errors"]] == [
+        "404",
+        "400",
+        "400",
+        "400",
+    ] and "'nobody' is not in" in said["errors"][0][1]
 
 
 KSERVE = """
@@ -96,23 +117,56 @@ print(json.dumps(said))
 
 def test_kserve_s_client(url, plain):
     said, expected = run(KSERVE, url), plain.score({n: X[:, j] for j, n in enumerate("abcd")})
-    assert said["live"] and said["ready"] and said["models"] == [True, True] and "400" in said["error"]
-    assert len(said["scores"]) == 3 and all(np.array_equal(np.float32(s), expected) for s in said["scores"])
+    assert (
+        said["live"] and said["ready"] and said["models"] == [True, True] and "400" in said["error"]
+    )
+    assert len(said["scores"]) == 3 and all(
+        np.array_equal(np.float32(s), expected) for s in said["scores"]
+    )
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="no curl")
 def test_every_command_of_the_page_works(url):
-    page = subprocess.run(["curl", "-s", f"{url}/docs"], capture_output=True, text=True, check=True).stdout
+    page = subprocess.run(
+        ["curl", "-s", f"{url}/docs"], capture_output=True, text=True, check=True
+    ).stdout
     commands = [unescape(c) for c in re.findall(r"<pre>(.*?)</pre>", page)]
     assert len(commands) == 15
     for command in commands:
-        done = subprocess.run(["bash", "-c", command + " -w '\n%{http_code}'"], capture_output=True, text=True, timeout=20)
+        done = subprocess.run(
+            ["bash", "-c", command + " -w '\n%{http_code}'"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
         assert done.stdout.endswith("\n200"), (command, done.stdout)
 
 
 def test_a_fuzzer_finds_only_what_is_documented(url, tmp_path):
-    done = subprocess.run([tool("clients") / "schemathesis", "run", f"{url}/openapi.json", "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,unsupported_method",
-                           "--phases", "examples,coverage,fuzzing", "--max-examples", "8", "--seed", "1", "--no-color", "--generation-database", "none"],
-                          capture_output=True, text=True, timeout=240, cwd=tmp_path)
+    done = subprocess.run(
+        [
+            tool("clients") / "schemathesis",
+            "run",
+            f"{url}/openapi.json",
+            "--checks",
+            "not_a_server_error,status_code_conformance,content_type_conformance,unsupported_method",
+            "--phases",
+            "examples,coverage,fuzzing",
+            "--max-examples",
+            "8",
+            "--seed",
+            "1",
+            "--no-color",
+            "--generation-database",
+            "none",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
-    assert sn.__version__ in subprocess.run(["curl", "-s", f"{url}/v2"], capture_output=True, text=True).stdout
+    assert (
+        sn.__version__
+        in subprocess.run(["curl", "-s", f"{url}/v2"], capture_output=True, text=True).stdout
+    )

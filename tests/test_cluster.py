@@ -21,25 +21,40 @@ from scalai_nb.environment import Environment
 from scalai_nb.errors import EnvironmentNotFound, MissingExtra, ParameterError, WorkFailed
 
 
-def env(cluster="local", **settings): return Environment(**{"name": "test", "root": Path("/"), "cluster": cluster, "workers": 1, "memory": 400_000_000, **settings})
+def env(cluster="local", **settings):
+    return Environment(
+        **{
+            "name": "test",
+            "root": Path("/"),
+            "cluster": cluster,
+            "workers": 1,
+            "memory": 400_000_000,
+            **settings,
+        }
+    )
 
 
 def gone(pids, seconds=15) -> bool:
     "Whether all processes end within some time"
     until = time.monotonic() + seconds
-    while any(psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE for p in pids):
-        if time.monotonic() > until: return False
+    while any(
+        psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE for p in pids
+    ):
+        if time.monotonic() > until:
+            return False
         time.sleep(0.1)
     return True
 
 
-def worker_pids(client): return list(client.run(os.getpid).values())
+def worker_pids(client):
+    return list(client.run(os.getpid).values())
 
 
 @pytest.fixture(scope="module")
 def running():
     "The address of a cluster that runs"
-    with start(env(workers=2)) as address: yield address
+    with start(env(workers=2)) as address:
+        yield address
 
 
 # ---- start ----
@@ -58,17 +73,20 @@ def test_start_runs_workers_as_the_environment_says_and_ends_them():
 
 def test_start_ends_the_workers_when_the_block_fails():
     with pytest.raises(ZeroDivisionError), start(env()) as address:
-        with connect(env(address)) as client: pids = worker_pids(client)
+        with connect(env(address)) as client:
+            pids = worker_pids(client)
         1 / 0  # noqa: B018
     assert gone(pids)
 
 
 def test_two_clusters_at_once_do_not_fight_for_a_port(running):
-    with start(env()) as other: assert other != running  # a warning would be an error
+    with start(env()) as other:
+        assert other != running  # a warning would be an error
 
 
 def test_workers_are_chosen_from_the_cores(monkeypatch):
     import dask.system
+
     monkeypatch.setattr(dask.system, "CPU_COUNT", 64)
     assert module._workers(env(workers=None)) == 4 and module._workers(env(workers=9)) == 9
     monkeypatch.setattr(dask.system, "CPU_COUNT", 1)
@@ -76,16 +94,20 @@ def test_workers_are_chosen_from_the_cores(monkeypatch):
 
 
 def test_start_of_none_and_of_a_cluster_that_runs(running):
-    with start(env("none")) as address: assert address is None
-    with start(env(running)) as address: assert address == running
-    with connect(env(running)) as client: assert len(worker_pids(client)) == 2, "it is left running"
+    with start(env("none")) as address:
+        assert address is None
+    with start(env(running)) as address:
+        assert address == running
+    with connect(env(running)) as client:
+        assert len(worker_pids(client)) == 2, "it is left running"
 
 
 @pytest.mark.parametrize("kind", ["start", "connect"])
 def test_a_killed_parent_leaves_no_process(kind, tmp_path):
     "kill -9 of the process that started the cluster"
     script = tmp_path / "parent.py"
-    script.write_text(textwrap.dedent(f"""
+    script.write_text(
+        textwrap.dedent(f"""
         import os, time
         from pathlib import Path
         from scalai_nb.compute.cluster import connect, start
@@ -96,8 +118,11 @@ def test_a_killed_parent_leaves_no_process(kind, tmp_path):
                 with connect(Environment(name="test", root=Path("/"), cluster=it)) if "{kind}" == "start" else it as client:
                     print(*client.run(os.getpid).values(), flush=True)
                     time.sleep(600)
-    """))
-    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    """)
+    )
+    parent = subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     try:
         workers = [int(pid) for pid in parent.stdout.readline().split()]
         family = [p.pid for p in psutil.Process(parent.pid).children(recursive=True)]
@@ -117,7 +142,8 @@ def test_a_step_joins_the_cluster_of_its_run(running, monkeypatch):
     monkeypatch.setenv("SCALAI_SCHEDULER", running)
     with connect(env("none")) as client:
         assert client.scheduler.address == running and client.submit(sum, [1, 2]).result() == 3
-    with connect(env("none")) as client: assert len(worker_pids(client)) == 2, "closing the client left the cluster"
+    with connect(env("none")) as client:
+        assert len(worker_pids(client)) == 2, "closing the client left the cluster"
 
 
 def test_a_cluster_that_was_started_is_closed_with_its_client():
@@ -128,18 +154,24 @@ def test_a_cluster_that_was_started_is_closed_with_its_client():
 
 
 def test_none_computes_in_this_process():
-    with connect(env("none")) as client: assert worker_pids(client) == [os.getpid()]
+    with connect(env("none")) as client:
+        assert worker_pids(client) == [os.getpid()]
 
 
 def test_an_environment_may_be_named(tmp_path, monkeypatch):
     (tmp_path / "settings.ini").write_text("[mine]\ncluster = none\n")
     monkeypatch.chdir(tmp_path)
-    with connect("mine") as client: assert worker_pids(client) == [os.getpid()]
-    with pytest.raises(EnvironmentNotFound): connect("yours")
+    with connect("mine") as client:
+        assert worker_pids(client) == [os.getpid()]
+    with pytest.raises(EnvironmentNotFound):
+        connect("yours")
 
 
 def test_options_of_a_cluster_that_runs_are_refused(running):
-    with pytest.raises(ParameterError, match=r"n_workers cannot be set: the cluster at tcp://.* runs already"): connect(env(running), n_workers=3)
+    with pytest.raises(
+        ParameterError, match=r"n_workers cannot be set: the cluster at tcp://.* runs already"
+    ):
+        connect(env(running), n_workers=3)
 
 
 @contextmanager
@@ -147,17 +179,20 @@ def listening(words: bytes):
     "The address of a server that says `words` to whoever comes"
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         guests = []
+
         def serve():
             with suppress(OSError):
                 while True:
                     guests.append(server.accept()[0])
                     guests[-1].sendall(words)
+
         thread = threading.Thread(target=serve)
         thread.start()
         yield f"tcp://127.0.0.1:{server.getsockname()[1]}"
         server.shutdown(socket.SHUT_RDWR)
         thread.join()
-        for guest in guests: guest.close()
+        for guest in guests:
+            guest.close()
 
 
 def test_nobody_answers(monkeypatch):
@@ -167,28 +202,47 @@ def test_nobody_answers(monkeypatch):
         for address in ("tcp://127.0.0.1:1", silent, other, "nonsense"):
             begun = time.monotonic()
             monkeypatch.setenv("SCALAI_SCHEDULER", address)
-            with pytest.raises(WorkFailed, match=f"No Dask scheduler answers at '{address}' \\(SCALAI_SCHEDULER\\) within 2 s"): connect(env())
+            with pytest.raises(
+                WorkFailed,
+                match=f"No Dask scheduler answers at '{address}' \\(SCALAI_SCHEDULER\\) within 2 s",
+            ):
+                connect(env())
             assert time.monotonic() - begun < 8
     monkeypatch.delenv("SCALAI_SCHEDULER")
-    with pytest.raises(WorkFailed, match="cluster of the environment test"), start(env("tcp://127.0.0.1:1")): pass
+    with (
+        pytest.raises(WorkFailed, match="cluster of the environment test"),
+        start(env("tcp://127.0.0.1:1")),
+    ):
+        pass
 
 
 # ---- clusters of other packages ----
 
 
-@pytest.mark.parametrize(("kind", "package", "extra"), [("cuda", "dask_cuda", "gpu"), ("kubernetes", "dask_kubernetes", "kubernetes")])
+@pytest.mark.parametrize(
+    ("kind", "package", "extra"),
+    [("cuda", "dask_cuda", "gpu"), ("kubernetes", "dask_kubernetes", "kubernetes")],
+)
 def test_a_missing_package_names_its_extra(kind, package, extra, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingExtra, match=rf"scalai-nb\[{extra}\]"): connect(env(kind))
+    with pytest.raises(MissingExtra, match=rf"scalai-nb\[{extra}\]"):
+        connect(env(kind))
 
 
 class Fake:
     "Stands for a cluster class; remembers how it was called"
+
     calls = []
     scheduler_address = "tcp://127.0.0.1:9"
-    def __init__(self, **options): self.calls.append(options)
-    def __enter__(self): return self
-    def __exit__(self, *_): self.calls.append("closed")
+
+    def __init__(self, **options):
+        self.calls.append(options)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.calls.append("closed")
 
 
 def test_gpus_and_pods_get_what_the_environment_says(monkeypatch):
@@ -197,21 +251,34 @@ def test_gpus_and_pods_get_what_the_environment_says(monkeypatch):
     monkeypatch.setitem(sys.modules, "dask_kubernetes.operator", SimpleNamespace(KubeCluster=Fake))
     Fake.calls.clear()
     for kind in ("cuda", "kubernetes"):
-        with start(env(kind, workers=3)) as address: assert address == Fake.scheduler_address
+        with start(env(kind, workers=3)) as address:
+            assert address == Fake.scheduler_address
     cuda, _, pods, closed = Fake.calls
     assert (cuda["n_workers"], cuda["memory_limit"], cuda["host"]) == (3, 400_000_000, "127.0.0.1")
-    assert pods["n_workers"] == 3 and pods["resources"]["limits"] == {"memory": "400000000"} and closed == "closed"
+    assert (
+        pods["n_workers"] == 3
+        and pods["resources"]["limits"] == {"memory": "400000000"}
+        and closed == "closed"
+    )
 
 
 def test_importing_it_is_light():
     heavy = "import sys, scalai_nb.compute.cluster; print([m for m in ('dask', 'distributed', 'numpy', 'xarray') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", heavy], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 @pytest.mark.slow
 def test_a_worker_that_is_away_when_another_loss_is_15_seconds_old_comes_back():
     with connect(env()) as client:
-        for seconds in (14.8, 3):  # after the second Dask looks after the first loss, while the worker starts
+        for seconds in (
+            14.8,
+            3,
+        ):  # after the second Dask looks after the first loss, while the worker starts
             os.kill(*worker_pids(client), signal.SIGKILL)
             time.sleep(seconds)
             client.wait_for_workers(1, timeout=20)

@@ -17,72 +17,110 @@ from scalai_nb.errors import ContractViolation, ParameterError
 
 def good(n: int = 100) -> xr.Dataset:
     i = np.arange(n)
-    return xr.Dataset({
-        "id": ("row", i),
-        "temp": ("row", np.where(i % 10 == 0, np.nan, 10 + i % 41), {"units": "°F"}),
-        "signed": ("row", (i % 21 - 10).astype("float32")),
-        "carrier": ("row", (i % 3 - 1).astype("int8"), {"categories": ["AA", "UA", "VX"]}),
-        "tail": ("row", np.array([None if k % 4 == 0 else f"N{k}" for k in i], dtype=object)),
-        "at": ("row", i.astype("M8[s]")),
-        "late": ("row", i % 2 == 0),
-        "image": (("row", "y"), np.ones((n, 2)) * [[0, 5]]),
-    })
+    return xr.Dataset(
+        {
+            "id": ("row", i),
+            "temp": ("row", np.where(i % 10 == 0, np.nan, 10 + i % 41), {"units": "°F"}),
+            "signed": ("row", (i % 21 - 10).astype("float32")),
+            "carrier": ("row", (i % 3 - 1).astype("int8"), {"categories": ["AA", "UA", "VX"]}),
+            "tail": ("row", np.array([None if k % 4 == 0 else f"N{k}" for k in i], dtype=object)),
+            "at": ("row", i.astype("M8[s]")),
+            "late": ("row", i % 2 == 0),
+            "image": (("row", "y"), np.ones((n, 2)) * [[0, 5]]),
+        }
+    )
 
 
 @pytest.fixture
-def contract(): return Contract.infer(good(), label="late", key=("id", "late"), time="at", pii=("tail",))
+def contract():
+    return Contract.infer(good(), label="late", key=("id", "late"), time="at", pii=("tail",))
 
 
-def broken(check) -> list[tuple]: return [(v["column"], v["rule"], v["count"]) for v in check.found]
+def broken(check) -> list[tuple]:
+    return [(v["column"], v["rule"], v["count"]) for v in check.found]
 
 
 # --- inferring -------------------------------------------------------------------------------------------------------
 
+
 def test_what_is_inferred(contract):
     assert contract["temp"] == Column("temp", "float64", "feature", "°F", 10.0, 50.0, 0.1)
-    assert contract["id"] == Column("id", "int64", "key", min=0, max=99) and isinstance(contract["id"].min, int)
-    assert contract["carrier"] == Column("carrier", "category", missing=0.34, categories=("AA", "UA", "VX"))
+    assert contract["id"] == Column("id", "int64", "key", min=0, max=99) and isinstance(
+        contract["id"].min, int
+    )
+    assert contract["carrier"] == Column(
+        "carrier", "category", missing=0.34, categories=("AA", "UA", "VX")
+    )
     assert contract["at"] == Column("at", "datetime64[s]", "time")
     assert contract["late"] == Column("late", "bool", "label")
     assert contract["image"] == Column("image", "float64", min=0.0, max=5.0)
-    assert (contract.label, contract.key, contract.time, contract.pii) == ("late", ("id", "late"), "at", ("tail",))
+    assert (contract.label, contract.key, contract.time, contract.pii) == (
+        "late",
+        ("id", "late"),
+        "at",
+        ("tail",),
+    )
 
 
 def test_no_value_about_a_person_is_kept_or_said():
-    ds = xr.Dataset({
-        "age": ("row", [61, 62]), "who": ("row", np.int8([0, 1]), {"categories": ["ada", "bob"]}), "mail": ("row", np.array(["ada@x", "bob@x"], dtype=object))})
+    ds = xr.Dataset(
+        {
+            "age": ("row", [61, 62]),
+            "who": ("row", np.int8([0, 1]), {"categories": ["ada", "bob"]}),
+            "mail": ("row", np.array(["ada@x", "bob@x"], dtype=object)),
+        }
+    )
     c = Contract.infer(ds, pii=("age", "who", "mail"), key="mail")
-    bad = ds.assign(age=("row", [-999, 77]), who=("row", np.int8([0, 0]), {"categories": ["eve"]}), mail=("row", np.array(["eve@x", "eve@x"], dtype=object)))
+    bad = ds.assign(
+        age=("row", [-999, 77]),
+        who=("row", np.int8([0, 0]), {"categories": ["eve"]}),
+        mail=("row", np.array(["eve@x", "eve@x"], dtype=object)),
+    )
     check = c.check(bad)
     assert broken(check) == [("mail", "key", 1)]
     for said in (c.to_json(), repr(c), c._repr_html_(), str(check), check._repr_html_()):
-        for value in ("61", "62", "ada", "bob", "eve", "999", "77"): assert value not in said
+        for value in ("61", "62", "ada", "bob", "eve", "999", "77"):
+            assert value not in said
 
 
-@pytest.mark.parametrize("names", [{"label": "lat"}, {"key": "idd"}, {"key": ("id", "x")}, {"time": "y"}, {"pii": ["tial"]}])
+@pytest.mark.parametrize(
+    "names",
+    [{"label": "lat"}, {"key": "idd"}, {"key": ("id", "x")}, {"time": "y"}, {"pii": ["tial"]}],
+)
 def test_a_name_that_is_not_there(names):
-    with pytest.raises(ParameterError, match="is not in the columns; known: at, "): Contract.infer(good(), **names)
+    with pytest.raises(ParameterError, match="is not in the columns; known: at, "):
+        Contract.infer(good(), **names)
 
 
-@pytest.mark.parametrize("key, says", [("late", "98 rows repeat one, 0 lack"), ("tail", "24 rows repeat one, 25 lack")])
+@pytest.mark.parametrize(
+    "key, says", [("late", "98 rows repeat one, 0 lack"), ("tail", "24 rows repeat one, 25 lack")]
+)
 def test_a_key_that_is_none(key, says):
-    with pytest.raises(ParameterError, match=f"is not a key: {says}"): Contract.infer(good(), key=key)
+    with pytest.raises(ParameterError, match=f"is not a key: {says}"):
+        Contract.infer(good(), key=key)
 
 
 def test_infinite_numbers_are_not_good_data():
-    with pytest.raises(ParameterError, match="'x' holds 1 infinite numbers"): Contract.infer(xr.Dataset({"x": ("row", [1.0, np.inf])}))
+    with pytest.raises(ParameterError, match="'x' holds 1 infinite numbers"):
+        Contract.infer(xr.Dataset({"x": ("row", [1.0, np.inf])}))
 
 
 numbers = st.sampled_from(["int8", "uint64", "int64", "float32", "float64"]).flatmap(
-    lambda t: st.lists(st.integers(int(np.iinfo(t).min), int(np.iinfo(t).max)) if t[0] in "iu" else st.floats(width=int(t[5:]), allow_infinity=False), max_size=6)
-    .map(lambda v: np.array(v, dtype=t)))
+    lambda t: st.lists(
+        st.integers(int(np.iinfo(t).min), int(np.iinfo(t).max))
+        if t[0] in "iu"
+        else st.floats(width=int(t[5:]), allow_infinity=False),
+        max_size=6,
+    ).map(lambda v: np.array(v, dtype=t))
+)
 
 
 @given(numbers)
 @settings(deadline=None)
 def test_what_is_inferred_is_kept(x):
     ds = xr.Dataset({"x": ("row", x)})
-    for tolerance in (0, 0.5): assert Contract.infer(ds).amend("x", tolerance=tolerance).check(ds).ok
+    for tolerance in (0, 0.5):
+        assert Contract.infer(ds).amend("x", tolerance=tolerance).check(ds).ok
 
 
 def test_one_name_will_do():
@@ -90,39 +128,77 @@ def test_one_name_will_do():
     assert (c.key, c.pii) == (("id",), ("tail",))
 
 
-@given(st.lists(st.floats() | st.none(), max_size=12), st.integers(0, 12), st.floats(-5, 0), st.floats(0, 5))
+@given(
+    st.lists(st.floats() | st.none(), max_size=12),
+    st.integers(0, 12),
+    st.floats(-5, 0),
+    st.floats(0, 5),
+)
 @settings(deadline=None)
 def test_facts_of_blocks_add_up(values, cut, low, high):
-    x = xr.DataArray(np.array([np.nan if v is None else v for v in values], dtype=float), dims="row")
-    assert _look(x, (low, high)) == _Seen() + _look(x[:cut], (low, high)) + _look(x[cut:], (low, high))
+    x = xr.DataArray(
+        np.array([np.nan if v is None else v for v in values], dtype=float), dims="row"
+    )
+    assert _look(x, (low, high)) == _Seen() + _look(x[:cut], (low, high)) + _look(
+        x[cut:], (low, high)
+    )
     finite = [v for v in values if v is not None and np.isfinite(v)]
     seen = _look(x, (low, high))
     assert (seen.min, seen.max) == (min(finite, default=None), max(finite, default=None))
-    assert seen.outside == sum(v is not None and not np.isnan(v) and not low <= v <= high for v in values)
+    assert seen.outside == sum(
+        v is not None and not np.isnan(v) and not low <= v <= high for v in values
+    )
 
 
 # --- checking --------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("lazy", [False, True])
 def test_good_data_are_good(contract, lazy):
     ds = good().chunk(row=7) if lazy else good()
     assert contract.check(ds).ok and contract.check(ds.assign(more=ds.id)).ok
-    assert contract.check(ds.isel(row=slice(20, 60))).ok and contract.check(ds.isel(row=slice(0, 0))).ok
-    assert Contract.infer(ds, label="late", key=("id", "late"), time="at", pii=("tail",)) == contract
+    assert (
+        contract.check(ds.isel(row=slice(20, 60))).ok
+        and contract.check(ds.isel(row=slice(0, 0))).ok
+    )
+    assert (
+        Contract.infer(ds, label="late", key=("id", "late"), time="at", pii=("tail",)) == contract
+    )
 
 
 FAULTS = {
     "column": (lambda ds: ds.drop_vars("temp"), [("temp", "column", None)]),
     "type": (lambda ds: ds.assign(id=ds.id.astype("int32")), [("id", "type", None)]),
-    "category became string": (lambda ds: ds.assign(carrier=("row", np.array(["AA"] * 100, dtype=object))), [("carrier", "type", None)]),
-    "units": (lambda ds: ds.assign(temp=ds.temp.assign_attrs(units="K")), [("temp", "units", None)]),
-    "range": (lambda ds: ds.assign(temp=ds.temp.where(ds.id != 5, -9999.0)), [("temp", "range", 1)]),
-    "infinite": (lambda ds: ds.assign(temp=ds.temp.where(ds.id != 5, np.inf)), [("temp", "range", 1)]),
+    "category became string": (
+        lambda ds: ds.assign(carrier=("row", np.array(["AA"] * 100, dtype=object))),
+        [("carrier", "type", None)],
+    ),
+    "units": (
+        lambda ds: ds.assign(temp=ds.temp.assign_attrs(units="K")),
+        [("temp", "units", None)],
+    ),
+    "range": (
+        lambda ds: ds.assign(temp=ds.temp.where(ds.id != 5, -9999.0)),
+        [("temp", "range", 1)],
+    ),
+    "infinite": (
+        lambda ds: ds.assign(temp=ds.temp.where(ds.id != 5, np.inf)),
+        [("temp", "range", 1)],
+    ),
     "sign": (lambda ds: ds.assign(temp=ds.temp.where(ds.id != 5, -0.01)), [("temp", "range", 1)]),
     "pixel": (lambda ds: ds.assign(image=ds.image.where(ds.id > 1, 255)), [("image", "range", 4)]),
-    "missing": (lambda ds: ds.assign(temp=ds.temp.where(ds.id % 10 > 2)), [("temp", "missing", 30)]),
-    "category": (lambda ds: ds.assign(carrier=ds.carrier.assign_attrs(categories=["AA", "ZZ", "VX"])), [("carrier", "category", 33)]),
-    "code": (lambda ds: ds.assign(carrier=ds.carrier.where(ds.id != 5, np.int8(9))), [("carrier", "category", 1)]),
+    "missing": (
+        lambda ds: ds.assign(temp=ds.temp.where(ds.id % 10 > 2)),
+        [("temp", "missing", 30)],
+    ),
+    "category": (
+        lambda ds: ds.assign(carrier=ds.carrier.assign_attrs(categories=["AA", "ZZ", "VX"])),
+        [("carrier", "category", 33)],
+    ),
+    "code": (
+        lambda ds: ds.assign(carrier=ds.carrier.where(ds.id != 5, np.int8(9))),
+        [("carrier", "category", 1)],
+    ),
     "key": (lambda ds: ds.assign(id=ds.id // 6 * 6), [("id, late", "key", 66)]),
 }
 
@@ -134,41 +210,64 @@ def test_every_fault_is_named_and_counted(fault, lazy):
     plant, expected = FAULTS[fault]
     check = contract.check(plant(good()).chunk(row=9) if lazy else plant(good()))
     assert broken(check) == expected and not check.ok
-    assert [tuple(r) for r in check.violations[["column", "rule"]].to_numpy()] == [e[:2] for e in expected]
-    with pytest.raises(ContractViolation, match=f"{expected[0][0]}: {expected[0][1]} "): check.raise_()
+    assert [tuple(r) for r in check.violations[["column", "rule"]].to_numpy()] == [
+        e[:2] for e in expected
+    ]
+    with pytest.raises(ContractViolation, match=f"{expected[0][0]}: {expected[0][1]} "):
+        check.raise_()
 
 
 def test_all_faults_are_reported_at_once(contract):
-    assert broken(contract.check(xr.Dataset())) == [(c.name, "column", None) for c in contract.columns]
-    bad = good().drop_vars("late").assign(temp=good().temp * 1000, signed=("row", np.full(100, np.nan, "float32")))
-    assert broken(contract.check(bad))[:3] == [("late", "column", None), ("temp", "range", 90), ("signed", "missing", 100)]
+    assert broken(contract.check(xr.Dataset())) == [
+        (c.name, "column", None) for c in contract.columns
+    ]
+    bad = (
+        good()
+        .drop_vars("late")
+        .assign(temp=good().temp * 1000, signed=("row", np.full(100, np.nan, "float32")))
+    )
+    assert broken(contract.check(bad))[:3] == [
+        ("late", "column", None),
+        ("temp", "range", 90),
+        ("signed", "missing", 100),
+    ]
 
 
 def test_a_key_is_never_missing(contract):
     c = Contract.infer(from_frame(pd.DataFrame({"k": ["a", "b"]})), key="k")
-    assert broken(c.check(from_frame(pd.DataFrame({"k": ["a", None, "c"]})))) == [("k", "missing", 1), ("k", "key", 1)]
+    assert broken(c.check(from_frame(pd.DataFrame({"k": ["a", None, "c"]})))) == [
+        ("k", "missing", 1),
+        ("k", "key", 1),
+    ]
 
 
 def test_unused_new_categories_are_no_fault(contract):
     ds = good()
-    assert contract.check(ds.assign(carrier=ds.carrier.assign_attrs(categories=["AA", "UA", "VX", "ZZ"]))).ok
+    assert contract.check(
+        ds.assign(carrier=ds.carrier.assign_attrs(categories=["AA", "UA", "VX", "ZZ"]))
+    ).ok
 
 
-@pytest.mark.parametrize("column, inside, outside", [
-    (Column("x", "float64", min=10, max=50), (0, 10, 70), (-0.1, 70.1)),
-    (Column("x", "float64", min=-10, max=30), (-30, 50), (-30.1, 50.1)),
-    (Column("x", "float64", min=0, max=0), (0,), (-1, 1)),
-    (Column("x", "float64", min=5, max=5), (2.5, 7.5), (2.4, 7.6)),
-    (Column("x", "float64", min=-4, max=-4), (-6, -2), (-6.1, -1.9)),
-    (Column("x", "float64", min=1, max=12, tolerance=0), (1, 12), (0.9, 12.1)),
-    (Column("x", "float64", min=1, tolerance=0), (1, 1e300), (0.9,)),
-    (Column("x", "float64", max=12, tolerance=0), (-1e300, 12), (12.1,)),
-    (Column("x", "float64"), (-1e300, 1e300), (np.inf, -np.inf)),
-])
+@pytest.mark.parametrize(
+    "column, inside, outside",
+    [
+        (Column("x", "float64", min=10, max=50), (0, 10, 70), (-0.1, 70.1)),
+        (Column("x", "float64", min=-10, max=30), (-30, 50), (-30.1, 50.1)),
+        (Column("x", "float64", min=0, max=0), (0,), (-1, 1)),
+        (Column("x", "float64", min=5, max=5), (2.5, 7.5), (2.4, 7.6)),
+        (Column("x", "float64", min=-4, max=-4), (-6, -2), (-6.1, -1.9)),
+        (Column("x", "float64", min=1, max=12, tolerance=0), (1, 12), (0.9, 12.1)),
+        (Column("x", "float64", min=1, tolerance=0), (1, 1e300), (0.9,)),
+        (Column("x", "float64", max=12, tolerance=0), (-1e300, 12), (12.1,)),
+        (Column("x", "float64"), (-1e300, 1e300), (np.inf, -np.inf)),
+    ],
+)
 def test_bounds(column, inside, outside):
     c = Contract((column,))
-    for v in inside: assert c.check(xr.Dataset({"x": ("row", [float(v)])})).ok, v
-    for v in outside: assert broken(c.check(xr.Dataset({"x": ("row", [float(v)])}))) == [("x", "range", 1)], v
+    for v in inside:
+        assert c.check(xr.Dataset({"x": ("row", [float(v)])})).ok, v
+    for v in outside:
+        assert broken(c.check(xr.Dataset({"x": ("row", [float(v)])}))) == [("x", "range", 1)], v
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int64", "uint64", "float32"])
@@ -183,60 +282,101 @@ def test_missing_share():
     for known, accepted in ((0, 5), (10, 25), (60, 100)):
         c = Contract.infer(column(known))
         assert c.check(column(accepted)).ok
-        if accepted < 100: assert broken(c.check(column(accepted + 1))) == [("x", "missing", accepted + 1)]
-    assert broken(Contract.infer(column(0)).amend("x", tolerance=0).check(column(1))) == [("x", "missing", 1)]
+        if accepted < 100:
+            assert broken(c.check(column(accepted + 1))) == [("x", "missing", accepted + 1)]
+    assert broken(Contract.infer(column(0)).amend("x", tolerance=0).check(column(1))) == [
+        ("x", "missing", 1)
+    ]
 
 
 # --- keeping and amending --------------------------------------------------------------------------------------------
 
+
 def test_it_travels_with_the_dataset(contract, tmp_path):
-    assert Contract.from_json(contract.to_json()) == contract and isinstance(Contract.from_json(contract.to_json()), Contract)
+    assert Contract.from_json(contract.to_json()) == contract and isinstance(
+        Contract.from_json(contract.to_json()), Contract
+    )
     lake = Lake(tmp_path)
     lake.write("a", contract.attach(good()))
     ds = lake.read("a")
     assert Contract.of(ds) == contract and Contract.of(ds).check(ds).ok
-    with pytest.raises(ParameterError, match="infer one from good data"): Contract.of(good())
+    with pytest.raises(ParameterError, match="infer one from good data"):
+        Contract.of(good())
 
 
 def test_amend(contract):
     new = contract.amend("temp", max=200, tolerance=0)
-    assert (new["temp"].max, new["temp"].min, new["id"]) == (200, 10.0, contract["id"]) and contract["temp"].max == 50.0
+    assert (new["temp"].max, new["temp"].min, new["id"]) == (
+        200,
+        10.0,
+        contract["id"],
+    ) and contract["temp"].max == 50.0
     assert isinstance(new, Contract) and new.label == "late"
-    with pytest.raises(ParameterError, match="Did you mean 'temp'"): contract.amend("tmep", max=1)
-    with pytest.raises(ParameterError, match="Did you mean 'max'"): contract.amend("temp", maxx=1)
+    with pytest.raises(ParameterError, match="Did you mean 'temp'"):
+        contract.amend("tmep", max=1)
+    with pytest.raises(ParameterError, match="Did you mean 'max'"):
+        contract.amend("temp", maxx=1)
 
 
 def test_it_shows_itself(contract):
     html = contract._repr_html_()
-    for word in ("temp", "°F", "AA, UA, VX", "label", "pii"): assert word in html
-    assert "kept" in contract.check(good())._repr_html_() and str(contract.check(good())) == "The contract is kept."
-    many = Contract.infer(xr.Dataset({"c": ("row", np.int8([0]), {"categories": [f"c{i}" for i in range(50)]})}))
-    assert "c4, … (50)" in many._repr_html_() and "c5" not in many._repr_html_().replace("c4, … (50)", "")
+    for word in ("temp", "°F", "AA, UA, VX", "label", "pii"):
+        assert word in html
+    assert (
+        "kept" in contract.check(good())._repr_html_()
+        and str(contract.check(good())) == "The contract is kept."
+    )
+    many = Contract.infer(
+        xr.Dataset({"c": ("row", np.int8([0]), {"categories": [f"c{i}" for i in range(50)]})})
+    )
+    assert "c4, … (50)" in many._repr_html_() and "c5" not in many._repr_html_().replace(
+        "c4, … (50)", ""
+    )
     evil = Contract.infer(xr.Dataset({"<b>": ("row", [1])}))
-    assert "<b>" not in evil._repr_html_() and "<b>" not in evil.check(xr.Dataset({"x": ("row", [1])}))._repr_html_()
+    assert (
+        "<b>" not in evil._repr_html_()
+        and "<b>" not in evil.check(xr.Dataset({"x": ("row", [1])}))._repr_html_()
+    )
 
 
 def test_a_block_at_a_time():
     "No more than one block of a lazy dataset is held, and each is computed once"
     calls = []
-    x = da.arange(12, chunks=3).map_blocks(lambda b: calls.append(len(b)) or b, dtype=int, meta=np.zeros(0, int))
+    x = da.arange(12, chunks=3).map_blocks(
+        lambda b: calls.append(len(b)) or b, dtype=int, meta=np.zeros(0, int)
+    )
     from scalai_nb.data import contract
+
     seen = []
     look = contract._look
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contract, "row_blocks", lambda ds: __import__("scalai_nb.data.sources", fromlist=["row_blocks"]).row_blocks(ds, 3))
-        patch.setattr(contract, "_look", lambda column, *a: seen.append(column.size) or look(column, *a))
+        patch.setattr(
+            contract,
+            "row_blocks",
+            lambda ds: __import__("scalai_nb.data.sources", fromlist=["row_blocks"]).row_blocks(
+                ds, 3
+            ),
+        )
+        patch.setattr(
+            contract, "_look", lambda column, *a: seen.append(column.size) or look(column, *a)
+        )
         assert Contract.infer(xr.Dataset({"x": ("row", x)}))["x"].max == 11
     assert calls == [3] * 4 == seen
 
 
 # --- columns that become known too late ------------------------------------------------------------------------------
 
+
 def test_what_becomes_known_later_has_a_role():
     c = Contract.infer(good(), label="late", time="at", later=("signed", "at"))
-    assert (c.later, c["signed"].role, c["at"].role) == (("signed", "at"), "later", "time") and Contract.from_json(c.to_json()) == c
+    assert (c.later, c["signed"].role, c["at"].role) == (
+        ("signed", "at"),
+        "later",
+        "time",
+    ) and Contract.from_json(c.to_json()) == c
     assert Contract.infer(good(), later="signed").later == ("signed",) and c.check(good()).ok
-    with pytest.raises(ParameterError, match="'singed' is not in the columns"): Contract.infer(good(), later="singed")
+    with pytest.raises(ParameterError, match="'singed' is not in the columns"):
+        Contract.infer(good(), later="singed")
 
 
 def test_a_contract_of_before_there_was_later_still_loads(contract):

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DOCS = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")}
+DOCS = {
+    name: (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+}
 
 ELSEWHERE = {  # what is not run here, and the test that does it
     "make test": "test_project.py::test_ci_ends_with_the_summaries_and_fails_when_a_suite_does",
@@ -27,13 +30,22 @@ def blocks(name: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", DOCS[name], re.M | re.S)
 
 
-COMMANDS = [(name, line) for name in ("README.md", "CONTRIBUTING.md") for block in blocks(name, "bash") for line in block.splitlines()]
+COMMANDS = [
+    (name, line)
+    for name in ("README.md", "CONTRIBUTING.md")
+    for block in blocks(name, "bash")
+    for line in block.splitlines()
+]
 
 
 @pytest.mark.parametrize("where", ELSEWHERE.values(), ids=ELSEWHERE)
 def test_what_is_not_run_here_is_run_there(where):
     file, _, test = where.partition("::")
-    assert re.search(rf"^def {test}" if test else r"^def test_", (ROOT / "tests" / file).read_text(encoding="utf-8"), re.M)
+    assert re.search(
+        rf"^def {test}" if test else r"^def test_",
+        (ROOT / "tests" / file).read_text(encoding="utf-8"),
+        re.M,
+    )
 
 
 def test_every_line_is_accounted_for():
@@ -45,7 +57,8 @@ def test_every_line_is_accounted_for():
 @pytest.mark.slow
 def test_the_demo_ends_with_what_to_look_at(demo):
     steps = sorted(p.stem for p in (ROOT / "nbs/pipelines/flights").glob("*.ipynb"))
-    for step in steps: assert step in demo.first
+    for step in steps:
+        assert step in demo.first
     assert "champion" in demo.first
     report = Path(re.search(r"\S+report\.html", demo.first)[0])
     assert report.is_file() and report.is_relative_to(demo.folder)
@@ -75,5 +88,7 @@ def test_the_code_runs(code):
 @pytest.mark.parametrize("name", DOCS)
 def test_links_lead_somewhere(name):
     links = re.findall(r"\]\(([^)#]+)\)", DOCS[name])
-    missing = [link for link in links if not link.startswith("https://") and not (ROOT / link).exists()]
+    missing = [
+        link for link in links if not link.startswith("https://") and not (ROOT / link).exists()
+    ]
     assert links and not missing

@@ -24,7 +24,9 @@ HOURS = xr.Dataset({"hour": ("row", np.arange(24.0))})
 
 def late_after(hour):
     t = Transform(["hour"]).fit(HOURS)
-    return package(t, LogisticRegression().fit(t.transform(HOURS).values, HOURS.hour > hour), name="late")
+    return package(
+        t, LogisticRegression().fit(t.transform(HOURS).values, HOURS.hour > hour), name="late"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +38,16 @@ def packages(tmp_path_factory):
 
 def run(folder, *command):
     home = Path(folder).parent / "home"
-    env = {**os.environ, "DVC_NO_ANALYTICS": "1", "HOME": str(home), "XDG_CONFIG_HOME": str(home / ".config"), "GIT_CONFIG_NOSYSTEM": "1"}
-    done = subprocess.run([str(c) for c in command], cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+    env = {
+        **os.environ,
+        "DVC_NO_ANALYTICS": "1",
+        "HOME": str(home),
+        "XDG_CONFIG_HOME": str(home / ".config"),
+        "GIT_CONFIG_NOSYSTEM": "1",
+    }
+    done = subprocess.run(
+        [str(c) for c in command], cwd=folder, env=env, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.strip()
 
@@ -65,7 +75,10 @@ def test_the_real_dvc_goes_back_and_forth(repo, packages, tmp_path):
         assert run(repo, dvc, "status") == "Data and pipelines are up to date."
         run(repo, "git", "add", ".")
         run(repo, "git", "commit", "-q", "-m", f"model {i}")
-        assert sorted(run(repo, "git", "ls-files", "models").split()) == ["models/.gitignore", "models/late.dvc"] and not run(repo, "git", "status", "--short")
+        assert sorted(run(repo, "git", "ls-files", "models").split()) == [
+            "models/.gitignore",
+            "models/late.dvc",
+        ] and not run(repo, "git", "status", "--short")
     run(repo, dvc, "push", "-q", "-A")
     shutil.rmtree(repo / ".dvc/cache")
     run(repo, dvc, "pull", "-q")  # what lies in the remote is whole
@@ -77,7 +90,9 @@ def test_the_real_dvc_goes_back_and_forth(repo, packages, tmp_path):
     run(repo, "git", "checkout", "-q", "main")
     run(repo, dvc, "checkout", "-q")
     assert contents(target) == contents(packages[1])
-    run(repo, dvc, "add", "-q", "models/late")  # DVC itself writes the same pointer, and keeps what it says of the model
+    run(
+        repo, dvc, "add", "-q", "models/late"
+    )  # DVC itself writes the same pointer, and keeps what it says of the model
     assert not run(repo, "git", "status", "--short")
     (target / "card.md").write_text("another")
     assert "modified" in run(repo, dvc, "status")  # it does look
@@ -89,8 +104,17 @@ def test_what_is_written(repo, packages):
     size = sum((packages[0] / name).stat().st_size for name in files)
     lines = pointer.read_text().splitlines()
     assert lines[0] == "meta:" and "  model: late" in lines
-    assert lines[-6:] == ["outs:", f"- md5: {folder_md5(files)}", f"  size: {size}", f"  nfiles: {len(files)}", "  hash: md5", "  path: late"]
-    assert (repo / "models/.gitignore").read_text() == "/late\n" and contents(repo / "models/late") == files
+    assert lines[-6:] == [
+        "outs:",
+        f"- md5: {folder_md5(files)}",
+        f"  size: {size}",
+        f"  nfiles: {len(files)}",
+        "  hash: md5",
+        "  path: late",
+    ]
+    assert (repo / "models/.gitignore").read_text() == "/late\n" and contents(
+        repo / "models/late"
+    ) == files
     cache = repo / ".dvc/cache/files/md5"
     stored = {p.parent.name + p.name: p for p in cache.rglob("*") if p.is_file()}
     assert set(stored) == {*files.values(), folder_md5(files)}
@@ -100,18 +124,37 @@ def test_what_is_written(repo, packages):
 
 def test_twice_changes_nothing(repo, packages):
     pointer = track(packages[0], repo / "models/late")
-    before = {p: p.stat().st_mtime_ns for p in (repo / "models/late").iterdir()}, pointer.read_text()
+    before = (
+        {p: p.stat().st_mtime_ns for p in (repo / "models/late").iterdir()},
+        pointer.read_text(),
+    )
     assert track(packages[0], repo / "models/late") == pointer
-    assert before == ({p: p.stat().st_mtime_ns for p in (repo / "models/late").iterdir()}, pointer.read_text())
+    assert before == (
+        {p: p.stat().st_mtime_ns for p in (repo / "models/late").iterdir()},
+        pointer.read_text(),
+    )
     assert (repo / "models/.gitignore").read_text() == "/late\n"
 
 
 def test_a_registered_version_is_named(repo, packages, tmp_path, monkeypatch):
     path = shutil.copytree(packages[0], tmp_path / "registry/1")
-    v = ModelVersion("late-flight", 1, datetime.now(UTC), path, {}, {}, ("champion",), sha256((path / "manifest.json").read_bytes()).hexdigest())
+    v = ModelVersion(
+        "late-flight",
+        1,
+        datetime.now(UTC),
+        path,
+        {},
+        {},
+        ("champion",),
+        sha256((path / "manifest.json").read_bytes()).hexdigest(),
+    )
     monkeypatch.chdir(repo)
     pointer = track(v)
-    assert pointer == repo / "models/late-flight.dvc" and f"meta:\n  model: late-flight\n  version: 1\n  digest: {v.digest}\nouts:" in pointer.read_text()
+    assert (
+        pointer == repo / "models/late-flight.dvc"
+        and f"meta:\n  model: late-flight\n  version: 1\n  digest: {v.digest}\nouts:"
+        in pointer.read_text()
+    )
     shutil.rmtree(path)
     shutil.copytree(packages[1], path)
     with pytest.raises(ModelMismatch, match="not the package that was registered as late-flight@1"):
@@ -119,9 +162,14 @@ def test_a_registered_version_is_named(repo, packages, tmp_path, monkeypatch):
 
 
 def test_a_cache_elsewhere(repo, packages, tmp_path):
-    (repo / ".dvc/config").write_text("[core]\n    remote = x\n['remote \"x\"']\n    url = /srv/x\n[cache]\n    dir = ../../shared\n")
+    (repo / ".dvc/config").write_text(
+        "[core]\n    remote = x\n['remote \"x\"']\n    url = /srv/x\n[cache]\n    dir = ../../shared\n"
+    )
     track(packages[0], repo / "models/late")
-    assert len([p for p in (tmp_path / "shared/files/md5").rglob("*") if p.is_file()]) == len(contents(packages[0])) + 1
+    assert (
+        len([p for p in (tmp_path / "shared/files/md5").rglob("*") if p.is_file()])
+        == len(contents(packages[0])) + 1
+    )
     assert not (repo / ".dvc/cache").exists()
     (repo / ".dvc/config.local").write_text(f"[cache]\n    dir = {tmp_path}/mine\n")
     track(packages[1], repo / "models/late")
@@ -203,7 +251,9 @@ def test_a_crash_leaves_a_pointer_that_can_be_followed(repo, packages, monkeypat
 
     pointer = track(packages[0], repo / "models/late")
     before = pointer.read_text()
-    monkeypatch.setattr(module, "_replace", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        module, "_replace", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(OSError, match="No space"):
         track(packages[1], repo / "models/late")
     assert pointer.read_text() == before and contents(repo / "models/late") == contents(packages[0])

@@ -19,7 +19,13 @@ def project(tmp_path):
     p.write = "import numpy as np, xarray as xr\nfrom scalai_nb.pipeline import write\nwrite({0}, xr.Dataset({{'x': ('row', np.arange(3))}}))"
     p.step("00_good", OUT + 'a: Out = "a"', p.write.format("a"))
     p.step("02_after", OUT + 'a: In = "a"\nb: In = "b"\nc: Out = "c"', p.write.format("c"))
-    p.bad = lambda *cells: p.step("01_bad", OUT + 'a: In = "a"\nb: Out = "b"', "print('before', flush=True)", *cells, p.write.format("b"))
+    p.bad = lambda *cells: p.step(
+        "01_bad",
+        OUT + 'a: In = "a"\nb: Out = "b"',
+        "print('before', flush=True)",
+        *cells,
+        p.write.format("b"),
+    )
     return p
 
 
@@ -28,11 +34,17 @@ def check_failed(project, done, cause: str, words: str):
     assert done.returncode == 1, done.stderr
     assert cause in done.stdout and "failed" in done.stdout and "resume" in done.stdout
     run = project.show()
-    assert statuses(run) == {"good": ("completed", None), "bad": ("failed", cause), "after": ("not_run", None)}
+    assert statuses(run) == {
+        "good": ("completed", None),
+        "bad": ("failed", cause),
+        "after": ("not_run", None),
+    }
     assert run["status"] == "failed" and re.search(words, run["steps"][1]["error"])
     assert cells(run, "bad") == ["completed", "completed", "failed", "not_run"]
     nb = json.loads(next(project.root.glob(".scalai/runs/*/01_bad.ipynb")).read_text())
-    assert [c["metadata"]["scalai"]["status"] for c in nb["cells"] if c["cell_type"] == "code"] == cells(run, "bad")
+    assert [
+        c["metadata"]["scalai"]["status"] for c in nb["cells"] if c["cell_type"] == "code"
+    ] == cells(run, "bad")
     assert nb["cells"][2]["outputs"][0]["text"] == "before\n"
     check_resumes(project)
 
@@ -42,7 +54,11 @@ def check_resumes(project):
     project.bad()
     again = project.scalai("run", "toy")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert statuses(project.show()) == {"good": ("cached", None), "bad": ("completed", None), "after": ("completed", None)}
+    assert statuses(project.show()) == {
+        "good": ("cached", None),
+        "bad": ("completed", None),
+        "after": ("completed", None),
+    }
 
 
 def test_a_kernel_that_is_killed(project):
@@ -50,23 +66,42 @@ def test_a_kernel_that_is_killed(project):
     process = project.start("run", "toy")
     os.kill(int(re.search(r"pid (\d+)\.", project.wait_for(".", "01_bad"))[1]), signal.SIGKILL)
     out, err = process.communicate(timeout=60)
-    check_failed(project, subprocess.CompletedProcess((), process.returncode, out, err), "kernel_crash", "SIGKILL")
+    check_failed(
+        project,
+        subprocess.CompletedProcess((), process.returncode, out, err),
+        "kernel_crash",
+        "SIGKILL",
+    )
 
 
 def test_a_cell_over_its_time_limit(project):
     project.bad("import time; time.sleep(60)")
-    check_failed(project, project.scalai("run", "toy", SCALAI_CELL_TIMEOUT="5s"), "cell_timeout", "longer than its limit")
+    check_failed(
+        project,
+        project.scalai("run", "toy", SCALAI_CELL_TIMEOUT="5s"),
+        "cell_timeout",
+        "longer than its limit",
+    )
 
 
 def test_a_cell_over_its_memory_limit(project):
     project.bad("x = bytearray(3_000_000_000)")
-    check_failed(project, project.scalai("run", "toy", SCALAI_MEMORY="2GB"), "kernel_oom", "MemoryError")
+    check_failed(
+        project, project.scalai("run", "toy", SCALAI_MEMORY="2GB"), "kernel_oom", "MemoryError"
+    )
 
 
 def test_a_group_of_processes_over_the_memory_limit(project):
     hungry = "import time; x = bytearray(1_100_000_000); x[::4096] = b'1' * len(x[::4096]); time.sleep(30)"
-    project.bad(f"import subprocess, sys\nps = [subprocess.Popen([sys.executable, '-c', {hungry!r}]) for _ in range(2)]\n[p.wait() for p in ps]")
-    check_failed(project, project.scalai("run", "toy", SCALAI_MEMORY="2GB"), "kernel_oom", r"at most 2\.00 GB; raise memory")
+    project.bad(
+        f"import subprocess, sys\nps = [subprocess.Popen([sys.executable, '-c', {hungry!r}]) for _ in range(2)]\n[p.wait() for p in ps]"
+    )
+    check_failed(
+        project,
+        project.scalai("run", "toy", SCALAI_MEMORY="2GB"),
+        "kernel_oom",
+        r"at most 2\.00 GB; raise memory",
+    )
 
 
 def test_an_error_in_a_cell(project):
@@ -76,21 +111,31 @@ def test_an_error_in_a_cell(project):
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_cancelled_in_mid_cell(project, signum):
-    project.bad("import os, subprocess, time; child = subprocess.Popen(['sleep', '60']); print(f'pids {os.getpid()} {child.pid}.', flush=True); time.sleep(60)")
+    project.bad(
+        "import os, subprocess, time; child = subprocess.Popen(['sleep', '60']); print(f'pids {os.getpid()} {child.pid}.', flush=True); time.sleep(60)"
+    )
     process = project.start("run", "toy")
-    pids = [int(p) for p in re.search(r"pids (\d+) (\d+)\.", project.wait_for(".", "01_bad")).groups()]
+    pids = [
+        int(p) for p in re.search(r"pids (\d+) (\d+)\.", project.wait_for(".", "01_bad")).groups()
+    ]
     process.send_signal(signum)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 1 and "cancelled" in out, out + err
     assert all(gone(p) for p in pids)
     run = project.show()
-    assert run["status"] == "cancelled" and statuses(run)["bad"] == ("cancelled", "cancelled") and statuses(run)["after"] == ("not_run", None)
+    assert (
+        run["status"] == "cancelled"
+        and statuses(run)["bad"] == ("cancelled", "cancelled")
+        and statuses(run)["after"] == ("not_run", None)
+    )
     assert cells(run, "bad") == ["completed", "completed", "cancelled", "not_run"]
     check_resumes(project)
 
 
 def test_cancelled_though_the_cell_will_not_listen(project):
-    project.bad("import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('deaf.', flush=True)\nwhile True: time.sleep(1)")
+    project.bad(
+        "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('deaf.', flush=True)\nwhile True: time.sleep(1)"
+    )
     process = project.start("run", "toy")
     project.wait_for("deaf.", "01_bad")
     assert project.scalai("cancel").stdout.strip().endswith("cancelled")
@@ -101,18 +146,31 @@ def test_cancelled_though_the_cell_will_not_listen(project):
 
 def test_a_run_over_its_time_limit(project):
     project.bad("import time; time.sleep(60)")
-    check_failed(project, project.scalai("run", "toy", SCALAI_RUN_TIMEOUT="15s"), "run_timeout", "run_timeout in settings.ini")
+    check_failed(
+        project,
+        project.scalai("run", "toy", SCALAI_RUN_TIMEOUT="15s"),
+        "run_timeout",
+        "run_timeout in settings.ini",
+    )
 
 
 def test_a_runner_that_is_killed_takes_its_kernels_along(project):
-    project.bad("import os, subprocess, time; child = subprocess.Popen(['sleep', '60']); print(f'pids {os.getpid()} {child.pid}.', flush=True); time.sleep(60)")
+    project.bad(
+        "import os, subprocess, time; child = subprocess.Popen(['sleep', '60']); print(f'pids {os.getpid()} {child.pid}.', flush=True); time.sleep(60)"
+    )
     process = project.start("run", "toy")
-    pids = [int(p) for p in re.search(r"pids (\d+) (\d+)\.", project.wait_for(".", "01_bad")).groups()]
+    pids = [
+        int(p) for p in re.search(r"pids (\d+) (\d+)\.", project.wait_for(".", "01_bad")).groups()
+    ]
     process.kill()
     process.communicate()
     assert all(gone(p) for p in pids)
     run = project.show()
-    assert run["status"] == "lost" and statuses(run) == {"good": ("completed", None), "bad": ("lost", None), "after": ("not_run", None)}
+    assert run["status"] == "lost" and statuses(run) == {
+        "good": ("completed", None),
+        "bad": ("lost", None),
+        "after": ("not_run", None),
+    }
     assert cells(run, "bad") == ["completed", "completed", "lost", "not_run"]
     assert "before" in project.scalai("show", "latest", "bad").stdout
     assert project.scalai("report").returncode == 0
@@ -125,7 +183,9 @@ DISK = 6  # MB of `small_disk`
 def test_a_full_disk_under_the_run_records(project, small_disk):
     project.bad("for i in range(100): print('x' * 200_000)")
     done = project.scalai("run", "toy", SCALAI_RUNS=str(small_disk))
-    assert done.returncode == 1 and "disk_full" in done.stdout and "no space was left" in done.stdout, done.stdout + done.stderr
+    assert (
+        done.returncode == 1 and "disk_full" in done.stdout and "no space was left" in done.stdout
+    ), done.stdout + done.stderr
     run = json.loads(project.scalai("show", "--json", SCALAI_RUNS=str(small_disk)).stdout)
     assert run["status"] == "failed" and statuses(run)["bad"] == ("failed", "disk_full")
     assert cells(run, "bad") == ["completed", "completed", "failed", "not_run"]
@@ -133,8 +193,15 @@ def test_a_full_disk_under_the_run_records(project, small_disk):
 
 
 def test_a_full_disk_under_the_lake(project, small_disk):
-    project.bad("import numpy as np, xarray as xr\nfrom scalai_nb.pipeline import write\n"
-                "write(b, xr.Dataset({'x': ('row', np.random.default_rng(0).integers(0, 2**62, 2_000_000))}))")
+    project.bad(
+        "import numpy as np, xarray as xr\nfrom scalai_nb.pipeline import write\n"
+        "write(b, xr.Dataset({'x': ('row', np.random.default_rng(0).integers(0, 2**62, 2_000_000))}))"
+    )
     done = project.scalai("run", "toy", SCALAI_LAKE=str(small_disk))
-    assert done.returncode == 1 and statuses(project.show())["bad"] == ("failed", "disk_full"), done.stdout + done.stderr
-    assert project.scalai("lake", "ls", "--json", SCALAI_LAKE=str(small_disk)).stdout.count('"name"') == 1
+    assert done.returncode == 1 and statuses(project.show())["bad"] == ("failed", "disk_full"), (
+        done.stdout + done.stderr
+    )
+    assert (
+        project.scalai("lake", "ls", "--json", SCALAI_LAKE=str(small_disk)).stdout.count('"name"')
+        == 1
+    )

@@ -20,35 +20,58 @@ from scalai_nb.serving.scorer import Column, Scorer
 
 class Service:
     "A worker's journal and a keeper, without the worker"
+
     def __init__(self, folder: Path):
         self.folder, self.lake = folder / "late", Lake(folder / "lake", author="keeper")
         self.start()
 
-    def start(self): self.keeper = LogKeeper(self.folder, self.lake, Metrics())
+    def start(self):
+        self.keeper = LogKeeper(self.folder, self.lake, Metrics())
 
     def write(self, *what, force=False):
         "Predictions, (id, version, score), and feedback, records; then a step of the keeper"
         journal = Journal(self.folder, 0, secret=b"key")
         for one in what:
-            if isinstance(one, dict): assert journal.feedback([one])
-            else: self._predict(journal, *one)
+            if isinstance(one, dict):
+                assert journal.feedback([one])
+            else:
+                self._predict(journal, *one)
         journal.close()
         assert self.keeper.step(force=force) is not None, self.keeper.trouble
 
     def _predict(self, journal, id, version, score, name="late", card=None):
-        served, numbers = Scorer(name, version, (Column("hour", "number"),), card or {}, {}, None), np.float32([[7]])
-        assert journal.append(served, [Call(served, Rows(numbers), id, None, None, received=time.perf_counter())], numbers, (), np.float32([score]))
+        served, numbers = (
+            Scorer(name, version, (Column("hour", "number"),), card or {}, {}, None),
+            np.float32([[7]]),
+        )
+        assert journal.append(
+            served,
+            [Call(served, Rows(numbers), id, None, None, received=time.perf_counter())],
+            numbers,
+            (),
+            np.float32([score]),
+        )
 
-    def gauge(self, what: str, version: str, name="late") -> float: return self.keeper.metrics.gauges["scalai_feedback_" + what, name, version]
+    def gauge(self, what: str, version: str, name="late") -> float:
+        return self.keeper.metrics.gauges["scalai_feedback_" + what, name, version]
 
-    def counted(self) -> dict: return {kind: n for (name, *kinds), n in self.keeper.metrics.counters.items() if name == "scalai_feedback_total" for kind in kinds if n}
+    def counted(self) -> dict:
+        return {
+            kind: n
+            for (name, *kinds), n in self.keeper.metrics.counters.items()
+            if name == "scalai_feedback_total"
+            for kind in kinds
+            if n
+        }
 
 
 @pytest.fixture
-def service(tmp_path): return Service(tmp_path)
+def service(tmp_path):
+    return Service(tmp_path)
 
 
-def truth(id, value, **more) -> dict: return {"id": id, "truth": value, **more}
+def truth(id, value, **more) -> dict:
+    return {"id": id, "truth": value, **more}
 
 
 def test_truth_comes_before_with_after_and_again(service):
@@ -57,40 +80,67 @@ def test_truth_comes_before_with_after_and_again(service):
     service.write(("late", "3", 0.6), force=True)
     service.write(truth("late", True), truth("late", False), truth("never", 1), force=True)
     both = joined(service.lake, "late")
-    assert dict(zip(both.id.values.tolist(), both.truth.values.tolist(), strict=True)) == {"early": 1, "same": 0, "late": 0}
+    assert dict(zip(both.id.values.tolist(), both.truth.values.tolist(), strict=True)) == {
+        "early": 1,
+        "same": 0,
+        "late": 0,
+    }
     assert service.counted() == {"first": 3, "repeated": 1} and service.gauge("count", "3") == 3
-    assert service.lake.read("late-feedback").sizes["row"] == 5  # what nobody asked about, and what was said before, are kept
+    assert (
+        service.lake.read("late-feedback").sizes["row"] == 5
+    )  # what nobody asked about, and what was said before, are kept
 
 
 def test_running_and_lake_agree_with_evaluate(service):
     rng = np.random.default_rng(0)
     for version in ("3", "4"):
         scores = rng.random(300)
-        service.write(*((f"{version}-{i}", version, s) for i, s in enumerate(scores)), *(truth(f"{version}-{i}", bool(rng.random() < s)) for i, s in enumerate(scores)))
+        service.write(
+            *((f"{version}-{i}", version, s) for i, s in enumerate(scores)),
+            *(truth(f"{version}-{i}", bool(rng.random() < s)) for i, s in enumerate(scores)),
+        )
     service.keeper.step(force=True)
     both = joined(service.lake, "late")
     for version, row in quality(both).iterrows():
         of = versions(both) == version
         e = evaluate(both.truth.values[of], both.score.values[of])
-        assert row.to_dict() == {"count": 300, "precision": e.at(0.5).precision, "recall": e.at(0.5).recall, "brier": e.brier, "calibration_error": e.ece}
-        for what, value in row.items(): assert service.gauge(what, version) == pytest.approx(value)
+        assert row.to_dict() == {
+            "count": 300,
+            "precision": e.at(0.5).precision,
+            "recall": e.at(0.5).recall,
+            "brier": e.brier,
+            "calibration_error": e.ece,
+        }
+        for what, value in row.items():
+            assert service.gauge(what, version) == pytest.approx(value)
 
 
 def test_a_keeper_that_starts_again_remembers_what_the_lake_has(service):
     service.write(("a", "3", 0.9), ("b", "3", 0.8), truth("a", 1), force=True)
     service.start()
     service.write(truth("b", 0))
-    assert service.gauge("count", "3") == 2 and service.gauge("precision", "3") == 0.5 and service.counted() == {"first": 1}
+    assert (
+        service.gauge("count", "3") == 2
+        and service.gauge("precision", "3") == 0.5
+        and service.counted() == {"first": 1}
+    )
 
 
 def test_a_prediction_that_is_forgotten_is_sought_in_the_lake(service, monkeypatch):
     monkeypatch.setattr(feedback, "RECENT", 2)
     service.write(*((f"{i}", "3", 0.9) for i in range(7)), force=True)
     service.write(truth("0", 1), truth("never", 1))
-    assert not service.counted() and list(service.keeper.running.waiting) == [("late", "0"), ("late", "never")]
+    assert not service.counted() and list(service.keeper.running.waiting) == [
+        ("late", "0"),
+        ("late", "never"),
+    ]
     monkeypatch.setattr(feedback, "LATE", 0)
     service.write()
-    assert service.counted() == {"first": 1, "unknown": 1} and service.gauge("count", "3") == 1 and not service.keeper.running.waiting
+    assert (
+        service.counted() == {"first": 1, "unknown": 1}
+        and service.gauge("count", "3") == 1
+        and not service.keeper.running.waiting
+    )
 
 
 def test_memory_is_bounded(service, monkeypatch):
@@ -104,10 +154,24 @@ def test_memory_is_bounded(service, monkeypatch):
 def test_models_of_a_service_share_feedback_that_names_none(service):
     service.folder.mkdir()
     (service.folder / "routes.json").write_text('{"models": {"late": {}, "Cost": {}}}')
-    service.write(("a", "3", 0.9), ("b", "1", 12.5, "Cost", {"output": "value"}), truth("a", 1), truth("b", 10, model="Cost"), force=True)
-    assert service.gauge("count", "3") == 1 and service.gauge("count", "1", "Cost") == 1 and not service.keeper.running.waiting
-    assert quality(joined(service.lake, "Cost")).to_dict("index") == {"1": {"count": 1, "mae": 2.5, "rmse": 2.5, "bias": 2.5}}
-    assert service.lake.read("late-feedback").id.values.tolist() == ["a"] and service.lake.read("cost-feedback").id.values.tolist() == ["a", "b"]
+    service.write(
+        ("a", "3", 0.9),
+        ("b", "1", 12.5, "Cost", {"output": "value"}),
+        truth("a", 1),
+        truth("b", 10, model="Cost"),
+        force=True,
+    )
+    assert (
+        service.gauge("count", "3") == 1
+        and service.gauge("count", "1", "Cost") == 1
+        and not service.keeper.running.waiting
+    )
+    assert quality(joined(service.lake, "Cost")).to_dict("index") == {
+        "1": {"count": 1, "mae": 2.5, "rmse": 2.5, "bias": 2.5}
+    }
+    assert service.lake.read("late-feedback").id.values.tolist() == ["a"] and service.lake.read(
+        "cost-feedback"
+    ).id.values.tolist() == ["a", "b"]
 
 
 def test_a_truth_that_is_no_answer_does_not_count(service):
@@ -115,7 +179,16 @@ def test_a_truth_that_is_no_answer_does_not_count(service):
     assert service.gauge("count", "3") == 1
 
 
-@pytest.mark.parametrize("given, stored", [("2013-01-01T06:00:00+01:00", "2013-01-01T05:00:00"), (1357016400, "2013-01-01T05:00:00"), ("soon", "NaT"), (1e300, "NaT"), (None, "NaT")])
+@pytest.mark.parametrize(
+    "given, stored",
+    [
+        ("2013-01-01T06:00:00+01:00", "2013-01-01T05:00:00"),
+        (1357016400, "2013-01-01T05:00:00"),
+        ("soon", "NaT"),
+        (1e300, "NaT"),
+        (None, "NaT"),
+    ],
+)
 def test_when_it_came_true(service, given, stored):
     service.write(truth("a", 1, time=given), truth("b", 1), force=True)
     told = service.lake.read("late-feedback").compute()
@@ -124,9 +197,14 @@ def test_when_it_came_true(service, given, stored):
 
 def test_the_threshold_is_the_cards(service):
     service.write(("a", "3", 0.4, "late", {"threshold": 0.3}), truth("a", 1), force=True)
-    assert service.gauge("recall", "3") == 1 == quality(joined(service.lake, "late")).recall["3"] and quality(joined(service.lake, "late"), 0.5).recall["3"] == 0
+    assert (
+        service.gauge("recall", "3") == 1 == quality(joined(service.lake, "late")).recall["3"]
+        and quality(joined(service.lake, "late"), 0.5).recall["3"] == 0
+    )
 
 
 def test_every_gauge_is_declared(service):
     service.write(("a", "3", 0.4), truth("a", 1))
-    assert {name for name, *_ in (*service.keeper.metrics.gauges, *service.keeper.metrics.counters)} <= METRICS.keys()
+    assert {
+        name for name, *_ in (*service.keeper.metrics.gauges, *service.keeper.metrics.counters)
+    } <= METRICS.keys()

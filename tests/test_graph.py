@@ -12,7 +12,16 @@ import pytest
 import xarray as xr
 from conftest import tool
 from onnx import TensorProto, helper
-from sklearn import ensemble, linear_model, naive_bayes, neural_network, pipeline, preprocessing, svm, tree
+from sklearn import (
+    ensemble,
+    linear_model,
+    naive_bayes,
+    neural_network,
+    pipeline,
+    preprocessing,
+    svm,
+    tree,
+)
 
 import scalai_nb as sn
 from scalai_nb.errors import MissingExtra, ModelMismatch, ParameterError
@@ -22,7 +31,10 @@ from scalai_nb.models import graph, heads, runtime
 from scalai_nb.models.examples import edge_rows, example_rows, threshold_rows
 from scalai_nb.models.package import Model, estimate, package
 
-xgboost, torch, skl2onnx = (pytest.mark.skipif(not find_spec(m), reason=f"{m} is not installed: extra `{e}`") for m, e in [("xgboost", "trees"), ("torch", "torch"), ("skl2onnx", "convert")])
+xgboost, torch, skl2onnx = (
+    pytest.mark.skipif(not find_spec(m), reason=f"{m} is not installed: extra `{e}`")
+    for m, e in [("xgboost", "trees"), ("torch", "torch"), ("skl2onnx", "convert")]
+)
 
 
 def table(rows, seed=0):
@@ -38,8 +50,16 @@ def table(rows, seed=0):
 
 
 DATA = table(3000)
-FILLED, KEPT = Transform(["temp", "hour", "time"], ["carrier"]).fit(DATA), Transform(["temp", "hour", "time"], ["carrier"], impute=None, scale=None).fit(DATA)
-ODDS = ((DATA.hour - 14) / 5 + (DATA.carrier == "AA") - DATA.temp.isnull() + np.sin(DATA.temp.fillna(0) / 9)).values
+FILLED, KEPT = (
+    Transform(["temp", "hour", "time"], ["carrier"]).fit(DATA),
+    Transform(["temp", "hour", "time"], ["carrier"], impute=None, scale=None).fit(DATA),
+)
+ODDS = (
+    (DATA.hour - 14) / 5
+    + (DATA.carrier == "AA")
+    - DATA.temp.isnull()
+    + np.sin(DATA.temp.fillna(0) / 9)
+).values
 LATE = (np.random.default_rng(0).random(3000) < 1 / (1 + np.exp(-ODDS))).astype(int)
 DELAY = np.maximum(np.exp(ODDS / 2) + np.random.default_rng(1).normal(0, 0.1, 3000), 0.01)
 
@@ -56,12 +76,23 @@ def parity(t, estimator, rows=200_000, **options):
     "The package of an estimator, once each of its scores is within 1e-5 of the estimator's; relatively for a value above 1"
     model = package(t, estimator, **options)
     expects = heads.model_of(estimator, len(t.feature_names), options.get("output"))
-    some, edges, thresholds = (example_rows(t, 20, seed=6), edge_rows(t), threshold_rows(model.graph, t, 5000))
-    for ds, X in [drawn(t is KEPT, rows), *((ds, t.transform(ds)) for ds in (some, edges, thresholds))]:
+    some, edges, thresholds = (
+        example_rows(t, 20, seed=6),
+        edge_rows(t),
+        threshold_rows(model.graph, t, 5000),
+    )
+    for ds, X in [
+        drawn(t is KEPT, rows),
+        *((ds, t.transform(ds)) for ds in (some, edges, thresholds)),
+    ]:
         got, expected = model.predict(ds).values, heads.score(expects, X)
         assert np.isfinite(got).all()
-        np.testing.assert_allclose(got, expected, atol=1e-5, rtol=0 if model.card["output"] == "probability" else 1e-5)
-    one_by_one = [model.score({k: v[i : i + 1] for k, v in t.raw(some).items()})[0] for i in range(20)]
+        np.testing.assert_allclose(
+            got, expected, atol=1e-5, rtol=0 if model.card["output"] == "probability" else 1e-5
+        )
+    one_by_one = [
+        model.score({k: v[i : i + 1] for k, v in t.raw(some).items()})[0] for i in range(20)
+    ]
     np.testing.assert_allclose(one_by_one, model.predict(some), atol=1e-6, rtol=1e-6)
     return model
 
@@ -83,7 +114,9 @@ CLASSIFIERS = {
 CONVERTED = {
     "gradient": ensemble.GradientBoostingClassifier(n_estimators=20),
     "layers": neural_network.MLPClassifier((8,), max_iter=30, random_state=0),
-    "pipeline": pipeline.make_pipeline(preprocessing.StandardScaler(), linear_model.LogisticRegression()),
+    "pipeline": pipeline.make_pipeline(
+        preprocessing.StandardScaler(), linear_model.LogisticRegression()
+    ),
     "bagging": ensemble.BaggingClassifier(n_estimators=5, random_state=0),
     "bayes": naive_bayes.BernoulliNB(),
 }
@@ -118,7 +151,9 @@ def test_a_regression_gives_a_value(name):
 
 
 @xgboost
-@pytest.mark.parametrize("objective", ["reg:squarederror", "count:poisson", "reg:gamma", "reg:tweedie", "reg:logistic"])
+@pytest.mark.parametrize(
+    "objective", ["reg:squarederror", "count:poisson", "reg:gamma", "reg:tweedie", "reg:logistic"]
+)
 def test_xgboost_regressions(objective):
     from xgboost import XGBRegressor
 
@@ -150,12 +185,17 @@ def test_xgboost_and_its_graph_agree_bit_for_bit():
 
 
 @torch
-@pytest.mark.parametrize("last", [("log_odds", 1), ("log_odds", 2), ("probability", 2), ("value", 1)])
+@pytest.mark.parametrize(
+    "last", [("log_odds", 1), ("log_odds", 2), ("probability", 2), ("value", 1)]
+)
 def test_a_torch_net(last):
     output, width = last
     net = make_net(len(FILLED.feature_names), width, softmax=output == "probability")
     model = parity(FILLED, net, 50_000, output=output)
-    assert model.card["output"] == ("value" if output == "value" else "probability") and model.card["environment"]["torch"]
+    assert (
+        model.card["output"] == ("value" if output == "value" else "probability")
+        and model.card["environment"]["torch"]
+    )
     assert model.card["estimator"] == "Sequential" and net.training  # the module is left as it was
 
 
@@ -164,7 +204,15 @@ def make_net(features, width=1, softmax=False):
     from torch import nn
 
     torch.manual_seed(0)
-    layers = [nn.Linear(features, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.LayerNorm(16), nn.GELU(), nn.Linear(16, width)]
+    layers = [
+        nn.Linear(features, 16),
+        nn.BatchNorm1d(16),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.LayerNorm(16),
+        nn.GELU(),
+        nn.Linear(16, width),
+    ]
     return nn.Sequential(*layers, *[nn.Softmax(1)] * softmax).train()
 
 
@@ -172,13 +220,21 @@ def make_net(features, width=1, softmax=False):
 def test_our_network():
     from scalai_nb.learn.networks import Network
 
-    parity(FILLED, Network(hidden=(16, 8), epochs=2, seed=0).fit(FILLED.transform(DATA).values, LATE), 50_000)
+    parity(
+        FILLED,
+        Network(hidden=(16, 8), epochs=2, seed=0).fit(FILLED.transform(DATA).values, LATE),
+        50_000,
+    )
 
 
 # ---- calibration
 
 CURVES = {
-    "isotonic": Calibration("isotonic", np.array([0.05, 0.2, 0.21, 0.5, 0.52, 0.9]), np.array([0.01, 0.05, 0.3, 0.3, 0.9, 0.99])),
+    "isotonic": Calibration(
+        "isotonic",
+        np.array([0.05, 0.2, 0.21, 0.5, 0.52, 0.9]),
+        np.array([0.01, 0.05, 0.3, 0.3, 0.9, 0.99]),
+    ),
     "sigmoid": Calibration("sigmoid", np.array([0.6]), np.array([-0.5])),
 }
 
@@ -195,7 +251,11 @@ def test_calibrated_trees_keep_their_booster(kind):
     e = sn_trees(rounds=40).fit(KEPT.transform(DATA).values, LATE)
     p = e.predict_proba(KEPT.transform(DATA).values)[:, 1]
     model = parity(KEPT, Calibrated(e, calibrate(LATE, p, kind)))
-    assert model.twin and model.card["calibration"]["kind"] == kind and model.card["estimator"] == "BoostedTrees"
+    assert (
+        model.twin
+        and model.card["calibration"]["kind"] == kind
+        and model.card["estimator"] == "BoostedTrees"
+    )
 
 
 def test_the_curve_of_a_calibration_is_exact():
@@ -203,7 +263,9 @@ def test_the_curve_of_a_calibration_is_exact():
     for n in (1, 2, 3, 50, 1000):
         x, y = np.sort(rng.random(n)), np.sort(rng.random(n))
         g = graph.Graph()
-        model = graph.finished(g, {"s": "DOUBLE"}, g.node("Cast", heads.isotonic(g, "s", x, y), to=1))
+        model = graph.finished(
+            g, {"s": "DOUBLE"}, g.node("Cast", heads.isotonic(g, "s", x, y), to=1)
+        )
         s = np.r_[0, 1, x, np.nextafter(x, 1), np.nextafter(x, 0), rng.random(1000)]
         got = runtime.session(model.SerializeToString()).run(None, {"s": s[:, None]})[0].ravel()
         np.testing.assert_allclose(got, np.interp(s, x, y).astype(np.float32), atol=6e-8, rtol=0)
@@ -214,10 +276,16 @@ def test_a_bug_planted_in_a_calibration_is_caught(monkeypatch):
     search = heads._search
     monkeypatch.setattr(heads, "_search", lambda g, x, knots: search(g, x, knots + 0.05))
     with pytest.raises(ModelMismatch):
-        package(FILLED, Calibrated(e, Calibration("isotonic", np.array([0.2, 0.5, 0.6]), np.array([0.1, 0.3, 0.9]))))
+        package(
+            FILLED,
+            Calibrated(
+                e, Calibration("isotonic", np.array([0.2, 0.5, 0.6]), np.array([0.1, 0.3, 0.9]))
+            ),
+        )
 
 
 # ---- thresholds
+
 
 def test_thresholds_are_rounded_down():
     t = np.array([0.1, 1 / 3, -0.1, 2.0, 1e-50, -1e-50, 1e300, -1e300, np.inf])
@@ -229,36 +297,65 @@ def test_thresholds_are_rounded_down():
 
 def test_a_threshold_rounded_up_is_caught(monkeypatch):
     e = fit(tree.DecisionTreeClassifier(max_depth=8), KEPT, LATE)
-    monkeypatch.setattr(heads, "below", lambda t: np.nextafter(np.asarray(t).astype(np.float32), np.float32(np.inf)))
+    monkeypatch.setattr(
+        heads, "below", lambda t: np.nextafter(np.asarray(t).astype(np.float32), np.float32(np.inf))
+    )
     with pytest.raises(ModelMismatch):
         package(KEPT, e)
 
 
 def test_trees_on_categories_of_their_own():
-    e = ensemble.HistGradientBoostingClassifier(max_iter=5, categorical_features=[1]).fit(KEPT.transform(DATA).values, LATE)
+    e = ensemble.HistGradientBoostingClassifier(max_iter=5, categorical_features=[1]).fit(
+        KEPT.transform(DATA).values, LATE
+    )
     with pytest.raises(ParameterError, match="leave categorical_features out"):
         package(KEPT, e)
 
 
 # ---- ONNX from elsewhere
 
-def onnx_net(features, rows=None, width=1, opset=17, kind=TensorProto.FLOAT, op="Sigmoid", shape=None):
+
+def onnx_net(
+    features, rows=None, width=1, opset=17, kind=TensorProto.FLOAT, op="Sigmoid", shape=None
+):
     "A product and a sigmoid"
     w = helper.make_tensor("w", kind, [features, width], np.linspace(-0.5, 0.5, features * width))
     nodes = [helper.make_node("MatMul", ["x", "w"], ["z"]), helper.make_node(op, ["z"], ["y"])]
-    ports = [[helper.make_tensor_value_info(n, kind, s)] for n, s in (("x", [rows, shape or features]), ("y", [rows, width]))]
-    return helper.make_model(helper.make_graph(nodes, "net", *ports, [w]), opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    ports = [
+        [helper.make_tensor_value_info(n, kind, s)]
+        for n, s in (("x", [rows, shape or features]), ("y", [rows, width]))
+    ]
+    return helper.make_model(
+        helper.make_graph(nodes, "net", *ports, [w]),
+        opset_imports=[helper.make_opsetid("", opset)],
+        ir_version=8,
+    )
 
 
-@pytest.mark.parametrize("options", [{}, {"opset": 8}, {"opset": 22}, {"kind": TensorProto.DOUBLE}, {"width": 2, "op": "Softmax"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"opset": 8}, {"opset": 22}, {"kind": TensorProto.DOUBLE}, {"width": 2, "op": "Softmax"}],
+)
 def test_onnx_as_a_file_bytes_or_a_model(options, tmp_path):
     proto = onnx_net(n := len(FILLED.feature_names), **options)
     onnx.save(proto, tmp_path / "net.onnx")
-    models = [parity(FILLED, given, 5000) for given in (tmp_path / "net.onnx", str(tmp_path / "net.onnx"), proto.SerializeToString(), proto)]
+    models = [
+        parity(FILLED, given, 5000)
+        for given in (
+            tmp_path / "net.onnx",
+            str(tmp_path / "net.onnx"),
+            proto.SerializeToString(),
+            proto,
+        )
+    ]
     assert len({m.graph for m in models}) == 1
     x = FILLED.transform(DATA).values.astype(np.float64)
     z = x @ np.linspace(-0.5, 0.5, n * options.get("width", 1)).reshape(n, -1)
-    expected = np.exp(z[:, 1]) / np.exp(z).sum(axis=1) if "width" in options else 1 / (1 + np.exp(-z[:, 0]))
+    expected = (
+        np.exp(z[:, 1]) / np.exp(z).sum(axis=1)
+        if "width" in options
+        else 1 / (1 + np.exp(-z[:, 0]))
+    )
     np.testing.assert_allclose(models[0].predict(DATA), expected, atol=1e-5)
 
 
@@ -279,7 +376,10 @@ def test_onnx_that_does_not_fit(tmp_path):
         (onnx_net(n + 1), f"takes {n + 1} features and the transform makes {n}"),
         (two, "inputs x, mask; accepted: one"),
         (labels, r"outputs y \(tensor_type 7\); accepted: one of floats"),
-        (onnx_net(n, rows=1), "fails on three rows .*; export it with a first dimension that is dynamic"),
+        (
+            onnx_net(n, rows=1),
+            "fails on three rows .*; export it with a first dimension that is dynamic",
+        ),
         (onnx_net(n, width=3), r"gives \(3, 3\) for 3 rows; accepted: one score a row"),
         (onnx_net(n, opset=99), "ONNX Runtime cannot run the model"),
         (unknown, "ONNX Runtime cannot run the model .*Fancy"),
@@ -287,7 +387,9 @@ def test_onnx_that_does_not_fit(tmp_path):
     ]:
         with pytest.raises(ParameterError, match=sentence):
             package(FILLED, given)
-    with pytest.raises(ParameterError, match="output='logit' is not known; accepted: probability, log_odds, value"):
+    with pytest.raises(
+        ParameterError, match="output='logit' is not known; accepted: probability, log_odds, value"
+    ):
         package(FILLED, onnx_net(n), output="logit")
     with pytest.raises(ParameterError, match="says itself what it gives"):
         package(FILLED, fit(CLASSIFIERS["logistic"], FILLED, LATE), output="value")
@@ -303,7 +405,9 @@ def test_a_net_that_cannot_be_exported_or_fed():
 
     with pytest.raises(ParameterError, match="PyTorch cannot export Looks"):
         package(FILLED, Looks())
-    with pytest.raises(ParameterError, match="cannot take missing numbers, as 'temp' may have; use impute='mean'"):
+    with pytest.raises(
+        ParameterError, match="cannot take missing numbers, as 'temp' may have; use impute='mean'"
+    ):
         package(KEPT, make_net(len(KEPT.feature_names)), output="log_odds")
 
 
@@ -311,7 +415,9 @@ def test_a_library_that_is_missing_is_named(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "skl2onnx", None)
-    with pytest.raises(MissingExtra, match=r"skl2onnx is not installed; run: pip install 'scalai-nb\[convert\]'"):
+    with pytest.raises(
+        MissingExtra, match=r"skl2onnx is not installed; run: pip install 'scalai-nb\[convert\]'"
+    ):
         package(FILLED, fit(CONVERTED["bayes"], FILLED, LATE))
     if find_spec("torch"):
         monkeypatch.setitem(sys.modules, "onnxscript", None)
@@ -320,7 +426,9 @@ def test_a_library_that_is_missing_is_named(monkeypatch):
 
 
 def test_what_is_no_model():
-    with pytest.raises(ParameterError, match="dict cannot be packaged; accepted: an estimator of scikit-learn"):
+    with pytest.raises(
+        ParameterError, match="dict cannot be packaged; accepted: an estimator of scikit-learn"
+    ):
         package(FILLED, {})
     with pytest.raises(ParameterError, match="SVC gives no probabilities"):
         package(FILLED, fit(svm.SVC(), FILLED, LATE))
@@ -344,10 +452,14 @@ def test_a_keras_net_is_packaged_saved_and_registered(registry, tmp_path):
     python = tool("tensorflow") / "python"
     np.save(tmp_path / "X.npy", FILLED.transform(DATA).values)
     np.save(tmp_path / "y.npy", LATE)
-    done = subprocess.run([python, "-c", KERAS], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [python, "-c", KERAS], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     model = parity(FILLED, tmp_path / "net.onnx", 50_000, name="late-flight")
-    np.testing.assert_allclose(model.predict(DATA), np.load(tmp_path / "scores.npy")[:, 0], atol=1e-5)
+    np.testing.assert_allclose(
+        model.predict(DATA), np.load(tmp_path / "scores.npy")[:, 0], atol=1e-5
+    )
     through_the_registry(model, registry, tmp_path)
 
 
@@ -356,14 +468,18 @@ def registry(tmp_path_factory):
     from scalai_nb.models.registry import Registry
 
     folder = tmp_path_factory.mktemp("registry")
-    return Registry(SimpleNamespace(models=str(folder / "models"), tracking=f"sqlite:///{folder}/tracking.db"))
+    return Registry(
+        SimpleNamespace(models=str(folder / "models"), tracking=f"sqlite:///{folder}/tracking.db")
+    )
 
 
 def through_the_registry(model, registry, tmp_path):
     "Saved, loaded, registered and taken out again, the model scores the same"
     expected = model.predict(DATA)
     assert Model.load(model.save(tmp_path / "saved")).predict(DATA).identical(expected)
-    assert Model.load(registry.register(model, "late-flight").path).predict(DATA).identical(expected)
+    assert (
+        Model.load(registry.register(model, "late-flight").path).predict(DATA).identical(expected)
+    )
 
 
 OUTSIDE = {

@@ -18,22 +18,30 @@ from scalai_nb.serving.refusal import Refusal
 
 
 @pytest.fixture(scope="module")
-def late(): return late_model()
+def late():
+    return late_model()
 
 
 @pytest.fixture(scope="module")
-def plain(): return plain_model()
+def plain():
+    return plain_model()
 
 
 @pytest.fixture(scope="module")
 def served(late, plain, tmp_path_factory):
-    with worker(tmp_path_factory.mktemp("service"), {"late": late, "plain": plain}) as url: yield url.removeprefix("http://")
+    with worker(tmp_path_factory.mktemp("service"), {"late": late, "plain": plain}) as url:
+        yield url.removeprefix("http://")
 
 
 def client(served: str, script: str, **given):
     "What a script says, in JSON, that runs among the clients with `url` and what is given"
     head = f"import json, sys\nimport numpy as np\nurl, given = sys.argv[1], json.loads(sys.argv[2])\ndef say(x): print(json.dumps(x))\n{script}"
-    done = subprocess.run([tool("clients") / "python", "-c", head, served, json.dumps(given)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [tool("clients") / "python", "-c", head, served, json.dumps(given)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -49,7 +57,10 @@ def matrix(x, name="input"):
 
 def test_tritonclient(served, plain):
     x = np.random.default_rng(2).normal(size=(5, 4)).astype(np.float32)
-    ready, names, raw, packed, said = client(served, TRITON + """
+    ready, names, raw, packed, said = client(
+        served,
+        TRITON
+        + """
 c = triton.InferenceServerClient(url)
 say([c.is_server_live(), c.is_server_ready(), c.is_model_ready("plain"), c.is_model_ready("plain", "champion"), c.is_model_ready("late", "3")])
 m = c.get_model_metadata("late")
@@ -58,18 +69,39 @@ r = c.infer("plain", [matrix(given["x"])], request_id="mine", outputs=[triton.In
 say(r.as_numpy("score").tolist())
 say(c.infer("plain", [matrix(given["x"])], compression_algorithm="gzip").as_numpy("score").tolist())
 say([r.get_response().id, r.get_response().model_version, r.get_response().parameters["prediction_id"].string_param])
-""", x=x.tolist())
+""",
+        x=x.tolist(),
+    )
     assert ready == [True] * 5
-    assert names == ["scalai-nb", [["temp", "FP32"], ["hour", "FP32"], ["time", "FP64"], ["night", "FP32"], ["carrier", "BYTES"]], ["3"], "score", ["late", "plain"]]
+    assert names == [
+        "scalai-nb",
+        [
+            ["temp", "FP32"],
+            ["hour", "FP32"],
+            ["time", "FP64"],
+            ["night", "FP32"],
+            ["carrier", "BYTES"],
+        ],
+        ["3"],
+        "score",
+        ["late", "plain"],
+    ]
     expected = plain.score({n: x[:, i] for i, n in enumerate("abcd")})
-    assert np.array_equal(np.float32(raw), expected) and raw == packed and said == ["mine", "3", "mine"]
+    assert (
+        np.array_equal(np.float32(raw), expected)
+        and raw == packed
+        and said == ["mine", "3", "mine"]
+    )
 
 
 def test_columns_of_each_kind(served, late):
     "As raw bytes and as typed contents"
     ds = flights(20)
     seconds = ds.time.values.astype("M8[s]").astype(float).tolist()
-    raw, typed = client(served, TRITON + """
+    raw, typed = client(
+        served,
+        TRITON
+        + """
 def column(name, datatype, values):
     t = triton.InferInput(name, [len(values)], datatype); t.set_data_from_numpy(values)
     return t
@@ -86,12 +118,21 @@ for name, datatype, contents in (("temp", "FP32", {"fp32_contents": g["temp"]}),
     q.inputs.append(T(name=name, datatype=datatype, shape=[len(g["temp"]), 1], contents=contents))
 a = service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(url)).ModelInfer(q)
 say(np.frombuffer(a.raw_output_contents[0], "<f4").tolist())
-""", temp=ds.temp.values.tolist(), hour=ds.hour.values.tolist(), time=seconds, night=ds.night.values.tolist(), carrier=[v if isinstance(v, str) else "" for v in ds.carrier.values])
+""",
+        temp=ds.temp.values.tolist(),
+        hour=ds.hour.values.tolist(),
+        time=seconds,
+        night=ds.night.values.tolist(),
+        carrier=[v if isinstance(v, str) else "" for v in ds.carrier.values],
+    )
     assert np.array_equal(np.float32(raw), late.predict(ds)) and raw == typed
 
 
 def test_errors_have_codes(served):
-    said = client(served, TRITON + """
+    said = client(
+        served,
+        TRITON
+        + """
 import grpc
 from tritonclient.grpc import service_pb2 as pb, service_pb2_grpc
 channel = grpc.insecure_channel(url)
@@ -111,15 +152,33 @@ say(code(channel.unary_unary("/inference.GRPCInferenceService/ModelInfer"), b"\\
 say(code(channel.unary_unary("/other.Service/Call"), b""))
 say(code(stub.ModelInfer, infer(x=np.zeros((2_200_000, 4)))))
 say(code(stub.ModelInfer, infer(), compression=grpc.Compression.Deflate))
-""")
-    codes = ["NOT_FOUND", "NOT_FOUND", *["INVALID_ARGUMENT"] * 5, "UNIMPLEMENTED", "NOT_FOUND", "INVALID_ARGUMENT", "UNIMPLEMENTED", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED"]
+""",
+    )
+    codes = [
+        "NOT_FOUND",
+        "NOT_FOUND",
+        *["INVALID_ARGUMENT"] * 5,
+        "UNIMPLEMENTED",
+        "NOT_FOUND",
+        "INVALID_ARGUMENT",
+        "UNIMPLEMENTED",
+        "RESOURCE_EXHAUSTED",
+        "UNIMPLEMENTED",
+    ]
     assert [code for code, _ in said] == codes
-    assert "'plian' is not in the models" in said[0][1] and "plain" in said[0][1] and "accepted: score" in said[6][1]
+    assert (
+        "'plian' is not in the models" in said[0][1]
+        and "plain" in said[0][1]
+        and "accepted: score" in said[6][1]
+    )
 
 
 def test_a_stream(served):
     "Answers come in the order of the requests, what is wrong with one is said in its place"
-    *answers, aio = client(served, TRITON + """
+    *answers, aio = client(
+        served,
+        TRITON
+        + """
 import asyncio, queue, tritonclient.grpc.aio
 c, q = triton.InferenceServerClient(url), queue.Queue()
 c.start_stream(lambda result, error: q.put((result, error)))
@@ -137,14 +196,20 @@ async def main():
         many = await asyncio.gather(*(c.infer("plain", [matrix([[i, 0, 0, 0]])], request_id=str(i)) for i in range(20)))
         return [said, [r.get_response().id for r in many] == [str(i) for i in range(20)]]
 say(asyncio.run(main()))
-""")
-    assert [id for id, _ in answers] == [None if i == 7 else str(i) for i in range(30)] and "'zzz' is not in the models" in answers[7][1]
+""",
+    )
+    assert [id for id, _ in answers] == [
+        None if i == 7 else str(i) for i in range(30)
+    ] and "'zzz' is not in the models" in answers[7][1]
     assert aio == [["0", "1", "2"], True]
 
 
 def test_deadlines(served):
     "A client's own patience, and a deadline that has passed when the request comes"
-    said = client(served, TRITON + """
+    said = client(
+        served,
+        TRITON
+        + """
 import grpc
 from tritonclient.grpc import service_pb2 as pb
 call = grpc.insecure_channel(url).unary_unary("/inference.GRPCInferenceService/ModelInfer", pb.ModelInferRequest.SerializeToString, pb.ModelInferResponse.FromString)
@@ -153,12 +218,15 @@ say(call(q, timeout=10).model_name)
 q.parameters["timeout"].int64_param = 1
 try: call(q)
 except grpc.RpcError as e: say(e.code().name)
-""")
+""",
+    )
     assert said == ["plain", "DEADLINE_EXCEEDED"]
 
 
 def test_kserve(served, plain):
-    (said,) = client(served, """
+    (said,) = client(
+        served,
+        """
 import asyncio
 from kserve import InferenceGRPCClient, InferInput, InferRequest
 async def main():
@@ -168,14 +236,20 @@ async def main():
     answers = [await c.infer(InferRequest("plain", [i])) for i in (x, y)]
     return [await c.is_server_ready(), await c.is_model_ready("plain"), [a.outputs[0].as_numpy().tolist() for a in answers]]
 say(asyncio.run(main()))
-""")
+""",
+    )
     x = np.arange(8, dtype=np.float32).reshape(2, 4)
     expected = plain.score({n: x[:, i] for i, n in enumerate("abcd")})
-    assert said[:2] == [True, True] and all(np.array_equal(np.float32(s), expected) for s in said[2])
+    assert said[:2] == [True, True] and all(
+        np.array_equal(np.float32(s), expected) for s in said[2]
+    )
 
 
 def test_predictions_are_counted_with_those_of_http(served):
-    client(served, TRITON + 'triton.InferenceServerClient(url).infer("plain", [matrix([[1, 2, 3, 4]])])')
+    client(
+        served,
+        TRITON + 'triton.InferenceServerClient(url).infer("plain", [matrix([[1, 2, 3, 4]])])',
+    )
     host, port = served.split(":")
     with socket.create_connection((host, int(port)), timeout=10) as s:
         s.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
@@ -185,7 +259,9 @@ def test_predictions_are_counted_with_those_of_http(served):
 
 def test_the_table_is_that_of_the_clients(served):
     "Names, numbers and types of fields as in the messages that tritonclient was made with"
-    (theirs,) = client(served, """
+    (theirs,) = client(
+        served,
+        """
 from tritonclient.grpc import service_pb2 as s
 def fields(d): return {f.name: [f.number, f.type, f.label] for f in d.fields}
 found = {}
@@ -193,26 +269,43 @@ def walk(messages):
     for d in messages: found[d.name] = fields(d); walk(d.nested_types)
 walk(s.DESCRIPTOR.message_types_by_name.values())
 say(found)
-""")
+""",
+    )
     known = {"Parameter": "ParametersEntry", "InferTensor": "InferInputTensor"}
     for name in SCHEMA:
-        ours = {f.name: [f.number, f.type, 3 if f.is_repeated else 1] for f in getattr(messages(), name).DESCRIPTOR.fields}
+        ours = {
+            f.name: [f.number, f.type, 3 if f.is_repeated else 1]
+            for f in getattr(messages(), name).DESCRIPTOR.fields
+        }
         assert ours == theirs[known.get(name, name)], name
 
 
 def refused(function, *args) -> int | None:
-    try: function(*args)
-    except Refusal as e: return e.status
+    try:
+        function(*args)
+    except Refusal as e:
+        return e.status
 
 
 def test_messages_are_bounded():
     bomb = gzip.compress(bytes(40 << 20))
-    assert refused(only, b"\x01" + pack(">I", len(bomb)) + bomb) == 413 and refused(only, b"\x00" + pack(">I", 1 << 30)) == 413
-    assert refused(only, framed(b"a") + framed(b"b")) == refused(only, framed(b"abc")[:-1]) == refused(only, b"") == refused(only, b"\x01" + pack(">I", 2) + b"no") == 400
+    assert (
+        refused(only, b"\x01" + pack(">I", len(bomb)) + bomb) == 413
+        and refused(only, b"\x00" + pack(">I", 1 << 30)) == 413
+    )
+    assert (
+        refused(only, framed(b"a") + framed(b"b"))
+        == refused(only, framed(b"abc")[:-1])
+        == refused(only, b"")
+        == refused(only, b"\x01" + pack(">I", 2) + b"no")
+        == 400
+    )
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_message_or_refused(data):
-    try: tensors(parsed("ModelInferRequest", only(framed(data))))
-    except Refusal as e: assert e.status == 400
+    try:
+        tensors(parsed("ModelInferRequest", only(framed(data))))
+    except Refusal as e:
+        assert e.status == 400

@@ -18,7 +18,12 @@ import scalai_nb
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "scalai_nb"
-NOTEBOOKS = sorted(p for folder in ("nbs", "dashboards") for p in (ROOT / folder).rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+NOTEBOOKS = sorted(
+    p
+    for folder in ("nbs", "dashboards")
+    for p in (ROOT / folder).rglob("*.ipynb")
+    if ".ipynb_checkpoints" not in p.parts
+)
 STEPS = [p for p in NOTEBOOKS if "pipelines" in p.parts]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -26,27 +31,49 @@ HAND_WRITTEN = re.compile(r"__init__\.py|__main__\.py|.*/__init__\.py|kernels/.*
 HEAVY = "numpy numba pandas xarray dask distributed zarr icechunk mlflow papermill IPython matplotlib sklearn xgboost onnx onnxruntime rich typer".split()
 
 
-def short(path) -> str: return str(path.relative_to(ROOT))
-def cells(path, kind="code"): return [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == kind]
-def source(cell) -> str: return "".join(cell["source"])
+def short(path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def cells(path, kind="code"):
+    return [
+        c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == kind
+    ]
+
+
+def source(cell) -> str:
+    return "".join(cell["source"])
 
 
 def call(*command, cwd=ROOT):
     "Run a command of this environment; fail with what it printed"
-    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}  # nbdev-export does nothing where IN_TEST is set
-    done = subprocess.run([Path(sys.executable).with_name(command[0]), *command[1:]], cwd=cwd, env=env, capture_output=True, text=True)
+    env = {
+        k: v for k, v in os.environ.items() if k != "IN_TEST"
+    }  # nbdev-export does nothing where IN_TEST is set
+    done = subprocess.run(
+        [Path(sys.executable).with_name(command[0]), *command[1:]],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
     return done.stdout
 
 
 # ---- exported and clean
 
+
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
     "A copy of the notebooks and of the files that say what to do with them"
     folder = tmp_path_factory.mktemp("copy")
     for name in ("nbs", "dashboards", "scalai_nb"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+        shutil.copytree(
+            ROOT / name,
+            folder / name,
+            ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"),
+        )
     shutil.copy(ROOT / "pyproject.toml", folder)
     return folder
 
@@ -58,19 +85,29 @@ def files(folder) -> set[str]:
 def test_the_export_is_in_sync_and_no_module_is_an_orphan(copy):
     package = copy / "scalai_nb"
     for name in files(package):
-        if not HAND_WRITTEN.fullmatch(name): (package / name).unlink()
+        if not HAND_WRITTEN.fullmatch(name):
+            (package / name).unlink()
     call("nbdev-export", cwd=copy)
     here, exported = files(PACKAGE), files(package)
     orphans, missing = sorted(here - exported), sorted(exported - here)
     assert not orphans, "no notebook exports these modules"
     assert not missing, "these are not exported yet; run nbdev-export"
-    stale = [name for name in sorted(here) if not filecmp.cmp(PACKAGE / name, package / name, shallow=False)]
-    assert not stale, "these differ from what their notebook exports; run nbdev-export, or nbdev-update after editing the module"
+    stale = [
+        name
+        for name in sorted(here)
+        if not filecmp.cmp(PACKAGE / name, package / name, shallow=False)
+    ]
+    assert not stale, (
+        "these differ from what their notebook exports; run nbdev-export, or nbdev-update after editing the module"
+    )
 
 
 def test_every_notebook_is_clean(copy):
-    for folder in ("nbs", "dashboards"): call("nbdev-clean", "--fname", folder, cwd=copy)
-    noisy = [short(p) for p in NOTEBOOKS if not filecmp.cmp(p, copy / p.relative_to(ROOT), shallow=False)]
+    for folder in ("nbs", "dashboards"):
+        call("nbdev-clean", "--fname", folder, cwd=copy)
+    noisy = [
+        short(p) for p in NOTEBOOKS if not filecmp.cmp(p, copy / p.relative_to(ROOT), shallow=False)
+    ]
     assert not noisy, "run nbdev-clean --fname on these"
 
 
@@ -84,17 +121,27 @@ def test_what_is_exported_finds_its_way_back(copy):
     assert not changed
 
 
-def contracts(path): return [c for c in cells(path) if "parameters" in c["metadata"].get("tags", [])]
+def contracts(path):
+    return [c for c in cells(path) if "parameters" in c["metadata"].get("tags", [])]
 
 
 def test_every_step_has_one_contract_cell_and_cleaning_keeps_it(copy):
     call("nbdev-clean", "--fname", "nbs/pipelines", cwd=copy)
-    wrong = {short(p): n for p in STEPS if (n := (len(contracts(p)), len(contracts(copy / p.relative_to(ROOT))))) != (1, 1)}
+    wrong = {
+        short(p): n
+        for p in STEPS
+        if (n := (len(contracts(p)), len(contracts(copy / p.relative_to(ROOT))))) != (1, 1)
+    }
     assert STEPS and not wrong, "contract cells before and after nbdev-clean"
 
 
 def test_cells_fit_on_a_screen():
-    long = [f"{short(p)} cell {c.get('id')}: {n} lines" for p in NOTEBOOKS for c in cells(p) if (n := len(source(c).splitlines())) > 40]
+    long = [
+        f"{short(p)} cell {c.get('id')}: {n} lines"
+        for p in NOTEBOOKS
+        for c in cells(p)
+        if (n := len(source(c).splitlines())) > 40
+    ]
     assert not long
 
 
@@ -103,9 +150,13 @@ def test_exported_cells_import_by_full_name():
     wrong = []
     for path in NOTEBOOKS:
         for cell in cells(path):
-            if not re.match(r"#\s*\|\s*exports?\b", source(cell)): continue
-            wrong += [f"{short(path)}: {ast.unparse(n)}" for n in ast.walk(ast.parse(source(cell)))
-                      if isinstance(n, ast.ImportFrom) and (n.level or n.names[0].name == "*")]
+            if not re.match(r"#\s*\|\s*exports?\b", source(cell)):
+                continue
+            wrong += [
+                f"{short(path)}: {ast.unparse(n)}"
+                for n in ast.walk(ast.parse(source(cell)))
+                if isinstance(n, ast.ImportFrom) and (n.level or n.names[0].name == "*")
+            ]
     assert not wrong
 
 
@@ -115,8 +166,19 @@ def test_ruff_finds_nothing():
 
 # ---- layered
 
-LEVELS = ["errors", "environment goals files", "kernels", "compute data", "learn", "models",
-          "pipeline serving monitoring governance", "operations jupyter", "commands", "cli", "__main__"]
+LEVELS = [
+    "errors",
+    "environment goals files",
+    "kernels",
+    "compute data",
+    "learn",
+    "models",
+    "pipeline serving monitoring governance",
+    "operations jupyter",
+    "commands",
+    "cli",
+    "__main__",
+]
 LEVEL = {room: i for i, rooms in enumerate(LEVELS) for room in rooms.split()}
 
 
@@ -135,10 +197,16 @@ def imported(path) -> set[str]:
             found |= {a.name for a in node.names if a.name != "scalai_nb"}
             root |= {a.asname or a.name for a in node.names if a.name == "scalai_nb"}
         if isinstance(node, ast.ImportFrom):
-            start = package[:len(package) - node.level + 1] if node.level else []
+            start = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*start, *([node.module] if node.module else [])])
-            found |= {f"{module}.{a.name}" for a in node.names} if module == "scalai_nb" else {module}
-    found |= {f"scalai_nb.{n.attr}" for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id in root}
+            found |= (
+                {f"{module}.{a.name}" for a in node.names} if module == "scalai_nb" else {module}
+            )
+    found |= {
+        f"scalai_nb.{n.attr}"
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id in root
+    }
     return {m for m in found if m.startswith("scalai_nb.")} - {"scalai_nb.__version__"}
 
 
@@ -147,20 +215,28 @@ def test_arrows_point_downwards():
     wrong = []
     for path in MODULES:
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        if name in ("scalai_nb.__init__", "scalai_nb._modidx"): continue
+        if name in ("scalai_nb.__init__", "scalai_nb._modidx"):
+            continue
         assert room(name) in LEVEL, f"{name}: which room is this? Add it to LEVELS"
         for module in imported(path):
-            same, lower = room(module) == room(name), LEVEL.get(room(module), 99) < LEVEL[room(name)]
-            if not (same or lower): wrong.append(f"{name} imports {module}")
+            same, lower = (
+                room(module) == room(name),
+                LEVEL.get(room(module), 99) < LEVEL[room(name)],
+            )
+            if not (same or lower):
+                wrong.append(f"{name} imports {module}")
     assert not wrong
 
 
 # ---- light
 
+
 def test_every_public_name_resolves():
-    for name in scalai_nb.__all__: assert getattr(scalai_nb, name) is not None
+    for name in scalai_nb.__all__:
+        assert getattr(scalai_nb, name) is not None
     assert set(scalai_nb.__all__) <= set(dir(scalai_nb))
-    with pytest.raises(AttributeError, match="'Lak'"): _ = scalai_nb.Lak
+    with pytest.raises(AttributeError, match="'Lak'"):
+        _ = scalai_nb.Lak
 
 
 def test_import_loads_nothing_heavy():
@@ -181,5 +257,7 @@ def test_import_is_cheap():
     cpu_seconds("import scalai_nb")  # compiles it, once
     rounds = [(cpu_seconds("pass"), cpu_seconds("import scalai_nb")) for _ in range(7)]
     bare, ours = (median(r[i] for r in rounds) for i in (0, 1))
-    assert ours - bare < 0.3, f"import scalai_nb costs {ours - bare:.2f} s, {ours / bare:.1f} times `python -c pass`"
+    assert ours - bare < 0.3, (
+        f"import scalai_nb costs {ours - bare:.2f} s, {ours / bare:.1f} times `python -c pass`"
+    )
     assert ours / bare < 4, f"import scalai_nb costs {ours / bare:.1f} times `python -c pass`"

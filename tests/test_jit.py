@@ -12,19 +12,28 @@ from scalai_nb.kernels import jit
 def test_processes_that_compile_at_once_keep_their_own_code(tmp_path, monkeypatch):
     "Numba's own cache, beside ours, mixes them up: the code of int8 is that of uint8 for whoever comes next"
     source = tmp_path / "lowest.py"
-    source.write_text("def lowest(x):\n    low = x[0]\n    for v in x: low = min(low, v)\n    return low\n")
+    source.write_text(
+        "def lowest(x):\n    low = x[0]\n    for v in x: low = min(low, v)\n    return low\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     lowest = importlib.import_module("lowest").lowest
 
     def found(compiled):
         "What a third process reads after two that both began with an empty cache, the second writing its code last"
         first, second, third = compiled(lowest), compiled(lowest), compiled(lowest)
-        for one in (first, second): monkeypatch.setattr(one._cache._cache_file, "_load_index", dict)
+        for one in (first, second):
+            monkeypatch.setattr(one._cache._cache_file, "_load_index", dict)
         write = second._cache._cache_file._save_data
-        monkeypatch.setattr(second._cache._cache_file, "_save_data", lambda *args: (first(np.array([-1], np.int8)), write(*args)))
+        monkeypatch.setattr(
+            second._cache._cache_file,
+            "_save_data",
+            lambda *args: (first(np.array([-1], np.int8)), write(*args)),
+        )
         second(np.array([1], np.uint8))
         return third(np.array([-1], np.int8))
 
-    assert found(numba.njit(cache=True)) == 255  # should Numba mend it, kernels/jit is no longer needed
+    assert (
+        found(numba.njit(cache=True)) == 255
+    )  # should Numba mend it, kernels/jit is no longer needed
     shutil.rmtree(tmp_path / "__pycache__")
     assert found(jit.njit) == -1

@@ -29,7 +29,9 @@ def run_cell(kernel, source, cwd):
     manager, client = start_new_kernel(kernel_name=kernel, cwd=str(cwd))
     printed = []
     try:
-        reply = client.execute_interactive(source, timeout=60, output_hook=lambda m: printed.append(m["content"].get("text", "")))
+        reply = client.execute_interactive(
+            source, timeout=60, output_hook=lambda m: printed.append(m["content"].get("text", ""))
+        )
         assert reply["content"]["status"] == "ok", reply["content"]
     finally:
         client.stop_channels()
@@ -47,10 +49,28 @@ def test_a_kernel_started_elsewhere_is_in_its_environment(project, tmp_path_fact
 
 def test_papermill_takes_the_kernel(project):
     kernels.install(["ci"], prefix=project)
-    nb = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [
-        {"id": "a", "cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None, "source": "import os; print(os.environ['SCALAI_ENV'])"}]}
+    nb = {
+        "nbformat": 4,
+        "nbformat_minor": 5,
+        "metadata": {},
+        "cells": [
+            {
+                "id": "a",
+                "cell_type": "code",
+                "metadata": {},
+                "outputs": [],
+                "execution_count": None,
+                "source": "import os; print(os.environ['SCALAI_ENV'])",
+            }
+        ],
+    }
     (project / "in.ipynb").write_text(json.dumps(nb))
-    done = subprocess.run([sys.executable, "-m", "papermill", "-k", "scalai-ci", "in.ipynb", "out.ipynb"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", "-k", "scalai-ci", "in.ipynb", "out.ipynb"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     out = json.loads((project / "out.ipynb").read_text())
     assert out["cells"][-1]["outputs"][0]["text"] == ["ci\n"]
@@ -82,17 +102,34 @@ def test_user_kernels_are_listed_and_removed(project):
 
 
 def test_other_kernels_are_left_alone(project):
-    subprocess.run([sys.executable, "-m", "ipykernel", "install", "--prefix", str(project), "--name", "mine"], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "ipykernel", "install", "--prefix", str(project), "--name", "mine"],
+        check=True,
+        capture_output=True,
+    )
     kernels.install(["ci"], prefix=project)
     kernels.remove()
     assert (project / "share/jupyter/kernels/mine/kernel.json").is_file()
 
 
-@pytest.mark.parametrize(("settings", "names", "error", "words"), [
-    (SETTINGS, ["lpatop"], EnvironmentNotFound, "Did you mean 'laptop'?"),
-    (SETTINGS + "\n[gpu box]\n", None, SettingsError, "[gpu box] of settings.ini cannot name a kernel"),
-    (SETTINGS + "\n[zz]\nworkers = many\n", None, SettingsError, "workers = 'many' is not valid"),
-])
+@pytest.mark.parametrize(
+    ("settings", "names", "error", "words"),
+    [
+        (SETTINGS, ["lpatop"], EnvironmentNotFound, "Did you mean 'laptop'?"),
+        (
+            SETTINGS + "\n[gpu box]\n",
+            None,
+            SettingsError,
+            "[gpu box] of settings.ini cannot name a kernel",
+        ),
+        (
+            SETTINGS + "\n[zz]\nworkers = many\n",
+            None,
+            SettingsError,
+            "workers = 'many' is not valid",
+        ),
+    ],
+)
 def test_nothing_is_written_when_a_section_is_wrong(project, settings, names, error, words):
     (project / "settings.ini").write_text(settings)
     with pytest.raises(error) as e:

@@ -27,18 +27,25 @@ HOUR, TEMP = Column("hour", "number", "int64"), Column("temp", "number", "float6
 CARRIER = Column("carrier", "string", "category", categories=("AA", "UA"))
 
 
-def scorer(*columns, version="3", name="late") -> Scorer: return Scorer(name, version, columns or (HOUR,), {}, {}, None)
+def scorer(*columns, version="3", name="late") -> Scorer:
+    return Scorer(name, version, columns or (HOUR,), {}, {}, None)
 
 
 def write(journal: Journal, served: Scorer, id: str, rows: int = 1, value=7.0, others=()) -> bool:
     numbers = np.full((rows, len(served.numbers)), value, np.float32)
-    call = Call(served, Rows(numbers, others), id, None, None, protocol="v1", received=time.perf_counter())
-    return journal.append(served, [call], numbers, others, np.linspace(0, 1, rows, dtype=np.float32))
+    call = Call(
+        served, Rows(numbers, others), id, None, None, protocol="v1", received=time.perf_counter()
+    )
+    return journal.append(
+        served, [call], numbers, others, np.linspace(0, 1, rows, dtype=np.float32)
+    )
 
 
 def written(folder) -> list[str]:
     "Ids of all predictions in the journals of a service, in order"
-    paths = sorted(p for p in Path(folder).glob("log/worker-*/*") if p.suffix in (".open", ".journal"))
+    paths = sorted(
+        p for p in Path(folder).glob("log/worker-*/*") if p.suffix in (".open", ".journal")
+    )
     return [id for p in paths for found in read(p.read_bytes())[0] for id in found.ids]
 
 
@@ -50,21 +57,26 @@ def until(condition, seconds=20.0):
 
 
 @pytest.fixture
-def service(tmp_path): return tmp_path / "late"
+def service(tmp_path):
+    return tmp_path / "late"
 
 
 @pytest.fixture
-def lake(tmp_path): return Lake(tmp_path / "lake", author="keeper")
+def lake(tmp_path):
+    return Lake(tmp_path / "lake", author="keeper")
 
 
 @contextmanager
 def journal(service, slot=0, **options):
     found = Journal(service, slot, secret=b"key", **options)
-    try: yield found
-    finally: found.close()
+    try:
+        yield found
+    finally:
+        found.close()
 
 
 # --- frames ----------------------------------------------------------------------------------------------------------
+
 
 @given(st.lists(st.binary(max_size=20), max_size=5), st.data())
 @settings(deadline=None, max_examples=200)
@@ -73,11 +85,11 @@ def test_what_is_whole_is_read_and_what_is_torn_is_not(contents, data):
     everything = b"".join(whole)
     cut = data.draw(st.integers(0, len(everything)))
     ends = np.cumsum([len(f) for f in whole])
-    assert [c for _, c in frames(everything[:cut])] == contents[:int((ends <= cut).sum())]
+    assert [c for _, c in frames(everything[:cut])] == contents[: int((ends <= cut).sum())]
     if everything:
         i = data.draw(st.integers(0, len(everything) - 1))
-        damaged = everything[:i] + bytes([everything[i] ^ 255]) + everything[i + 1:]
-        assert [c for _, c in frames(damaged)] == contents[:int((ends <= i).sum())]
+        damaged = everything[:i] + bytes([everything[i] ^ 255]) + everything[i + 1 :]
+        assert [c for _, c in frames(damaged)] == contents[: int((ends <= i).sum())]
 
 
 WRITER = """
@@ -94,19 +106,25 @@ while write(journal, served, f"{i}"):
 def test_a_killed_worker_takes_no_acknowledged_prediction_along(service, lake):
     rng, acknowledged = np.random.default_rng(0), 0
     for _ in range(2):
-        process = subprocess.Popen([sys.executable, "-c", WRITER, str(service)], stdout=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(service)], stdout=subprocess.PIPE
+        )
         try:
             said = process.stdout.readline()
             time.sleep(rng.uniform(0, 0.3))
-        finally: process.kill()
-        with process: said += process.stdout.read()
-        whole = said[:said.rindex(b"\n")].split()
+        finally:
+            process.kill()
+        with process:
+            said += process.stdout.read()
+        whole = said[: said.rindex(b"\n")].split()
         acknowledged += len(whole)
         compact(service, lake)  # what a dead worker left is closed
         assert not list(service.rglob("*.open"))
     done = compact(service, lake, force=True)
     ids = lake.read("late-predictions", columns=["id"]).id.values.tolist()
-    assert done.rows == len(ids) and acknowledged <= len(ids) <= acknowledged + 2  # at most the last of each was written and not said
+    assert (
+        done.rows == len(ids) and acknowledged <= len(ids) <= acknowledged + 2
+    )  # at most the last of each was written and not said
     assert ids.count("0") == 2
 
 
@@ -114,12 +132,16 @@ def test_a_live_workers_file_is_left_alone_and_its_slot_too(service, lake):
     metrics = Metrics()
     with journal(service) as first, journal(service, metrics=metrics) as second:
         assert write(first, scorer(), "a") and not write(second, scorer(), "b")
-        assert compact(service, lake, force=True) == Compacted() and len(list(service.rglob("*.open"))) == 1
+        assert (
+            compact(service, lake, force=True) == Compacted()
+            and len(list(service.rglob("*.open"))) == 1
+        )
         assert metrics.counters["scalai_log_lost_total",] == 1
     assert compact(service, lake, force=True).rows == 1
 
 
 # --- a journal -------------------------------------------------------------------------------------------------------
+
 
 def test_an_fsync_comes_within_200_ms_and_none_when_idle(service, monkeypatch):
     synced, fsync = [], os.fsync
@@ -140,7 +162,8 @@ def test_files_are_closed_by_size_and_by_age(service, monkeypatch):
     monkeypatch.setattr(journals, "SIZE", 2000)
     with journal(service) as j:
         served = scorer()
-        for i in range(300): assert write(j, served, f"{i}")
+        for i in range(300):
+            assert write(j, served, f"{i}")
         assert written(service) == [f"{i}" for i in range(300)]
         until(lambda: len(list(service.rglob("*.journal"))) > 3)
         monkeypatch.setattr(journals, "AGE", 0)
@@ -158,12 +181,19 @@ def test_a_full_disk_is_an_alarm_and_passes(small_disk, caplog):
         (small_disk / "other").write_bytes(bytes(900_000))
         kept = [i for i in range(2000) if write(j, served, f"{i}", rows=10)]
         lost = 2000 - len(kept)
-        assert kept and lost > 100 and metrics.counters["scalai_log_lost_total",] == 10 * lost and metrics.gauges["scalai_log_failing",] == 1
+        assert (
+            kept
+            and lost > 100
+            and metrics.counters["scalai_log_lost_total",] == 10 * lost
+            and metrics.gauges["scalai_log_failing",] == 1
+        )
         assert len(caplog.records) == 1 and "not logged" in caplog.text
         (small_disk / "other").unlink()
         assert write(j, served, "again")
         until(lambda: write(j, served, "again") and metrics.gauges["scalai_log_failing",] == 0)
-    assert written(small_disk)[-1] == "again" and [id for id in written(small_disk) if id != "again"] == [f"{i}:{k}" for i in kept for k in range(10)]
+    assert written(small_disk)[-1] == "again" and [
+        id for id in written(small_disk) if id != "again"
+    ] == [f"{i}:{k}" for i in kept for k in range(10)]
 
 
 LIMITED = """
@@ -184,19 +214,24 @@ assert written(sys.argv[1]) == [*kept, "again"]
 
 
 def test_half_a_frame_is_cut_off(service):
-    done = subprocess.run([sys.executable, "-c", LIMITED, str(service)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(service)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("broken", ["fsync", "ftruncate"])
 def test_a_disk_with_errors_is_counted_and_a_new_file_begun(service, monkeypatch, broken):
-    def fail(*_): raise OSError(5, "Input/output error")
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
     metrics, served = Metrics(), scorer()
     with journal(service, metrics=metrics) as j:
         assert write(j, served, "a")
         with monkeypatch.context() as m:
             m.setattr(os, broken, fail)
-            if broken == "ftruncate": m.setattr(os, "write", lambda fd, data, real=os.write: real(fd, data[:20]))
+            if broken == "ftruncate":
+                m.setattr(os, "write", lambda fd, data, real=os.write: real(fd, data[:20]))
             write(j, served, "b")
             until(lambda: metrics.gauges.get(("scalai_log_failing",)) == 1)
         until(lambda: write(j, served, "c") and metrics.gauges["scalai_log_failing",] == 0)
@@ -206,42 +241,76 @@ def test_a_disk_with_errors_is_counted_and_a_new_file_begun(service, monkeypatch
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_a_share_is_chosen_by_the_id_and_recorded(service, lake, share):
     with journal(service, sample=share) as j:
-        for i in range(200): assert write(j, scorer(), f"{i}", rows=2)
+        for i in range(200):
+            assert write(j, scorer(), f"{i}", rows=2)
     assert compact(service, lake, force=True).rows % 2 == 0
-    if not share: return
+    if not share:
+        return
     rows = lake.read("late-predictions").compute()
-    assert 200 * share <= rows.sizes["row"] <= 600 * share and set(rows.share.values.tolist()) == {np.float32(share)}
+    assert 200 * share <= rows.sizes["row"] <= 600 * share and set(rows.share.values.tolist()) == {
+        np.float32(share)
+    }
 
 
 # --- persons ---------------------------------------------------------------------------------------------------------
 
+
 def test_nobodys_value_is_in_any_file(service, lake):
     service.mkdir()
     key = secret(service)
-    columns = Column("born", "time", pii=True), Column("ssn", "number", "int64", pii=True), HOUR, Column("name", "string", pii=True), CARRIER
+    columns = (
+        Column("born", "time", pii=True),
+        Column("ssn", "number", "int64", pii=True),
+        HOUR,
+        Column("name", "string", pii=True),
+        CARRIER,
+    )
     served, numbers = scorer(*columns), np.float32([[987654, 7]])
-    others = np.array([[1234567.0]]), np.array([["Grace Hopper"]], object), np.array([["UA"]], object)
+    others = (
+        np.array([[1234567.0]]),
+        np.array([["Grace Hopper"]], object),
+        np.array([["UA"]], object),
+    )
     for share in (1.0, 0.0):
         found = Journal(service, 0, secret=key, sample=share)
         call = Call(served, Rows(numbers, others), "a", None, None, received=time.perf_counter())
         assert found.append(served, [call], numbers, others, np.float32([0.5]))
         found.close()
-    values = [b"Grace", b"Hopper", b"987654", numbers[:, 0].tobytes(), np.float64(987654).tobytes(), others[0].tobytes(), np.int64(1234567000000).tobytes(), np.int64(1234567).tobytes()]
-    clean = lambda: not any(v in p.read_bytes() for p in service.parent.rglob("*") if p.is_file() for v in values)
+    values = [
+        b"Grace",
+        b"Hopper",
+        b"987654",
+        numbers[:, 0].tobytes(),
+        np.float64(987654).tobytes(),
+        others[0].tobytes(),
+        np.int64(1234567000000).tobytes(),
+        np.int64(1234567).tobytes(),
+    ]
+    clean = lambda: (
+        not any(
+            v in p.read_bytes() for p in service.parent.rglob("*") if p.is_file() for v in values
+        )
+    )
     assert clean() and (service / "secret").stat().st_mode & 0o777 == 0o600
     compact(service, lake)
     assert clean() and list(service.rglob("*.arrow"))
     assert compact(service, lake, force=True).rows == 1 and clean()
     row = lake.read("late-predictions").compute()
-    assert [len(str(row[n].values[0])) for n in ("born", "ssn", "name")] == [32] * 3 and row.hour.values.tolist() == [7]
+    assert [len(str(row[n].values[0])) for n in ("born", "ssn", "name")] == [
+        32
+    ] * 3 and row.hour.values.tolist() == [7]
 
 
 # --- the lake --------------------------------------------------------------------------------------------------------
 
-class Killed(BaseException): "What a process meets here in the place of SIGKILL"
+
+class Killed(BaseException):
+    "What a process meets here in the place of SIGKILL"
 
 
-CALLS = [(os, name) for name in ("fsync", "sync", "rename", "replace", "unlink")] + [(Lake, name) for name in ("write", "append", "branch", "drop", "publish")]
+CALLS = [(os, name) for name in ("fsync", "sync", "rename", "replace", "unlink")] + [
+    (Lake, name) for name in ("write", "append", "branch", "drop", "publish")
+]
 
 
 def killed_at(monkeypatch, n: int, work) -> bool:
@@ -249,40 +318,54 @@ def killed_at(monkeypatch, n: int, work) -> bool:
     passed = iter(range(n + 1))
 
     def moment():
-        if next(passed, None) == n: raise Killed
+        if next(passed, None) == n:
+            raise Killed
 
     def wrapped(function):
         def call(*args, **kw):
             moment()
             return function(*args, **kw)
+
         return call
 
     with monkeypatch.context() as m:
-        for owner, name in CALLS: m.setattr(owner, name, wrapped(getattr(owner, name)))
-        try: work()
-        except Killed: return True
+        for owner, name in CALLS:
+            m.setattr(owner, name, wrapped(getattr(owner, name)))
+        try:
+            work()
+        except Killed:
+            return True
     return False
 
 
 @pytest.mark.slow
 def test_a_keeper_killed_at_any_moment_loses_nothing_and_doubles_nothing(tmp_path, monkeypatch):
     before = tmp_path / "before"
-    with journal(before / "late") as j: write(j, scorer(HOUR), "old", rows=2)
+    with journal(before / "late") as j:
+        write(j, scorer(HOUR), "old", rows=2)
     compact(before / "late", Lake(before / "lake"), force=True)
     with journal(before / "late") as j:
         write(j, scorer(HOUR), "a")
-        write(j, scorer(HOUR, TEMP, version="4"), "b", rows=2)  # the dataset must be rewritten with another column
+        write(
+            j, scorer(HOUR, TEMP, version="4"), "b", rows=2
+        )  # the dataset must be rewritten with another column
         j.feedback([{"id": "a", "truth": 1}])
     expected, n, killed = ["a", "b:0", "b:1", "old:0", "old:1"], 0, True
     while killed:
         here = tmp_path / f"{n}"
         shutil.copytree(before, here)
         service, lake = here / "late", Lake(here / "lake")
-        killed = killed_at(monkeypatch, n, lambda service=service, lake=lake: compact(service, lake, force=True))
+        killed = killed_at(
+            monkeypatch, n, lambda service=service, lake=lake: compact(service, lake, force=True)
+        )
         compact(service, lake, force=True)
         rows = lake.read("late-predictions").compute()
-        assert sorted(rows.id.values.tolist()) == expected and lake.read("late-feedback").id.values.tolist() == ["a"], n
-        assert np.isnan(rows.temp.values).sum() == 3 and not [p for p in service.rglob("*") if p.suffix in (".arrow", ".journal", ".open", ".json")], n
+        assert sorted(rows.id.values.tolist()) == expected and lake.read(
+            "late-feedback"
+        ).id.values.tolist() == ["a"], n
+        assert np.isnan(rows.temp.values).sum() == 3 and not [
+            p for p in service.rglob("*") if p.suffix in (".arrow", ".journal", ".open", ".json")
+        ], n
         shutil.rmtree(here)
         n += 1
     assert n > 30
@@ -290,27 +373,41 @@ def test_a_keeper_killed_at_any_moment_loses_nothing_and_doubles_nothing(tmp_pat
 
 def test_compactors_take_turns(service, tmp_path):
     for i in range(4):
-        with journal(service, slot=i) as j: [write(j, scorer(), f"{i}-{k}") for k in range(20)]
+        with journal(service, slot=i) as j:
+            [write(j, scorer(), f"{i}-{k}") for k in range(20)]
     rows = []
-    threads = [Thread(target=lambda: rows.append(compact(service, Lake(tmp_path / "lake"), force=True).rows)) for _ in range(3)]
-    for t in threads: t.start()
-    for t in threads: t.join()
+    threads = [
+        Thread(
+            target=lambda: rows.append(compact(service, Lake(tmp_path / "lake"), force=True).rows)
+        )
+        for _ in range(3)
+    ]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
     ids = Lake(tmp_path / "lake").read("late-predictions").id.values.tolist()
     assert sum(rows) == 80 == len(ids) == len(set(ids))
 
 
 def test_few_rows_wait_and_many_do_not(service, lake):
-    with journal(service) as j: write(j, scorer(), "a", rows=30)
+    with journal(service) as j:
+        write(j, scorer(), "a", rows=30)
     assert compact(service, lake, rows=31) == Compacted(waiting=30)
-    assert compact(service, lake, rows=31, now=time.time() + 59).rows == 0 and compact(service, lake, rows=31, now=time.time() + 61).rows == 30
-    with journal(service) as j: write(j, scorer(), "b", rows=31)
+    assert (
+        compact(service, lake, rows=31, now=time.time() + 59).rows == 0
+        and compact(service, lake, rows=31, now=time.time() + 61).rows == 30
+    )
+    with journal(service) as j:
+        write(j, scorer(), "b", rows=31)
     assert compact(service, lake, rows=31).rows == 31
 
 
 def test_a_commit_is_bounded(service, lake, monkeypatch):
     monkeypatch.setattr(logs, "BYTES", 1)
     for i in range(3):
-        with journal(service) as j: write(j, scorer(), f"{i}")
+        with journal(service) as j:
+            write(j, scorer(), f"{i}")
     done = compact(service, lake, force=True)
     assert [v.rows for v in done.versions] == [1, 2, 3]
 
@@ -318,29 +415,51 @@ def test_a_commit_is_bounded(service, lake, monkeypatch):
 def test_versions_with_other_columns_are_one_dataset(service, lake, monkeypatch):
     monkeypatch.setattr(logs, "MANY", 3)
     carriers = lambda *values: (np.array(values, object).reshape(-1, 1),)
-    steps = [("1", (HOUR,), (), 7), ("2", (HOUR, CARRIER), carriers("ZZ", ""), 7), ("3", (CARRIER,), carriers("AA", "YY"), 7), ("4", (HOUR, TEMP), (), 7.5)]
+    steps = [
+        ("1", (HOUR,), (), 7),
+        ("2", (HOUR, CARRIER), carriers("ZZ", ""), 7),
+        ("3", (CARRIER,), carriers("AA", "YY"), 7),
+        ("4", (HOUR, TEMP), (), 7.5),
+    ]
     for version, columns, others, value in steps:
-        with journal(service) as j: assert write(j, scorer(*columns, version=version), version, rows=2, value=value, others=others)
+        with journal(service) as j:
+            assert write(
+                j, scorer(*columns, version=version), version, rows=2, value=value, others=others
+            )
         compact(service, lake, force=True)
     rows = lake.read("late-predictions").compute()
     assert rows.id.values.tolist() == [f"{v}:{i}" for v in "1234" for i in (0, 1)]
     np.testing.assert_array_equal(rows.hour, [7, 7, 7, 7, np.nan, np.nan, 7.5, 7.5])
-    assert rows.carrier.dtype == object and [v for v in rows.carrier.values if isinstance(v, str)] == ["ZZ", "AA", "YY"]
-    assert rows.version.attrs["categories"] == ["1", "2", "3", "4"] and rows.temp.isnull().values.tolist() == [True] * 6 + [False] * 2
+    assert rows.carrier.dtype == object and [
+        v for v in rows.carrier.values if isinstance(v, str)
+    ] == ["ZZ", "AA", "YY"]
+    assert (
+        rows.version.attrs["categories"] == ["1", "2", "3", "4"]
+        and rows.temp.isnull().values.tolist() == [True] * 6 + [False] * 2
+    )
 
 
 def test_a_version_written_by_somebody_else_meanwhile_stays(service, lake, monkeypatch):
-    with journal(service) as j: write(j, scorer(HOUR), "a")
+    with journal(service) as j:
+        write(j, scorer(HOUR), "a")
     compact(service, lake, force=True)
-    with journal(service) as j: write(j, scorer(HOUR, TEMP, version="4"), "b")
+    with journal(service) as j:
+        write(j, scorer(HOUR, TEMP, version="4"), "b")
     publish = Lake.publish
 
     def late(self, name, branch):
-        lake.write(name, lake.read(name).isel(row=[]), "erased")  # between the keeper's reading and publishing
+        lake.write(
+            name, lake.read(name).isel(row=[]), "erased"
+        )  # between the keeper's reading and publishing
         return publish(self, name, branch)
+
     monkeypatch.setattr(Lake, "publish", late)
     keeper = LogKeeper(service, lake, Metrics())
-    assert keeper.step(force=True) is None and keeper.metrics.gauges["scalai_log_failing",] == 1 and "moved" in keeper.trouble
+    assert (
+        keeper.step(force=True) is None
+        and keeper.metrics.gauges["scalai_log_failing",] == 1
+        and "moved" in keeper.trouble
+    )
     monkeypatch.undo()
     assert keeper.step(force=True).rows == 1 and keeper.metrics.gauges["scalai_log_failing",] == 0
     assert lake.read("late-predictions").id.values.tolist() == ["b"]
@@ -349,17 +468,25 @@ def test_a_version_written_by_somebody_else_meanwhile_stays(service, lake, monke
 def test_a_lake_that_is_away_costs_nothing(service, tmp_path, caplog):
     (tmp_path / "lake").write_text("no folder")
     keeper, lake = LogKeeper(service, Lake(tmp_path / "lake"), Metrics()), Lake(tmp_path / "lake")
-    with journal(service) as j: write(j, scorer(), "a")
-    assert [keeper.step(force=True), keeper.step(force=True)] == [None, None] and len(caplog.records) == 1
+    with journal(service) as j:
+        write(j, scorer(), "a")
+    assert [keeper.step(force=True), keeper.step(force=True)] == [None, None] and len(
+        caplog.records
+    ) == 1
     (tmp_path / "lake").unlink()
-    assert keeper.step(force=True).rows == 1 and lake.read("late-predictions").id.values.tolist() == ["a"]
+    assert keeper.step(force=True).rows == 1 and lake.read(
+        "late-predictions"
+    ).id.values.tolist() == ["a"]
 
 
 def test_a_journal_that_cannot_be_read_does_not_stop_the_others(service, lake):
-    with journal(service) as j: write(j, scorer(), "a")
+    with journal(service) as j:
+        write(j, scorer(), "a")
     bad = service / "log" / "worker-1"
     bad.mkdir()
-    (bad / "00000000000000000000.journal").write_bytes(frame(b"P", bytes(20)))  # a batch of no version
+    (bad / "00000000000000000000.journal").write_bytes(
+        frame(b"P", bytes(20))
+    )  # a batch of no version
     keeper = LogKeeper(service, lake, Metrics())
     assert keeper.step(force=True) is None and keeper.trouble
     assert lake.read("late-predictions").id.values.tolist() == ["a"] and list(bad.glob("*.journal"))
@@ -368,11 +495,16 @@ def test_a_journal_that_cannot_be_read_does_not_stop_the_others(service, lake):
 def test_the_key_is_made_once_by_workers_that_start_together(tmp_path):
     keys = []
     threads = [Thread(target=lambda: keys.append(secret(tmp_path))) for _ in range(8)]
-    for t in threads: t.start()
-    for t in threads: t.join()
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
     assert len(set(keys)) == 1 and [p.name for p in tmp_path.iterdir()] == ["secret"]
 
 
 def test_a_worker_loads_nothing_heavy_for_it():
     code = "import sys, scalai_nb.serving.journal; print([m for m in ('pandas', 'pyarrow', 'xarray', 'fastcore', 'onnxruntime') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+        == "[]"
+    )

@@ -21,7 +21,13 @@ from sklearn.utils.estimator_checks import check_estimator
 from scalai_nb.compute.cluster import connect
 from scalai_nb.data.lake import Lake
 from scalai_nb.environment import Environment
-from scalai_nb.errors import ContractViolation, MissingExtra, ParameterError, ScalaiError, WorkFailed
+from scalai_nb.errors import (
+    ContractViolation,
+    MissingExtra,
+    ParameterError,
+    ScalaiError,
+    WorkFailed,
+)
 from scalai_nb.learn import descent, gang
 from scalai_nb.learn.batches import WINDOW, Spans, Stream, batches, of_arrays, steps_of, strips
 from scalai_nb.learn.linear import LogisticRegression
@@ -43,50 +49,83 @@ def labelled(n=4000, features=5, classes=2, seed=0):
 
 def same(a: Network, b: Network) -> bool:
     "Whether the weights are the same, bit for bit"
-    return all(torch.equal(x, y) for x, y in zip(a.module_.state_dict().values(), b.module_.state_dict().values(), strict=True))
+    return all(
+        torch.equal(x, y)
+        for x, y in zip(
+            a.module_.state_dict().values(), b.module_.state_dict().values(), strict=True
+        )
+    )
 
 
 # ---- batches
 
+
 def spans(sizes, together=False, width=0):
     "Blocks of rows that are numbered from 0 on"
     ends = np.cumsum([0, *sizes])
-    blocks = [(np.arange(a, b, dtype=float)[:, None], np.arange(a, b)) for a, b in zip(ends, ends[1:], strict=False)]
+    blocks = [
+        (np.arange(a, b, dtype=float)[:, None], np.arange(a, b))
+        for a, b in zip(ends, ends[1:], strict=False)
+    ]
     return Spans(blocks, of_arrays, tuple((i, 0, n) for i, n in enumerate(sizes)), width, together)
 
 
 @settings(max_examples=80, deadline=None, database=None)
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=6).filter(sum), st.integers(1, 50), st.sampled_from([0, 1, 30, 1000]), st.integers(1, 3), st.booleans(),
-       st.integers(0, 5), st.booleans())
+@given(
+    st.lists(st.integers(0, 40), min_size=1, max_size=6).filter(sum),
+    st.integers(1, 50),
+    st.sampled_from([0, 1, 30, 1000]),
+    st.integers(1, 3),
+    st.booleans(),
+    st.integers(0, 5),
+    st.booleans(),
+)
 def test_every_row_is_learnt_from_once(sizes, size, shuffle, ranks, together, first, stream):
     n, steps, seen = sum(sizes), steps_of(sum(sizes), size), []
     ranks = max(1, min(ranks, n // steps.steps))
     for rank in range(1 if stream else ranks):
-        data = Stream(spans(sizes).source, n) if stream else spans(sizes, together).share(rank, ranks)
+        data = (
+            Stream(spans(sizes).source, n) if stream else spans(sizes, together).share(rank, ranks)
+        )
         rows = n if stream else data.rows
         all_ = list(batches(data, rows, steps, shuffle, (0, rank)))
         assert len(all_) == steps.steps and all(1 <= len(b.X) <= size or ranks > 1 for b in all_)
         assert max(len(b.X) for b in all_) - min(len(b.X) for b in all_) <= 1
         assert all((b.X[:, 0] == b.y).all() for b in all_)
         seen += [b.y for b in all_]
-        later = list(batches(data, rows, steps, shuffle, (0, rank), first=min(first, steps.steps - 1)))
-        assert [b.y.tolist() for b in later] == [b.y.tolist() for b in all_[min(first, steps.steps - 1):]]
+        later = list(
+            batches(data, rows, steps, shuffle, (0, rank), first=min(first, steps.steps - 1))
+        )
+        assert [b.y.tolist() for b in later] == [
+            b.y.tolist() for b in all_[min(first, steps.steps - 1) :]
+        ]
     flat = np.concatenate(seen)
-    assert sorted(flat) == list(range(n)) and (shuffle or ranks > 1 or flat.tolist() == list(range(n)))
+    assert sorted(flat) == list(range(n)) and (
+        shuffle or ranks > 1 or flat.tolist() == list(range(n))
+    )
 
 
 def test_the_order_follows_from_the_seed_and_mixes_blocks():
     order = lambda seed, data: np.concatenate([b.y for b in strips(data, 60, seed)]).tolist()
     data = spans([50] * 6)
     assert order((0, 1), data) == order((0, 1), data) != order((0, 2), data)
-    assert {y // 50 for y in order((0, 1), data)[:30]} != {0} and len({y // 50 for y in order((0, 1), data)[:30]}) == 2, "two blocks are open at once"
-    assert len({y // 50 for y in order((0, 1), spans([50] * 6, together=True))[:40]}) == 6, "what is in memory is mixed at large"
-    assert len({y // 50 for y in order((0, 1), spans([50] * 6, width=WINDOW // 60))[:30]}) == 1, "two blocks would take too much memory"
+    assert {y // 50 for y in order((0, 1), data)[:30]} != {0} and len(
+        {y // 50 for y in order((0, 1), data)[:30]}
+    ) == 2, "two blocks are open at once"
+    assert len({y // 50 for y in order((0, 1), spans([50] * 6, together=True))[:40]}) == 6, (
+        "what is in memory is mixed at large"
+    )
+    assert len({y // 50 for y in order((0, 1), spans([50] * 6, width=WINDOW // 60))[:30]}) == 1, (
+        "two blocks would take too much memory"
+    )
 
 
 def test_a_source_that_changes_its_length_is_noticed():
     for rows in (9, 11):
-        with pytest.raises(WorkFailed, match=f"{'more' if rows == 9 else 'fewer'} rows than the {rows}"): list(batches(Stream(spans([10]).source), rows, steps_of(rows, 4), 0, (0,)))
+        with pytest.raises(
+            WorkFailed, match=f"{'more' if rows == 9 else 'fewer'} rows than the {rows}"
+        ):
+            list(batches(Stream(spans([10]).source), rows, steps_of(rows, 4), 0, (0,)))
 
 
 def test_a_block_that_is_overwritten_was_copied():
@@ -95,12 +134,19 @@ def test_a_block_that_is_overwritten_was_copied():
         for i in range(4):
             X[:] = i
             yield X, np.full(10, i)
-    assert all((b.X[:, 0] == b.y).all() for b in batches(Stream(Rows(blocks)), 40, steps_of(40, 7), 25, (0,)))
+
+    assert all(
+        (b.X[:, 0] == b.y).all()
+        for b in batches(Stream(Rows(blocks)), 40, steps_of(40, 7), 25, (0,))
+    )
 
 
 # ---- scikit-learn's contract
 
-KNOWN = {"check_array_api_input": "it wants SCIPY_ARRAY_API", "check_sample_weight_equivalence_on_dense_data": "a row twice is in two batches, and sums are float32"}
+KNOWN = {
+    "check_array_api_input": "it wants SCIPY_ARRAY_API",
+    "check_sample_weight_equivalence_on_dense_data": "a row twice is in two batches, and sums are float32",
+}
 
 
 @pytest.mark.parametrize("loss", ["log_loss", "squared_error"])
@@ -108,30 +154,50 @@ def test_contract(loss):
     net = Network(loss=loss, hidden=(32,), epochs=25, batch_size=32, learning_rate=0.03)
     done = check_estimator(net, on_skip=None, on_fail=None)
     assert {c["check_name"] for c in done if c["status"] != "passed"} <= KNOWN.keys()
-    assert is_classifier(net) == (loss == "log_loss") == (not is_regressor(net)) == hasattr(net, "predict_proba")
+    assert (
+        is_classifier(net)
+        == (loss == "log_loss")
+        == (not is_regressor(net))
+        == hasattr(net, "predict_proba")
+    )
 
 
 # ---- what is learnt
 
+
 def test_without_a_hidden_layer_it_is_logistic_regression():
     X, y = labelled(20_000)
-    net = Network(hidden=(), epochs=40, batch_size=2000, learning_rate=0.02, weight_decay=0.0).fit(X, y)
+    net = Network(hidden=(), epochs=40, batch_size=2000, learning_rate=0.02, weight_decay=0.0).fit(
+        X, y
+    )
     exact = LogisticRegression(C=np.inf).fit(X, y)
     np.testing.assert_allclose(net.module_[0].weight.numpy(), exact.coef_, atol=0.05)
     np.testing.assert_allclose(net.predict_proba(X), exact.predict_proba(X), atol=0.02)
 
 
-def two_logits(features): return nn.Linear(features, 2)
-def flat_logit(features): return nn.Sequential(nn.Linear(features, 1), nn.Flatten(0))
+def two_logits(features):
+    return nn.Linear(features, 2)
+
+
+def flat_logit(features):
+    return nn.Sequential(nn.Linear(features, 1), nn.Flatten(0))
 
 
 @pytest.mark.parametrize("module", [None, two_logits, flat_logit, nn.Linear(5, 1)])
 def test_two_classes(module):
     X, y = labelled()
-    net = Network(module, epochs=20, batch_size=200, learning_rate=0.02, class_weight="balanced").fit(X, np.where(y, "late", "early"))
+    net = Network(
+        module, epochs=20, batch_size=200, learning_rate=0.02, class_weight="balanced"
+    ).fit(X, np.where(y, "late", "early"))
     p = net.predict_proba(X)
-    assert net.classes_.tolist() == ["early", "late"] and p.shape == (4000, 2) and np.allclose(p.sum(axis=1), 1)
-    assert (net.predict(X) == np.where(p[:, 1] > 0.5, "late", "early")).all() and net.score(X, np.where(y, "late", "early")) > 0.8
+    assert (
+        net.classes_.tolist() == ["early", "late"]
+        and p.shape == (4000, 2)
+        and np.allclose(p.sum(axis=1), 1)
+    )
+    assert (net.predict(X) == np.where(p[:, 1] > 0.5, "late", "early")).all() and net.score(
+        X, np.where(y, "late", "early")
+    ) > 0.8
 
 
 def test_three_classes_and_one_that_weighs_more():
@@ -144,7 +210,14 @@ def test_three_classes_and_one_that_weighs_more():
 
 def test_weights_are_rows_that_count_for_more():
     X, y = labelled(600)
-    kw = {"hidden": (), "epochs": 60, "batch_size": 10_000, "learning_rate": 0.05, "optimizer": "sgd", "weight_decay": 0.0}
+    kw = {
+        "hidden": (),
+        "epochs": 60,
+        "batch_size": 10_000,
+        "learning_rate": 0.05,
+        "optimizer": "sgd",
+        "weight_decay": 0.0,
+    }
     w = RNG(1).integers(0, 4, 600)
     a, b = Network(**kw).fit(X, y, w), Network(**kw).fit(X.repeat(w, axis=0), y.repeat(w))
     np.testing.assert_allclose(a.predict_proba(X), b.predict_proba(X), atol=1e-4)
@@ -152,28 +225,50 @@ def test_weights_are_rows_that_count_for_more():
     np.testing.assert_allclose(a.predict_proba(X), twice.predict_proba(X), atol=1e-6)
 
 
-def huber(output, target): return nn.functional.huber_loss(output[:, 0], target, reduction="none")
-def mean_of_logits(output, target): return nn.functional.cross_entropy(output, target)
+def huber(output, target):
+    return nn.functional.huber_loss(output[:, 0], target, reduction="none")
+
+
+def mean_of_logits(output, target):
+    return nn.functional.cross_entropy(output, target)
 
 
 def test_losses_of_ones_own():
     X, y = labelled()
     z = X @ np.arange(5) + 100
-    net = Network(loss=huber, task="values", epochs=30, batch_size=200, learning_rate=0.02).fit(X, z)
+    net = Network(loss=huber, task="values", epochs=30, batch_size=200, learning_rate=0.02).fit(
+        X, z
+    )
     assert net.score(X, z) > 0.98 and not hasattr(net, "classes_") and is_regressor(net)
-    net = Network(two_logits, loss=mean_of_logits, epochs=10, batch_size=200, learning_rate=0.02).fit(X, y)
+    net = Network(
+        two_logits, loss=mean_of_logits, epochs=10, batch_size=200, learning_rate=0.02
+    ).fit(X, y)
     assert net.score(X, y) > 0.8
-    with pytest.raises(ParameterError, match="one a row"): Network(two_logits, loss=mean_of_logits).fit(X, y, np.ones(4000))
+    with pytest.raises(ParameterError, match="one a row"):
+        Network(two_logits, loss=mean_of_logits).fit(X, y, np.ones(4000))
 
 
 def test_absolute_error_finds_the_median():
     y = RNG(0).exponential(size=5000)
-    net = Network(hidden=(), loss="absolute_error", epochs=30, batch_size=500, learning_rate=0.01).fit(np.zeros((5000, 1)), y)
-    assert abs(net.predict(np.zeros((1, 1)))[0] - np.median(y)) < 0.05 < abs(y.mean() - np.median(y))
+    net = Network(
+        hidden=(), loss="absolute_error", epochs=30, batch_size=500, learning_rate=0.01
+    ).fit(np.zeros((5000, 1)), y)
+    assert (
+        abs(net.predict(np.zeros((1, 1)))[0] - np.median(y)) < 0.05 < abs(y.mean() - np.median(y))
+    )
 
 
-@pytest.mark.parametrize("options", [{"optimizer": "adam"}, {"optimizer": "sgd", "learning_rate": 0.1}, {"optimizer": lambda p: torch.optim.RMSprop(p, 0.01)},
-                                     {"max_norm": 0.5}, {"precision": "mixed"}, {"dropout": 0.2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "adam"},
+        {"optimizer": "sgd", "learning_rate": 0.1},
+        {"optimizer": lambda p: torch.optim.RMSprop(p, 0.01)},
+        {"max_norm": 0.5},
+        {"precision": "mixed"},
+        {"dropout": 0.2},
+    ],
+)
 def test_options_learn_too(options):
     X, y = labelled()
     net = Network(**{"epochs": 10, "batch_size": 200, "learning_rate": 0.01} | options).fit(X, y)
@@ -182,35 +277,64 @@ def test_options_learn_too(options):
 
 def test_a_gradient_is_cut_to_its_length():
     X, y = labelled(100)
-    kw = {"hidden": (), "optimizer": lambda p: torch.optim.SGD(p, 1.0), "batch_size": 100, "epochs": 1}
+    kw = {
+        "hidden": (),
+        "optimizer": lambda p: torch.optim.SGD(p, 1.0),
+        "batch_size": 100,
+        "epochs": 1,
+    }
     free, cut = Network(**kw).fit(X * 1000, y), Network(**kw, max_norm=0.1).fit(X * 1000, y)
     start = Network(**kw, max_norm=1e-9).fit(X * 1000, y).module_[0].weight
-    assert (cut.module_[0].weight - start).norm() < 0.11 < 10 < (free.module_[0].weight - start).norm()
+    assert (
+        (cut.module_[0].weight - start).norm() < 0.11 < 10 < (free.module_[0].weight - start).norm()
+    )
 
 
 # ---- the same, whatever the rows come as
+
 
 def test_sources_learn_the_same(tmp_path):
     X, y = labelled(3000)
     w = RNG(2).random(3000)
     kw = {"shuffle": 0, "epochs": 2, "batch_size": 250}
-    ds = xr.Dataset({f"x{i}": ("row", X[:, i]) for i in range(5)} | {"y": ("row", y), "w": ("row", w)})
+    ds = xr.Dataset(
+        {f"x{i}": ("row", X[:, i]) for i in range(5)} | {"y": ("row", y), "w": ("row", w)}
+    )
     t = Transform(numeric=[f"x{i}" for i in range(5)], scale=None).fit(ds)
     chunked = ds.chunk(row=700)
     base = Network(**kw).fit(X, y, w)
-    a, b, c = (da.from_array(v, chunks=(700, 3)[:v.ndim]) for v in (X, y, w))
+    a, b, c = (da.from_array(v, chunks=(700, 3)[: v.ndim]) for v in (X, y, w))
     others = {
-        "DataArray": ((xr.DataArray(X, dims=("row", "feature")), xr.DataArray(y, dims="row"), w), {}), "Dask": ((a, b, c), {}), "Dataset": ((ds, "y", "w"), {}),
-        "chunked": ((chunked, "y", "w"), {}), "transform": ((chunked, "y", "w"), {"transform": t}), "blocks": ((t.blocks(chunked, label="y", weight="w"),), {}),
-        "source": (([(X[i:i + 400], y[i:i + 400], w[i:i + 400]) for i in range(0, 3000, 400)],), {}),
+        "DataArray": (
+            (xr.DataArray(X, dims=("row", "feature")), xr.DataArray(y, dims="row"), w),
+            {},
+        ),
+        "Dask": ((a, b, c), {}),
+        "Dataset": ((ds, "y", "w"), {}),
+        "chunked": ((chunked, "y", "w"), {}),
+        "transform": ((chunked, "y", "w"), {"transform": t}),
+        "blocks": ((t.blocks(chunked, label="y", weight="w"),), {}),
+        "source": (
+            ([(X[i : i + 400], y[i : i + 400], w[i : i + 400]) for i in range(0, 3000, 400)],),
+            {},
+        ),
     }
-    for name, (given_, options) in others.items(): assert same(base, Network(**kw).fit(*given_, **options)), name
+    for name, (given_, options) in others.items():
+        assert same(base, Network(**kw).fit(*given_, **options)), name
     named = Network(**kw).fit(ds, "y", "w")
-    assert named.feature_names_in_.tolist() == [f"x{i}" for i in range(5)] and named.n_features_in_ == 5
+    assert (
+        named.feature_names_in_.tolist() == [f"x{i}" for i in range(5)]
+        and named.n_features_in_ == 5
+    )
     for rows, options in ((X, {}), (ds, {"transform": t}), (chunked, {"transform": t}), (a, {})):
-        np.testing.assert_allclose(np.asarray(base.predict_proba(rows, **options)), base.predict_proba(X), rtol=1e-5)
+        np.testing.assert_allclose(
+            np.asarray(base.predict_proba(rows, **options)), base.predict_proba(X), rtol=1e-5
+        )
     np.testing.assert_array_equal(named.predict(chunked.drop_vars("y")), base.predict(X))
-    assert type(base.predict_proba(a)).__module__.startswith("dask") and base.predict(a).dtype == y.dtype
+    assert (
+        type(base.predict_proba(a)).__module__.startswith("dask")
+        and base.predict(a).dtype == y.dtype
+    )
 
 
 def test_a_fitted_network_is_pickled_and_cloned():
@@ -218,7 +342,11 @@ def test_a_fitted_network_is_pickled_and_cloned():
     net = Network(two_logits, epochs=1).fit(X, y)
     back = pickle.loads(pickle.dumps(net))
     np.testing.assert_array_equal(back.predict_proba(X), net.predict_proba(X))
-    assert not hasattr(clone(net), "module_") and same(clone(net).fit(X, y), net) and not net.module_.training
+    assert (
+        not hasattr(clone(net), "module_")
+        and same(clone(net).fit(X, y), net)
+        and not net.module_.training
+    )
 
 
 def test_a_module_of_ones_own_is_left_as_it_was():
@@ -226,10 +354,16 @@ def test_a_module_of_ones_own_is_left_as_it_was():
     own = nn.Linear(5, 1)
     before = own.weight.detach().clone()
     net = Network(own, epochs=2).fit(X, y)
-    assert torch.equal(own.weight, before) and own.weight.requires_grad and own.training and not torch.equal(net.module_.weight, before)
+    assert (
+        torch.equal(own.weight, before)
+        and own.weight.requires_grad
+        and own.training
+        and not torch.equal(net.module_.weight, before)
+    )
 
 
 # ---- early stopping
+
 
 def test_it_stops_early_and_keeps_the_best(tmp_path):
     X, y = labelled(300)
@@ -241,7 +375,9 @@ def test_it_stops_early_and_keeps_the_best(tmp_path):
     best = int(np.argmin(losses))
     assert len(losses) == best + 5 < 300, "four epochs after the best"
     p = net.predict_proba(held[0])[np.arange(len(held[1])), held[1]]
-    assert np.isclose(-np.log(p).mean(), losses[best], rtol=1e-4), "the weights are those of the best epoch"
+    assert np.isclose(-np.log(p).mean(), losses[best], rtol=1e-4), (
+        "the weights are those of the best epoch"
+    )
     again = clone(net).fit(X, y, validation=held, checkpoint=tmp_path)
     assert same(net, again) and again.history_ == net.history_, "what has ended is not begun again"
 
@@ -250,27 +386,43 @@ def test_validation_may_be_any_rows():
     X, y = labelled(1000)
     ds = xr.Dataset({"a": ("row", X[:, 0]), "b": ("row", X[:, 1]), "y": ("row", y)})
     few = [(X[:, :2], y)]
-    histories = [Network(epochs=2).fit(ds, "y", validation=v).history_ for v in (ds, ds.chunk(row=300), (X[:, :2], y), few, Rows(lambda: iter(few)))]
+    histories = [
+        Network(epochs=2).fit(ds, "y", validation=v).history_
+        for v in (ds, ds.chunk(row=300), (X[:, :2], y), few, Rows(lambda: iter(few)))
+    ]
     assert len({h[-1]["validation_loss"] for h in histories}) == 1
 
 
 # ---- interrupted
 
-class Stop(Exception): pass
+
+class Stop(Exception):
+    pass
 
 
 class Fragile(nn.Module):
     "Fails in the forward pass of a given number, in training; has dropout and counts means"
+
     def __init__(self, features, at=None):
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(features, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 1))
+        self.layers = nn.Sequential(
+            nn.Linear(features, 16),
+            nn.BatchNorm1d(16),
+            nn.ReLU(),
+            nn.Dropout(0.3),
+            nn.Linear(16, 1),
+        )
         self.left = at
+
     def forward(self, X):
         if self.training and self.left is not None:
             self.left -= 1
-            if self.left < 0: raise Stop
+            if self.left < 0:
+                raise Stop
         return self.layers(X)
-    def __repr__(self): return "Fragile"
+
+    def __repr__(self):
+        return "Fragile"
 
 
 @pytest.mark.parametrize("at", [1, 13, 20, 37])
@@ -278,11 +430,18 @@ def test_interrupted_it_ends_bit_for_bit_the_same(tmp_path, at):
     X, y = labelled(2000)
     kw = {"epochs": 4, "batch_size": 200, "max_norm": 1.0, "seed": 3}
     whole = Network(Fragile, **kw).fit(X, y, validation=(X, y))
-    with pytest.raises(Stop): Network(lambda n: Fragile(n, at), **kw).fit(X, y, validation=(X, y), checkpoint=tmp_path, checkpoint_every=0)
+    with pytest.raises(Stop):
+        Network(lambda n: Fragile(n, at), **kw).fit(
+            X, y, validation=(X, y), checkpoint=tmp_path, checkpoint_every=0
+        )
     assert [f.suffix for f in tmp_path.iterdir()] == [".pt"]
     steps = []
-    rest = Network(lambda n: _counting(Fragile(n), steps), **kw).fit(X, y, validation=(X, y), checkpoint=tmp_path, checkpoint_every=0)
-    assert same(whole, rest) and [h["loss"] for h in rest.history_] == [h["loss"] for h in whole.history_]
+    rest = Network(lambda n: _counting(Fragile(n), steps), **kw).fit(
+        X, y, validation=(X, y), checkpoint=tmp_path, checkpoint_every=0
+    )
+    assert same(whole, rest) and [h["loss"] for h in rest.history_] == [
+        h["loss"] for h in whole.history_
+    ]
     assert len(steps) == 40 - at, "it did not begin anew"
 
 
@@ -298,45 +457,66 @@ def test_killed_it_goes_on(tmp_path):
         from test_networks import Network, labelled
         kill = lambda entry: os.kill(os.getpid(), signal.SIGKILL) if entry["epoch"] == 3 else None
         Network(epochs=6, batch_size=100, dropout=0.2).fit(*labelled(1000), checkpoint={str(tmp_path)!r}, checkpoint_every=0, progress=kill)"""
-    assert subprocess.run([sys.executable, "-c", textwrap.dedent(code)], timeout=200).returncode == -signal.SIGKILL
+    assert (
+        subprocess.run([sys.executable, "-c", textwrap.dedent(code)], timeout=200).returncode
+        == -signal.SIGKILL
+    )
     told = []
-    net = Network(epochs=6, batch_size=100, dropout=0.2).fit(*labelled(1000), checkpoint=tmp_path, progress=told.append)
-    assert [h["epoch"] for h in told] == [3, 4, 5, 6], "the snapshot before the third epoch's end was the last"
+    net = Network(epochs=6, batch_size=100, dropout=0.2).fit(
+        *labelled(1000), checkpoint=tmp_path, progress=told.append
+    )
+    assert [h["epoch"] for h in told] == [3, 4, 5, 6], (
+        "the snapshot before the third epoch's end was the last"
+    )
     assert same(net, Network(epochs=6, batch_size=100, dropout=0.2).fit(*labelled(1000)))
 
 
 def test_more_epochs_go_on_and_other_data_or_settings_begin_anew(tmp_path):
     X, y = labelled(500)
     told = []
-    fit = lambda rows=X, **kw: Network(**{"epochs": 2, "batch_size": 100} | kw).fit(rows, y, checkpoint=tmp_path, progress=told.append)
+    fit = lambda rows=X, **kw: Network(**{"epochs": 2, "batch_size": 100} | kw).fit(
+        rows, y, checkpoint=tmp_path, progress=told.append
+    )
     fit(), fit()
     assert len(told) == 2
     assert same(fit(epochs=3), Network(epochs=3, batch_size=100).fit(X, y)) and len(told) == 3
-    for other in ({"learning_rate": 0.1}, {"seed": 1}, {"rows": X + 1}, {"loss": "squared_error"}, {"hidden": (3,)}, {"class_weight": "balanced"}): fit(**other)
+    for other in (
+        {"learning_rate": 0.1},
+        {"seed": 1},
+        {"rows": X + 1},
+        {"loss": "squared_error"},
+        {"hidden": (3,)},
+        {"class_weight": "balanced"},
+    ):
+        fit(**other)
     assert len(told) == 3 + 2 * 6 and len(list(tmp_path.iterdir())) == 7
 
 
 def test_a_checkpoint_that_is_damaged_is_refused_and_reading_one_runs_no_code(tmp_path):
     X, y = labelled(200)
     Network(epochs=1).fit(X, y, checkpoint=tmp_path)
-    file, = tmp_path.iterdir()
+    (file,) = tmp_path.iterdir()
     for content in (file.read_bytes()[:100], b"", pickle.dumps(Stop())):
         file.write_bytes(content)
-        with pytest.raises(WorkFailed, match="cannot be read.*delete it"): Network(epochs=1).fit(X, y, checkpoint=tmp_path)
+        with pytest.raises(WorkFailed, match="cannot be read.*delete it"):
+            Network(epochs=1).fit(X, y, checkpoint=tmp_path)
 
 
 def test_a_checkpoint_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(WorkFailed, match="cannot be written to .*name a folder"): Network(epochs=1).fit(*labelled(200), checkpoint=tmp_path / "file")
+    with pytest.raises(WorkFailed, match="cannot be written to .*name a folder"):
+        Network(epochs=1).fit(*labelled(200), checkpoint=tmp_path / "file")
 
 
 # ---- what is random
+
 
 def test_two_at_once_learn_what_each_learns_alone():
     X, y = labelled(1000)
     fit = lambda seed: Network(dropout=0.5, epochs=3, batch_size=50, seed=seed).fit(X, y)
     alone = [fit(0), fit(1)]
-    with ThreadPoolExecutor(2) as pool: at_once = list(pool.map(fit, (0, 1)))
+    with ThreadPoolExecutor(2) as pool:
+        at_once = list(pool.map(fit, (0, 1)))
     assert same(alone[0], at_once[0]) and same(alone[1], at_once[1]) and not same(*alone)
 
 
@@ -351,11 +531,14 @@ def test_what_is_random_elsewhere_stays_as_it_is():
 
 # ---- bad input
 
+
 class Blows(nn.Module):
     "Its output is not finite from the third step on"
+
     def __init__(self, features):
         super().__init__()
         self.line, self.steps = nn.Linear(features, 1), 0
+
     def forward(self, X):
         self.steps += self.training
         return self.line(X) * (np.inf if self.steps > 12 else 1)
@@ -363,14 +546,20 @@ class Blows(nn.Module):
 
 def test_a_loss_that_is_not_finite_names_epoch_and_batch_and_keeps_the_checkpoint(tmp_path):
     X, y = labelled(1000)
-    with pytest.raises(WorkFailed, match=r"The loss is (nan|inf) in epoch 2, batch 3 of 10; lower learning_rate"):
+    with pytest.raises(
+        WorkFailed, match=r"The loss is (nan|inf) in epoch 2, batch 3 of 10; lower learning_rate"
+    ):
         Network(Blows, batch_size=100).fit(X, y, checkpoint=tmp_path, checkpoint_every=0)
-    file, = tmp_path.iterdir()
+    (file,) = tmp_path.iterdir()
     assert (kept := descent.opened(file.read_bytes())).epoch == 1 and kept.step == 2
-    with pytest.raises(WorkFailed): Network(hidden=(8,), optimizer="sgd", learning_rate=1e9, loss="squared_error", batch_size=100).fit(X, X[:, 0] * 1e3)
+    with pytest.raises(WorkFailed):
+        Network(
+            hidden=(8,), optimizer="sgd", learning_rate=1e9, loss="squared_error", batch_size=100
+        ).fit(X, X[:, 0] * 1e3)
 
 
-def bad(**changes): return {"X": labelled(100)[0], "y": labelled(100)[1], "net": {}, "fit": {}} | changes
+def bad(**changes):
+    return {"X": labelled(100)[0], "y": labelled(100)[1], "net": {}, "fit": {}} | changes
 
 
 X_, Y_ = labelled(100)
@@ -378,49 +567,103 @@ NAN = X_.copy()
 NAN[50, 2] = np.nan
 
 
-@pytest.mark.parametrize(("error", "words", "case"), [
-    (ContractViolation, "Input X contains NaN or infinity.*impute", bad(X=NAN)),
-    (ContractViolation, "one class only, 1", bad(y=np.ones(100, int))),
-    (ContractViolation, "a label is missing", bad(y=np.array(["a", None] * 50, object))),
-    (ValueError, "Input y contains NaN", bad(y=np.where(Y_ == 1, np.nan, 1.0))),
-    (ValueError, "at least one non-zero", bad(w=np.zeros(100))),
-    (ContractViolation, "weights of all rows are 0", bad(X=[(X_, Y_, np.zeros(100))], y=None)),
-    (ValueError, "Negative|negative", bad(w=-np.ones(100))),
-    (ContractViolation, r"gives \(2, 3\) for 2 rows of 5 features; accepted: \(row,\) or \(row, 1\) or \(row, 2\), logits of 2 classes", bad(net={"module": nn.Linear(5, 3)})),
-    (ContractViolation, r"accepted: \(row, 3\), logits of 3", bad(y=np.arange(100) % 3, net={"module": nn.Linear(5, 1)})),
-    (ContractViolation, r"gives \(2, 2\).*accepted: \(row,\) or \(row, 1\), the prediction", bad(net={"module": nn.Linear(5, 2), "loss": "squared_error"})),
-    (ContractViolation, r"cannot take \(row, 5\) float32 features: RuntimeError", bad(net={"module": nn.Linear(4, 1)})),
-    (ParameterError, "made a int; accepted: a torch.nn.Module", bad(net={"module": lambda n: n})),
-    (ParameterError, "module='mlp' is not known", bad(net={"module": "mlp"})),
-    (ParameterError, "no parameter to learn", bad(net={"module": nn.Flatten(1), "loss": "squared_error"}, X=X_[:, :1])),
-    (ParameterError, "'logloss' is not in the losses; known: .*log_loss", bad(net={"loss": "logloss"})),
-    (ParameterError, "'adamm' is not in the optimizers.*Did you mean 'adam", bad(net={"optimizer": "adamm"})),
-    (ParameterError, "precision='half'", bad(net={"precision": "half"})), (ParameterError, "device='tpu'", bad(net={"device": "tpu"})),
-    (ParameterError, "epochs=0", bad(net={"epochs": 0})), (ParameterError, "batch_size=1.5", bad(net={"batch_size": 1.5})),
-    (ParameterError, "learning_rate=0", bad(net={"learning_rate": 0})), (ParameterError, "task='rank'", bad(net={"task": "rank"})),
-    (ParameterError, "early_stopping= needs.*validation=", bad(net={"early_stopping": 2})),
-    (ContractViolation, "A label is 2, which is no class of the training rows: 0, 1", bad(fit={"validation": (X_, Y_ + 1)})),
-    (ContractViolation, r"has the shape \(100, 4\); accepted: \(row, 5\)", bad(fit={"validation": (X_[:, :4], Y_)})),
-])
+@pytest.mark.parametrize(
+    ("error", "words", "case"),
+    [
+        (ContractViolation, "Input X contains NaN or infinity.*impute", bad(X=NAN)),
+        (ContractViolation, "one class only, 1", bad(y=np.ones(100, int))),
+        (ContractViolation, "a label is missing", bad(y=np.array(["a", None] * 50, object))),
+        (ValueError, "Input y contains NaN", bad(y=np.where(Y_ == 1, np.nan, 1.0))),
+        (ValueError, "at least one non-zero", bad(w=np.zeros(100))),
+        (ContractViolation, "weights of all rows are 0", bad(X=[(X_, Y_, np.zeros(100))], y=None)),
+        (ValueError, "Negative|negative", bad(w=-np.ones(100))),
+        (
+            ContractViolation,
+            r"gives \(2, 3\) for 2 rows of 5 features; accepted: \(row,\) or \(row, 1\) or \(row, 2\), logits of 2 classes",
+            bad(net={"module": nn.Linear(5, 3)}),
+        ),
+        (
+            ContractViolation,
+            r"accepted: \(row, 3\), logits of 3",
+            bad(y=np.arange(100) % 3, net={"module": nn.Linear(5, 1)}),
+        ),
+        (
+            ContractViolation,
+            r"gives \(2, 2\).*accepted: \(row,\) or \(row, 1\), the prediction",
+            bad(net={"module": nn.Linear(5, 2), "loss": "squared_error"}),
+        ),
+        (
+            ContractViolation,
+            r"cannot take \(row, 5\) float32 features: RuntimeError",
+            bad(net={"module": nn.Linear(4, 1)}),
+        ),
+        (
+            ParameterError,
+            "made a int; accepted: a torch.nn.Module",
+            bad(net={"module": lambda n: n}),
+        ),
+        (ParameterError, "module='mlp' is not known", bad(net={"module": "mlp"})),
+        (
+            ParameterError,
+            "no parameter to learn",
+            bad(net={"module": nn.Flatten(1), "loss": "squared_error"}, X=X_[:, :1]),
+        ),
+        (
+            ParameterError,
+            "'logloss' is not in the losses; known: .*log_loss",
+            bad(net={"loss": "logloss"}),
+        ),
+        (
+            ParameterError,
+            "'adamm' is not in the optimizers.*Did you mean 'adam",
+            bad(net={"optimizer": "adamm"}),
+        ),
+        (ParameterError, "precision='half'", bad(net={"precision": "half"})),
+        (ParameterError, "device='tpu'", bad(net={"device": "tpu"})),
+        (ParameterError, "epochs=0", bad(net={"epochs": 0})),
+        (ParameterError, "batch_size=1.5", bad(net={"batch_size": 1.5})),
+        (ParameterError, "learning_rate=0", bad(net={"learning_rate": 0})),
+        (ParameterError, "task='rank'", bad(net={"task": "rank"})),
+        (ParameterError, "early_stopping= needs.*validation=", bad(net={"early_stopping": 2})),
+        (
+            ContractViolation,
+            "A label is 2, which is no class of the training rows: 0, 1",
+            bad(fit={"validation": (X_, Y_ + 1)}),
+        ),
+        (
+            ContractViolation,
+            r"has the shape \(100, 4\); accepted: \(row, 5\)",
+            bad(fit={"validation": (X_[:, :4], Y_)}),
+        ),
+    ],
+)
 def test_bad_input(error, words, case):
-    with pytest.raises(error, match=words): Network(**{"epochs": 2} | case["net"]).fit(case["X"], case["y"], case.get("w"), **case["fit"])
+    with pytest.raises(error, match=words):
+        Network(**{"epochs": 2} | case["net"]).fit(
+            case["X"], case["y"], case.get("w"), **case["fit"]
+        )
 
 
 def test_bad_input_to_predict():
     net = Network(epochs=1).fit(X_, Y_)
-    with pytest.raises(ValueError, match="NaN"): net.predict(NAN)
-    with pytest.raises(ValueError, match="4 features"): net.predict(X_[:, :4])
-    with pytest.raises(ParameterError, match="transform="): net.predict(xr.Dataset({"a": ("row", X_[:, 0])}))
+    with pytest.raises(ValueError, match="NaN"):
+        net.predict(NAN)
+    with pytest.raises(ValueError, match="4 features"):
+        net.predict(X_[:, :4])
+    with pytest.raises(ParameterError, match="transform="):
+        net.predict(xr.Dataset({"a": ("row", X_[:, 0])}))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_card_that_is_not_there():
-    with pytest.raises(ParameterError, match="no CUDA device"): Network(device="cuda").fit(X_, Y_)
+    with pytest.raises(ParameterError, match="no CUDA device"):
+        Network(device="cuda").fit(X_, Y_)
 
 
 def test_without_torch_the_estimator_is_there_and_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(MissingExtra, match=r"scalai-nb\[torch\]"): Network().fit(X_, Y_)
+    with pytest.raises(MissingExtra, match=r"scalai-nb\[torch\]"):
+        Network().fit(X_, Y_)
 
 
 def test_the_module_loads_without_torch():
@@ -430,6 +673,7 @@ def test_the_module_loads_without_torch():
 
 # ---- more rows than memory
 
+
 def made(block_info=None):
     "A block of which the first column is random, the same however many there are"
     number, shape = block_info[None]["chunk-location"][0], block_info[None]["chunk-shape"]
@@ -437,9 +681,13 @@ def made(block_info=None):
     X[:, 0] = RNG(number).random(len(X))
     return X
 
+
 def large(rows, blocks, features):
     "Rows that are made when they are read, and labels that can be had without them"
-    X, first = (da.map_blocks(made, chunks=((rows,) * blocks, (n,)), dtype=np.float32) for n in (features, 1))
+    X, first = (
+        da.map_blocks(made, chunks=((rows,) * blocks, (n,)), dtype=np.float32)
+        for n in (features, 1)
+    )
     return X, first[:, 0] > 0.5
 
 
@@ -457,30 +705,42 @@ def test_more_rows_than_memory():
         grown = (resident("VmHWM") - before) / 1e6
         print(grown, net.history_)
         sys.exit(not (grown < 280 and net.history_[0]["loss"] < 0.5))"""
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def lazy(rows, blocks, features=100):
     "Rows that are made when they are read, and what must be learnt from them"
-    X = da.random.default_rng(0).standard_normal((rows, features), chunks=(rows // blocks, features), dtype=np.float32)
+    X = da.random.default_rng(0).standard_normal(
+        (rows, features), chunks=(rows // blocks, features), dtype=np.float32
+    )
     return X, X[:, 0] + X[:, 1] > 0
 
 
 # ---- on a cluster
 
+
 @pytest.fixture(scope="module")
 def client():
-    with connect(LOCAL, threads_per_worker=1) as client: yield client
+    with connect(LOCAL, threads_per_worker=1) as client:
+        yield client
 
 
 class Slow(nn.Module):
     "Takes at least a few milliseconds a step; remembers nothing"
+
     def __init__(self, features, seconds=0.01):
         super().__init__()
-        self.line, self.seconds = nn.Sequential(nn.Linear(features, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1)), seconds
+        self.line, self.seconds = (
+            nn.Sequential(nn.Linear(features, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1)),
+            seconds,
+        )
+
     def forward(self, X):
-        if self.training: time.sleep(self.seconds)
+        if self.training:
+            time.sleep(self.seconds)
         return self.line(X)
 
 
@@ -489,54 +749,101 @@ def test_a_cluster_learns_the_same(client):
     "The same steps over the same rows, in another order: the gradients of two halves are added up"
     X, y = lazy(6000, 6, features=5)
     rows = X.compute(), y.compute()
-    kw = {"hidden": (16,), "epochs": 3, "batch_size": 6000, "learning_rate": 0.03}  # all rows a step: their order does not matter
+    kw = {
+        "hidden": (16,),
+        "epochs": 3,
+        "batch_size": 6000,
+        "learning_rate": 0.03,
+    }  # all rows a step: their order does not matter
     here = Network(**kw).fit(*rows, validation=rows)
-    for name, given_ in {"Dask": (X, y), "memory": rows, "persisted": client.persist([X, y])}.items():
+    for name, given_ in {
+        "Dask": (X, y),
+        "memory": rows,
+        "persisted": client.persist([X, y]),
+    }.items():
         there = Network(**kw).fit(*given_, validation=rows, client=client)
-        for a, b in zip(here.module_.parameters(), there.module_.parameters(), strict=True): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=name)
-        np.testing.assert_allclose([h["validation_loss"] for h in here.history_], [h["validation_loss"] for h in there.history_], rtol=1e-4)
+        for a, b in zip(here.module_.parameters(), there.module_.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=name)
+        np.testing.assert_allclose(
+            [h["validation_loss"] for h in here.history_],
+            [h["validation_loss"] for h in there.history_],
+            rtol=1e-4,
+        )
     small = Network(epochs=2, batch_size=100).fit(X, y, client=client, validation=[rows])
     alone = Network(epochs=2, batch_size=100).fit(*rows, validation=rows)
-    assert small.history_[-1]["validation_loss"] == pytest.approx(alone.history_[-1]["validation_loss"], rel=0.05)
+    assert small.history_[-1]["validation_loss"] == pytest.approx(
+        alone.history_[-1]["validation_loss"], rel=0.05
+    )
 
 
 def test_a_cluster_reads_a_dataset_through_a_transform(client, tmp_path):
     r = RNG(0)
     x = r.normal(size=9001)
-    ds = xr.Dataset({"x": ("row", np.where(x > 1.5, np.nan, x)), "c": ("row", r.choice(np.array(["a", "b"], object), 9001)), "y": ("row", (x > 0).astype(int))})
+    ds = xr.Dataset(
+        {
+            "x": ("row", np.where(x > 1.5, np.nan, x)),
+            "c": ("row", r.choice(np.array(["a", "b"], object), 9001)),
+            "y": ("row", (x > 0).astype(int)),
+        }
+    )
     Lake(tmp_path).write("rows", ds)
     t = Transform(numeric=["x"], categorical=["c"]).fit(ds)
-    kept = Network(epochs=5, batch_size=300, learning_rate=0.02).fit(Lake(tmp_path).read("rows"), "y", transform=t, validation=ds, client=client)
+    kept = Network(epochs=5, batch_size=300, learning_rate=0.02).fit(
+        Lake(tmp_path).read("rows"), "y", transform=t, validation=ds, client=client
+    )
     ds = ds.chunk(row=1000)
-    net = Network(epochs=5, batch_size=300, learning_rate=0.02, class_weight="balanced").fit(ds, "y", transform=t, validation=ds, client=client, checkpoint_every=0.2)
+    net = Network(epochs=5, batch_size=300, learning_rate=0.02, class_weight="balanced").fit(
+        ds, "y", transform=t, validation=ds, client=client, checkpoint_every=0.2
+    )
     assert kept.history_[-1]["validation_loss"] < 0.4
     assert (net.predict(ds, transform=t) == (x > 0)).mean() > 0.85 and len(net.history_) == 5
 
 
 def test_an_error_on_a_worker_is_the_error_of_the_fit(client):
     X, y = lazy(6000, 6, features=5)
-    broken = X.map_blocks(lambda x, block_info=None: x * (np.nan if block_info[0]["chunk-location"][0] == 5 else 1), dtype=np.float32)
+    broken = X.map_blocks(
+        lambda x, block_info=None: x * (np.nan if block_info[0]["chunk-location"][0] == 5 else 1),
+        dtype=np.float32,
+    )
     begun = time.monotonic()
-    with pytest.raises(ScalaiError, match="contains NaN"): Network(epochs=2, batch_size=100).fit(broken, y, client=client)
-    with pytest.raises(WorkFailed, match="epoch 1, batch 13 of 60"): Network(Blows, batch_size=100).fit(X, y, client=client)
+    with pytest.raises(ScalaiError, match="contains NaN"):
+        Network(epochs=2, batch_size=100).fit(broken, y, client=client)
+    with pytest.raises(WorkFailed, match="epoch 1, batch 13 of 60"):
+        Network(Blows, batch_size=100).fit(X, y, client=client)
     assert time.monotonic() - begun < 100 < gang.TIMEOUT, "no rank waited for the one that failed"
 
 
 def test_workers_that_die_again_and_again_end_the_fit(client):
-    def segment(workers, result): raise gang.Lost("Connection closed by peer")
-    with pytest.raises(WorkFailed, match="lost 4 times in a row.*Connection closed by peer.*more memory"): next(gang.segments(client, dict, segment, None, 2))
+    def segment(workers, result):
+        raise gang.Lost("Connection closed by peer")
+
+    with pytest.raises(
+        WorkFailed, match="lost 4 times in a row.*Connection closed by peer.*more memory"
+    ):
+        next(gang.segments(client, dict, segment, None, 2))
 
 
 @pytest.mark.slow
 def test_three_times_the_memory_of_the_workers():
-    limit = 1_400_000_000 if torch.version.cuda else 950_000_000  # of which the libraries alone take 900 or 560 MB
+    limit = (
+        1_400_000_000 if torch.version.cuda else 950_000_000
+    )  # of which the libraries alone take 900 or 560 MB
     X, y = large(200_000, -(-6 * limit // 80_000_000) + 1, 100)
     assert X.nbytes > 3 * 2 * limit
-    with connect(Environment(name="test", root=None, cluster="local", workers=2, memory=limit), threads_per_worker=1) as client:
+    with connect(
+        Environment(name="test", root=None, cluster="local", workers=2, memory=limit),
+        threads_per_worker=1,
+    ) as client:
         pids = client.run(os.getpid)
-        net = Network(hidden=(8,), epochs=1, batch_size=16_384, learning_rate=0.01).fit(X, y, client=client)
+        net = Network(hidden=(8,), epochs=1, batch_size=16_384, learning_rate=0.01).fit(
+            X, y, client=client
+        )
         assert client.run(os.getpid) == pids, "no worker was killed for its memory"
-        most = client.run(lambda: __import__("scalai_nb.operations.compare", fromlist=["resident"]).resident("VmHWM"))  # ru_maxrss is that of who started it, too
+        most = client.run(
+            lambda: __import__("scalai_nb.operations.compare", fromlist=["resident"]).resident(
+                "VmHWM"
+            )
+        )  # ru_maxrss is that of who started it, too
     assert max(most.values()) < limit and net.history_[0]["loss"] < 0.5
 
 
@@ -544,24 +851,42 @@ def strike(client, signum, after, told):
     "Send a signal to the second worker some seconds after the first epoch"
     pids = client.run(os.getpid)
     victim = pids[sorted(pids)[1]]
+
     def progress(entry):
         told.append(entry)
-        if len(told) == 1: threading.Timer(after, os.kill, (victim, signum)).start()
+        if len(told) == 1:
+            threading.Timer(after, os.kill, (victim, signum)).start()
+
     return victim, progress
 
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_in_mid_epoch_costs_no_quality(tmp_path, client):
     X, _ = lazy(12_000, 12, features=6)
-    X, y = X[:, :5], X[:, 0] + X[:, 5] > 0  # what is not known of a label keeps the loss from falling for ever
+    X, y = (
+        X[:, :5],
+        X[:, 0] + X[:, 5] > 0,
+    )  # what is not known of a label keeps the loss from falling for ever
     kw = {"epochs": 6, "batch_size": 100, "learning_rate": 0.01}
     held, told = (X[:4000].compute(), y[:4000].compute()), []
-    undisturbed = Network(Slow, **kw).fit(X, y, client=client, validation=held, checkpoint_every=0.5)
+    undisturbed = Network(Slow, **kw).fit(
+        X, y, client=client, validation=held, checkpoint_every=0.5
+    )
     victim, progress = strike(client, signal.SIGKILL, 0.6, told)
-    net = Network(Slow, **kw).fit(X, y, client=client, validation=held, checkpoint=tmp_path, checkpoint_every=0.5, progress=progress)
+    net = Network(Slow, **kw).fit(
+        X,
+        y,
+        client=client,
+        validation=held,
+        checkpoint=tmp_path,
+        checkpoint_every=0.5,
+        progress=progress,
+    )
     assert victim not in client.run(os.getpid).values()
     assert [h["epoch"] for h in told] == [1, 2, 3, 4, 5, 6] == [h["epoch"] for h in net.history_]
-    assert net.history_[-1]["validation_loss"] == pytest.approx(undisturbed.history_[-1]["validation_loss"], abs=0.02)
+    assert net.history_[-1]["validation_loss"] == pytest.approx(
+        undisturbed.history_[-1]["validation_loss"], abs=0.02
+    )
 
 
 @pytest.mark.slow
@@ -572,12 +897,17 @@ def test_a_worker_that_hangs_is_left_behind(monkeypatch, client):
     told = []
     client.wait_for_workers(2)
     victim, progress = strike(client, signal.SIGSTOP, 0.3, told)
-    try: net = Network(Slow, epochs=4, batch_size=100).fit(X, y, client=client, checkpoint_every=0.3, progress=progress)
-    finally: os.kill(victim, signal.SIGCONT)
+    try:
+        net = Network(Slow, epochs=4, batch_size=100).fit(
+            X, y, client=client, checkpoint_every=0.3, progress=progress
+        )
+    finally:
+        os.kill(victim, signal.SIGCONT)
     assert len(net.history_) == 4
 
 
 # ---- on a card
+
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -585,5 +915,10 @@ def test_a_card_learns_the_same():
     X, y = labelled(20_000, 20)
     kw = {"epochs": 5, "batch_size": 500, "learning_rate": 0.01}
     here, there = Network(device="cpu", **kw).fit(X, y), Network(device="cuda", **kw).fit(X, y)
-    assert there.history_[-1]["loss"] == pytest.approx(here.history_[-1]["loss"], rel=0.02) and not next(there.module_.parameters()).is_cuda
-    assert Network(device="cuda", precision="float32", **kw).fit(X, y).history_[-1]["loss"] == pytest.approx(here.history_[-1]["loss"], rel=0.01)
+    assert (
+        there.history_[-1]["loss"] == pytest.approx(here.history_[-1]["loss"], rel=0.02)
+        and not next(there.module_.parameters()).is_cuda
+    )
+    assert Network(device="cuda", precision="float32", **kw).fit(X, y).history_[-1][
+        "loss"
+    ] == pytest.approx(here.history_[-1]["loss"], rel=0.01)

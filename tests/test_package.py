@@ -13,22 +13,32 @@ from hypothesis import given, settings, strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from scalai_nb.compute.state import fingerprint
-from scalai_nb.errors import Conflict, ContractViolation, ModelMismatch, ModelNotFound, ParameterError
+from scalai_nb.errors import (
+    Conflict,
+    ContractViolation,
+    ModelMismatch,
+    ModelNotFound,
+    ParameterError,
+)
 from scalai_nb.learn.drift import drift
 from scalai_nb.learn.summary import summarize
 from scalai_nb.learn.transform import Transform
 from scalai_nb.models import card as cards, graph as graphs, heads, package as packages, runtime
 from scalai_nb.models.package import BATCH, Model, digest, estimate, example_rows, files, package
 
-needs_xgboost = pytest.mark.skipif(not find_spec("xgboost"), reason="xgboost is not installed: extra `trees`")
+needs_xgboost = pytest.mark.skipif(
+    not find_spec("xgboost"), reason="xgboost is not installed: extra `trees`"
+)
 NUMERIC, CATEGORICAL = ("temp", "hour", "cloudy", "time"), ("carrier", "origin", "month")
 
 
 def table(rows, seed=0, new=False):
     "Flights with holes; whole-number columns, so that rows fall exactly on thresholds; `new` adds categories"
     rng = np.random.default_rng(seed)
-    hole = lambda share=.1: rng.random(rows) < share
-    time = np.datetime64("2013-01-01", "ns") + rng.integers(0, 90 * 86400, rows) * np.timedelta64(1, "s")
+    hole = lambda share=0.1: rng.random(rows) < share
+    time = np.datetime64("2013-01-01", "ns") + rng.integers(0, 90 * 86400, rows) * np.timedelta64(
+        1, "s"
+    )
     time[hole()] = np.datetime64("NaT", "s")
     return xr.Dataset({
         "temp": ("row", np.where(hole(), np.nan, rng.normal(60, 18, rows).round())),
@@ -42,14 +52,23 @@ def table(rows, seed=0, new=False):
 
 
 def late(ds, seed=0):
-    z = (ds.hour - 14) / 4 + ds.cloudy + (ds.carrier == 1) * 1.5 - ds.temp.isnull() * 2 + (ds.origin == "JFK") - 1
+    z = (
+        (ds.hour - 14) / 4
+        + ds.cloudy
+        + (ds.carrier == 1) * 1.5
+        - ds.temp.isnull() * 2
+        + (ds.origin == "JFK")
+        - 1
+    )
     return np.random.default_rng(seed).random(ds.sizes["row"]) < 1 / (1 + np.exp(-z.values))
 
 
 def fitted(kind="linear", rows=4000, numeric=NUMERIC, categorical=CATEGORICAL, **options):
     transform = Transform(numeric, categorical, **options).fit(ds := table(rows))
     if kind == "linear":
-        return transform, LogisticRegression(max_iter=2000).fit(transform.transform(ds).values, late(ds))
+        return transform, LogisticRegression(max_iter=2000).fit(
+            transform.transform(ds).values, late(ds)
+        )
     from xgboost import XGBClassifier
 
     trees = XGBClassifier(n_estimators=60, max_depth=6, learning_rate=0.2, n_jobs=1)
@@ -63,7 +82,9 @@ def parity(transform, estimator, rows=100_000):
     np.testing.assert_allclose(got, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("options", [{}, {"scale": False, "numeric": NUMERIC[:3]}, {"unseen": "error"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"scale": False, "numeric": NUMERIC[:3]}, {"unseen": "error"}]
+)
 def test_a_linear_package_scores_as_the_estimator(options):
     parity(*fitted(**options))
 
@@ -100,7 +121,9 @@ OPTIONS = {
 def features_of_the_graph(transform, ds):
     "(row, feature) that ONNX Runtime makes of the raw columns"
     g = graphs.Graph()
-    model = graphs.finished(g, graphs.inputs(transform), graphs.feature_nodes(g, transform), "features", width=None)
+    model = graphs.finished(
+        g, graphs.inputs(transform), graphs.feature_nodes(g, transform), "features", width=None
+    )
     arrays = {n: a.reshape(-1, 1) for n, a in transform.raw(ds).items()}
     return runtime.session(model.SerializeToString()).run(None, arrays)[0]
 
@@ -115,29 +138,44 @@ def nasty(rows=5000):
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_is_in_the_graph(name):
     "The graph's features are those of transform, bit for bit"
-    transform = Transform(**{"numeric": NUMERIC, "categorical": CATEGORICAL} | OPTIONS[name]).fit(table(4000))
-    np.testing.assert_array_equal(features_of_the_graph(transform, nasty()), transform.transform(nasty()))
+    transform = Transform(**{"numeric": NUMERIC, "categorical": CATEGORICAL} | OPTIONS[name]).fit(
+        table(4000)
+    )
+    np.testing.assert_array_equal(
+        features_of_the_graph(transform, nasty()), transform.transform(nasty())
+    )
 
 
 NUMBERS = st.fixed_dictionaries({}, optional={
     "impute": st.sampled_from(["mean", "median", None]), "indicator": st.booleans(), "clip": st.sampled_from([(0.02, 0.98), (0, 0.5), None]),
     "scale": st.sampled_from(["standard", "robust", "minmax", None]),
 })  # fmt: skip
-BUCKETS = st.fixed_dictionaries({"bucket": st.integers(2, 12)}, optional={"impute": st.sampled_from(["mean", "median", None]), "indicator": st.booleans()})
+BUCKETS = st.fixed_dictionaries(
+    {"bucket": st.integers(2, 12)},
+    optional={"impute": st.sampled_from(["mean", "median", None]), "indicator": st.booleans()},
+)
 CATEGORIES = st.one_of(
-    st.fixed_dictionaries({}, optional={"min_count": st.integers(1, 1500), "max_categories": st.integers(1, 5)}),
+    st.fixed_dictionaries(
+        {}, optional={"min_count": st.integers(1, 1500), "max_categories": st.integers(1, 5)}
+    ),
     st.fixed_dictionaries({"max_categories": st.integers(1, 5), "unseen": st.just("other")}),
     st.just({"frequency": True}),
 )
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.fixed_dictionaries({n: st.one_of(NUMBERS, BUCKETS) for n in NUMERIC}), st.booleans(), st.fixed_dictionaries(dict.fromkeys(CATEGORICAL, CATEGORIES)))
+@given(
+    st.fixed_dictionaries({n: st.one_of(NUMBERS, BUCKETS) for n in NUMERIC}),
+    st.booleans(),
+    st.fixed_dictionaries(dict.fromkeys(CATEGORICAL, CATEGORIES)),
+)
 def test_any_options_are_in_the_graph(numeric, log, categorical):
     if log and "bucket" not in numeric["temp"]:
         numeric = numeric | {"temp": numeric["temp"] | {"log": True}}
     transform = Transform(numeric, categorical).fit(SUMMARY_OF_TABLE)
-    np.testing.assert_array_equal(features_of_the_graph(transform, NASTY), transform.transform(NASTY))
+    np.testing.assert_array_equal(
+        features_of_the_graph(transform, NASTY), transform.transform(NASTY)
+    )
 
 
 SUMMARY_OF_TABLE, NASTY = summarize(table(4000)), nasty(500)
@@ -149,7 +187,16 @@ def test_a_linear_package_of_every_option(name):
 
 
 @needs_xgboost
-@pytest.mark.parametrize("name", ["indicator, missing kept", "clip, missing kept", "log", "bucket, missing kept", "of each column"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "indicator, missing kept",
+        "clip, missing kept",
+        "log",
+        "bucket, missing kept",
+        "of each column",
+    ],
+)
 def test_a_tree_package_of_options(name):
     parity(*fitted("trees", **OPTIONS[name]), rows=20_000)
 
@@ -164,7 +211,10 @@ def test_a_bug_planted_in_the_features_is_caught(monkeypatch):
 def test_a_hashed_column_cannot_be_packaged():
     ds = table(400)
     transform = Transform(["temp"], {"origin": {"hash": 4}}).fit(ds)
-    with pytest.raises(ParameterError, match="'origin' is hashed, for which ONNX has no operation; accepted: one-hot"):
+    with pytest.raises(
+        ParameterError,
+        match="'origin' is hashed, for which ONNX has no operation; accepted: one-hot",
+    ):
         package(transform, LogisticRegression().fit(transform.transform(ds).values, late(ds)))
 
 
@@ -186,8 +236,14 @@ def test_a_bug_planted_in_the_trees_is_caught(monkeypatch, bug):
 def test_a_graph_that_disagrees_is_never_given_out(monkeypatch):
     transform, estimator = fitted()
     linear = heads.HEADS["LogisticRegression"]
-    monkeypatch.setitem(heads.HEADS, "LogisticRegression", lambda g, x, e: g.node("Add", linear(g, x, e), np.float32(1e-3)))
-    with pytest.raises(ModelMismatch, match=r"late row 0: the graph scores 0\.\d+, expected 0\.\d+"):
+    monkeypatch.setitem(
+        heads.HEADS,
+        "LogisticRegression",
+        lambda g, x, e: g.node("Add", linear(g, x, e), np.float32(1e-3)),
+    )
+    with pytest.raises(
+        ModelMismatch, match=r"late row 0: the graph scores 0\.\d+, expected 0\.\d+"
+    ):
         package(transform, estimator, name="late")
 
 
@@ -197,7 +253,9 @@ def test_early_stopping_uses_the_best_round():
 
     transform, _ = fitted()
     X, y = transform.transform(ds := table(3000)).values, late(ds)
-    trees = XGBClassifier(n_estimators=400, learning_rate=0.5, early_stopping_rounds=3, base_score=0.3, n_jobs=1)
+    trees = XGBClassifier(
+        n_estimators=400, learning_rate=0.5, early_stopping_rounds=3, base_score=0.3, n_jobs=1
+    )
     trees.fit(X[:2000], y[:2000], eval_set=[(X[2000:], y[2000:])], verbose=False)
     assert trees.best_iteration < trees.get_booster().num_boosted_rounds() - 1
     parity(transform, trees, 5000)
@@ -206,7 +264,11 @@ def test_early_stopping_uses_the_best_round():
 def test_an_estimator_fitted_on_a_frame_is_packaged_without_a_warning():
     transform, _ = fitted()
     ds = table(1000)
-    parity(transform, LogisticRegression(max_iter=2000).fit(transform.transform(ds).to_pandas(), late(ds)), 1000)
+    parity(
+        transform,
+        LogisticRegression(max_iter=2000).fit(transform.transform(ds).to_pandas(), late(ds)),
+        1000,
+    )
 
 
 def test_a_column_without_any_category_has_no_feature():
@@ -266,7 +328,9 @@ def test_blocks_dask_and_order_do_not_matter(model):
 def test_strings_and_codes_score_alike(model):
     ds = table(500)
     names = np.array([*ds.carrier.attrs["categories"], None], object)[ds.carrier.values]
-    np.testing.assert_array_equal(model.predict(ds.assign(carrier=("row", names))), model.predict(ds))
+    np.testing.assert_array_equal(
+        model.predict(ds.assign(carrier=("row", names))), model.predict(ds)
+    )
 
 
 def test_a_missing_column_is_named(model):
@@ -278,9 +342,19 @@ def test_saved_and_loaded_is_the_same(model, tmp_path):
     ds = table(1000, seed=3, new=True)
     again = Model.load(model.save(tmp_path / "new" / "folder"))
     assert again.predict(ds).identical(model.predict(ds))
-    assert digest(again) == digest(model) and again.card == model.card and again.name == "late-flight"
+    assert (
+        digest(again) == digest(model) and again.card == model.card and again.name == "late-flight"
+    )
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["folder"]
-    assert set(files(model)) == {"model.onnx", "card.json", "card.md", "transform.json", "contract.json", "examples.json", "manifest.json"}
+    assert set(files(model)) == {
+        "model.onnx",
+        "card.json",
+        "card.md",
+        "transform.json",
+        "contract.json",
+        "examples.json",
+        "manifest.json",
+    }
     assert len(json.loads((tmp_path / "new/folder/examples.json").read_text())["scores"]) == 100
 
 
@@ -308,12 +382,26 @@ def full():
 @needs_xgboost
 def test_the_summary_goes_along(full, tmp_path):
     again = Model.load(full.save(tmp_path / "m"))
-    assert fingerprint(again.summary) == fingerprint(SUMMARY_OF_TABLE) and digest(again) == digest(full)
+    assert fingerprint(again.summary) == fingerprint(SUMMARY_OF_TABLE) and digest(again) == digest(
+        full
+    )
     assert drift(again.summary, table(1000, seed=5)).to_frame().size
 
 
 @needs_xgboost
-@pytest.mark.parametrize("name", ["model.onnx", "card.json", "card.md", "transform.json", "contract.json", "examples.json", "booster.ubj", "summary.zip"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.onnx",
+        "card.json",
+        "card.md",
+        "transform.json",
+        "contract.json",
+        "examples.json",
+        "booster.ubj",
+        "summary.zip",
+    ],
+)
 def test_a_changed_or_lost_file_is_named(full, tmp_path, name):
     path = full.save(tmp_path / "m") / name
     data = path.read_bytes()
@@ -352,7 +440,9 @@ def test_a_manifest_with_other_names(model, tmp_path):
     path.write_text(json.dumps(manifest | {"name": "on-time"}))
     with pytest.raises(ModelMismatch, match="names the model 'on-time' and its card 'late-flight'"):
         Model.load(tmp_path / "m")
-    path.write_text(json.dumps(manifest | {"files": manifest["files"] | {"../../secret": "0" * 64}}))
+    path.write_text(
+        json.dumps(manifest | {"files": manifest["files"] | {"../../secret": "0" * 64}})
+    )
     with pytest.raises(ModelMismatch, match="secret is not the file"):
         Model.load(tmp_path / "m")
 
@@ -366,10 +456,15 @@ def test_a_package_of_before_loads(model, tmp_path):
     manifest["files"]["card.json"] = sha256((folder / "card.json").read_bytes()).hexdigest()
     (folder / "manifest.json").write_text(json.dumps(manifest))
     again = Model.load(folder)
-    assert again.summary is None and again.booster is None and again.predict(table(100)).identical(model.predict(table(100)))
+    assert (
+        again.summary is None
+        and again.booster is None
+        and again.predict(table(100)).identical(model.predict(table(100)))
+    )
 
 
 # ---- the booster beside the graph
+
 
 @needs_xgboost
 def test_many_rows_go_through_the_booster(full, tmp_path, monkeypatch):
@@ -381,7 +476,11 @@ def test_many_rows_go_through_the_booster(full, tmp_path, monkeypatch):
     got = model.predict(ds)
     np.testing.assert_allclose(got, expected, atol=1e-6)
     np.testing.assert_allclose(got[:50], few, atol=1e-6)
-    for other in (model.predict(ds, block=999), model.predict(ds.chunk(row=2500)), pickle.loads(pickle.dumps(model)).predict(ds)):
+    for other in (
+        model.predict(ds, block=999),
+        model.predict(ds.chunk(row=2500)),
+        pickle.loads(pickle.dumps(model)).predict(ds),
+    ):
         assert other.identical(got)
 
 
@@ -400,7 +499,9 @@ def test_the_booster_of_another_graph_is_not_used(full):
     "As when the graph was slimmed"
     other = package(*fitted("trees", rows=2000), name="late-flight")
     ds = table(BATCH, seed=4)
-    np.testing.assert_array_equal(replace(full, graph=other.graph).predict(ds), replace(other, booster=None).predict(ds))
+    np.testing.assert_array_equal(
+        replace(full, graph=other.graph).predict(ds), replace(other, booster=None).predict(ds)
+    )
 
 
 @needs_xgboost
@@ -416,7 +517,9 @@ def test_a_booster_that_disagrees_is_told(full, monkeypatch):
 def test_a_column_called_score():
     ds = table(300).rename(hour="score")
     transform = Transform(["score"]).fit(ds)
-    model = package(transform, LogisticRegression().fit(transform.transform(ds).values, ds.score > 12))
+    model = package(
+        transform, LogisticRegression().fit(transform.transform(ds).values, ds.score > 12)
+    )
     assert model.predict(ds).name == "score"
 
 
@@ -478,5 +581,9 @@ def test_the_card_takes_tables(model):
 
 def test_examples_hold_no_row_of_the_data(model):
     rows = example_rows(model.transform)
-    assert rows.identical(example_rows(model.transform)) and rows.temp.isnull().any() and (rows.origin == "never seen").any()
+    assert (
+        rows.identical(example_rows(model.transform))
+        and rows.temp.isnull().any()
+        and (rows.origin == "never seen").any()
+    )
     assert not np.isin(rows.temp.values[rows.temp.notnull()], table(1000).temp.values).any()

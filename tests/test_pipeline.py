@@ -25,7 +25,15 @@ def project(tmp_path):
     p = Project(tmp_path)
     for name, reads in (("00_a", ""), ("01_b", "a"), ("02_c", "a"), ("03_d", "bc")):
         own = name[-1]
-        p.step(name, CONTRACT + "\n".join([f'{r}: In = "{r}"' for r in reads] + [f'{own}: Out = "{own}"', "n: int = 3  # rows"]), WRITE.format(own, "n"))
+        p.step(
+            name,
+            CONTRACT
+            + "\n".join(
+                [f'{r}: In = "{r}"' for r in reads]
+                + [f'{own}: Out = "{own}"', "n: int = 3  # rows"]
+            ),
+            WRITE.format(own, "n"),
+        )
     return p
 
 
@@ -82,14 +90,22 @@ def test_inputs_are_pinned_and_recorded(project):
     assert {s["name"]: s["rows"] for s in first["steps"]} == dict.fromkeys("abcd", 3)
     Lake(project.root / ".scalai/lake").write("a", xr.Dataset({"x": ("row", np.arange(9))}))
     again = run(project)  # somebody wrote over the output of a step: the step makes it again
-    assert executed(again) == ["a", "b", "c", "d"] and "output a was changed since" in again["steps"][0]["reasons"]
+    assert (
+        executed(again) == ["a", "b", "c", "d"]
+        and "output a was changed since" in again["steps"][0]["reasons"]
+    )
 
 
 def test_a_version_can_be_asked_for(project):
     run(project)
     project.scalai("lake", "tag", "a", "three")
     run(project, "-p", "a.n=5")
-    project.step("00_reader", CONTRACT + 'a: In = "a@three"', "from scalai_nb.pipeline import read\nprint('rows', read(a).sizes['row'])", pipeline="other")
+    project.step(
+        "00_reader",
+        CONTRACT + 'a: In = "a@three"',
+        "from scalai_nb.pipeline import read\nprint('rows', read(a).sizes['row'])",
+        pipeline="other",
+    )
     assert project.scalai("run", "other").returncode == 0
     assert "rows 3" in project.scalai("show", "latest", "reader").stdout
 
@@ -99,39 +115,67 @@ def test_a_step_that_fails_publishes_nothing(project):
     lake = Lake(project.root / ".scalai/lake")
     before = lake.version("b").id
     edit(project.root / "pipelines/toy/01_b.ipynb", "arange(n)", "arange(n + 1)")
-    project.step("01_b", CONTRACT + 'a: In = "a"\nb: Out = "b"\nn: int = 3', WRITE.format("b", "7"), "1/0")
+    project.step(
+        "01_b", CONTRACT + 'a: In = "a"\nb: Out = "b"\nn: int = 3', WRITE.format("b", "7"), "1/0"
+    )
     assert statuses(run(project, code=1))["b"] == ("failed", "cell_error")
-    assert lake.version("b").id == before and lake.read("b").sizes["row"] == 3 and len(lake.log("b")) == 1
+    assert (
+        lake.version("b").id == before
+        and lake.read("b").sizes["row"] == 3
+        and len(lake.log("b")) == 1
+    )
 
 
 def test_an_output_that_is_declared_and_not_written(project):
     project.step("00_a", CONTRACT + 'a: Out = "a"', "1 + 1")
     record = run(project, code=1)
-    assert statuses(record)["a"] == ("failed", "contract") and "'a' is declared as an Out and was not written" in record["steps"][0]["error"]
+    assert (
+        statuses(record)["a"] == ("failed", "contract")
+        and "'a' is declared as an Out and was not written" in record["steps"][0]["error"]
+    )
 
 
-@pytest.mark.parametrize(("code", "says"), [("read('b')", "read: 'b' is not in the contract cell"), ("write('b', None)", "write: 'b' is not in the contract cell")])
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("read('b')", "read: 'b' is not in the contract cell"),
+        ("write('b', None)", "write: 'b' is not in the contract cell"),
+    ],
+)
 def test_what_the_contract_does_not_declare(project, code, says):
-    project.step("00_a", CONTRACT + 'a: Out = "a"', f"from scalai_nb.pipeline import read, write\n{code}")
+    project.step(
+        "00_a", CONTRACT + 'a: Out = "a"', f"from scalai_nb.pipeline import read, write\n{code}"
+    )
     assert says in run(project, code=1)["steps"][0]["error"]
 
 
 def test_somebody_else_writes_meanwhile(project):
     run(project)
-    project.step("00_a", CONTRACT + 'a: Out = "a"', WRITE.format("a", "5") + "\nprint('written.', flush=True); import time; time.sleep(4)")
+    project.step(
+        "00_a",
+        CONTRACT + 'a: Out = "a"',
+        WRITE.format("a", "5") + "\nprint('written.', flush=True); import time; time.sleep(4)",
+    )
     process = project.start("run", "toy", "--json")
     project.wait_for("written.", "00_a")
-    theirs = Lake(project.root / ".scalai/lake").write("a", xr.Dataset({"x": ("row", np.arange(9))}))
+    theirs = Lake(project.root / ".scalai/lake").write(
+        "a", xr.Dataset({"x": ("row", np.arange(9))})
+    )
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 1 and statuses(json.loads(out))["a"] == ("failed", "conflict")
     assert Lake(project.root / ".scalai/lake").version("a").id == theirs.id
 
 
 def test_a_secret_is_written_nowhere(project):
-    project.step("00_a", CONTRACT + 'token: Secret = "TOKEN"\na: Out = "a"', "from scalai_nb.pipeline import Secret\nprint('it is', Secret(token).value)", WRITE.format("a", "3"))
+    project.step(
+        "00_a",
+        CONTRACT + 'token: Secret = "TOKEN"\na: Out = "a"',
+        "from scalai_nb.pipeline import Secret\nprint('it is', Secret(token).value)",
+        WRITE.format("a", "3"),
+    )
     done = project.scalai("run", "toy")
     assert done.returncode == 2 and "TOKEN is not set" in done.stderr
-    done = project.scalai("run", "toy", TOKEN="hunter2\"x")
+    done = project.scalai("run", "toy", TOKEN='hunter2"x')
     assert done.returncode == 0 and "it is ***" in project.scalai("show", "latest", "a").stdout
     assert not [name for name, content in project.files().items() if b"hunter2" in content]
 
@@ -152,23 +196,37 @@ def test_a_checkpoint_is_computed_once(project):
 def test_the_cluster_of_the_run(tmp_path):
     project = Project(tmp_path, "cluster = local\nworkers = 1\n")
     body = "import scalai_nb as sn\nclient = sn.connect()\nprint('sum', client.submit(sum, [1, 2]).result(), client.scheduler.address)"
-    for name in ("00_x", "01_y"): project.step(name, "n: int = 1", body)
+    for name in ("00_x", "01_y"):
+        project.step(name, "n: int = 1", body)
     run(project)
-    told = [re.search(r"sum 3 (\S+)", project.scalai("show", "latest", step).stdout)[1] for step in "xy"]
+    told = [
+        re.search(r"sum 3 (\S+)", project.scalai("show", "latest", step).stdout)[1] for step in "xy"
+    ]
     assert told[0] == told[1]  # one cluster, owned by the run
     host, port = told[0].removeprefix("tcp://").split(":")
     probe = f"import socket; socket.create_connection(({host!r}, {port}), 2)"
-    assert subprocess.run([sys.executable, "-c", probe], capture_output=True).returncode == 1  # gone with it
+    assert (
+        subprocess.run([sys.executable, "-c", probe], capture_output=True).returncode == 1
+    )  # gone with it
 
 
 def test_the_notebook_is_a_fold_over_the_logs(project):
-    project.step("00_a", CONTRACT + 'a: Out = "a"', "from IPython.display import HTML, clear_output, display\nprint('gone'); clear_output()\nh = display(HTML('<b>1</b>'), display_id=True); h.update(HTML('<b>2</b>'))\n42", WRITE.format("a", "3"))
+    project.step(
+        "00_a",
+        CONTRACT + 'a: Out = "a"',
+        "from IPython.display import HTML, clear_output, display\nprint('gone'); clear_output()\nh = display(HTML('<b>1</b>'), display_id=True); h.update(HTML('<b>2</b>'))\n42",
+        WRITE.format("a", "3"),
+    )
     run(project)
     record = load_run(environment("laptop", settings=project.root / "settings.ini"))
     written = json.loads((record.folder / "00_a.ipynb").read_text())
     assert recover(record, record.step("a")) == written
     html, number = written["cells"][2]["outputs"]
-    assert html["data"]["text/html"] == "<b>2</b>" and number["data"]["text/plain"] == "42" and written["cells"][2]["execution_count"] == 2
+    assert (
+        html["data"]["text/html"] == "<b>2</b>"
+        and number["data"]["text/plain"] == "42"
+        and written["cells"][2]["execution_count"] == 2
+    )
 
 
 def test_bytes_written_stay_a_small_multiple(tmp_path):
@@ -177,13 +235,33 @@ def test_bytes_written_stay_a_small_multiple(tmp_path):
     assert project.scalai("run", "toy").returncode == 0
     folder = next(project.root.glob(".scalai/runs/toy-*"))
     final = (folder / "00_loud.ipynb").stat().st_size
-    assert final > 6_000_000 and sum(p.stat().st_size for p in folder.rglob("00_loud.*")) < 2.1 * final
+    assert (
+        final > 6_000_000 and sum(p.stat().st_size for p in folder.rglob("00_loud.*")) < 2.1 * final
+    )
 
 
 def test_plain_papermill_with_the_engine(project, tmp_path):
     run(project)
-    words = ["papermill", "--engine", "scalai", "pipelines/toy/03_d.ipynb", "out.ipynb", "-p", "n", "6", "--cwd", "pipelines/toy"]
-    done = subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, env=project.env, capture_output=True, text=True, timeout=120)
+    words = [
+        "papermill",
+        "--engine",
+        "scalai",
+        "pipelines/toy/03_d.ipynb",
+        "out.ipynb",
+        "-p",
+        "n",
+        "6",
+        "--cwd",
+        "pipelines/toy",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=tmp_path,
+        env=project.env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     nb = json.loads((tmp_path / "out.ipynb").read_text())
     assert {c["metadata"]["papermill"]["status"] for c in nb["cells"]} == {"completed"}

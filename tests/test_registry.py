@@ -21,7 +21,14 @@ import xarray as xr
 from conftest import tool
 from sklearn.linear_model import LogisticRegression
 
-from scalai_nb.errors import Conflict, ContractViolation, ModelMismatch, ModelNotFound, ParameterError, VersionNotFound
+from scalai_nb.errors import (
+    Conflict,
+    ContractViolation,
+    ModelMismatch,
+    ModelNotFound,
+    ParameterError,
+    VersionNotFound,
+)
 from scalai_nb.learn.transform import Transform
 from scalai_nb.models import registry as module
 from scalai_nb.models.history import append
@@ -34,7 +41,9 @@ HOURS = xr.Dataset({"hour": ("row", np.arange(24.0))})
 
 def late_after(hour):
     t = Transform(["hour"]).fit(HOURS)
-    return package(t, LogisticRegression().fit(t.transform(HOURS).values, HOURS.hour > hour), name="late")
+    return package(
+        t, LogisticRegression().fit(t.transform(HOURS).values, HOURS.hour > hour), name="late"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +64,28 @@ def aliases(registry):
 
 
 def test_register_and_get(registry, model):
-    first = registry.register(model, "late", metrics={"auc": np.float32(0.5)}, tags={"run": "r1", "step": 6})
+    first = registry.register(
+        model, "late", metrics={"auc": np.float32(0.5)}, tags={"run": "r1", "step": 6}
+    )
     second = registry.register(model, "late")
     assert (first.version, second.version, str(second)) == (1, 2, "late@2")
-    assert first.metrics == {"auc": 0.5} and first.tags == {"run": "r1", "step": "6"} and second.tags == {}
-    assert first.path == Path(registry.env.models) / "late" / "1" and (first.path / "model.onnx").is_file()
+    assert (
+        first.metrics == {"auc": 0.5}
+        and first.tags == {"run": "r1", "step": "6"}
+        and second.tags == {}
+    )
+    assert (
+        first.path == Path(registry.env.models) / "late" / "1"
+        and (first.path / "model.onnx").is_file()
+    )
     assert registry.names() == ["late"] and registry.versions("late") == [second, first]
-    assert registry.get("late", 1) == registry.get("late", "1") == registry.get("late@1") == registry.get("late@1", "latest") == first
+    assert (
+        registry.get("late", 1)
+        == registry.get("late", "1")
+        == registry.get("late@1")
+        == registry.get("late@1", "latest")
+        == first
+    )
     assert registry.get("late", "latest") == second
     np.testing.assert_array_equal(registry.load("late", 1).predict(HOURS), model.predict(HOURS))
     assert sorted(p.name for p in first.path.parent.iterdir()) == ["1", "2"]
@@ -71,7 +95,10 @@ def test_register_as_challenger(four, model):
     four.promote("late", 2)
     v = four.register(model, "late", alias="challenger")
     assert v.aliases == ("challenger",) and aliases(four) == {"champion": 2, "challenger": 5}
-    assert four.register(model, "late", alias="challenger").version == 6 and aliases(four)["challenger"] == 6
+    assert (
+        four.register(model, "late", alias="challenger").version == 6
+        and aliases(four)["challenger"] == 6
+    )
     with pytest.raises(ParameterError, match="'previous' cannot be given"):
         four.register(model, "late", alias="previous")
     assert len(four.versions("late")) == 6
@@ -81,13 +108,23 @@ def test_another_contract_than_the_champion_has(four, model):
     "It needs a column that nobody sends"
     minutes = HOURS.assign(minute=HOURS.hour * 60)
     t = Transform(["hour", "minute"]).fit(minutes)
-    other = package(t, LogisticRegression().fit(t.transform(minutes).values, minutes.hour > 15), name="late")
+    other = package(
+        t, LogisticRegression().fit(t.transform(minutes).values, minutes.hour > 15), name="late"
+    )
     assert four.register(other, "late").version == 5  # nobody serves yet
     four.promote("late", 1)
-    with pytest.raises(ContractViolation, match="another contract than late@1, which serves: it needs 'minute', a number, .* contract=.new. if that is meant"):
+    with pytest.raises(
+        ContractViolation,
+        match="another contract than late@1, which serves: it needs 'minute', a number, .* contract=.new. if that is meant",
+    ):
         four.register(other, "late")
-    assert len(four.versions("late")) == 5 and sorted(p.name for p in four.get("late").path.parent.iterdir()) == ["1", "2", "3", "4", "5", "history.jsonl"]
-    assert four.register(other, "late", contract="new").version == 6 and four.register(other, "later").version == 1
+    assert len(four.versions("late")) == 5 and sorted(
+        p.name for p in four.get("late").path.parent.iterdir()
+    ) == ["1", "2", "3", "4", "5", "history.jsonl"]
+    assert (
+        four.register(other, "late", contract="new").version == 6
+        and four.register(other, "later").version == 1
+    )
     four.promote("late", 6)
     assert four.register(model, "late").version == 7  # it asks for less
     with pytest.raises(ParameterError, match='contract=.old. is not known; accepted: "new"'):
@@ -104,19 +141,36 @@ def test_a_broken_champion_is_replaced_knowingly(four, model):
 
 def test_a_verdict_moves_nothing(four):
     four.promote("late", 1)
-    v = four.judged("late", 2, "refused: late fails auc", by="gate", evidence={"gate": {"passed": False}})
+    v = four.judged(
+        "late", 2, "refused: late fails auc", by="gate", evidence={"gate": {"passed": False}}
+    )
     assert v.version == 2 and aliases(four) == {"champion": 1}
     last = four.history("late")[-1]
-    assert (last["action"], last["version"], last["former"], last["alias"], last["by"]) == ("judge", 2, 1, "", "gate") and four.verify("late") == 2
+    assert (last["action"], last["version"], last["former"], last["alias"], last["by"]) == (
+        "judge",
+        2,
+        1,
+        "",
+        "gate",
+    ) and four.verify("late") == 2
     four.promote("late", 2)
     four.judged("late", 3, "passed", evidence={})
-    assert four.rollback("late").version == 1 and aliases(four) == {"champion": 1} and four.verify("late") == 5
+    assert (
+        four.rollback("late").version == 1
+        and aliases(four) == {"champion": 1}
+        and four.verify("late") == 5
+    )
 
 
 def test_what_is_not_there(four, tmp_path):
-    with pytest.raises(ModelNotFound, match="'lat' is not in the registry; known: late. Did you mean 'late'"):
+    with pytest.raises(
+        ModelNotFound, match="'lat' is not in the registry; known: late. Did you mean 'late'"
+    ):
         four.get("lat")
-    with pytest.raises(VersionNotFound, match="'champion' is not in the versions and aliases of late; known: 1, 2, 3, 4, latest"):
+    with pytest.raises(
+        VersionNotFound,
+        match="'champion' is not in the versions and aliases of late; known: 1, 2, 3, 4, latest",
+    ):
         four.get("late")
     with pytest.raises(VersionNotFound, match="'9'"):
         four.promote("late", 9)
@@ -126,7 +180,11 @@ def test_what_is_not_there(four, tmp_path):
 
 
 def test_asking_makes_nothing(tmp_path):
-    empty = Registry(SimpleNamespace(models=str(tmp_path / "models"), tracking=f"sqlite:///{tmp_path}/tracking.db"))
+    empty = Registry(
+        SimpleNamespace(
+            models=str(tmp_path / "models"), tracking=f"sqlite:///{tmp_path}/tracking.db"
+        )
+    )
     assert empty.names() == []
     for ask in (empty.get, empty.history, empty.versions, empty.load):
         with pytest.raises(ModelNotFound, match="known: none"):
@@ -144,7 +202,13 @@ def test_reading_needs_no_mlflow(four):
     print(r.get("late").version, len(r.versions("late")), len(r.history("late")), "mlflow" in sys.modules, "xarray" in sys.modules)
     """
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.split() == ["2", "4", "1", "False", "False"]
 
 
@@ -154,7 +218,9 @@ def test_the_file_and_mlflow_say_the_same(four):
     four.promote("late", 3, alias="shadow")
     c = client(four.env)
     c.delete_model_version("late", "4")
-    shown = lambda rows: [(name, v, created, dict(tags), sorted(a)) for name, v, created, tags, a in rows]
+    shown = lambda rows: [
+        (name, v, created, dict(tags), sorted(a)) for name, v, created, tags, a in rows
+    ]
     rows = shown(four._rows())
     assert rows == shown(module._rows_of_server(c)) and [r[1] for r in rows] == [1, 2, 3]
     assert [r[4] for r in rows] == [[], ["previous"], ["champion", "shadow"]]
@@ -163,25 +229,52 @@ def test_the_file_and_mlflow_say_the_same(four):
 def test_many_pages(four):
     c = client(four.env)
     for size in (1, 2, 3, 4, 5):
-        assert sorted(int(v.version) for v in module._every(c.search_model_versions, "name='late'", size=size)) == [1, 2, 3, 4]
+        assert sorted(
+            int(v.version) for v in module._every(c.search_model_versions, "name='late'", size=size)
+        ) == [1, 2, 3, 4]
     assert module._every(c.search_model_versions, "name='lat'") == []
 
 
 def test_promotions_and_the_way_back(four):
     for version in (1, 2, 4):
-        four.promote("late", version, reason=f"better than {version - 1}", by="Ada", evidence={"gate": "passed"})
+        four.promote(
+            "late",
+            version,
+            reason=f"better than {version - 1}",
+            by="Ada",
+            evidence={"gate": "passed"},
+        )
     assert aliases(four) == {"champion": 4, "previous": 2}
-    assert four.rollback("late", "alarms", by="Grace").version == 2 and aliases(four) == {"champion": 2, "previous": 1}
+    assert four.rollback("late", "alarms", by="Grace").version == 2 and aliases(four) == {
+        "champion": 2,
+        "previous": 1,
+    }
     assert four.rollback("late").version == 1 and aliases(four) == {"champion": 1}
     with pytest.raises(VersionNotFound, match="no champion before 1"):
         four.rollback("late")
     four.promote("late", 3)
     assert aliases(four) == {"champion": 3, "previous": 1}
     first, *_, fourth, fifth, sixth = history = four.history("late")
-    assert (first["action"], first["by"], first["reason"], first["former"]) == ("promote", "Ada", "better than 0", None)
-    assert first["evidence"] == {"digest": four.get("late", 1).digest, "metrics": {"auc": 0.70}, "gate": "passed"}
-    assert (fourth["action"], fourth["by"], fourth["version"], fourth["former"]) == ("rollback", "Grace", 2, 4)
-    assert fifth["by"] and sixth["time"] > first["time"] and four.verify("late") == len(history) == 6
+    assert (first["action"], first["by"], first["reason"], first["former"]) == (
+        "promote",
+        "Ada",
+        "better than 0",
+        None,
+    )
+    assert first["evidence"] == {
+        "digest": four.get("late", 1).digest,
+        "metrics": {"auc": 0.70},
+        "gate": "passed",
+    }
+    assert (fourth["action"], fourth["by"], fourth["version"], fourth["former"]) == (
+        "rollback",
+        "Grace",
+        2,
+        4,
+    )
+    assert (
+        fifth["by"] and sixth["time"] > first["time"] and four.verify("late") == len(history) == 6
+    )
 
 
 def test_another_alias_leaves_the_champion_alone(four):
@@ -192,7 +285,11 @@ def test_another_alias_leaves_the_champion_alone(four):
     four.promote("late", "challenger")
     assert aliases(four) == {"champion": 4, "previous": 2}  # a champion is no challenger
     four.promote("late", 3, alias="challenger")
-    assert four.rollback("late").version == 2 and aliases(four) == {"champion": 2, "previous": 1, "challenger": 3}
+    assert four.rollback("late").version == 2 and aliases(four) == {
+        "champion": 2,
+        "previous": 1,
+        "challenger": 3,
+    }
 
 
 def test_promoting_the_champion_again_writes_nothing(four):
@@ -205,7 +302,9 @@ def test_an_alias_set_by_hand_is_respected(four):
     four.promote("late", 1)
     client(four.env).set_registered_model_alias("late", "champion", "3")
     four.promote("late", 2)
-    assert aliases(four) == {"champion": 2, "previous": 3} and four.history("late")[-1]["former"] == 3
+    assert (
+        aliases(four) == {"champion": 2, "previous": 3} and four.history("late")[-1]["former"] == 3
+    )
     assert four.rollback("late").version == 3
     client(four.env).set_registered_model_alias("late", "champion", "4")
     assert four.rollback("late").version == 3 and aliases(four) == {"champion": 3, "previous": 1}
@@ -241,7 +340,12 @@ def test_of_two_promoters_one_wins(four):
     for round in range(4):
         seen = four.get("late").version
         rivals = [v for v in (1, 2, 3, 4) if v != seen][:2]
-        results = together(*(lambda v=v, seen=seen: Registry(four.env).promote("late", v, expected=seen) for v in rivals))
+        results = together(
+            *(
+                lambda v=v, seen=seen: Registry(four.env).promote("late", v, expected=seen)
+                for v in rivals
+            )
+        )
         lost = [r for r in results if isinstance(r, Conflict)]
         won = [r for r in results if not isinstance(r, Exception)]
         assert len(lost) == len(won) == 1 and four.get("late").version == won[0].version
@@ -266,10 +370,18 @@ def test_of_two_processes_one_wins(four, tmp_path):
     except Conflict as e: print("lost", e)
     """
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    start = lambda n: subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), str(n)], env=env, stdout=subprocess.PIPE, text=True)
+    start = lambda n: subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), str(n)],
+        env=env,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     said = sorted(p.communicate(timeout=120)[0].strip() for p in [start(2), start(3)])
     winner = four.get("late").version
-    assert said == [f"lost late@champion is version {winner} and not 1, as it was when you looked; look again, then decide.", f"won {winner}"]
+    assert said == [
+        f"lost late@champion is version {winner} and not 1, as it was when you looked; look again, then decide.",
+        f"won {winner}",
+    ]
     assert four.verify("late") == 2 and four.history("late")[-1]["by"] == str(winner)
 
 
@@ -280,7 +392,9 @@ def test_without_the_lock_both_would_win(four, monkeypatch):
     barrier, record = Barrier(2), module._record
     monkeypatch.setattr(Registry, "_lock", lambda self: nullcontext())
     monkeypatch.setattr(module, "_record", lambda *a: (barrier.wait(), record(*a))[1])
-    results = together(*(lambda v=v: Registry(four.env).promote("late", v, expected=1) for v in (2, 3)))
+    results = together(
+        *(lambda v=v: Registry(four.env).promote("late", v, expected=1) for v in (2, 3))
+    )
     assert not any(isinstance(r, Conflict) for r in results)
 
 
@@ -302,7 +416,9 @@ def test_a_promoter_killed_in_the_middle_has_promoted(four):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=env, timeout=120)
     assert done.returncode == -signal.SIGKILL
-    assert aliases(four) == {"champion": 1} and four.verify("late") == 2  # MLflow was not told, and the lock is free
+    assert (
+        aliases(four) == {"champion": 1} and four.verify("late") == 2
+    )  # MLflow was not told, and the lock is free
     with pytest.raises(Conflict, match="is version 2 and not 1"):
         four.promote("late", 3, expected=1)
     assert aliases(four) == {"champion": 2, "previous": 1}
@@ -333,7 +449,10 @@ def test_a_history_written_anew_is_found(four):
     four.promote("late", 1, by="Ada")
     four.promote("late", 2, by="Ada")
     path = four._history("late")
-    records = [{k: v for k, v in r.items() if k not in ("hash", "before")} | {"by": "Eve"} for r in four.history("late")]
+    records = [
+        {k: v for k, v in r.items() if k not in ("hash", "before")} | {"by": "Eve"}
+        for r in four.history("late")
+    ]
     path.unlink()
     for record in records:
         append(path, record)
@@ -380,7 +499,11 @@ def test_files_of_a_lost_version_are_not_overwritten(registry, model):
     (stray / "mine.txt").write_text("keep")
     with pytest.raises(Conflict, match="move it away"):
         registry.register(model, "late")
-    assert registry.names() == [] and (stray / "mine.txt").read_text() == "keep" and [p.name for p in stray.parent.iterdir()] == ["1"]
+    assert (
+        registry.names() == []
+        and (stray / "mine.txt").read_text() == "keep"
+        and [p.name for p in stray.parent.iterdir()] == ["1"]
+    )
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../late", "late@1", ".late", "late flight"])
@@ -411,15 +534,40 @@ def test_history_is_one_json_object_a_line(four):
 
 # ---- a server
 
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     "A real MLflow server on this machine"
     folder, port = tmp_path_factory.mktemp("server"), free_port()
-    env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "PATH": f"{tool('mlflow')}:{os.environ['PATH']}"}
-    command = [tool("mlflow") / "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder / "artifacts"),
-               "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    env = {
+        **os.environ,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "PATH": f"{tool('mlflow')}:{os.environ['PATH']}",
+    }
+    command = [
+        tool("mlflow") / "mlflow",
+        "server",
+        "--backend-store-uri",
+        f"sqlite:///{folder}/server.db",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
     with open(folder / "log", "wb") as log:
-        process = subprocess.Popen([str(c) for c in command], env=env, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            [str(c) for c in command],
+            env=env,
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     try:
         answers(f"http://127.0.0.1:{port}/health", process, folder / "log")
         yield f"http://127.0.0.1:{port}"
@@ -436,7 +584,8 @@ def free_port() -> int:
 
 def answers(url, process, log, seconds=120):
     for _ in range(10 * seconds):
-        try: return urlopen(url, timeout=5).read()
+        try:
+            return urlopen(url, timeout=5).read()
         except OSError:
             assert process.poll() is None, log.read_text()
             sleep(0.1)
@@ -449,18 +598,37 @@ def test_over_a_server(server, model, tmp_path):
     registry = Registry(SimpleNamespace(models=str(tmp_path / "models"), tracking=server))
     with pytest.raises(ModelNotFound, match="known: none"):
         registry.get("late")
-    for auc in (0.70, 0.71, 0.72): registry.register(model, "late", metrics={"auc": auc}, tags={"run": "r1"})
+    for auc in (0.70, 0.71, 0.72):
+        registry.register(model, "late", metrics={"auc": auc}, tags={"run": "r1"})
     registry.register(model, "other", alias="challenger")
-    assert registry.names() == ["late", "other"] and [v.version for v in registry.versions("late")] == [3, 2, 1]
-    assert registry.get("late@2").metrics == {"auc": 0.71} and registry.get("late@2").tags == {"run": "r1"}
+    assert registry.names() == ["late", "other"] and [
+        v.version for v in registry.versions("late")
+    ] == [3, 2, 1]
+    assert registry.get("late@2").metrics == {"auc": 0.71} and registry.get("late@2").tags == {
+        "run": "r1"
+    }
     registry.promote("late", 1, expected=0)
     registry.promote("late", 3, alias="challenger")
     registry.promote("late", "challenger", by="Ada", expected=1)
-    assert aliases(registry) == {"champion": 3, "previous": 1} and registry.get("other", "challenger").version == 1
-    results = together(*(lambda v=v: Registry(registry.env).promote("late", v, expected=3) for v in (1, 2)))
+    assert (
+        aliases(registry) == {"champion": 3, "previous": 1}
+        and registry.get("other", "challenger").version == 1
+    )
+    results = together(
+        *(lambda v=v: Registry(registry.env).promote("late", v, expected=3) for v in (1, 2))
+    )
     assert sorted(type(r).__name__ for r in results) == ["Conflict", "ModelVersion"]
-    assert registry.rollback("late", "alarms").version == 3 and aliases(registry) == {"champion": 3, "previous": 1}
-    assert [r["action"] for r in registry.history("late")] == ["promote", "promote", "promote", "promote", "rollback"] and registry.verify("late") == 5
+    assert registry.rollback("late", "alarms").version == 3 and aliases(registry) == {
+        "champion": 3,
+        "previous": 1,
+    }
+    assert [r["action"] for r in registry.history("late")] == [
+        "promote",
+        "promote",
+        "promote",
+        "promote",
+        "rollback",
+    ] and registry.verify("late") == 5
     np.testing.assert_array_equal(registry.load("late").predict(HOURS), model.predict(HOURS))
     path = registry._history("late")
     path.write_text("".join(line + "\n" for line in path.read_text().splitlines()[:3]))

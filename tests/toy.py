@@ -10,14 +10,34 @@ from pathlib import Path
 SPEC = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 
-def notebook(path: Path, contract: str | None, *cells: str, title: str = "A step", kernel: str = "python3") -> Path:
+def notebook(
+    path: Path, contract: str | None, *cells: str, title: str = "A step", kernel: str = "python3"
+) -> Path:
     "Write a step notebook; no contract cell when `contract` is None"
     nb = [{"cell_type": "markdown", "id": "title", "metadata": {}, "source": [f"# {title}"]}]
     tagged = [] if contract is None else [("contract", ["parameters"], contract)]
     for id, tags, source in (*tagged, *((f"cell{i}", [], c) for i, c in enumerate(cells))):
-        nb.append({"cell_type": "code", "id": id, "metadata": {"tags": tags} if tags else {}, "source": source.splitlines(keepends=True), "outputs": [], "execution_count": None})
+        nb.append(
+            {
+                "cell_type": "code",
+                "id": id,
+                "metadata": {"tags": tags} if tags else {},
+                "source": source.splitlines(keepends=True),
+                "outputs": [],
+                "execution_count": None,
+            }
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"cells": nb, "metadata": {"kernelspec": {**SPEC, "name": kernel}}, "nbformat": 4, "nbformat_minor": 5}))
+    path.write_text(
+        json.dumps(
+            {
+                "cells": nb,
+                "metadata": {"kernelspec": {**SPEC, "name": kernel}},
+                "nbformat": 4,
+                "nbformat_minor": 5,
+            }
+        )
+    )
     return path
 
 
@@ -29,17 +49,31 @@ class Project:
         (root / "settings.ini").write_text(f"[laptop]\npipelines = pipelines\n{settings}")
         self.env = {k: v for k, v in os.environ.items() if not k.startswith("SCALAI_")}
 
-    def step(self, name: str, contract: str | None, *cells: str, pipeline: str = "toy", **kw) -> Path:
-        return notebook(self.root / "pipelines" / pipeline / f"{name}.ipynb", contract, *cells, **kw)
+    def step(
+        self, name: str, contract: str | None, *cells: str, pipeline: str = "toy", **kw
+    ) -> Path:
+        return notebook(
+            self.root / "pipelines" / pipeline / f"{name}.ipynb", contract, *cells, **kw
+        )
 
     def start(self, *words: str, **variables: str) -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, "-m", "scalai_nb", *words], cwd=self.root, env={**self.env, **variables}, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return subprocess.Popen(
+            [sys.executable, "-m", "scalai_nb", *words],
+            cwd=self.root,
+            env={**self.env, **variables},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
-    def scalai(self, *words: str, timeout: float = 120, **variables: str) -> subprocess.CompletedProcess:
+    def scalai(
+        self, *words: str, timeout: float = 120, **variables: str
+    ) -> subprocess.CompletedProcess:
         process = self.start(*words, **variables)
-        try: out, err = process.communicate(timeout=timeout)
-        finally: process.kill()
+        try:
+            out, err = process.communicate(timeout=timeout)
+        finally:
+            process.kill()
         return subprocess.CompletedProcess(words, process.returncode, out, err)
 
     def show(self, *words: str) -> dict:
@@ -47,15 +81,24 @@ class Project:
 
     def files(self) -> dict[str, bytes]:
         "Every file below the root, to see that nothing was changed"
-        return {str(p.relative_to(self.root)): p.read_bytes() for p in self.root.rglob("*") if p.is_file()}
+        return {
+            str(p.relative_to(self.root)): p.read_bytes()
+            for p in self.root.rglob("*")
+            if p.is_file()
+        }
 
     def wait_for(self, text: str, step: str = "*", seconds: float = 60) -> str:
         "Wait until a step has printed `text`; what it has printed so far"
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            printed = "".join(json.loads(line)["content"].get("text", "") for path in self.root.glob(f"**/{step}.outputs.jsonl")
-                              for line in path.read_text().splitlines() if line.endswith("}"))
-            if text in printed: return printed
+            printed = "".join(
+                json.loads(line)["content"].get("text", "")
+                for path in self.root.glob(f"**/{step}.outputs.jsonl")
+                for line in path.read_text().splitlines()
+                if line.endswith("}")
+            )
+            if text in printed:
+                return printed
             time.sleep(0.05)
         raise AssertionError(f"{text!r} was not printed within {seconds} s")
 
@@ -64,9 +107,12 @@ def gone(pid: int, seconds: float = 10) -> bool:
     "Whether process `pid` ends within `seconds`"
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        try: state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        except (FileNotFoundError, ProcessLookupError): return True
-        if state == "Z": return True
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":
+            return True
         time.sleep(0.05)
     return False
 

@@ -1,4 +1,5 @@
 "BentoML: a service with one worker"
+
 import os
 import sys
 from pathlib import Path
@@ -20,4 +21,7 @@ class Bench:
 
 if __name__ == "__main__":
     os.chdir(Path(__file__).parent)
-    os.execv(command := str(Path(sys.executable).with_name("bentoml")), [command, "serve", "serve_bentoml:Bench", "--host", "127.0.0.1", "--port", str(PORT)])
+    os.execv(
+        command := str(Path(sys.executable).with_name("bentoml")),
+        [command, "serve", "serve_bentoml:Bench", "--host", "127.0.0.1", "--port", str(PORT)],
+    )

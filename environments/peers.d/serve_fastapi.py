@@ -1,4 +1,5 @@
 "FastAPI on uvicorn as most people write it: one asynchronous function with pydantic in front"
+
 import numpy as np
 import uvicorn
 from common import PORT, scorer

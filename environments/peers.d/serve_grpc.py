@@ -1,4 +1,5 @@
 "grpc.aio alone, with the least that answers a ModelInfer"
+
 import asyncio
 
 import grpc
@@ -14,9 +15,20 @@ class Bench(service_pb2_grpc.GRPCInferenceServiceServicer):
         return service_pb2.ServerReadyResponse(ready=True)
 
     async def ModelInfer(self, request, context):
-        scores = score(np.frombuffer(request.raw_input_contents[0], np.float32).reshape(request.inputs[0].shape))
-        output = service_pb2.ModelInferResponse.InferOutputTensor(name="score", datatype="FP32", shape=scores.shape)
-        return service_pb2.ModelInferResponse(model_name=request.model_name, id=request.id, outputs=[output], raw_output_contents=[scores.tobytes()])
+        scores = score(
+            np.frombuffer(request.raw_input_contents[0], np.float32).reshape(
+                request.inputs[0].shape
+            )
+        )
+        output = service_pb2.ModelInferResponse.InferOutputTensor(
+            name="score", datatype="FP32", shape=scores.shape
+        )
+        return service_pb2.ModelInferResponse(
+            model_name=request.model_name,
+            id=request.id,
+            outputs=[output],
+            raw_output_contents=[scores.tobytes()],
+        )
 
 
 async def main():

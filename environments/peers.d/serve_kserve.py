@@ -1,4 +1,5 @@
 "KServe's Python server: v1 and v2 over REST, v2 over gRPC"
+
 import numpy as np
 from common import GRPC_PORT, NAME, PORT, scorer
 from kserve import InferOutput, InferResponse, Model, ModelServer
@@ -18,4 +19,6 @@ class Bench(Model):
         return InferResponse(payload.id or "1", NAME, [output])
 
 
-ModelServer(http_port=PORT, grpc_port=GRPC_PORT, workers=1, enable_latency_logging=False).start([Bench()])
+ModelServer(http_port=PORT, grpc_port=GRPC_PORT, workers=1, enable_latency_logging=False).start(
+    [Bench()]
+)

@@ -1,4 +1,5 @@
 "LitServe: one worker, which takes what has queued as a batch"
+
 import litserve
 import numpy as np
 from common import PORT, scorer
@@ -19,4 +20,10 @@ class Bench(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    litserve.LitServer(Bench(), accelerator="cpu", workers_per_device=1, timeout=30).run(host="127.0.0.1", port=PORT, num_api_servers=1, generate_client_file=False, log_level="error")
+    litserve.LitServer(Bench(), accelerator="cpu", workers_per_device=1, timeout=30).run(
+        host="127.0.0.1",
+        port=PORT,
+        num_api_servers=1,
+        generate_client_file=False,
+        log_level="error",
+    )

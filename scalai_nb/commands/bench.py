@@ -18,56 +18,110 @@ from .terminal import Json, out
 # %% ../../nbs/commands/bench.ipynb #1220b1da
 bench_app = typer.Typer(help="Measure against the peers, side by side.", no_args_is_help=True)
 
+
 @bench_app.command("pipeline")
-def bench_pipeline(rounds: Annotated[int, typer.Option(help="Rounds, ours and papermill in turn.")] = 3, json: Json = False):
+def bench_pipeline(
+    rounds: Annotated[int, typer.Option(help="Rounds, ours and papermill in turn.")] = 3,
+    json: Json = False,
+):
     "A run's overhead and the bytes it writes, beside plain papermill."
     from scalai_nb.operations.bench import bench_pipeline as bench, show
+
     out(bench(rounds), json, show)
 
 # %% ../../nbs/commands/bench.ipynb #a38e80aa
-Cases = Annotated[list[str] | None, typer.Argument(metavar="CASE", help="summary, drift, …: what to measure; all that take seconds when left out.", show_default=False)]
-Scale = Annotated[float, typer.Option(help="Size of the data, as a part of what the title of a case says.")]
+Cases = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="CASE",
+        help="summary, drift, …: what to measure; all that take seconds when left out.",
+        show_default=False,
+    ),
+]
+Scale = Annotated[
+    float, typer.Option(help="Size of the data, as a part of what the title of a case says.")
+]
 Rounds = Annotated[int, typer.Option(help="Rounds that count, ours and the peers in turn.")]
-Output = Annotated[str | None, typer.Option(help="File of the JSON.", show_default=".scalai/bench/NAME.json")]
+Output = Annotated[
+    str | None, typer.Option(help="File of the JSON.", show_default=".scalai/bench/NAME.json")
+]
 
-def _compare(name: str, cases, scale: float, rounds: int, output: str | None, as_json: bool) -> None:
+
+def _compare(
+    name: str, cases, scale: float, rounds: int, output: str | None, as_json: bool
+) -> None:
     "Measure cases of the module `operations.name`, write the figures and print them"
     from importlib import import_module
     from pathlib import Path
     from scalai_nb.errors import WorkFailed
     from scalai_nb.operations.compare import chosen, compare, show
+
     module = f"scalai_nb.operations.{name}"
-    figures = compare(module, chosen(import_module(module).CASES, cases or ()), scale=scale, rounds=rounds)
+    figures = compare(
+        module, chosen(import_module(module).CASES, cases or ()), scale=scale, rounds=rounds
+    )
     path = Path(output or f".scalai/bench/{name}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(figures, indent=1))
     out(figures, as_json, show)
     print(f"written: {path}", file=sys.stderr)
-    if figures["failed"]: raise WorkFailed(f"Not measured, for the reason above: {', '.join(figures['failed'])}.")
+    if figures["failed"]:
+        raise WorkFailed(f"Not measured, for the reason above: {', '.join(figures['failed'])}.")
+
 
 @bench_app.command("hotpath")
-def bench_hotpath(cases: Cases = None, scale: Scale = 1.0, rounds: Rounds = 3, output: Output = None, json: Json = False):
+def bench_hotpath(
+    cases: Cases = None,
+    scale: Scale = 1.0,
+    rounds: Rounds = 3,
+    output: Output = None,
+    json: Json = False,
+):
     "Summaries, drift, evaluation, training and features, beside DuckDB, Polars, pandas, SciPy and scikit-learn."
     _compare("hotpath", cases, scale, rounds, output, json)
 
 # %% ../../nbs/commands/bench.ipynb #c44881d1
 @bench_app.command("gpu")
-def bench_gpu(cases: Cases = None, scale: Scale = 1.0, rounds: Rounds = 3, output: Output = None, json: Json = False):
+def bench_gpu(
+    cases: Cases = None,
+    scale: Scale = 1.0,
+    rounds: Rounds = 3,
+    output: Output = None,
+    json: Json = False,
+):
     "The CUDA kernels on this machine's card, beside CuPy alone, cuDF and cuML, as a share of what the card copies in a second."
     _compare("gpu", cases, scale, rounds, output, json)
 
+
 @bench_app.command("train")
-def bench_train(cases: Cases = None, scale: Scale = 1.0, rounds: Rounds = 3, output: Output = None, json: Json = False):
+def bench_train(
+    cases: Cases = None,
+    scale: Scale = 1.0,
+    rounds: Rounds = 3,
+    output: Output = None,
+    json: Json = False,
+):
     "Training, and scoring by a package, beside XGBoost on Dask and scikit-learn's pipelines."
     _compare("training", cases, scale, rounds, output, json)
 
+
 @bench_app.command("serve")
-def bench_serve(cases: Cases = None, scale: Annotated[float, typer.Option(help="Of the durations.")] = 1.0, rounds: Rounds = 3, output: Output = None, json: Json = False):
+def bench_serve(
+    cases: Cases = None,
+    scale: Annotated[float, typer.Option(help="Of the durations.")] = 1.0,
+    rounds: Rounds = 3,
+    output: Output = None,
+    json: Json = False,
+):
     "A service under load, beside KServe, MLServer, Triton and others (environments/peers installs them); overload; faults."
     from pathlib import Path
     from scalai_nb.errors import WorkFailed
     from scalai_nb.operations.serving import measure, show
-    figures = measure(cases or (), scale, rounds, path := Path(output or ".scalai/bench/serving.json"))
+
+    figures = measure(
+        cases or (), scale, rounds, path := Path(output or ".scalai/bench/serving.json")
+    )
     out(figures, json, show)
     print(f"written: {path}", file=sys.stderr)
-    if figures["failed"]: raise WorkFailed(f"Not measured, for the reason above: {', '.join(figures['failed'])}.")
+    if figures["failed"]:
+        raise WorkFailed(f"Not measured, for the reason above: {', '.join(figures['failed'])}.")

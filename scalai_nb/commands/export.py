@@ -14,18 +14,44 @@ from .models import registry_of
 from .terminal import Env, console
 
 # %% ../../nbs/commands/export.ipynb #e680394f
-def export(target: Annotated[str, typer.Argument(help="triton (a model repository), kserve or kubernetes (manifests).")],
-           name: Annotated[str, typer.Argument(help="A model, or model@alias; alone: its champion.")],
-           to: Annotated[str, typer.Option(metavar="DIR", help="Folder to write to.")],
-           option: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Option of the target, say replicas=3 or gpu=true; may be repeated.")] = None,
-           force: Annotated[bool, typer.Option("--force", help="Replace files that an export did not write.")] = False,
-           dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be written.")] = False, env: Env = None):
+def export(
+    target: Annotated[
+        str, typer.Argument(help="triton (a model repository), kserve or kubernetes (manifests).")
+    ],
+    name: Annotated[str, typer.Argument(help="A model, or model@alias; alone: its champion.")],
+    to: Annotated[str, typer.Option(metavar="DIR", help="Folder to write to.")],
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Option of the target, say replicas=3 or gpu=true; may be repeated.",
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace files that an export did not write.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be written.")
+    ] = False,
+    env: Env = None,
+):
     "Write what another serving engine needs to run a model."
-    from scalai_nb.operations.export.targets import export as write, options_of, parsed, target as files
+    from scalai_nb.operations.export.targets import (
+        export as write,
+        options_of,
+        parsed,
+        target as files,
+    )
+
     ref, options = name.partition("@")[2], parsed(target, option or ())
-    if ref and "ref" in options_of(target): options = {"ref": ref, **options}  # the service follows the alias that was named
+    if ref and "ref" in options_of(target):
+        options = {"ref": ref, **options}  # the service follows the alias that was named
     v = registry_of(env).get(name)
-    for path in write(target, v, to, force=force, dry_run=dry_run, **options): console().print(f"{'would write' if dry_run else 'written'}: {path}", soft_wrap=True)
-    if not dry_run: return
+    for path in write(target, v, to, force=force, dry_run=dry_run, **options):
+        console().print(f"{'would write' if dry_run else 'written'}: {path}", soft_wrap=True)
+    if not dry_run:
+        return
     for path, content in files(target)(v, **options).items():
-        if path.endswith((".yaml", ".pbtxt")): print(f"\n# {path}\n{content.decode()}", end="")
+        if path.endswith((".yaml", ".pbtxt")):
+            print(f"\n# {path}\n{content.decode()}", end="")

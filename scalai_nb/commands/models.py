@@ -19,111 +19,315 @@ from ..goals import Goal
 # %% ../../nbs/commands/models.ipynb #f89db25e
 models_app = typer.Typer(help="The registered models.", no_args_is_help=True)
 
+
 def registry_of(env: str | None):
     "The models of an environment"
     from scalai_nb.models.registry import Registry
+
     return Registry(environment(env))
 
-def metrics_of(m) -> str: "The first metrics of a version"; return ", ".join(f"{k} {v:.3f}" for k, v in list(m.metrics.items())[:4])
+
+def metrics_of(m) -> str:
+    "The first metrics of a version"
+    return ", ".join(f"{k} {v:.3f}" for k, v in list(m.metrics.items())[:4])
+
 
 @models_app.command("ls")
 def models_ls(env: Env = None, json: Json = False):
     "List the models with their versions, aliases and metrics."
     registry = registry_of(env)
     found = [v for name in registry.names() for v in registry.versions(name)]
-    out(found, json, lambda found: tabulate(((m.name, m.version, ", ".join(m.aliases), when(m.time), metrics_of(m)) for m in found), "model", "version>", "alias", "registered", "metrics~")
-        if found else "No models yet; scalai run flights registers one.")
+    out(
+        found,
+        json,
+        lambda found: (
+            tabulate(
+                (
+                    (m.name, m.version, ", ".join(m.aliases), when(m.time), metrics_of(m))
+                    for m in found
+                ),
+                "model",
+                "version>",
+                "alias",
+                "registered",
+                "metrics~",
+            )
+            if found
+            else "No models yet; scalai run flights registers one."
+        ),
+    )
+
 
 @models_app.command("history")
 def models_history(name: str, env: Env = None, json: Json = False):
     "Who promoted which version when, and why."
-    out(registry_of(env).history(name), json, lambda records: tabulate(
-        ((r["time"][:16].replace("T", " "), r["action"], r["version"], r["alias"], r["by"], r["reason"]) for r in records), "when", "action", "version>", "alias", "by", "reason~") if records else f"{name} has not been promoted yet.")
+    out(
+        registry_of(env).history(name),
+        json,
+        lambda records: (
+            tabulate(
+                (
+                    (
+                        r["time"][:16].replace("T", " "),
+                        r["action"],
+                        r["version"],
+                        r["alias"],
+                        r["by"],
+                        r["reason"],
+                    )
+                    for r in records
+                ),
+                "when",
+                "action",
+                "version>",
+                "alias",
+                "by",
+                "reason~",
+            )
+            if records
+            else f"{name} has not been promoted yet."
+        ),
+    )
 
 # %% ../../nbs/commands/models.ipynb #39b1a3ff
 def _dataset(name: str, env: str | None):
     "The dataset `name`, or name@version"
     from scalai_nb.data.lake import Lake
+
     name, _, version = name.partition("@")
     return Lake(environment(env).lake).read(name, version or None)
+
 
 def _goals(words) -> dict | None:
     "NAME=GOAL, each, as a dict. ParameterError: one is not written so"
     goals = dict(word.partition("=")[::2] for word in words or ())
-    if not all(goals.values()): raise ParameterError(f'{next(n for n, g in goals.items() if not g)!r} is no goal; write NAME=GOAL, say auc=">= 0.68".')
+    if not all(goals.values()):
+        raise ParameterError(
+            f'{next(n for n, g in goals.items() if not g)!r} is no goal; write NAME=GOAL, say auc=">= 0.68".'
+        )
     return {name.strip(): Goal(goal) for name, goal in goals.items()} or None
 
+
 @models_app.command("gate")
-def models_gate(name: Annotated[str, typer.Argument(help="A model: its challenger, else its newest version; or model@version.")],
-                data: Annotated[str, typer.Option(metavar="DATASET", help="Rows that no model has learned from: a dataset, or name@version.")],
-                label: Annotated[str, typer.Option(help="Its column of what came true.")],
-                goal: Annotated[list[str] | None, typer.Option(metavar="NAME=GOAL", help='Say auc=">= 0.68"; may be repeated.', show_default="those of the model's card")] = None,
-                by: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="Slice by it; may be repeated.")] = None,
-                groups: Annotated[str | None, typer.Option(metavar="COLUMN", help="What belongs together, such as the day.")] = None,
-                threshold: Annotated[float | None, typer.Option(help="Scores from here on are flagged.", show_default="as the card says")] = None,
-                margin: Annotated[float, typer.Option(help="How much worse than the champion is not minded.")] = 0.0,
-                env: Env = None, json: Json = False):
+def models_gate(
+    name: Annotated[
+        str,
+        typer.Argument(help="A model: its challenger, else its newest version; or model@version."),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="DATASET",
+            help="Rows that no model has learned from: a dataset, or name@version.",
+        ),
+    ],
+    label: Annotated[str, typer.Option(help="Its column of what came true.")],
+    goal: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=GOAL",
+            help='Say auc=">= 0.68"; may be repeated.',
+            show_default="those of the model's card",
+        ),
+    ] = None,
+    by: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="Slice by it; may be repeated.")
+    ] = None,
+    groups: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="What belongs together, such as the day.")
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Scores from here on are flagged.", show_default="as the card says"),
+    ] = None,
+    margin: Annotated[
+        float, typer.Option(help="How much worse than the champion is not minded.")
+    ] = 0.0,
+    env: Env = None,
+    json: Json = False,
+):
     "Judge a version by the goals and against the champion; the verdict goes into the history."
     from scalai_nb.models.release import examine
-    v, verdict = examine(registry_of(env), name, _dataset(data, env), label, _goals(goal), by=by or (), groups=groups, threshold=threshold, margin=margin)
+
+    v, verdict = examine(
+        registry_of(env),
+        name,
+        _dataset(data, env),
+        label,
+        _goals(goal),
+        by=by or (),
+        groups=groups,
+        threshold=threshold,
+        margin=margin,
+    )
     figure = lambda x: "" if x is None else f"{x:.4g}"
-    out(verdict.to_dict(), json, lambda _: tabulate(
-        ((c.name, c.goal, figure(c.value), figure(c.low), figure(c.high), c.mark, c.reason) for c in verdict.checks), "check", "goal", "value>", "low>", "high>", "met", "reason~"))
-    if not json: console().print(f"{v} {verdict}" + (f"\nscalai models promote {v.name} {v.version}" if verdict.passed else ""))
+    out(
+        verdict.to_dict(),
+        json,
+        lambda _: tabulate(
+            (
+                (c.name, c.goal, figure(c.value), figure(c.low), figure(c.high), c.mark, c.reason)
+                for c in verdict.checks
+            ),
+            "check",
+            "goal",
+            "value>",
+            "low>",
+            "high>",
+            "met",
+            "reason~",
+        ),
+    )
+    if not json:
+        console().print(
+            f"{v} {verdict}"
+            + (f"\nscalai models promote {v.name} {v.version}" if verdict.passed else "")
+        )
     raise typer.Exit(0 if verdict.passed else 1)
 
 # %% ../../nbs/commands/models.ipynb #a33730a5
 @models_app.command("promote")
-def models_promote(name: str, version: str, alias: Annotated[str, typer.Option(help="The name to give.")] = "champion",
-                   reason: Annotated[str, typer.Option(help="Why; kept in the history.")] = "", env: Env = None,
-                   override: Annotated[str | None, typer.Option(metavar="REASON", help="Promote it in spite of the gate; kept in the history.")] = None):
+def models_promote(
+    name: str,
+    version: str,
+    alias: Annotated[str, typer.Option(help="The name to give.")] = "champion",
+    reason: Annotated[str, typer.Option(help="Why; kept in the history.")] = "",
+    env: Env = None,
+    override: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REASON", help="Promote it in spite of the gate; kept in the history."
+        ),
+    ] = None,
+):
     "Give a version of a model an alias; champion only if the gate lets it pass."
     from scalai_nb.models.release import release
+
     registry = registry_of(env)
-    if alias == "champion": m = release(registry, name, version, override=override, reason=reason or None)
-    else: m = registry.promote(name, version, alias=alias, reason=reason)
+    if alias == "champion":
+        m = release(registry, name, version, override=override, reason=reason or None)
+    else:
+        m = registry.promote(name, version, alias=alias, reason=reason)
     console().print(f"{name}@{alias} is now version {m.version}")
 
+
 @models_app.command("rollback")
-def models_rollback(name: str, reason: Annotated[str, typer.Option(help="Why; kept in the history.")] = "", env: Env = None):
+def models_rollback(
+    name: str,
+    reason: Annotated[str, typer.Option(help="Why; kept in the history.")] = "",
+    env: Env = None,
+):
     "Make the former champion the champion again."
-    console().print(f"{name}@champion is now version {registry_of(env).rollback(name, reason=reason).version}")
+    console().print(
+        f"{name}@champion is now version {registry_of(env).rollback(name, reason=reason).version}"
+    )
 
 # %% ../../nbs/commands/models.ipynb #4bf51371
 @models_app.command("dvc")
-def models_dvc(name: Annotated[str, typer.Argument(help="A model, or model@version; alone: its champion.")],
-               to: Annotated[str | None, typer.Option(metavar="PATH", help="Folder in a Git and DVC repository.", show_default="models/NAME")] = None, env: Env = None):
+def models_dvc(
+    name: Annotated[str, typer.Argument(help="A model, or model@version; alone: its champion.")],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="Folder in a Git and DVC repository.", show_default="models/NAME"
+        ),
+    ] = None,
+    env: Env = None,
+):
     "Put a version into the working tree with a DVC pointer, so that Git goes back to it."
     from scalai_nb.models.dvc import track
+
     v = registry_of(env).get(name)
     pointer = track(v, to)
-    console().print(f"{v} is in {pointer.with_suffix('')}\ncommit it: git add {pointer} {pointer.parent}/.gitignore")
+    console().print(
+        f"{v} is in {pointer.with_suffix('')}\ncommit it: git add {pointer} {pointer.parent}/.gitignore"
+    )
 
 # %% ../../nbs/commands/models.ipynb #e5529233
 def _slimmed(rows: list[dict]):
     "What came of each method, and why those that are left out do not apply"
     from rich.console import Group
+
     tried = [r for r in rows if r["bytes"] == r["bytes"]]
-    without = {why: [r["method"] for r in rows if r["verdict"] == why] for why in dict.fromkeys(r["verdict"] for r in rows if r not in tried)}
-    table = tabulate(((r["method"], f"{r['bytes']:,.0f}", f"{r['smaller']:.1f}×", f"{r['one row ms']:.3f}", f"{r['rows/s']:,.0f}", f"{r['its loss']:.4f}", r["worst slice"], r["verdict"]) for r in tried),
-                     "method", "bytes>", "smaller>", "one row, ms>", "rows/s>", "loses at most>", "in", "verdict~")
-    return Group(table, *(f"not tried, as {why}: {', '.join(names)}" for why, names in without.items()))
+    without = {
+        why: [r["method"] for r in rows if r["verdict"] == why]
+        for why in dict.fromkeys(r["verdict"] for r in rows if r not in tried)
+    }
+    table = tabulate(
+        (
+            (
+                r["method"],
+                f"{r['bytes']:,.0f}",
+                f"{r['smaller']:.1f}×",
+                f"{r['one row ms']:.3f}",
+                f"{r['rows/s']:,.0f}",
+                f"{r['its loss']:.4f}",
+                r["worst slice"],
+                r["verdict"],
+            )
+            for r in tried
+        ),
+        "method",
+        "bytes>",
+        "smaller>",
+        "one row, ms>",
+        "rows/s>",
+        "loses at most>",
+        "in",
+        "verdict~",
+    )
+    return Group(
+        table, *(f"not tried, as {why}: {', '.join(names)}" for why, names in without.items())
+    )
+
 
 @models_app.command("slim")
-def models_slim(name: Annotated[str, typer.Argument(help="A model, or model@version; alone: its champion.")],
-                data: Annotated[str, typer.Option(metavar="DATASET", help="Rows that the model has not learned from: a dataset, or name@version.")],
-                label: Annotated[str, typer.Option(help="Its column of what came true.")],
-                by: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="Slice by it; may be repeated.")] = None,
-                goal: Annotated[list[str] | None, typer.Option(metavar="NAME=GOAL", help='Say auc=">= 0.68"; may be repeated.')] = None,
-                tolerance: Annotated[float, typer.Option(help="What a measure may lose, in every slice.")] = 0.005,
-                threshold: Annotated[float | None, typer.Option(help="Scores from here on are flagged.", show_default="as the card says")] = None,
-                register: Annotated[bool, typer.Option("--register", help="Register what is proposed as a new version.")] = False, env: Env = None):
+def models_slim(
+    name: Annotated[str, typer.Argument(help="A model, or model@version; alone: its champion.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="DATASET",
+            help="Rows that the model has not learned from: a dataset, or name@version.",
+        ),
+    ],
+    label: Annotated[str, typer.Option(help="Its column of what came true.")],
+    by: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="Slice by it; may be repeated.")
+    ] = None,
+    goal: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=GOAL", help='Say auc=">= 0.68"; may be repeated.'),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="What a measure may lose, in every slice.")
+    ] = 0.005,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Scores from here on are flagged.", show_default="as the card says"),
+    ] = None,
+    register: Annotated[
+        bool, typer.Option("--register", help="Register what is proposed as a new version.")
+    ] = False,
+    env: Env = None,
+):
     "Try to make a model smaller: size, time, and what each slice loses."
     from scalai_nb.models.slim import slim
+
     registry = registry_of(env)
     model = registry.load(name)
-    report = slim(model, _dataset(data, env), label, _goals(goal), by, tolerance, threshold=model.card.get("threshold") if threshold is None else threshold)
+    report = slim(
+        model,
+        _dataset(data, env),
+        label,
+        _goals(goal),
+        by,
+        tolerance,
+        threshold=model.card.get("threshold") if threshold is None else threshold,
+    )
     console().print(_slimmed(report.table.reset_index().to_dict("records")))
     console().print(report.proposal, markup=False)
     if register and report.proposed:
-        console().print(f"registered as {registry.register(report.best, name.partition('@')[0], tags={'slimmed': report.proposed.method})}")
+        console().print(
+            f"registered as {registry.register(report.best, name.partition('@')[0], tags={'slimmed': report.proposed.method})}"
+        )

@@ -20,15 +20,28 @@ def versions(
     routes: dict,  # as `routes.json` has them
 ):
     "The versions that are loaded, and what each of them does"
-    return tabulate(((name, version, ", ".join(v["aliases"]), _part(route, version)) for name, route in routes["models"].items() for version, v in route["versions"].items()),
-                    "model", "version>", "alias", "what it does")
+    return tabulate(
+        (
+            (name, version, ", ".join(v["aliases"]), _part(route, version))
+            for name, route in routes["models"].items()
+            for version, v in route["versions"].items()
+        ),
+        "model",
+        "version>",
+        "alias",
+        "what it does",
+    )
+
 
 def _part(route: dict, version: str) -> str:
     "What a version does in a service"
     canary = route["canary"]
-    if version == route["primary"]: return "answers"
-    if canary and version == canary["version"]: return f"answers {canary['share']:.0%} of the requests"
+    if version == route["primary"]:
+        return "answers"
+    if canary and version == canary["version"]:
+        return f"answers {canary['share']:.0%} of the requests"
     return "is compared, never answers" if version == route["shadow"] else "answers who asks for it"
+
 
 def curl(
     url: str,
@@ -38,31 +51,97 @@ def curl(
     "A line that asks for a prediction of an example"
     from scalai_nb.serving.openapi import example
     from scalai_nb.serving.scorer import Scorer
+
     return f"curl {url}/v1/models/{name}:predict -d '{json.dumps({'instances': [example(Scorer.load(package, ''))]})}'"
 
 # %% ../../nbs/commands/serve.ipynb #904fc814
-def serve(names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Models: NAME (its champion), NAME@alias or NAME@version.")],
-          host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-          port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8080,
-          workers: Annotated[int | None, typer.Option(help="Processes that answer.", show_default="one a core, at most 4")] = None,
-          latency: Annotated[float | None, typer.Option(metavar="MS", help="Milliseconds within which an answer is of use; who would wait longer is refused at once.", show_default="the goal latency_ms of the model's card, else 100")] = None,
-          shadow: Annotated[str | None, typer.Option(metavar="ALIAS", help="A version that gets the same requests and is compared, say challenger; it never answers.")] = None,
-          canary: Annotated[str | None, typer.Option(metavar="ALIAS", help="A version that answers a share of the requests, say challenger, until it errs or is slow.")] = None,
-          share: Annotated[float, typer.Option(help="Of the canary.")] = 0.05,
-          key: Annotated[str | None, typer.Option(metavar="NAME", help="Header or column by which requests are the canary's.", show_default="by client")] = None,
-          sample: Annotated[float, typer.Option(help="Share of the predictions that are logged.")] = 1.0,
-          drain: Annotated[float, typer.Option(metavar="S", help="Seconds that open requests have when the service ends.")] = 30.0,
-          service: Annotated[str | None, typer.Option(help="Name of the service, where a model is served twice.", show_default="the first model")] = None,
-          dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be served.")] = False, env: Env = None):
+def serve(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME...", help="Models: NAME (its champion), NAME@alias or NAME@version."
+        ),
+    ],
+    host: Annotated[
+        str, typer.Option(help="Where to listen; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8080,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that answer.", show_default="one a core, at most 4"),
+    ] = None,
+    latency: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MS",
+            help="Milliseconds within which an answer is of use; who would wait longer is refused at once.",
+            show_default="the goal latency_ms of the model's card, else 100",
+        ),
+    ] = None,
+    shadow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ALIAS",
+            help="A version that gets the same requests and is compared, say challenger; it never answers.",
+        ),
+    ] = None,
+    canary: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ALIAS",
+            help="A version that answers a share of the requests, say challenger, until it errs or is slow.",
+        ),
+    ] = None,
+    share: Annotated[float, typer.Option(help="Of the canary.")] = 0.05,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Header or column by which requests are the canary's.",
+            show_default="by client",
+        ),
+    ] = None,
+    sample: Annotated[float, typer.Option(help="Share of the predictions that are logged.")] = 1.0,
+    drain: Annotated[
+        float,
+        typer.Option(metavar="S", help="Seconds that open requests have when the service ends."),
+    ] = 30.0,
+    service: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the service, where a model is served twice.",
+            show_default="the first model",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be served.")] = False,
+    env: Env = None,
+):
     "Serve models over HTTP and gRPC until Ctrl-C: what an alias names is followed, and no request is dropped."
     from scalai_nb.serving.service import planned, serve as become
-    options = {"host": host, "port": port, "workers": workers, "latency": latency and latency / 1000, "shadow": shadow, "canary": canary, "share": share, "key": key, "sample": sample, "drain": drain}
-    if dry_run: return _say(*planned(names, environment(env), **options))
+
+    options = {
+        "host": host,
+        "port": port,
+        "workers": workers,
+        "latency": latency and latency / 1000,
+        "shadow": shadow,
+        "canary": canary,
+        "share": share,
+        "key": key,
+        "sample": sample,
+        "drain": drain,
+    }
+    if dry_run:
+        return _say(*planned(names, environment(env), **options))
     become(names, environment(env), service=service, announce=_say, **options)
+
 
 def _say(options, routes: dict):
     "What is going to be served"
     console().print(versions(routes))
     name, route = next(iter(routes["models"].items()))
-    console().print(f"{options.url}/docs: {options.workers} worker{'s' * (options.workers > 1)}, answers within {options.latency * 1000:g} ms, HTTP (v1, v2, /predict) and gRPC (v2) at one port; Ctrl-C ends it", soft_wrap=True)
+    console().print(
+        f"{options.url}/docs: {options.workers} worker{'s' * (options.workers > 1)}, answers within {options.latency * 1000:g} ms, HTTP (v1, v2, /predict) and gRPC (v2) at one port; Ctrl-C ends it",
+        soft_wrap=True,
+    )
     print(curl(options.url, name, Path(route["versions"][route["primary"]]["path"])))

@@ -16,31 +16,51 @@ import typer
 from rich.console import Console
 
 # %% ../../nbs/commands/terminal.ipynb #e8efc349
-Env = Annotated[str | None, typer.Option("--env", "-e", help="Section of settings.ini.", show_default="SCALAI_ENV, else gpu if there is one, else laptop")]
+Env = Annotated[
+    str | None,
+    typer.Option(
+        "--env",
+        "-e",
+        help="Section of settings.ini.",
+        show_default="SCALAI_ENV, else gpu if there is one, else laptop",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Dataset = Annotated[str, typer.Argument(help="Name of a dataset, or name@version.")]
 
+
 def console() -> Console:
     "Where results go; a file or a pipe is wide enough for a table"
-    return Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)
+    return Console(
+        highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140
+    )
+
 
 def plain(value):
     "`value` as JSON knows it"
-    if is_dataclass(value): return {k: v for k, v in asdict(value).items() if k != "folder"}
+    if is_dataclass(value):
+        return {k: v for k, v in asdict(value).items() if k != "folder"}
     return str(value)
+
 
 def out(value, as_json: bool, show) -> None:
     "Print `value` as JSON, or what `show` makes of it"
-    if as_json: print(json.dumps(value, default=plain, indent=1))
-    else: console().print(show(value))
+    if as_json:
+        print(json.dumps(value, default=plain, indent=1))
+    else:
+        console().print(show(value))
+
 
 def tabulate(rows, *columns):
     "A table of `rows`, by the progress room's rules"
     from scalai_nb.pipeline.progress import table
+
     return table(rows, *columns)
+
 
 def when(t) -> str:
     "A time, given as seconds since the epoch or as a datetime, to the minute"
     from datetime import datetime
+
     t = datetime.fromtimestamp(t) if isinstance(t, int | float) else t
     return "" if t is None else f"{t:%Y-%m-%d %H:%M}"

@@ -18,53 +18,69 @@ import numpy as np
 from ..errors import ParameterError, ScalaiError, WorkFailed, extra, unknown
 
 # %% ../../nbs/compute/blocks.ipynb #d25fc97c
-BLOCK = 131_072   # rows of a block, at least
-LARGEST = 2**20   # rows of a block, at most, where the data do not force more
-SHARES = 12       # blocks that data in memory are cut in
+BLOCK = 131_072  # rows of a block, at least
+LARGEST = 2**20  # rows of a block, at most, where the data do not force more
+SHARES = 12  # blocks that data in memory are cut in
+
 
 def even(
     rows: int,
     least: int = BLOCK,  # rows of a block, at least
-) -> list[int]:          # an empty dataset is one empty block
+) -> list[int]:  # an empty dataset is one empty block
     "Rows of each block of data in memory"
     size = least if least < BLOCK else max(least, min(LARGEST, -(-rows // SHARES)))
     return [min(size, rows - start) for start in range(0, rows, size)] or [0]
 
+
 def joined(
-    sizes,               # rows of each stored piece
+    sizes,  # rows of each stored piece
     least: int = BLOCK,
-) -> list[int]:          # how many pieces make each block
+) -> list[int]:  # how many pieces make each block
     "Small neighbours joined to blocks of at most `least` rows; a larger piece is a block of its own"
     counts, rows = [], 0
     for size in sizes:
-        if counts and rows + size <= least: counts[-1], rows = counts[-1] + 1, rows + size
-        else: counts, rows = [*counts, 1], size
+        if counts and rows + size <= least:
+            counts[-1], rows = counts[-1] + 1, rows + size
+        else:
+            counts, rows = [*counts, 1], size
     return counts
 
 # %% ../../nbs/compute/blocks.ipynb #0ddae77d
 def _cut(sizes, least: int) -> list[int]:
     "Rows of each block when pieces of these sizes are joined"
     ends, total, at = np.cumsum([0, *sizes]), [], 0
-    for count in joined(sizes, least): total, at = [*total, int(ends[at + count] - ends[at])], at + count
+    for count in joined(sizes, least):
+        total, at = [*total, int(ends[at + count] - ends[at])], at + count
     return total or [0]
+
 
 @contextmanager
 def naming(place: str):
     "Put `place` in front of whatever error is raised inside; a `ScalaiError` keeps its class"
-    try: yield
-    except ScalaiError as e: raise type(e)(f"{place}: {e}") from e
-    except Exception as e: raise WorkFailed(f"{place}: {type(e).__name__}: {e}") from e
+    try:
+        yield
+    except ScalaiError as e:
+        raise type(e)(f"{place}: {e}") from e
+    except Exception as e:
+        raise WorkFailed(f"{place}: {type(e).__name__}: {e}") from e
 
 # %% ../../nbs/compute/blocks.ipynb #e95059c6
 def over_rows(ds) -> list[str]:
     "The variables of a dataset over `row`, without the index of that dimension"
     return [name for name, x in ds.variables.items() if "row" in x.dims and name != "row"]
 
+
 class _Memory:
     "Rows of a dataset in memory, or opened lazily without dask"
+
     travels = False  # whether a worker of a cluster can load a block of it
-    def __init__(self, ds, sizes): self.ds, self.sizes, self.names = ds, sizes, over_rows(ds)
-    def select(self, names): return type(self)(self.ds[names], self.sizes)
+
+    def __init__(self, ds, sizes):
+        self.ds, self.sizes, self.names = ds, sizes, over_rows(ds)
+
+    def select(self, names):
+        return type(self)(self.ds[names], self.sizes)
+
     def part(self, start: int, stop: int):
         row, mine = sum(self.sizes[:start]), self.sizes[start:stop]
         return type(self)(self.ds.isel(row=slice(row, row + sum(mine))), mine)
@@ -74,44 +90,72 @@ class _Memory:
         return loaded(self.ds.isel(row=slice(row, row + self.sizes[i])))
 
     def mark(self):
-        few = self.ds.isel(row=np.unique(np.linspace(0, max(0, self.ds.sizes["row"] - 1), 500).astype(int)) if self.ds.sizes["row"] else [])
-        return [(n, str(x.dtype), repr(x.attrs), x.values.tolist()) for n, x in few.variables.items()]
+        few = self.ds.isel(
+            row=np.unique(np.linspace(0, max(0, self.ds.sizes["row"] - 1), 500).astype(int))
+            if self.ds.sizes["row"]
+            else []
+        )
+        return [
+            (n, str(x.dtype), repr(x.attrs), x.values.tolist()) for n, x in few.variables.items()
+        ]
 
 # %% ../../nbs/compute/blocks.ipynb #208e9454
 def loaded(block):
     "`block` in memory; the error names the column that cannot be read"
-    try: return block.compute(scheduler="sync")
+    try:
+        return block.compute(scheduler="sync")
     except Exception:
         for name in block.variables:
-            with naming(f"column {name!r} cannot be read"): block[name].variable.compute(scheduler="sync")
+            with naming(f"column {name!r} cannot be read"):
+                block[name].variable.compute(scheduler="sync")
         raise
+
 
 class _Dask(_Memory):
     "Rows of a dataset on dask"
+
     travels = True
-    def mark(self): return [(n, getattr(x.data, "name", None), repr(x.attrs)) for n, x in self.ds.variables.items()]
+
+    def mark(self):
+        return [
+            (n, getattr(x.data, "name", None), repr(x.attrs)) for n, x in self.ds.variables.items()
+        ]
 
 # %% ../../nbs/compute/blocks.ipynb #aea81fbb
-JOIN = 2**27  # bytes of a block that stored pieces are joined to, unless it then has more than `LARGEST` rows or blocks become few
+JOIN = (
+    2**27
+)  # bytes of a block that stored pieces are joined to, unless it then has more than `LARGEST` rows or blocks become few
+
 
 def _enough(least: int, width: int, rows: int) -> int:
     "Rows that small stored pieces, of `width` bytes a row and `rows` rows in all, are joined to"
-    return least if least < BLOCK else max(least, min(LARGEST, JOIN // max(1, width), rows // SHARES))
+    return (
+        least if least < BLOCK else max(least, min(LARGEST, JOIN // max(1, width), rows // SHARES))
+    )
+
 
 def stored(variable):
     "Where the values of a lazy variable are stored as they are, or None; see `scalai_nb.data.layout`"
     where = getattr(variable.data, "stored", None) if variable.chunks else None
-    return where if where is not None and where.key == variable.data.name and where.shape == variable.shape else None
+    return (
+        where
+        if where is not None and where.key == variable.data.name and where.shape == variable.shape
+        else None
+    )
+
 
 def _together(columns: dict, start: int, stop: int) -> dict:
     "Arrays by name, those that are stored together loaded together; the error names the column that cannot be read"
     places, found = {}, {}
-    for name, (*_, where) in columns.items(): places.setdefault(id(where.rows), []).append((name, where))
+    for name, (*_, where) in columns.items():
+        places.setdefault(id(where.rows), []).append((name, where))
     for items in places.values():
-        try: arrays = items[0][1].rows.load([where.name for _, where in items], start, stop)
+        try:
+            arrays = items[0][1].rows.load([where.name for _, where in items], start, stop)
         except Exception:
             for name, where in items:
-                with naming(f"column {name!r} cannot be read"): where.rows.load([where.name], start, stop)
+                with naming(f"column {name!r} cannot be read"):
+                    where.rows.load([where.name], start, stop)
             raise
         found |= {name: arrays[where.name] for name, where in items}
     return found
@@ -119,9 +163,17 @@ def _together(columns: dict, start: int, stop: int) -> dict:
 # %% ../../nbs/compute/blocks.ipynb #2f380e7f
 class _Lake:
     "Rows of a dataset whose columns are stored as they are"
+
     travels = True
+
     def __init__(self, columns: dict, still, coordinates: list, sizes: list, start: int = 0):
-        self.columns, self.still, self.coordinates, self.sizes, self.start = columns, still, coordinates, sizes, start
+        self.columns, self.still, self.coordinates, self.sizes, self.start = (
+            columns,
+            still,
+            coordinates,
+            sizes,
+            start,
+        )
         self.names = list(columns)  # columns: name -> (dims, attrs, where it is stored)
 
     @classmethod
@@ -129,119 +181,224 @@ class _Lake:
         "The source that reads `ds`; None where a column is not stored as it is"
         names = over_rows(ds)
         columns = {n: (ds[n].dims, ds[n].attrs, stored(ds.variables[n])) for n in names}
-        if not names or "row" in ds.variables or not all(where for *_, where in columns.values()): return None
-        width = sum(int(np.prod(where.shape[1:], initial=where.dtype.itemsize)) for *_, where in columns.values())
+        if not names or "row" in ds.variables or not all(where for *_, where in columns.values()):
+            return None
+        width = sum(
+            int(np.prod(where.shape[1:], initial=where.dtype.itemsize))
+            for *_, where in columns.values()
+        )
         pieces = next(iter(columns.values()))[2].rows.pieces(ds.sizes["row"])
         sizes = _cut(pieces, _enough(least, width, ds.sizes["row"]))
-        return cls(columns, ds.drop_vars(names).compute(scheduler="sync"), [n for n in names if n in ds.coords], sizes)
+        return cls(
+            columns,
+            ds.drop_vars(names).compute(scheduler="sync"),
+            [n for n in names if n in ds.coords],
+            sizes,
+        )
 
-    def _but(self, columns, sizes, start): return _Lake(columns, self.still, [n for n in self.coordinates if n in columns], sizes, start)
-    def select(self, names): return self._but({n: c for n, c in self.columns.items() if n in names}, self.sizes, self.start)
-    def part(self, start: int, stop: int): return self._but(self.columns, self.sizes[start:stop], self.start + sum(self.sizes[:start]))
-    def mark(self): return [(n, where.key, repr(attrs)) for n, (_, attrs, where) in self.columns.items()] + [repr(self.still)]
+    def _but(self, columns, sizes, start):
+        return _Lake(
+            columns, self.still, [n for n in self.coordinates if n in columns], sizes, start
+        )
+
+    def select(self, names):
+        return self._but(
+            {n: c for n, c in self.columns.items() if n in names}, self.sizes, self.start
+        )
+
+    def part(self, start: int, stop: int):
+        return self._but(self.columns, self.sizes[start:stop], self.start + sum(self.sizes[:start]))
+
+    def mark(self):
+        return [(n, where.key, repr(attrs)) for n, (_, attrs, where) in self.columns.items()] + [
+            repr(self.still)
+        ]
 
     def load(self, i: int):
         import xarray as xr
+
         start = self.start + sum(self.sizes[:i])
         arrays = _together(self.columns, start, start + self.sizes[i])
-        block = xr.Dataset({n: xr.Variable(dims, arrays[n], attrs, fastpath=True) for n, (dims, attrs, _) in self.columns.items()}, attrs=self.still.attrs)
-        return block.assign(self.still.variables).set_coords([*self.coordinates, *self.still.coords])
+        block = xr.Dataset(
+            {
+                n: xr.Variable(dims, arrays[n], attrs, fastpath=True)
+                for n, (dims, attrs, _) in self.columns.items()
+            },
+            attrs=self.still.attrs,
+        )
+        return block.assign(self.still.variables).set_coords(
+            [*self.coordinates, *self.still.coords]
+        )
 
 # %% ../../nbs/compute/blocks.ipynb #1e26897b
 class _View:
     "Numbers of an Arrow buffer as NumPy wants to see them; keeps the buffer alive"
+
     def __init__(self, x, dtype):
         # Not marked read-only, since that would be another type to Numba and every kernel be compiled twice; blocks are never written to
         self.owner = x
         address = x.buffers()[1].address + x.offset * dtype.itemsize
-        self.__array_interface__ = {"data": (address, False), "shape": (len(x),), "typestr": dtype.str, "version": 3}
+        self.__array_interface__ = {
+            "data": (address, False),
+            "shape": (len(x),),
+            "typestr": dtype.str,
+            "version": 3,
+        }
+
 
 def _numbers(x) -> np.ndarray:
     "The values of an Arrow array of numbers or times without copying, or with NaN and NaT for nulls"
-    dtype = np.dtype(x.type.to_pandas_dtype()) if not hasattr(x.type, "unit") else np.dtype(f"M8[{x.type.unit}]")
-    if not len(x): return np.empty(0, dtype)
-    if x.null_count: x = x.fill_null(np.nan) if dtype.kind == "f" else x.view("int64").fill_null(np.iinfo(np.int64).min)
+    dtype = (
+        np.dtype(x.type.to_pandas_dtype())
+        if not hasattr(x.type, "unit")
+        else np.dtype(f"M8[{x.type.unit}]")
+    )
+    if not len(x):
+        return np.empty(0, dtype)
+    if x.null_count:
+        x = (
+            x.fill_null(np.nan)
+            if dtype.kind == "f"
+            else x.view("int64").fill_null(np.iinfo(np.int64).min)
+        )
     return np.asarray(_View(x, dtype))
+
 
 def _codes(x):
     "Codes and attributes of an Arrow dictionary array of strings"
     labels = x.dictionary.to_pylist()
-    codes = x.indices if x.indices.type.bit_width < 64 and "u" not in str(x.indices.type) else x.indices.cast("int64")
+    codes = (
+        x.indices
+        if x.indices.type.bit_width < 64 and "u" not in str(x.indices.type)
+        else x.indices.cast("int64")
+    )
     codes = _numbers(codes.fill_null(-1) if codes.null_count else codes)
-    if None not in labels: return codes, {"categories": labels}
+    if None not in labels:
+        return codes, {"categories": labels}
     kept = [s for s in labels if s is not None]
     place = {s: i for i, s in enumerate(kept)}
-    return np.array([*(place.get(s, -1) for s in labels), -1], codes.dtype)[codes], {"categories": kept}
+    return np.array([*(place.get(s, -1) for s in labels), -1], codes.dtype)[codes], {
+        "categories": kept
+    }
 
 # %% ../../nbs/compute/blocks.ipynb #be0350d7
 def arrow_values(
     name: str,
-    x,                # Arrow array or chunked array
-    nulls=False,      # whether a column of whole numbers or booleans has nulls in some block, if not in this
-    text=False,       # whether a dictionary stands for plain strings
-):                    # dims, values, attributes
+    x,  # Arrow array or chunked array
+    nulls=False,  # whether a column of whole numbers or booleans has nulls in some block, if not in this
+    text=False,  # whether a dictionary stands for plain strings
+):  # dims, values, attributes
     "What an Arrow column is in the data model; ParameterError for a type that has no place in it"
     import pyarrow as pa
+
     t = x.type
-    if isinstance(x, pa.ChunkedArray): x = _one(x)
-    if text: return "row", _texts(x), {}
-    if pa.types.is_dictionary(t) and not _is_text(t.value_type): x, t = x.dictionary_decode(), t.value_type
-    if pa.types.is_dictionary(t): return "row", *_codes(x)
-    if _is_text(t): return "row", _texts(x), {}
-    if pa.types.is_fixed_size_list(t) and (pa.types.is_floating(t.value_type) or pa.types.is_integer(t.value_type)):
-        return ("row", f"{name}_item"), arrow_values(name, x.flatten())[1].reshape(len(x), t.list_size), {}
-    if pa.types.is_date(t): x = x.cast("timestamp[s]" if pa.types.is_date32(t) else "timestamp[ms]")
-    elif pa.types.is_decimal(t) or pa.types.is_null(t): x = x.cast("float64")
-    elif (pa.types.is_integer(t) or pa.types.is_boolean(t)) and (nulls or x.null_count): x = x.cast("uint8" if pa.types.is_boolean(t) else t).cast("float64", safe=False)
-    elif pa.types.is_boolean(t): return "row", x.to_numpy(zero_copy_only=False), {}
+    if isinstance(x, pa.ChunkedArray):
+        x = _one(x)
+    if text:
+        return "row", _texts(x), {}
+    if pa.types.is_dictionary(t) and not _is_text(t.value_type):
+        x, t = x.dictionary_decode(), t.value_type
+    if pa.types.is_dictionary(t):
+        return "row", *_codes(x)
+    if _is_text(t):
+        return "row", _texts(x), {}
+    if pa.types.is_fixed_size_list(t) and (
+        pa.types.is_floating(t.value_type) or pa.types.is_integer(t.value_type)
+    ):
+        return (
+            ("row", f"{name}_item"),
+            arrow_values(name, x.flatten())[1].reshape(len(x), t.list_size),
+            {},
+        )
+    if pa.types.is_date(t):
+        x = x.cast("timestamp[s]" if pa.types.is_date32(t) else "timestamp[ms]")
+    elif pa.types.is_decimal(t) or pa.types.is_null(t):
+        x = x.cast("float64")
+    elif (pa.types.is_integer(t) or pa.types.is_boolean(t)) and (nulls or x.null_count):
+        x = x.cast("uint8" if pa.types.is_boolean(t) else t).cast("float64", safe=False)
+    elif pa.types.is_boolean(t):
+        return "row", x.to_numpy(zero_copy_only=False), {}
     elif not (pa.types.is_integer(t) or pa.types.is_floating(t) or pa.types.is_timestamp(t)):
-        raise ParameterError(f"Column {name!r} is of the Arrow type {t}; accepted: numbers, bool, strings, dictionaries, times, fixed-size lists of numbers. "
-                             "Convert it, or leave it out with columns=.")
+        raise ParameterError(
+            f"Column {name!r} is of the Arrow type {t}; accepted: numbers, bool, strings, dictionaries, times, fixed-size lists of numbers. "
+            "Convert it, or leave it out with columns=."
+        )
     return "row", _numbers(x), {"timezone": t.tz} if pa.types.is_timestamp(t) and t.tz else {}
 
 # %% ../../nbs/compute/blocks.ipynb #5f23b39a
 def _is_text(t) -> bool:
     import pyarrow.types as types
+
     return types.is_string(t) or types.is_large_string(t) or types.is_string_view(t)
+
 
 def _one(x):
     "A chunked array as one array"
     import pyarrow as pa
-    if x.num_chunks == 1: return x.chunk(0)
-    if pa.types.is_dictionary(x.type): x = x.unify_dictionaries()
+
+    if x.num_chunks == 1:
+        return x.chunk(0)
+    if pa.types.is_dictionary(x.type):
+        x = x.unify_dictionaries()
     return x.combine_chunks() if x.num_chunks else pa.array([], x.type)
+
 
 def _texts(x) -> np.ndarray:
     "Strings as objects; each distinct one is made once"
     x = x.dictionary_encode() if not hasattr(x, "dictionary") else x
-    names = np.array([*(np.nan if s is None else s for s in x.dictionary.to_pylist()), np.nan], dtype=object)
+    names = np.array(
+        [*(np.nan if s is None else s for s in x.dictionary.to_pylist()), np.nan], dtype=object
+    )
     return names[x.indices.fill_null(len(names) - 1).to_numpy(zero_copy_only=False)]
 
+
 def arrow_block(
-    table,         # Arrow table or record batch
-    nulls=(),      # columns of whole numbers or booleans that have nulls in some block
-    texts=(),      # columns of strings that were read as dictionaries
-):                 # Dataset over `row`
+    table,  # Arrow table or record batch
+    nulls=(),  # columns of whole numbers or booleans that have nulls in some block
+    texts=(),  # columns of strings that were read as dictionaries
+):  # Dataset over `row`
     "The Dataset of Arrow columns"
     import xarray as xr
-    def variable(n, x): return xr.Variable(*arrow_values(n, x, n in nulls, n in texts), fastpath=True)
-    return xr.Dataset({n: variable(n, x) for n, x in zip(table.schema.names, table.columns, strict=True)})
+
+    def variable(n, x):
+        return xr.Variable(*arrow_values(n, x, n in nulls, n in texts), fastpath=True)
+
+    return xr.Dataset(
+        {n: variable(n, x) for n, x in zip(table.schema.names, table.columns, strict=True)}
+    )
 
 # %% ../../nbs/compute/blocks.ipynb #507e1bfa
 class _Table:
     "Rows of an Arrow table"
+
     travels = False
+
     def __init__(self, table, sizes, nulls=None):
         self.table, self.sizes, self.names = table, sizes, table.schema.names
-        self.nulls = {n for n, x in zip(self.names, table.columns, strict=True) if x.null_count} if nulls is None else nulls
+        self.nulls = (
+            {n for n, x in zip(self.names, table.columns, strict=True) if x.null_count}
+            if nulls is None
+            else nulls
+        )
 
-    def select(self, names): return _Table(self.table.select(names), self.sizes, self.nulls)
+    def select(self, names):
+        return _Table(self.table.select(names), self.sizes, self.nulls)
+
     def part(self, start: int, stop: int):
         mine = self.sizes[start:stop]
         return _Table(self.table.slice(sum(self.sizes[:start]), sum(mine)), mine, self.nulls)
 
-    def load(self, i: int): return arrow_block(self.table.slice(sum(self.sizes[:i]), self.sizes[i]), self.nulls)
-    def mark(self): return [str(self.table.schema), *(str(self.table.slice(at, 1).to_pydict()) for at in range(0, len(self.table), len(self.table) // 500 + 1))]
+    def load(self, i: int):
+        return arrow_block(self.table.slice(sum(self.sizes[:i]), self.sizes[i]), self.nulls)
+
+    def mark(self):
+        return [
+            str(self.table.schema),
+            *(
+                str(self.table.slice(at, 1).to_pydict())
+                for at in range(0, len(self.table), len(self.table) // 500 + 1)
+            ),
+        ]
 
 # %% ../../nbs/compute/blocks.ipynb #74c333f8
 @lru_cache(maxsize=256)
@@ -249,63 +406,132 @@ def _footer(path: str, size: int, changed: int):
     "The metadata of a Parquet file; ParameterError when it is none"
     import pyarrow as pa
     import pyarrow.parquet as pq
-    try: return pq.read_metadata(path)
-    except (pa.ArrowInvalid, OSError) as e: raise ParameterError(f"{path} is not a Parquet file: {e}; pass files that are, or a folder of them.") from None
+
+    try:
+        return pq.read_metadata(path)
+    except (pa.ArrowInvalid, OSError) as e:
+        raise ParameterError(
+            f"{path} is not a Parquet file: {e}; pass files that are, or a folder of them."
+        ) from None
+
 
 def _opened(path: str, texts=()):
     "A Parquet file, its footer read once a process"
     import pyarrow.parquet as pq
+
     facts = Path(path).stat()
-    return pq.ParquetFile(path, metadata=_footer(path, facts.st_size, facts.st_mtime_ns), read_dictionary=list(texts), buffer_size=2**20)
+    return pq.ParquetFile(
+        path,
+        metadata=_footer(path, facts.st_size, facts.st_mtime_ns),
+        read_dictionary=list(texts),
+        buffer_size=2**20,
+    )
+
 
 def parquet_files(
-    path,        # file, folder, or a list of these
+    path,  # file, folder, or a list of these
 ) -> list[str]:  # absolute paths, those of a folder by name
     "The Parquet files that `path` means; ParameterError if there is none"
-    if isinstance(path, list | tuple): return [f for p in path for f in parquet_files(p)]
+    if isinstance(path, list | tuple):
+        return [f for p in path for f in parquet_files(p)]
     path = Path(path).expanduser().absolute()
-    files = sorted(p for p in path.rglob("*.parquet") if not p.name.startswith((".", "_"))) if path.is_dir() else [path]
-    if not files or not files[0].exists(): raise ParameterError(f"{path} {'holds no *.parquet' if path.is_dir() else 'does not exist'}; pass a Parquet file or a folder of them.")
+    files = (
+        sorted(p for p in path.rglob("*.parquet") if not p.name.startswith((".", "_")))
+        if path.is_dir()
+        else [path]
+    )
+    if not files or not files[0].exists():
+        raise ParameterError(
+            f"{path} {'holds no *.parquet' if path.is_dir() else 'does not exist'}; pass a Parquet file or a folder of them."
+        )
     return [str(f) for f in files]
 
 # %% ../../nbs/compute/blocks.ipynb #723cced5
 def _has_nulls(footer, names: list[str]) -> set[str]:
     "Those of the columns `names` that have, or may have, a null; by the statistics of the row groups"
-    def clean(column): return column.statistics is not None and column.statistics.has_null_count and column.statistics.null_count == 0
+
+    def clean(column):
+        return (
+            column.statistics is not None
+            and column.statistics.has_null_count
+            and column.statistics.null_count == 0
+        )
+
     where = {footer.schema.column(i).path: i for i in range(footer.num_columns)}
     groups = [footer.row_group(g) for g in range(footer.num_row_groups)]
-    return {n for n in names if n in where and footer.schema.column(where[n]).max_definition_level and not all(clean(g.column(where[n])) for g in groups)}
+    return {
+        n
+        for n in names
+        if n in where
+        and footer.schema.column(where[n]).max_definition_level
+        and not all(clean(g.column(where[n])) for g in groups)
+    }
+
 
 class _Parquet:
     "Row groups of Parquet files"
+
     travels = True
+
     def __init__(self, pieces: list, names: list, texts: list, nulls: set):
-        self.pieces, self.names, self.texts, self.nulls = pieces, names, texts, nulls  # pieces: (path, row groups, rows) of each block
+        self.pieces, self.names, self.texts, self.nulls = (
+            pieces,
+            names,
+            texts,
+            nulls,
+        )  # pieces: (path, row groups, rows) of each block
         self.sizes = [rows for *_, rows in pieces]
 
-    def select(self, names): return _Parquet(self.pieces, list(names), [n for n in self.texts if n in names], self.nulls)
-    def part(self, start: int, stop: int): return _Parquet(self.pieces[start:stop], self.names, self.texts, self.nulls)
-    def mark(self): return [self.names, *((p, Path(p).stat().st_size, Path(p).stat().st_mtime_ns, g) for p, g, _ in self.pieces)]
+    def select(self, names):
+        return _Parquet(self.pieces, list(names), [n for n in self.texts if n in names], self.nulls)
+
+    def part(self, start: int, stop: int):
+        return _Parquet(self.pieces[start:stop], self.names, self.texts, self.nulls)
+
+    def mark(self):
+        return [
+            self.names,
+            *(
+                (p, Path(p).stat().st_size, Path(p).stat().st_mtime_ns, g)
+                for p, g, _ in self.pieces
+            ),
+        ]
 
     def load(self, i: int):
         path, groups, _ = self.pieces[i]
         with naming(path):
             file = _opened(path, self.texts)
-            def read(names): return arrow_block(file.read_row_groups(groups, columns=names, use_threads=False), self.nulls, self.texts)
-            try: return read(self.names)
-            except ScalaiError: raise
+
+            def read(names):
+                return arrow_block(
+                    file.read_row_groups(groups, columns=names, use_threads=False),
+                    self.nulls,
+                    self.texts,
+                )
+
+            try:
+                return read(self.names)
+            except ScalaiError:
+                raise
             except Exception:
                 for name in self.names:
-                    with naming(f"column {name!r} cannot be read"): read([name])
+                    with naming(f"column {name!r} cannot be read"):
+                        read([name])
                 raise
 
 # %% ../../nbs/compute/blocks.ipynb #1fbc05b3
 def _same(path: str, schema, first, names):
     "Raise ParameterError unless the columns `names` of the file `path` are as in the first file"
     for name in names:
-        if name not in schema.names: raise ParameterError(f"{path} has no column {name!r}, as the first file has; read it on its own, or leave the column out with columns=.")
+        if name not in schema.names:
+            raise ParameterError(
+                f"{path} has no column {name!r}, as the first file has; read it on its own, or leave the column out with columns=."
+            )
         if schema.field(name).type != first.field(name).type:
-            raise ParameterError(f"{path} holds {name!r} as {schema.field(name).type}, the first file as {first.field(name).type}; convert one of them.")
+            raise ParameterError(
+                f"{path} holds {name!r} as {schema.field(name).type}, the first file as {first.field(name).type}; convert one of them."
+            )
+
 
 def _of_parquet(path, names, least: int) -> _Parquet:
     "The source that reads the columns `names` (None: all) of Parquet files"
@@ -319,27 +545,55 @@ def _of_parquet(path, names, least: int) -> _Parquet:
         _same(path, file.schema_arrow, first, names)
         nulls |= _has_nulls(file.metadata, names)
         rows, at = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)], 0
-        for count in joined(rows, enough): pieces, at = [*pieces, (path, list(range(at, at + count)), sum(rows[at:at + count]))], at + count
-    return _Parquet(pieces or [(files[0], [], 0)], names, [n for n in names if _is_text(first.field(n).type)], nulls)
+        for count in joined(rows, enough):
+            pieces, at = (
+                [*pieces, (path, list(range(at, at + count)), sum(rows[at : at + count]))],
+                at + count,
+            )
+    return _Parquet(
+        pieces or [(files[0], [], 0)],
+        names,
+        [n for n in names if _is_text(first.field(n).type)],
+        nulls,
+    )
 
 # %% ../../nbs/compute/blocks.ipynb #c86f86fd
 class _Stream:
     "Blocks of an iterable"
+
     travels, sizes, names = False, None, None
-    def __init__(self, items, names=None): self.items, self.wanted, self.begun = items, [names] if isinstance(names, str) else names, False
-    def select(self, names): return _Stream(self.items, names)
-    def mark(self): return ["stream", self.wanted]
+
+    def __init__(self, items, names=None):
+        self.items, self.wanted, self.begun = (
+            items,
+            [names] if isinstance(names, str) else names,
+            False,
+        )
+
+    def select(self, names):
+        return _Stream(self.items, names)
+
+    def mark(self):
+        return ["stream", self.wanted]
 
     def __iter__(self):
         once = iter(self.items) is self.items
-        if once and self.begun: raise ParameterError("The blocks of an iterator can be read once, and were; pass a list, or make the iterator anew.")
+        if once and self.begun:
+            raise ParameterError(
+                "The blocks of an iterator can be read once, and were; pass a list, or make the iterator anew."
+            )
         self.begun = True
-        for number, item in enumerate(self.items): yield self._block(number, item)
+        for number, item in enumerate(self.items):
+            yield self._block(number, item)
 
     def _block(self, number: int, item):
         "The Dataset that `item` is, in memory or not"
-        if hasattr(item, "schema") and hasattr(item, "column_names"): item = arrow_block(item)
-        if not hasattr(item, "data_vars"): raise ParameterError(f"Block {number} is of type {type(item).__name__}, not an xarray.Dataset.")
+        if hasattr(item, "schema") and hasattr(item, "column_names"):
+            item = arrow_block(item)
+        if not hasattr(item, "data_vars"):
+            raise ParameterError(
+                f"Block {number} is of type {type(item).__name__}, not an xarray.Dataset."
+            )
         return _with(item, self.wanted)
 
 # %% ../../nbs/compute/blocks.ipynb #3f0b15d1
@@ -348,94 +602,172 @@ def check_columns(
     known,  # names that there are
 ) -> list:  # in the order of `known`
     "The columns that are wanted; ParameterError for one that is not there"
-    if names is None: return list(known)
+    if names is None:
+        return list(known)
     for name in [names] if isinstance(names, str) else names:
-        if name not in known: raise ParameterError(unknown(str(name), known, "the columns"))
-    if not len(names): raise ParameterError("No column is asked for; name one or more, or None for all.")
+        if name not in known:
+            raise ParameterError(unknown(str(name), known, "the columns"))
+    if not len(names):
+        raise ParameterError("No column is asked for; name one or more, or None for all.")
     return [n for n in known if n in ([names] if isinstance(names, str) else names)]
+
 
 def _with(ds, names):
     "The columns `names` of `ds` (None: all), without other coordinates over `row`"
-    if names is None: return ds
+    if names is None:
+        return ds
     ds = ds[check_columns(names, over_rows(ds))]
     return ds.drop_vars([n for n in over_rows(ds) if n not in names])
 
+
 def _of_dataset(ds, names, least: int):
     "The source that reads the columns `names` (None: all) of a Dataset"
-    if "row" not in ds.sizes: raise ParameterError(f"The dataset has no dimension 'row', only {', '.join(ds.sizes) or 'none'}; rename with ds.rename.")
+    if "row" not in ds.sizes:
+        raise ParameterError(
+            f"The dataset has no dimension 'row', only {', '.join(ds.sizes) or 'none'}; rename with ds.rename."
+        )
     ds = _with(ds, [names] if isinstance(names, str) else names)
-    if not any("row" in x.chunksizes for x in ds.variables.values()): return _Memory(ds, even(ds.sizes["row"], least))
+    if not any("row" in x.chunksizes for x in ds.variables.values()):
+        return _Memory(ds, even(ds.sizes["row"], least))
     return _Lake.of(ds, least) or _Dask(ds := ds.unify_chunks(), _cut(ds.chunks["row"], least))
+
 
 def _source(data, names, least: int):
     "The source that reads the columns `names` of `data`"
-    if hasattr(data, "data_vars"): return _of_dataset(data, names, least)
-    if isinstance(data, str | Path) or (isinstance(data, list | tuple) and data and isinstance(data[0], str | Path)): return _of_parquet(data, names, least)
-    if hasattr(data, "schema") and hasattr(data, "column_names") and not hasattr(data, "read_next_batch"): return _of_table(data, names, least)
-    if isinstance(data, Iterable) and not hasattr(data, "dtype") and not isinstance(data, dict | str | bytes) and not hasattr(data, "iloc"): return _Stream(data, names)
-    raise ParameterError(f"Blocks are read from an xarray.Dataset or an iterable of them, Parquet files or Arrow tables, not {type(data).__name__}; "
-                         "try .to_dataset() of a DataArray, scalai_nb.from_frame of a DataFrame.")
+    if hasattr(data, "data_vars"):
+        return _of_dataset(data, names, least)
+    if isinstance(data, str | Path) or (
+        isinstance(data, list | tuple) and data and isinstance(data[0], str | Path)
+    ):
+        return _of_parquet(data, names, least)
+    if (
+        hasattr(data, "schema")
+        and hasattr(data, "column_names")
+        and not hasattr(data, "read_next_batch")
+    ):
+        return _of_table(data, names, least)
+    if (
+        isinstance(data, Iterable)
+        and not hasattr(data, "dtype")
+        and not isinstance(data, dict | str | bytes)
+        and not hasattr(data, "iloc")
+    ):
+        return _Stream(data, names)
+    raise ParameterError(
+        f"Blocks are read from an xarray.Dataset or an iterable of them, Parquet files or Arrow tables, not {type(data).__name__}; "
+        "try .to_dataset() of a DataArray, scalai_nb.from_frame of a DataFrame."
+    )
+
 
 def _of_table(table, names, least: int):
     "The source that reads an Arrow table or record batch"
     import pyarrow as pa
-    if isinstance(table, pa.RecordBatch): table = pa.Table.from_batches([table])
+
+    if isinstance(table, pa.RecordBatch):
+        table = pa.Table.from_batches([table])
     return _Table(table.select(check_columns(names, table.column_names)), even(len(table), least))
 
 # %% ../../nbs/compute/blocks.ipynb #2cd2cc5f
 def on_device(
-    block,   # Dataset in memory
+    block,  # Dataset in memory
     device,  # None, "cpu" or "cuda"
-):           # Dataset
+):  # Dataset
     "`block` with its numbers where they are to be reduced; strings stay on the host. MissingExtra without CuPy, WorkFailed without a card"
-    if device != "cuda": return block
-    try: import cupy
-    except ImportError: raise extra("cupy", "gpu") from None
-    try: moved = {n: block[n].copy(data=cupy.asarray(x.data)) for n, x in block.variables.items() if n not in block.indexes and x.dtype.kind in "biuf"}
-    except cupy.cuda.runtime.CUDARuntimeError as e: raise WorkFailed(f"The block cannot be moved to a card: {e}; use device='cpu' where there is none.") from None
+    if device != "cuda":
+        return block
+    try:
+        import cupy
+    except ImportError:
+        raise extra("cupy", "gpu") from None
+    try:
+        moved = {
+            n: block[n].copy(data=cupy.asarray(x.data))
+            for n, x in block.variables.items()
+            if n not in block.indexes and x.dtype.kind in "biuf"
+        }
+    except cupy.cuda.runtime.CUDARuntimeError as e:
+        raise WorkFailed(
+            f"The block cannot be moved to a card: {e}; use device='cpu' where there is none."
+        ) from None
     return block.assign(moved)
 
 # %% ../../nbs/compute/blocks.ipynb #89468b0e
 class Blocks:
     "An ordered set of row blocks of one source; pickled, it is the description of the source and not its rows"
-    def __init__(self, source, device: str | None = None): self.source, self.device = source, device
+
+    def __init__(self, source, device: str | None = None):
+        self.source, self.device = source, device
 
     @classmethod
-    def of(cls,
-        data,              # Dataset (in memory, on dask, of the lake), Parquet file, folder or list of files, Arrow table or batches, iterable of these; Blocks
-        columns=None,      # names of columns to load; None: all
-        rows: int = BLOCK, # rows of a block, at least, where the data leave it open
-        device=None,       # "cuda": numbers are moved to the card of the process that loads the block
+    def of(
+        cls,
+        data,  # Dataset (in memory, on dask, of the lake), Parquet file, folder or list of files, Arrow table or batches, iterable of these; Blocks
+        columns=None,  # names of columns to load; None: all
+        rows: int = BLOCK,  # rows of a block, at least, where the data leave it open
+        device=None,  # "cuda": numbers are moved to the card of the process that loads the block
     ) -> "Blocks":
         "The blocks of `data`; raises ParameterError for data, columns or a device that cannot be read"
-        if device not in (None, "cpu", "cuda"): raise ParameterError(unknown(str(device), ("cpu", "cuda"), "the devices"))
-        if isinstance(data, Blocks): return data if columns is None else data.select(columns)
+        if device not in (None, "cpu", "cuda"):
+            raise ParameterError(unknown(str(device), ("cpu", "cuda"), "the devices"))
+        if isinstance(data, Blocks):
+            return data if columns is None else data.select(columns)
         return cls(_source(data, columns, rows), device)
 
     @property
-    def sizes(self) -> list[int] | None: "Rows of each block; None for an iterable, which does not say"; return self.source.sizes
+    def sizes(self) -> list[int] | None:
+        "Rows of each block; None for an iterable, which does not say"
+        return self.source.sizes
+
     @property
-    def columns(self) -> list[str] | None: "Names of the columns that are loaded; None: all that come"; return self.source.names or getattr(self.source, "wanted", None)
+    def columns(self) -> list[str] | None:
+        "Names of the columns that are loaded; None: all that come"
+        return self.source.names or getattr(self.source, "wanted", None)
+
     @property
-    def travels(self) -> bool: "Whether a worker of a cluster can load the blocks itself"; return self.source.travels
-    def select(self, columns) -> "Blocks": "The same blocks with fewer columns"; return Blocks(self.source.select(check_columns(columns, self.columns or columns)), self.device)
-    def fingerprint(self) -> str: "A name of the content as far as it can be told without reading it all"; return blake2b(repr((self.sizes, self.source.mark())).encode(), digest_size=12).hexdigest()
-    def __repr__(self): return f"{self._count()} of {', '.join(map(str, self.columns or ['all columns']))}"
-    def _count(self): return "A stream of blocks" if self.sizes is None else f"{len(self.sizes)} blocks, {sum(self.sizes):,} rows"
+    def travels(self) -> bool:
+        "Whether a worker of a cluster can load the blocks itself"
+        return self.source.travels
+
+    def select(self, columns) -> "Blocks":
+        "The same blocks with fewer columns"
+        return Blocks(
+            self.source.select(check_columns(columns, self.columns or columns)), self.device
+        )
+
+    def fingerprint(self) -> str:
+        "A name of the content as far as it can be told without reading it all"
+        return blake2b(repr((self.sizes, self.source.mark())).encode(), digest_size=12).hexdigest()
+
+    def __repr__(self):
+        return f"{self._count()} of {', '.join(map(str, self.columns or ['all columns']))}"
+
+    def _count(self):
+        return (
+            "A stream of blocks"
+            if self.sizes is None
+            else f"{len(self.sizes)} blocks, {sum(self.sizes):,} rows"
+        )
 
     def __len__(self) -> int:
-        if self.sizes is None: raise TypeError("How many blocks an iterator gives is not known before its end; iterate over them.")
+        if self.sizes is None:
+            raise TypeError(
+                "How many blocks an iterator gives is not known before its end; iterate over them."
+            )
         return len(self.sizes)
 
     def __getitem__(self, at):
         "Block `at`, a Dataset in memory; of a slice the Blocks in it"
         if isinstance(at, slice):
             start, stop, step = at.indices(len(self))
-            if step != 1: raise ParameterError("Blocks are taken by consecutive numbers; leave the step out.")
+            if step != 1:
+                raise ParameterError("Blocks are taken by consecutive numbers; leave the step out.")
             return Blocks(self.source.part(start, max(start, stop)), self.device)
-        if not -len(self) <= at < len(self): raise IndexError(f"There are {len(self)} blocks, no block {at}.")
+        if not -len(self) <= at < len(self):
+            raise IndexError(f"There are {len(self)} blocks, no block {at}.")
         return on_device(self.source.load(at % len(self)), self.device)
 
     def __iter__(self):
-        if self.sizes is None: yield from (on_device(loaded(block), self.device) for block in self.source)
-        else: yield from (self[i] for i in range(len(self)))
+        if self.sizes is None:
+            yield from (on_device(loaded(block), self.device) for block in self.source)
+        else:
+            yield from (self[i] for i in range(len(self)))

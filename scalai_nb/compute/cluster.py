@@ -17,111 +17,188 @@ from ..errors import ParameterError, WorkFailed, extra
 
 # %% ../../nbs/compute/cluster.ipynb #53b035f7
 _QUIET = {  # a port that is free, where None would be 8787; and no log: what goes wrong in a task comes with its future
-    "scheduler_kwargs": {"dashboard": False, "dashboard_address": "127.0.0.1:0"}, "silence_logs": logging.CRITICAL}
+    "scheduler_kwargs": {"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+    "silence_logs": logging.CRITICAL,
+}
+
 
 def _workers(env: Environment) -> int:
     "Workers to start: what the environment says, else one a core that this process may use, at most 4"
     from dask.system import CPU_COUNT
+
     return env.workers or min(CPU_COUNT, 4)
+
 
 def _none(env: Environment, **kw):
     "One worker in this process, whose memory is the process's own affair"
     from distributed import LocalCluster
+
     return LocalCluster(**{"n_workers": 1, "processes": False, "memory_limit": 0, **_QUIET, **kw})
+
 
 def _trust_nannies():
     "They start again what dies: Dask shall not give up a worker that happens to be away, by another loss, 15 s after one"
     import dask
+
     dask.config.update_defaults({"distributed": {"deploy": {"lost-worker-timeout": "1h"}}})
+
 
 def _local(env: Environment, **kw):
     "Worker processes on this machine"
     from distributed import LocalCluster
+
     _trust_nannies()
-    return LocalCluster(**{"n_workers": _workers(env), "memory_limit": env.memory or "auto", "host": "127.0.0.1", **_QUIET, **kw})
+    return LocalCluster(
+        **{
+            "n_workers": _workers(env),
+            "memory_limit": env.memory or "auto",
+            "host": "127.0.0.1",
+            **_QUIET,
+            **kw,
+        }
+    )
 
 # %% ../../nbs/compute/cluster.ipynb #7e15855c
 def _cuda(env: Environment, **kw):
     "A worker process a GPU; `workers` limits how many of them are taken"
-    try: from dask_cuda import LocalCUDACluster
-    except ImportError: raise extra("dask-cuda", "gpu") from None
+    try:
+        from dask_cuda import LocalCUDACluster
+    except ImportError:
+        raise extra("dask-cuda", "gpu") from None
     _trust_nannies()
-    return LocalCUDACluster(**{"n_workers": env.workers, "memory_limit": env.memory or "auto", "host": "127.0.0.1", **_QUIET, **kw})
+    return LocalCUDACluster(
+        **{
+            "n_workers": env.workers,
+            "memory_limit": env.memory or "auto",
+            "host": "127.0.0.1",
+            **_QUIET,
+            **kw,
+        }
+    )
+
 
 def _kubernetes(env: Environment, **kw):
     "Pods, through Dask's Kubernetes operator"
-    try: from dask_kubernetes.operator import KubeCluster
-    except ImportError: raise extra("dask-kubernetes", "kubernetes") from None
+    try:
+        from dask_kubernetes.operator import KubeCluster
+    except ImportError:
+        raise extra("dask-kubernetes", "kubernetes") from None
     memory = {"memory": str(env.memory)} if env.memory else {}
-    return KubeCluster(**{
-        "name": f"scalai-{os.getpid()}", "n_workers": _workers(env), "resources": {"requests": memory, "limits": memory}, **kw})
+    return KubeCluster(
+        **{
+            "name": f"scalai-{os.getpid()}",
+            "n_workers": _workers(env),
+            "resources": {"requests": memory, "limits": memory},
+            **kw,
+        }
+    )
 
 # %% ../../nbs/compute/cluster.ipynb #01ffe7d8
-CLUSTERS = {"none": _none, "local": _local, "cuda": _cuda, "kubernetes": _kubernetes}  # by what settings.ini calls them
+CLUSTERS = {
+    "none": _none,
+    "local": _local,
+    "cuda": _cuda,
+    "kubernetes": _kubernetes,
+}  # by what settings.ini calls them
 
 # %% ../../nbs/compute/cluster.ipynb #80090b19
 TIMEOUT = 5  # seconds within which a scheduler must answer
+
 
 async def _greet(address: str) -> None:
     "Shake hands with the scheduler at `address`"
     from distributed import Security
     from distributed.comm import connect as dial
-    await (await asyncio.wait_for(dial(address, **Security().get_connection_args("client")), TIMEOUT)).close()
+
+    await (
+        await asyncio.wait_for(dial(address, **Security().get_connection_args("client")), TIMEOUT)
+    ).close()
+
 
 def _join(address: str, source: str):
     "A client of the scheduler at `address`, which `source` named"
     from distributed import Client
+
     try:
-        with ThreadPoolExecutor(1) as thread: thread.submit(asyncio.run, _greet(address)).result()  # in a notebook, this thread's loop is busy
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(
+                asyncio.run, _greet(address)
+            ).result()  # in a notebook, this thread's loop is busy
         return Client(address, timeout=TIMEOUT)
     except Exception as e:  # of any class, where what answers is no scheduler
-        raise WorkFailed(f"No Dask scheduler answers at {address!r} ({source}) within {TIMEOUT} s; start one, or set cluster = local.") from e
+        raise WorkFailed(
+            f"No Dask scheduler answers at {address!r} ({source}) within {TIMEOUT} s; start one, or set cluster = local."
+        ) from e
 
 # %% ../../nbs/compute/cluster.ipynb #69cedd83
 def _address(env: Environment) -> tuple[str | None, str]:
     "Address of the cluster to join, None to start one, and what says so"
-    if address := os.environ.get("SCALAI_SCHEDULER"): return address, "SCALAI_SCHEDULER"
+    if address := os.environ.get("SCALAI_SCHEDULER"):
+        return address, "SCALAI_SCHEDULER"
     return (env.cluster if "://" in env.cluster else None), f"cluster of the environment {env.name}"
 
 # %% ../../nbs/compute/cluster.ipynb #b65dec9d
 def connect(
-    env: Environment | str | None = None,  # an environment or its name; None: as `environment()` chooses
+    env: Environment
+    | str
+    | None = None,  # an environment or its name; None: as `environment()` chooses
     **options,  # passed to the cluster that is started, say threads_per_worker=2
-):              # dask.distributed.Client; closing it also closes a cluster that was started for it
+):  # dask.distributed.Client; closing it also closes a cluster that was started for it
     "Join the cluster of the run ($SCALAI_SCHEDULER) or of the environment, or start what the environment asks for"
     env = env if isinstance(env, Environment) else environment(env)
     address, source = _address(env)
-    if not address: return _own(CLUSTERS[env.cluster](env, **options))
-    if options: raise ParameterError(f"{', '.join(options)} cannot be set: the cluster at {address} ({source}) runs already; leave it out.")
+    if not address:
+        return _own(CLUSTERS[env.cluster](env, **options))
+    if options:
+        raise ParameterError(
+            f"{', '.join(options)} cannot be set: the cluster at {address} ({source}) runs already; leave it out."
+        )
     return _join(address, source)
+
 
 def _own(cluster):
     "A client that takes `cluster` along when it is closed"
     from distributed import Client
+
     client = Client(cluster)
     disconnect = client.close
-    def close(*args, **kw): disconnect(*args, **kw); cluster.close()
+
+    def close(*args, **kw):
+        disconnect(*args, **kw)
+        cluster.close()
+
     client.close = close
     return client
 
 # %% ../../nbs/compute/cluster.ipynb #d3a8f1a5
 FETCH = (1, 4, 15, 60)  # seconds of the tries to have a result from the worker that has it
-ALIVE = ("running", "paused")  # one that has paused for want of memory takes no more tasks, and goes on with those it has
+ALIVE = (
+    "running",
+    "paused",
+)  # one that has paused for want of memory takes no more tasks, and goes on with those it has
+
 
 def workers(client, states=("running",)) -> dict[str, int]:
     "Address -> threads of the workers in one of the states, by default those that take tasks; sorted"
-    return {a: w["nthreads"] for a, w in sorted(client.scheduler_info(n_workers=-1)["workers"].items()) if w["status"] in states}
+    return {
+        a: w["nthreads"]
+        for a, w in sorted(client.scheduler_info(n_workers=-1)["workers"].items())
+        if w["status"] in states
+    }
+
 
 def fetched(
     client,
-    future,       # of a task that only one worker may do, and has done
+    future,  # of a task that only one worker may do, and has done
     worker: str,  # address
-):                # what the task has returned
+):  # what the task has returned
     "The result of such a task, or its error. TimeoutError: it went with the worker; the task would be done again when that comes back, and it never does"
     for seconds in FETCH:
-        try: return future.result(timeout=seconds)
+        try:
+            return future.result(timeout=seconds)
         except TimeoutError:
-            if future.status == "error" or worker not in workers(client, ALIVE): raise
+            if future.status == "error" or worker not in workers(client, ALIVE):
+                raise
     raise TimeoutError(f"the worker {worker} does not hand over its result")
 
 # %% ../../nbs/compute/cluster.ipynb #72390875
@@ -129,20 +206,27 @@ def fetched(
 def turn(client):
     "One training at a time on a cluster, as long as the block lasts; who dies meanwhile loses the turn after half a minute"
     from distributed import Semaphore
-    lease = Semaphore(max_leases=1, name="scalai-nb turn", scheduler_rpc=client.scheduler, loop=client.loop)
+
+    lease = Semaphore(
+        max_leases=1, name="scalai-nb turn", scheduler_rpc=client.scheduler, loop=client.loop
+    )
     lease.acquire()
-    try: yield
-    finally: lease.release()
+    try:
+        yield
+    finally:
+        lease.release()
 
 # %% ../../nbs/compute/cluster.ipynb #0addf6bf
 @contextmanager
 def start(
     env: Environment,  # says what to start
-):                     # yields the address of a scheduler; None where `env.cluster` is `none`
+):  # yields the address of a scheduler; None where `env.cluster` is `none`
     "The cluster of a run, while the block lasts; one at `tcp://…` must answer and is left running"
-    if env.cluster == "none": yield None
+    if env.cluster == "none":
+        yield None
     elif "://" in env.cluster:
         _join(env.cluster, f"cluster of the environment {env.name}").close()
         yield env.cluster
     else:
-        with CLUSTERS[env.cluster](env) as cluster: yield cluster.scheduler_address
+        with CLUSTERS[env.cluster](env) as cluster:
+            yield cluster.scheduler_address

@@ -19,14 +19,26 @@ from ..errors import ParameterError, unknown
 def _period(period) -> int:
     "Nanoseconds of a period; ParameterError for what has no fixed length"
     import pandas as pd
-    try: ns = pd.Timedelta(period).value
-    except ValueError as e: raise ParameterError(f"{period!r} is no period ({e}); accepted: a fixed one as '1D', '6h', '15min'. Several keys are given as a list.") from None
-    if ns <= 0: raise ParameterError(f"{period!r} is no period; accepted: one longer than nothing, as '1D', '6h', '15min'.")
+
+    try:
+        ns = pd.Timedelta(period).value
+    except ValueError as e:
+        raise ParameterError(
+            f"{period!r} is no period ({e}); accepted: a fixed one as '1D', '6h', '15min'. Several keys are given as a list."
+        ) from None
+    if ns <= 0:
+        raise ParameterError(
+            f"{period!r} is no period; accepted: one longer than nothing, as '1D', '6h', '15min'."
+        )
     return ns
+
 
 def _keys(by) -> tuple:
     "`by` as pairs of a column and a period, which is None where values are taken as they are"
-    def one(key): return (key, None) if isinstance(key, str) else (key[0], _period(key[1]))
+
+    def one(key):
+        return (key, None) if isinstance(key, str) else (key[0], _period(key[1]))
+
     return tuple(one(k) for k in (by if isinstance(by, list) else [by]))
 
 # %% ../../nbs/compute/groups.ipynb #90668f7d
@@ -34,71 +46,113 @@ def _in_periods(x: np.ndarray, ns: int):
     "Codes and labels of times by period; the label is the beginning of the period"
     import pandas as pd
     from scalai_nb.kernels import of
+
     step = np.timedelta64(ns, "ns").astype(f"m8[{np.datetime_data(x.dtype)[0]}]")
-    if step.astype("m8[ns]").astype(int) != ns: x, step = x.astype("M8[ns]"), np.timedelta64(ns, "ns")
+    if step.astype("m8[ns]").astype(int) != ns:
+        x, step = x.astype("M8[ns]"), np.timedelta64(ns, "ns")
     whole, step = x.view(np.int64), int(step.astype(np.int64))
-    if (found := of("groups", whole).periods(whole, step)) is None: return pd.factorize(np.where(np.isnat(x), whole, whole - whole % step).view(x.dtype))
+    if (found := of("groups", whole).periods(whole, step)) is None:
+        return pd.factorize(np.where(np.isnat(x), whole, whole - whole % step).view(x.dtype))
     codes, low, count = found
-    return codes, np.array([*((low + np.arange(count)) * step), np.iinfo(np.int64).min]).view(x.dtype)
+    return codes, np.array([*((low + np.arange(count)) * step), np.iinfo(np.int64).min]).view(
+        x.dtype
+    )
 
 # %% ../../nbs/compute/groups.ipynb #fa1e5fe0
-def library(x): "NumPy or CuPy, whichever `x` is of"; return np if isinstance(x, np.ndarray) else sys.modules[type(x).__module__.partition(".")[0]]
-def _host(x) -> np.ndarray: "`x` on the host: keys that have to be looked up, and tables by group"; return x if isinstance(x, np.ndarray) else x.get()
-def _beside(codes, x): "`codes` where `x` lives"; return _host(codes) if isinstance(x, np.ndarray) else library(x).asarray(codes)
+def library(x):
+    "NumPy or CuPy, whichever `x` is of"
+    return np if isinstance(x, np.ndarray) else sys.modules[type(x).__module__.partition(".")[0]]
+
+
+def _host(x) -> np.ndarray:
+    "`x` on the host: keys that have to be looked up, and tables by group"
+    return x if isinstance(x, np.ndarray) else x.get()
+
+
+def _beside(codes, x):
+    "`codes` where `x` lives"
+    return _host(codes) if isinstance(x, np.ndarray) else library(x).asarray(codes)
+
 
 def _coded(name: str, column, ns: int | None):
     "Codes of the rows of a key column, and the label of each code; the last is the missing one"
     import pandas as pd
+
     x = column.data
     if "categories" in column.attrs:
         labels = np.array([*column.attrs["categories"], None], dtype=object)
         return library(x).where(x < 0, len(labels) - 1, x), labels
     if x.ndim != 1 or x.dtype.kind not in "biufMOU" or (ns and x.dtype.kind != "M"):
-        raise ParameterError(f"{name!r} holds {x.dtype} over {column.dims}; accepted as a key: categories, strings, numbers, bool and times over row, with a period times alone.")
+        raise ParameterError(
+            f"{name!r} holds {x.dtype} over {column.dims}; accepted as a key: categories, strings, numbers, bool and times over row, with a period times alone."
+        )
     codes, labels = _in_periods(x, ns) if ns else _whole(x) or pd.factorize(_host(x))
-    if x.dtype.kind in "OU": labels = _words(name, labels)
-    if not (codes < 0).any(): return codes, labels
+    if x.dtype.kind in "OU":
+        labels = _words(name, labels)
+    if not (codes < 0).any():
+        return codes, labels
     nothing = None if x.dtype.kind in "OU" else "NaT" if x.dtype.kind == "M" else np.nan
-    return np.where(codes < 0, len(labels), codes), np.concatenate([labels, np.array([nothing], labels.dtype)])
+    return np.where(codes < 0, len(labels), codes), np.concatenate(
+        [labels, np.array([nothing], labels.dtype)]
+    )
+
 
 def _whole(x: np.ndarray):
     "Codes and labels of booleans and whole numbers, which need not be looked up where their range is small; None for others"
-    if x.dtype.kind == "b": return x.astype(np.int8), np.array([False, True])
-    if x.dtype.kind not in "iu" or not len(x): return None
+    if x.dtype.kind == "b":
+        return x.astype(np.int8), np.array([False, True])
+    if x.dtype.kind not in "iu" or not len(x):
+        return None
     import pandas as pd
+
     low, high = int(x.min()), int(x.max())
-    if high >= 2**63: raise ParameterError(f"A key holds {high}; accepted: whole numbers below 2**63.")
-    return (x.astype(np.int64) - low, np.arange(low, high + 1)) if high - low < 2**16 else pd.factorize(_host(x).astype(np.int64))
+    if high >= 2**63:
+        raise ParameterError(f"A key holds {high}; accepted: whole numbers below 2**63.")
+    return (
+        (x.astype(np.int64) - low, np.arange(low, high + 1))
+        if high - low < 2**16
+        else pd.factorize(_host(x).astype(np.int64))
+    )
+
 
 def _words(name: str, labels) -> np.ndarray:
     "Labels as objects; ParameterError if one is not a string"
     odd = next((v for v in labels if not isinstance(v, str)), None)
-    if odd is not None: raise ParameterError(f"{name!r} holds {odd!r} of type {type(odd).__name__} beside strings; convert the column to one type.")
+    if odd is not None:
+        raise ParameterError(
+            f"{name!r} holds {odd!r} of type {type(odd).__name__} beside strings; convert the column to one type."
+        )
     return np.asarray(labels, dtype=object)
 
 # %% ../../nbs/compute/groups.ipynb #6f4d1a9e
 def _ranked(labels: np.ndarray):
     "The place of each label in their order, and the distinct labels; the missing one is last"
     import pandas as pd
+
     codes, found = pd.factorize(labels, sort=True)
     if (codes < 0).any():
         codes = np.where(codes < 0, len(found), codes)
         found = np.concatenate([found, labels[codes == len(found)][:1]])
     return codes, found
 
+
 def _numbered(columns: list):
     "The number of each row among the distinct rows of these columns of labels, and the distinct rows, in order"
     ranked = [_ranked(labels) for labels in columns]
     codes = np.zeros(len(columns[0]), np.int64)
-    for place, found in ranked: codes = codes * len(found) + place
+    for place, found in ranked:
+        codes = codes * len(found) + place
     _, first, numbers = np.unique(codes, return_index=True, return_inverse=True)
     return numbers.reshape(-1), tuple(labels[first] for labels in columns)
+
 
 def _groups(block, keys: tuple):
     "The number of the group of each row, and the keys of the groups: arrays (group,)"
     coded = [_coded(name, block[name], ns) for name, ns in keys]
     sizes = [len(labels) for _, labels in coded]
-    there = next((x for x, _ in coded if not isinstance(x, np.ndarray)), coded[0][0])  # a key on a device takes the others there
+    there = next(
+        (x for x, _ in coded if not isinstance(x, np.ndarray)), coded[0][0]
+    )  # a key on a device takes the others there
     codes = library(there).array(_beside(coded[0][0], there), np.int64)
     for (more, _), size in zip(coded[1:], sizes[1:], strict=True):
         codes *= size
@@ -113,9 +167,11 @@ def _groups(block, keys: tuple):
 # %% ../../nbs/compute/groups.ipynb #29c52f79
 TABLE = 2**22  # combinations of keys that are counted in a table; more are looked up
 
+
 def _present(codes, size: int):
     "The codes that occur, ascending; codes of the rows, among all `size` codes or among those that occur; how many codes these are"
     import pandas as pd
+
     if size > TABLE:
         places, found = pd.factorize(_host(codes), sort=True)
         return found, places, len(found)
@@ -127,39 +183,64 @@ def _present(codes, size: int):
 @dataclass(frozen=True, eq=False)
 class Stats:
     "What is remembered of a column, by group"
-    count: np.ndarray     # (group,) values that are not missing
-    mean: np.ndarray      # (group,) float64; of times in their own unit since 1970
-    m2: np.ndarray        # (group,) sum of the squared deviations from the mean
-    least: np.ndarray     # (group,) int64 or float64
+
+    count: np.ndarray  # (group,) values that are not missing
+    mean: np.ndarray  # (group,) float64; of times in their own unit since 1970
+    m2: np.ndarray  # (group,) sum of the squared deviations from the mean
+    least: np.ndarray  # (group,) int64 or float64
     greatest: np.ndarray
-    kind: str = ""        # dtype of times; "" for numbers
+    kind: str = ""  # dtype of times; "" for numbers
+
 
 @dataclass(frozen=True, eq=False)
 class Groups:
     "A table with a row per group, in the order of the keys"
-    keys: tuple = ()                           # arrays (group,), one for each key
-    rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # (group,) rows, those with a missing value too
+
+    keys: tuple = ()  # arrays (group,), one for each key
+    rows: np.ndarray = field(
+        default_factory=lambda: np.zeros(0, np.int64)
+    )  # (group,) rows, those with a missing value too
     stats: dict = field(default_factory=dict)  # Stats by column
+
 
 def _stats(name: str, column, codes: np.ndarray, groups: int) -> Stats:
     "The statistics of one column of a block; ParameterError if it has none"
     from scalai_nb.kernels import of
+
     x = column.data
     if "categories" in column.attrs or x.dtype.kind not in "biufM" or x.ndim != 1:
-        raise ParameterError(f"{name!r} holds {'categories' if 'categories' in column.attrs else x.dtype} over {column.dims}; statistics are of numbers, bool and times over row.")
+        raise ParameterError(
+            f"{name!r} holds {'categories' if 'categories' in column.attrs else x.dtype} over {column.dims}; statistics are of numbers, bool and times over row."
+        )
     time = x.dtype.kind == "M"
-    return Stats(*of("groups", x).fold(_beside(codes, x), x.view(np.int64) if time else x, groups, time), str(x.dtype) if time else "")
+    return Stats(
+        *of("groups", x).fold(_beside(codes, x), x.view(np.int64) if time else x, groups, time),
+        str(x.dtype) if time else "",
+    )
 
 # %% ../../nbs/compute/groups.ipynb #473de010
 def _spread(s: Stats, at: np.ndarray, n: int) -> Stats:
     "`s` as a table of `n` groups, its own at the places `at`"
     whole = s.least.dtype.kind == "i"
-    empty = (0, 0, 0, np.iinfo(np.int64).max, np.iinfo(np.int64).min) if whole else (0, 0, 0, np.inf, -np.inf)
+    empty = (
+        (0, 0, 0, np.iinfo(np.int64).max, np.iinfo(np.int64).min)
+        if whole
+        else (0, 0, 0, np.inf, -np.inf)
+    )
+
     def put(x, fill):
         out = np.full(n, fill, x.dtype)
         out[at] = x
         return out
-    return Stats(*(put(x, fill) for x, fill in zip((s.count, s.mean, s.m2, s.least, s.greatest), empty, strict=True)), s.kind)
+
+    return Stats(
+        *(
+            put(x, fill)
+            for x, fill in zip((s.count, s.mean, s.m2, s.least, s.greatest), empty, strict=True)
+        ),
+        s.kind,
+    )
+
 
 def _both(a: Stats, b: Stats) -> Stats:
     "The statistics of the values of both, group by group"
@@ -168,52 +249,107 @@ def _both(a: Stats, b: Stats) -> Stats:
     share = np.divide(b.count, count, out=np.zeros(len(count)), where=count > 0)
     with np.errstate(invalid="ignore", over="ignore"):
         delta = np.where((a.count > 0) & (b.count > 0), b.mean - a.mean, 0)
-        mean = np.where(a.count > 0, np.where(np.isfinite(delta), a.mean + delta * share, a.mean + b.mean), b.mean)  # of infinities the sum is the mean
-        return Stats(count, mean, a.m2 + b.m2 + np.where(np.isfinite(delta), delta * delta * share * a.count, np.nan), *_extremes(a, b), a.kind or b.kind)
+        mean = np.where(
+            a.count > 0,
+            np.where(np.isfinite(delta), a.mean + delta * share, a.mean + b.mean),
+            b.mean,
+        )  # of infinities the sum is the mean
+        return Stats(
+            count,
+            mean,
+            a.m2 + b.m2 + np.where(np.isfinite(delta), delta * delta * share * a.count, np.nan),
+            *_extremes(a, b),
+            a.kind or b.kind,
+        )
+
 
 def _extremes(a: Stats, b: Stats):
     "Least and greatest of both; a column that is whole in one block and not in another is not"
-    def number(x, count): return np.where(count > 0, x, np.nan)
-    if a.least.dtype == b.least.dtype: return np.minimum(a.least, b.least), np.maximum(a.greatest, b.greatest)
-    low, high = np.fmin(number(a.least, a.count), number(b.least, b.count)), np.fmax(number(a.greatest, a.count), number(b.greatest, b.count))
+
+    def number(x, count):
+        return np.where(count > 0, x, np.nan)
+
+    if a.least.dtype == b.least.dtype:
+        return np.minimum(a.least, b.least), np.maximum(a.greatest, b.greatest)
+    low, high = (
+        np.fmin(number(a.least, a.count), number(b.least, b.count)),
+        np.fmax(number(a.greatest, a.count), number(b.greatest, b.count)),
+    )
     return np.where(np.isnan(low), np.inf, low), np.where(np.isnan(high), -np.inf, high)
 
 # %% ../../nbs/compute/groups.ipynb #161f3b8e
 def _update(s: Groups, block, keys: tuple, columns: tuple) -> Groups:
     "`s` with the rows of a block"
-    if not block.sizes.get("row"): return s
+    if not block.sizes.get("row"):
+        return s
     codes, labels = _groups(block, keys)
     n = len(labels[0])
-    return _merge(s, Groups(labels, _host(library(codes).bincount(codes, minlength=n)), {c: _stats(c, block[c], codes, n) for c in columns}))
+    return _merge(
+        s,
+        Groups(
+            labels,
+            _host(library(codes).bincount(codes, minlength=n)),
+            {c: _stats(c, block[c], codes, n) for c in columns},
+        ),
+    )
+
 
 def _alike(a: tuple, b: tuple) -> bool:
     "Whether two tables have the same keys"
     import pandas as pd
-    return all(len(x) == len(y) and pd.Index(x).equals(pd.Index(y)) for x, y in zip(a, b, strict=True))
+
+    return all(
+        len(x) == len(y) and pd.Index(x).equals(pd.Index(y)) for x, y in zip(a, b, strict=True)
+    )
+
 
 def _merge(a: Groups, b: Groups) -> Groups:
     "The table of the rows of both"
-    if not a.keys or not b.keys: return a if a.keys else b
-    if _alike(a.keys, b.keys): return Groups(a.keys, a.rows + b.rows, {c: _both(s, b.stats[c]) for c, s in a.stats.items()})
+    if not a.keys or not b.keys:
+        return a if a.keys else b
+    if _alike(a.keys, b.keys):
+        return Groups(
+            a.keys, a.rows + b.rows, {c: _both(s, b.stats[c]) for c, s in a.stats.items()}
+        )
     numbers, keys = _numbered([np.concatenate(pair) for pair in zip(a.keys, b.keys, strict=True)])
-    n, at, other = len(keys[0]), numbers[:len(a.rows)], numbers[len(a.rows):]
+    n, at, other = len(keys[0]), numbers[: len(a.rows)], numbers[len(a.rows) :]
     rows = np.zeros(n, np.int64)
     rows[at] += a.rows
     rows[other] += b.rows
-    return Groups(keys, rows, {c: _both(_spread(s, at, n), _spread(b.stats[c], other, n)) for c, s in a.stats.items()})
+    return Groups(
+        keys,
+        rows,
+        {c: _both(_spread(s, at, n), _spread(b.stats[c], other, n)) for c, s in a.stats.items()},
+    )
 
 # %% ../../nbs/compute/groups.ipynb #63205e04
 def _time(values, s: Stats):
     "Numbers as times where the column holds times"
-    if not s.kind: return values
-    return np.where(s.count > 0, np.rint(np.where(s.count > 0, values, 0)).astype(np.int64) if values.dtype.kind == "f" else values, np.iinfo(np.int64).min).astype(s.kind)
+    if not s.kind:
+        return values
+    return np.where(
+        s.count > 0,
+        np.rint(np.where(s.count > 0, values, 0)).astype(np.int64)
+        if values.dtype.kind == "f"
+        else values,
+        np.iinfo(np.int64).min,
+    ).astype(s.kind)
+
 
 def _extreme(values, s: Stats):
     "Extremes, missing where there is no value; whole numbers stay so where every group has one"
-    if s.kind: return _time(values, s)
-    return values if values.dtype.kind == "i" and s.count.all() else np.where(s.count > 0, values, np.nan)
+    if s.kind:
+        return _time(values, s)
+    return (
+        values
+        if values.dtype.kind == "i" and s.count.all()
+        else np.where(s.count > 0, values, np.nan)
+    )
 
-def _variance(s: Stats): return np.divide(s.m2, s.count - 1, out=np.full(len(s.count), np.nan), where=s.count > 1)
+
+def _variance(s: Stats):
+    return np.divide(s.m2, s.count - 1, out=np.full(len(s.count), np.nan), where=s.count > 1)
+
 
 AGGREGATES = {  # name -> Stats -> (group,)
     "count": lambda s: s.count,
@@ -225,44 +361,70 @@ AGGREGATES = {  # name -> Stats -> (group,)
     "max": lambda s: _extreme(s.greatest, s),
 }
 
+
 def _asked(aggregates: dict) -> dict:
     "Names of aggregates by column; ParameterError for an unknown one"
-    asked = {c: [names] if isinstance(names, str) else list(names) for c, names in aggregates.items()}
+    asked = {
+        c: [names] if isinstance(names, str) else list(names) for c, names in aggregates.items()
+    }
     for names in asked.values():
         for name in names:
-            if name not in AGGREGATES: raise ParameterError(unknown(str(name), AGGREGATES, "the aggregates"))
+            if name not in AGGREGATES:
+                raise ParameterError(unknown(str(name), AGGREGATES, "the aggregates"))
     return asked
 
 # %% ../../nbs/compute/groups.ipynb #478ca915
 def _table(s: Groups, keys: tuple, asked: dict):
     "The Dataset over `group`"
     import xarray as xr
+
     names = [name for name, _ in keys]
-    coords = {n: ("group", labels) for n, labels in zip(names, s.keys or [np.empty(0)] * len(names), strict=True)}
-    if not s.keys: return xr.Dataset({f"{c}_{a}": ("group", np.empty(0)) for c, many in asked.items() for a in many} | {"rows": ("group", s.rows)}, coords)
+    coords = {
+        n: ("group", labels)
+        for n, labels in zip(names, s.keys or [np.empty(0)] * len(names), strict=True)
+    }
+    if not s.keys:
+        return xr.Dataset(
+            {f"{c}_{a}": ("group", np.empty(0)) for c, many in asked.items() for a in many}
+            | {"rows": ("group", s.rows)},
+            coords,
+        )
     for c, many in asked.items():
-        if s.stats[c].kind and {*many} & {"sum", "var", "std"}: raise ParameterError(f"{c!r} holds times; accepted: count, mean, min, max.")
-    with np.errstate(invalid="ignore"): values = {f"{c}_{a}": ("group", AGGREGATES[a](s.stats[c])) for c, many in asked.items() for a in many}
+        if s.stats[c].kind and {*many} & {"sum", "var", "std"}:
+            raise ParameterError(f"{c!r} holds times; accepted: count, mean, min, max.")
+    with np.errstate(invalid="ignore"):
+        values = {
+            f"{c}_{a}": ("group", AGGREGATES[a](s.stats[c]))
+            for c, many in asked.items()
+            for a in many
+        }
     return xr.Dataset({"rows": ("group", s.rows)} | values, coords)
 
+
 def GroupBy(
-    by,          # column, (column of times, period), or a list of these
+    by,  # column, (column of times, period), or a list of these
     aggregates,  # {column: names of AGGREGATES}, or a Mergeable over datasets, which is run on the rows of each group
 ) -> Mergeable:  # its result: a Dataset over `group`, or results by key
     "Aggregates by group as a mergeable algorithm; ParameterError for keys or columns that have none"
     keys = _keys(by)
-    if isinstance(aggregates, Mergeable): return _each_group(keys, aggregates)
+    if isinstance(aggregates, Mergeable):
+        return _each_group(keys, aggregates)
     asked = _asked(aggregates)
-    return Mergeable(Groups, lambda s, block: _update(s, block, keys, tuple(asked)), _merge, lambda s: _table(s, keys, asked),
-                     columns=tuple(dict.fromkeys([*(name for name, _ in keys), *asked])))
+    return Mergeable(
+        Groups,
+        lambda s, block: _update(s, block, keys, tuple(asked)),
+        _merge,
+        lambda s: _table(s, keys, asked),
+        columns=tuple(dict.fromkeys([*(name for name, _ in keys), *asked])),
+    )
 
 # %% ../../nbs/compute/groups.ipynb #06670e46
 def group_by(
-    data,          # what `reduce` takes
-    by,            # as in GroupBy
-    aggregates,    # as in GroupBy
-    client=None,   # as in reduce
-    **options,     # of reduce
+    data,  # what `reduce` takes
+    by,  # as in GroupBy
+    aggregates,  # as in GroupBy
+    client=None,  # as in reduce
+    **options,  # of reduce
 ):
     "Aggregates by group, in one pass"
     return reduce(GroupBy(by, aggregates), data, client, **options)
@@ -270,43 +432,78 @@ def group_by(
 # %% ../../nbs/compute/groups.ipynb #296ef6a4
 def _plain_key(keys: tuple, i: int):
     "Key of group `i`: a value, of several keys a tuple; None is missing"
-    def plain(x): return None if x is None or x != x else x.item() if hasattr(x, "item") and not isinstance(x, np.datetime64) else x
+
+    def plain(x):
+        return (
+            None
+            if x is None or x != x
+            else x.item()
+            if hasattr(x, "item") and not isinstance(x, np.datetime64)
+            else x
+        )
+
     key = tuple(plain(labels[i]) for labels in keys)
     return key[0] if len(key) == 1 else key
 
-def _order(key): return [(v is None, v if v is not None else 0) for v in (key if isinstance(key, tuple) else (key,))]
+
+def _order(key):
+    return [
+        (v is None, v if v is not None else 0) for v in (key if isinstance(key, tuple) else (key,))
+    ]
+
 
 def _each_group(keys: tuple, algorithm: Mergeable) -> Mergeable:
     "`algorithm` on the rows of each group"
+
     def update(states, block):
-        if not block.sizes.get("row"): return states
+        if not block.sizes.get("row"):
+            return states
         codes, labels = _groups(block, keys)
         codes = _host(codes)
         cuts = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
         new = {_plain_key(labels, i): block.isel(row=rows) for i, rows in enumerate(cuts)}
-        return states | {key: algorithm.update(states.get(key, algorithm.init()), rows) for key, rows in new.items()}
-    def merge(a, b): return {**a, **b, **{key: algorithm.merge(a[key], b[key]) for key in a.keys() & b.keys()}}
-    def finalize(states): return {key: algorithm.finalize(states[key]) for key in sorted(states, key=_order)}
-    columns = algorithm.columns and tuple(dict.fromkeys([*(name for name, _ in keys), *algorithm.columns]))
+        return states | {
+            key: algorithm.update(states.get(key, algorithm.init()), rows)
+            for key, rows in new.items()
+        }
+
+    def merge(a, b):
+        return {**a, **b, **{key: algorithm.merge(a[key], b[key]) for key in a.keys() & b.keys()}}
+
+    def finalize(states):
+        return {key: algorithm.finalize(states[key]) for key in sorted(states, key=_order)}
+
+    columns = algorithm.columns and tuple(
+        dict.fromkeys([*(name for name, _ in keys), *algorithm.columns])
+    )
     return Mergeable(dict, update, merge, finalize, algorithm.ordered, columns)
 
 # %% ../../nbs/compute/groups.ipynb #60095e9f
 def Rolling(
-    time: str,     # column of times
-    pane: str,     # period by which the window moves, as "1D"
-    panes: int,    # periods in a window
-    aggregates,    # as in GroupBy
-    by=None,       # further keys, as in GroupBy
-) -> Mergeable:    # its result is that of GroupBy, a group being the window that ends with pane `time`
+    time: str,  # column of times
+    pane: str,  # period by which the window moves, as "1D"
+    panes: int,  # periods in a window
+    aggregates,  # as in GroupBy
+    by=None,  # further keys, as in GroupBy
+) -> (
+    Mergeable
+):  # its result is that of GroupBy, a group being the window that ends with pane `time`
     "Aggregates over a window that moves along time"
-    if int(panes) != panes or panes < 1: raise ParameterError(f"panes={panes}; accepted: a whole number of periods, 1 or more.")
+    if int(panes) != panes or panes < 1:
+        raise ParameterError(f"panes={panes}; accepted: a whole number of periods, 1 or more.")
     by = [*(by if isinstance(by, list) else [by] if by else []), (time, pane)]
     keys = _keys(by)
     if isinstance(aggregates, Mergeable):
         grouped = _each_group(keys, aggregates)
-        return replace(grouped, finalize=lambda s: _rolled_states(s, aggregates, panes, keys[-1][1]))
+        return replace(
+            grouped, finalize=lambda s: _rolled_states(s, aggregates, panes, keys[-1][1])
+        )
     asked = _asked(aggregates)
-    return replace(GroupBy(by, aggregates), finalize=lambda s: _table(_rolled(s, panes, keys[-1][1]), keys, asked))
+    return replace(
+        GroupBy(by, aggregates),
+        finalize=lambda s: _table(_rolled(s, panes, keys[-1][1]), keys, asked),
+    )
+
 
 def rolling(data, time: str, pane: str, panes: int, aggregates, by=None, client=None, **options):
     "Aggregates over a window that moves along time; arguments as in Rolling and reduce"
@@ -315,20 +512,32 @@ def rolling(data, time: str, pane: str, panes: int, aggregates, by=None, client=
 # %% ../../nbs/compute/groups.ipynb #3d72a06e
 def _rolled(s: Groups, panes: int, ns: int) -> Groups:
     "The table of panes as one of windows: each pane with those of the same key that are less than `panes` periods older"
-    if not s.keys: return s
+    if not s.keys:
+        return s
     *others, time = s.keys
     key = _numbered(others)[0] if others else np.zeros(len(time), np.int64)
     age, rows, stats = time.astype("M8[ns]").astype(np.int64), s.rows.copy(), s.stats
     for lag in range(1, min(panes, len(time))):
         older, newer = np.arange(len(time) - lag), np.arange(lag, len(time))
-        near = (key[older] == key[newer]) & ~np.isnat(time[newer]) & ~np.isnat(time[older]) & (age[newer] - age[older] < panes * ns)
-        if not near.any(): break
+        near = (
+            (key[older] == key[newer])
+            & ~np.isnat(time[newer])
+            & ~np.isnat(time[older])
+            & (age[newer] - age[older] < panes * ns)
+        )
+        if not near.any():
+            break
         older, newer = older[near], newer[near]
         rows[newer] += s.rows[older]
-        stats = {c: _both(_spread(_picked(s.stats[c], older), newer, len(time)), x) for c, x in stats.items()}
+        stats = {
+            c: _both(_spread(_picked(s.stats[c], older), newer, len(time)), x)
+            for c, x in stats.items()
+        }
     return Groups(s.keys, rows, stats)
 
-def _picked(s: Stats, at): return Stats(*(x[at] for x in (s.count, s.mean, s.m2, s.least, s.greatest)), s.kind)
+
+def _picked(s: Stats, at):
+    return Stats(*(x[at] for x in (s.count, s.mean, s.m2, s.least, s.greatest)), s.kind)
 
 # %% ../../nbs/compute/groups.ipynb #db04b585
 def _rolled_states(states: dict, algorithm: Mergeable, panes: int, ns: int) -> dict:
@@ -336,7 +545,8 @@ def _rolled_states(states: dict, algorithm: Mergeable, panes: int, ns: int) -> d
     result, before = {}, None
     for key in sorted(states, key=_order):
         *other, time = key if isinstance(key, tuple) else (key,)
-        if other != before: window, before = _Window(algorithm), other
+        if other != before:
+            window, before = _Window(algorithm), other
         at = time and np.datetime64(time, "ns").astype(np.int64)
         state = states[key] if time is None else window.push(at, states[key], at - (panes - 1) * ns)
         result[key] = algorithm.finalize(state)
@@ -345,35 +555,59 @@ def _rolled_states(states: dict, algorithm: Mergeable, panes: int, ns: int) -> d
 # %% ../../nbs/compute/groups.ipynb #3d2ff207
 class _Window:
     "States in order, of which old ones are dropped; their merge costs three merges a push, whatever the length"
-    def __init__(self, algorithm: Mergeable): self.merge, self.front, self.back, self.late = algorithm.merge, deque(), [], None
+
+    def __init__(self, algorithm: Mergeable):
+        self.merge, self.front, self.back, self.late = algorithm.merge, deque(), [], None
+
     # front: (time, state of this and all later ones of the front); back: (time, state), with `late` the state of all of them
     def push(self, time: int, state, since: int):
         "Add a state and drop those before `since`; the state of all"
         self.back.append((time, state))
         self.late = state if self.late is None else self.merge(self.late, state)
-        while self.front and self.front[0][0] < since: self.front.popleft()
-        if not self.front and self.back[0][0] < since: self._turn(since)
-        return self.late if not self.front else self.front[0][1] if self.late is None else self.merge(self.front[0][1], self.late)
+        while self.front and self.front[0][0] < since:
+            self.front.popleft()
+        if not self.front and self.back[0][0] < since:
+            self._turn(since)
+        return (
+            self.late
+            if not self.front
+            else self.front[0][1]
+            if self.late is None
+            else self.merge(self.front[0][1], self.late)
+        )
 
     def _turn(self, since: int):
         "Make the back the front, each state merged with all after it"
         total = None
         for time, state in reversed(self.back):
-            if time < since: break
+            if time < since:
+                break
             total = state if total is None else self.merge(state, total)
             self.front.appendleft((time, total))
         self.back, self.late = [], None
 
+
 def forget(
     s: Groups,  # state of GroupBy or Rolling whose last key is a time
-    before,     # datetime64 or text
+    before,  # datetime64 or text
 ) -> Groups:
     "The state without the groups before a time; those without a time stay"
-    if not s.keys: return s
-    if s.keys[-1].dtype.kind != "M": raise ParameterError("The last key of the state is no time; give the time last, as in by=['carrier', ('time', '1D')].")
+    if not s.keys:
+        return s
+    if s.keys[-1].dtype.kind != "M":
+        raise ParameterError(
+            "The last key of the state is no time; give the time last, as in by=['carrier', ('time', '1D')]."
+        )
     kept = np.flatnonzero(~(s.keys[-1] < np.datetime64(before)))
-    return Groups(tuple(k[kept] for k in s.keys), s.rows[kept], {c: _picked(x, kept) for c, x in s.stats.items()})
+    return Groups(
+        tuple(k[kept] for k in s.keys),
+        s.rows[kept],
+        {c: _picked(x, kept) for c, x in s.stats.items()},
+    )
 
 # %% ../../nbs/compute/groups.ipynb #6d75d94a
-register("groups", GroupBy(["group", ("time", "1h")], {"value": list(AGGREGATES), "time": ["min", "max"]}))
+register(
+    "groups",
+    GroupBy(["group", ("time", "1h")], {"value": list(AGGREGATES), "time": ["min", "max"]}),
+)
 register("windows", Rolling("time", "1h", 3, {"value": list(AGGREGATES)}, by="group"))

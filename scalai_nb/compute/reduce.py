@@ -26,21 +26,29 @@ from ..errors import ParameterError, WorkFailed
 @dataclass(frozen=True)
 class Mergeable:
     "An algorithm as four pure functions over a small state"
-    init: Callable                         # () -> the state of no rows
-    update: Callable                       # (state, block) -> the state with the rows of `block` added
-    merge: Callable                        # (state, state) -> the state of the rows of both
+
+    init: Callable  # () -> the state of no rows
+    update: Callable  # (state, block) -> the state with the rows of `block` added
+    merge: Callable  # (state, state) -> the state of the rows of both
     finalize: Callable = lambda state: state  # state -> result
-    ordered: bool = False                  # whether `merge(a, b)` differs from `merge(b, a)`, as for "the last value"
-    columns: tuple | None = None           # names of the columns of a dataset that `update` reads; None: whatever there is
+    ordered: bool = (
+        False  # whether `merge(a, b)` differs from `merge(b, a)`, as for "the last value"
+    )
+    columns: tuple | None = (
+        None  # names of the columns of a dataset that `update` reads; None: whatever there is
+    )
 
 # %% ../../nbs/compute/reduce.ipynb #15465dbd
 def on(
-    column: str,           # name of a variable of the dataset
+    column: str,  # name of a variable of the dataset
     algorithm: Mergeable,  # whose blocks are arrays
-) -> Mergeable:            # whose blocks are datasets
+) -> Mergeable:  # whose blocks are datasets
     "`algorithm` over one column"
+
     def update(state, block):
-        with naming(f"column {column!r}"): return algorithm.update(state, block[column])
+        with naming(f"column {column!r}"):
+            return algorithm.update(state, block[column])
+
     return replace(algorithm, update=update, columns=(column,))
 
 # %% ../../nbs/compute/reduce.ipynb #45f62072
@@ -50,95 +58,142 @@ def columns(
     "The variables over `row`, without the index of that dimension"
     return over_rows(ds)
 
+
 def each(
     algorithm: Mergeable,  # whose blocks are DataArrays
-) -> Mergeable:            # whose blocks are datasets; state and result are dicts by column
+) -> Mergeable:  # whose blocks are datasets; state and result are dicts by column
     "`algorithm` over every column"
+
     def update(states, block):
-        return states | {name: on(name, algorithm).update(states.get(name, algorithm.init()), block) for name in columns(block)}
+        return states | {
+            name: on(name, algorithm).update(states.get(name, algorithm.init()), block)
+            for name in columns(block)
+        }
+
     def merge(a, b):
-        return {**a, **b, **{name: algorithm.merge(a[name], b[name]) for name in a.keys() & b.keys()}}
-    return Mergeable(dict, update, merge, lambda s: {name: algorithm.finalize(x) for name, x in s.items()}, algorithm.ordered)
+        return {
+            **a,
+            **b,
+            **{name: algorithm.merge(a[name], b[name]) for name in a.keys() & b.keys()},
+        }
+
+    return Mergeable(
+        dict,
+        update,
+        merge,
+        lambda s: {name: algorithm.finalize(x) for name, x in s.items()},
+        algorithm.ordered,
+    )
 
 # %% ../../nbs/compute/reduce.ipynb #1d0211ff
 def together(
     algorithms: dict[str, Mergeable],  # by the name of their result
-) -> Mergeable:                        # its result is a dict by the same names
+) -> Mergeable:  # its result is a dict by the same names
     "Several algorithms as one that shares a pass over the data"
-    def all_of(call): return {name: call(name, algorithm) for name, algorithm in algorithms.items()}
+
+    def all_of(call):
+        return {name: call(name, algorithm) for name, algorithm in algorithms.items()}
+
     return Mergeable(
         init=lambda: all_of(lambda name, a: a.init()),
         update=lambda s, block: all_of(lambda name, a: a.update(s[name], block)),
         merge=lambda s, t: all_of(lambda name, a: a.merge(s[name], t[name])),
         finalize=lambda s: all_of(lambda name, a: a.finalize(s[name])),
         ordered=any(a.ordered for a in algorithms.values()),
-        columns=None if any(a.columns is None for a in algorithms.values()) else tuple({c: 0 for a in algorithms.values() for c in a.columns}))
+        columns=None
+        if any(a.columns is None for a in algorithms.values())
+        else tuple({c: 0 for a in algorithms.values() for c in a.columns}),
+    )
 
 # %% ../../nbs/compute/reduce.ipynb #898889a3
 PARTS, FAN = 128, 8  # most parts of a dataset; states merged at once in the tree
+
 
 def _fold(algorithm: Mergeable, number: int, row: int, blocks: Blocks, after=lambda: None):
     "State of `blocks`, the first of which is block `number` of the data and begins at `row`; `after` is called after each"
     state = algorithm.init()
     for i, size in enumerate(blocks.sizes):
-        with naming(f"Block {number + i} (rows {row}:{row + size})"): state = algorithm.update(state, blocks[i])
+        with naming(f"Block {number + i} (rows {row}:{row + size})"):
+            state = algorithm.update(state, blocks[i])
         row += size
         after()
     return state
 
-def _merge(algorithm: Mergeable, states: list): "The states as one, in order"; return pairwise(algorithm.merge, states)
+
+def _merge(algorithm: Mergeable, states: list):
+    "The states as one, in order"
+    return pairwise(algorithm.merge, states)
+
 
 def _parts(blocks: Blocks) -> list[tuple]:
     "Number of the first block, its first row, and blocks, of each part"
     batch, row, parts = -(-len(blocks) // PARTS), 0, []
     for number in range(0, len(blocks), batch):
-        parts.append((number, row, blocks[number:number + batch]))
+        parts.append((number, row, blocks[number : number + batch]))
         row += sum(parts[-1][2].sizes)
     return parts
 
 # %% ../../nbs/compute/reduce.ipynb #0ab0a1ce
 class _Tree:
     "States by (level, place): a state of level 0 is that of a part, one of level n that of up to FAN ** n parts"
+
     def __init__(self, merge: Callable, parts: int, states=()):
         self.merge, self.states, self.widths, self._lock = merge, dict(states), [parts], Lock()
-        while self.widths[-1] > 1: self.widths.append(-(-self.widths[-1] // FAN))
+        while self.widths[-1] > 1:
+            self.widths.append(-(-self.widths[-1] // FAN))
 
-    def has(self, part: int) -> bool: return any((level, part // FAN**level) in self.states for level in range(len(self.widths)))
+    def has(self, part: int) -> bool:
+        return any((level, part // FAN**level) in self.states for level in range(len(self.widths)))
 
     def add(self, place: int, state) -> None:
         "Take the state of one part, and merge what can be merged"
         for level, width in enumerate(self.widths):
             with self._lock:
                 self.states[level, place] = state
-                group = [(level, i) for i in range(place - place % FAN, min(place - place % FAN + FAN, width))]
-                if width == 1 or any(key not in self.states for key in group): return
+                group = [
+                    (level, i)
+                    for i in range(place - place % FAN, min(place - place % FAN + FAN, width))
+                ]
+                if width == 1 or any(key not in self.states for key in group):
+                    return
                 states = [self.states[key] for key in group]
             state, place = self.merge(states), place // FAN
-            with self._lock: self.states = {k: v for k, v in self.states.items() if k not in group} | {(level + 1, place): state}
+            with self._lock:
+                self.states = {k: v for k, v in self.states.items() if k not in group} | {
+                    (level + 1, place): state
+                }
 
     @property
-    def result(self): return self.states[len(self.widths) - 1, 0]
+    def result(self):
+        return self.states[len(self.widths) - 1, 0]
 
 # %% ../../nbs/compute/reduce.ipynb #604ab05e
 EVERY = 30  # seconds between two writings of a checkpoint
 
+
 class _Checkpoint:
     "The file of what is done; without a path, nothing"
+
     def __init__(self, path, blocks: Blocks, algorithm: Mergeable):
         self.path, self.written, self._lock = path and Path(path), time.monotonic(), Lock()
-        if path: self.mark = fingerprint((blocks.fingerprint(), PARTS, FAN, algorithm.init()))
+        if path:
+            self.mark = fingerprint((blocks.fingerprint(), PARTS, FAN, algorithm.init()))
 
     def read(self, otherwise):
         "What was done before, or `otherwise`; ParameterError when it was something else"
-        if not self.path or not self.path.exists(): return otherwise
+        if not self.path or not self.path.exists():
+            return otherwise
         content = load(self.path)
         if not isinstance(content, dict) or content.get("mark") != self.mark:
-            raise ParameterError(f"{self.path} was begun with other data or another algorithm; delete it to begin anew, or name another file.")
+            raise ParameterError(
+                f"{self.path} was begun with other data or another algorithm; delete it to begin anew, or name another file."
+            )
         return content["done"]
 
     def write(self, done: Callable, now: bool = False):
         "Write what `done()` says if it is time to, or `now`"
-        if not self.path or not (now or time.monotonic() - self.written > EVERY): return
+        if not self.path or not (now or time.monotonic() - self.written > EVERY):
+            return
         with self._lock:
             self.written = time.monotonic()
             save(self.path, {"mark": self.mark, "done": done()})
@@ -146,95 +201,157 @@ class _Checkpoint:
     @contextmanager
     def kept(self, done: Callable):
         "Write what is done when the work stops before its end; remove the file at the end"
-        try: yield
-        except BaseException: self.write(done, now=True); raise
-        if self.path: self.path.unlink(missing_ok=True)
+        try:
+            yield
+        except BaseException:
+            self.write(done, now=True)
+            raise
+        if self.path:
+            self.path.unlink(missing_ok=True)
 
 # %% ../../nbs/compute/reduce.ipynb #75c064eb
 @contextmanager
 def shown(progress, total: int | None, what: str = "blocks"):
     "A function to call when some of `what` are done"
     done, lock = [0], Lock()
+
     def call(show, n=1):
         with lock:
             done[0] += n
             show(done[0], total)
-    if callable(progress): yield partial(call, progress)
+
+    if callable(progress):
+        yield partial(call, progress)
     elif progress or (progress is None and sys.stderr.isatty()):
-        with _bar(what, 0 if progress else 2) as show: yield partial(call, show)
-    else: yield lambda n=1: None
+        with _bar(what, 0 if progress else 2) as show:
+            yield partial(call, show)
+    else:
+        yield lambda n=1: None
+
 
 @contextmanager
 def _bar(what: str, patience: float):
     "A function that draws a bar on standard error once `patience` seconds have passed"
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-    bar, begun = Progress(what, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True), time.monotonic()
+
+    bar, begun = (
+        Progress(
+            what,
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        ),
+        time.monotonic(),
+    )
     task = bar.add_task(what)
+
     def show(done, total):
-        if time.monotonic() - begun < patience: return
+        if time.monotonic() - begun < patience:
+            return
         bar.start()
         bar.update(task, completed=done, total=total)
-    try: yield show
-    finally: bar.stop()
+
+    try:
+        yield show
+    finally:
+        bar.stop()
 
 # %% ../../nbs/compute/reduce.ipynb #3683de30
-class _Halt(Exception): "Another part has failed"
+class _Halt(Exception):
+    "Another part has failed"
+
 
 def _threads() -> int:
     "Threads to use: `num_workers` of Dask's configuration, else one a core that this process may use"
     import dask
     from dask.system import CPU_COUNT
+
     return int(dask.config.get("num_workers", 0) or CPU_COUNT)
 
-def _over_threads(algorithm: Mergeable, parts: list, tree: _Tree, kept: _Checkpoint, done: Callable):
+
+def _over_threads(
+    algorithm: Mergeable, parts: list, tree: _Tree, kept: _Checkpoint, done: Callable
+):
     "Bring the states of `parts` to the tree; raises the error of the first part that failed"
     halt = Event()
+
     def after():
         done()
-        if halt.is_set(): raise _Halt
+        if halt.is_set():
+            raise _Halt
+
     def work(place, part):
-        if halt.is_set(): raise _Halt
-        try: tree.add(place, _fold(algorithm, *part, after))
-        except BaseException: halt.set(); raise
+        if halt.is_set():
+            raise _Halt
+        try:
+            tree.add(place, _fold(algorithm, *part, after))
+        except BaseException:
+            halt.set()
+            raise
         kept.write(lambda: tree.states)
+
     todo = [(place, part) for place, part in enumerate(parts) if not tree.has(place)]
-    if len(todo) == 1: return work(*todo[0])
+    if len(todo) == 1:
+        return work(*todo[0])
     with ThreadPoolExecutor(max(1, min(_threads(), len(todo)))) as pool:
         futures = [pool.submit(work, *item) for item in todo]
-        try: errors = [e for f in futures if (e := f.exception())]
-        except BaseException: halt.set(); raise
+        try:
+            errors = [e for f in futures if (e := f.exception())]
+        except BaseException:
+            halt.set()
+            raise
     for e in errors:
-        if not isinstance(e, _Halt): raise e
+        if not isinstance(e, _Halt):
+            raise e
 
 # %% ../../nbs/compute/reduce.ipynb #e82e1761
 def _task(algorithm: Mergeable, number: int, row: int, blocks: Blocks):
     "The task that folds a part; what is to be read travels in it, what the cluster holds already is handed to it"
     import dask
+
     ds = getattr(blocks.source, "ds", None)
-    if ds is None: return dask.delayed(partial(_fold, algorithm, number, row, blocks), pure=False)()
-    def fold(ds): return _fold(algorithm, number, row, Blocks(source(ds, sizes), device))
+    if ds is None:
+        return dask.delayed(partial(_fold, algorithm, number, row, blocks), pure=False)()
+
+    def fold(ds):
+        return _fold(algorithm, number, row, Blocks(source(ds, sizes), device))
+
     source, sizes, device = type(blocks.source), blocks.sizes, blocks.device
-    if persisted(ds): return dask.delayed(fold, pure=False)(ds)
-    part, = dask.optimize(ds)  # without the graph of the other parts
+    if persisted(ds):
+        return dask.delayed(fold, pure=False)(ds)
+    (part,) = dask.optimize(ds)  # without the graph of the other parts
     return dask.delayed(partial(fold, part), pure=False)()
+
 
 def persisted(ds) -> bool:
     "Whether blocks of `ds` are futures: `ds.persist()` on a cluster"
     return "distributed" in sys.modules and bool(sys.modules["distributed"].futures_of(ds))
 
+
 def _tree_of_tasks(algorithm: Mergeable, tasks: list):
     "The task that merges the states of `tasks`"
     import dask
-    while len(tasks) > 1: tasks = [dask.delayed(partial(_merge, algorithm), pure=False)(tasks[i:i + FAN]) for i in range(0, len(tasks), FAN)]
+
+    while len(tasks) > 1:
+        tasks = [
+            dask.delayed(partial(_merge, algorithm), pure=False)(tasks[i : i + FAN])
+            for i in range(0, len(tasks), FAN)
+        ]
     return tasks[0]
 
 # %% ../../nbs/compute/reduce.ipynb #d779ee68
-STALLED = 60  # seconds without an end of any task after which it is asked whether all workers have paused
+STALLED = (
+    60  # seconds without an end of any task after which it is asked whether all workers have paused
+)
+
 
 def _ended(futures: list, client):
     "Yield `futures` as they end; WorkFailed when none does any more, because every worker has paused for want of memory and none is at work"
     from distributed import as_completed
+
     left = set(futures)
     while left:
         before = len(left)
@@ -244,99 +361,136 @@ def _ended(futures: list, client):
                 yield future
         except TimeoutError:
             workers = client.scheduler_info(n_workers=-1)["workers"].values()
-            if len(left) == before and workers and all(w["status"] == "paused" and not w["metrics"]["task_counts"].get("executing") for w in workers):
-                raise WorkFailed(f"All workers ({len(workers)}) have paused, as their memory of {min(w['memory_limit'] for w in workers) / 1e9:.2g} GB is nearly "
-                                 "full; give them more (memory in settings.ini), or read fewer columns.") from None
+            if (
+                len(left) == before
+                and workers
+                and all(
+                    w["status"] == "paused" and not w["metrics"]["task_counts"].get("executing")
+                    for w in workers
+                )
+            ):
+                raise WorkFailed(
+                    f"All workers ({len(workers)}) have paused, as their memory of {min(w['memory_limit'] for w in workers) / 1e9:.2g} GB is nearly "
+                    "full; give them more (memory in settings.ini), or read fewer columns."
+                ) from None
 
 # %% ../../nbs/compute/reduce.ipynb #44526c99
-def _over_cluster(algorithm: Mergeable, parts: list, tree: _Tree, kept: _Checkpoint, done: Callable, client):
+def _over_cluster(
+    algorithm: Mergeable, parts: list, tree: _Tree, kept: _Checkpoint, done: Callable, client
+):
     "Bring the states of `parts`, or the one of all, to the tree"
     from distributed import KilledWorker
+
     todo = [place for place in range(len(parts)) if not tree.has(place)]
     tasks = [_task(algorithm, *parts[place]) for place in todo]
-    if not tasks: return
-    top, *futures = client.compute([tasks[0] if kept.path else _tree_of_tasks(algorithm, tasks), *tasks])
+    if not tasks:
+        return
+    top, *futures = client.compute(
+        [tasks[0] if kept.path else _tree_of_tasks(algorithm, tasks), *tasks]
+    )
     places = dict(zip(futures, todo, strict=True))
     try:
         for future in _ended(futures, client):
-            if kept.path: tree.add(places[future], future.result())
-            elif future.status != "finished": future.result()
+            if kept.path:
+                tree.add(places[future], future.result())
+            elif future.status != "finished":
+                future.result()
             done(len(parts[places[future]][2]))
             kept.write(lambda: tree.states)
-        if not kept.path: tree.states = {(len(tree.widths) - 1, 0): top.result()}
+        if not kept.path:
+            tree.states = {(len(tree.widths) - 1, 0): top.result()}
     except BaseException as e:
         client.cancel([top, *futures])
-        if not isinstance(e, KilledWorker): raise
-        raise WorkFailed(f"Workers died over the same blocks again and again ({e}); give them more memory, or read fewer columns.") from e
+        if not isinstance(e, KilledWorker):
+            raise
+        raise WorkFailed(
+            f"Workers died over the same blocks again and again ({e}); give them more memory, or read fewer columns."
+        ) from e
 
 # %% ../../nbs/compute/reduce.ipynb #50b24064
 def _runs(stream, seen: int):
     "Yield (number of the first block, blocks): at least `BLOCK` rows each, but for the last; without the first `seen` blocks"
     run, rows, first = [], 0, seen
     for number, block in enumerate(stream):
-        if number < seen: continue
+        if number < seen:
+            continue
         run, rows = [*run, block], rows + block.sizes.get("row", 0)
         if rows >= BLOCK:
             yield first, run
             run, rows, first = [], 0, number + 1
-    if run: yield first, run
+    if run:
+        yield first, run
+
 
 def _fold_run(algorithm: Mergeable, device, first: int, run: list):
     "State of consecutive blocks of a stream"
     state = algorithm.init()
     for number, block in enumerate(run, first):
-        with naming(f"Block {number}"): state = algorithm.update(state, on_device(loaded(block), device))
+        with naming(f"Block {number}"):
+            state = algorithm.update(state, on_device(loaded(block), device))
     return state
+
 
 def _over_stream(algorithm: Mergeable, blocks: Blocks, kept: _Checkpoint, done: Callable):
     "State of all blocks of a stream; `kept` is written with the number of blocks that are in it"
     seen, state = kept.read((0, algorithm.init()))
     threads, waiting = _threads(), deque()
+
     def take():
         nonlocal seen, state
         run, future = waiting.popleft()
         seen, state = seen + len(run), algorithm.merge(state, future.result())
         done(len(run))
         kept.write(lambda: (seen, state))
+
     with kept.kept(lambda: (seen, state)), ThreadPoolExecutor(threads) as pool:
         for first, run in _runs(blocks.source, seen):
             waiting.append((run, pool.submit(_fold_run, algorithm, blocks.device, first, run)))
-            if len(waiting) > threads: take()
-        while waiting: take()
+            if len(waiting) > threads:
+                take()
+        while waiting:
+            take()
     return state
 
 # %% ../../nbs/compute/reduce.ipynb #3ab84190
 def reduce(
     algorithm: Mergeable | dict[str, Mergeable],  # a dict shares one pass over the data
-    data,             # what `Blocks.of` takes: a dataset over `row` (in memory, lazy or of the lake), Parquet files, Arrow, an iterable; Blocks
-    client=None,      # dask.distributed.Client whose workers read and reduce what they can reach; None: threads of this process.
-                      # Data that are in memory, and a stream, are reduced where they are
+    data,  # what `Blocks.of` takes: a dataset over `row` (in memory, lazy or of the lake), Parquet files, Arrow, an iterable; Blocks
+    client=None,  # dask.distributed.Client whose workers read and reduce what they can reach; None: threads of this process.
+    # Data that are in memory, and a stream, are reduced where they are
     *,
-    columns=None,     # names of columns to read; None: those that the algorithm names, else all
-    progress=None,    # function of (blocks done, of how many); True: a bar; None: a bar on a terminal; False: nothing
+    columns=None,  # names of columns to read; None: those that the algorithm names, else all
+    progress=None,  # function of (blocks done, of how many); True: a bar; None: a bar on a terminal; False: nothing
     checkpoint=None,  # file that keeps what is done if the work is interrupted, and from which it goes on; see `compute.state` for what a state may hold
-):                    # what `finalize` returns; a dict by the same names for a dict
+):  # what `finalize` returns; a dict by the same names for a dict
     "Run a mergeable algorithm over all rows of `data`; `WorkFailed` names the block and column that failed"
-    if isinstance(algorithm, dict): algorithm = together(algorithm)
+    if isinstance(algorithm, dict):
+        algorithm = together(algorithm)
     blocks = Blocks.of(data, algorithm.columns if columns is None else columns, BLOCK)
     kept = _Checkpoint(checkpoint, blocks, algorithm)
     with shown(progress, blocks.sizes and len(blocks)) as done:
-        if blocks.sizes is None: return algorithm.finalize(_over_stream(algorithm, blocks, kept, done))
+        if blocks.sizes is None:
+            return algorithm.finalize(_over_stream(algorithm, blocks, kept, done))
         return algorithm.finalize(_over_blocks(algorithm, blocks, kept, done, client))
+
 
 def _over_blocks(algorithm: Mergeable, blocks: Blocks, kept: _Checkpoint, done: Callable, client):
     "State of all blocks, on threads or on a cluster"
-    if client is None and persisted(getattr(blocks.source, "ds", None)): raise ParameterError("The dataset was persisted on a cluster; pass its client.")
+    if client is None and persisted(getattr(blocks.source, "ds", None)):
+        raise ParameterError("The dataset was persisted on a cluster; pass its client.")
     parts = _parts(blocks)
     tree = _Tree(partial(_merge, algorithm), len(parts), kept.read({}))
     done(sum(len(part) for place, (*_, part) in enumerate(parts) if tree.has(place)))
     with kept.kept(lambda: tree.states):
-        if client and blocks.travels: _over_cluster(algorithm, parts, tree, kept, done, client)
-        else: _over_threads(algorithm, parts, tree, kept, done)
+        if client and blocks.travels:
+            _over_cluster(algorithm, parts, tree, kept, done, client)
+        else:
+            _over_threads(algorithm, parts, tree, kept, done)
     return tree.result
 
 # %% ../../nbs/compute/reduce.ipynb #66d9fcfb
 ALGORITHMS: dict[str, Mergeable] = {}  # by name; `register` adds to it
+
 
 def register(name: str, algorithm: Mergeable) -> Mergeable:
     "Add `algorithm` to `ALGORITHMS`, and return it"
@@ -345,62 +499,97 @@ def register(name: str, algorithm: Mergeable) -> Mergeable:
 
 # %% ../../nbs/compute/reduce.ipynb #8c732c83
 def alike(
-    a, b,          # results or states: numbers, strings, arrays, and dataclasses, dicts and sequences of them
+    a,
+    b,  # results or states: numbers, strings, arrays, and dataclasses, dicts and sequences of them
     *,
-    rtol=1e-9,     # relative tolerance of floats
-    atol=0.0,      # absolute tolerance of floats
-) -> bool:         # NaN equals NaN, NaT equals NaT; the order of a dict does not matter
+    rtol=1e-9,  # relative tolerance of floats
+    atol=0.0,  # absolute tolerance of floats
+) -> bool:  # NaN equals NaN, NaT equals NaT; the order of a dict does not matter
     "Whether two results, or two blocks, are the same, up to rounding"
     import numpy as np
-    if hasattr(a, "identical"): return a.identical(b)
-    if hasattr(a, "__dataclass_fields__"): a, b = vars(a), vars(b)
-    if isinstance(a, dict): return a.keys() == b.keys() and all(alike(a[k], b[k], rtol=rtol, atol=atol) for k in a)
-    if isinstance(a, (list, tuple)): return len(a) == len(b) and all(alike(x, y, rtol=rtol, atol=atol) for x, y in zip(a, b, strict=True))
+
+    if hasattr(a, "identical"):
+        return a.identical(b)
+    if hasattr(a, "__dataclass_fields__"):
+        a, b = vars(a), vars(b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(alike(a[k], b[k], rtol=rtol, atol=atol) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(
+            alike(x, y, rtol=rtol, atol=atol) for x, y in zip(a, b, strict=True)
+        )
     a, b = np.asarray(a), np.asarray(b)
-    if a.shape != b.shape: return False
-    if a.dtype.kind in "mM" and b.dtype == a.dtype: a, b = a.view(np.int64), b.view(np.int64)
-    if "f" in (a.dtype.kind, b.dtype.kind): return bool(np.allclose(a, b, rtol=rtol, atol=atol, equal_nan=True))
+    if a.shape != b.shape:
+        return False
+    if a.dtype.kind in "mM" and b.dtype == a.dtype:
+        a, b = a.view(np.int64), b.view(np.int64)
+    if "f" in (a.dtype.kind, b.dtype.kind):
+        return bool(np.allclose(a, b, rtol=rtol, atol=atol, equal_nan=True))
     return bool((a == b).all())
 
 # %% ../../nbs/compute/reduce.ipynb #cd5b571d
 def _arrays(state):
     "Yield the arrays in a state"
-    if hasattr(state, "__dataclass_fields__"): state = vars(state)
-    if isinstance(state, dict): state = list(state.values())
-    if hasattr(state, "dtype"): yield state
-    elif isinstance(state, (list, tuple)): yield from (x for part in state for x in _arrays(part))
+    if hasattr(state, "__dataclass_fields__"):
+        state = vars(state)
+    if isinstance(state, dict):
+        state = list(state.values())
+    if hasattr(state, "dtype"):
+        yield state
+    elif isinstance(state, (list, tuple)):
+        yield from (x for part in state for x in _arrays(part))
+
 
 def _through_arrow(x):
     "The array `x`, written to Arrow and read again"
     import pyarrow as pa
+
     return pa.array(x.ravel()).to_numpy(zero_copy_only=False).reshape(x.shape)
 
 # %% ../../nbs/compute/reduce.ipynb #cb78728f
 def check_mergeable(
     algorithm: Mergeable,
     blocks: list,  # three blocks
-    concat,        # [block] -> block: what joins the rows of blocks
-    same=alike,    # (result, result) -> bool: a looser one where a result is inexact
+    concat,  # [block] -> block: what joins the rows of blocks
+    same=alike,  # (result, result) -> bool: a looser one where a result is inexact
 ) -> None:
     "Check the laws of a mergeable algorithm on `blocks`; `AssertionError` names the law that does not hold"
     from pickle import dumps, loads
-    init, update, merge, finalize = algorithm.init, algorithm.update, algorithm.merge, algorithm.finalize
-    def hold(law, x, y): assert same(finalize(x), finalize(y)), law
+
+    init, update, merge, finalize = (
+        algorithm.init,
+        algorithm.update,
+        algorithm.merge,
+        algorithm.finalize,
+    )
+
+    def hold(law, x, y):
+        assert same(finalize(x), finalize(y)), law
+
     blocks_before = loads(dumps(blocks))
     a, b, c = states = [update(init(), x) for x in blocks]
-    for x, y in zip(blocks_before, blocks, strict=True): assert alike(x, y), "update leaves the block untouched"
+    for x, y in zip(blocks_before, blocks, strict=True):
+        assert alike(x, y), "update leaves the block untouched"
     states_before = loads(dumps(states))
-    for x, y in zip(states_before, states, strict=True): hold("a state survives pickle", x, y)
+    for x, y in zip(states_before, states, strict=True):
+        hold("a state survives pickle", x, y)
     merge(a, b), update(b, blocks[2])
-    for x, y in zip(states_before, states, strict=True): hold("merge and update leave their states untouched", x, y)
+    for x, y in zip(states_before, states, strict=True):
+        hold("merge and update leave their states untouched", x, y)
     hold("merging with the empty state changes nothing", merge(init(), a), a)
     hold("merging with the empty state changes nothing", merge(a, init()), a)
     hold("merge is associative", merge(merge(a, b), c), merge(a, merge(b, c)))
-    if not algorithm.ordered: hold("merge is commutative", merge(a, b), merge(b, a))
+    if not algorithm.ordered:
+        hold("merge is commutative", merge(a, b), merge(b, a))
     whole = update(init(), concat(blocks))
-    hold("any chunking gives the same: update after update", pairwise(update, blocks, init()), whole)
+    hold(
+        "any chunking gives the same: update after update", pairwise(update, blocks, init()), whole
+    )
     hold("any chunking gives the same: states merged", pairwise(merge, states), whole)
-    for x in _arrays(whole): assert alike(_through_arrow(x), x), "a state survives Arrow"
-    try: kept = through_file(whole)
-    except ParameterError: return  # of classes that are no part of scalai-nb; see compute.state
+    for x in _arrays(whole):
+        assert alike(_through_arrow(x), x), "a state survives Arrow"
+    try:
+        kept = through_file(whole)
+    except ParameterError:
+        return  # of classes that are no part of scalai-nb; see compute.state
     hold("a state survives a file", kept, whole)

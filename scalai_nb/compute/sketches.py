@@ -21,6 +21,7 @@ from ..kernels import of
 @dataclass(frozen=True)
 class Moments:
     "Number of values, their mean, and the sums of the 2nd to 4th power of their deviations from it"
+
     n: int = 0
     mean: float = 0.0
     m2: float = 0.0
@@ -28,55 +29,84 @@ class Moments:
     m4: float = 0.0
 
     @property
-    def std(self) -> float: "Standard deviation of the population (divided by n); NaN without values"; return (self.m2 / self.n) ** 0.5 if self.n else np.nan
+    def std(self) -> float:
+        "Standard deviation of the population (divided by n); NaN without values"
+        return (self.m2 / self.n) ** 0.5 if self.n else np.nan
+
     @property
-    def skewness(self) -> float: "0 if symmetric, above if the tail on the right is the longer"; return _standardised(self, self.m3, 1.5)
+    def skewness(self) -> float:
+        "0 if symmetric, above if the tail on the right is the longer"
+        return _standardised(self, self.m3, 1.5)
+
     @property
-    def kurtosis(self) -> float: "In excess of 3: 0 for a normal distribution, above for heavier tails"; return _standardised(self, self.m4, 2) - 3
+    def kurtosis(self) -> float:
+        "In excess of 3: 0 for a normal distribution, above for heavier tails"
+        return _standardised(self, self.m4, 2) - 3
+
 
 def _standardised(s: Moments, m: float, power: float) -> float:
-    with np.errstate(all="ignore"): x = np.float64(m) / s.n / (np.float64(s.m2) / s.n) ** power if s.n else np.nan
+    with np.errstate(all="ignore"):
+        x = np.float64(m) / s.n / (np.float64(s.m2) / s.n) ** power if s.n else np.nan
     return float(x) if np.isfinite(x) and s.m2 / s.n > 1e-150 else np.nan
 
 # %% ../../nbs/compute/sketches.ipynb #4333df9e
 def _taken(x):
     "An array as the kernels take it: one contiguous dimension, in the byte order of the machine, floats of 4 or 8 bytes"
     x = (x.variable.data if hasattr(x, "variable") else x).ravel()
-    if not x.dtype.isnative: x = x.astype(x.dtype.newbyteorder("="))
-    return x if x.dtype.kind != "f" or x.itemsize in (4, 8) else x.astype("f4" if x.itemsize == 2 else "f8")
+    if not x.dtype.isnative:
+        x = x.astype(x.dtype.newbyteorder("="))
+    return (
+        x
+        if x.dtype.kind != "f" or x.itemsize in (4, 8)
+        else x.astype("f4" if x.itemsize == 2 else "f8")
+    )
+
 
 def moments(
-    x,            # (n,) numbers; NaN and infinities are left out
+    x,  # (n,) numbers; NaN and infinities are left out
     counts=None,  # (n,) how often each occurs, if they are finite; None: once
 ) -> Moments:
     "The moments of an array; what exceeds the range of a float is infinite"
-    if counts is None: return Moments(*of("columns", x := _taken(x)).scan(x)[-5:])
-    if not len(x): return Moments()
+    if counts is None:
+        return Moments(*of("columns", x := _taken(x)).scan(x)[-5:])
+    if not len(x):
+        return Moments()
     from scalai_nb.kernels.columns import settled
+
     n, x, counts = int(counts.sum()), np.asarray(x, dtype=np.float64), counts.astype(np.float64)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         shift = np.sum((d := x - x[0]) * counts) / n  # 0 for a constant, to the last bit
         mean, d = x[0] + shift if np.isfinite(shift) else np.sum(x * (counts / n)), d - shift
         often = counts * (square := d * d)
-        return Moments(*settled(n, float(mean), *(float(np.sum(x)) for x in (often, often * d, often * square))))
+        return Moments(
+            *settled(
+                n, float(mean), *(float(np.sum(x)) for x in (often, often * d, often * square))
+            )
+        )
+
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
     "The moments of the values of both"  # Pébay 2008, SAND2008-6212, eq. 1.5 to 1.7
-    if not a.n or not b.n: return a if a.n else b
+    if not a.n or not b.n:
+        return a if a.n else b
     from scalai_nb.kernels.columns import join, settled
+
     return Moments(*settled(*join(*vars(a).values(), *vars(b).values())))
+
 
 register("moments", Mergeable(Moments, lambda s, x: merge_moments(s, moments(x)), merge_moments))
 
 # %% ../../nbs/compute/sketches.ipynb #7fa438fc
 _INFINITY = np.float64(np.inf).view(np.int64)
 
+
 def float_keys(
     x,  # (n,) float64 without NaN
-):      # (n,) int64 in the order of `x`; x and -x have opposite keys
+):  # (n,) int64 in the order of `x`; x and -x have opposite keys
     "The bits of each float as an integer that sorts alike"
     bits = np.abs(x).view(np.int64)
     return np.where(x < 0, -bits, bits)
+
 
 def key_floats(keys):
     "The float that has each key"
@@ -84,12 +114,17 @@ def key_floats(keys):
     return np.where(keys < 0, -x, x)
 
 # %% ../../nbs/compute/sketches.ipynb #520346bb
-def _none(): return np.empty(0, np.int64)
+def _none():
+    return np.empty(0, np.int64)
+
 
 @dataclass(frozen=True, eq=False)
 class Buckets:
     "Counts of keys that agree but for their last `shift` bits (of their magnitude: 0 has the keys of both signs)"
-    keys: np.ndarray = field(default_factory=_none)    # (n,) int64, sorted: key >> shift, towards zero
+
+    keys: np.ndarray = field(
+        default_factory=_none
+    )  # (n,) int64, sorted: key >> shift, towards zero
     counts: np.ndarray = field(default_factory=_none)  # (n,) or (n, kinds) int64
     shift: int = 0
 
@@ -101,50 +136,72 @@ class Buckets:
         return (np.where(self.keys > 0, near, -far), np.where(self.keys < 0, -near, far))
 
 # %% ../../nbs/compute/sketches.ipynb #58004140
-def _towards_zero(keys, shift: int): "Drop the last `shift` bits of the magnitude"; return np.sign(keys) * (np.abs(keys) >> shift)
+def _towards_zero(keys, shift: int):
+    "Drop the last `shift` bits of the magnitude"
+    return np.sign(keys) * (np.abs(keys) >> shift)
+
 
 def coarsen(b: Buckets, shift: int) -> Buckets:
     "The same counts in buckets of at least `shift` bits"
-    return b if shift <= b.shift else Buckets(*_summed(_towards_zero(b.keys, shift - b.shift), b.counts), shift)
+    return (
+        b
+        if shift <= b.shift
+        else Buckets(*_summed(_towards_zero(b.keys, shift - b.shift), b.counts), shift)
+    )
+
 
 def _summed(keys, counts):
     "Different keys of ascending ones, and the sums of their counts"
     first = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else []
     return (keys[first], np.add.reduceat(counts, first, axis=0)) if len(keys) else (keys, counts)
 
+
 def _fit(b: Buckets, limit: int, most: int) -> Buckets:
     "`b` at the least shift, up to `most`, that leaves at most `limit` buckets"
-    if len(b.keys) <= limit: return b
+    if len(b.keys) <= limit:
+        return b
     from scalai_nb.kernels.columns import occupied
-    def fits(shift): return occupied(b.keys, shift - b.shift) <= limit
+
+    def fits(shift):
+        return occupied(b.keys, shift - b.shift) <= limit
+
     return coarsen(b, b.shift + bisect_left(range(b.shift, most), True, key=fits))
 
 # %% ../../nbs/compute/sketches.ipynb #8a488798
-LIMIT = 4096   # distinct values up to which a column is counted exactly
+LIMIT = 4096  # distinct values up to which a column is counted exactly
 COARSEST = 45  # mantissa bits that are dropped at most: a relative error of 2^-8 = 0.4 %
 
+
 def buckets(
-    keys,    # (n,) int64 in any order, possibly repeated
+    keys,  # (n,) int64 in any order, possibly repeated
     counts,  # (n,) or (n, kinds) how often
     *,
-    limit=LIMIT,    # buckets that are kept without rounding
+    limit=LIMIT,  # buckets that are kept without rounding
     most=COARSEST,  # bits that may be dropped to get there
 ) -> Buckets:
     "Count keys"
-    if (keys[1:] < keys[:-1]).any(): keys, counts = keys[order := np.argsort(keys)], counts[order]
+    if (keys[1:] < keys[:-1]).any():
+        keys, counts = keys[order := np.argsort(keys)], counts[order]
     return _fit(Buckets(*_summed(keys, counts)), limit, most)
+
 
 def merge_buckets(a: Buckets, b: Buckets, *, limit=LIMIT, most=COARSEST) -> Buckets:
     "The buckets of the keys of both"
-    if not len(a.keys) or not len(b.keys): return a if len(a.keys) else b
+    if not len(a.keys) or not len(b.keys):
+        return a if len(a.keys) else b
     from scalai_nb.kernels.columns import joined
+
     a, b = coarsen(a, b.shift), coarsen(b, a.shift)
-    keys, counts = joined(a.keys, a.counts.reshape(len(a.keys), -1), b.keys, b.counts.reshape(len(b.keys), -1))
+    keys, counts = joined(
+        a.keys, a.counts.reshape(len(a.keys), -1), b.keys, b.counts.reshape(len(b.keys), -1)
+    )
     return _fit(Buckets(keys, counts.reshape(-1, *a.counts.shape[1:]), a.shift), limit, most)
+
 
 def _update_buckets(s: Buckets, x) -> Buckets:
     x = np.asarray(x, dtype=np.float64)
     return merge_buckets(s, buckets(float_keys(x), np.ones(len(x), np.int64)))
+
 
 register("buckets", Mergeable(Buckets, _update_buckets, merge_buckets))
 
@@ -152,35 +209,48 @@ register("buckets", Mergeable(Buckets, _update_buckets, merge_buckets))
 @dataclass(frozen=True, eq=False)
 class Values:
     "Distinct values and how often each occurs"
+
     values: np.ndarray = field(default_factory=_none)  # (n,) sorted; numbers or str
     counts: np.ndarray = field(default_factory=_none)  # (n,) int64; up to `slack` too low
-    slack: int = 0                                     # 0: exact and complete
-    registers: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))  # (0,) while exact, else (2^15,) of HyperLogLog
+    slack: int = 0  # 0: exact and complete
+    registers: np.ndarray = field(
+        default_factory=lambda: np.empty(0, np.uint8)
+    )  # (0,) while exact, else (2^15,) of HyperLogLog
 
 # %% ../../nbs/compute/sketches.ipynb #dbdfbf0a
 def _bits(values):
     "64 bits that tell numbers apart; equal numbers have equal bits, be they integers or floats"
     bits = (values.astype(np.float64) + 0.0).view(np.uint64)  # -0.0 becomes 0.0
-    if values.dtype.kind in "iu": bits = np.where(np.abs(values.astype(np.float64)) < 2**53, bits, values.astype(np.uint64))
+    if values.dtype.kind in "iu":
+        bits = np.where(np.abs(values.astype(np.float64)) < 2**53, bits, values.astype(np.uint64))
     return bits
+
 
 def _registers(s: Values):
     "HyperLogLog registers of the values of `s`"
     from scalai_nb.kernels.columns import registers
-    if len(s.registers): return s.registers
-    if s.values.dtype.kind != "O": return registers(_bits(s.values))
+
+    if len(s.registers):
+        return s.registers
+    if s.values.dtype.kind != "O":
+        return registers(_bits(s.values))
     from pandas.util import hash_array
+
     return registers(hash_array(s.values, categorize=False), hashed=True)
+
 
 def _halved(registers):
     "The registers that one bit less of the hash chooses: it becomes the first of those whose zeros are counted"
     even, odd = registers[::2], registers[1::2]
     return np.maximum(even + (even > 0), odd > 0, dtype=np.uint8)
 
+
 def _union(a, b):
     "The registers of the values of both; summaries stored by earlier versions have half as many"
-    while len(a) > len(b): a = _halved(a)
-    while len(b) > len(a): b = _halved(b)
+    while len(a) > len(b):
+        a = _halved(a)
+    while len(b) > len(a):
+        b = _halved(b)
     return np.maximum(a, b)
 
 # %% ../../nbs/compute/sketches.ipynb #080ae1b6
@@ -190,22 +260,26 @@ def _estimate(registers) -> float:
     q = 65 - m.bit_length()
     c = np.bincount(registers, minlength=q + 2)
     z, x, y = 0.0, c[0] / m, 1.0
-    for k in range(q, 0, -1): z = (z + c[k]) / 2
+    for k in range(q, 0, -1):
+        z = (z + c[k]) / 2
     sigma = x
-    while x and x < 1 and y < 2.0**60: x, sigma, y = x * x, sigma + x * x * y, y * 2
+    while x and x < 1 and y < 2.0**60:
+        x, sigma, y = x * x, sigma + x * x * y, y * 2
     return m * m / (2 * np.log(2) * (z + m * sigma))
 
 # %% ../../nbs/compute/sketches.ipynb #f90f0850
 def _prune(s: Values) -> Values:
     "Keep the counts of at most `LIMIT` values"  # Agarwal et al. 2012, Mergeable summaries, section 3
-    if len(s.values) <= LIMIT: return s
+    if len(s.values) <= LIMIT:
+        return s
     cut = int(np.partition(s.counts, -LIMIT - 1)[-LIMIT - 1])
     kept = s.counts > cut
     return Values(s.values[kept], s.counts[kept] - cut, s.slack + cut, _registers(s))
 
+
 def values(
-    x,        # (n,) distinct values in any order
-    counts,   # (n,) how often each occurs
+    x,  # (n,) distinct values in any order
+    counts,  # (n,) how often each occurs
 ) -> Values:
     "The values with their counts; beyond `LIMIT` of them, the frequent ones"
     s = _prune(Values(x, counts))
@@ -214,13 +288,24 @@ def values(
 # %% ../../nbs/compute/sketches.ipynb #009d9fc0
 def merge_values(a: Values, b: Values) -> Values:
     "The values of both"
-    if not a.slack and not len(a.values): return b
-    if not b.slack and not len(b.values): return a
-    registers = _union(_registers(a), _registers(b)) if len(a.registers) or len(b.registers) else a.registers
-    if np.array_equal(a.values, b.values): return replace(a, counts=a.counts + b.counts, slack=a.slack + b.slack, registers=registers)
-    x, counts = np.concatenate([s.values for s in (a, b) if len(s.values)]), np.concatenate([a.counts, b.counts])
+    if not a.slack and not len(a.values):
+        return b
+    if not b.slack and not len(b.values):
+        return a
+    registers = (
+        _union(_registers(a), _registers(b))
+        if len(a.registers) or len(b.registers)
+        else a.registers
+    )
+    if np.array_equal(a.values, b.values):
+        return replace(a, counts=a.counts + b.counts, slack=a.slack + b.slack, registers=registers)
+    x, counts = (
+        np.concatenate([s.values for s in (a, b) if len(s.values)]),
+        np.concatenate([a.counts, b.counts]),
+    )
     order = np.argsort(x, kind="stable")  # which is fast on two runs
     return _prune(Values(*_summed(x[order], counts[order]), a.slack + b.slack, registers))
+
 
 def distinct(s: Values) -> int:
     "How many distinct values there are: exact up to `LIMIT`, above within 0.6 % (one standard error)"
@@ -229,40 +314,62 @@ def distinct(s: Values) -> int:
 # %% ../../nbs/compute/sketches.ipynb #cc1bc411
 def count_values(
     x,  # (n,) numbers, or objects, of which None and NaN are left out
-):      # distinct values, of numbers in ascending order, and how often each occurs
+):  # distinct values, of numbers in ascending order, and how often each occurs
     "Count the distinct values of an array"
-    if x.dtype.kind in "biuf": return of("columns", x := _taken(x)).unique(x)
+    if x.dtype.kind in "biuf":
+        return of("columns", x := _taken(x)).unique(x)
     from pandas import factorize
+
     codes, found = factorize(x)
     return found, np.bincount(codes[codes >= 0], minlength=len(found))
 
-register("values", Mergeable(Values, lambda s, x: merge_values(s, values(*count_values(np.asarray(x)))), merge_values))
+
+register(
+    "values",
+    Mergeable(
+        Values, lambda s, x: merge_values(s, values(*count_values(np.asarray(x)))), merge_values
+    ),
+)
 
 # %% ../../nbs/compute/sketches.ipynb #dd8b4918
 @dataclass(frozen=True, eq=False)
 class Described:
     "What the sketches and a few counts say of a block of numbers"
+
     missing: int
     zeros: int
     infinite: int
-    least: float     # infinite ones included; reversed infinities if there are none
+    least: float  # infinite ones included; reversed infinities if there are none
     greatest: float
     moments: Moments
     buckets: Buckets
     values: Values
 
+
 def _of_counts(size, found, counts, keys) -> Described:
     "Describe `size` values, of which these ascending ones occur so often and the rest is missing"
     missing = int(size - counts.sum())
-    if not len(found): return Described(missing, 0, 0, np.inf, -np.inf, Moments(), Buckets(), Values())
+    if not len(found):
+        return Described(missing, 0, 0, np.inf, -np.inf, Moments(), Buckets(), Values())
     finite = np.isfinite(found) if found.dtype.kind == "f" else np.ones(len(found), bool)
     return Described(
-        missing, int(counts[found == 0].sum()), int(counts[~finite].sum()), found[0].item(), found[-1].item(),
-        moments(found[finite], counts[finite]), buckets(keys(found), counts), values(found, counts))
+        missing,
+        int(counts[found == 0].sum()),
+        int(counts[~finite].sum()),
+        found[0].item(),
+        found[-1].item(),
+        moments(found[finite], counts[finite]),
+        buckets(keys(found), counts),
+        values(found, counts),
+    )
 
 # %% ../../nbs/compute/sketches.ipynb #d9af054c
-NARROW, WIDE = 1 << 16, 1 << 20  # range of whole numbers that are always, and at most, counted in a table; also the most buckets of a pass
-SMALL = 1 << 14                  # values that are always counted exactly
+NARROW, WIDE = (
+    1 << 16,
+    1 << 20,
+)  # range of whole numbers that are always, and at most, counted in a table; also the most buckets of a pass
+SMALL = 1 << 14  # values that are always counted exactly
+
 
 def _counts(kernel, x, many):
     "Distinct values of a block and their counts, unless it is likely that there are `many`"
@@ -272,22 +379,39 @@ def _counts(kernel, x, many):
             counts = kernel.tally(x, low, high - low + 1)[:-1]
             at = np.flatnonzero(counts)
             return at.astype(np.uint64 if x.dtype == np.uint64 else np.int64) + low, counts[at]
-    if len(x) <= SMALL: return kernel.unique(x)
+    if len(x) <= SMALL:
+        return kernel.unique(x)
     return None if many() else kernel.count(x, LIMIT)
 
-def _hit(sampled, shift=0) -> int: "Buckets that sorted keys are in"; return 1 + np.count_nonzero((s := sampled >> shift)[1:] != s[:-1])
-def _expected(n, size=1.5 * LIMIT): "Buckets that `n` different values hit if there are `size`, of equal shares"; return -size * np.expm1(-n / size)
+
+def _hit(sampled, shift=0) -> int:
+    "Buckets that sorted keys are in"
+    return 1 + np.count_nonzero((s := sampled >> shift)[1:] != s[:-1])
+
+
+def _expected(n, size=1.5 * LIMIT):
+    "Buckets that `n` different values hit if there are `size`, of equal shares"
+    return -size * np.expm1(-n / size)
+
 
 def _fine(sampled) -> int:
     "A shift at which the values have more than `LIMIT` buckets, as far as a sample can tell"
     enough = _expected(_hit(sampled))
-    return max(bisect_left(range(COARSEST + 1), True, key=lambda shift: _hit(sampled, shift) < enough) - 1, 0)
+    return max(
+        bisect_left(range(COARSEST + 1), True, key=lambda shift: _hit(sampled, shift) < enough) - 1,
+        0,
+    )
 
 # %% ../../nbs/compute/sketches.ipynb #98071eab
 def _magnitudes(spread, shift, low, scan) -> Buckets:
     "The buckets of counts by magnitude; what lies outside, zero and the infinities, is known from the scan"
     from scalai_nb.kernels.columns import gathered
-    return Buckets(*gathered(spread.counts, low, scan.zeros, scan.below, scan.above, int(_INFINITY) >> shift), shift)
+
+    return Buckets(
+        *gathered(spread.counts, low, scan.zeros, scan.below, scan.above, int(_INFINITY) >> shift),
+        shift,
+    )
+
 
 def _frequent(kernel, x, spread, scan) -> Values:
     "The frequent values of a block of many"
@@ -295,11 +419,16 @@ def _frequent(kernel, x, spread, scan) -> Values:
     if rest > most:
         heavy = spread.cells > most
         rest, x = int(spread.cells[~heavy].max(initial=0)), kernel.pick(x, heavy)
-    else: x = x[:0]
+    else:
+        x = x[:0]
     found, counts = kernel.unique(x)
     kept = counts > rest
     found, counts, registers = found[kept], counts[kept], spread.registers
-    if found.dtype.kind == "f" and (ends := {v: n for v, n in ((-np.inf, scan.below), (0.0, scan.zeros), (np.inf, scan.above)) if n}):
+    if found.dtype.kind == "f" and (
+        ends := {
+            v: n for v, n in ((-np.inf, scan.below), (0.0, scan.zeros), (np.inf, scan.above)) if n
+        }
+    ):
         extra, often = np.array(list(ends)), np.array(list(ends.values()))
         registers = np.maximum(registers, _registers(Values(extra, often)))
         found, counts = np.append(found, extra), np.append(counts, often)
@@ -311,30 +440,48 @@ def describe(
     x,  # (n,) numbers in any order, on any device; NaN is missing
     *,
     linear=False,  # whether buckets are of equal width, of int64, instead of by the bits of the float
-    shift=0,       # of the buckets that this will be merged with: no finer ones are needed
-    slack=0,       # of the values that this will be merged with: if there is any, they are known to be many
+    shift=0,  # of the buckets that this will be merged with: no finer ones are needed
+    slack=0,  # of the values that this will be merged with: if there is any, they are known to be many
 ) -> Described:
     "All three sketches of a block of numbers; exact for up to `LIMIT` distinct values"
     kernel = of("columns", x := _taken(x))
-    def keys(v): return v.astype(np.int64) if linear else float_keys(v.astype(np.float64))
-    def exact(found, counts): return _of_counts(len(x), found, counts, keys)
+
+    def keys(v):
+        return v.astype(np.int64) if linear else float_keys(v.astype(np.float64))
+
+    def exact(found, counts):
+        return _of_counts(len(x), found, counts, keys)
+
     @cache
-    def sampled(): return np.sort(keys((s := kernel.sample(x, LIMIT // 2))[np.isfinite(s) & (s != 0)]))
+    def sampled():
+        return np.sort(keys((s := kernel.sample(x, LIMIT // 2))[np.isfinite(s) & (s != 0)]))
+
     known = _counts(kernel, x, lambda: slack or _hit(sampled()) > _expected(LIMIT // 2))
-    if known: return exact(*known)
+    if known:
+        return exact(*known)
     fine, scan = shift or _fine(sampled()), kernel.scan(x)
     low, high = (int(keys(np.array([v]))[0]) >> fine for v in _reach(scan))
-    if high - low >= WIDE: return exact(*kernel.unique(x))
+    if high - low >= WIDE:
+        return exact(*kernel.unique(x))
     spread = kernel.spread(x, fine, low, high - low + 1, linear)
     b = _magnitudes(spread, fine, low, scan)
-    if fine > shift and len(b.keys) <= LIMIT: return exact(*kernel.unique(x))
+    if fine > shift and len(b.keys) <= LIMIT:
+        return exact(*kernel.unique(x))
     ends = -np.inf if scan.below else scan.least, np.inf if scan.above else scan.greatest
     return Described(
-        scan.missing, scan.zeros, scan.below + scan.above, *ends, Moments(*scan[-5:]),
-        _fit(b, LIMIT, COARSEST), _frequent(kernel, x, spread, scan))
+        scan.missing,
+        scan.zeros,
+        scan.below + scan.above,
+        *ends,
+        Moments(*scan[-5:]),
+        _fit(b, LIMIT, COARSEST),
+        _frequent(kernel, x, spread, scan),
+    )
+
 
 def _reach(scan):
     "The least magnitude but zero, or less, and the greatest magnitude"
-    if not scan.n: return 1.0, 1.0
+    if not scan.n:
+        return 1.0, 1.0
     near = max(scan.least, -scan.greatest, scan.small)
     return near, max(-scan.least, scan.greatest, near)

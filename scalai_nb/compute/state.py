@@ -23,56 +23,106 @@ from ..files import replacing
 FORMAT = "scalai-nb state 1"
 KNOWN: dict[str, type] = {}  # classes of other packages that may be read
 
-def _name(cls) -> str: return f"{cls.__module__}:{cls.__qualname__}"
+
+def _name(cls) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
 
 def register_state(cls: type) -> type:
     "Let states hold `cls`, a dataclass or named tuple outside scalai-nb; returns it"
     KNOWN[_name(cls)] = cls
     return cls
 
+
 def _class(name: str) -> type:
     "The class that `name` says; ParameterError for one that is not to be read"
-    if name in KNOWN: return KNOWN[name]
+    if name in KNOWN:
+        return KNOWN[name]
     module, _, path = name.partition(":")
-    if module.partition(".")[0] != "scalai_nb": raise ParameterError(f"The state holds a {name}; give the class to register_state before it is read.")
+    if module.partition(".")[0] != "scalai_nb":
+        raise ParameterError(
+            f"The state holds a {name}; give the class to register_state before it is read."
+        )
     found = import_module(module)
-    for part in path.split("."): found = getattr(found, part)
-    if not (isinstance(found, type) and (is_dataclass(found) or hasattr(found, "_fields"))): raise ParameterError(unknown(name, KNOWN, "the classes of states"))
+    for part in path.split("."):
+        found = getattr(found, part)
+    if not (isinstance(found, type) and (is_dataclass(found) or hasattr(found, "_fields"))):
+        raise ParameterError(unknown(name, KNOWN, "the classes of states"))
     return found
 
 # %% ../../nbs/compute/state.ipynb #892479ff
 def _encode(x, arrays: list):
     "`x` as JSON has it; what it has not goes to `arrays`. ParameterError for what a state cannot hold"
-    if x is None or isinstance(x, bool | str) or type(x) is int: return x
-    if type(x) is float: return x if np.isfinite(x) else {"~": "float", "is": repr(x)}
-    if isinstance(x, np.ndarray | np.generic) and x.dtype != object: arrays.append(np.asarray(x)); return {"~": "array" if isinstance(x, np.ndarray) else "scalar", "is": len(arrays) - 1}
-    if isinstance(x, np.ndarray): return {"~": "objects", "shape": list(x.shape), "is": [_encode(v, arrays) for v in x.ravel()]}
-    if isinstance(x, dict): return {"~": "dict", "is": [[_encode(k, arrays), _encode(v, arrays)] for k, v in x.items()]}
-    if is_dataclass(x) and not isinstance(x, type): return {"~": _checked(type(x)), "is": {f.name: _encode(getattr(x, f.name), arrays) for f in fields(x)}}
-    if hasattr(x, "_fields") and isinstance(x, tuple): return {"~": _checked(type(x)), "is": {f: _encode(getattr(x, f), arrays) for f in x._fields}}
+    if x is None or isinstance(x, bool | str) or type(x) is int:
+        return x
+    if type(x) is float:
+        return x if np.isfinite(x) else {"~": "float", "is": repr(x)}
+    if isinstance(x, np.ndarray | np.generic) and x.dtype != object:
+        arrays.append(np.asarray(x))
+        return {"~": "array" if isinstance(x, np.ndarray) else "scalar", "is": len(arrays) - 1}
+    if isinstance(x, np.ndarray):
+        return {
+            "~": "objects",
+            "shape": list(x.shape),
+            "is": [_encode(v, arrays) for v in x.ravel()],
+        }
+    if isinstance(x, dict):
+        return {"~": "dict", "is": [[_encode(k, arrays), _encode(v, arrays)] for k, v in x.items()]}
+    if is_dataclass(x) and not isinstance(x, type):
+        return {
+            "~": _checked(type(x)),
+            "is": {f.name: _encode(getattr(x, f.name), arrays) for f in fields(x)},
+        }
+    if hasattr(x, "_fields") and isinstance(x, tuple):
+        return {
+            "~": _checked(type(x)),
+            "is": {f: _encode(getattr(x, f), arrays) for f in x._fields},
+        }
     for kind in (list, tuple, set, frozenset):
-        if type(x) is kind: return {"~": kind.__name__, "is": [_encode(v, arrays) for v in (x if kind in (list, tuple) else sorted(x, key=repr))]}
-    raise ParameterError(f"A state holds a {type(x).__name__}; accepted: dataclasses, dicts, lists, tuples, sets, numbers, strings, None, NumPy arrays.")
+        if type(x) is kind:
+            return {
+                "~": kind.__name__,
+                "is": [
+                    _encode(v, arrays)
+                    for v in (x if kind in (list, tuple) else sorted(x, key=repr))
+                ],
+            }
+    raise ParameterError(
+        f"A state holds a {type(x).__name__}; accepted: dataclasses, dicts, lists, tuples, sets, numbers, strings, None, NumPy arrays."
+    )
+
 
 def _checked(cls) -> str:
     "Name of `cls`, if it can be found again by it"
-    if _class(_name(cls)) is not cls: raise ParameterError(f"{_name(cls)} is not found by its name; define it at the top of a module.")
+    if _class(_name(cls)) is not cls:
+        raise ParameterError(
+            f"{_name(cls)} is not found by its name; define it at the top of a module."
+        )
     return _name(cls)
 
 # %% ../../nbs/compute/state.ipynb #e5e1624f
 _KINDS = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
+
 def _decode(x, arrays):
     "What `_encode` made `x` of"
-    if not isinstance(x, dict): return x
+    if not isinstance(x, dict):
+        return x
     kind, what = x["~"], x["is"]
-    if kind == "float": return float(what)
-    if kind == "array": return arrays[what]
-    if kind == "scalar": return arrays[what][()]
-    if kind == "dict": return {_decode(k, arrays): _decode(v, arrays) for k, v in what}
-    if kind in _KINDS: return _KINDS[kind](_decode(v, arrays) for v in what)
-    if kind == "objects": return _objects([_decode(v, arrays) for v in what], x["shape"])
+    if kind == "float":
+        return float(what)
+    if kind == "array":
+        return arrays[what]
+    if kind == "scalar":
+        return arrays[what][()]
+    if kind == "dict":
+        return {_decode(k, arrays): _decode(v, arrays) for k, v in what}
+    if kind in _KINDS:
+        return _KINDS[kind](_decode(v, arrays) for v in what)
+    if kind == "objects":
+        return _objects([_decode(v, arrays) for v in what], x["shape"])
     return _class(kind)(**{name: _decode(v, arrays) for name, v in what.items()})
+
 
 def _objects(values: list, shape) -> np.ndarray:
     out = np.empty(len(values), dtype=object)
@@ -86,6 +136,7 @@ def _npy(x: np.ndarray) -> bytes:
     np.lib.format.write_array(file, x, allow_pickle=False)
     return file.getvalue()
 
+
 def fingerprint(
     state,  # as `save` takes it
 ) -> str:
@@ -93,16 +144,20 @@ def fingerprint(
     text = json.dumps(_encode(state, arrays := []))
     return blake2b(b"".join([text.encode(), *map(_npy, arrays)]), digest_size=12).hexdigest()
 
+
 def through_file(
     state,  # as `save` takes it
-):          # what `load` gives back
+):  # what `load` gives back
     "A state as it comes back from a file, without the file"
     text = json.dumps(_encode(state, arrays := []), allow_nan=False)
-    return _decode(json.loads(text), [np.lib.format.read_array(BytesIO(_npy(x)), allow_pickle=False) for x in arrays])
+    return _decode(
+        json.loads(text),
+        [np.lib.format.read_array(BytesIO(_npy(x)), allow_pickle=False) for x in arrays],
+    )
 
 # %% ../../nbs/compute/state.ipynb #ca4555dc
 def save(
-    path,   # file; replaced if it is there
+    path,  # file; replaced if it is there
     state,  # of dataclasses, dicts, lists, tuples, sets, numbers, strings, None and arrays
 ) -> None:
     "Write a state; ParameterError for what it cannot hold, WorkFailed when the file cannot be written"
@@ -111,25 +166,54 @@ def save(
     try:
         with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
             archive.writestr("state.json", text, zipfile.ZIP_DEFLATED, 1)
-            for i, x in enumerate(arrays): archive.writestr(f"{i}.npy", _npy(x))
-    except OSError as e: raise WorkFailed(f"The state cannot be written to {path}: {e.strerror}; name a file in a folder that is there, on a disk with room.") from e
+            for i, x in enumerate(arrays):
+                archive.writestr(f"{i}.npy", _npy(x))
+    except OSError as e:
+        raise WorkFailed(
+            f"The state cannot be written to {path}: {e.strerror}; name a file in a folder that is there, on a disk with room."
+        ) from e
 
 # %% ../../nbs/compute/state.ipynb #2542fb46
 class _Arrays:
     "The arrays of an archive by number"
-    def __init__(self, archive): self.archive = archive
-    def __getitem__(self, i: int) -> np.ndarray: return np.lib.format.read_array(BytesIO(self.archive.read(f"{i}.npy")), allow_pickle=False)
+
+    def __init__(self, archive):
+        self.archive = archive
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return np.lib.format.read_array(BytesIO(self.archive.read(f"{i}.npy")), allow_pickle=False)
+
 
 def load(
     path,  # file that `save` wrote
-):         # the state
+):  # the state
     "Read a state; ParameterError when the file is not there, is no state, is damaged or comes from a version that had other fields"
     try:
         with zipfile.ZipFile(path) as archive:
             content = json.loads(archive.read("state.json"))
-            if content["format"] != FORMAT: raise ParameterError(f"{path} is a {content['format']}; this version reads {FORMAT}.")
+            if content["format"] != FORMAT:
+                raise ParameterError(
+                    f"{path} is a {content['format']}; this version reads {FORMAT}."
+                )
             return _decode(content["state"], _Arrays(archive))
-    except FileNotFoundError: raise ParameterError(f"{path} does not exist; name a file that compute.state.save wrote.") from None
-    except ParameterError: raise
-    except (OSError, EOFError, zipfile.BadZipFile, zipfile.error, ValueError, LookupError, TypeError, AttributeError, ImportError, NotImplementedError) as e:
-        raise ParameterError(f"{path} is no state, or is damaged ({type(e).__name__}: {e}); name a file that compute.state.save of this version wrote.") from e
+    except FileNotFoundError:
+        raise ParameterError(
+            f"{path} does not exist; name a file that compute.state.save wrote."
+        ) from None
+    except ParameterError:
+        raise
+    except (
+        OSError,
+        EOFError,
+        zipfile.BadZipFile,
+        zipfile.error,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ImportError,
+        NotImplementedError,
+    ) as e:
+        raise ParameterError(
+            f"{path} is no state, or is damaged ({type(e).__name__}: {e}); name a file that compute.state.save of this version wrote."
+        ) from e

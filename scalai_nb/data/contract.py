@@ -18,52 +18,74 @@ from ..errors import ContractViolation, ParameterError, unknown
 @dataclass(frozen=True)
 class _Seen:
     "What was seen of a column; those of consecutive blocks add up"
+
     count: int = 0
     missing: int = 0
     min: float | None = None  # of the finite numbers; None: there was none
     max: float | None = None
-    outside: int = 0          # numbers outside the bounds that were given
-    codes: np.ndarray = field(default_factory=lambda: np.int64(0))  # how often each category; last: codes beyond the list
+    outside: int = 0  # numbers outside the bounds that were given
+    codes: np.ndarray = field(
+        default_factory=lambda: np.int64(0)
+    )  # how often each category; last: codes beyond the list
 
     def __add__(self, other):
         end = lambda f, a, b: f((v for v in (a, b) if v is not None), default=None)
-        return _Seen(self.count + other.count, self.missing + other.missing, end(min, self.min, other.min), end(max, self.max, other.max),
-                     self.outside + other.outside, self.codes + other.codes)
+        return _Seen(
+            self.count + other.count,
+            self.missing + other.missing,
+            end(min, self.min, other.min),
+            end(max, self.max, other.max),
+            self.outside + other.outside,
+            self.codes + other.codes,
+        )
 
 # %% ../../nbs/data/contract.ipynb #0affaaf9
 _FINITE = -np.finfo(float).max, np.finfo(float).max
 
+
 def _look(
-    column,          # DataArray in memory; NaN, NaT, None and code -1 are missing
+    column,  # DataArray in memory; NaN, NaT, None and code -1 are missing
     bounds=_FINITE,  # numbers below and above are counted as outside
 ) -> _Seen:
     "The facts of one column of a block"
     values = column.values.ravel()
     if "categories" in column.attrs:
         known, n = values[values >= 0], len(column.attrs["categories"])
-        return _Seen(len(values), len(values) - len(known), codes=np.bincount(np.minimum(known, n), minlength=n + 1))
+        return _Seen(
+            len(values),
+            len(values) - len(known),
+            codes=np.bincount(np.minimum(known, n), minlength=n + 1),
+        )
     present = values[~column.isnull().values.ravel()]
     seen = _Seen(len(values), len(values) - len(present))
-    if values.dtype.kind not in "iuf": return seen
+    if values.dtype.kind not in "iuf":
+        return seen
     finite = present[np.isfinite(present)]
     low, high = map(np.float64, bounds)
     ends = {"min": finite.min().item(), "max": finite.max().item()} if len(finite) else {}
     return replace(seen, **ends, outside=int(((present < low) | (present > high)).sum()))
 
 # %% ../../nbs/data/contract.ipynb #8ed809b5
-def missing(column) -> int: "How many values of a column, in memory, are missing"; return int(((column < 0) if "categories" in column.attrs else column.isnull()).sum())
+def missing(column) -> int:
+    "How many values of a column, in memory, are missing"
+    return int(((column < 0) if "categories" in column.attrs else column.isnull()).sum())
+
 
 def hashes(block, key):
     "A hash of the columns `key` for each row, uint64, and how many rows lack one of them"
     import pandas as pd
+
     frame = to_frame(block[list(key)].drop_vars(set(block.coords) - set(key)))
-    return pd.util.hash_pandas_object(frame, index=False).to_numpy(), int(frame.isna().any(axis=1).sum())
+    return pd.util.hash_pandas_object(frame, index=False).to_numpy(), int(
+        frame.isna().any(axis=1).sum()
+    )
+
 
 def _scan(
-    ds,         # Dataset, in memory or lazy
-    bounds,     # numbers allowed, by column; {}: all
-    key=(),     # columns that are unique together
-):              # what was seen by column; rows whose key came before; rows without a key
+    ds,  # Dataset, in memory or lazy
+    bounds,  # numbers allowed, by column; {}: all
+    key=(),  # columns that are unique together
+):  # what was seen by column; rows whose key came before; rows without a key
     "Look at all of `ds` once"
     seen, marks, keyless = dict.fromkeys(_names(ds), _Seen()), [], 0
     for block in row_blocks(ds) if seen else ():
@@ -75,28 +97,38 @@ def _scan(
     marks = np.concatenate(marks) if marks else np.empty(0)
     return seen, len(marks) - len(np.unique(marks)), keyless
 
-def _names(ds) -> list[str]: "The columns over `row`"; return [n for n, v in ds.variables.items() if "row" in v.dims]
+
+def _names(ds) -> list[str]:
+    "The columns over `row`"
+    return [n for n, v in ds.variables.items() if "row" in v.dims]
 
 # %% ../../nbs/data/contract.ipynb #900ab04e
 @dataclass(frozen=True)
 class Column:
     "What is expected of one column"
+
     name: str
-    dtype: str                # as data.sources.type_of says
-    role: str = "feature"     # pii, label, time, later, key or feature
+    dtype: str  # as data.sources.type_of says
+    role: str = "feature"  # pii, label, time, later, key or feature
     units: str = ""
     min: float | None = None  # of its numbers; None: not checked
     max: float | None = None
-    missing: float = 0.0      # share of the values
+    missing: float = 0.0  # share of the values
     categories: tuple[str, ...] | None = None  # None: not checked
-    tolerance: float = 0.5    # how much may differ; 0: nothing
+    tolerance: float = 0.5  # how much may differ; 0: nothing
 
     @property
     def bounds(self) -> tuple[float, float]:
         "Lowest and highest number that is accepted"
         ends = [v for v in (self.min, self.max) if v is not None] or [0]
         slack = self.tolerance * (ends[-1] - ends[0] or abs(ends[0]))
-        low = _FINITE[0] if self.min is None else self.min - slack if self.min < 0 else max(self.min - slack, 0)
+        low = (
+            _FINITE[0]
+            if self.min is None
+            else self.min - slack
+            if self.min < 0
+            else max(self.min - slack, 0)
+        )
         return low, _FINITE[1] if self.max is None else self.max + slack
 
     @property
@@ -108,127 +140,265 @@ class Column:
 @dataclass(frozen=True)
 class Check:
     "What a dataset does that its contract does not allow"
-    found: tuple[dict, ...]  # column, rule, expected, found and count of values or rows, of each violation
+
+    found: tuple[
+        dict, ...
+    ]  # column, rule, expected, found and count of values or rows, of each violation
 
     @property
-    def ok(self) -> bool: "Whether the contract is kept"; return not self.found
+    def ok(self) -> bool:
+        "Whether the contract is kept"
+        return not self.found
+
     @property
     def violations(self):
         "The violations as a DataFrame, one a row"
         import pandas as pd
+
         return pd.DataFrame(self.found, columns=["column", "rule", "expected", "found", "count"])
+
     def __str__(self):
-        if self.ok: return "The contract is kept."
-        return "\n".join(f"{v['column']}: {v['rule']} {v['found']}; expected {v['expected']}" for v in self.found)
-    def _repr_html_(self): return "<p>The contract is kept.</p>" if self.ok else self.violations.to_html(index=False)
+        if self.ok:
+            return "The contract is kept."
+        return "\n".join(
+            f"{v['column']}: {v['rule']} {v['found']}; expected {v['expected']}" for v in self.found
+        )
+
+    def _repr_html_(self):
+        return "<p>The contract is kept.</p>" if self.ok else self.violations.to_html(index=False)
 
     def raise_(self) -> "Check":
         "Raise ContractViolation unless the contract is kept"
-        if self.ok: return self
-        raise ContractViolation(f"The data do not keep their contract: {str(self).replace(chr(10), ' · ')}. Mend the data, or amend the contract.")
+        if self.ok:
+            return self
+        raise ContractViolation(
+            f"The data do not keep their contract: {str(self).replace(chr(10), ' · ')}. Mend the data, or amend the contract."
+        )
 
 # %% ../../nbs/data/contract.ipynb #148c6c9f
 @dataclass(frozen=True)
 class _Record:
     "The record of a contract: columns and who they are"
+
     columns: tuple[Column, ...]
-    label: str | None = None   # what a model is to predict
+    label: str | None = None  # what a model is to predict
     key: tuple[str, ...] = ()  # columns that together are unique and never missing
-    time: str | None = None    # when a row happened
+    time: str | None = None  # when a row happened
     pii: tuple[str, ...] = ()  # columns about persons: the contract holds no value of them
-    later: tuple[str, ...] = ()  # columns that become known only after the moment at which a model predicts
+    later: tuple[
+        str, ...
+    ] = ()  # columns that become known only after the moment at which a model predicts
 
     def __getitem__(self, name: str) -> Column:
         "The column `name`"
         for column in self.columns:
-            if column.name == name: return column
+            if column.name == name:
+                return column
         raise ParameterError(unknown(name, [c.name for c in self.columns], "the contract"))
 
-    def amend(self,
+    def amend(
+        self,
         name: str,  # a column
         **changes,  # fields of Column: min=0, max=24, tolerance=0
     ):
         "The contract with other expectations of one column"
         for change in changes:
-            if change not in Column.__annotations__: raise ParameterError(unknown(change, Column.__annotations__, "what a contract says of a column"))
+            if change not in Column.__annotations__:
+                raise ParameterError(
+                    unknown(change, Column.__annotations__, "what a contract says of a column")
+                )
         new = replace(self[name], **changes)
         return replace(self, columns=tuple(new if c.name == name else c for c in self.columns))
 
-    def to_json(self) -> str: "The contract as one line of JSON"; return json.dumps(asdict(self))
+    def to_json(self) -> str:
+        "The contract as one line of JSON"
+        return json.dumps(asdict(self))
+
     @classmethod
     def from_json(cls, text: str):
         "The contract that `to_json` wrote"
         record = json.loads(text)
-        columns = tuple(Column(**c | {"categories": c["categories"] and tuple(c["categories"])}) for c in record["columns"])
-        return cls(**record | {"columns": columns} | {names: tuple(record.get(names, ())) for names in ("key", "pii", "later")})
+        columns = tuple(
+            Column(**c | {"categories": c["categories"] and tuple(c["categories"])})
+            for c in record["columns"]
+        )
+        return cls(
+            **record
+            | {"columns": columns}
+            | {names: tuple(record.get(names, ())) for names in ("key", "pii", "later")}
+        )
+
     def to_frame(self):
         "The contract as a DataFrame, one column a row"
         import pandas as pd
-        few = lambda names: None if names is None else ", ".join(names[:5]) + (f", … ({len(names)})" if len(names) > 5 else "")
-        return pd.DataFrame([asdict(c) | {"categories": few(c.categories)} for c in self.columns]).set_index("name")
-    def _repr_html_(self): return self.to_frame().to_html(na_rep="", float_format="{:.6g}".format)
+
+        few = lambda names: (
+            None
+            if names is None
+            else ", ".join(names[:5]) + (f", … ({len(names)})" if len(names) > 5 else "")
+        )
+        return pd.DataFrame(
+            [asdict(c) | {"categories": few(c.categories)} for c in self.columns]
+        ).set_index("name")
+
+    def _repr_html_(self):
+        return self.to_frame().to_html(na_rep="", float_format="{:.6g}".format)
 
 # %% ../../nbs/data/contract.ipynb #cb3df820
 def _infer(column, seen: _Seen, role: str) -> Column:
     "What is expected of a DataArray, from what was seen of it; of persons no value is kept"
-    plain = Column(column.name, type_of(column), role, column.attrs.get("units", ""), missing=seen.missing / seen.count if seen.count else 0.0)
-    if role == "pii": return plain
+    plain = Column(
+        column.name,
+        type_of(column),
+        role,
+        column.attrs.get("units", ""),
+        missing=seen.missing / seen.count if seen.count else 0.0,
+    )
+    if role == "pii":
+        return plain
     categories = column.attrs.get("categories")
-    return replace(plain, min=seen.min, max=seen.max, categories=None if categories is None else tuple(categories))
+    return replace(
+        plain,
+        min=seen.min,
+        max=seen.max,
+        categories=None if categories is None else tuple(categories),
+    )
+
 
 def _violations(column: Column, given, seen: _Seen):
     "The rules that the DataArray `given` breaks, from what was seen of it"
-    broken = lambda rule, expected, found, count=None: {"column": column.name, "rule": rule, "expected": expected, "found": found, "count": count}
+    broken = lambda rule, expected, found, count=None: {
+        "column": column.name,
+        "rule": rule,
+        "expected": expected,
+        "found": found,
+        "count": count,
+    }
     units, (low, high) = given.attrs.get("units", column.units), column.bounds
-    if (found := type_of(given)) != column.dtype: yield broken("type", column.dtype, found)
-    if units != column.units: yield broken("units", column.units or "none", units)
-    open_ended = column.min is None and column.max is None or seen.min is None  # then only infinite numbers are outside
-    if seen.outside: yield broken("range", f"{low:g} to {high:g}", "infinite numbers" if open_ended else f"{seen.min:g} to {seen.max:g}", seen.outside)
+    if (found := type_of(given)) != column.dtype:
+        yield broken("type", column.dtype, found)
+    if units != column.units:
+        yield broken("units", column.units or "none", units)
+    open_ended = (
+        column.min is None and column.max is None or seen.min is None
+    )  # then only infinite numbers are outside
+    if seen.outside:
+        yield broken(
+            "range",
+            f"{low:g} to {high:g}",
+            "infinite numbers" if open_ended else f"{seen.min:g} to {seen.max:g}",
+            seen.outside,
+        )
     if seen.missing > column.most_missing * seen.count:
-        yield broken("missing", f"at most {column.most_missing:.1%}", f"{seen.missing / seen.count:.1%}", seen.missing)
+        yield broken(
+            "missing",
+            f"at most {column.most_missing:.1%}",
+            f"{seen.missing / seen.count:.1%}",
+            seen.missing,
+        )
     if column.categories is not None and "categories" in given.attrs:
         names = [*given.attrs["categories"], "(no such code)"]
         counts = zip(names, np.broadcast_to(seen.codes, len(names)), strict=True)
         new = {c: int(n) for c, n in counts if n and c not in column.categories}
-        if new: yield broken("category", f"one of {len(column.categories)}", ", ".join([*new][:5]) + (", …" if len(new) > 5 else ""), sum(new.values()))
+        if new:
+            yield broken(
+                "category",
+                f"one of {len(column.categories)}",
+                ", ".join([*new][:5]) + (", …" if len(new) > 5 else ""),
+                sum(new.values()),
+            )
 
 # %% ../../nbs/data/contract.ipynb #55ef7e59
 class Contract(_Record):
     "What is expected of a dataset"
+
     @classmethod
-    def infer(cls,
-        ds,                     # Dataset that is known to be good, in memory or lazy
-        label=None, time=None,  # name of a column each
-        key=(), pii=(),         # one or several
-        later=(),               # one or several: known only after the moment of prediction, so that no model may learn from them
+    def infer(
+        cls,
+        ds,  # Dataset that is known to be good, in memory or lazy
+        label=None,
+        time=None,  # name of a column each
+        key=(),
+        pii=(),  # one or several
+        later=(),  # one or several: known only after the moment of prediction, so that no model may learn from them
     ) -> "Contract":
         "The contract that `ds` keeps; raises ParameterError for a column that is not there, a key that is none, an infinite number"
-        key, pii, later = ((names,) if isinstance(names, str) else tuple(names) for names in (key, pii, later))
+        key, pii, later = (
+            (names,) if isinstance(names, str) else tuple(names) for names in (key, pii, later)
+        )
         for name in (*filter(None, (label, time)), *key, *pii, *later):
-            if name not in _names(ds): raise ParameterError(unknown(name, _names(ds), "the columns"))
-        roles = dict.fromkeys(key, "key") | dict.fromkeys(later, "later") | {time: "time"} | {label: "label"} | dict.fromkeys(pii, "pii")
+            if name not in _names(ds):
+                raise ParameterError(unknown(name, _names(ds), "the columns"))
+        roles = (
+            dict.fromkeys(key, "key")
+            | dict.fromkeys(later, "later")
+            | {time: "time"}
+            | {label: "label"}
+            | dict.fromkeys(pii, "pii")
+        )
         seen, twice, keyless = _scan(ds, {}, key)
-        if twice or keyless: raise ParameterError(f"{key} is not a key: {twice} rows repeat one, {keyless} lack a part; name columns that are unique together.")
+        if twice or keyless:
+            raise ParameterError(
+                f"{key} is not a key: {twice} rows repeat one, {keyless} lack a part; name columns that are unique together."
+            )
         for name, s in seen.items():
-            if s.outside: raise ParameterError(f"{name!r} holds {s.outside} infinite numbers; make them missing first.")
-        return cls(tuple(_infer(ds[name], s, roles.get(name, "feature")) for name, s in seen.items()), label, key, time, pii, later)
+            if s.outside:
+                raise ParameterError(
+                    f"{name!r} holds {s.outside} infinite numbers; make them missing first."
+                )
+        return cls(
+            tuple(_infer(ds[name], s, roles.get(name, "feature")) for name, s in seen.items()),
+            label,
+            key,
+            time,
+            pii,
+            later,
+        )
 
-    def check(self,
-        ds,         # Dataset, in memory or lazy; further columns are none of the contract's business
+    def check(
+        self,
+        ds,  # Dataset, in memory or lazy; further columns are none of the contract's business
     ) -> Check:
         "Whether `ds` keeps the contract: every rule that is broken, in one pass"
         here = [c for c in self.columns if c.name in ds.variables]
         key = self.key if set(self.key) <= {c.name for c in here} else ()
-        seen, twice, keyless = _scan(ds[[c.name for c in here]], {c.name: c.bounds for c in here}, key)
-        found = [{"column": c.name, "rule": "column", "expected": c.dtype, "found": "nothing", "count": None} for c in self.columns if c not in here]
+        seen, twice, keyless = _scan(
+            ds[[c.name for c in here]], {c.name: c.bounds for c in here}, key
+        )
+        found = [
+            {
+                "column": c.name,
+                "rule": "column",
+                "expected": c.dtype,
+                "found": "nothing",
+                "count": None,
+            }
+            for c in self.columns
+            if c not in here
+        ]
         found += [v for c in here for v in _violations(c, ds[c.name], seen[c.name])]
-        found += [{"column": ", ".join(key), "rule": "key", "expected": "one of its own in each row", "found": what, "count": count}
-                  for count, what in ((twice, "duplicates"), (keyless, "rows without one")) if count]
+        found += [
+            {
+                "column": ", ".join(key),
+                "rule": "key",
+                "expected": "one of its own in each row",
+                "found": what,
+                "count": count,
+            }
+            for count, what in ((twice, "duplicates"), (keyless, "rows without one"))
+            if count
+        ]
         return Check(tuple(found))
 
-    def attach(self, ds): "`ds` with this contract in its attributes"; return ds.assign_attrs(contract=self.to_json())
+    def attach(self, ds):
+        "`ds` with this contract in its attributes"
+        return ds.assign_attrs(contract=self.to_json())
+
     @classmethod
     def of(cls, ds) -> "Contract":
         "The contract that is attached to `ds`"
-        if "contract" in ds.attrs: return cls.from_json(ds.attrs["contract"])
-        raise ParameterError("The dataset carries no contract; infer one from good data: Contract.infer(ds).attach(ds).")
+        if "contract" in ds.attrs:
+            return cls.from_json(ds.attrs["contract"])
+        raise ParameterError(
+            "The dataset carries no contract; infer one from good data: Contract.infer(ds).attach(ds)."
+        )

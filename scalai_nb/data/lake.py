@@ -18,219 +18,341 @@ from pathlib import Path
 
 
 from .layout import append_group, read_group, write_group
-from ..errors import Conflict, DatasetNotFound, LakeError, ScalaiError, VersionNotFound, unknown
+from scalai_nb.errors import (
+    Conflict,
+    DatasetNotFound,
+    LakeError,
+    ScalaiError,
+    VersionNotFound,
+    unknown,
+)
 from ..files import file_lock, whoami
 
 # %% ../../nbs/data/lake.ipynb #84bdfaf6
 @dataclass(frozen=True)
 class Version:
     "One state of a dataset"
-    id: str                      # snapshot, 20 letters and digits; the first 6 will do where one is asked for
-    time: datetime               # of the commit, UTC
+
+    id: str  # snapshot, 20 letters and digits; the first 6 will do where one is asked for
+    time: datetime  # of the commit, UTC
     rows: int
     message: str
     author: str
-    parent: str | None = None    # id of the version before; None: the first
+    parent: str | None = None  # id of the version before; None: the first
     tags: tuple[str, ...] = ()
+
 
 def _version(info, tags: dict[str, list[str]]) -> Version:
     "The Version that the snapshot `info` of Icechunk describes"
     m = info.metadata
-    return Version(info.id, info.written_at, m["rows"], info.message, m["author"], m["parent"] or None, tuple(tags.get(info.id, ())))
+    return Version(
+        info.id,
+        info.written_at,
+        m["rows"],
+        info.message,
+        m["author"],
+        m["parent"] or None,
+        tuple(tags.get(info.id, ())),
+    )
 
 # %% ../../nbs/data/lake.ipynb #1b896970
 @cache
 def _first_use() -> int:
     "Id of the process that first used a lake; here Icechunk's warning that commits may race goes: they are made under the lock"
     import icechunk
+
     icechunk.set_logs_filter("error")
     return os.getpid()
+
 
 def _icechunk():
     "The module icechunk; raises LakeError where a call of it would wait for ever"
     import icechunk
-    if _first_use() == os.getpid(): return icechunk
-    raise LakeError("This process was forked from one that had used a lake, and cannot use it; start processes with 'spawn', or fork before.")
+
+    if _first_use() == os.getpid():
+        return icechunk
+    raise LakeError(
+        "This process was forked from one that had used a lake, and cannot use it; start processes with 'spawn', or fork before."
+    )
+
 
 @contextmanager
 def _explained(path, kinds=(OSError,)):
     "Turn what the storage under `path` refuses, IcechunkError and `kinds`, into a LakeError with the cause and the remedy"
-    try: yield
-    except ScalaiError: raise
+    try:
+        yield
+    except ScalaiError:
+        raise
     except (_icechunk().IcechunkError, *kinds) as e:
         lines = [line.strip(" |x`->") for line in str(e).splitlines()]
-        cause = next((line for line in lines if "os error" in line), next(filter(None, lines), type(e).__name__))
-        remedy = "Check that it is a folder you may write, on a disk with room; nothing" if isinstance(e, OSError) or "os error" in cause else "Nothing"
+        cause = next(
+            (line for line in lines if "os error" in line),
+            next(filter(None, lines), type(e).__name__),
+        )
+        remedy = (
+            "Check that it is a folder you may write, on a disk with room; nothing"
+            if isinstance(e, OSError) or "os error" in cause
+            else "Nothing"
+        )
         raise LakeError(f"The lake in {path} refused: {cause}. {remedy} was changed.") from e
 
-def _storage(folder: Path): return _icechunk().local_filesystem_storage(str(folder))
+
+def _storage(folder: Path):
+    return _icechunk().local_filesystem_storage(str(folder))
+
 
 def _create(folder: Path):
     "Make an empty repository in `folder`, or nothing"
     new = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)
-    shared = {} if _icechunk().__version__ < "2" else {"spec_version": 1}  # a format that Icechunk 1, all that Python 3.11 has, reads too
+    shared = (
+        {} if _icechunk().__version__ < "2" else {"spec_version": 1}
+    )  # a format that Icechunk 1, all that Python 3.11 has, reads too
     _icechunk().Repository.create(_storage(new), **shared)
     new.rename(folder)
 
 # %% ../../nbs/data/lake.ipynb #1cb769e2
 _NAME = re.compile("[a-z0-9][a-z0-9._-]*")
 
-def _refs(repo) -> set[str]: "Tags and branches"; return repo.list_tags() | repo.list_branches()
+
+def _refs(repo) -> set[str]:
+    "Tags and branches"
+    return repo.list_tags() | repo.list_branches()
+
 
 def _resolve(repo, ref: str) -> str | None:
     "The snapshot id that `ref` names: a tag, a branch, an id or the first letters of one; None if there is none"
-    if ref in repo.list_tags(): return repo.lookup_tag(ref)
-    if ref in repo.list_branches(): return repo.lookup_branch(ref)
+    if ref in repo.list_tags():
+        return repo.lookup_tag(ref)
+    if ref in repo.list_branches():
+        return repo.lookup_branch(ref)
     if re.fullmatch("[0-9A-Z]{20}", ref):
-        try: return repo.lookup_snapshot(ref).id
-        except _icechunk().IcechunkError: return None
+        try:
+            return repo.lookup_snapshot(ref).id
+        except _icechunk().IcechunkError:
+            return None
     tips = [*({"tag": t} for t in repo.list_tags()), *({"branch": b} for b in repo.list_branches())]
-    found = {v.id for tip in tips for v in repo.ancestry(**tip) if v.id.startswith(ref)} if len(ref) >= 6 else ()
+    found = (
+        {v.id for tip in tips for v in repo.ancestry(**tip) if v.id.startswith(ref)}
+        if len(ref) >= 6
+        else ()
+    )
     return found.pop() if len(found) == 1 else None
+
 
 def _tags(repo) -> dict[str, list[str]]:
     "Tags by the id that they name"
     tags = {}
-    for tag in sorted(repo.list_tags()): tags.setdefault(repo.lookup_tag(tag), []).append(tag)
+    for tag in sorted(repo.list_tags()):
+        tags.setdefault(repo.lookup_tag(tag), []).append(tag)
     return tags
+
 
 def _published(folder: Path) -> bool:
     "Whether `folder` is a repository with a version on main"
-    try: repo = _icechunk().Repository.open(_storage(folder))
-    except _icechunk().IcechunkError: return False
+    try:
+        repo = _icechunk().Repository.open(_storage(folder))
+    except _icechunk().IcechunkError:
+        return False
     return "rows" in repo.lookup_snapshot(repo.lookup_branch("main")).metadata
 
 # %% ../../nbs/data/lake.ipynb #e1ffad88
 def _new_ref(repo, name: str, ref: str) -> str:
     "`ref` if a tag or branch may be called so"
     if not _NAME.fullmatch(ref.lower()):
-        raise LakeError(f"{ref!r} cannot name a tag or branch; accepted: letters, digits, '.', '_' and '-', a letter or digit first.")
-    if ref in _refs(repo): raise LakeError(f"{ref!r} is a tag or branch of {name!r} already, and stays; choose another name.")
+        raise LakeError(
+            f"{ref!r} cannot name a tag or branch; accepted: letters, digits, '.', '_' and '-', a letter or digit first."
+        )
+    if ref in _refs(repo):
+        raise LakeError(
+            f"{ref!r} is a tag or branch of {name!r} already, and stays; choose another name."
+        )
     return ref
+
 
 def _own(repo, name: str, branch: str) -> str:
     "`branch` if it is one, and not main"
     others = repo.list_branches() - {"main"}
-    if branch not in others: raise VersionNotFound(unknown(branch, others, f"the branches of {name!r} beside main"))
+    if branch not in others:
+        raise VersionNotFound(unknown(branch, others, f"the branches of {name!r} beside main"))
     return branch
+
 
 @lru_cache(maxsize=64)
 def _opened(folder: str, id: str):
     import zarr
-    return zarr.open_group(_icechunk().Repository.open(_storage(folder)).readonly_session(snapshot_id=id).store, mode="r")
 
-def _group(folder: str, id: str): "The Zarr group of one version, opened once a process"; _icechunk(); return _opened(folder, id)
+    return zarr.open_group(
+        _icechunk().Repository.open(_storage(folder)).readonly_session(snapshot_id=id).store,
+        mode="r",
+    )
+
+
+def _group(folder: str, id: str):
+    "The Zarr group of one version, opened once a process"
+    _icechunk()
+    return _opened(folder, id)
 
 # %% ../../nbs/data/lake.ipynb #d88b18dc
 def _compare(a: dict, b: dict) -> dict:
     "Values of the mappings that differ, as (before, after); None where there is none"
     return {k: (a.get(k), b.get(k)) for k in a | b if a.get(k) != b.get(k)}
 
+
 def _flat(schema: dict) -> dict:
     "Attributes of a schema by name: 'title' of the dataset, 'temp.units' of a column"
-    return schema["attrs"] | {f"{n}.{k}": v for n, c in schema["columns"].items() for k, v in c["attrs"].items()}
+    return schema["attrs"] | {
+        f"{n}.{k}": v for n, c in schema["columns"].items() for k, v in c["attrs"].items()
+    }
+
 
 @dataclass(frozen=True)
 class Diff:
     "What differs between two versions; each mapping is name -> (before, after), None where there is none"
+
     name: str
     before: Version
     after: Version
     columns: dict = field(default_factory=dict)  # types of columns that came, went or changed
-    attrs: dict = field(default_factory=dict)    # attributes: 'title' of the dataset, 'temp.units' of a column
+    attrs: dict = field(
+        default_factory=dict
+    )  # attributes: 'title' of the dataset, 'temp.units' of a column
 
     def __str__(self):
         head = f"{self.name}: {self.before.id[:6]} -> {self.after.id[:6]}, {self.before.rows:,} -> {self.after.rows:,} rows"
-        mark = lambda a, b: f"+ {{}} {b}" if a is None else f"- {{}} {a}" if b is None else f"~ {{}} {a} -> {b}"
-        return "\n".join([head, *("  " + mark(*v).format(k) for k, v in (self.columns | self.attrs).items())])
+        mark = lambda a, b: (
+            f"+ {{}} {b}" if a is None else f"- {{}} {a}" if b is None else f"~ {{}} {a} -> {b}"
+        )
+        return "\n".join(
+            [head, *("  " + mark(*v).format(k) for k, v in (self.columns | self.attrs).items())]
+        )
+
     def _repr_html_(self):
         from html import escape
+
         return f"<pre>{escape(str(self))}</pre>"
 
 # %% ../../nbs/data/lake.ipynb #e10cde85
 class _Repositories:
     "Find repositories, versions and branches under a folder"
-    def __init__(self,
-        path,                       # folder of the lake; it need not exist
-        author: str | None = None,  # who writes; None: SCALAI_USER, else the user of the operating system
-        lock_timeout: float = 60,   # seconds to wait while another process writes the same dataset
+
+    def __init__(
+        self,
+        path,  # folder of the lake; it need not exist
+        author: str
+        | None = None,  # who writes; None: SCALAI_USER, else the user of the operating system
+        lock_timeout: float = 60,  # seconds to wait while another process writes the same dataset
     ):
-        if "://" in str(path): raise LakeError(f"The lake is {path}; accepted: a folder. Object stores are not supported yet.")
-        self.path, self.author, self.lock_timeout = Path(path).expanduser().absolute(), author or whoami(), lock_timeout
-    def __repr__(self): return f"{type(self).__name__}({str(self.path)!r})"
+        if "://" in str(path):
+            raise LakeError(
+                f"The lake is {path}; accepted: a folder. Object stores are not supported yet."
+            )
+        self.path, self.author, self.lock_timeout = (
+            Path(path).expanduser().absolute(),
+            author or whoami(),
+            lock_timeout,
+        )
+
+    def __repr__(self):
+        return f"{type(self).__name__}({str(self.path)!r})"
 
     def _folder(self, name: str) -> Path:
-        if _NAME.fullmatch(name): return self.path / name
-        raise LakeError(f"{name!r} cannot name a dataset; accepted: lower-case letters, digits, '.', '_' and '-', a letter or digit first.")
+        if _NAME.fullmatch(name):
+            return self.path / name
+        raise LakeError(
+            f"{name!r} cannot name a dataset; accepted: lower-case letters, digits, '.', '_' and '-', a letter or digit first."
+        )
 
     def _open(self, name: str):
         "The repository of a dataset; raises DatasetNotFound"
         folder = self._folder(name)
-        if not folder.is_dir(): raise DatasetNotFound(unknown(name, self.names(), f"the lake {self.path}"))
-        with _explained(folder): return _icechunk().Repository.open(_storage(folder))
+        if not folder.is_dir():
+            raise DatasetNotFound(unknown(name, self.names(), f"the lake {self.path}"))
+        with _explained(folder):
+            return _icechunk().Repository.open(_storage(folder))
 
     def _find(self, name: str, ref=None):
         "Name, repository and snapshot that `name` and `ref`, or `name@ref`, say; None: the tip of main"
         name, at, given = name.partition("@")
-        if at and ref is not None: raise LakeError(f"{name}@{given} names a version, and so does {ref!r}; give one of the two.")
+        if at and ref is not None:
+            raise LakeError(
+                f"{name}@{given} names a version, and so does {ref!r}; give one of the two."
+            )
         repo, ref = self._open(name), getattr(ref, "id", ref) or given or "main"
         with _explained(self.path / name):
             id = _resolve(repo, ref)
-            if id is None: raise VersionNotFound(unknown(ref, _refs(repo), f"the tags, branches and versions of {name!r}"))
+            if id is None:
+                raise VersionNotFound(
+                    unknown(ref, _refs(repo), f"the tags, branches and versions of {name!r}")
+                )
             info = repo.lookup_snapshot(id)
-        if "rows" not in info.metadata: raise DatasetNotFound(f"{name!r} has nothing on {ref!r} yet; write it there, or publish the branch that has it.")
+        if "rows" not in info.metadata:
+            raise DatasetNotFound(
+                f"{name!r} has nothing on {ref!r} yet; write it there, or publish the branch that has it."
+            )
         return name, repo, info
 
 # %% ../../nbs/data/lake.ipynb #62567153
 class LakeReader(_Repositories):
     "Read the datasets under a folder; errors: DatasetNotFound, VersionNotFound, LakeError"
+
     def names(self) -> list[str]:
         "Datasets that have a version on main"
-        with _explained(self.path): folders = sorted(self.path.iterdir()) if self.path.exists() else []
+        with _explained(self.path):
+            folders = sorted(self.path.iterdir()) if self.path.exists() else []
         return [f.name for f in folders if _NAME.fullmatch(f.name) and f.is_dir() and _published(f)]
 
-    def version(self,
+    def version(
+        self,
         name: str,  # dataset, or dataset@ref
-        ref=None,   # tag, branch, id, its first 6 or more letters, or a Version; None: the newest on main
+        ref=None,  # tag, branch, id, its first 6 or more letters, or a Version; None: the newest on main
     ) -> Version:
         "One version of a dataset"
         _, repo, info = self._find(name, ref)
         return _version(info, _tags(repo))
 
-    def log(self,
-        name: str,    # dataset, or dataset@ref
+    def log(
+        self,
+        name: str,  # dataset, or dataset@ref
         branch=None,  # where to begin: a branch or any other ref; None: main
     ) -> list[Version]:
         "Versions of a dataset, the newest first"
         _, repo, info = self._find(name, branch)
         tags = _tags(repo)
-        return [_version(i, tags) for i in repo.ancestry(snapshot_id=info.id) if "rows" in i.metadata]
+        return [
+            _version(i, tags) for i in repo.ancestry(snapshot_id=info.id) if "rows" in i.metadata
+        ]
 
-    def read(self,
-        name: str,     # dataset, or dataset@ref
+    def read(
+        self,
+        name: str,  # dataset, or dataset@ref
         version=None,  # as `ref` in `version`
         columns=None,  # names of columns to read; None: all
-        rows=None,     # (start, stop) or a slice of consecutive rows; None: all
-    ):                 # lazy Dataset, chunked on `row`
+        rows=None,  # (start, stop) or a slice of consecutive rows; None: all
+    ):  # lazy Dataset, chunked on `row`
         "The content of a dataset; a block is loaded when it is computed, a column when it is used"
         name, _, info = self._find(name, version)
         return read_group(partial(_group, str(self.path / name), info.id), info.id, columns, rows)
 
-    def diff(self,
+    def diff(
+        self,
         name: str,  # dataset
-        a,          # version to begin with
-        b=None,     # version to end with; None: the newest on main
+        a,  # version to begin with
+        b=None,  # version to end with; None: the newest on main
     ) -> Diff:
         "What changed between two versions"
         before, after = self.version(name, a), self.version(name, b)
-        one, two = (json.loads(_group(str(self._folder(name)), v.id).attrs["schema"]) for v in (before, after))
+        one, two = (
+            json.loads(_group(str(self._folder(name)), v.id).attrs["schema"])
+            for v in (before, after)
+        )
         types = [{n: c["type"] for n, c in s["columns"].items()} for s in (one, two)]
         return Diff(name, before, after, _compare(*types), _compare(_flat(one), _flat(two)))
 
 # %% ../../nbs/data/lake.ipynb #8bb85d44
 class LakeWriter(LakeReader):
     "Write whole versions, under the lock of the dataset"
+
     @contextmanager
     def _locked(self, name: str):
         "The repository of `name`, made if need be, for this writer alone"
@@ -239,77 +361,101 @@ class LakeWriter(LakeReader):
             with _explained(self.path):
                 lock.parent.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(file_lock(lock, self.lock_timeout))
-                if not folder.is_dir(): _create(folder)
+                if not folder.is_dir():
+                    _create(folder)
                 repo = _icechunk().Repository.open(_storage(folder))
             yield repo
 
     def _commit(self, name: str, branch: str, message: str, change) -> Version:
         "Commit what `change(store)` does; it returns the new schema"
         with self._locked(name) as repo, _explained(self.path / name, kinds=()):
-            if branch not in repo.list_branches(): repo.create_branch(_new_ref(repo, name, branch), repo.lookup_branch("main"))
+            if branch not in repo.list_branches():
+                repo.create_branch(_new_ref(repo, name, branch), repo.lookup_branch("main"))
             session = repo.writable_session(branch)
-            base, rows = repo.lookup_snapshot(session.snapshot_id), change(session.store)["sizes"]["row"]
-            if not session.has_uncommitted_changes: return self.version(name, base.id)
+            base, rows = (
+                repo.lookup_snapshot(session.snapshot_id),
+                change(session.store)["sizes"]["row"],
+            )
+            if not session.has_uncommitted_changes:
+                return self.version(name, base.id)
             parent = base.id if "rows" in base.metadata else ""
-            id = session.commit(message or f"{rows:,} rows", {"author": self.author, "rows": rows, "parent": parent})
+            id = session.commit(
+                message or f"{rows:,} rows", {"author": self.author, "rows": rows, "parent": parent}
+            )
         return self.version(name, id)
 
-    def write(self,
-        name: str,          # dataset
-        ds,                 # Dataset with a dimension `row`, in memory or lazy; streamed block by block
+    def write(
+        self,
+        name: str,  # dataset
+        ds,  # Dataset with a dimension `row`, in memory or lazy; streamed block by block
         message: str = "",  # why
         branch: str = "main",
     ) -> Version:
         "Make `ds` the content of the dataset; raises LakeError, or Conflict when another writer holds it too long"
         import zarr
-        return self._commit(name, branch, message, lambda store: write_group(zarr.group(store, overwrite=True), ds))
 
-    def append(self,
-        name: str,          # dataset
-        ds,                 # Dataset of the same columns; new categories are added to the list
+        return self._commit(
+            name, branch, message, lambda store: write_group(zarr.group(store, overwrite=True), ds)
+        )
+
+    def append(
+        self,
+        name: str,  # dataset
+        ds,  # Dataset of the same columns; new categories are added to the list
         message: str = "",  # why
         branch: str = "main",
     ) -> Version:
         "Add the rows of `ds`; none make no version; raises LakeError, naming the column, for rows of another kind"
         import zarr
+
         self._find(name, branch)
-        return self._commit(name, branch, message, lambda store: append_group(zarr.open_group(store, mode="r+"), ds))
+        return self._commit(
+            name, branch, message, lambda store: append_group(zarr.open_group(store, mode="r+"), ds)
+        )
 
 # %% ../../nbs/data/lake.ipynb #11bcbb58
 class Lake(LakeWriter):
     "Versioned datasets under a folder"
-    def tag(self,
-        name: str,     # dataset, or dataset@ref
-        tag: str,      # letters, digits, '.', '_', '-'; new
+
+    def tag(
+        self,
+        name: str,  # dataset, or dataset@ref
+        tag: str,  # letters, digits, '.', '_', '-'; new
         version=None,  # None: the newest on main
     ) -> Version:
         "Name a version; the name stays with it"
         name, _, info = self._find(name, version)
-        with self._locked(name) as repo, _explained(self.path / name): repo.create_tag(_new_ref(repo, name, tag), info.id)
+        with self._locked(name) as repo, _explained(self.path / name):
+            repo.create_tag(_new_ref(repo, name, tag), info.id)
         return self.version(name, tag)
 
-    def branch(self,
-        name: str,     # dataset, or dataset@ref
-        branch: str,   # letters, digits, '.', '_', '-'; new
+    def branch(
+        self,
+        name: str,  # dataset, or dataset@ref
+        branch: str,  # letters, digits, '.', '_', '-'; new
         version=None,  # None: the newest on main
-    ) -> Version:      # where it begins
+    ) -> Version:  # where it begins
         "Begin a branch at a version"
         name, _, info = self._find(name, version)
-        with self._locked(name) as repo, _explained(self.path / name): repo.create_branch(_new_ref(repo, name, branch), info.id)
+        with self._locked(name) as repo, _explained(self.path / name):
+            repo.create_branch(_new_ref(repo, name, branch), info.id)
         return self.version(name, branch)
 
-    def publish(self,
-        name: str,    # dataset
+    def publish(
+        self,
+        name: str,  # dataset
         branch: str,  # it is dropped when it is published
-    ) -> Version:     # the newest on main
+    ) -> Version:  # the newest on main
         "Make the tip of `branch` the tip of main; raises Conflict when main has moved since the branch was cut"
         self._find(name, branch)
         with self._locked(name) as repo, _explained(self.path / name):
             tip, main = repo.lookup_branch(_own(repo, name, branch)), repo.lookup_branch("main")
             if not any(v.id == main for v in repo.ancestry(branch=branch)):
                 other = _version(repo.lookup_snapshot(main), {})
-                raise Conflict(f"main of {name!r} moved to {other.id[:6]} ({other.message!r} by {other.author}) after {branch!r} was cut; "
-                               "nothing was published. Write again on a new branch.")
+                raise Conflict(
+                    f"main of {name!r} moved to {other.id[:6]} ({other.message!r} by {other.author}) after {branch!r} was cut; "
+                    "nothing was published. Write again on a new branch."
+                )
             repo.reset_branch("main", tip, from_snapshot_id=main)
             repo.delete_branch(branch)
         return self.version(name, tip)
@@ -317,12 +463,14 @@ class Lake(LakeWriter):
     def drop(self, name: str, branch: str):
         "Forget a branch, and what only it has"
         self._open(name)
-        with self._locked(name) as repo, _explained(self.path / name): repo.delete_branch(_own(repo, name, branch))
+        with self._locked(name) as repo, _explained(self.path / name):
+            repo.delete_branch(_own(repo, name, branch))
 
-    def restore(self,
+    def restore(
+        self,
         name: str,  # dataset
-        version,    # the version whose content comes back
-    ) -> Version:   # a new version on main; those in between stay in the log
+        version,  # the version whose content comes back
+    ) -> Version:  # a new version on main; those in between stay in the log
         "Make the content of an old version the newest"
         old = self.version(name, version)
         return self.write(name, self.read(name, old), f"restore {old.id[:6]}: {old.message}")

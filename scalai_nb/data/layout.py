@@ -22,43 +22,76 @@ from ..errors import LakeError, unknown
 # %% ../../nbs/data/layout.ipynb #c8194111
 def _number(value):
     "A NumPy number or array as JSON knows it"
-    if isinstance(value, np.ndarray | np.generic): return value.tolist()
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
     raise TypeError(f"is {type(value).__name__}")
+
 
 def _attrs(attrs: dict, of: str) -> dict:
     "`attrs` as JSON gives them back; `of` names them in the error"
     for key, value in attrs.items():
-        try: json.dumps({key: value}, default=_number)
-        except TypeError as e: raise LakeError(f"Attribute {key!r} of {of} {e}; accepted: text, numbers, lists and dicts of these.") from None
+        try:
+            json.dumps({key: value}, default=_number)
+        except TypeError as e:
+            raise LakeError(
+                f"Attribute {key!r} of {of} {e}; accepted: text, numbers, lists and dicts of these."
+            ) from None
     return json.loads(json.dumps(attrs, default=_number))
 
 # %% ../../nbs/data/layout.ipynb #83de1192
 def _column(name, variable, coordinate: bool) -> dict:
     "The schema of one column; raises LakeError for what cannot be stored"
-    if not isinstance(name, str) or not name: raise LakeError(f"A column is named {name!r}; accepted: text. Rename it.")
-    if "row" in variable.dims[1:]: raise LakeError(f"{name!r} has the dimensions {variable.dims}; 'row' must be the first: ds.transpose('row', ...).")
+    if not isinstance(name, str) or not name:
+        raise LakeError(f"A column is named {name!r}; accepted: text. Rename it.")
+    if "row" in variable.dims[1:]:
+        raise LakeError(
+            f"{name!r} has the dimensions {variable.dims}; 'row' must be the first: ds.transpose('row', ...)."
+        )
     holds = type_of(variable)
     if holds == "category" and variable.dtype.kind != "i":
-        raise LakeError(f"{name!r} holds codes of dtype {variable.dtype}; accepted: signed integers, -1 is missing.")
+        raise LakeError(
+            f"{name!r} holds codes of dtype {variable.dtype}; accepted: signed integers, -1 is missing."
+        )
     dtype = "str" if holds == "string" else str(variable.dtype.newbyteorder("="))
-    return {"type": holds, "dtype": dtype, "dims": list(variable.dims), "coordinate": coordinate, "attrs": _attrs(variable.attrs, repr(name))}
+    return {
+        "type": holds,
+        "dtype": dtype,
+        "dims": list(variable.dims),
+        "coordinate": coordinate,
+        "attrs": _attrs(variable.attrs, repr(name)),
+    }
+
 
 def schema(
-    ds,        # Dataset with a dimension `row`
-) -> dict:     # sizes, attrs and columns; JSON
+    ds,  # Dataset with a dimension `row`
+) -> dict:  # sizes, attrs and columns; JSON
     "What `ds` is, without a value of it; raises LakeError for what cannot be stored"
-    if "row" not in ds.dims: raise LakeError(f"The dataset has the dimensions {tuple(ds.dims)}; one must be 'row': ds.rename(time='row'), say.")
+    if "row" not in ds.dims:
+        raise LakeError(
+            f"The dataset has the dimensions {tuple(ds.dims)}; one must be 'row': ds.rename(time='row'), say."
+        )
     columns = {name: _column(name, ds[name], name in ds.coords) for name in ds.variables}
-    return {"sizes": {d: int(n) for d, n in ds.sizes.items()}, "attrs": _attrs(ds.attrs, "the dataset"), "columns": columns}
+    return {
+        "sizes": {d: int(n) for d, n in ds.sizes.items()},
+        "attrs": _attrs(ds.attrs, "the dataset"),
+        "columns": columns,
+    }
 
 # %% ../../nbs/data/layout.ipynb #1604e0c8
 def _escape(values: np.ndarray) -> np.ndarray:
     "Strings with None or NaN as strings alone"
+
     def one(v):
-        if isinstance(v, str): return "\0" + v if v[:1] == "\0" else v
-        if v is None or v != v: return "\0"
-        raise LakeError(f"A column of strings holds {v!r}; accepted: str, None, NaN. Convert it, say with .astype(str).")
+        if isinstance(v, str):
+            return "\0" + v if v[:1] == "\0" else v
+        if v is None or v != v:
+            return "\0"
+        raise LakeError(
+            f"A column of strings holds {v!r}; accepted: str, None, NaN. Convert it, say with .astype(str)."
+        )
+
     return np.array([one(v) for v in values.ravel()], dtype=object).reshape(values.shape)
+
 
 def _unescape(values: np.ndarray) -> np.ndarray:
     "The strings that `_escape` made `values` of; NaN is missing"
@@ -71,11 +104,17 @@ BLOCK = 2**26  # bytes in a block of all columns, at most
 SMALL = 2**22  # bytes in a block of all columns, at least
 CHUNK = 2**18  # rows in a chunk, at most
 
+
 def _row_bytes(schema: dict) -> int:
     "Bytes of one row of all columns; a string is taken as 32"
     sizes = schema["sizes"] | {"row": 1}
     moving = [c for c in schema["columns"].values() if c["dims"][:1] == ["row"]]
-    return sum((32 if c["dtype"] == "str" else np.dtype(c["dtype"]).itemsize) * prod(sizes[d] for d in c["dims"]) for c in moving)
+    return sum(
+        (32 if c["dtype"] == "str" else np.dtype(c["dtype"]).itemsize)
+        * prod(sizes[d] for d in c["dims"])
+        for c in moving
+    )
+
 
 def chunk_rows(
     schema: dict,
@@ -85,18 +124,32 @@ def chunk_rows(
     return max(1, min(CHUNK, BLOCK // row, max(schema["sizes"]["row"], SMALL // row)))
 
 # %% ../../nbs/data/layout.ipynb #004ee504
-def _key(name: str) -> str: "Name of the array of a column"; return quote(name, safe=" ").replace(".", "%2E")
+def _key(name: str) -> str:
+    "Name of the array of a column"
+    return quote(name, safe=" ").replace(".", "%2E")
+
 
 def _create(group, name: str, column: dict, sizes: dict, rows: int):
     "An empty array for a column, in chunks of `rows` rows"
     from zarr.codecs import BloscCodec
-    with warnings.catch_warnings(action="ignore"):  # Zarr says that times and strings are not in its specification yet
-        return group.create_array(
-            _key(name), shape=[sizes[d] for d in column["dims"]], dtype=column["dtype"], dimension_names=column["dims"],
-            chunks=[rows if d == "row" else max(1, min(sizes[d], 1024)) for d in column["dims"]],
-            compressors=BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"), overwrite=True)
 
-def _stored(column: dict, values: np.ndarray): "`values` as the array of `column` holds them"; return _escape(values) if column["dtype"] == "str" else values
+    with warnings.catch_warnings(
+        action="ignore"
+    ):  # Zarr says that times and strings are not in its specification yet
+        return group.create_array(
+            _key(name),
+            shape=[sizes[d] for d in column["dims"]],
+            dtype=column["dtype"],
+            dimension_names=column["dims"],
+            chunks=[rows if d == "row" else max(1, min(sizes[d], 1024)) for d in column["dims"]],
+            compressors=BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"),
+            overwrite=True,
+        )
+
+
+def _stored(column: dict, values: np.ndarray):
+    "`values` as the array of `column` holds them"
+    return _escape(values) if column["dtype"] == "str" else values
 
 # %% ../../nbs/data/layout.ipynb #82e1665c
 def _rechunk(ds, first: int, rows: int):
@@ -109,30 +162,44 @@ def _rechunk(ds, first: int, rows: int):
         while have >= want:
             yield {name: v[:want] for name, v in held.items()}
             held, have, want = {name: v[want:] for name, v in held.items()}, have - want, rows
-    if have: yield held
+    if have:
+        yield held
 
 # %% ../../nbs/data/layout.ipynb #4a546e00
 def _fill(group, plan: dict, ds, start: int):
     "Write the rows of `ds` from row `start` on into the arrays of `group`"
     arrays = {name: group[_key(name)] for name in ds.variables}
-    def put(name, at, values): arrays[name][at:at + len(values)] = _stored(plan["columns"][name], values)
+
+    def put(name, at, values):
+        arrays[name][at : at + len(values)] = _stored(plan["columns"][name], values)
+
     with ThreadPoolExecutor(4) as pool:
         for part in _rechunk(ds, plan["chunk"] - start % plan["chunk"], plan["chunk"]):
             list(pool.map(lambda item, at=start: put(item[0], at, item[1]), part.items()))
             start += len(next(iter(part.values())))
 
-def _moving(ds): "The columns of `ds` over `row`"; return ds.drop_vars([n for n, v in ds.variables.items() if "row" not in v.dims])
-def _still(ds): "The columns of `ds` that are not over `row`"; return ds.drop_vars([n for n, v in ds.variables.items() if "row" in v.dims])
+
+def _moving(ds):
+    "The columns of `ds` over `row`"
+    return ds.drop_vars([n for n, v in ds.variables.items() if "row" not in v.dims])
+
+
+def _still(ds):
+    "The columns of `ds` that are not over `row`"
+    return ds.drop_vars([n for n, v in ds.variables.items() if "row" in v.dims])
+
 
 def write_group(
     group,  # zarr.Group; emptied
-    ds,     # Dataset, in memory or lazy
+    ds,  # Dataset, in memory or lazy
 ) -> dict:  # its schema, with the rows of a chunk
     "Store `ds` as the content of `group`"
     plan = schema(ds)
     plan["chunk"] = chunk_rows(plan)
-    for name, column in plan["columns"].items(): _create(group, name, column, plan["sizes"], plan["chunk"])
-    for name, variable in _still(ds).variables.items(): group[_key(name)][...] = _stored(plan["columns"][name], variable.values)
+    for name, column in plan["columns"].items():
+        _create(group, name, column, plan["sizes"], plan["chunk"])
+    for name, variable in _still(ds).variables.items():
+        group[_key(name)][...] = _stored(plan["columns"][name], variable.values)
     _fill(group, plan, _moving(ds), 0)
     group.attrs["schema"] = json.dumps(plan)
     return plan
@@ -141,42 +208,60 @@ def write_group(
 def _plain(array, rows: int) -> bool:
     "Whether a chunk of `array` is `rows` whole rows of numbers, as bytes of this machine under Blosc"
     from zarr.codecs import BloscCodec, BytesCodec
+
     codecs = getattr(array.metadata, "codecs", ())
-    if [type(c) for c in codecs] != [BytesCodec, BloscCodec] or array.dtype.kind not in "biufM": return False
+    if [type(c) for c in codecs] != [BytesCodec, BloscCodec] or array.dtype.kind not in "biufM":
+        return False
     little = codecs[0].to_dict().get("configuration", {}).get("endian", "little") == "little"
     return little and sys.byteorder == "little" and tuple(array.chunks) == (rows, *array.shape[1:])
+
 
 async def _fetch(store, keys: list[str]) -> list:
     "The values of `keys` in a Zarr store, side by side; None for one that is not there"
     from zarr.core.buffer import default_buffer_prototype
+
     return await asyncio.gather(*(store.get(key, default_buffer_prototype()) for key in keys))
 
 # %% ../../nbs/data/layout.ipynb #f3dd21ad
 def _decompress(chunk, into: np.ndarray):
     "Decompress a chunk of Blosc, which begins with 4 bytes of flags and the sizes as 4 bytes each: whole, of a block, packed"
     from numcodecs.blosc import decompress
+
     packed = chunk.as_numpy_array()
     size, _, length = packed[4:16].view("<u4").tolist() if len(packed) >= 16 else (0, 0, 0)
     if size != into.nbytes or length != len(packed):  # Blosc itself would read past the end
-        raise LakeError(f"A stored chunk is damaged: it has {len(packed)} bytes and says {length} for {size} bytes of values, which should be {into.nbytes}.")
+        raise LakeError(
+            f"A stored chunk is damaged: it has {len(packed)} bytes and says {length} for {size} bytes of values, which should be {into.nbytes}."
+        )
     decompress(packed, into)
+
 
 def _unpack(chunk, first: int, out: np.ndarray, rows: int, fill):
     "Put the rows of a chunk of `rows` rows into `out`, from row `first` on; a chunk that was not stored holds `fill` alone"
-    if chunk is None: out[:] = fill
-    elif len(out) == rows: _decompress(chunk, out)
+    if chunk is None:
+        out[:] = fill
+    elif len(out) == rows:
+        _decompress(chunk, out)
     else:
         whole = np.empty((rows, *out.shape[1:]), out.dtype)
         _decompress(chunk, whole)
-        out[:] = whole[first:first + len(out)]
+        out[:] = whole[first : first + len(out)]
 
 # %% ../../nbs/data/layout.ipynb #3304aa65
 class Rows:
     "Rows of a group, of which several columns are loaded at once; a process that gets them again and again opens the arrays once"
-    def __init__(self, opened, plan: dict, start: int = 0, token: str | None = None):
-        self.opened, self.plan, self.start, self.token, self._arrays = opened, plan, start, token, {}
 
-    def __reduce__(self): return (_here if self.token else Rows), (self.opened, self.plan, self.start, self.token)
+    def __init__(self, opened, plan: dict, start: int = 0, token: str | None = None):
+        self.opened, self.plan, self.start, self.token, self._arrays = (
+            opened,
+            plan,
+            start,
+            token,
+            {},
+        )
+
+    def __reduce__(self):
+        return (_here if self.token else Rows), (self.opened, self.plan, self.start, self.token)
 
     def _array(self, name: str):
         "The Zarr array of a column, opened once, and whether it can be decoded here"
@@ -185,11 +270,12 @@ class Rows:
             self._arrays[name] = array, _plain(array, self.plan["chunk"])
         return self._arrays[name]
 
-    def load(self,
+    def load(
+        self,
         names: list[str],  # columns over `row`
-        start: int,        # first row, counted from the first of these rows
-        stop: int,         # end
-    ) -> dict:             # arrays by name
+        start: int,  # first row, counted from the first of these rows
+        stop: int,  # end
+    ) -> dict:  # arrays by name
         "The values of `names` from `start` to `stop`"
         start, stop = start + self.start, stop + self.start
         direct = [n for n in names if self._array(n)[1] and stop > start]
@@ -203,45 +289,73 @@ class Rows:
 
     def _through_zarr(self, name: str, start: int, stop: int) -> np.ndarray:
         values = self._array(name)[0][start:stop]
-        return _unescape(values) if self.plan["columns"][name]["dtype"] == "str" else np.asarray(values)
+        return (
+            _unescape(values)
+            if self.plan["columns"][name]["dtype"] == "str"
+            else np.asarray(values)
+        )
 
     def _decoded(self, names: list[str], start: int, stop: int) -> dict:
         "The values of columns whose chunks are decoded here"
         from zarr.core.sync import sync
+
         rows, arrays = self.plan["chunk"], [self._array(n)[0] for n in names]
         numbers = range(start // rows, -(-stop // rows))
-        keys = [f"{a.path}/{a.metadata.encode_chunk_key((i, *(0,) * (a.ndim - 1)))}".lstrip("/") for a in arrays for i in numbers]
+        keys = [
+            f"{a.path}/{a.metadata.encode_chunk_key((i, *(0,) * (a.ndim - 1)))}".lstrip("/")
+            for a in arrays
+            for i in numbers
+        ]
         chunks = iter(sync(_fetch(self.opened().store, keys)))
-        loaded = {n: np.empty((stop - start, *a.shape[1:]), a.dtype) for n, a in zip(names, arrays, strict=True)}
+        loaded = {
+            n: np.empty((stop - start, *a.shape[1:]), a.dtype)
+            for n, a in zip(names, arrays, strict=True)
+        }
         for name, array in zip(names, arrays, strict=True):
             for i in numbers:
                 first, last = max(start, i * rows), min(stop, (i + 1) * rows)
-                _unpack(next(chunks), first - i * rows, loaded[name][first - start:last - start], rows, array.fill_value)
+                _unpack(
+                    next(chunks),
+                    first - i * rows,
+                    loaded[name][first - start : last - start],
+                    rows,
+                    array.fill_value,
+                )
         return loaded
 
 # %% ../../nbs/data/layout.ipynb #3dc6899c
 _HERE: dict[tuple, Rows] = {}  # by what names the content, first row, and where it is opened
 
+
 def _here(opened, plan: dict, start: int, token: str) -> Rows:
     "The Rows of this process for a content"
     key = token, start, repr(opened)
     if key not in _HERE:
-        if len(_HERE) >= 64: _HERE.clear()
+        if len(_HERE) >= 64:
+            _HERE.clear()
         _HERE[key] = Rows(opened, plan, start, token)
     return _HERE[key]
 
 # %% ../../nbs/data/layout.ipynb #5f12e23e
 class _Stored:
     "A stored column as dask wants an array: `shape`, `dtype`, and slices, loaded when asked for"
+
     def __init__(self, rows: Rows, name: str, column: dict, shape: tuple, key: str):
         self.rows, self.name, self.shape, self.ndim, self.key = rows, name, shape, len(shape), key
         self.moving, self.strings = column["dims"][:1] == ["row"], column["dtype"] == "str"
-        self.dtype, self.start = np.dtype(object if self.strings else column["dtype"]), rows.start  # the stored row that is row 0 here
+        self.dtype, self.start = (
+            np.dtype(object if self.strings else column["dtype"]),
+            rows.start,
+        )  # the stored row that is row 0 here
 
     def __getitem__(self, key):
         if self.moving:
             values = self._some(key[0])
-            return values[(slice(None), *key[1:])] if isinstance(key[0], slice | list | np.ndarray) else values[key[1:]]
+            return (
+                values[(slice(None), *key[1:])]
+                if isinstance(key[0], slice | list | np.ndarray)
+                else values[key[1:]]
+            )
         values = self.rows.opened()[_key(self.name)][key]
         return _unescape(values) if self.strings else np.asarray(values)
 
@@ -251,9 +365,11 @@ class _Stored:
             start, stop, step = key.indices(self.shape[0])
             return self.rows.load([self.name], start, max(start, stop))[self.name][::step]
         at = np.arange(self.shape[0])[key].reshape(-1)
-        if not len(at): return self.rows.load([self.name], 0, 0)[self.name]
+        if not len(at):
+            return self.rows.load([self.name], 0, 0)[self.name]
         values = self.rows.load([self.name], at.min(), at.max() + 1)[self.name][at - at.min()]
         return values if np.ndim(key) or isinstance(key, slice) else values[0]
+
 
 def _cuts(plan: dict, start: int, stop: int) -> tuple[int, ...]:
     "Row counts of the dask blocks between two rows: whole chunks, up to `BLOCK` bytes"
@@ -264,68 +380,122 @@ def _cuts(plan: dict, start: int, stop: int) -> tuple[int, ...]:
 # %% ../../nbs/data/layout.ipynb #502bed0f
 def _window(rows, total: int) -> tuple[int, int]:
     "First row and end of `rows`: None, (start, stop) or a slice"
-    if rows is None: return 0, total
+    if rows is None:
+        return 0, total
     start, stop, step = (rows if isinstance(rows, slice) else slice(*rows)).indices(total)
-    if step != 1: raise LakeError(f"rows={rows} has a step; accepted: (start, stop) or a slice of consecutive rows.")
+    if step != 1:
+        raise LakeError(
+            f"rows={rows} has a step; accepted: (start, stop) or a slice of consecutive rows."
+        )
     return start, max(start, stop)
+
 
 def _chosen(plan: dict, columns) -> dict:
     "The schemas of `columns`, and of the coordinates that are not over `row`"
     known = plan["columns"]
-    if columns is None: return known
+    if columns is None:
+        return known
     for name in columns:
-        if name not in known: raise LakeError(unknown(name, known, "the columns"))
-    return {n: c for n, c in known.items() if n in columns or (c["coordinate"] and "row" not in c["dims"])}
+        if name not in known:
+            raise LakeError(unknown(name, known, "the columns"))
+    return {
+        n: c
+        for n, c in known.items()
+        if n in columns or (c["coordinate"] and "row" not in c["dims"])
+    }
 
 # %% ../../nbs/data/layout.ipynb #517961f3
 def read_group(
-    opened,        # function that gives the zarr.Group; called here and where blocks are loaded
-    token: str,    # names the content: equal tokens, equal content
+    opened,  # function that gives the zarr.Group; called here and where blocks are loaded
+    token: str,  # names the content: equal tokens, equal content
     columns=None,  # names to read; None: all
-    rows=None,     # (start, stop) or slice; None: all
-):                 # lazy Dataset in chunks of whole stored chunks
+    rows=None,  # (start, stop) or slice; None: all
+):  # lazy Dataset in chunks of whole stored chunks
     "The Dataset in a group; raises LakeError for an unknown column"
     import dask.array as da
     import xarray as xr
+
     plan = json.loads(opened().attrs["schema"])
     start, stop = _window(rows, plan["sizes"]["row"])
     sizes, rows = plan["sizes"] | {"row": stop - start}, Rows(opened, plan, start, token)
+
     def variable(name, column):
-        source = _Stored(rows, name, column, tuple(sizes[d] for d in column["dims"]), f"{name}-{token}-{start}-{stop}")
-        chunks = tuple(_cuts(plan, start, stop) if d == "row" else (sizes[d],) for d in column["dims"])
-        data = da.from_array(source, chunks, name=source.key, inline_array=True, meta=np.empty((0,) * source.ndim, source.dtype))
+        source = _Stored(
+            rows,
+            name,
+            column,
+            tuple(sizes[d] for d in column["dims"]),
+            f"{name}-{token}-{start}-{stop}",
+        )
+        chunks = tuple(
+            _cuts(plan, start, stop) if d == "row" else (sizes[d],) for d in column["dims"]
+        )
+        data = da.from_array(
+            source,
+            chunks,
+            name=source.key,
+            inline_array=True,
+            meta=np.empty((0,) * source.ndim, source.dtype),
+        )
         data.stored = source
         return xr.Variable(column["dims"], data, column["attrs"])
+
     chosen = _chosen(plan, columns)
     variables = {name: variable(name, column) for name, column in chosen.items()}
-    return xr.Dataset(variables, attrs=plan["attrs"]).set_coords([n for n, c in chosen.items() if c["coordinate"]])
+    return xr.Dataset(variables, attrs=plan["attrs"]).set_coords(
+        [n for n, c in chosen.items() if c["coordinate"]]
+    )
 
 # %% ../../nbs/data/layout.ipynb #f967ec21
 def _agree(old: dict, new: dict):
     "Raise LakeError unless rows of the schema `new` may follow rows of the schema `old`"
     sizes = [{d: n for d, n in s["sizes"].items() if d != "row"} for s in (old, new)]
-    if sizes[0] != sizes[1]: raise LakeError(f"A row is stored with the sizes {sizes[0]} and appended with {sizes[1]}; these must agree.")
+    if sizes[0] != sizes[1]:
+        raise LakeError(
+            f"A row is stored with the sizes {sizes[0]} and appended with {sizes[1]}; these must agree."
+        )
     old, new = old["columns"], new["columns"]
     for name in old | new:
-        if name not in new: raise LakeError(f"{name!r} is stored and is missing from what is appended; add it, or write the dataset anew.")
-        if name not in old: raise LakeError(f"{name!r} is appended and is not stored; drop it, or write the dataset anew.")
+        if name not in new:
+            raise LakeError(
+                f"{name!r} is stored and is missing from what is appended; add it, or write the dataset anew."
+            )
+        if name not in old:
+            raise LakeError(
+                f"{name!r} is appended and is not stored; drop it, or write the dataset anew."
+            )
         a, b = old[name], new[name]
         same = {"type": (a["type"], b["type"]), "dimensions": (a["dims"], b["dims"])}
-        same |= {k: (a["attrs"].get(k), b["attrs"].get(k)) for k in ("units", "timezone", "ordered")}
+        same |= {
+            k: (a["attrs"].get(k), b["attrs"].get(k)) for k in ("units", "timezone", "ordered")
+        }
         for what, (stored, given) in same.items():
-            if stored != given: raise LakeError(f"{name!r} is stored with {what} {stored!r} and appended with {given!r}; convert it first.")
-        if a["attrs"].get("ordered") and not set(b["attrs"]["categories"]) <= set(a["attrs"]["categories"]):
-            raise LakeError(f"{name!r} has ordered categories {a['attrs']['categories']}; a new one has no place in the order: write the dataset anew.")
+            if stored != given:
+                raise LakeError(
+                    f"{name!r} is stored with {what} {stored!r} and appended with {given!r}; convert it first."
+                )
+        if a["attrs"].get("ordered") and not set(b["attrs"]["categories"]) <= set(
+            a["attrs"]["categories"]
+        ):
+            raise LakeError(
+                f"{name!r} has ordered categories {a['attrs']['categories']}; a new one has no place in the order: write the dataset anew."
+            )
 
 # %% ../../nbs/data/layout.ipynb #b87ab3bf
 def _recode(column, known: list[str]):
     "The codes of the DataArray `column` in the list `known`, which gets its new categories"
     import xarray as xr
+
     given = column.attrs["categories"]
     known += [c for c in given if c not in known]
     position = {c: i for i, c in enumerate(known)}
-    table = np.array([*(position[c] for c in given), -1], dtype=np.min_scalar_type(-max(1, len(known))))  # code -1 takes the last
-    return xr.apply_ufunc(table.__getitem__, column, dask="parallelized", output_dtypes=[table.dtype], keep_attrs=True)
+    table = np.array(
+        [*(position[c] for c in given), -1], dtype=np.min_scalar_type(-max(1, len(known)))
+    )  # code -1 takes the last
+    return xr.apply_ufunc(
+        table.__getitem__, column, dask="parallelized", output_dtypes=[table.dtype], keep_attrs=True
+    )
+
 
 def _widen(group, name: str, plan: dict, dtype):
     "Rewrite the codes of one category column as `dtype`"
@@ -337,24 +507,34 @@ def _widen(group, name: str, plan: dict, dtype):
 def _categories(group, plan: dict, ds):
     "`ds` with its codes in the categories of `plan`; both `plan` and `group` get room for new ones"
     for name, column in plan["columns"].items():
-        if column["type"] != "category" or ds[name].attrs["categories"] == column["attrs"]["categories"]: continue
+        if (
+            column["type"] != "category"
+            or ds[name].attrs["categories"] == column["attrs"]["categories"]
+        ):
+            continue
         ds = ds.assign({name: _recode(ds[name], column["attrs"]["categories"])})
-        if ds[name].dtype.itemsize > np.dtype(column["dtype"]).itemsize: _widen(group, name, plan, ds[name].dtype)
+        if ds[name].dtype.itemsize > np.dtype(column["dtype"]).itemsize:
+            _widen(group, name, plan, ds[name].dtype)
     return ds
+
 
 def append_group(
     group,  # zarr.Group that `write_group` filled
-    ds,     # Dataset with the same columns; attributes of the dataset itself stay as they were
+    ds,  # Dataset with the same columns; attributes of the dataset itself stay as they were
 ) -> dict:  # its new schema
     "Add the rows of `ds` at the end; raises LakeError, before anything is written, for rows of another kind"
     plan = json.loads(group.attrs["schema"])
     _agree(plan, schema(ds))
     for name, variable in _still(ds).variables.items():
         stored = read_group(lambda: group, "stored", columns=[name])[name].variable.compute()
-        if not stored.equals(variable): raise LakeError(f"{name!r} is not over 'row' and differs from what is stored; write the dataset anew.")
+        if not stored.equals(variable):
+            raise LakeError(
+                f"{name!r} is not over 'row' and differs from what is stored; write the dataset anew."
+            )
     ds, start = _categories(group, plan, _moving(ds)), plan["sizes"]["row"]
     plan["sizes"]["row"] += ds.sizes["row"]
-    for name in ds.variables: group[_key(name)].resize([plan["sizes"][d] for d in plan["columns"][name]["dims"]])
+    for name in ds.variables:
+        group[_key(name)].resize([plan["sizes"][d] for d in plan["columns"][name]["dims"]])
     _fill(group, plan, ds, start)
     group.attrs["schema"] = json.dumps(plan)
     return plan

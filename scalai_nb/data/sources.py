@@ -17,81 +17,120 @@ from ..errors import MissingExtra, ParameterError, unknown
 # %% ../../nbs/data/sources.ipynb #7a2d8175
 def type_of(
     column,  # DataArray
-) -> str:    # "category", "string" or the name of the NumPy dtype
+) -> str:  # "category", "string" or the name of the NumPy dtype
     "What `column` holds; raises ParameterError when the data model has no place for it"
-    if "categories" in column.attrs: return "category"
-    if column.dtype.kind in "OU": return "string"
-    if column.dtype.kind in "biufM": return str(column.dtype)
-    raise ParameterError(f"{column.name!r} holds {column.dtype}; accepted: bool, integers, floats, datetime64, strings, categories. Convert it first.")
+    if "categories" in column.attrs:
+        return "category"
+    if column.dtype.kind in "OU":
+        return "string"
+    if column.dtype.kind in "biufM":
+        return str(column.dtype)
+    raise ParameterError(
+        f"{column.name!r} holds {column.dtype}; accepted: bool, integers, floats, datetime64, strings, categories. Convert it first."
+    )
 
 # %% ../../nbs/data/sources.ipynb #79f6f9c4
 def _strings(column) -> np.ndarray:
     "The str objects of the Series `column`, NaN where missing"
     present = column.notna()
     odd = sorted({type(v).__name__ for v in column[present] if not isinstance(v, str)})
-    if odd: raise ParameterError(f"{column.name!r} is an object column holding {', '.join(odd)}; accepted: str. Convert it, say with astype('str').")
+    if odd:
+        raise ParameterError(
+            f"{column.name!r} is an object column holding {', '.join(odd)}; accepted: str. Convert it, say with astype('str')."
+        )
     return np.where(present, column.astype(object), np.nan)
+
 
 def _codes(column):
     "Codes and attributes of the categorical Series `column`"
     names = list(column.cat.categories)
     if not all(isinstance(n, str) for n in names):
-        raise ParameterError(f"{column.name!r} has categories that are not str; rename them: df[{column.name!r}].cat.rename_categories(str).")
-    return column.cat.codes.to_numpy(copy=True), {"categories": names} | ({"ordered": 1} if column.cat.ordered else {})
+        raise ParameterError(
+            f"{column.name!r} has categories that are not str; rename them: df[{column.name!r}].cat.rename_categories(str)."
+        )
+    return column.cat.codes.to_numpy(copy=True), {"categories": names} | (
+        {"ordered": 1} if column.cat.ordered else {}
+    )
 
 # %% ../../nbs/data/sources.ipynb #581f5a6f
 def _nullable(column) -> np.ndarray:
     "NumPy values of a Series with one of pandas' nullable dtypes"
     kind = column.dtype.numpy_dtype
-    if not column.isna().any(): return column.to_numpy(kind)
+    if not column.isna().any():
+        return column.to_numpy(kind)
     return column.to_numpy(kind if kind.kind == "f" else "float64", na_value=np.nan)
+
 
 def _variable(column):
     "The variable (dims, values, attrs) of the Series `column`"
     import pandas as pd
+
     dtype, attrs = column.dtype, {}
-    if isinstance(dtype, pd.CategoricalDtype): values, attrs = _codes(column)
+    if isinstance(dtype, pd.CategoricalDtype):
+        values, attrs = _codes(column)
     elif isinstance(dtype, pd.DatetimeTZDtype):
         values, attrs = column.dt.tz_convert(None).to_numpy(copy=True), {"timezone": str(dtype.tz)}
-    elif isinstance(dtype, pd.StringDtype) or dtype.kind == "O": values = _strings(column)
-    elif hasattr(dtype, "numpy_dtype"): values = _nullable(column)
-    else: values = column.to_numpy(copy=True)
+    elif isinstance(dtype, pd.StringDtype) or dtype.kind == "O":
+        values = _strings(column)
+    elif hasattr(dtype, "numpy_dtype"):
+        values = _nullable(column)
+    else:
+        values = column.to_numpy(copy=True)
     return "row", values, attrs
 
 # %% ../../nbs/data/sources.ipynb #5a8fade3
 def from_frame(
     df,  # pandas DataFrame; a named index becomes columns, an unnamed one is dropped
-):       # xarray.Dataset over `row`
+):  # xarray.Dataset over `row`
     "The Dataset of a DataFrame; raises ParameterError for names or dtypes that have no place in it"
     import xarray as xr
-    if any(name is not None for name in df.index.names): df = df.reset_index()
+
+    if any(name is not None for name in df.index.names):
+        df = df.reset_index()
     names = list(df.columns)
-    if len(set(names)) < len(names) or not all(isinstance(n, str) and n not in ("", "row") for n in names):
-        raise ParameterError(f"Columns are {names}; accepted: distinct strings, none empty and none named 'row'. Rename them.")
+    if len(set(names)) < len(names) or not all(
+        isinstance(n, str) and n not in ("", "row") for n in names
+    ):
+        raise ParameterError(
+            f"Columns are {names}; accepted: distinct strings, none empty and none named 'row'. Rename them."
+        )
     ds = xr.Dataset({name: _variable(df[name]) for name in names}, attrs=dict(df.attrs))
-    for name in names: type_of(ds[name])
+    for name in names:
+        type_of(ds[name])
     return ds
 
 # %% ../../nbs/data/sources.ipynb #c773c0f3
 def _series(column):
     "What pandas holds for the DataArray `column`"
     import pandas as pd
+
     values, attrs = column.values, column.attrs
-    if "categories" in attrs: return pd.Categorical.from_codes(values, attrs["categories"], ordered=bool(attrs.get("ordered")))
-    if values.dtype.kind in "OU": return pd.array(values, dtype="str")
-    if "timezone" in attrs: return pd.DatetimeIndex(values, tz="UTC").tz_convert(attrs["timezone"])
+    if "categories" in attrs:
+        return pd.Categorical.from_codes(
+            values, attrs["categories"], ordered=bool(attrs.get("ordered"))
+        )
+    if values.dtype.kind in "OU":
+        return pd.array(values, dtype="str")
+    if "timezone" in attrs:
+        return pd.DatetimeIndex(values, tz="UTC").tz_convert(attrs["timezone"])
     return values
+
 
 def to_frame(
     ds,  # Dataset over `row` alone; loaded when it is lazy
-):       # pandas DataFrame
+):  # pandas DataFrame
     "The DataFrame of a table; raises ParameterError when `ds` has other dimensions"
     import pandas as pd
+
     for name, column in ds.variables.items():
         if column.dims != ("row",):
-            raise ParameterError(f"{name!r} has the dimensions {column.dims}; a DataFrame holds columns over ('row',) alone. Select those first.")
+            raise ParameterError(
+                f"{name!r} has the dimensions {column.dims}; a DataFrame holds columns over ('row',) alone. Select those first."
+            )
     ds = ds.compute()
-    df = pd.DataFrame({name: _series(ds[name]) for name in ds.variables}, index=range(ds.sizes.get("row", 0)))
+    df = pd.DataFrame(
+        {name: _series(ds[name]) for name in ds.variables}, index=range(ds.sizes.get("row", 0))
+    )
     df.attrs = dict(ds.attrs)
     return df
 
@@ -99,32 +138,46 @@ def to_frame(
 def _time(df, name: str):
     "The column `name` of `df` as times; a format that pandas would guess value by value is refused"
     import pandas as pd
+
     try:
-        with warnings.catch_warnings(action="error"): return pd.to_datetime(df[name])
+        with warnings.catch_warnings(action="error"):
+            return pd.to_datetime(df[name])
     except (ValueError, TypeError, UserWarning) as e:
-        raise ParameterError(f"{name!r} cannot be read as times: {' '.join(str(e).split())}; leave it out of times= or clean the file.") from None
+        raise ParameterError(
+            f"{name!r} cannot be read as times: {' '.join(str(e).split())}; leave it out of times= or clean the file."
+        ) from None
+
 
 def read_csv(
-    path,           # file or buffer, as in pandas.read_csv; .zip and .gz too
+    path,  # file or buffer, as in pandas.read_csv; .zip and .gz too
     categories=(),  # columns to hold as categories, sorted by name
-    times=(),       # columns to hold as datetimes; with an offset or a Z they become UTC
-    **kw,           # more options of pandas.read_csv
-):                  # Dataset over `row`
+    times=(),  # columns to hold as datetimes; with an offset or a Z they become UTC
+    **kw,  # more options of pandas.read_csv
+):  # Dataset over `row`
     "Read a CSV file; raises ParameterError for a column that is not there or not a time"
     import pandas as pd
-    df = pd.read_csv(path, **kw | {"dtype": dict(kw.get("dtype", {})) | dict.fromkeys(categories, "str")})
+
+    df = pd.read_csv(
+        path, **kw | {"dtype": dict(kw.get("dtype", {})) | dict.fromkeys(categories, "str")}
+    )
     for name in (*categories, *times):
-        if name not in df: raise ParameterError(unknown(name, df.columns, f"the columns of {path}"))
-    return from_frame(df.assign(**{n: df[n].astype("category") for n in categories}, **{n: _time(df, n) for n in times}))
+        if name not in df:
+            raise ParameterError(unknown(name, df.columns, f"the columns of {path}"))
+    return from_frame(
+        df.assign(
+            **{n: df[n].astype("category") for n in categories}, **{n: _time(df, n) for n in times}
+        )
+    )
 
 # %% ../../nbs/data/sources.ipynb #4a0c4081
 def package_file(
     package: str,  # an installed package; it is not imported
-    *parts: str,   # path inside it
-) -> Path:         # a file that exists
+    *parts: str,  # path inside it
+) -> Path:  # a file that exists
     "A data file inside an installed package; raises MissingExtra or ParameterError"
     spec = find_spec(package)
-    if spec is None: raise MissingExtra(f"{package} is not installed; run: pip install {package}")
+    if spec is None:
+        raise MissingExtra(f"{package} is not installed; run: pip install {package}")
     path = Path(spec.submodule_search_locations[0], *parts)
     if not path.is_file():
         there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -133,15 +186,18 @@ def package_file(
 
 # %% ../../nbs/data/sources.ipynb #a4342508
 def row_blocks(
-    ds,                # Dataset with a dimension `row`, in memory or lazy
-    rows: int = 2**18, # rows in a block; at least that many when dask blocks are joined
-):                     # iterator of Datasets in memory
+    ds,  # Dataset with a dimension `row`, in memory or lazy
+    rows: int = 2**18,  # rows in a block; at least that many when dask blocks are joined
+):  # iterator of Datasets in memory
     "Consecutive pieces of `ds` that cover all its rows"
     total = ds.sizes["row"]
-    if ds.chunks: ds = ds.unify_chunks()
+    if ds.chunks:
+        ds = ds.unify_chunks()
     ends = np.cumsum(ds.chunks["row"]) if "row" in ds.chunks else range(rows, total + rows, rows)
     start = 0
     for stop in ends:
-        if stop - start < rows and stop < total: continue
-        if stop > start: yield ds.isel(row=slice(start, stop)).compute()
+        if stop - start < rows and stop < total:
+            continue
+        if stop > start:
+            yield ds.isel(row=slice(start, stop)).compute()
         start = stop

@@ -20,70 +20,104 @@ from pathlib import Path
 
 from ..environment import Environment, environment
 from ..errors import ParameterError, extra, unknown
-from .widgets import LAB, SIGNS, TONES, Part, ago, card, clock, code, grid, heading, number, prose, seconds, split, status, table
+from scalai_nb.jupyter.widgets import (
+    LAB,
+    SIGNS,
+    TONES,
+    Part,
+    ago,
+    card,
+    clock,
+    code,
+    grid,
+    heading,
+    number,
+    prose,
+    seconds,
+    split,
+    status,
+    table,
+)
 
 # %% ../../nbs/jupyter/dash.ipynb #8d553e91
 @dataclass(frozen=True)
 class Light:
     "A goal of the use case and how it stands"
+
     name: str
-    goal: str                # a comparison, ">= 0.60"
-    unit: str = ""           # ms, days, "share of …"
-    why: str = ""            # what the goal is for
-    value: float = nan       # what was measured last; NaN: not yet
-    where: str = ""          # on what it was measured
-    months: int = 0          # in how many months it was measured
-    missed: tuple = ()       # those that missed it
-    decides: bool = True     # whether the release depends on it
+    goal: str  # a comparison, ">= 0.60"
+    unit: str = ""  # ms, days, "share of …"
+    why: str = ""  # what the goal is for
+    value: float = nan  # what was measured last; NaN: not yet
+    where: str = ""  # on what it was measured
+    months: int = 0  # in how many months it was measured
+    missed: tuple = ()  # those that missed it
+    decides: bool = True  # whether the release depends on it
 
     @property
     def status(self) -> str:
         "not measured, met, partly met (the figure is, some months are not), missed or warning"
         from scalai_nb.goals import Goal
-        if isnan(self.value): return "not measured"
-        if not Goal(self.goal).met(self.value): return "missed" if self.decides else "warning"
+
+        if isnan(self.value):
+            return "not measured"
+        if not Goal(self.goal).met(self.value):
+            return "missed" if self.decides else "warning"
         return "partly met" if self.missed else "met"
 
 # %% ../../nbs/jupyter/dash.ipynb #3e450371
 @dataclass(frozen=True)
 class Measure:
     "One figure over the months"
+
     title: str
     unit: str
-    goal: str               # a comparison
+    goal: str  # a comparison
     lines: dict[str, list]  # name of a line -> its value in each month; NaN where there is none
+
 
 @dataclass(frozen=True)
 class Page:
     "Everything that a dashboard shows, read once"
+
     env: Environment
     pipeline: str = "flights"
     lights: list[Light] = field(default_factory=list)
     months: list[str] = field(default_factory=list)
     measures: dict[str, Measure] = field(default_factory=dict)  # goal -> what the months say to it
-    facts: dict[str, dict] = field(default_factory=dict)        # month -> what else is known of it
-    verdict: tuple[str, str] | None = None                      # of the last release: promoted or refused, and why
-    runs: list = field(default_factory=list)                    # pipeline.run.Run, newest first
+    facts: dict[str, dict] = field(default_factory=dict)  # month -> what else is known of it
+    verdict: tuple[str, str] | None = None  # of the last release: promoted or refused, and why
+    runs: list = field(default_factory=list)  # pipeline.run.Run, newest first
 
 # %% ../../nbs/jupyter/dash.ipynb #3191c75f
 def _tables(env) -> dict:
     "The datasets of the page as DataFrames; an empty one for each that is not there"
-    from dask import get  # computes in this thread; the default would import dask.distributed, which takes longer than to read
+    from dask import (
+        get,
+    )  # computes in this thread; the default would import dask.distributed, which takes longer than to read
     from pandas import DataFrame
 
     from scalai_nb.data.lake import LakeReader
     from scalai_nb.data.sources import to_frame
+
     lake = LakeReader(env.lake)
     there = lake.names()
     names = ("goals", "evaluation", "release", "replay")
-    return {name: to_frame(lake.read(name).load(scheduler=get)) if name in there else DataFrame() for name in names}
+    return {
+        name: to_frame(lake.read(name).load(scheduler=get)) if name in there else DataFrame()
+        for name in names
+    }
+
 
 def _months(evaluation, replay):
     "The later months as one DataFrame: the evaluation of all flights, and beside it the replay"
     from pandas import DataFrame
-    if evaluation.empty: return DataFrame()
+
+    if evaluation.empty:
+        return DataFrame()
     whole = evaluation[(evaluation.slice_by == "all") & (evaluation.month > 0)].set_index("month")
-    if replay.empty: return whole
+    if replay.empty:
+        return whole
     replay = replay.set_index("month")
     return whole.join(replay[replay.columns.difference(whole.columns)])
 
@@ -92,148 +126,297 @@ def _column(goal: str, months) -> str | None:
     "The column of the months that a goal is about: of its own name, or the largest of several, `drift_max`"
     return next((c for c in (goal, f"{goal}_max") if c in months), None)
 
+
 def _light(row, checks, months) -> Light:
     "The light of one goal: what the release gate measured, else the newest month"
     from scalai_nb.goals import Goal
+
     goal, column = Goal(f"{row.comparison} {row.threshold:g}"), _column(row.goal, months)
     by_month = dict(zip(months.period, months[column], strict=True)) if column else {}
     check = checks[(checks.check == row.goal) & checks.decides] if len(checks) else checks
-    if len(check): where, value = check.reason.iloc[0], check.value.iloc[0]
-    else: where, value = next(reversed(by_month.items()), ("", nan))
+    if len(check):
+        where, value = check.reason.iloc[0], check.value.iloc[0]
+    else:
+        where, value = next(reversed(by_month.items()), ("", nan))
     missed = tuple(m for m, v in by_month.items() if not isnan(v) and not goal.met(v))
-    return Light(row.goal, str(goal), row.unit, row.why, float(value), where, len(by_month), missed, decides=checks.empty or len(check) > 0)
+    return Light(
+        row.goal,
+        str(goal),
+        row.unit,
+        row.why,
+        float(value),
+        where,
+        len(by_month),
+        missed,
+        decides=checks.empty or len(check) > 0,
+    )
 
 # %% ../../nbs/jupyter/dash.ipynb #7f83d1d1
 def _measure(row, months) -> Measure | None:
     "What the months say to a goal: the model in service, and what training it again would have brought"
-    names = {_column(row.goal, months): "model in service", f"{row.goal}_rule": "retrained when a goal is missed", f"{row.goal}_retrained": "retrained every month"}
+    names = {
+        _column(row.goal, months): "model in service",
+        f"{row.goal}_rule": "retrained when a goal is missed",
+        f"{row.goal}_retrained": "retrained every month",
+    }
     lines = {name: months[c].astype(float).tolist() for c, name in names.items() if c in months}
-    return Measure(row.why, row.unit, f"{row.comparison} {row.threshold:g}", lines) if lines else None
+    return (
+        Measure(row.why, row.unit, f"{row.comparison} {row.threshold:g}", lines) if lines else None
+    )
+
 
 def _facts(months) -> dict[str, dict]:
     "What else is known of each month, by month"
-    known = {"count": "flights", "late": "of them late", "missed": "goals missed", "drifted": "features that drifted", "retrain": "train again"}
-    return {r["period"]: {label: r[c] for c, label in known.items() if c in r} for r in months.to_dict("records")}
+    known = {
+        "count": "flights",
+        "late": "of them late",
+        "missed": "goals missed",
+        "drifted": "features that drifted",
+        "retrain": "train again",
+    }
+    return {
+        r["period"]: {label: r[c] for c, label in known.items() if c in r}
+        for r in months.to_dict("records")
+    }
 
 # %% ../../nbs/jupyter/dash.ipynb #0978b992
 def read(
     env: Environment | None = None,  # None: as `environment()` chooses
     pipeline: str = "flights",
-    limit: int = 8,                  # how many runs
+    limit: int = 8,  # how many runs
 ) -> Page:
     "Read all that a page shows; nothing is written"
     from scalai_nb.pipeline.run import all_runs
+
     env = env or environment()
     t = _tables(env)
     months, rows = _months(t["evaluation"], t["replay"]), list(t["goals"].itertuples())
     measures = {row.goal: m for row in rows if (m := _measure(row, months))}
     lights = [_light(row, t["release"], months) for row in rows]
-    verdict = next((("promoted" if r.met else "refused", r.reason) for r in t["release"].itertuples()), None)
-    return Page(env, pipeline, lights, list(months.get("period", ())), measures, _facts(months), verdict, all_runs(env, limit))
+    verdict = next(
+        (("promoted" if r.met else "refused", r.reason) for r in t["release"].itertuples()), None
+    )
+    return Page(
+        env,
+        pipeline,
+        lights,
+        list(months.get("period", ())),
+        measures,
+        _facts(months),
+        verdict,
+        all_runs(env, limit),
+    )
 
 # %% ../../nbs/jupyter/dash.ipynb #92ec0c51
 def figure(value: float, unit: str) -> str:
     "A value as people say it: `0.63` of a share is 63 %, milliseconds and days carry their unit"
-    if unit.startswith("share"): return "–" if isnan(value) else f"{100 * value:.3g} %"
-    if isnan(value) or unit not in ("ms", "s", "days"): return number(value)
+    if unit.startswith("share"):
+        return "–" if isnan(value) else f"{100 * value:.3g} %"
+    if isnan(value) or unit not in ("ms", "s", "days"):
+        return number(value)
     return f"{number(value)} {unit.removesuffix('s') if value == 1 and unit == 'days' else unit}"
+
 
 def target(goal: str, unit: str) -> str:
     "A goal as people say it: `>= 0.60` of a share is ≥ 60 %"
     from scalai_nb.goals import Goal
-    goal = Goal(goal)
-    return f"{ {'>=': '≥', '<=': '≤'}.get(goal.op, goal.op)} {figure(goal.threshold, unit)}"
 
-def title(name: str) -> str: "The name of a goal as people say it: `latency_ms` is latency, `auc` is AUC"; return {"auc": "AUC", "ece": "ECE"}.get(
-    name, name.removesuffix("_ms").removesuffix("_days").replace("_", " ").capitalize())
+    goal = Goal(goal)
+    return f"{ {'>=': '≥', '<=': '≤'}.get(goal.op, goal.op) } {figure(goal.threshold, unit)}"
+
+
+def title(name: str) -> str:
+    "The name of a goal as people say it: `latency_ms` is latency, `auc` is AUC"
+    return {"auc": "AUC", "ece": "ECE"}.get(
+        name, name.removesuffix("_ms").removesuffix("_days").replace("_", " ").capitalize()
+    )
 
 # %% ../../nbs/jupyter/dash.ipynb #9aab27c2
 def _card(light: Light) -> Part:
     "The card of one goal"
-    later = f"{light.months - len(light.missed)} of {light.months} later months meet it" if light.months else ""
-    value = Part(f'<p class="scalai-figure">{escape(figure(light.value, light.unit))}</p>', figure(light.value, light.unit))
+    later = (
+        f"{light.months - len(light.missed)} of {light.months} later months meet it"
+        if light.months
+        else ""
+    )
+    value = Part(
+        f'<p class="scalai-figure">{escape(figure(light.value, light.unit))}</p>',
+        figure(light.value, light.unit),
+    )
     lines = [f"goal {target(light.goal, light.unit)}", light.where, later, light.why]
-    return card(title(light.name), status(light.status), value, *(prose(line) for line in lines if line), tone=TONES.get(light.status, "plain"))
+    return card(
+        title(light.name),
+        status(light.status),
+        value,
+        *(prose(line) for line in lines if line),
+        tone=TONES.get(light.status, "plain"),
+    )
+
 
 def goals(page: Page) -> Part:
     "Every goal as a card, and what the last release decided"
-    if not page.lights: return Part("", "")
+    if not page.lights:
+        return Part("", "")
     counts = Counter(light.status for light in page.lights)
-    said = f"{counts.pop('met', 0)} of {len(page.lights)} are met" + "".join(f", {n} {word}" for word, n in counts.items()) + "."
-    verdict = prose(status(page.verdict[0]), f" {page.verdict[1].removeprefix(f'{page.verdict[0]}: ')}") if page.verdict else prose(status("pending", "no release yet"))
+    said = (
+        f"{counts.pop('met', 0)} of {len(page.lights)} are met"
+        + "".join(f", {n} {word}" for word, n in counts.items())
+        + "."
+    )
+    verdict = (
+        prose(status(page.verdict[0]), f" {page.verdict[1].removeprefix(f'{page.verdict[0]}: ')}")
+        if page.verdict
+        else prose(status("pending", "no release yet"))
+    )
     return heading("Goals") + prose(said) + verdict + grid(*map(_card, page.lights))
 
 # %% ../../nbs/jupyter/dash.ipynb #8ba983ad
-LINES = ({"color": "#1f57c3", "marker": "o"}, {"color": "#a8480a", "marker": "s", "linestyle": (0, (5, 2))},
-         {"color": "#2d6a4f", "marker": "^", "linestyle": (0, (1, 1.5))})
-LOOK = {"svg.fonttype": "none", "font.size": 10, "axes.grid": True, "axes.grid.axis": "y", "grid.color": "#dfe4ea", "axes.axisbelow": True,
-        **{f"axes.spines.{side}": False for side in ("left", "right", "top", "bottom")}}
+LINES = (
+    {"color": "#1f57c3", "marker": "o"},
+    {"color": "#a8480a", "marker": "s", "linestyle": (0, (5, 2))},
+    {"color": "#2d6a4f", "marker": "^", "linestyle": (0, (1, 1.5))},
+)
+LOOK = {
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#dfe4ea",
+    "axes.axisbelow": True,
+    **{f"axes.spines.{side}": False for side in ("left", "right", "top", "bottom")},
+}
+
 
 def _draw(axes, months: list, measure: Measure, chosen: int | None, narrow: bool) -> None:
     "Draw the lines, the goal and a shade behind the chosen month"
     from scalai_nb.goals import Goal
+
     x, percent = range(len(months)), 100 if measure.unit.startswith("share") else 1
     for (name, values), look in zip(measure.lines.items(), LINES, strict=False):
         axes.plot(x, [percent * v for v in values], linewidth=2, markersize=5, label=name, **look)
     at = percent * Goal(measure.goal).threshold
     axes.axhline(at, color="#17202c", linewidth=1.2, linestyle=(0, (2, 2)))
-    axes.annotate(f"goal {target(measure.goal, measure.unit)}", (1, at), (-2, 3), ("axes fraction", "data"), "offset points", ha="right",
-                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8})
-    if chosen is not None: axes.axvspan(chosen - 0.45, chosen + 0.45, color="#1f57c3", alpha=0.1, linewidth=0)
-    if len(measure.lines) > 1: axes.figure.legend(loc="outside upper left", ncols=1 if narrow else 3, frameon=False)
+    axes.annotate(
+        f"goal {target(measure.goal, measure.unit)}",
+        (1, at),
+        (-2, 3),
+        ("axes fraction", "data"),
+        "offset points",
+        ha="right",
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8},
+    )
+    if chosen is not None:
+        axes.axvspan(chosen - 0.45, chosen + 0.45, color="#1f57c3", alpha=0.1, linewidth=0)
+    if len(measure.lines) > 1:
+        axes.figure.legend(loc="outside upper left", ncols=1 if narrow else 3, frameon=False)
     axes.set_xticks(list(x), [m[: 1 if narrow else 3] for m in months])
-    if percent == 100: axes.yaxis.set_major_formatter("{x:.3g} %")
+    if percent == 100:
+        axes.yaxis.set_major_formatter("{x:.3g} %")
 
 # %% ../../nbs/jupyter/dash.ipynb #2233580f
 def _svg(months: list, measure: Measure, chosen: int | None, narrow: bool) -> str:
     "The chart as one SVG element"
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+
     with rc_context(LOOK):
         drawing = Figure(figsize=(3.7, 3.3) if narrow else (7.4, 4.3), layout="constrained")
         axes = drawing.subplots()
         axes.margins(y=0.2)
         axes.tick_params(length=0, colors="#556070")
         _draw(axes, months, measure, chosen, narrow)
-        drawing.savefig(file := io.StringIO(), format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return file.getvalue()[file.getvalue().index("<svg"):]
+        drawing.savefig(
+            file := io.StringIO(),
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None},
+        )
+    return file.getvalue()[file.getvalue().index("<svg") :]
+
 
 def chart(months: list, measure: Measure, chosen: str | None = None) -> Part:
     "A measure over the months, the chosen one shaded; its text is the table of what is drawn"
     at = months.index(chosen) if chosen in months else None
-    said = table(["month", *measure.lines], [[m, *(figure(v, measure.unit) for v in values)] for m, *values in zip(months, *measure.lines.values(), strict=True)])
-    draw = lambda size: f'<div class="scalai-chart {size}" role="img" aria-label="{escape(said.text)}">{_svg(months, measure, at, size == "narrow")}</div>'
+    said = table(
+        ["month", *measure.lines],
+        [
+            [m, *(figure(v, measure.unit) for v in values)]
+            for m, *values in zip(months, *measure.lines.values(), strict=True)
+        ],
+    )
+    draw = lambda size: (
+        f'<div class="scalai-chart {size}" role="img" aria-label="{escape(said.text)}">{_svg(months, measure, at, size == "narrow")}</div>'
+    )
     return Part(draw("wide") + draw("narrow"), said.text)
 
 # %% ../../nbs/jupyter/dash.ipynb #7192f08a
-def measure_options(page: Page) -> dict[str, str]: "What a reader chooses a measure by -> its goal"; return {title(name): name for name in page.measures}
+def measure_options(page: Page) -> dict[str, str]:
+    "What a reader chooses a measure by -> its goal"
+    return {title(name): name for name in page.measures}
 
-def _fact(value) -> str: return "yes" if value is True else "no" if value is False else value or "none" if isinstance(value, str) else number(value)
+
+def _fact(value) -> str:
+    return (
+        "yes"
+        if value is True
+        else "no"
+        if value is False
+        else value or "none"
+        if isinstance(value, str)
+        else number(value)
+    )
+
 
 def _against(page: Page, name: str, value: float) -> str:
     "A goal, with a sign whether `value` meets it"
-    light = replace(next(light for light in page.lights if light.name == name), value=value, missed=())
+    light = replace(
+        next(light for light in page.lights if light.name == name), value=value, missed=()
+    )
     return f"{SIGNS.get(TONES.get(light.status), '·')} {target(light.goal, light.unit)}"
+
 
 def _month(page: Page, chosen: str) -> Part:
     "The card of one month"
     at, facts = page.months.index(chosen), page.facts.get(chosen, {})
     missed = facts.get("goals missed", "")
-    said = status("missed", f"misses {', '.join(map(title, missed.split(', ')))}") if missed else status("met", "meets every goal")
-    rows = [[title(name), figure(v := next(iter(m.lines.values()))[at], m.unit), _against(page, name, v)] for name, m in page.measures.items()]
-    known = [prose(f"{label}: {figure(v, 'share') if label == 'of them late' else _fact(v)}") for label, v in facts.items() if label != "goals missed"]
+    said = (
+        status("missed", f"misses {', '.join(map(title, missed.split(', ')))}")
+        if missed
+        else status("met", "meets every goal")
+    )
+    rows = [
+        [
+            title(name),
+            figure(v := next(iter(m.lines.values()))[at], m.unit),
+            _against(page, name, v),
+        ]
+        for name, m in page.measures.items()
+    ]
+    known = [
+        prose(f"{label}: {figure(v, 'share') if label == 'of them late' else _fact(v)}")
+        for label, v in facts.items()
+        if label != "goals missed"
+    ]
     return card(chosen, said, table(["", "in service", "goal"], rows), *known)
+
 
 def month(page: Page, measure: str | None, chosen: str | None) -> Part:
     "The chart of one measure and the card of one month"
-    if chosen not in page.months or measure not in page.measures: return Part("", "")
+    if chosen not in page.months or measure not in page.measures:
+        return Part("", "")
     drawn = page.measures[measure]
-    return split(card(title(measure), prose(drawn.title), chart(page.months, drawn, chosen)), _month(page, chosen))
+    return split(
+        card(title(measure), prose(drawn.title), chart(page.months, drawn, chosen)),
+        _month(page, chosen),
+    )
 
 # %% ../../nbs/jupyter/dash.ipynb #bc3d3f88
 def run_options(page: Page) -> dict:
     "What a reader chooses a run by, in two lines -> the run, newest first"
-    return {f"{clock(r.started)} · {r.pipeline} · {r.env}\n{status(r.status).text} · {seconds(r.seconds)}": r for r in page.runs}
+    return {
+        f"{clock(r.started)} · {r.pipeline} · {r.env}\n{status(r.status).text} · {seconds(r.seconds)}": r
+        for r in page.runs
+    }
 
 # %% ../../nbs/jupyter/dash.ipynb #acdc1f8d
 REMEDY = {
@@ -243,108 +426,187 @@ REMEDY = {
     "running": "It is under way; reload this page for news. In a terminal:",
 }
 
+
 def _took(step, longest: float) -> Part:
     "The seconds of a step, with a bar that shows its share"
-    if step.status == "cached" or not step.seconds: return Part("–", "–")
-    return Part(f'<span class="scalai-took">{seconds(step.seconds)}<i style="width:{100 * step.seconds / longest:.0f}%"></i></span>', seconds(step.seconds))
+    if step.status == "cached" or not step.seconds:
+        return Part("–", "–")
+    return Part(
+        f'<span class="scalai-took">{seconds(step.seconds)}<i style="width:{100 * step.seconds / longest:.0f}%"></i></span>',
+        seconds(step.seconds),
+    )
+
 
 def _trouble(step) -> Part:
     "Why a step did not complete, and in which cell"
     from scalai_nb.pipeline.run import CAUSES
-    cell = next((f" Cell {c.index + 1}: {c.title}" for c in step.cells if c.status == step.status), "")
-    return prose(status(step.status, f"{step.name} {step.status}"), f" {step.error or CAUSES.get(step.cause, 'It did not complete.')}{cell}")
+
+    cell = next(
+        (f" Cell {c.index + 1}: {c.title}" for c in step.cells if c.status == step.status), ""
+    )
+    return prose(
+        status(step.status, f"{step.name} {step.status}"),
+        f" {step.error or CAUSES.get(step.cause, 'It did not complete.')}{cell}",
+    )
 
 # %% ../../nbs/jupyter/dash.ipynb #35a3a62e
 def steps(run) -> Part:
     "A run, or None: its steps, what went wrong, and where its record is"
-    if run is None: return Part("", "")
+    if run is None:
+        return Part("", "")
     longest = max((s.seconds or 0 for s in run.steps), default=0)
-    rows = [[s.title or s.name, status(s.status), _took(s, longest), number(s.rows), ", ".join(name for name, _ in s.written)] for s in run.steps]
+    rows = [
+        [
+            s.title or s.name,
+            status(s.status),
+            _took(s, longest),
+            number(s.rows),
+            ", ".join(name for name, _ in s.written),
+        ]
+        for s in run.steps
+    ]
     again = f"scalai show {run.id}" if run.status == "running" else f"scalai run {run.pipeline}"
     after = [_trouble(s) for s in run.steps if s.status in ("failed", "lost", "cancelled")]
     after += [prose(REMEDY[run.status], " ", code(again))] if run.status in REMEDY else []
-    return sum([*after, prose("Report and notebooks: ", code(str(run.folder)))],
-               heading(f"{run.pipeline}, {clock(run.started)}", 3) + prose(status(run.status)) + table(["step", "status", "took", "rows", "wrote"], rows))
+    return sum(
+        [*after, prose("Report and notebooks: ", code(str(run.folder)))],
+        heading(f"{run.pipeline}, {clock(run.started)}", 3)
+        + prose(status(run.status))
+        + table(["step", "status", "took", "rows", "wrote"], rows),
+    )
 
 # %% ../../nbs/jupyter/dash.ipynb #bc0f4e11
 def header(page: Page) -> Part:
     "Title, environment and last run"
     last = next(iter(page.runs), None)
-    said = [f"environment {page.env.name}", f"last run {ago(last.started)}" if last else "no run yet"]
-    head = heading(title(page.pipeline), 1) + prose(" · ".join(said), *([" ", status(last.status)] if last else []))
-    if page.lights: return head
-    return head + card("No data yet", prose("The lake of this environment has nothing for this page. Fill it, then reload:"), prose(code(f"scalai run {page.pipeline}")))
+    said = [
+        f"environment {page.env.name}",
+        f"last run {ago(last.started)}" if last else "no run yet",
+    ]
+    head = heading(title(page.pipeline), 1) + prose(
+        " · ".join(said), *([" ", status(last.status)] if last else [])
+    )
+    if page.lights:
+        return head
+    return head + card(
+        "No data yet",
+        prose("The lake of this environment has nothing for this page. Fill it, then reload:"),
+        prose(code(f"scalai run {page.pipeline}")),
+    )
 
 # %% ../../nbs/jupyter/dash.ipynb #18cdc725
 def dashboards(env) -> dict[str, Path]:
     "The dashboards of `env` by name"
     return {p.stem: p for p in sorted(Path(env.dashboards).glob("*.ipynb"))}
 
+
 def _dashboard(env, name: str) -> Path:
     "The notebook of a dashboard; ParameterError lists those that exist"
-    if name in (known := dashboards(env)): return known[name]
+    if name in (known := dashboards(env)):
+        return known[name]
     raise ParameterError(unknown(name, known, env.dashboards))
 
 # %% ../../nbs/jupyter/dash.ipynb #eed457e5
 def _config(port: int, open_browser: bool, idle: float):
     "Voila's configuration: this machine only, our template, kernels that end"
     from traitlets.config import Config
-    extensions = ["@jupyter-widgets/jupyterlab-manager", "@voila-dashboards/widgets-manager8", "anywidget"]
-    return Config({
-        "Voila": {"ip": "127.0.0.1", "port": port, "open_browser": open_browser, "log_level": "ERROR", "config_file_paths": [],
-                  # a page that is closed ends its kernel by a bare POST; what may be asked for names a kernel's id, which no other site knows
-                  "tornado_settings": {"allow_remote_access": False, "disable_check_xsrf": True}},
-        "VoilaConfiguration": {"template": "scalai", "theme": "light", "allow_template_override": "NO", "allow_theme_override": "NO",
-                               "file_allowlist": [], "extension_allowlist": extensions},
-        "VoilaExecutor": {"cell_error_instruction": "The terminal that serves this page says why."},
-        "MappingKernelManager": {"cull_idle_timeout": int(idle), "cull_interval": max(1, int(idle / 4))},
-        "KernelManager": {"transport": "ipc"},
-    })
+
+    extensions = [
+        "@jupyter-widgets/jupyterlab-manager",
+        "@voila-dashboards/widgets-manager8",
+        "anywidget",
+    ]
+    return Config(
+        {
+            "Voila": {
+                "ip": "127.0.0.1",
+                "port": port,
+                "open_browser": open_browser,
+                "log_level": "ERROR",
+                "config_file_paths": [],
+                # a page that is closed ends its kernel by a bare POST; what may be asked for names a kernel's id, which no other site knows
+                "tornado_settings": {"allow_remote_access": False, "disable_check_xsrf": True},
+            },
+            "VoilaConfiguration": {
+                "template": "scalai",
+                "theme": "light",
+                "allow_template_override": "NO",
+                "allow_theme_override": "NO",
+                "file_allowlist": [],
+                "extension_allowlist": extensions,
+            },
+            "VoilaExecutor": {
+                "cell_error_instruction": "The terminal that serves this page says why."
+            },
+            "MappingKernelManager": {
+                "cull_idle_timeout": int(idle),
+                "cull_interval": max(1, int(idle / 4)),
+            },
+            "KernelManager": {"transport": "ipc"},
+        }
+    )
 
 # %% ../../nbs/jupyter/dash.ipynb #b164faae
 def _port(wanted: int) -> int:
     "`wanted` if it is free on 127.0.0.1, any free one for 0; ParameterError when it is taken"
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try: s.bind(("127.0.0.1", wanted))
-        except OSError as e: raise ParameterError(f"Port {wanted} cannot be used ({e.strerror}); pass another, or 0 for any that is free.") from None
+        try:
+            s.bind(("127.0.0.1", wanted))
+        except OSError as e:
+            raise ParameterError(
+                f"Port {wanted} cannot be used ({e.strerror}); pass another, or 0 for any that is free."
+            ) from None
         return s.getsockname()[1]
+
 
 @contextmanager
 def _variables_set(variables: dict[str, str]):
     "Environment variables for as long as a dashboard is served; its kernels inherit them"
     before = {key: os.environ.get(key) for key in variables}
     os.environ.update(variables)
-    try: yield
+    try:
+        yield
     finally:
-        for key, value in before.items(): os.environ.pop(key) if value is None else os.environ.update({key: value})
+        for key, value in before.items():
+            os.environ.pop(key) if value is None else os.environ.update({key: value})
 
 # %% ../../nbs/jupyter/dash.ipynb #2064d440
 def _matters(record: logging.LogRecord) -> bool:
     "Whether a record says more than that a page was closed while Voila sent to it"
     from tornado.websocket import WebSocketClosedError
+
     return not (record.exc_info and isinstance(record.exc_info[1], WebSocketClosedError))
 
 # %% ../../nbs/jupyter/dash.ipynb #e505c85d
 def serve(
-    name: str = "index",         # a notebook in the folder of dashboards
-    env=None,                    # an Environment or the name of one; None: as `environment()` chooses
+    name: str = "index",  # a notebook in the folder of dashboards
+    env=None,  # an Environment or the name of one; None: as `environment()` chooses
     *,
-    port: int = 0,               # 0: any that is free
+    port: int = 0,  # 0: any that is free
     open_browser: bool = False,
-    idle: float = 300,           # seconds until a kernel without a page is ended
+    idle: float = 300,  # seconds until a kernel without a page is ended
 ) -> None:
     "Show a dashboard on 127.0.0.1 until Ctrl-C: `ParameterError` names those that exist, `MissingExtra` what to install"
     env = env if isinstance(env, Environment) else environment(env)
     notebook, port = _dashboard(env, name), _port(port)
-    try: from voila.app import Voila
-    except ImportError: raise extra("voila", "lab") from None
+    try:
+        from voila.app import Voila
+    except ImportError:
+        raise extra("voila", "lab") from None
     from tornado.ioloop import IOLoop
+
     logging.getLogger("asyncio").addFilter(_matters)
-    logging.getLogger("tornado.general").setLevel("ERROR")  # jupyter_server's ping settings are in another unit than tornado's, which warns
+    logging.getLogger("tornado.general").setLevel(
+        "ERROR"
+    )  # jupyter_server's ping settings are in another unit than tornado's, which warns
     templates = os.pathsep.join(filter(None, [str(LAB), os.environ.get("JUPYTER_PATH")]))
     with _variables_set({**env.variables, "JUPYTER_PATH": templates}):
         app = Voila(config=_config(port, open_browser, idle))
         app.initialize([str(notebook)])
-        IOLoop.current().add_callback(lambda: print(f"Dashboard {name!r} of {env.name}: {app.display_url}  (Ctrl-C ends it)", flush=True))
+        IOLoop.current().add_callback(
+            lambda: print(
+                f"Dashboard {name!r} of {env.name}: {app.display_url}  (Ctrl-C ends it)", flush=True
+            )
+        )
         app.start()

@@ -19,37 +19,47 @@ from ..errors import EnvironmentNotFound, ScalaiError, SettingsError, unknown
 
 # %% ../../nbs/jupyter/kernels.ipynb #6f975787
 def _write_spec(
-    folder,          # where the kernelspec is written; must not exist
-    name: str,       # a section of `settings`
+    folder,  # where the kernelspec is written; must not exist
+    name: str,  # a section of `settings`
     settings: Path,  # absolute path of settings.ini
-) -> str:            # the folder
+) -> str:  # the folder
     "Write the kernelspec of one environment"
-    return write_kernel_spec(folder, extra_arguments=["--ext=scalai_nb.jupyter.magics"], overrides={
-        "display_name": f"scalai ({name})", "env": {"SCALAI_ENV": name, "SCALAI_SETTINGS": str(settings)},
-    })
+    return write_kernel_spec(
+        folder,
+        extra_arguments=["--ext=scalai_nb.jupyter.magics"],
+        overrides={
+            "display_name": f"scalai ({name})",
+            "env": {"SCALAI_ENV": name, "SCALAI_SETTINGS": str(settings)},
+        },
+    )
 
 # %% ../../nbs/jupyter/kernels.ipynb #36222d53
 def _sections(
-    env_names,       # sections that were asked for; None: all
+    env_names,  # sections that were asked for; None: all
     settings: Path,  # settings.ini
-) -> list[str]:      # sections that exist, are valid and can name a kernel
+) -> list[str]:  # sections that exist, are valid and can name a kernel
     "The environments to make kernels of"
     known = sections(settings)
     for name in env_names or known:
-        if name not in known: raise EnvironmentNotFound(unknown(name, known, settings.name))
+        if name not in known:
+            raise EnvironmentNotFound(unknown(name, known, settings.name))
         if not re.fullmatch(r"[a-z0-9._-]+", name):
-            raise SettingsError(f"[{name}] of {settings.name} cannot name a kernel; accepted: a-z, 0-9, '.', '_', '-'. Rename the section.")
+            raise SettingsError(
+                f"[{name}] of {settings.name} cannot name a kernel; accepted: a-z, 0-9, '.', '_', '-'. Rename the section."
+            )
         environment(name, settings=settings)
     return [*(env_names or known)]
 
 # %% ../../nbs/jupyter/kernels.ipynb #c4ccc12c
 def install(
-    env_names=None,      # sections of settings.ini; None: all of them
+    env_names=None,  # sections of settings.ini; None: all of them
     *,
     user: bool = False,  # for every Python of this user, not only for this one
-    prefix=None,         # root of an installation; None: the one that this Python belongs to
-    settings=None,       # path of settings.ini; None: SCALAI_SETTINGS, else found upwards from the working directory
-) -> list[tuple[str, str]]:  # (kernel, folder) of each that was written; one that was there is replaced
+    prefix=None,  # root of an installation; None: the one that this Python belongs to
+    settings=None,  # path of settings.ini; None: SCALAI_SETTINGS, else found upwards from the working directory
+) -> list[
+    tuple[str, str]
+]:  # (kernel, folder) of each that was written; one that was there is replaced
     "Add a Jupyter kernel for each environment: raises `SettingsError` if one is not valid, and then adds none"
     settings = Path(settings or find_settings()).resolve()
     place = {"user": True} if user else {"prefix": str(prefix or sys.prefix)}
@@ -57,23 +67,36 @@ def install(
     with TemporaryDirectory() as folder:
         for name in _sections(env_names, settings):
             spec = _write_spec(f"{folder}/{name}", name, settings)
-            try: done.append((f"scalai-{name}", manager.install_kernel_spec(spec, f"scalai-{name}", **place)))
+            try:
+                done.append(
+                    (f"scalai-{name}", manager.install_kernel_spec(spec, f"scalai-{name}", **place))
+                )
             except OSError as e:
-                raise ScalaiError(f"{e.filename} cannot be written ({e.strerror}); pass user=True or a prefix that is yours.") from None
+                raise ScalaiError(
+                    f"{e.filename} cannot be written ({e.strerror}); pass user=True or a prefix that is yours."
+                ) from None
     return done
 
 # %% ../../nbs/jupyter/kernels.ipynb #a0069564
 def installed() -> list[tuple[str, str]]:  # (kernel, folder), sorted
     "The kernels of environments that Jupyter finds"
     specs = KernelSpecManager().get_all_specs().items()
-    return sorted((name, s["resource_dir"]) for name, s in specs if "SCALAI_ENV" in s["spec"]["env"])
+    return sorted(
+        (name, s["resource_dir"]) for name, s in specs if "SCALAI_ENV" in s["spec"]["env"]
+    )
+
 
 def remove(
     env_names=None,  # environments whose kernels go, with or without `scalai-`; None: all
 ) -> list[tuple[str, str]]:  # (kernel, folder) of each that was removed
     "Remove kernels that `install` added: raises `EnvironmentNotFound`, and then removes none"
     known = dict(installed())
-    names = [f"scalai-{name.removeprefix('scalai-')}" for name in env_names] if env_names else list(known)
+    names = (
+        [f"scalai-{name.removeprefix('scalai-')}" for name in env_names]
+        if env_names
+        else list(known)
+    )
     for name in names:
-        if name not in known: raise EnvironmentNotFound(unknown(name, known, "the kernels of Jupyter"))
+        if name not in known:
+            raise EnvironmentNotFound(unknown(name, known, "the kernels of Jupyter"))
     return [(name, KernelSpecManager().remove_kernel_spec(name)) for name in names]

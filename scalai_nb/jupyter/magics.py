@@ -11,83 +11,151 @@ from functools import wraps
 
 from ..environment import environment
 from ..errors import ScalaiError
-from .widgets import Part, ago, code, heading, number, prose, seconds, status, table
+from scalai_nb.jupyter.widgets import (
+    Part,
+    ago,
+    code,
+    heading,
+    number,
+    prose,
+    seconds,
+    status,
+    table,
+)
 
 # %% ../../nbs/jupyter/magics.ipynb #aba08a42
-def _version(v) -> list: "A version as cells of a table"; return [v.id[:8], number(v.rows), ago(v.time), v.message]
+def _version(v) -> list:
+    "A version as cells of a table"
+    return [v.id[:8], number(v.rows), ago(v.time), v.message]
+
 
 def datasets(env) -> Part:
     "The datasets of the lake, each with its newest version"
     from scalai_nb.data.lake import LakeReader
+
     lake = LakeReader(env.lake)
     rows = [[name, *_version(lake.version(name))] for name in lake.names()]
-    if not rows: return prose("The lake is empty. To fill it: ", code("scalai run flights"))
+    if not rows:
+        return prose("The lake is empty. To fill it: ", code("scalai run flights"))
     return table(["dataset", "version", "rows", "written", "message"], rows)
 
 # %% ../../nbs/jupyter/magics.ipynb #a4e45e10
 def dataset(
     env,
     name: str,  # a dataset, `flights` or `flights@version`
-) -> Part:      # raises DatasetNotFound, VersionNotFound
+) -> Part:  # raises DatasetNotFound, VersionNotFound
     "The columns and the versions of one dataset"
     from scalai_nb.data.lake import LakeReader
     from scalai_nb.data.sources import type_of
+
     lake = LakeReader(env.lake)
-    columns = [[c, type_of(v), v.attrs.get("units"), v.attrs.get("long_name")] for c, v in lake.read(name).data_vars.items()]
+    columns = [
+        [c, type_of(v), v.attrs.get("units"), v.attrs.get("long_name")]
+        for c, v in lake.read(name).data_vars.items()
+    ]
     versions = [[*_version(v), ", ".join(v.tags)] for v in lake.log(name.partition("@")[0])]
-    return (heading(name, 3) + table(["column", "type", "units", "meaning"], columns)
-            + heading("Versions", 3) + table(["version", "rows", "written", "message", "tags"], versions))
+    return (
+        heading(name, 3)
+        + table(["column", "type", "units", "meaning"], columns)
+        + heading("Versions", 3)
+        + table(["version", "rows", "written", "message", "tags"], versions)
+    )
 
 # %% ../../nbs/jupyter/magics.ipynb #c22facea
 def runs(env, limit: int = 10) -> Part:
     "The last runs, newest first"
     from scalai_nb.pipeline.run import all_runs
-    rows = [[r.id, status(r.status), ago(r.started), seconds(r.seconds)] for r in all_runs(env, limit)]
-    return table(["run", "status", "started", "took"], rows) if rows else prose("Nothing has run yet. To start: ", code("scalai run flights"))
+
+    rows = [
+        [r.id, status(r.status), ago(r.started), seconds(r.seconds)] for r in all_runs(env, limit)
+    ]
+    return (
+        table(["run", "status", "started", "took"], rows)
+        if rows
+        else prose("Nothing has run yet. To start: ", code("scalai run flights"))
+    )
 
 # %% ../../nbs/jupyter/magics.ipynb #05dd0b68
 def scalai() -> Part:
     "Where this kernel runs, what the lake holds and how the last run went"
     env = environment()
-    where = [["environment", env.name], ["project", env.root], ["lake", env.lake], ["runs", env.runs], ["cluster", env.cluster]]
-    return table(["", ""], where) + heading("Lake", 3) + datasets(env) + heading("Last run", 3) + runs(env, 1)
+    where = [
+        ["environment", env.name],
+        ["project", env.root],
+        ["lake", env.lake],
+        ["runs", env.runs],
+        ["cluster", env.cluster],
+    ]
+    return (
+        table(["", ""], where)
+        + heading("Lake", 3)
+        + datasets(env)
+        + heading("Last run", 3)
+        + runs(env, 1)
+    )
+
 
 def lake(name: str = "") -> Part:
     "The datasets of the lake; with NAME or NAME@VERSION its columns and versions"
     return dataset(environment(), name) if name else datasets(environment())
 
+
 def show_runs(run: str = "") -> Part:
     "The last runs; with RUN (an id, a unique part of one, or latest) its steps"
     from scalai_nb.jupyter.dash import steps
     from scalai_nb.pipeline.run import load_run
+
     return steps(load_run(environment(), run)) if run else runs(environment())
 
 # %% ../../nbs/jupyter/magics.ipynb #84b79d45
 def plan(pipeline: str = "flights") -> Part:
     "The steps of a pipeline: what is cached, what is stale and why"
     from scalai_nb.pipeline.plan import Pipeline, Plan
+
     env = environment()
     loaded = Pipeline.load(pipeline, env)
     loaded.validate(env)
     steps = Plan.make(loaded, env).to_dict()["steps"]
-    rows = [[s["name"], status(s["status"]), "; ".join(s["reasons"]), seconds(s["seconds"]), ", ".join(s["reads"]), ", ".join(s["writes"])] for s in steps]
+    rows = [
+        [
+            s["name"],
+            status(s["status"]),
+            "; ".join(s["reasons"]),
+            seconds(s["seconds"]),
+            ", ".join(s["reads"]),
+            ", ".join(s["writes"]),
+        ]
+        for s in steps
+    ]
     return table(["step", "status", "why", "took last", "reads", "writes"], rows)
 
 # %% ../../nbs/jupyter/magics.ipynb #b248d893
 MAGICS = {"scalai": scalai, "lake": lake, "runs": show_runs, "plan": plan}
 
+
 def _magic(name: str, function):
     "`function` as a line magic: words in, a value or one sentence out"
     from IPython.core.error import UsageError
+
     takes = inspect.signature(function)
+
     @wraps(function)
     def magic(line=""):
-        try: takes.bind(*line.split())
-        except TypeError: raise UsageError(f"%{name} does not take {line!r}; write %{' '.join([name, *(f'[{p.upper()}]' for p in takes.parameters)])}") from None
-        try: return function(*line.split())
-        except ScalaiError as e: raise UsageError(str(e)) from None
+        try:
+            takes.bind(*line.split())
+        except TypeError:
+            raise UsageError(
+                f"%{name} does not take {line!r}; write %{' '.join([name, *(f'[{p.upper()}]' for p in takes.parameters)])}"
+            ) from None
+        try:
+            return function(*line.split())
+        except ScalaiError as e:
+            raise UsageError(str(e)) from None
+
     return magic
+
 
 def load_ipython_extension(ipython) -> None:
     "`%load_ext scalai_nb.jupyter.magics`"
-    for name, function in MAGICS.items(): ipython.register_magic_function(_magic(name, function), "line", name)
+    for name, function in MAGICS.items():
+        ipython.register_magic_function(_magic(name, function), "line", name)

@@ -14,7 +14,10 @@ from html import escape
 from importlib.resources import files
 
 # %% ../../nbs/jupyter/widgets.ipynb #f5b8527d
-LAB = files("scalai_nb") / "jupyter" / "lab"  # files written by hand: the style sheet and the Voila template
+LAB = (
+    files("scalai_nb") / "jupyter" / "lab"
+)  # files written by hand: the style sheet and the Voila template
+
 
 @cache
 def style() -> str:
@@ -25,31 +28,44 @@ def style() -> str:
 @dataclass(frozen=True)
 class Part:
     "A piece of a page: HTML for a browser, text for a terminal"
+
     html: str
     text: str
-    def __add__(self, other): return Part(self.html + other.html, f"{self.text}\n{other.text}".strip("\n"))
-    def __repr__(self): return self.text
-    def _repr_html_(self): return f'{style()}<div class="scalai">{self.html}</div>'
+
+    def __add__(self, other):
+        return Part(self.html + other.html, f"{self.text}\n{other.text}".strip("\n"))
+
+    def __repr__(self):
+        return self.text
+
+    def _repr_html_(self):
+        return f'{style()}<div class="scalai">{self.html}</div>'
+
 
 def part(value) -> Part:
     "`value` itself if it is a `Part`, else its text, escaped; None and NaN are an en dash"
-    if isinstance(value, Part): return value
+    if isinstance(value, Part):
+        return value
     text = "–" if value is None or value != value else str(value)
     return Part(escape(text), text)
 
 # %% ../../nbs/jupyter/widgets.ipynb #8b95fcb8
 TONES = {  # status -> tone of scalai.css
-    **dict.fromkeys(["completed", "cached", "met", "promoted"], "good"), **dict.fromkeys(["failed", "lost", "missed", "refused"], "bad"),
-    **dict.fromkeys(["cancelled", "stale", "partly met", "warning"], "warn"), "running": "info",
+    **dict.fromkeys(["completed", "cached", "met", "promoted"], "good"),
+    **dict.fromkeys(["failed", "lost", "missed", "refused"], "bad"),
+    **dict.fromkeys(["cancelled", "stale", "partly met", "warning"], "warn"),
+    "running": "info",
 }
 SIGNS = {"good": "✔", "bad": "✘", "warn": "!", "info": "▶"}
 
+
 def status(
-    word: str,                 # a status; `_` is shown as a space
+    word: str,  # a status; `_` is shown as a space
     label: str | None = None,  # words to show instead
 ) -> Part:
     "A status as a sign, a word and a colour"
     from scalai_nb.pipeline.progress import MARKS
+
     tone = TONES.get(word, "plain")
     sign = MARKS[word][0] if word in MARKS else SIGNS.get(tone, "·")
     text = f"{sign} {label or word.replace('_', ' ')}"
@@ -58,13 +74,17 @@ def status(
 # %% ../../nbs/jupyter/widgets.ipynb #d43ede12
 def number(x) -> str:
     "`336776` -> 336,776, `0.7236` -> 0.724, `0.00911` -> 0.009, missing -> –"
-    if x is None or x != x: return "–"
-    if abs(x) >= 1000 or float(x).is_integer(): return f"{x:,.0f}"
+    if x is None or x != x:
+        return "–"
+    if abs(x) >= 1000 or float(x).is_integer():
+        return f"{x:,.0f}"
     return f"{round(x, 3) or x:.3g}"
+
 
 def seconds(x) -> str:
     "`0.42` -> 0.4 s, `95` -> 1 min 35 s, missing -> –"
     from scalai_nb.pipeline.progress import duration
+
     return duration(x) or "–"
 
 # %% ../../nbs/jupyter/widgets.ipynb #8d5edb94
@@ -72,35 +92,58 @@ def moment(time) -> datetime | None:
     "A time with a zone, from a datetime or from seconds since 1970"
     return time if time is None or isinstance(time, datetime) else datetime.fromtimestamp(time, UTC)
 
+
 def clock(time) -> str:
     "A time as 24 Nov 18:20:05, where this computer is; missing -> –"
     return f"{moment(time).astimezone():%-d %b %H:%M:%S}" if time is not None else "–"
 
+
 def ago(time, now=None) -> str:
     "How long before `now` a time was: just now, 5 min ago, 3 h ago, 2 days ago; missing -> –"
-    if time is None: return "–"
+    if time is None:
+        return "–"
     s = ((moment(now) or datetime.now(UTC)) - moment(time)).total_seconds()
-    if s < 60: return "just now"
-    if s < 3600: return f"{s // 60:.0f} min ago"
+    if s < 60:
+        return "just now"
+    if s < 3600:
+        return f"{s // 60:.0f} min ago"
     return f"{s // 3600:.0f} h ago" if s < 48 * 3600 else f"{s // 86400:.0f} days ago"
 
 # %% ../../nbs/jupyter/widgets.ipynb #df80175f
 def _numeric(cells) -> bool:
     "Whether `cells` read as numbers, whatever their unit"
-    return any(c.text[:1].isdigit() for c in cells) and all(c.text[:1].isdigit() or c.text == "–" for c in cells)
+    return any(c.text[:1].isdigit() for c in cells) and all(
+        c.text[:1].isdigit() or c.text == "–" for c in cells
+    )
 
-def _row(tag: str, cells, right) -> str: "One table row as HTML"; return "<tr>" + "".join(
-    f"<{tag}{' class=right' if r else ''}>{c.html}</{tag}>" for c, r in zip(cells, right, strict=True)) + "</tr>"
+
+def _row(tag: str, cells, right) -> str:
+    "One table row as HTML"
+    return (
+        "<tr>"
+        + "".join(
+            f"<{tag}{' class=right' if r else ''}>{c.html}</{tag}>"
+            for c, r in zip(cells, right, strict=True)
+        )
+        + "</tr>"
+    )
+
 
 def table(
     columns,  # headings
-    rows,     # a list of rows, each with a value or `Part` for every column
+    rows,  # a list of rows, each with a value or `Part` for every column
 ) -> Part:
     "A table of anything"
     head, body = [part(c) for c in columns], [[part(c) for c in row] for row in rows]
     right = [_numeric([row[i] for row in body]) for i in range(len(head))]
     width = [max(len(row[i].text) for row in [head, *body]) for i in range(len(head))]
-    text = [" ".join(c.text.rjust(w) if r else c.text.ljust(w) for c, w, r in zip(row, width, right, strict=True)).rstrip() for row in [head, *body]]
+    text = [
+        " ".join(
+            c.text.rjust(w) if r else c.text.ljust(w)
+            for c, w, r in zip(row, width, right, strict=True)
+        ).rstrip()
+        for row in [head, *body]
+    ]
     html = f"<thead>{_row('th', head, right)}</thead><tbody>{''.join(_row('td', row, right) for row in body)}</tbody>"
     return Part(f'<div class="scalai-scroll"><table>{html}</table></div>', "\n".join(text))
 
@@ -109,13 +152,36 @@ def _element(tag: str, *parts, between: str = "\n", **attributes) -> Part:
     "An HTML element around `parts`, whose texts have `between` them; `class_` is its class"
     parts = [part(p) for p in parts]
     attrs = "".join(f' {k.rstrip("_")}="{escape(str(v))}"' for k, v in attributes.items())
-    return Part(f"<{tag}{attrs}>{''.join(p.html for p in parts)}</{tag}>", between.join(p.text for p in parts if p.text))
+    return Part(
+        f"<{tag}{attrs}>{''.join(p.html for p in parts)}</{tag}>",
+        between.join(p.text for p in parts if p.text),
+    )
 
-def heading(text, level: int = 2) -> Part: "A heading"; return _element(f"h{level}", text)
-def prose(*parts) -> Part: "A paragraph"; return _element("p", *parts, between="")
-def code(text: str) -> Part: "A command to type"; return _element("code", text)
-def grid(*parts) -> Part: "Cards side by side, as many as fit"; return _element("div", *parts, class_="scalai-grid")
-def split(*parts) -> Part: "A large card beside a small one"; return _element("div", *parts, class_="scalai-split")
+
+def heading(text, level: int = 2) -> Part:
+    "A heading"
+    return _element(f"h{level}", text)
+
+
+def prose(*parts) -> Part:
+    "A paragraph"
+    return _element("p", *parts, between="")
+
+
+def code(text: str) -> Part:
+    "A command to type"
+    return _element("code", text)
+
+
+def grid(*parts) -> Part:
+    "Cards side by side, as many as fit"
+    return _element("div", *parts, class_="scalai-grid")
+
+
+def split(*parts) -> Part:
+    "A large card beside a small one"
+    return _element("div", *parts, class_="scalai-split")
+
 
 def card(title: str, *parts, tone: str = "plain") -> Part:
     "A titled box; `tone` colours its edge"
@@ -125,35 +191,49 @@ def card(title: str, *parts, tone: str = "plain") -> Part:
 def show(shown: Part = Part("", "")):
     "A part as an ipywidget; assign `.value = inner(part)` to change it"
     import ipywidgets
+
     return ipywidgets.HTML(inner(shown))
 
-def inner(shown: Part) -> str: "The HTML of a part for an ipywidget"; return f'<div class="scalai">{shown.html}</div>'
+
+def inner(shown: Part) -> str:
+    "The HTML of a part for an ipywidget"
+    return f'<div class="scalai">{shown.html}</div>'
+
 
 def choice(
-    options,      # a list, or a dict of label -> value
-    value=None,   # what is chosen first; None: the first
+    options,  # a list, or a dict of label -> value
+    value=None,  # what is chosen first; None: the first
     kind: str = "segments",  # or "list"
 ):
     "A choice of one of `options`; hidden when there are none"
     import ipywidgets
+
     options = options if isinstance(options, dict) else {o: o for o in options}
-    radio = ipywidgets.RadioButtons(options=options, value=next(iter(options.values()), None) if value is None else value)
+    radio = ipywidgets.RadioButtons(
+        options=options, value=next(iter(options.values()), None) if value is None else value
+    )
     radio.layout.display = None if options else "none"
     return radio.add_class(f"scalai-{kind}")
+
 
 def section(title: str, *children, shown: bool = True):
     "A titled column of ipywidgets; hidden unless `shown`"
     import ipywidgets
+
     box = ipywidgets.VBox([show(heading(title)), *children])
     box.layout.display = None if shown else "none"
     return box
 
+
 def beside(*children):
     "ipywidgets side by side, or one below the other on a narrow page"
     import ipywidgets
+
     return ipywidgets.Box(children).add_class("scalai-beside")
+
 
 def page(*children):
     "A column of ipywidgets with the style sheet"
     import ipywidgets
+
     return ipywidgets.VBox([ipywidgets.HTML(style()), *children]).add_class("scalai-dashboard")

@@ -8,15 +8,20 @@ from importlib import import_module
 
 from ..errors import ParameterError
 
-TWINS = {"numpy": "scalai_nb.kernels", "cupy": "scalai_nb.kernels.cuda"}  # library of an array -> the package of kernels for it
+TWINS = {
+    "numpy": "scalai_nb.kernels",
+    "cupy": "scalai_nb.kernels.cuda",
+}  # library of an array -> the package of kernels for it
 
 
 def of(
     name: str,  # a module of kernels: columns, scores, features, linear, clusters or groups
-    x,          # an array of a block
-):              # the module whose functions take arrays like `x`
+    x,  # an array of a block
+):  # the module whose functions take arrays like `x`
     "The kernels `name` for where `x` lives; ParameterError for an array of another library"
     library = type(x).__module__.partition(".")[0]
     if library not in TWINS:
-        raise ParameterError(f"A block holds an array of {library}; accepted: {', '.join(TWINS)}. Convert it, say with numpy.asarray.")
+        raise ParameterError(
+            f"A block holds an array of {library}; accepted: {', '.join(TWINS)}. Convert it, say with numpy.asarray."
+        )
     return import_module(f"{TWINS[library]}.{name}")

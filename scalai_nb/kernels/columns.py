@@ -17,43 +17,63 @@ from numba.np.arrayobj import make_array
 from ..errors import ParameterError
 from .jit import njit
 
-TILE = 2048            # values of a tile: its buffers take 56 kB at most
-BITS = 15              # of the hash, which choose a cell
-CELLS = 1 << BITS      # counters of hashed values, each with a register of HyperLogLog
-COUNTABLE = 1 << 25    # values whose count fits into a cell beside its register
+TILE = 2048  # values of a tile: its buffers take 56 kB at most
+BITS = 15  # of the hash, which choose a cell
+CELLS = 1 << BITS  # counters of hashed values, each with a register of HyperLogLog
+COUNTABLE = 1 << 25  # values whose count fits into a cell beside its register
 INFINITY = np.uint64(0x7FF0000000000000)
 MAGNITUDE = np.uint64(0x7FFFFFFFFFFFFFFF)
-SUMS = {"reassoc", "contract", "nsz", "arcp"}  # what may be done to sums; NaN and infinities stay what they are
+SUMS = {
+    "reassoc",
+    "contract",
+    "nsz",
+    "arcp",
+}  # what may be done to sums; NaN and infinities stay what they are
 FLOATS, WHOLE = ("f4", "f8"), ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
 _1, _BIG, _ALL = np.uint64(1), np.int64(2**63 - 1), np.uint64(2**64 - 1)
 _REST, _TOP, _SHIFT = np.uint64((1 << 64 - BITS) - 1), np.uint64(64 - BITS), np.uint64(52)
-_A, _B, _30, _27, _31, _63 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB), *map(np.uint64, (30, 27, 31, 63))
-_EXACT = np.float64(2**53).view(np.uint64)  # from here on an integer is told from its neighbours by its own bits
+_A, _B, _30, _27, _31, _63 = (
+    np.uint64(0xBF58476D1CE4E5B9),
+    np.uint64(0x94D049BB133111EB),
+    *map(np.uint64, (30, 27, 31, 63)),
+)
+_EXACT = np.float64(2**53).view(
+    np.uint64
+)  # from here on an integer is told from its neighbours by its own bits
 
 
 def _checked(x, accepted=FLOATS + WHOLE):
     "`x`, a contiguous vector of an accepted dtype; bools as bytes"
     if x.dtype.str[1:] not in accepted or not x.dtype.isnative:
-        raise ParameterError(f"The kernel takes {', '.join(np.dtype(t).name for t in accepted)}, not {x.dtype}; convert with astype.")
-    if x.ndim != 1 or not x.flags.c_contiguous: raise ParameterError("The kernel takes one contiguous dimension; pass x.ravel().")
+        raise ParameterError(
+            f"The kernel takes {', '.join(np.dtype(t).name for t in accepted)}, not {x.dtype}; convert with astype."
+        )
+    if x.ndim != 1 or not x.flags.c_contiguous:
+        raise ParameterError("The kernel takes one contiguous dimension; pass x.ravel().")
     return x.view(np.uint8) if x.dtype == bool else x
 
 
 @intrinsic
 def _ask(typingctx, x, i):
     "Have the processor fetch x[i], which need not exist, into the cache"
+
     def codegen(context, builder, signature, args):
         at = builder.gep(make_array(signature.args[0])(context, builder, args[0]).data, [args[1]])
         take = ir.FunctionType(ir.VoidType(), [at.type, *[ir.IntType(32)] * 3])
-        builder.call(get_or_insert_function(builder.module, take, "llvm.prefetch.p0"), [at, *(ir.IntType(32)(v) for v in (0, 3, 1))])  # to read, near, data
+        builder.call(
+            get_or_insert_function(builder.module, take, "llvm.prefetch.p0"),
+            [at, *(ir.IntType(32)(v) for v in (0, 3, 1))],
+        )  # to read, near, data
         return context.get_dummy_value()
+
     return types.void(x, types.intp), codegen
 
 
 @njit(inline="always")
 def _ahead(x, start):
     "Fetch the tile of `x` that begins at `start` while the one before it is computed: the processor does not look beyond a page by itself"
-    for i in range(start, start + TILE, 64 // x.itemsize): _ask(x, i)
+    for i in range(start, start + TILE, 64 // x.itemsize):
+        _ask(x, i)
 
 
 # ---- scan: counts, extremes and moments ----
@@ -61,41 +81,61 @@ def _ahead(x, start):
 
 class Scan(NamedTuple):
     "What one pass finds; of no finite value: n is 0, and the extremes are reversed infinities"
-    missing: int     # NaN
+
+    missing: int  # NaN
     zeros: int
-    below: int       # -inf
-    above: int       # +inf
-    least: float     # of finite values, as greatest; int of whole numbers
+    below: int  # -inf
+    above: int  # +inf
+    least: float  # of finite values, as greatest; int of whole numbers
     greatest: float
-    small: float     # least magnitude but zero; of whole numbers 1
-    n: int           # finite values
+    small: float  # least magnitude but zero; of whole numbers 1
+    n: int  # finite values
     mean: float
-    m2: float        # sums of the 2nd to 4th power of the deviations from the mean; infinite or NaN beyond the range of a float
+    m2: float  # sums of the 2nd to 4th power of the deviations from the mean; infinite or NaN beyond the range of a float
     m3: float
     m4: float
 
 
 def settled(n, mean, m2, m3, m4):
     "The moments, of which what left the range of a float is infinite (m2) or unknown (m3, m4), whatever happened on the way"
-    return n, mean, m2 if m2 < np.inf else np.inf, m3 if abs(m3) < np.inf else np.nan, m4 if m4 < np.inf else np.nan
+    return (
+        n,
+        mean,
+        m2 if m2 < np.inf else np.inf,
+        m3 if abs(m3) < np.inf else np.nan,
+        m4 if m4 < np.inf else np.nan,
+    )
 
 
 @njit(error_model="numpy")
 def join(n, mean, m2, m3, m4, k, mean_k, s2, s3, s4):
     "Moments of n values and k more"  # Pébay 2008, SAND2008-6212, eq. 1.5 to 1.7
-    if n == 0: return k, mean_k, s2, s3, s4
+    if n == 0:
+        return k, mean_k, s2, s3, s4
     both, d = n + k, mean_k - mean
     p, q = n / both, k / both
-    m4 += s4 + d * d * d * d * (n * q) * (p * p - p * q + q * q) + 6 * d * d * (p * p * s2 + q * q * m2) + 4 * d * (p * s3 - q * m3)
+    m4 += (
+        s4
+        + d * d * d * d * (n * q) * (p * p - p * q + q * q)
+        + 6 * d * d * (p * p * s2 + q * q * m2)
+        + 4 * d * (p * s3 - q * m3)
+    )
     m3 += s3 + d * d * d * (n * q) * (p - q) + 3 * d * (p * s2 - q * m2)
-    return both, (mean + d * q if abs(d) < np.inf else mean * p + mean_k * q), m2 + s2 + d * d * (n * q), m3, m4
+    return (
+        both,
+        (mean + d * q if abs(d) < np.inf else mean * p + mean_k * q),
+        m2 + s2 + d * d * (n * q),
+        m3,
+        m4,
+    )
 
 
 @njit(error_model="numpy", fastmath=SUMS)
 def _powers(t, keep, m, k, zero):
     "Mean of the k values t[:m][keep] and the sums of the powers of their deviations; a constant has exactly none"
     s, s1, s2, s3, s4 = 0.0, 0.0, 0.0, 0.0, 0.0
-    for i in range(m): s += t[i] - zero if keep[i] else 0.0
+    for i in range(m):
+        s += t[i] - zero if keep[i] else 0.0
     shift = s / k
     for i in range(m):
         d = (t[i] - zero) - shift if keep[i] else 0.0
@@ -118,7 +158,8 @@ def _scan_floats(x):
     for start in range(0, len(x), TILE):
         m, k, large = min(TILE, len(x) - start), 0, np.int64(0)
         _ahead(x, start + TILE)
-        for i in range(m): t[i] = x[start + i]
+        for i in range(m):
+            t[i] = x[start + i]
         for i in range(m):
             mag, sign = u[i] & MAGNITUDE, np.int64(u[i]) >> 63
             finite, key = mag < INFINITY, (np.int64(mag) ^ sign) - sign
@@ -131,17 +172,36 @@ def _scan_floats(x):
             high = max(high, key if finite else -_BIG)
             large = max(large, np.int64(mag) if finite else 0)
             small = min(small, mag - _1)
-        if k == 0: continue
+        if k == 0:
+            continue
         scale = 1.0
         if large >= 0x7F10000000000000:  # 2^1010, from where on sums of differences may overflow
             scale = 16384.0
-            for i in range(m): t[i] /= scale
+            for i in range(m):
+                t[i] /= scale
         if n == 0:
-            for i in range(m - 1, -1, -1): zero = t[i] if keep[i] else zero
+            for i in range(m - 1, -1, -1):
+                zero = t[i] if keep[i] else zero
         mean_k, s2, s3, s4 = _powers(t, keep, m, k, zero / scale if n else zero)
-        if n == 0: zero *= scale
-        n, mean, m2, m3, m4 = join(n, mean, m2, m3, m4, k, mean_k * scale, s2 * scale**2, s3 * scale**3, s4 * scale**4)
-    return missing, zeros, len(x) - n - missing - above, above, low, high, small + _1, n, mean, m2, m3, m4
+        if n == 0:
+            zero *= scale
+        n, mean, m2, m3, m4 = join(
+            n, mean, m2, m3, m4, k, mean_k * scale, s2 * scale**2, s3 * scale**3, s4 * scale**4
+        )
+    return (
+        missing,
+        zeros,
+        len(x) - n - missing - above,
+        above,
+        low,
+        high,
+        small + _1,
+        n,
+        mean,
+        m2,
+        m3,
+        m4,
+    )
 
 
 @njit(error_model="numpy")
@@ -162,7 +222,9 @@ def _scan_whole(x):
     return zeros, low, high, n, mean, m2, m3, m4
 
 
-def _float(key: int) -> float: "The float whose bits, as an integer that sorts alike, are `key`"; return float(np.copysign(np.int64(abs(key)).view(np.float64), key))
+def _float(key: int) -> float:
+    "The float whose bits, as an integer that sorts alike, are `key`"
+    return float(np.copysign(np.int64(abs(key)).view(np.float64), key))
 
 
 def scan(
@@ -173,21 +235,34 @@ def scan(
     if x.dtype.kind != "f" and len(x):
         zeros, low, high, *moments = _scan_whole(x)
         return Scan(0, zeros, 0, 0, int(low), int(high), 1, *settled(*moments))
-    missing, zeros, below, above, low, high, small, *moments = _scan_floats(x if x.dtype.kind == "f" else x.astype(np.float64))
-    if not moments[0]: return Scan(missing, 0, below, above, np.inf, -np.inf, np.inf, 0, 0.0, 0.0, 0.0, 0.0)
-    return Scan(missing, zeros, below, above, _float(low), _float(high), _float(small) if 0 < small < INFINITY else np.inf, *settled(*moments))
+    missing, zeros, below, above, low, high, small, *moments = _scan_floats(
+        x if x.dtype.kind == "f" else x.astype(np.float64)
+    )
+    if not moments[0]:
+        return Scan(missing, 0, below, above, np.inf, -np.inf, np.inf, 0, 0.0, 0.0, 0.0, 0.0)
+    return Scan(
+        missing,
+        zeros,
+        below,
+        above,
+        _float(low),
+        _float(high),
+        _float(small) if 0 < small < INFINITY else np.inf,
+        *settled(*moments),
+    )
 
 
 @njit
 def _bounds(x):
     low, high = x[0], x[0]
-    for v in x: low, high = min(low, v), max(high, v)
+    for v in x:
+        low, high = min(low, v), max(high, v)
     return low, high
 
 
 def bounds(
     x,  # (n,) whole numbers, at least one
-):      # least and greatest
+):  # least and greatest
     "The range of whole numbers"
     return tuple(map(int, _bounds(_checked(x, WHOLE))))
 
@@ -208,10 +283,13 @@ def _mixed(h, m):
 def _addressed(h, skip, m, address):
     "Turn the hashes h[:m] into the address of a cell, and beside it (last 8 bits) the rank that its register takes"
     for i in range(m):
-        address[i] = np.int64(((h[i] & _REST) << _1) + _1)  # the exponent of this float is the number of bits up to the leading one
+        address[i] = np.int64(
+            ((h[i] & _REST) << _1) + _1
+        )  # the exponent of this float is the number of bits up to the leading one
         h[i] = h[i] >> _TOP if not skip[i] else np.uint64(CELLS)
     bits = address.view(np.uint64)
-    for i in range(m): bits[i] = h[i] << np.uint64(8) | np.uint64(64 - BITS + 1 + 1023) - (bits[i] >> _SHIFT)
+    for i in range(m):
+        bits[i] = h[i] << np.uint64(8) | np.uint64(64 - BITS + 1 + 1023) - (bits[i] >> _SHIFT)
 
 
 @njit
@@ -222,19 +300,27 @@ def _counted(at, bits, m, counts, cells):
         cell, rank = bits[i] >> np.uint64(8), np.uint32(bits[i] & np.uint64(255))
         c = cells[cell] + np.uint32(64)
         old = c & np.uint32(63)
-        if rank > old: c += rank - old  # seldom after the first values, so the branch is foreseen
+        if rank > old:
+            c += rank - old  # seldom after the first values, so the branch is foreseen
         cells[cell] = c
 
 
 @njit
 def _spread_floats(x, shift, low, size, counts, cells):
     "Count floats in `counts`, positive before negative ones, and in `cells`"
-    t, h, address, skip, at = np.empty(TILE), np.empty(TILE, np.uint64), np.empty(TILE), np.empty(TILE, np.bool_), np.empty(TILE, np.uint32)
+    t, h, address, skip, at = (
+        np.empty(TILE),
+        np.empty(TILE, np.uint64),
+        np.empty(TILE),
+        np.empty(TILE, np.bool_),
+        np.empty(TILE, np.uint32),
+    )
     u, bits = t.view(np.uint64), address.view(np.uint64)
     for start in range(0, len(x), TILE):
         m = min(TILE, len(x) - start)
         _ahead(x, start + TILE)
-        for i in range(m): t[i] = x[start + i] + 0.0  # -0.0 becomes 0.0
+        for i in range(m):
+            t[i] = x[start + i] + 0.0  # -0.0 becomes 0.0
         for i in range(m):
             mag = u[i] & MAGNITUDE
             at[i] = min((mag >> shift) - low, size) + (u[i] >> _63) * (size + _1)
@@ -248,7 +334,13 @@ def _spread_floats(x, shift, low, size, counts, cells):
 @njit
 def _spread_whole(x, shift, low, size, counts, cells, linear):
     "The same for whole numbers"
-    t, h, address, skip, at = np.empty(TILE), np.empty(TILE, np.uint64), np.empty(TILE), np.zeros(TILE, np.bool_), np.empty(TILE, np.uint32)
+    t, h, address, skip, at = (
+        np.empty(TILE),
+        np.empty(TILE, np.uint64),
+        np.empty(TILE),
+        np.zeros(TILE, np.bool_),
+        np.empty(TILE, np.uint32),
+    )
     u, bits = t.view(np.uint64), address.view(np.uint64)
     for start in range(0, len(x), TILE):
         m = min(TILE, len(x) - start)
@@ -259,7 +351,8 @@ def _spread_whole(x, shift, low, size, counts, cells, linear):
         for i in range(m):
             mag, own = u[i] & MAGNITUDE, h[i]
             h[i] = u[i] if mag < _EXACT else own
-            if linear: u[i] = np.uint64(max(np.int64(own), -np.int64(own))) | (own & ~MAGNITUDE)
+            if linear:
+                u[i] = np.uint64(max(np.int64(own), -np.int64(own))) | (own & ~MAGNITUDE)
         for i in range(m):
             at[i] = min(((u[i] & MAGNITUDE) >> shift) - low, size) + (u[i] >> _63) * (size + _1)
         _mixed(h, m)
@@ -269,16 +362,19 @@ def _spread_whole(x, shift, low, size, counts, cells, linear):
 
 class Spread(NamedTuple):
     "Counts by bucket and by hash"
-    counts: np.ndarray     # (2, size + 1) int64: of positive and of negative values by magnitude; the last: those outside
-    cells: np.ndarray      # (CELLS,) int64: values by the first bits of their hash; floats without zeros and infinities
+
+    counts: np.ndarray  # (2, size + 1) int64: of positive and of negative values by magnitude; the last: those outside
+    cells: (
+        np.ndarray
+    )  # (CELLS,) int64: values by the first bits of their hash; floats without zeros and infinities
     registers: np.ndarray  # (CELLS,) uint8: the greatest rank in each, for HyperLogLog
 
 
 def spread(
-    x,       # (n,) numbers; NaN is missing
-    shift,   # last bits of a magnitude that a bucket leaves open
-    low,     # the first bucket: magnitude >> shift
-    size,    # buckets of either sign
+    x,  # (n,) numbers; NaN is missing
+    shift,  # last bits of a magnitude that a bucket leaves open
+    low,  # the first bucket: magnitude >> shift
+    size,  # buckets of either sign
     linear=False,  # whether the magnitude is |x| itself (of int64), instead of the bits of the float64 |x|
 ) -> Spread:
     "Count values by bucket and by hash, in one pass; of floats, zero and infinities count as outside"
@@ -286,9 +382,18 @@ def spread(
     total = np.zeros(2 * (size + 1), np.int64), np.zeros(CELLS, np.int64), np.zeros(CELLS, np.uint8)
     for start in range(0, len(x), COUNTABLE):
         counts, cells = np.zeros(2 * (size + 1), np.uint32), np.zeros(CELLS + 1, np.uint32)
-        args = x[start:start + COUNTABLE], np.uint64(shift), np.uint64(low), np.uint64(size), counts, cells
-        if whole: _spread_whole(*args, linear)
-        else: _spread_floats(*args)
+        args = (
+            x[start : start + COUNTABLE],
+            np.uint64(shift),
+            np.uint64(low),
+            np.uint64(size),
+            counts,
+            cells,
+        )
+        if whole:
+            _spread_whole(*args, linear)
+        else:
+            _spread_floats(*args)
         total[0][:] += counts
         total[1][:] += cells[:-1] >> 6
         np.maximum(total[2], (cells[:-1] & 63).astype(np.uint8), out=total[2])
@@ -302,8 +407,9 @@ def _ranks(h, hashed, registers):
     bits = address.view(np.uint64)
     for start in range(0, len(h), TILE):
         m = min(TILE, len(h) - start)
-        z[:m] = h[start:start + m]
-        if not hashed: _mixed(z, m)
+        z[:m] = h[start : start + m]
+        if not hashed:
+            _mixed(z, m)
         _addressed(z, skip, m, address)
         for i in range(m):
             cell, rank = bits[i] >> np.uint64(8), np.uint8(bits[i] & np.uint64(255))
@@ -311,9 +417,9 @@ def _ranks(h, hashed, registers):
 
 
 def registers(
-    bits,          # (n,) uint64 that tell values apart: of a number those of its float64, from 2^53 on of the whole number itself
+    bits,  # (n,) uint64 that tell values apart: of a number those of its float64, from 2^53 on of the whole number itself
     hashed=False,  # whether they are hashes already
-):                 # (CELLS,) uint8
+):  # (CELLS,) uint8
     "The registers of HyperLogLog for these values"
     out = np.zeros(CELLS, np.uint8)
     _ranks(_checked(bits, ("u8",)), hashed, out)
@@ -328,14 +434,16 @@ def _picked(x, whole, heavy, out):
     u = t.view(np.uint64)
     for start in range(0, len(x), TILE):
         m = min(TILE, len(x) - start)
-        for i in range(m): t[i] = x[start + i]
+        for i in range(m):
+            t[i] = x[start + i]
         for i in range(m):
             mag = u[i] & MAGNITUDE
             skip[i] = (mag - _1 >= INFINITY - _1) and not whole
             h[i] = u[i]
         if whole:
             for i in range(m):
-                if u[i] & MAGNITUDE >= _EXACT: h[i] = np.uint64(np.int64(x[start + i]))
+                if u[i] & MAGNITUDE >= _EXACT:
+                    h[i] = np.uint64(np.int64(x[start + i]))
         _mixed(h, m)
         _addressed(h, skip, m, address)
         for i in range(m):
@@ -345,12 +453,12 @@ def _picked(x, whole, heavy, out):
 
 
 def pick(
-    x,      # (n,) numbers, as `spread` took them
+    x,  # (n,) numbers, as `spread` took them
     heavy,  # (CELLS,) bool, on the host: which cells to take
-):          # (k,) of the dtype of `x` and beside it
+):  # (k,) of the dtype of `x` and beside it
     "The values, in order, whose hash falls into a heavy cell; of floats, zeros, infinities and NaN never do"
     x, out = _checked(x), np.empty(len(x) + 1, x.dtype)
-    return out[:_picked(x, x.dtype.kind != "f", np.append(heavy, False), out)].copy()
+    return out[: _picked(x, x.dtype.kind != "f", np.append(heavy, False), out)].copy()
 
 
 # ---- few values: exact counts ----
@@ -361,7 +469,8 @@ def _placed(h, keep, m, table, found, limit, steps):
     "Count h[:m][keep] in the open-addressing table; distinct values so far (limit + 1: too many) and steps left"
     last = np.uint64(len(table) - 1)
     for i in range(m):
-        if not keep[i]: continue
+        if not keep[i]:
+            continue
         key = h[i]
         z = (key ^ (key >> _30)) * _A
         z = (z ^ (z >> _27)) * _B
@@ -372,42 +481,58 @@ def _placed(h, keep, m, table, found, limit, steps):
         if not table[slot, 1]:
             table[slot, 0] = key
             found += 1
-            if found > limit: return found, steps
+            if found > limit:
+                return found, steps
         table[slot, 1] += _1
-        if steps < 0: return limit + 1, steps
+        if steps < 0:
+            return limit + 1, steps
     return found, steps
 
 
 @njit
 def _count(x, whole, table, limit):
     "Count in the table, up to one value more than the limit; at most 4 steps a value are walked"
-    t, h, keep, found, steps = np.empty(TILE), np.empty(TILE, np.uint64), np.ones(TILE, np.bool_), 0, 4 * len(x) + 4 * len(table)
+    t, h, keep, found, steps = (
+        np.empty(TILE),
+        np.empty(TILE, np.uint64),
+        np.ones(TILE, np.bool_),
+        0,
+        4 * len(x) + 4 * len(table),
+    )
     u = t.view(np.uint64)
     for start in range(0, len(x), TILE):
         m = min(TILE, len(x) - start)
         _ahead(x, start + TILE)
         if whole:
-            for i in range(m): h[i] = np.uint64(np.int64(x[start + i]))
+            for i in range(m):
+                h[i] = np.uint64(np.int64(x[start + i]))
         else:
-            for i in range(m): t[i] = x[start + i] + 0.0  # -0.0 becomes 0.0
+            for i in range(m):
+                t[i] = x[start + i] + 0.0  # -0.0 becomes 0.0
             for i in range(m):
                 h[i] = u[i] if u[i] != ~MAGNITUDE else np.uint64(0)
                 keep[i] = (u[i] & MAGNITUDE) <= INFINITY
         found, steps = _placed(h, keep, m, table, found, limit, steps)
-        if found > limit: break
+        if found > limit:
+            break
     return found
 
 
 def count(
-    x,      # (n,) numbers; NaN is missing
+    x,  # (n,) numbers; NaN is missing
     limit,  # most distinct values
-):          # distinct values in ascending order (float64, int64 or uint64) and how often each occurs, on the host; None: there are more
+):  # distinct values in ascending order (float64, int64 or uint64) and how often each occurs, on the host; None: there are more
     "Count the distinct values exactly, or find soon that they are too many"
     x = _checked(x)
-    table = np.zeros((1 << (4 * limit - 1).bit_length(), 2), np.uint64)  # key and count side by side
-    if _count(x, x.dtype.kind != "f", table, limit) > limit: return None
+    table = np.zeros(
+        (1 << (4 * limit - 1).bit_length(), 2), np.uint64
+    )  # key and count side by side
+    if _count(x, x.dtype.kind != "f", table, limit) > limit:
+        return None
     keys, counts = table[table[:, 1] > 0].T.copy()
-    values = keys.view(np.float64 if x.dtype.kind == "f" else np.uint64 if x.dtype == np.uint64 else np.int64)
+    values = keys.view(
+        np.float64 if x.dtype.kind == "f" else np.uint64 if x.dtype == np.uint64 else np.int64
+    )
     order = np.argsort(values)
     return values[order], counts[order].view(np.int64)
 
@@ -417,20 +542,23 @@ def _tally(codes, first, size, counts):
     "Count into four tables in turn, so that equal neighbours need not wait for each other"
     n = len(codes) // 4 * 4
     for i in range(0, n, 4):
-        for j in range(4): counts[j, min(np.uint64(np.int64(codes[i + j]) - first), size)] += 1
-    for i in range(n, len(codes)): counts[0, min(np.uint64(np.int64(codes[i]) - first), size)] += 1
+        for j in range(4):
+            counts[j, min(np.uint64(np.int64(codes[i + j]) - first), size)] += 1
+    for i in range(n, len(codes)):
+        counts[0, min(np.uint64(np.int64(codes[i]) - first), size)] += 1
 
 
 @njit
 def _tally_wide(codes, first, size, counts):
-    for code in codes: counts[min(np.uint64(np.int64(code) - first), size)] += 1
+    for code in codes:
+        counts[min(np.uint64(np.int64(code) - first), size)] += 1
 
 
 def tally(
     codes,  # (n,) whole numbers
     first,  # the least that is counted
-    size,   # how many numbers are counted, from `first` on
-):          # (size + 1,) int64 on the host; the last: those outside
+    size,  # how many numbers are counted, from `first` on
+):  # (size + 1,) int64 on the host; the last: those outside
     "How often each of a range of whole numbers occurs"
     codes, first = _checked(codes, WHOLE), np.uint64(first % 2**64).view(np.int64)
     if size > 1 << 14:
@@ -451,14 +579,20 @@ def gathered(counts, low, zero, below, above, infinity):
     size = counts.shape[1] - 1
     keys, often, n = np.empty(2 * size + 3, np.int64), np.empty(2 * size + 3, np.int64), 0
     first = 0 if low else 1  # the bucket of zero has both signs
-    if low == 0 and size: zero = counts[0, 0] + counts[1, 0]
-    if below: keys[n], often[n], n = -infinity, below, n + 1
+    if low == 0 and size:
+        zero = counts[0, 0] + counts[1, 0]
+    if below:
+        keys[n], often[n], n = -infinity, below, n + 1
     for i in range(size - 1, first - 1, -1):
-        if counts[1, i]: keys[n], often[n], n = -low - i, counts[1, i], n + 1
-    if zero: keys[n], often[n], n = 0, zero, n + 1
+        if counts[1, i]:
+            keys[n], often[n], n = -low - i, counts[1, i], n + 1
+    if zero:
+        keys[n], often[n], n = 0, zero, n + 1
     for i in range(first, size):
-        if counts[0, i]: keys[n], often[n], n = low + i, counts[0, i], n + 1
-    if above: keys[n], often[n], n = infinity, above, n + 1
+        if counts[0, i]:
+            keys[n], often[n], n = low + i, counts[0, i], n + 1
+    if above:
+        keys[n], often[n], n = infinity, above, n + 1
     return keys[:n].copy(), often[:n].copy()
 
 
@@ -476,11 +610,21 @@ def occupied(keys, shift):
 @njit
 def joined(a, m, b, n):
     "The keys of both and their counts (buckets, kinds) summed"
-    keys, counts, i, j, k = np.empty(len(a) + len(b), np.int64), np.empty((len(a) + len(b), m.shape[1]), np.int64), 0, 0, 0
+    keys, counts, i, j, k = (
+        np.empty(len(a) + len(b), np.int64),
+        np.empty((len(a) + len(b), m.shape[1]), np.int64),
+        0,
+        0,
+        0,
+    )
     while i < len(a) or j < len(b):
-        left, right = j == len(b) or (i < len(a) and a[i] <= b[j]), i == len(a) or (j < len(b) and b[j] <= a[i])
+        left, right = (
+            j == len(b) or (i < len(a) and a[i] <= b[j]),
+            i == len(a) or (j < len(b) and b[j] <= a[i]),
+        )
         keys[k] = a[i] if left else b[j]
-        for c in range(m.shape[1]): counts[k, c] = (m[i, c] if left else 0) + (n[j, c] if right else 0)
+        for c in range(m.shape[1]):
+            counts[k, c] = (m[i, c] if left else 0) + (n[j, c] if right else 0)
         i, j, k = i + left, j + right, k + 1
     return keys[:k].copy(), counts[:k].copy()
 
@@ -490,17 +634,23 @@ def joined(a, m, b, n):
 
 def unique(
     x,  # (n,) numbers; NaN is missing
-):      # distinct values in ascending order (float64, int64 or uint64) and how often each occurs, on the host
+):  # distinct values in ascending order (float64, int64 or uint64) and how often each occurs, on the host
     "Count the distinct values by sorting, however many there are"
     x = _checked(x)
     x = np.sort(x[~np.isnan(x)] + 0.0 if x.dtype.kind == "f" else x)  # -0.0 becomes 0.0
-    first = np.flatnonzero(np.concatenate([[True], x[1:] != x[:-1]])) if len(x) else np.empty(0, np.int64)
-    return x[first].astype(np.float64 if x.dtype.kind == "f" else np.uint64 if x.dtype == np.uint64 else np.int64), np.diff(first, append=len(x))
+    first = (
+        np.flatnonzero(np.concatenate([[True], x[1:] != x[:-1]]))
+        if len(x)
+        else np.empty(0, np.int64)
+    )
+    return x[first].astype(
+        np.float64 if x.dtype.kind == "f" else np.uint64 if x.dtype == np.uint64 else np.int64
+    ), np.diff(first, append=len(x))
 
 
 def sample(
-    x,     # (n,) numbers
+    x,  # (n,) numbers
     size,  # at most how many
-):         # on the host
+):  # on the host
     "Values at even distances"
-    return _checked(x)[::max(-(-len(x) // size), 1)]
+    return _checked(x)[:: max(-(-len(x) // size), 1)]

@@ -19,14 +19,23 @@ WHOLE = tuple(np.dtype(t) for t in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "?
 
 def _check(x, accepted, name: str, shape=None):
     "ParameterError unless `x` is a contiguous array of an accepted dtype (and of this shape)"
-    if x.dtype not in accepted: raise ParameterError(f"{name} is {x.dtype}; accepted: {', '.join(map(str, accepted))}.")
-    if not x.flags.c_contiguous: raise ParameterError(f"{name} is not contiguous; pass numpy.ascontiguousarray(x).")
-    if shape is not None and x.shape != shape: raise ParameterError(f"{name} has shape {x.shape}; accepted: {shape}.")
+    if x.dtype not in accepted:
+        raise ParameterError(f"{name} is {x.dtype}; accepted: {', '.join(map(str, accepted))}.")
+    if not x.flags.c_contiguous:
+        raise ParameterError(f"{name} is not contiguous; pass numpy.ascontiguousarray(x).")
+    if shape is not None and x.shape != shape:
+        raise ParameterError(f"{name} has shape {x.shape}; accepted: {shape}.")
 
 
 @njit
 def _number(x, out, fill, low, high, shift, scale):
-    fill, low, high, shift, scale = np.float32(fill), np.float32(low), np.float32(high), np.float32(shift), np.float32(scale)
+    fill, low, high, shift, scale = (
+        np.float32(fill),
+        np.float32(low),
+        np.float32(high),
+        np.float32(shift),
+        np.float32(scale),
+    )
     for i in range(x.size):
         v = np.float32(x[i])
         v = fill if v != v else v
@@ -37,7 +46,13 @@ def _number(x, out, fill, low, high, shift, scale):
 
 @njit
 def _log_number(x, out, fill, low, high, shift, scale):
-    fill, low, high, shift, scale = np.float32(fill), np.float32(low), np.float32(high), np.float32(shift), np.float32(scale)
+    fill, low, high, shift, scale = (
+        np.float32(fill),
+        np.float32(low),
+        np.float32(high),
+        np.float32(shift),
+        np.float32(scale),
+    )
     for i in range(x.size):
         v = np.float32(x[i])
         v = fill if v != v else v
@@ -49,29 +64,37 @@ def _log_number(x, out, fill, low, high, shift, scale):
 
 
 def number(
-    x,             # (row,) float32 or float64; NaN is missing
-    out,           # (row,) float32, written; may be `x`
-    fill=np.nan,   # what a missing value becomes; NaN: it stays missing
-    low=-np.inf, high=np.inf,  # bounds that values are clipped to, infinite ones too
-    log=False,     # then sign(v) * log(1 + |v|)
-    shift=0.0, scale=1.0,      # then (v - shift) / scale
+    x,  # (row,) float32 or float64; NaN is missing
+    out,  # (row,) float32, written; may be `x`
+    fill=np.nan,  # what a missing value becomes; NaN: it stays missing
+    low=-np.inf,
+    high=np.inf,  # bounds that values are clipped to, infinite ones too
+    log=False,  # then sign(v) * log(1 + |v|)
+    shift=0.0,
+    scale=1.0,  # then (v - shift) / scale
 ):
     "Impute, clip, log and scale; all in float32 but the logarithm"
     _check(x, FLOATS, "x")
     _check(out, FLOATS[:1], "out", x.shape)
-    (_log_number if log else _number)(x, out, float(fill), float(low), float(high), float(shift), float(scale))
+    (_log_number if log else _number)(
+        x, out, float(fill), float(low), float(high), float(shift), float(scale)
+    )
 
 
 @njit
 def _seconds(x, out, unit, origin):
     for i in range(x.size):
-        out[i] = np.float32(np.nan) if x[i] == np.iinfo(np.int64).min else np.float32(x[i] / unit - origin)
+        out[i] = (
+            np.float32(np.nan)
+            if x[i] == np.iinfo(np.int64).min
+            else np.float32(x[i] / unit - origin)
+        )
 
 
 def seconds(
-    x,       # (row,) int64 ticks since 1970; the least int64 is missing
-    out,     # (row,) float32, written; NaN is missing
-    unit,    # ticks of a second, float
+    x,  # (row,) int64 ticks since 1970; the least int64 is missing
+    out,  # (row,) float32, written; NaN is missing
+    unit,  # ticks of a second, float
     origin,  # seconds since 1970 that become 0
 ):
     "Times as seconds from an origin: subtracted in float64, then rounded"
@@ -82,11 +105,12 @@ def seconds(
 
 @njit
 def _missing(x, out):
-    for i in range(x.size): out[i] = np.float32(x[i] != x[i])
+    for i in range(x.size):
+        out[i] = np.float32(x[i] != x[i])
 
 
 def missing(
-    x,    # (row,) float32 or float64
+    x,  # (row,) float32 or float64
     out,  # (row,) float32, written; not `x`
 ):
     "1 where a value is missing, else 0"
@@ -99,15 +123,16 @@ def missing(
 def _bucket(x, edges, first, out):
     for i in range(x.size):
         v, place = x[i], first
-        for edge in edges: place += np.int32(v >= edge)
+        for edge in edges:
+            place += np.int32(v >= edge)
         out[i] = np.int32(NONE) if v != v else place
 
 
 def bucket(
-    x,      # (row,) float32; NaN is missing
+    x,  # (row,) float32; NaN is missing
     edges,  # (n,) float32, rising: a value equal to an edge is above it
     first,  # feature of the values below all edges
-    out,    # (row,) int32, written
+    out,  # (row,) int32, written
 ):
     "The feature of the bucket that holds each value; NONE for a missing one"
     _check(x, FLOATS[:1], "x")
@@ -128,17 +153,19 @@ def _lookup(x, first, table, outside, out):
 
 
 def lookup(
-    x,        # (row,) whole numbers but uint64, or booleans
-    first,    # number that the table begins with
-    table,    # (n,) int32 or float32, n > 0: what first, first + 1, … become
+    x,  # (row,) whole numbers but uint64, or booleans
+    first,  # number that the table begins with
+    table,  # (n,) int32 or float32, n > 0: what first, first + 1, … become
     outside,  # what a number outside the table becomes
-    out,      # (row,) of the table's type, written
-) -> int:     # how many numbers are outside the table
+    out,  # (row,) of the table's type, written
+) -> int:  # how many numbers are outside the table
     "Look each number up in a table"
     _check(x, WHOLE, "x")
     _check(table, (PLACES, FLOATS[0]), "table")
     _check(out, (table.dtype,), "out", x.shape)
-    return _lookup(x.view(np.uint8) if x.dtype == bool else x, int(first), table, float(outside), out)
+    return _lookup(
+        x.view(np.uint8) if x.dtype == bool else x, int(first), table, float(outside), out
+    )
 
 
 @njit
@@ -147,20 +174,22 @@ def _assemble(numbers, at, places, out):
     flat = out.reshape(rows * width)
     for start in range(0, rows, 32):  # rows that stay in L1 until all their features are there
         stop = min(start + 32, rows)
-        flat[start * width:stop * width] = 0
+        flat[start * width : stop * width] = 0
         for j in range(places.shape[0]):
             for i in range(start, stop):
                 p = places[j, i]
-                if p >= 0: flat[i * width + p] = 1
+                if p >= 0:
+                    flat[i * width + p] = 1
         for j in range(at.size):
-            for i in range(start, stop): flat[i * width + at[j]] = numbers[j, i]
+            for i in range(start, stop):
+                flat[i * width + at[j]] = numbers[j, i]
 
 
 def assemble(
     numbers,  # (n, row) float32
-    at,       # (n,) int64: the feature of each row of `numbers`, below `width`
-    places,   # (m, row) int32 below `width`: the features that are 1; negative: none
-    out,      # (row, width) float32, written: all else is 0
+    at,  # (n,) int64: the feature of each row of `numbers`, below `width`
+    places,  # (m, row) int32 below `width`: the features that are 1; negative: none
+    out,  # (row, width) float32, written: all else is 0
 ):
     "Write the matrix of features, row by row"
     _check(numbers, FLOATS[:1], "numbers", (len(at), len(out)))

@@ -25,8 +25,10 @@ def _first(codes, x, nat, count, total, least, greatest):
             g = codes[i]
             count[g] += 1
             total[g] += v
-            if v < least[g]: least[g] = v
-            if v > greatest[g]: greatest[g] = v
+            if v < least[g]:
+                least[g] = v
+            if v > greatest[g]:
+                greatest[g] = v
 
 
 @njit
@@ -41,25 +43,39 @@ def _second(codes, x, nat, mean, rest, m2):
 
 
 def fold(
-    codes,       # (n,) int32 or int64 from 0 to groups - 1; not checked
-    x,           # (n,) bool, any integer, any float; NaN is missing
+    codes,  # (n,) int32 or int64 from 0 to groups - 1; not checked
+    x,  # (n,) bool, any integer, any float; NaN is missing
     groups: int,
-    nat=False,   # whether `x` are times as int64, whose least value is missing
-):               # (groups,) each: count int64, mean float64, sum of squared deviations float64, least, greatest (int64 or float64)
+    nat=False,  # whether `x` are times as int64, whose least value is missing
+):  # (groups,) each: count int64, mean float64, sum of squared deviations float64, least, greatest (int64 or float64)
     "Describe the values of each group; a group without values has count 0, one with an infinity an infinite mean (or NaN) and NaN deviations"
     if x.dtype.kind not in "biuf" or x.ndim != 1 or x.shape != codes.shape:
-        raise ParameterError(f"Values are {x.dtype} of shape {x.shape}, codes of shape {codes.shape}; accepted: numbers, one for each code.")
-    if x.dtype.kind == "b" or x.dtype.itemsize < 4: x = x.astype(np.float32 if x.dtype.kind == "f" else np.int32)
-    elif x.dtype == np.uint64: x = x.astype(np.float64)
+        raise ParameterError(
+            f"Values are {x.dtype} of shape {x.shape}, codes of shape {codes.shape}; accepted: numbers, one for each code."
+        )
+    if x.dtype.kind == "b" or x.dtype.itemsize < 4:
+        x = x.astype(np.float32 if x.dtype.kind == "f" else np.int32)
+    elif x.dtype == np.uint64:
+        x = x.astype(np.float64)
     x, whole = np.ascontiguousarray(x), x.dtype.kind in "iu"
-    least, greatest = (np.full(groups, np.iinfo(np.int64).max), np.full(groups, np.iinfo(np.int64).min)) if whole else (np.full(groups, np.inf), np.full(groups, -np.inf))
+    least, greatest = (
+        (np.full(groups, np.iinfo(np.int64).max), np.full(groups, np.iinfo(np.int64).min))
+        if whole
+        else (np.full(groups, np.inf), np.full(groups, -np.inf))
+    )
     count, total, rest, m2 = np.zeros(groups, np.int64), *np.zeros((3, groups))
     _first(codes, x, nat, count, total, least, greatest)
     n = np.maximum(count, 1)
     with np.errstate(invalid="ignore", over="ignore"):
         mean = total / n
         _second(codes, x, nat, mean, rest, m2)
-        return count, np.where(np.isfinite(mean), mean + rest / n, mean), np.maximum(m2 - rest * rest / n, 0), least, greatest
+        return (
+            count,
+            np.where(np.isfinite(mean), mean + rest / n, mean),
+            np.maximum(m2 - rest * rest / n, 0),
+            least,
+            greatest,
+        )
 
 
 @njit
@@ -68,12 +84,18 @@ def _periods(x, step, out):
     low, high, start, number = np.iinfo(np.int64).max, missing, missing, missing
     for i in range(x.size):
         v = x[i]
-        if v == missing: out[i] = missing; continue
-        if start == missing or v - start < 0 or v - start >= step:  # times that follow each other are often of one period
+        if v == missing:
+            out[i] = missing
+            continue
+        if (
+            start == missing or v - start < 0 or v - start >= step
+        ):  # times that follow each other are often of one period
             number = v // step
             start = number * step
-            if number < low: low = number
-            if number > high: high = number
+            if number < low:
+                low = number
+            if number > high:
+                high = number
         out[i] = number
     return low, high
 
@@ -85,14 +107,16 @@ def _shift(numbers, low, last):
 
 
 def periods(
-    x,           # (n,) int64 times; the least value is missing
-    step: int,   # length of a period, in the same unit
+    x,  # (n,) int64 times; the least value is missing
+    step: int,  # length of a period, in the same unit
     most: int = LIMIT,
-):               # codes (n,) int64, number of the first period, how many there are to the last; None where they are more than `most`
+):  # codes (n,) int64, number of the first period, how many there are to the last; None where they are more than `most`
     "The period that each time is in, from the first that occurs; the missing ones have the code after the last"
     x, codes = np.ascontiguousarray(x), np.empty(len(x), np.int64)
     low, high = _periods(x, step, codes)
-    if high < low: low, high = 0, -1
-    if high - low >= most: return None
+    if high < low:
+        low, high = 0, -1
+    if high - low >= most:
+        return None
     _shift(codes, low, high - low + 1)
     return codes, low, high - low + 1

@@ -12,7 +12,8 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 
 class _Files(IndexDataCacheFile):
-    def _data_name(self, number): return self._data_name_pattern.replace("{number:d}", uuid4().hex)
+    def _data_name(self, number):
+        return self._data_name_pattern.replace("{number:d}", uuid4().hex)
 
 
 class _Cache(FunctionCache):
@@ -23,7 +24,8 @@ class _Cache(FunctionCache):
 
 def njit(function=None, **options):
     "Compile `function` for each dtype that it meets, without the interpreter's lock, and keep the code on disk"
-    if function is None: return partial(njit, **options)
+    if function is None:
+        return partial(njit, **options)
     compiled = numba.njit(nogil=True, **options)(function)
     compiled._cache = _Cache(function)
     return compiled

@@ -11,12 +11,13 @@ from .jit import njit
 
 FAMILIES = {"squared": 0, "logistic": 1, "poisson": 2, "softmax": 3}
 SQUARED, LOGISTIC, POISSON = 0, 1, 2
-TILE = 32_768   # numbers of a tile: 128 KiB of float32
-RUN = 512       # factors 1 + exp(-|margin|), each at most 2, whose product cannot overflow
+TILE = 32_768  # numbers of a tile: 128 KiB of float32
+RUN = 512  # factors 1 + exp(-|margin|), each at most 2, whose product cannot overflow
 FAST = {"contract", "reassoc", "nsz", "arcp", "afn"}  # safe where NaN and infinities may occur
 
 
 # ---- what a tile takes
+
 
 @njit(fastmath=FAST)
 def _dots(X, w, b, out):
@@ -33,7 +34,8 @@ def _dots(X, w, b, out):
         out[i], out[i + 1], out[i + 2], out[i + 3] = s0 + b, s1 + b, s2 + b, s3 + b
     for i in range(even, rows):
         s0 = X.dtype.type(0)
-        for j in range(features): s0 += X[i, j] * w[j]
+        for j in range(features):
+            s0 += X[i, j] * w[j]
         out[i] = s0 + b
 
 
@@ -44,9 +46,11 @@ def _pull(X, r, g):
     even = rows - rows % 4
     for i in range(0, even, 4):
         r0, r1, r2, r3 = r[i], r[i + 1], r[i + 2], r[i + 3]
-        for j in range(features): g[j] += (r0 * X[i, j] + r1 * X[i + 1, j]) + (r2 * X[i + 2, j] + r3 * X[i + 3, j])
+        for j in range(features):
+            g[j] += (r0 * X[i, j] + r1 * X[i + 1, j]) + (r2 * X[i + 2, j] + r3 * X[i + 3, j])
     for i in range(even, rows):
-        for j in range(features): g[j] += r[i] * X[i, j]
+        for j in range(features):
+            g[j] += r[i] * X[i, j]
 
 
 @njit
@@ -54,11 +58,13 @@ def _scale(X, s, out):
     "out = [X, 1] with row i times s[i]"
     rows, features = X.shape
     for i in range(rows):
-        for j in range(features): out[i, j] = X[i, j] * s[i]
+        for j in range(features):
+            out[i, j] = X[i, j] * s[i]
         out[i, features] = s[i]
 
 
 # ---- families: the loss of a margin, its slope and its curvature
+
 
 @njit
 def _logistic(z, y):
@@ -84,7 +90,8 @@ def _squared(z, y):
 
 @njit
 def _one(z, y, family):
-    if family == LOGISTIC: return _logistic(z, y)
+    if family == LOGISTIC:
+        return _logistic(z, y)
     return _poisson(z, y) if family == POISSON else _squared(z, y)
 
 
@@ -103,7 +110,8 @@ def _slopes(eta, y, weight, r, h, family):
         return loss
     for i in range(eta.size):
         factor, part, r[i], h[i] = _one(eta[i], y[i], family)
-        if weight[i] == 0: r[i] = h[i] = 0.0  # not 0 · inf
+        if weight[i] == 0:
+            r[i] = h[i] = 0.0  # not 0 · inf
         else:
             loss += weight[i] * (part + np.log(factor))
             r[i] *= weight[i]
@@ -123,14 +131,17 @@ def _single(X, y, weight, w, b, family, gradient, hessian):
     loss = 0.0
     for start in range(0, rows, tile):
         n = min(tile, rows - start)
-        x = X[start:start + n]
+        x = X[start : start + n]
         _dots(x, w, b, eta_[:n])
         eta[:n] = eta_[:n]
-        loss += _slopes(eta[:n], y[start:start + n], weight[start:start + n], r[:n], h[:n], family)
+        loss += _slopes(
+            eta[:n], y[start : start + n], weight[start : start + n], r[:n], h[:n], family
+        )
         r_[:n] = r[:n]
         g[:] = 0
         _pull(x, r_[:n], g)
-        for j in range(features): gradient[j] += g[j]
+        for j in range(features):
+            gradient[j] += g[j]
         gradient[features] += r[:n].sum()
         if hessian.size:
             r_[:n] = np.sqrt(h[:n])
@@ -146,15 +157,19 @@ def _softmax(eta, y, weight, P):
     loss = 0.0
     for i in range(rows):
         top = eta[i, 0]
-        for k in range(1, classes): top = max(top, eta[i, k])
+        for k in range(1, classes):
+            top = max(top, eta[i, k])
         total = 0.0
         for k in range(classes):
             P[i, k] = np.exp(eta[i, k] - top)
             total += P[i, k]
-        for k in range(classes): P[i, k] /= total
+        for k in range(classes):
+            P[i, k] /= total
         part = np.log(total) + top - eta[i, y[i]]
-        if weight.size == 0: loss += part
-        elif weight[i] != 0: loss += weight[i] * part
+        if weight.size == 0:
+            loss += part
+        elif weight[i] != 0:
+            loss += weight[i] * part
     return loss
 
 
@@ -164,16 +179,20 @@ def _several(X, y, weight, W, b, gradient, hessian):
     rows, features = X.shape
     classes = len(W)
     tile = max(16, min(1024, TILE // (features + 1)))
-    if hessian.size: tile = max(16, tile // classes)
+    if hessian.size:
+        tile = max(16, tile // classes)
     eta, P = np.empty((tile, classes)), np.empty((tile, classes))
     one = np.empty(tile, X.dtype)
     g = np.empty(features, X.dtype)
     curved = tile if hessian.size else 0
-    scaled, joint = np.empty((curved, features + 1), X.dtype), np.empty((curved, classes * (features + 1)), X.dtype)
+    scaled, joint = (
+        np.empty((curved, features + 1), X.dtype),
+        np.empty((curved, classes * (features + 1)), X.dtype),
+    )
     loss = 0.0
     for start in range(0, rows, tile):
         n = min(tile, rows - start)
-        x, labels, weights = X[start:start + n], y[start:start + n], weight[start:start + n]
+        x, labels, weights = X[start : start + n], y[start : start + n], weight[start : start + n]
         for k in range(classes):
             _dots(x, W[k], b[k], one[:n])
             eta[:n, k] = one[:n]
@@ -182,20 +201,25 @@ def _several(X, y, weight, W, b, gradient, hessian):
             intercept = 0.0
             for i in range(n):
                 r = P[i, k] - (1.0 if labels[i] == k else 0.0)
-                if weights.size: r = r * weights[i] if weights[i] != 0 else 0.0
+                if weights.size:
+                    r = r * weights[i] if weights[i] != 0 else 0.0
                 one[i] = r
                 intercept += r
             g[:] = 0
             _pull(x, one[:n], g)
-            for j in range(features): gradient[k, j] += g[j]
+            for j in range(features):
+                gradient[k, j] += g[j]
             gradient[k, features] += intercept
-        if not hessian.size: continue
+        if not hessian.size:
+            continue
         for k in range(classes):  # diag(p) - p pᵀ, times x xᵀ
             own = slice(k * (features + 1), (k + 1) * (features + 1))
-            for i in range(n): one[i] = np.sqrt(P[i, k] * (weights[i] if weights.size else 1.0))
+            for i in range(n):
+                one[i] = np.sqrt(P[i, k] * (weights[i] if weights.size else 1.0))
             _scale(x, one[:n], scaled[:n])
             hessian[own, own] += np.dot(scaled[:n].T, scaled[:n])
-            for i in range(n): one[i] = P[i, k] * (np.sqrt(weights[i]) if weights.size else 1.0)
+            for i in range(n):
+                one[i] = P[i, k] * (np.sqrt(weights[i]) if weights.size else 1.0)
             _scale(x, one[:n], scaled[:n])
             joint[:n, own] = scaled[:n]
         hessian -= np.dot(joint[:n].T, joint[:n])
@@ -212,24 +236,28 @@ def _scatter(X, Y, weight, total, mean, scatter):
     z, s = np.empty((tile, columns)), np.empty(columns)
     for start in range(0, rows, tile):
         n = min(tile, rows - start)
-        z[:n, :features] = X[start:start + n]
-        z[:n, features:] = Y[start:start + n]
+        z[:n, :features] = X[start : start + n]
+        z[:n, features:] = Y[start : start + n]
         mass = 0.0
         s[:] = 0
         for i in range(n):
             w = weight[start + i] if weight.size else 1.0
             mass += w
             if w != 0:
-                for j in range(columns): s[j] += w * z[i, j]
-        if mass == 0: continue
+                for j in range(columns):
+                    s[j] += w * z[i, j]
+        if mass == 0:
+            continue
         s /= mass
         for i in range(n):
             root = np.sqrt(weight[start + i]) if weight.size else 1.0
-            for j in range(columns): z[i, j] = root * (z[i, j] - s[j]) if root != 0 else 0.0
+            for j in range(columns):
+                z[i, j] = root * (z[i, j] - s[j]) if root != 0 else 0.0
         scatter += np.dot(z[:n].T, z[:n])
         delta, both = s - mean, total + mass
         for i in range(columns):
-            for j in range(columns): scatter[i, j] += delta[i] * delta[j] * (total * mass / both)
+            for j in range(columns):
+                scatter[i, j] += delta[i] * delta[j] * (total * mass / both)
         mean += delta * (mass / both)
         total = both
     return total
@@ -237,37 +265,50 @@ def _scatter(X, Y, weight, total, mean, scatter):
 
 # ---- what is called
 
+
 def _checked(X, weight):
     "Refuse what the kernels cannot take; no weights are an empty array"
-    if X.dtype not in (np.float32, np.float64): raise ParameterError(f"X is {X.dtype}; accepted: float32 and float64.")
-    if X.ndim != 2 or not X.flags.c_contiguous: raise ParameterError("X must be (row, feature) and C-contiguous; use numpy.ascontiguousarray.")
+    if X.dtype not in (np.float32, np.float64):
+        raise ParameterError(f"X is {X.dtype}; accepted: float32 and float64.")
+    if X.ndim != 2 or not X.flags.c_contiguous:
+        raise ParameterError(
+            "X must be (row, feature) and C-contiguous; use numpy.ascontiguousarray."
+        )
     return np.empty(0) if weight is None else np.ascontiguousarray(weight, np.float64)
 
 
 def slopes(
-    X,                # (row, feature) float32 or float64, C-contiguous
-    y,                # (row,) targets; for logistic 0 or 1, for softmax the number of the class
-    weight,           # (row,) how often a row counts, at least 0; None: once
-    W,                # (1, feature + 1) coefficients, the last is the intercept; for softmax (class, feature + 1)
-    family: str,      # a key of FAMILIES
-    curved=False,     # whether to sum the second derivatives too
-) -> tuple[float, np.ndarray, np.ndarray]:  # loss, gradient like W, and the hessian over the ravelled W (empty unless curved); float64
+    X,  # (row, feature) float32 or float64, C-contiguous
+    y,  # (row,) targets; for logistic 0 or 1, for softmax the number of the class
+    weight,  # (row,) how often a row counts, at least 0; None: once
+    W,  # (1, feature + 1) coefficients, the last is the intercept; for softmax (class, feature + 1)
+    family: str,  # a key of FAMILIES
+    curved=False,  # whether to sum the second derivatives too
+) -> tuple[
+    float, np.ndarray, np.ndarray
+]:  # loss, gradient like W, and the hessian over the ravelled W (empty unless curved); float64
     "Sums over the rows of a block: loss, gradient and curvature. NaN or infinities in X make the gradient not finite"
     weight, W = _checked(X, weight), np.asarray(W, np.float64)
     gradient, size = np.zeros(W.shape), W.size if curved else 0
     hessian, own = np.zeros((size, size)), W.astype(X.dtype)
     if family == "softmax":
-        loss = _several(X, y, weight, np.ascontiguousarray(own[:, :-1]), own[:, -1].copy(), gradient, hessian)
+        loss = _several(
+            X, y, weight, np.ascontiguousarray(own[:, :-1]), own[:, -1].copy(), gradient, hessian
+        )
     else:
-        loss = _single(X, y, weight, own[0, :-1].copy(), own[0, -1], FAMILIES[family], gradient[0], hessian)
+        loss = _single(
+            X, y, weight, own[0, :-1].copy(), own[0, -1], FAMILIES[family], gradient[0], hessian
+        )
     return loss, gradient, hessian
 
 
 def scatter(
-    X,          # (row, feature) float32 or float64, C-contiguous
-    Y,          # (row, target) of a float type; None: no targets
-    weight,     # (row,) how often a row counts, at least 0; None: once
-) -> tuple[float, np.ndarray, np.ndarray]:  # weight of all rows; mean (feature + target,); scatter about the mean, its square; float64
+    X,  # (row, feature) float32 or float64, C-contiguous
+    Y,  # (row, target) of a float type; None: no targets
+    weight,  # (row,) how often a row counts, at least 0; None: once
+) -> tuple[
+    float, np.ndarray, np.ndarray
+]:  # weight of all rows; mean (feature + target,); scatter about the mean, its square; float64
     "Weight, mean and weighted scatter of the columns of [X, Y]. Products are float64: relative error some 1e-15 of the largest entry"
     weight = _checked(X, weight)
     Y = np.empty((len(X), 0)) if Y is None else np.ascontiguousarray(Y, np.float64)
@@ -283,30 +324,35 @@ def _descend(H, g, w, l1, step, Hs, sweeps, tol):
     for sweep in range(sweeps):
         largest, everything = 0.0, sweep % 10 == 0
         for j in range(features):
-            if not (active[j] or everything) or H[j, j] <= 0: continue
+            if not (active[j] or everything) or H[j, j] <= 0:
+                continue
             at = w[j] + step[j]
             target = at - (g[j] + Hs[j]) / H[j, j]
             new = np.sign(target) * max(0.0, abs(target) - l1[j] / H[j, j])
             active[j] = new != 0 or l1[j] == 0
             if new != at:
-                for i in range(features): Hs[i] += H[j, i] * (new - at)
+                for i in range(features):
+                    Hs[i] += H[j, i] * (new - at)
                 step[j] = new - w[j]
                 largest = max(largest, abs(new - at) * np.sqrt(H[j, j]))
         if largest <= tol:
-            if everything: break
+            if everything:
+                break
             active[:] = True  # so that the next sweep tells whether all are at rest
 
 
 def descend(
-    H,         # (p, p) curvature, positive semi-definite, float64
-    g,         # (p,) gradient at w
-    w,         # (p,) where the model of the loss is from
-    l1,        # (p,) weights of |w|
+    H,  # (p, p) curvature, positive semi-definite, float64
+    g,  # (p,) gradient at w
+    w,  # (p,) where the model of the loss is from
+    l1,  # (p,) weights of |w|
     sweeps=10_000,  # at most, and fewer where p is large
     tol=1e-12,  # stop when no coordinate moves the model by more than about its square
 ) -> np.ndarray:  # step (p,)
     "The step s of least g·s + sᵀHs / 2 + Σ l1 |w + s|, by coordinate descent over an active set. On the host: H is small"
     # Friedman, Hastie & Tibshirani 2010, section 2
     step, Hs = np.zeros(len(g)), np.zeros(len(g))
-    _descend(np.ascontiguousarray(H), g, w, l1, step, Hs, min(sweeps, 100 + 10**9 // max(1, H.size)), tol)
+    _descend(
+        np.ascontiguousarray(H), g, w, l1, step, Hs, min(sweeps, 100 + 10**9 // max(1, H.size)), tol
+    )
     return step

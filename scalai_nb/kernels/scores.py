@@ -16,32 +16,44 @@ from numba.extending import intrinsic
 from ..errors import ParameterError
 from .jit import njit
 
-TILE = 2048   # rows whose bins and likelihoods are kept at hand
+TILE = 2048  # rows whose bins and likelihoods are kept at hand
 FACTORS = 16  # likelihoods that are multiplied before a logarithm is taken: each is 2^-52 at least, so the product does not underflow
 FINEST = 998  # biased exponent of the lowest octave with 2^bits bins: 2^-25
-FAST = {"contract", "reassoc", "nsz"}  # what vectorising sums takes; NaN and infinity keep their meaning
+FAST = {
+    "contract",
+    "reassoc",
+    "nsz",
+}  # what vectorising sums takes; NaN and infinity keep their meaning
 
 
 class Tally(NamedTuple):
     "What is counted of a block; of a block in groups with a leading axis for them"
-    rows: np.ndarray      # int64
-    counts: np.ndarray    # (bins, 2) uint32 or int64, with weights float64: negatives and positives of each bin
+
+    rows: np.ndarray  # int64
+    counts: (
+        np.ndarray
+    )  # (bins, 2) uint32 or int64, with weights float64: negatives and positives of each bin
     log_loss: np.ndarray  # Σ −w ln(likelihood), the likelihood kept `eps` from 0 and 1
-    brier: np.ndarray     # Σ w (score − label)²
-    squares: np.ndarray   # (2,) Σ w² of negatives and of positives; 0 without weights
-    bad: tuple            # rows with a label other than 0 and 1, a score outside 0 to 1 or NaN, a weight that is negative or not finite
+    brier: np.ndarray  # Σ w (score − label)²
+    squares: np.ndarray  # (2,) Σ w² of negatives and of positives; 0 without weights
+    bad: tuple  # rows with a label other than 0 and 1, a score outside 0 to 1 or NaN, a weight that is negative or not finite
 
 
 def _taken(name: str, x, kinds: str):
     "`x` as kernels take it: with the dtype of one of the letters `kinds`, a bool as int8, a copy if it has strides; None as it is"
-    if x is None: return None
+    if x is None:
+        return None
     x = x.view(np.int8) if x.dtype == bool else x
     if x.dtype.char not in kinds or not x.dtype.isnative:
-        raise ParameterError(f"A kernel cannot take a {name} of dtype {x.dtype}; accepted: {', '.join(np.dtype(k).name for k in kinds)}. Convert it with astype.")
+        raise ParameterError(
+            f"A kernel cannot take a {name} of dtype {x.dtype}; accepted: {', '.join(np.dtype(k).name for k in kinds)}. Convert it with astype."
+        )
     return np.ascontiguousarray(x)
 
 
-def _rows(label, score, weight): "Columns of a block as kernels take them"; return _taken("label", label, "b"), _taken("score", score, "fd"), _taken("weight", weight, "d")
+def _rows(label, score, weight):
+    "Columns of a block as kernels take them"
+    return _taken("label", label, "b"), _taken("score", score, "fd"), _taken("weight", weight, "d")
 
 
 def _count_dtype(score, weight):
@@ -52,8 +64,10 @@ def _count_dtype(score, weight):
 @intrinsic
 def _float_bits(typingctx, x):
     "The bits of a float64"
+
     def codegen(context, builder, signature, args):
         return builder.bitcast(args[0], context.get_value_type(types.int64))
+
     return types.int64(types.float64), codegen
 
 
@@ -72,7 +86,8 @@ def _bin(s, bits):
 def bins(score, bits):
     "Bin of each float64 score"
     found = np.empty(len(score), np.int64)
-    for i in range(len(score)): found[i] = _bin(score[i], bits)
+    for i in range(len(score)):
+        found[i] = _bin(score[i], bits)
     return found
 
 
@@ -111,51 +126,66 @@ def _tally(label, score, weight, eps, bits, counts, squares):
     loss, brier, bad_labels, bad_scores, bad_weights = 0.0, 0.0, 0, 0, 0
     for start in range(0, len(score), TILE):
         size = min(TILE, len(score) - start)
-        y = label[start:start + size]
-        labels, scores = _look(y, score[start:start + size], eps, bits, cell, likelihood, error)
+        y = label[start : start + size]
+        labels, scores = _look(y, score[start : start + size], eps, bits, cell, likelihood, error)
         bad_labels, bad_scores = bad_labels + labels, bad_scores + scores
         tile_loss, tile_brier = 0.0, 0.0
         if weight is None:
-            for i in range(size): counts[cell[i]] += 1
-            for i in range(size): tile_brier += error[i]
+            for i in range(size):
+                counts[cell[i]] += 1
+            for i in range(size):
+                tile_brier += error[i]
             likelihood[size:] = 1.0
             for i in range(0, size, FACTORS):
                 product = 1.0
-                for j in range(FACTORS): product *= likelihood[i + j]
+                for j in range(FACTORS):
+                    product *= likelihood[i + j]
                 tile_loss -= np.log(product)
         else:
-            w = weight[start:start + size]
+            w = weight[start : start + size]
             bad_weights += _weigh(w, y, squares)
-            for i in range(size): counts[cell[i]] += w[i]
-            for i in range(size): tile_brier += w[i] * error[i]
-            for i in range(size): tile_loss -= w[i] * np.log(likelihood[i])
+            for i in range(size):
+                counts[cell[i]] += w[i]
+            for i in range(size):
+                tile_brier += w[i] * error[i]
+            for i in range(size):
+                tile_loss -= w[i] * np.log(likelihood[i])
         loss, brier = loss + tile_loss, brier + tile_brier
     return loss, brier, (bad_labels, bad_scores, bad_weights)
 
 
 def tally(
-    label,   # (row,) int8 or bool: 0 or 1
-    score,   # (row,) float32 or float64 from 0 to 1
+    label,  # (row,) int8 or bool: 0 or 1
+    score,  # (row,) float32 or float64 from 0 to 1
     weight,  # (row,) float64, or None: 1 each
     eps: float,  # likelihoods are kept this far from 0 and 1, and it is 2^-52 at least
-    bits: int,   # 11 for 131,072 bins, 8 for 16,384
+    bits: int,  # 11 for 131,072 bins, 8 for 16,384
 ) -> Tally:
     "Count scores by bin and label, and sum their losses; values that make no sense are counted, and spoil the rest"
     label, score, weight = _rows(label, score, weight)
     counts, squares = np.zeros((64 << bits) * 2, _count_dtype(score, weight)), np.zeros(2)
     loss, brier, bad = _tally(label, score, weight, eps, bits, counts, squares)
-    return Tally(np.int64(len(score)), counts.reshape(-1, 2), np.float64(loss), np.float64(brier), squares, bad)
+    return Tally(
+        np.int64(len(score)),
+        counts.reshape(-1, 2),
+        np.float64(loss),
+        np.float64(brier),
+        squares,
+        bad,
+    )
 
 
 @njit(error_model="numpy")
 def _tally_by(groups, place, label, score, weight, eps, bits, rows, counts, loss, brier, squares):
     cell, likelihood, error = np.empty(TILE, np.int32), np.empty(TILE), np.empty(TILE)
     bad_labels, bad_scores, bad_weights = 0, 0, 0
-    product = np.ones(len(loss))  # of likelihoods of each group whose logarithm is still to be taken
+    product = np.ones(
+        len(loss)
+    )  # of likelihoods of each group whose logarithm is still to be taken
     for start in range(0, len(score), TILE):
         size = min(TILE, len(score) - start)
-        y, group = label[start:start + size], groups[start:start + size]
-        labels, scores = _look(y, score[start:start + size], eps, bits, cell, likelihood, error)
+        y, group = label[start : start + size], groups[start : start + size]
+        labels, scores = _look(y, score[start : start + size], eps, bits, cell, likelihood, error)
         bad_labels, bad_scores = bad_labels + labels, bad_scores + scores
         for i in range(size):
             g = group[i]
@@ -175,21 +205,31 @@ def _tally_by(groups, place, label, score, weight, eps, bits, rows, counts, loss
                 brier[g] += w * error[i]
                 loss[g] -= w * np.log(likelihood[i])
                 squares[g, cell[i] & 1] += w * w
-    for g in range(len(loss)): loss[g] -= np.log(product[g])
+    for g in range(len(loss)):
+        loss[g] -= np.log(product[g])
     return bad_labels, bad_scores, bad_weights
 
 
 def tally_by(
-    groups,    # (row,) int32: the group of each row, from 0 to len(binned) - 1
-    label, score, weight, eps: float, bits: int,  # as for `tally`
-    binned,    # (n_groups,) bool: of which groups the bins are wanted
-) -> Tally:    # with a leading axis of groups, and in `counts` of those that are wanted
+    groups,  # (row,) int32: the group of each row, from 0 to len(binned) - 1
+    label,
+    score,
+    weight,
+    eps: float,
+    bits: int,  # as for `tally`
+    binned,  # (n_groups,) bool: of which groups the bins are wanted
+) -> Tally:  # with a leading axis of groups, and in `counts` of those that are wanted
     "As `tally`, for each group of rows"
     (label, score, weight), groups = _rows(label, score, weight), _taken("groups", groups, "i")
     place = np.where(binned, np.cumsum(binned), 0)  # row 0 takes what nobody wants
-    n, counts = len(binned), np.zeros((1 + np.count_nonzero(binned), (64 << bits) * 2), _count_dtype(score, weight))
+    n, counts = (
+        len(binned),
+        np.zeros((1 + np.count_nonzero(binned), (64 << bits) * 2), _count_dtype(score, weight)),
+    )
     rows, loss, brier, squares = np.zeros(n, np.int64), np.zeros(n), np.zeros(n), np.zeros((n, 2))
-    bad = _tally_by(groups, place, label, score, weight, eps, bits, rows, counts, loss, brier, squares)
+    bad = _tally_by(
+        groups, place, label, score, weight, eps, bits, rows, counts, loss, brier, squares
+    )
     return Tally(rows, counts[1:].reshape(-1, 64 << bits, 2), loss, brier, squares, bad)
 
 
@@ -199,17 +239,22 @@ def _distinct(groups, label, score, weight, limit, over, slots, used, group, fou
     n, left = 0, len(over)
     for i in range(len(score)):
         g = 0 if groups is None else groups[i]
-        if over[g]: continue
+        if over[g]:
+            continue
         s = np.float64(score[i]) + 0.0  # -0.0 is 0.0
         b = _float_bits(s)
-        mixed = np.uint64(b ^ (b >> 32) ^ (b >> 15) ^ (np.int64(g) << 20)) * np.uint64(0x9E3779B97F4A7C15)
+        mixed = np.uint64(b ^ (b >> 32) ^ (b >> 15) ^ (np.int64(g) << 20)) * np.uint64(
+            0x9E3779B97F4A7C15
+        )
         at = np.int64(mixed >> np.uint64(32)) & (len(slots) - 1)
-        while slots[at] >= 0 and not (_float_bits(found[slots[at]]) == b and group[slots[at]] == g): at = (at + 1) & (len(slots) - 1)
+        while slots[at] >= 0 and not (_float_bits(found[slots[at]]) == b and group[slots[at]] == g):
+            at = (at + 1) & (len(slots) - 1)
         k = slots[at]
         if k < 0:
             if used[g] == limit:
                 over[g], left = True, left - 1
-                if left == 0: return n
+                if left == 0:
+                    return n
                 continue
             k, slots[at] = n, n
             found[k], group[k], counts[k, 0], counts[k, 1] = s, g, 0, 0
@@ -223,22 +268,32 @@ def _by_group(group, found, counts, over, at, score, sums):
     "Bring what was found of each group together, from place `at` on, without the groups that are `over`"
     for i in range(len(group)):
         g = group[i]
-        if over[g]: continue
+        if over[g]:
+            continue
         score[at[g]], sums[at[g], 0], sums[at[g], 1] = found[i], counts[i, 0], counts[i, 1]
         at[g] += 1
 
 
 def distinct(
-    groups,      # (row,) int32 from 0 to len(over) - 1, or None: one group
-    label, score, weight,  # as for `tally`
+    groups,  # (row,) int32 from 0 to len(over) - 1, or None: one group
+    label,
+    score,
+    weight,  # as for `tally`
     limit: int,  # most distinct scores of a group
-    over,        # (n_groups,) bool: groups that have more already, and are left out
-):               # over: (n_groups,) bool; and of the others, sorted, group: (n,) int32, score: (n,) float64, counts: (n, 2) as `tally`'s
+    over,  # (n_groups,) bool: groups that have more already, and are left out
+):  # over: (n_groups,) bool; and of the others, sorted, group: (n,) int32, score: (n,) float64, counts: (n, 2) as `tally`'s
     "Count each distinct score of each group"
     (label, score, weight), groups = _rows(label, score, weight), _taken("groups", groups, "i")
     over, most = over.copy(), min(len(score), limit * np.count_nonzero(~over))
-    slots, used = np.full(1 << max(int(2 * most - 1).bit_length(), 1), -1, np.int32), np.zeros(len(over), np.int64)
-    group, found, counts = np.empty(most, np.int32), np.empty(most), np.empty((most, 2), np.int64 if weight is None else np.float64)
+    slots, used = (
+        np.full(1 << max(int(2 * most - 1).bit_length(), 1), -1, np.int32),
+        np.zeros(len(over), np.int64),
+    )
+    group, found, counts = (
+        np.empty(most, np.int32),
+        np.empty(most),
+        np.empty((most, 2), np.int64 if weight is None else np.float64),
+    )
     n = _distinct(groups, label, score, weight, limit, over, slots, used, group, found, counts)
     used[over] = 0
     ends = np.cumsum(used)
@@ -252,11 +307,12 @@ def distinct(
 
 class Classes(NamedTuple):
     "What is counted of a block with a score for each class"
+
     confusion: np.ndarray  # (class, class) rows, or their weights, by label and by the class with the highest score (of equal ones the first)
-    ranks: np.ndarray      # (class,) the same, by how many classes are scored above the label (of equal ones the first are above)
-    losses: np.ndarray     # (2, 2) Σ w x and Σ w x² of log-loss and Brier score, which is Σ over classes (score − label)²
-    squares: float         # Σ w²
-    bad: tuple             # rows with a label that is no class, a score outside 0 to 1 or NaN, scores that do not add up to 1, a bad weight
+    ranks: np.ndarray  # (class,) the same, by how many classes are scored above the label (of equal ones the first are above)
+    losses: np.ndarray  # (2, 2) Σ w x and Σ w x² of log-loss and Brier score, which is Σ over classes (score − label)²
+    squares: float  # Σ w²
+    bad: tuple  # rows with a label that is no class, a score outside 0 to 1 or NaN, scores that do not add up to 1, a bad weight
 
 
 @njit(inline="always")
@@ -287,8 +343,16 @@ def _classify(label, score, weight, eps, tolerance, confusion, ranks, losses):
             bad_scores += outside > 0
             bad_sums += outside == 0 and abs(total - 1.0) > tolerance
             p = np.float64(score[i, y])
-            log_loss, brier = -np.log(min(max(p, eps), 1.0 - eps)), spread - p * p + (1.0 - p) * (1.0 - p)
-            log1, log2, brier1, brier2 = log1 + w * log_loss, log2 + w * log_loss * log_loss, brier1 + w * brier, brier2 + w * brier * brier
+            log_loss, brier = (
+                -np.log(min(max(p, eps), 1.0 - eps)),
+                spread - p * p + (1.0 - p) * (1.0 - p),
+            )
+            log1, log2, brier1, brier2 = (
+                log1 + w * log_loss,
+                log2 + w * log_loss * log_loss,
+                brier1 + w * brier,
+                brier2 + w * brier * brier,
+            )
             squares += w * w
             confusion[y, best] += w
             ranks[rank] += w
@@ -297,21 +361,32 @@ def _classify(label, score, weight, eps, tolerance, confusion, ranks, losses):
 
 
 def classify(
-    label,   # (row,) int32: the number of the class
-    score,   # (row, class) float32 or float64, which add up to 1
+    label,  # (row,) int32: the number of the class
+    score,  # (row, class) float32 or float64, which add up to 1
     weight,  # (row,) float64, or None: 1 each
-    eps: float,       # likelihoods are kept this far from 0 and 1
+    eps: float,  # likelihoods are kept this far from 0 and 1
     tolerance: float,  # by which the sum of the scores of a row may be off
 ) -> Classes:
     "Count rows by label and prediction, and sum their losses; values that make no sense are counted, and spoil the rest"
-    label, score, weight = _taken("label", label, "i"), _taken("score", score, "fd"), _taken("weight", weight, "d")
+    label, score, weight = (
+        _taken("label", label, "i"),
+        _taken("score", score, "fd"),
+        _taken("weight", weight, "d"),
+    )
     n, kind = score.shape[1], np.int64 if weight is None else np.float64
     confusion, ranks, losses = np.zeros((n, n), kind), np.zeros(n, kind), np.zeros((2, 2))
-    return Classes(confusion, ranks, losses, *_classify(label, score, weight, eps, tolerance, confusion, ranks, losses))
+    return Classes(
+        confusion,
+        ranks,
+        losses,
+        *_classify(label, score, weight, eps, tolerance, confusion, ranks, losses),
+    )
 
 
 ERROR_BITS, OCTAVES = 7, 64  # bins of errors: 2^7 to an octave, from 2^-64 to 2^64
-ERRORS = 2 * (2 * OCTAVES << ERROR_BITS) + 1  # how many there are: of either sign, and for what is nearer to 0
+ERRORS = (
+    2 * (2 * OCTAVES << ERROR_BITS) + 1
+)  # how many there are: of either sign, and for what is nearer to 0
 
 
 @njit(inline="always")
@@ -324,12 +399,15 @@ def _error_bin(x):
 
 class Errors(NamedTuple):
     "What is summed of a block of numbers and their predictions; an error is prediction − target, w its weight or 1"
+
     rows: int
-    sums: np.ndarray    # (9,) Σ of w, w², w·error, w·|error|, w·error², w·error⁴, w·|error| / max(|target|, 2^-52), w·target, w·(target − mean)²
-    ends: np.ndarray    # (2,) least and greatest error
+    sums: np.ndarray  # (9,) Σ of w, w², w·error, w·|error|, w·error², w·error⁴, w·|error| / max(|target|, 2^-52), w·target, w·(target − mean)²
+    ends: np.ndarray  # (2,) least and greatest error
     counts: np.ndarray  # (ERRORS,) Σ w by bin of the error
-    table: np.ndarray   # (ERRORS, 3) Σ w, Σ w·error, Σ w·error² by bin of the prediction; (0, 3) if not wanted
-    bad: tuple          # rows with a target that is not finite, such a prediction, a bad weight
+    table: (
+        np.ndarray
+    )  # (ERRORS, 3) Σ w, Σ w·error, Σ w·error² by bin of the prediction; (0, 3) if not wanted
+    bad: tuple  # rows with a target that is not finite, such a prediction, a bad weight
 
 
 @njit(error_model="numpy", fastmath=FAST)
@@ -339,7 +417,11 @@ def _tile_errors(target, prediction, weight, error, sums, ends, bad):
     w_sum = w2 = e1 = a1 = e2 = e4 = relative = t1 = 0.0
     least, greatest = np.inf, -np.inf
     for i in range(len(target)):
-        t, p, w = np.float64(target[i]), np.float64(prediction[i]), 1.0 if weight is None else weight[i]
+        t, p, w = (
+            np.float64(target[i]),
+            np.float64(prediction[i]),
+            1.0 if weight is None else weight[i],
+        )
         bad_targets += not abs(t) < np.inf
         bad_predictions += not abs(p) < np.inf
         bad_weights += not (w >= 0.0 and w < np.inf)
@@ -379,20 +461,25 @@ def _errors(target, prediction, weight, sums, ends, counts, table, bad):
 
 
 def errors(
-    target,      # (row,) float32 or float64, finite
+    target,  # (row,) float32 or float64, finite
     prediction,  # (row,) float32 or float64, finite
-    weight,      # (row,) float64, or None: 1 each
+    weight,  # (row,) float64, or None: 1 each
     by_prediction: bool,  # whether `table` is wanted
 ) -> Errors:
     "Sum errors, and count them by bins that are within 0.4 % of their middle; values that make no sense are counted, and spoil the rest"
-    target, prediction, weight = _taken("target", target, "fd"), _taken("prediction", prediction, "fd"), _taken("weight", weight, "d")
-    sums, counts, table = np.zeros(9), np.zeros(ERRORS), np.zeros((ERRORS if by_prediction else 0, 3))
+    target, prediction, weight = (
+        _taken("target", target, "fd"),
+        _taken("prediction", prediction, "fd"),
+        _taken("weight", weight, "d"),
+    )
+    sums, counts, table = (
+        np.zeros(9),
+        np.zeros(ERRORS),
+        np.zeros((ERRORS if by_prediction else 0, 3)),
+    )
     ends, bad = np.array([np.inf, -np.inf]), np.zeros(3, np.int64)
     _errors(target, prediction, weight, sums, ends, counts, table, bad)
     return Errors(len(target), sums, ends, counts, table, tuple(bad.tolist()))
-
-
-
 
 
 # ---- on the host, for the small states of blocks
@@ -406,7 +493,8 @@ def occupied(counts):
 @njit
 def _occupied(counts, like):
     n = 0
-    for k in range(len(counts)): n += counts[k, 0] != 0 or counts[k, 1] != 0
+    for k in range(len(counts)):
+        n += counts[k, 0] != 0 or counts[k, 1] != 0
     found, kept, n = np.empty(n, np.int64), np.empty((n, 2), like.dtype), 0
     for k in range(len(counts)):
         if counts[k, 0] != 0 or counts[k, 1] != 0:
@@ -423,6 +511,7 @@ def joined(x, x_counts, y, y_counts):
         first = j == len(y) or (i < len(x) and x[i] <= y[j])
         second = i == len(x) or (j < len(y) and y[j] <= x[i])
         values[n] = x[i] if first else y[j]
-        for k in range(2): counts[n, k] = (x_counts[i, k] if first else 0) + (y_counts[j, k] if second else 0)
+        for k in range(2):
+            counts[n, k] = (x_counts[i, k] if first else 0) + (y_counts[j, k] if second else 0)
         i, j, n = i + first, j + second, n + 1
     return values[:n].copy(), counts[:n].copy()

@@ -16,53 +16,85 @@ import numpy as np
 
 from ..compute.blocks import Blocks
 from ..errors import ContractViolation, WorkFailed
-from .rows import bare, host, is_dask, is_dataset, is_source, of_dask, stacked, triple
+from scalai_nb.learn.rows import (
+    bare,
+    host,
+    is_dask,
+    is_dataset,
+    is_source,
+    of_dask,
+    stacked,
+    triple,
+)
 from .transform import FeatureBlocks
 
 # %% ../../nbs/learn/batches.ipynb #28a6e9d5
 class Batch(NamedTuple):
     "Rows to learn from"
-    X: np.ndarray               # (row, feature) float32
-    y: np.ndarray | None        # (row,) targets
-    weight: np.ndarray | None   # (row,) weights
 
-def _cut(a, rows): return None if a is None else a[rows]
+    X: np.ndarray  # (row, feature) float32
+    y: np.ndarray | None  # (row,) targets
+    weight: np.ndarray | None  # (row,) weights
 
-def _numbers(X): return host(X).astype(np.float32, copy=False)
+
+def _cut(a, rows):
+    return None if a is None else a[rows]
+
+
+def _numbers(X):
+    return host(X).astype(np.float32, copy=False)
+
 
 def of_arrays(block, rows) -> Batch:
     "The `rows` (numbers of them) of a block of arrays `(X, y, weight)`"
     X, y, weight = (_cut(a, rows) for a in triple(block))
     return Batch(_numbers(X), y, weight)
 
+
 @dataclass(frozen=True)
 class OfColumns:
     "Makes batches of datasets"
-    features: object         # a fitted Transform; names of columns; or the name of a (row, feature) variable
-    y: str | None = None     # name of the target
+
+    features: (
+        object  # a fitted Transform; names of columns; or the name of a (row, feature) variable
+    )
+    y: str | None = None  # name of the target
     weight: str | None = None
 
     def __call__(self, block, rows) -> Batch:
         ds = block.isel(row=rows)
-        if isinstance(self.features, str): X = ds[self.features].values
-        elif hasattr(self.features, "transform"): X = self.features.transform(ds).values
-        else: X = stacked(ds, self.features)
-        return Batch(_numbers(X), *(None if n is None else ds[n].values for n in (self.y, self.weight)))
+        if isinstance(self.features, str):
+            X = ds[self.features].values
+        elif hasattr(self.features, "transform"):
+            X = self.features.transform(ds).values
+        else:
+            X = stacked(ds, self.features)
+        return Batch(
+            _numbers(X), *(None if n is None else ds[n].values for n in (self.y, self.weight))
+        )
 
 # %% ../../nbs/learn/batches.ipynb #073c172f
 @dataclass(frozen=True)
 class Spans:
     "Rows in blocks that are loaded one at a time, in any order"
-    source: object     # Blocks, or a list of blocks in memory
-    take: Callable     # (block, numbers of rows) -> Batch
-    spans: tuple       # (block, its first row, the row after its last), in order
-    width: int = 0     # bytes of a row, as it is loaded
-    together: bool = False  # whether the blocks are in memory anyway, so that all of them may be open at once
+
+    source: object  # Blocks, or a list of blocks in memory
+    take: Callable  # (block, numbers of rows) -> Batch
+    spans: tuple  # (block, its first row, the row after its last), in order
+    width: int = 0  # bytes of a row, as it is loaded
+    together: bool = (
+        False  # whether the blocks are in memory anyway, so that all of them may be open at once
+    )
 
     @property
-    def sizes(self) -> list[int]: "Rows of each span"; return [b - a for _, a, b in self.spans]
+    def sizes(self) -> list[int]:
+        "Rows of each span"
+        return [b - a for _, a, b in self.spans]
+
     @property
-    def rows(self) -> int: "Rows in all"; return sum(self.sizes)
+    def rows(self) -> int:
+        "Rows in all"
+        return sum(self.sizes)
 
     def load(self, i: int):
         "Span `i` in memory: its block, and the block's row with which the span begins"
@@ -73,66 +105,113 @@ class Spans:
         "One of `ranks` shares of consecutive rows that differ by one row at most; it holds no block but its own"
         return _share(self, self.rows * rank // ranks, self.rows * (rank + 1) // ranks)
 
+
 def _share(data: Spans, low: int, high: int) -> Spans:
     "The rows from `low` up to `high`"
     spans, row = [], 0
     for block, a, b in data.spans:
         start, stop = max(low - row, 0), min(high - row, b - a)
-        if start < stop: spans.append((block, a + start, a + stop))
+        if start < stop:
+            spans.append((block, a + start, a + stop))
         row += b - a
-    if not spans: return replace(data, source=[], spans=())
+    if not spans:
+        return replace(data, source=[], spans=())
     first, last = spans[0][0], spans[-1][0]
-    return replace(data, source=data.source[first:last + 1], spans=tuple((block - first, a, b) for block, a, b in spans))
+    return replace(
+        data,
+        source=data.source[first : last + 1],
+        spans=tuple((block - first, a, b) for block, a, b in spans),
+    )
+
 
 @dataclass(frozen=True)
 class Stream:
     "Blocks that come one after the other, as often as they are asked for"
+
     source: object
     rows: int | None = None  # None: not known
 
 # %% ../../nbs/learn/batches.ipynb #c3ab8ef2
-def _whole(sizes) -> tuple: return tuple((i, 0, n) for i, n in enumerate(sizes))
+def _whole(sizes) -> tuple:
+    return tuple((i, 0, n) for i, n in enumerate(sizes))
+
 
 def _spans(blocks: Blocks, take) -> Spans:
     "`Spans` over blocks"
     together = not blocks.travels
-    if together: blocks = list(blocks)  # views of what is in memory already
-    return Spans(blocks, take, _whole([b.sizes["row"] for b in blocks] if together else blocks.sizes), 0 if together else _width(blocks), together)
+    if together:
+        blocks = list(blocks)  # views of what is in memory already
+    return Spans(
+        blocks,
+        take,
+        _whole([b.sizes["row"] for b in blocks] if together else blocks.sizes),
+        0 if together else _width(blocks),
+        together,
+    )
+
 
 def _width(blocks: Blocks) -> int:
     "Bytes of a row of `blocks`, as far as they can be told without reading one"
     ds, stored = getattr(blocks.source, "ds", None), getattr(blocks.source, "columns", {})
-    arrays = [v for v in ds.variables.values() if "row" in v.dims] if ds is not None else [where for *_, where in stored.values()]
-    return sum(int(np.prod(a.shape[1:], initial=a.dtype.itemsize)) for a in arrays) or 8 * len(blocks.columns)
+    arrays = (
+        [v for v in ds.variables.values() if "row" in v.dims]
+        if ds is not None
+        else [where for *_, where in stored.values()]
+    )
+    return sum(int(np.prod(a.shape[1:], initial=a.dtype.itemsize)) for a in arrays) or 8 * len(
+        blocks.columns
+    )
+
 
 def _of_dataset(ds, take: OfColumns, names):
     "`Spans` over a dataset, or over what else has rows and columns"
     blocks = Blocks.of(ds, list(dict.fromkeys([*names, *(n for n in (take.y, take.weight) if n)])))
     return Stream(_Batches(blocks, take)) if blocks.sizes is None else _spans(blocks, take)
 
+
 @dataclass(frozen=True)
 class _Batches:
     "A stream of datasets as one of batches"
+
     blocks: object
     take: OfColumns
-    def __iter__(self): return (self.take(b, slice(None)) for b in self.blocks)
+
+    def __iter__(self):
+        return (self.take(b, slice(None)) for b in self.blocks)
 
 # %% ../../nbs/learn/batches.ipynb #5e72e069
 def rows_from(
-    X,               # (row, feature) array, DataArray, Dask array; a Dataset; or a source of blocks (X, y[, weight])
-    y=None,          # (row,) targets; for a Dataset their name
-    weight=None,     # (row,) weights; for a Dataset their name
+    X,  # (row, feature) array, DataArray, Dask array; a Dataset; or a source of blocks (X, y[, weight])
+    y=None,  # (row,) targets; for a Dataset their name
+    weight=None,  # (row,) weights; for a Dataset their name
     transform=None,  # for a Dataset: a fitted Transform
-    names=None,      # for a Dataset without a transform: the columns that are features
-):                   # Spans, or a Stream where blocks only come in order
+    names=None,  # for a Dataset without a transform: the columns that are features
+):  # Spans, or a Stream where blocks only come in order
     "Rows to learn from, wherever they are; nothing is read"
-    if isinstance(X, FeatureBlocks): return _of_dataset(X.data, OfColumns(X.transform, X.label, X.weight), X.transform.names)
-    if is_dataset(X): return _of_dataset(X, OfColumns(names if transform is None else transform, y, weight), names if transform is None else transform.columns(X))
+    if isinstance(X, FeatureBlocks):
+        return _of_dataset(X.data, OfColumns(X.transform, X.label, X.weight), X.transform.names)
+    if is_dataset(X):
+        return _of_dataset(
+            X,
+            OfColumns(names if transform is None else transform, y, weight),
+            names if transform is None else transform.columns(X),
+        )
     X, y, weight = bare(X), bare(y), bare(weight)
-    if is_dask(X): return _of_dask(X, y, weight)
-    if is_source(X): return Stream(X)
-    X, y, weight = (None if a is None else np.asarray(host(a) if type(a).__module__.startswith("cupy") else a) for a in (X, y, weight))
-    return Spans([(X, None if y is None else y.reshape(-1), weight)], of_arrays, ((0, 0, len(X)),), together=True)
+    if is_dask(X):
+        return _of_dask(X, y, weight)
+    if is_source(X):
+        return Stream(X)
+    X, y, weight = (
+        None if a is None else np.asarray(host(a) if type(a).__module__.startswith("cupy") else a)
+        for a in (X, y, weight)
+    )
+    return Spans(
+        [(X, None if y is None else y.reshape(-1), weight)],
+        of_arrays,
+        ((0, 0, len(X)),),
+        together=True,
+    )
+
 
 def _of_dask(X, y, weight) -> Spans:
     "`Spans` over arrays of Dask"
@@ -141,28 +220,51 @@ def _of_dask(X, y, weight) -> Spans:
 
 # %% ../../nbs/learn/batches.ipynb #8ebcd024
 STRIP = 2_097_152  # numbers of features that are made at a time: 8 MiB
-WINDOW = 2**28     # most bytes that are held to be shuffled, unless one block has more
+WINDOW = 2**28  # most bytes that are held to be shuffled, unless one block has more
 
-def _strip(X) -> int: "Rows of a strip"; return max(1024, STRIP // max(1, X.shape[1]))
+
+def _strip(X) -> int:
+    "Rows of a strip"
+    return max(1024, STRIP // max(1, X.shape[1]))
+
 
 def _windows(data: Spans, shuffle: int, random) -> list[list[int]]:
     "Numbers of the spans that are open at once"
-    sizes, order = data.sizes, random.permutation(len(data.spans)) if shuffle else np.arange(len(data.spans))
-    if data.together and shuffle: return [order.tolist()] if len(order) else []
+    sizes, order = (
+        data.sizes,
+        random.permutation(len(data.spans)) if shuffle else np.arange(len(data.spans)),
+    )
+    if data.together and shuffle:
+        return [order.tolist()] if len(order) else []
     windows, rows = [], 0
     for i in order.tolist():
-        if not windows or rows >= shuffle or (rows and (rows + sizes[i]) * data.width > WINDOW): windows, rows = [*windows, []], 0
+        if not windows or rows >= shuffle or (rows and (rows + sizes[i]) * data.width > WINDOW):
+            windows, rows = [*windows, []], 0
         windows[-1].append(i)
         rows += sizes[i]
     return windows
 
+
 def _gather(data: Spans, blocks: list, ends: np.ndarray, at: np.ndarray) -> Batch:
     "The rows `at` of a window, in this order"
-    if len(blocks) == 1: return data.take(blocks[0][0], at + blocks[0][1])
+    if len(blocks) == 1:
+        return data.take(blocks[0][0], at + blocks[0][1])
     where = np.searchsorted(ends, at, side="right")
-    parts = [(rows := np.flatnonzero(where == k), data.take(block, at[rows] - (ends[k - 1] if k else 0) + first)) for k, (block, first) in enumerate(blocks)]
+    parts = [
+        (
+            rows := np.flatnonzero(where == k),
+            data.take(block, at[rows] - (ends[k - 1] if k else 0) + first),
+        )
+        for k, (block, first) in enumerate(blocks)
+    ]
     order = np.argsort(np.concatenate([rows for rows, _ in parts]))
-    return Batch(*(None if columns[0] is None else np.concatenate(columns)[order] for columns in zip(*(b for _, b in parts), strict=True)))
+    return Batch(
+        *(
+            None if columns[0] is None else np.concatenate(columns)[order]
+            for columns in zip(*(b for _, b in parts), strict=True)
+        )
+    )
+
 
 def _strips(data: Spans, shuffle: int, seed: tuple, skip: int):
     "Yield batches of all rows but the first `skip`, in the order that the seed says"
@@ -171,40 +273,57 @@ def _strips(data: Spans, shuffle: int, seed: tuple, skip: int):
         if skip >= ends[-1]:
             skip -= int(ends[-1])
             continue
-        order = np.random.default_rng([*seed, number]).permutation(ends[-1]) if shuffle else np.arange(ends[-1])
+        order = (
+            np.random.default_rng([*seed, number]).permutation(ends[-1])
+            if shuffle
+            else np.arange(ends[-1])
+        )
         blocks = [data.load(i) for i in window]
         step = _strip(_gather(data, blocks, ends, order[:1]).X)
-        for a in range(skip, len(order), step): yield _gather(data, blocks, ends, order[a:a + step])
+        for a in range(skip, len(order), step):
+            yield _gather(data, blocks, ends, order[a : a + step])
         skip, blocks = 0, None  # before the next window is loaded
 
 # %% ../../nbs/learn/batches.ipynb #129351b8
-def _join(parts: list) -> Batch: return Batch(*(None if c[0] is None else np.concatenate(c) for c in zip(*parts, strict=True)))
+def _join(parts: list) -> Batch:
+    return Batch(*(None if c[0] is None else np.concatenate(c) for c in zip(*parts, strict=True)))
+
 
 def _filled(stream: Stream, shuffle: int):
     "Yield batches of at least `shuffle` rows, unless they take too much memory"
     parts, rows, size = [], 0, 0
     for block in stream.source:
         X, y, weight = triple(block)
-        part = Batch(np.array(host(X), np.float32), *(None if a is None else np.array(host(a)) for a in (y, weight)))  # the source may overwrite a block
-        if parts and part.X.shape[1] != parts[0].X.shape[1]: raise ContractViolation(f"A block has {part.X.shape[1]} features; accepted: {parts[0].X.shape[1]}, as before.")
+        part = Batch(
+            np.array(host(X), np.float32),
+            *(None if a is None else np.array(host(a)) for a in (y, weight)),
+        )  # the source may overwrite a block
+        if parts and part.X.shape[1] != parts[0].X.shape[1]:
+            raise ContractViolation(
+                f"A block has {part.X.shape[1]} features; accepted: {parts[0].X.shape[1]}, as before."
+            )
         parts, rows, size = [*parts, part], rows + len(X), size + part.X.nbytes
         if rows >= shuffle or size >= WINDOW:
             yield _join(parts)
             parts, rows, size = [], 0, 0
-    if parts: yield _join(parts)
+    if parts:
+        yield _join(parts)
+
 
 def _stream_strips(stream: Stream, shuffle: int, seed: tuple, skip: int):
     "As `_strips`, of a stream"
     for number, window in enumerate(_filled(stream, shuffle)):
         n = len(window.X)
         order = np.random.default_rng([*seed, number]).permutation(n) if shuffle else np.arange(n)
-        for a in range(min(skip, n), n, _strip(window.X)): yield Batch(*(_cut(c, order[a:a + _strip(window.X)]) for c in window))
+        for a in range(min(skip, n), n, _strip(window.X)):
+            yield Batch(*(_cut(c, order[a : a + _strip(window.X)]) for c in window))
         skip = max(0, skip - n)
 
+
 def strips(
-    data,           # Spans or Stream
-    shuffle: int,   # rows of a window, at least; 0: the rows come in order
-    seed: tuple,    # whole numbers that say the order
+    data,  # Spans or Stream
+    shuffle: int,  # rows of a window, at least; 0: the rows come in order
+    seed: tuple,  # whole numbers that say the order
     skip: int = 0,  # rows that are left out at the beginning
 ):
     "Yield batches of a few thousand rows; the next one is made meanwhile, on another thread"
@@ -219,31 +338,45 @@ def strips(
 @dataclass(frozen=True)
 class Steps:
     "How the rows of an epoch are dealt to steps"
+
     steps: int
-    def ends(self, rows: int) -> np.ndarray: "(step + 1,) the row with which each step begins, and the end"; return np.arange(self.steps + 1) * rows // self.steps
+
+    def ends(self, rows: int) -> np.ndarray:
+        "(step + 1,) the row with which each step begins, and the end"
+        return np.arange(self.steps + 1) * rows // self.steps
+
 
 def steps_of(rows: int, size: int, ranks: int = 1) -> Steps:
     "Steps over `rows` in batches of at most `size`; where `ranks` readers share the rows out, each has a row for every step"
     return Steps(max(1, min(-(-rows // size), rows // ranks)))
 
+
 def batches(
-    data,            # Spans or Stream
-    rows: int,       # rows of `data`
+    data,  # Spans or Stream
+    rows: int,  # rows of `data`
     steps: Steps,
-    shuffle: int, seed: tuple,
+    shuffle: int,
+    seed: tuple,
     first: int = 0,  # the step to begin with
     place: Callable = lambda batch: batch,  # moves a strip to where it is needed
-    join: Callable = np.concatenate,        # joins arrays of two strips there
+    join: Callable = np.concatenate,  # joins arrays of two strips there
 ):
     "Yield a batch a step. WorkFailed where a source has fewer rows than when they were counted"
     ends, rest, step = steps.ends(rows), None, first
     for strip in strips(data, shuffle, seed, int(ends[first])):
         strip = place(strip)
-        if rest is not None: strip = Batch(*(None if a is None else join([a, b]) for a, b in zip(rest, strip, strict=True)))
+        if rest is not None:
+            strip = Batch(
+                *(None if a is None else join([a, b]) for a, b in zip(rest, strip, strict=True))
+            )
         at = 0
-        while step < steps.steps and at + (size := int(ends[step + 1] - ends[step])) <= len(strip.X):
+        while step < steps.steps and at + (size := int(ends[step + 1] - ends[step])) <= len(
+            strip.X
+        ):
             yield Batch(*(_cut(c, slice(at, at + size)) for c in strip))
             at, step = at + size, step + 1
         rest = Batch(*(_cut(c, slice(at, None)) for c in strip)) if at < len(strip.X) else None
     if rest is not None or step < steps.steps:
-        raise WorkFailed(f"The source gave {'fewer' if step < steps.steps else 'more'} rows than the {rows} that were counted; it must give the same rows each time it is read.")
+        raise WorkFailed(
+            f"The source gave {'fewer' if step < steps.steps else 'more'} rows than the {rows} that were counted; it must give the same rows each time it is read."
+        )

@@ -21,26 +21,35 @@ import numpy as np
 from ..compute.state import fingerprint, load, save
 from ..errors import ContractViolation, ParameterError, WorkFailed, extra
 
-try: import xgboost
-except ImportError: raise extra("xgboost", "trees") from None
+try:
+    import xgboost
+except ImportError:
+    raise extra("xgboost", "trees") from None
 
 # %% ../../nbs/learn/boosting.ipynb #af5b649e
-PAGE = 2**23  # numbers of a block that features are made in, and of a page of a file: 32 MiB of float32
+PAGE = (
+    2**23
+)  # numbers of a block that features are made in, and of a page of a file: 32 MiB of float32
+
 
 class _Passes(xgboost.DataIter):
     "Hands blocks (X, y, weight) to XGBoost, as often as it asks for them"
+
     def __init__(self, blocks, cache=None):
         self.blocks, self.left = blocks, iter(())
         super().__init__(cache_prefix=cache, release_data=True)
 
-    def reset(self): self.left = iter(self.blocks)
+    def reset(self):
+        self.left = iter(self.blocks)
 
     def next(self, take) -> bool:
         block = next(self.left, None)
-        if block is None: return False
+        if block is None:
+            return False
         X, y, weight = block
         take(data=X, label=y, **({} if weight is None else {"weight": weight}))
         return True
+
 
 def joined(blocks, numbers: int = PAGE):
     "Yield the rows of `blocks` in pages of about `numbers` float32 numbers; a page is overwritten after the next was asked for"
@@ -48,30 +57,49 @@ def joined(blocks, numbers: int = PAGE):
     for block in blocks:
         start, size, width = 0, *block[0].shape
         rows = max(1, numbers // width)
-        if page is None: page = [a if a is None else np.empty_like(a, np.float32, shape=(rows, *a.shape[1:])) for a in block]
+        if page is None:
+            page = [
+                a if a is None else np.empty_like(a, np.float32, shape=(rows, *a.shape[1:]))
+                for a in block
+            ]
         while start < size:
             n = min(size - start, rows - filled)
             for to, a in zip(page, block, strict=True):
-                if a is not None: to[filled:filled + n] = a[start:start + n]
+                if a is not None:
+                    to[filled : filled + n] = a[start : start + n]
             start, filled = start + n, filled + n
-            if filled == rows: yield tuple(page); filled = 0
-    if filled: yield tuple(a if a is None else a[:filled] for a in page)
+            if filled == rows:
+                yield tuple(page)
+                filled = 0
+    if filled:
+        yield tuple(a if a is None else a[:filled] for a in page)
 
 # %% ../../nbs/learn/boosting.ipynb #21fa5d5a
 @dataclass(frozen=True)
 class _Joined:
     "Blocks of a page at least"
+
     blocks: object
-    def __iter__(self): return joined(self.blocks)
+
+    def __iter__(self):
+        return joined(self.blocks)
+
 
 class _Kept:
     "Blocks of which the first pass keeps copies for the later ones"
-    def __init__(self, blocks): self.blocks, self.copies = blocks, None
+
+    def __init__(self, blocks):
+        self.blocks, self.copies = blocks, None
+
     def __iter__(self):
-        if self.copies is not None: yield from self.copies; return
+        if self.copies is not None:
+            yield from self.copies
+            return
         copies = []
         for block in self.blocks:
-            copies.append(tuple(None if a is None else a if a.base is None else a.copy() for a in block))
+            copies.append(
+                tuple(None if a is None else a if a.base is None else a.copy() for a in block)
+            )
             yield copies[-1]
         self.copies = copies
 
@@ -79,63 +107,86 @@ class _Kept:
 def size(
     rows: int,
     features: int,
-) -> int:           # bytes
+) -> int:  # bytes
     "What a matrix of XGBoost may take: bytes by row and by feature, or with missing values more; scores and slopes of each row"
     return rows * (4 * features + 40)
 
+
 def matrix(
-    blocks,              # (X (row, feature), y (row,), weight (row,) or None), again and again
-    rows: int,           # how many there are
-    features: int,       # columns of X
+    blocks,  # (X (row, feature), y (row,), weight (row,) or None), again and again
+    rows: int,  # how many there are
+    features: int,  # columns of X
     *,
-    memory: int,         # bytes that the matrix may take
-    folder,              # where a file may lie
-    bins: int = 256,     # quantiles of a feature, at most
-    threads: int = 0,    # 0: all
-    ref=None,            # matrix whose quantiles are taken: that of the training rows, for validation rows
-    lasting=False,       # whether the blocks are in memory anyway
-):                       # xgboost.QuantileDMatrix, or where it is too large xgboost.ExtMemQuantileDMatrix
+    memory: int,  # bytes that the matrix may take
+    folder,  # where a file may lie
+    bins: int = 256,  # quantiles of a feature, at most
+    threads: int = 0,  # 0: all
+    ref=None,  # matrix whose quantiles are taken: that of the training rows, for validation rows
+    lasting=False,  # whether the blocks are in memory anyway
+):  # xgboost.QuantileDMatrix, or where it is too large xgboost.ExtMemQuantileDMatrix
     "The rows as XGBoost trains on them. ContractViolation for infinities"
     how = {"max_bin": bins, "nthread": threads or None, "ref": ref}
-    if not rows: blocks = [(np.empty((0, features), np.float32), np.empty(0, np.float32), None)]  # XGBoost wants a block
+    if not rows:
+        blocks = [
+            (np.empty((0, features), np.float32), np.empty(0, np.float32), None)
+        ]  # XGBoost wants a block
     try:
         if size(rows, features) > memory:
-            return xgboost.ExtMemQuantileDMatrix(_Passes(_Joined(blocks), str(Path(folder) / uuid4().hex)), **how)
+            return xgboost.ExtMemQuantileDMatrix(
+                _Passes(_Joined(blocks), str(Path(folder) / uuid4().hex)), **how
+            )
         keep = not lasting and size(rows, features) + 4 * rows * features <= memory
         return xgboost.QuantileDMatrix(_Passes(_Kept(blocks) if keep else blocks), **how)
     except xgboost.core.XGBoostError as e:
-        if "inf" not in str(e): raise
-        raise ContractViolation("Input X contains infinity, or values too large for float32; leave such rows out, or make them NaN, which is missing.") from e
+        if "inf" not in str(e):
+            raise
+        raise ContractViolation(
+            "Input X contains infinity, or values too large for float32; leave such rows out, or make them NaN, which is missing."
+        ) from e
 
 # %% ../../nbs/learn/boosting.ipynb #56a2fddf
 @dataclass(frozen=True)
 class Plan:
     "What trees are to be grown"
-    params: dict                 # of XGBoost
+
+    params: dict  # of XGBoost
     rounds: int
-    patience: int | None = None  # rounds without a better metric of the validation rows, after which there is an end; None: all rounds
-    every: int = 20              # rounds from one checkpoint to the next
-    memory: int | None = None    # bytes for the matrices of a process; None: half of what it may have
+    patience: int | None = (
+        None  # rounds without a better metric of the validation rows, after which there is an end; None: all rounds
+    )
+    every: int = 20  # rounds from one checkpoint to the next
+    memory: int | None = None  # bytes for the matrices of a process; None: half of what it may have
+
 
 @dataclass(frozen=True)
 class Grown:
     "Trees so far"
+
     rounds: int = 0
-    model: bytes = b""     # as XGBoost writes them
-    history: tuple = ()    # metric of the validation rows after each round
-    metric: str = ""       # its name
+    model: bytes = b""  # as XGBoost writes them
+    history: tuple = ()  # metric of the validation rows after each round
+    metric: str = ""  # its name
+
 
 MORE = ("auc", "aucpr", "pre", "map", "ndcg")  # metrics of XGBoost of which more is better
 
+
 def best(
-    name: str,        # of the metric
-    history,          # its value after each round
-) -> int:             # the first round with the best value
+    name: str,  # of the metric
+    history,  # its value after each round
+) -> int:  # the first round with the best value
     "The round after which the metric is best"
-    return int(np.argmax(history) if name.partition("@")[0].partition("-")[0] in MORE else np.argmin(history))
+    return int(
+        np.argmax(history)
+        if name.partition("@")[0].partition("-")[0] in MORE
+        else np.argmin(history)
+    )
 
 # %% ../../nbs/learn/boosting.ipynb #2764cbab
-def _draws(params) -> bool: "Whether rows or columns are drawn at random"; return any(v != 1 for k, v in params.items() if k == "subsample" or k.startswith("colsample"))
+def _draws(params) -> bool:
+    "Whether rows or columns are drawn at random"
+    return any(v != 1 for k, v in params.items() if k == "subsample" or k.startswith("colsample"))
+
 
 def _draw_anew(booster):
     "Let the next round draw as if it were the first of this process"
@@ -143,32 +194,51 @@ def _draw_anew(booster):
     booster.save_config()  # makes the other builder
     booster.set_param({"tree_method": "hist"})
 
+
 def _metric(booster, check, i: int):
     "Name and value of the last metric of the validation rows"
     name, _, value = booster.eval_set([(check, "check")], i).rpartition("\t")[2].rpartition(":")
     return name.removeprefix("check-"), float(value)
 
+
 def _enough(plan: Plan, done: Grown) -> bool:
     "Whether no more rounds are wanted"
-    return done.rounds >= plan.rounds or bool(plan.patience and done.history and done.rounds - 1 - best(done.metric, done.history) >= plan.patience)
+    return done.rounds >= plan.rounds or bool(
+        plan.patience
+        and done.history
+        and done.rounds - 1 - best(done.metric, done.history) >= plan.patience
+    )
+
 
 def grow(
     plan: Plan,
-    train,                  # matrix
-    check=None,             # matrix of validation rows
+    train,  # matrix
+    check=None,  # matrix of validation rows
     done: Grown = Grown(),  # trees that are there already
-    tell=lambda done, whole: None,  # called after each round with what is known, but for the trees, and a function that adds them
-    threads: int = 0,       # 0: all
+    tell=lambda done, whole: (
+        None
+    ),  # called after each round with what is known, but for the trees, and a function that adds them
+    threads: int = 0,  # 0: all
 ) -> Grown:
     "Grow trees up to `plan.rounds`, or until the metric of the validation rows has not been better for `plan.patience` rounds"
     model = bytearray(done.model) if done.model else None
-    booster = xgboost.Booster({**plan.params, "nthread": threads}, [m for m in (train, check) if m is not None], model)
-    def whole(): return replace(done, model=bytes(booster.save_raw("ubj")))
+    booster = xgboost.Booster(
+        {**plan.params, "nthread": threads}, [m for m in (train, check) if m is not None], model
+    )
+
+    def whole():
+        return replace(done, model=bytes(booster.save_raw("ubj")))
+
     while not _enough(plan, done):
-        if _draws(plan.params): _draw_anew(booster)
+        if _draws(plan.params):
+            _draw_anew(booster)
         booster.update(train, done.rounds)
         name, value = ("", ()) if check is None else _metric(booster, check, done.rounds)
-        done = Grown(done.rounds + 1, history=done.history if check is None else (*done.history, value), metric=name)
+        done = Grown(
+            done.rounds + 1,
+            history=done.history if check is None else (*done.history, value),
+            metric=name,
+        )
         tell(done, whole)
     return whole()
 
@@ -176,81 +246,150 @@ def grow(
 @dataclass(frozen=True)
 class Ranks:
     "How the rows are shared out"
-    count: int    # shares of the rows
+
+    count: int  # shares of the rows
     threads: int  # of each
+
 
 class Checkpoint:
     "The file of trees that are grown; without a folder, nothing"
+
     def __init__(self, folder, mark):
         self.path, self.mark = folder and Path(folder) / "trees.state", fingerprint(mark)
-        if folder: Path(folder).mkdir(parents=True, exist_ok=True)
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
 
     def read(self, ranks: Ranks) -> tuple[Ranks, Grown]:
         "The ranks that began and what they have grown, or `ranks` and nothing; ParameterError when rows or settings were others"
-        if not self.path or not self.path.exists(): return ranks, Grown()
+        if not self.path or not self.path.exists():
+            return ranks, Grown()
         found = load(self.path)
         if not isinstance(found, dict) or found.get("mark") != self.mark:
-            raise ParameterError(f"{self.path} was begun with other rows or settings; delete it to begin anew, or name another folder.")
-        return Ranks(**found["ranks"]), Grown(**found["done"] | {"model": found["done"]["model"].tobytes()})
+            raise ParameterError(
+                f"{self.path} was begun with other rows or settings; delete it to begin anew, or name another folder."
+            )
+        return Ranks(**found["ranks"]), Grown(
+            **found["done"] | {"model": found["done"]["model"].tobytes()}
+        )
 
     def write(self, ranks: Ranks, done: Grown):
         "Keep `done`, whole or not at all"
-        if self.path: save(self.path, {"mark": self.mark, "ranks": vars(ranks), "done": vars(done) | {"model": np.frombuffer(done.model, np.uint8)}})
+        if self.path:
+            save(
+                self.path,
+                {
+                    "mark": self.mark,
+                    "ranks": vars(ranks),
+                    "done": vars(done) | {"model": np.frombuffer(done.model, np.uint8)},
+                },
+            )
 
     def clear(self):
         "Forget what was kept"
-        if self.path: self.path.unlink(missing_ok=True)
+        if self.path:
+            self.path.unlink(missing_ok=True)
 
 # %% ../../nbs/learn/boosting.ipynb #b2a8cbef
 @dataclass(frozen=True)
 class Share:
     "Rows of a rank: yields (X, y, weight), again and again"
-    blocks: object   # what is read, again and again
-    read: Callable   # (blocks) -> iterator of (X, y, weight)
+
+    blocks: object  # what is read, again and again
+    read: Callable  # (blocks) -> iterator of (X, y, weight)
     rows: int
     features: int
     lasting: bool = False  # whether they are in memory anyway
-    def __iter__(self): return iter(self.read(self.blocks))
+
+    def __iter__(self):
+        return iter(self.read(self.blocks))
+
 
 def _probe(params: dict, features: int):
     "ParameterError for parameters that XGBoost does not take; WorkFailed without the card that is asked for"
     with warnings.catch_warnings(), xgboost.config_context(verbosity=0):
         warnings.simplefilter("ignore")  # what they say is found below, on any thread
-        try: config = xgboost.train({**params, "nthread": 1}, xgboost.QuantileDMatrix(np.zeros((2, features), np.float32), [0, 1], nthread=1), 1).save_config()
-        except (xgboost.core.XGBoostError, ValueError, TypeError) as e: raise ParameterError(f"XGBoost does not take the parameters: {_said(e)}.") from e
+        try:
+            config = xgboost.train(
+                {**params, "nthread": 1},
+                xgboost.QuantileDMatrix(np.zeros((2, features), np.float32), [0, 1], nthread=1),
+                1,
+            ).save_config()
+        except (xgboost.core.XGBoostError, ValueError, TypeError) as e:
+            raise ParameterError(f"XGBoost does not take the parameters: {_said(e)}.") from e
     strange = set(params) - set(re.findall(r'"(\w+)":', config)) - {"eval_metric", "verbosity"}
-    if strange: raise ParameterError(f"{min(strange)!r} is no parameter that XGBoost would use here; correct it, or leave it out.")
+    if strange:
+        raise ParameterError(
+            f"{min(strange)!r} is no parameter that XGBoost would use here; correct it, or leave it out."
+        )
     if params.get("device", "cpu") != "cpu" and '"device":"cpu"' in config:
-        raise WorkFailed(f"device={params['device']!r}, and there is no card that XGBoost can use; leave device out, or use a machine with one.")
+        raise WorkFailed(
+            f"device={params['device']!r}, and there is no card that XGBoost can use; leave device out, or use a machine with one."
+        )
+
 
 def _said(error) -> str:
     "What XGBoost says, without its stack and place"
-    return str(error).partition("\nStack trace")[0].rpartition("]")[2].partition(": ")[2].strip() or str(error)[:300]
+    return (
+        str(error).partition("\nStack trace")[0].rpartition("]")[2].partition(": ")[2].strip()
+        or str(error)[:300]
+    )
+
 
 def _memory() -> tuple[int, str | None]:
     "Bytes that this process may have, and where its files lie; on a worker of Dask, what its limit says"
     import psutil
+
     try:
         from distributed import get_worker
+
         worker = get_worker()
-    except (ImportError, ValueError): return psutil.virtual_memory().available, None
-    return getattr(worker.memory_manager, "memory_limit", None) or psutil.virtual_memory().available, worker.local_directory
+    except (ImportError, ValueError):
+        return psutil.virtual_memory().available, None
+    return getattr(
+        worker.memory_manager, "memory_limit", None
+    ) or psutil.virtual_memory().available, worker.local_directory
 
 # %% ../../nbs/learn/boosting.ipynb #11a5fade
-def _train(plan: Plan, train: Share, check: Share | None, done: Grown, tell: Callable, threads: int, memory: int, place, together=nullcontext):
+def _train(
+    plan: Plan,
+    train: Share,
+    check: Share | None,
+    done: Grown,
+    tell: Callable,
+    threads: int,
+    memory: int,
+    place,
+    together=nullcontext,
+):
     "Grow trees from a share of the rows; `together` is the context in which other processes do so with theirs"
     _probe(plan.params, train.features)
     bins, rows, others = plan.params.get("max_bin", 256), None, None
+
     def made(share, ref=None):
-        return matrix(share, share.rows, share.features, memory=memory, folder=folder, bins=bins, threads=threads, ref=ref, lasting=share.lasting)
+        return matrix(
+            share,
+            share.rows,
+            share.features,
+            memory=memory,
+            folder=folder,
+            bins=bins,
+            threads=threads,
+            ref=ref,
+            lasting=share.lasting,
+        )
+
     with tempfile.TemporaryDirectory(prefix="trees-", dir=place) as folder, together():
         try:
             rows = made(train)
             others = check and made(check, rows)
             return grow(plan, rows, others, done, tell, threads)
-        finally: del rows, others  # before their folder, also when an error holds on to this frame
+        finally:
+            del rows, others  # before their folder, also when an error holds on to this frame
 
-def grow_here(plan: Plan, train: Share, check: Share | None, ranks: Ranks, done: Grown, tell: Callable) -> Grown:
+
+def grow_here(
+    plan: Plan, train: Share, check: Share | None, ranks: Ranks, done: Grown, tell: Callable
+) -> Grown:
     "Grow trees in this process"
     memory, place = _memory()
     return _train(plan, train, check, done, tell, ranks.threads, plan.memory or memory // 2, place)

@@ -14,20 +14,26 @@ from ..errors import ContractViolation, ParameterError, unknown
 from .evaluation import evaluate
 
 # %% ../../nbs/learn/calibration.ipynb #4b03cef3
-EDGE = 2.0**-23  # scores are kept this far from 0 and 1 before their log-odds are taken; exact in float32
+EDGE = (
+    2.0**-23
+)  # scores are kept this far from 0 and 1 before their log-odds are taken; exact in float32
+
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
     "A rising curve from score to probability"
-    kind: str      # "isotonic" or "sigmoid"
+
+    kind: str  # "isotonic" or "sigmoid"
     x: np.ndarray  # isotonic: scores, ascending; sigmoid: (slope,)
     y: np.ndarray  # isotonic: their probabilities; sigmoid: (intercept,)
 
     def __call__(self, score) -> np.ndarray:
         "(row,) probabilities, float64. Isotonic: linear between the points, constant outside; sigmoid: 1 / (1 + exp(−slope · log-odds − intercept))"
         score = np.asarray(score, np.float64)
-        if self.kind == "isotonic": return np.interp(score, self.x, self.y)
+        if self.kind == "isotonic":
+            return np.interp(score, self.x, self.y)
         return 1 / (1 + np.exp(-(self.x[0] * log_odds(score) + self.y[0])))
+
 
 def log_odds(score):
     "ln(score / (1 − score)), finite"
@@ -36,19 +42,22 @@ def log_odds(score):
 
 # %% ../../nbs/learn/calibration.ipynb #52a8d7a6
 def pooled(
-    share: np.ndarray,   # (n,)
+    share: np.ndarray,  # (n,)
     weight: np.ndarray,  # (n,) above 0
-) -> np.ndarray:         # (k + 1,) where each pool begins, and n
+) -> np.ndarray:  # (k + 1,) where each pool begins, and n
     "Pool neighbours until their mean shares rise"
     # Ayer et al. 1955; Barlow et al. 1972
     begins, total, mass = [], [], []
     for i, (w, t) in enumerate(zip(weight.tolist(), (share * weight).tolist(), strict=True)):
         begin = i
-        while mass and total[-1] * w >= t * mass[-1]: begin, t, w = begins.pop(), t + total.pop(), w + mass.pop()
+        while mass and total[-1] * w >= t * mass[-1]:
+            begin, t, w = begins.pop(), t + total.pop(), w + mass.pop()
         begins.append(begin), total.append(t), mass.append(w)
     return np.array([*begins, len(share)])
 
+
 STEEP = 10.0  # most change of the probability, as a multiple of the relative change of the score: float32 keeps 7 digits of any score
+
 
 def gentle(x, y, weight) -> tuple:
     "Rising points (x, y), neighbours joined to their mean until no line between them is steeper than STEEP allows"
@@ -60,6 +69,7 @@ def gentle(x, y, weight) -> tuple:
         points.append((a, b, w))
     return tuple(np.array(points).T[:2])
 
+
 def _isotonic(middle, counts) -> Calibration:
     "The calibration of scores and their (n, 2) counts"
     weight = counts.sum(axis=1)
@@ -67,7 +77,9 @@ def _isotonic(middle, counts) -> Calibration:
     inside = np.add.reduceat(counts, begins[:-1], axis=0)
     edge, mass = 1 / (weight.sum() + 2), inside.sum(axis=1)
     y = np.clip(inside[:, 1] / mass, edge, 1 - edge)
-    return Calibration("isotonic", *gentle(np.add.reduceat(middle * weight, begins[:-1]) / mass, y, mass))
+    return Calibration(
+        "isotonic", *gentle(np.add.reduceat(middle * weight, begins[:-1]) / mass, y, mass)
+    )
 
 # %% ../../nbs/learn/calibration.ipynb #61d0785a
 def _sigmoid(middle, counts, steps: int = 100) -> Calibration:  # Platt 1999; Lin, Lin & Weng 2007
@@ -75,7 +87,10 @@ def _sigmoid(middle, counts, steps: int = 100) -> Calibration:  # Platt 1999; Li
     z, (negatives, positives) = log_odds(middle), counts.sum(axis=0)
     n = counts.sum(axis=1)
     target = (counts[:, 0] / (negatives + 2) + counts[:, 1] * (positives + 1) / (positives + 2)) / n
-    A, w = np.column_stack([z, np.ones(len(z))]), np.array([0.0, np.log((positives + 1) / (negatives + 1))])
+    A, w = (
+        np.column_stack([z, np.ones(len(z))]),
+        np.array([0.0, np.log((positives + 1) / (negatives + 1))]),
+    )
     loss = lambda w: n @ (np.logaddexp(0, A @ w) - target * (A @ w))
     for _ in range(steps):
         p = 1 / (1 + np.exp(-A @ w))
@@ -83,29 +98,38 @@ def _sigmoid(middle, counts, steps: int = 100) -> Calibration:  # Platt 1999; Li
         step = np.linalg.solve(curve, slope)
         size = next((s for s in 0.5 ** np.arange(30) if loss(w - s * step) <= loss(w)), 0)
         w = w - size * step
-        if abs(slope).max() <= 1e-9 * n.sum() or not size: break
+        if abs(slope).max() <= 1e-9 * n.sum() or not size:
+            break
     return Calibration("sigmoid", w[:1], w[1:])
 
 # %% ../../nbs/learn/calibration.ipynb #ffd0a890
 CURVES = {"isotonic": _isotonic, "sigmoid": _sigmoid}
 
+
 def curve_of(
-    state,                   # `learn.scores.Scores` of scores that the model gave to rows it has not seen
+    state,  # `learn.scores.Scores` of scores that the model gave to rows it has not seen
     kind: str = "isotonic",  # or "sigmoid"
 ) -> Calibration:
     "The calibration of counted scores. ContractViolation: one class only; ParameterError: another kind"
-    if kind not in CURVES: raise ParameterError(unknown(str(kind), CURVES, "the kinds of calibration"))
+    if kind not in CURVES:
+        raise ParameterError(unknown(str(kind), CURVES, "the kinds of calibration"))
     if not (len(state.counts) and (state.counts.sum(axis=0) > 0).all()):
-        raise ContractViolation("Rows of both classes are needed to calibrate; there are none of one. Hold out more rows.")
-    middle, some = state.scores + (state.greatest - state.scores) / 2, state.counts.sum(axis=1) > 0  # without rows of weight 0
+        raise ContractViolation(
+            "Rows of both classes are needed to calibrate; there are none of one. Hold out more rows."
+        )
+    middle, some = (
+        state.scores + (state.greatest - state.scores) / 2,
+        state.counts.sum(axis=1) > 0,
+    )  # without rows of weight 0
     return CURVES[kind](middle[some], state.counts[some].astype(np.float64))
 
+
 def calibrate(
-    label,                   # (row,) 0 or 1, or bool
-    score,                   # (row,) from 0 to 1, of rows that the model has not learnt from
+    label,  # (row,) 0 or 1, or bool
+    score,  # (row,) from 0 to 1, of rows that the model has not learnt from
     kind: str = "isotonic",  # or "sigmoid", which is better for fewer than a thousand rows
-    weight=None,             # (row,) at least 0
-    client=None,             # dask.distributed.Client for data on Dask
+    weight=None,  # (row,) at least 0
+    client=None,  # dask.distributed.Client for data on Dask
 ) -> Calibration:
     "The calibration of scores, from one pass over the rows"
     return curve_of(evaluate(label, score, weight=weight, client=client).state, kind)
@@ -114,20 +138,36 @@ def calibrate(
 @dataclass(frozen=True, eq=False)
 class Calibrated:
     "A fitted classifier of two classes whose probabilities go through a calibration"
+
     estimator: object
     calibration: Calibration
 
     def __post_init__(self):
-        if len(classes := self.classes_) != 2: raise ParameterError(f"The estimator has {len(classes)} classes; a calibration is for two.")
-    def __sklearn_is_fitted__(self) -> bool: return True
+        if len(classes := self.classes_) != 2:
+            raise ParameterError(
+                f"The estimator has {len(classes)} classes; a calibration is for two."
+            )
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
     @property
-    def classes_(self): return self.estimator.classes_
+    def classes_(self):
+        return self.estimator.classes_
+
     @property
-    def n_features_in_(self) -> int: return self.estimator.n_features_in_
+    def n_features_in_(self) -> int:
+        return self.estimator.n_features_in_
 
     def predict_proba(self, X, transform=None):
         "(row, class) calibrated probabilities; `X` and `transform` as the estimator takes them"
-        p = self.calibration(np.asarray(self.estimator.predict_proba(X, **({} if transform is None else {"transform": transform})))[:, 1])
+        p = self.calibration(
+            np.asarray(
+                self.estimator.predict_proba(
+                    X, **({} if transform is None else {"transform": transform})
+                )
+            )[:, 1]
+        )
         return np.column_stack([1 - p, p])
 
     def predict(self, X, transform=None):

@@ -10,38 +10,76 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    ClusterMixin,
+    TransformerMixin,
+)
 
 from ..compute.reduce import Mergeable
 from ..errors import ContractViolation, ParameterError
 from ..kernels import of
-from .rows import bare, by_row, check_mass, dense, features, finite, fold_arrays, is_dask, is_dataset, is_source, rows_of, sampling, weights
+from scalai_nb.learn.rows import (
+    bare,
+    by_row,
+    check_mass,
+    dense,
+    features,
+    finite,
+    fold_arrays,
+    is_dask,
+    is_dataset,
+    is_source,
+    rows_of,
+    sampling,
+    weights,
+)
 
 # %% ../../nbs/learn/clusters.ipynb #45982b2b
 @dataclass(frozen=True)
 class Assigned:
     "Sums over rows by their nearest centre"
+
     rows: int
-    inertia: float      # weighted squared distances to the nearest centre
-    mass: np.ndarray    # (cluster,) weight of the rows
-    shift: np.ndarray   # (cluster, feature) weighted sum of row less centre
+    inertia: float  # weighted squared distances to the nearest centre
+    mass: np.ndarray  # (cluster,) weight of the rows
+    shift: np.ndarray  # (cluster, feature) weighted sum of row less centre
+
 
 def _ready(block):
     "A block as kernels take it"
     X, _, weight = block
     return dense(X), None, weights(weight)
 
+
 def assign(centers) -> Mergeable:
     "The pass that assigns rows to `centers` (cluster, feature)"
+
     def update(s, block):
         X, _, weight = _ready(block)
-        if len(X) == 0: return s
+        if len(X) == 0:
+            return s
         kernels = of("clusters", X)
         inertia, mass, sums = kernels.assign(X, weight, centers)
         finite((inertia,))
-        return merge(s, Assigned(len(X), float(inertia), mass, sums - mass[:, None] * (centers - kernels.middle(centers, X.dtype))))
-    def merge(a, b): return Assigned(a.rows + b.rows, a.inertia + b.inertia, a.mass + b.mass, a.shift + b.shift)
-    return Mergeable(lambda: Assigned(0, 0.0, np.zeros(len(centers)), np.zeros(centers.shape)), update, merge)
+        return merge(
+            s,
+            Assigned(
+                len(X),
+                float(inertia),
+                mass,
+                sums - mass[:, None] * (centers - kernels.middle(centers, X.dtype)),
+            ),
+        )
+
+    def merge(a, b):
+        return Assigned(a.rows + b.rows, a.inertia + b.inertia, a.mass + b.mass, a.shift + b.shift)
+
+    return Mergeable(
+        lambda: Assigned(0, 0.0, np.zeros(len(centers)), np.zeros(centers.shape)), update, merge
+    )
+
 
 def moved(centers, s: Assigned):
     "The means of the clusters of `s`; a centre without rows stays"
@@ -50,30 +88,39 @@ def moved(centers, s: Assigned):
 # %% ../../nbs/learn/clusters.ipynb #2a7642cb
 def farthest(centers, count: int) -> Mergeable:
     "The pass that finds the `count` rows farthest from `centers`: squared distances (count,) and rows (count, feature), farthest first"
+
     def update(s, block):
         X, _, weight = _ready(block)
         away = np.empty(len(X))
         of("clusters", X).assign(X, weight, centers, None, away)
-        if weight is not None: away[weight == 0] = -1
+        if weight is not None:
+            away[weight == 0] = -1
         top = np.argsort(-away, kind="stable")[:count]
         return merge(s, (away[top], X[top].astype(np.float64)))
+
     def merge(a, b):
         away, rows = (np.concatenate(pair) for pair in zip(a, b, strict=True))
         top = np.argsort(-away, kind="stable")[:count]
         return away[top], rows[top]
-    return Mergeable(lambda: (np.empty(0), np.empty((0, centers.shape[1]))), update, merge, ordered=True)
+
+    return Mergeable(
+        lambda: (np.empty(0), np.empty((0, centers.shape[1]))), update, merge, ordered=True
+    )
+
 
 def _reseeded(fold, centers, s: Assigned):
     "The next centres; those without rows at the rows farthest from all"
     new, empty = moved(centers, s), np.flatnonzero(s.mass == 0)
-    if not empty.size: return new
+    if not empty.size:
+        return new
     away, rows = fold(farthest(centers, empty.size))
     use = np.flatnonzero(away > 0)
-    new[empty[:use.size]] = rows[use]
+    new[empty[: use.size]] = rows[use]
     return new
 
 # %% ../../nbs/learn/clusters.ipynb #d97774db
 ROUNDS = 5
+
 
 def _squares(X, centers):
     "(row,) squared distance to the nearest centre, and which it is"
@@ -81,15 +128,18 @@ def _squares(X, centers):
     of("clusters", X).assign(X, None, centers, labels, away)
     return away, labels
 
+
 def _candidates(X, weight, k, random):
     "Rows drawn by k-means||, (candidate, feature), and the weight each stands for"
     taken = X[[random.choice(len(X), p=weight / weight.sum())]].astype(np.float64)
     away, owner = _squares(X, taken)
     for _ in range(ROUNDS):
         cost = weight * away
-        if not cost.sum() > 0: break
+        if not cost.sum() > 0:
+            break
         at = np.flatnonzero(random.uniform(size=len(X)) * cost.sum() < 2 * k * cost)
-        if not at.size: continue
+        if not at.size:
+            continue
         new, which = _squares(X, X[at].astype(np.float64))
         owner = np.where(new < away, which + len(taken), owner)
         away, taken = np.minimum(away, new), np.concatenate([taken, X[at]])
@@ -110,10 +160,12 @@ def _thinned(rows, weight, k, random):
         away, chosen = nearer[best], [*chosen, tried[best]]
     return rows[chosen]
 
+
 def begin(X, weight, k: int, random) -> np.ndarray:
     "(k, feature) centres to begin with, by k-means||"
     candidates, mass = _candidates(X, weight, k, random)
-    if len(candidates) >= k: return _thinned(candidates, mass, k, random)
+    if len(candidates) >= k:
+        return _thinned(candidates, mass, k, random)
     return _thinned(X.astype(np.float64), weight, k, random)
 
 # %% ../../nbs/learn/clusters.ipynb #4f759370
@@ -128,7 +180,10 @@ def lloyd(fold, centers, *, limit: float, max_iter: int):
 # %% ../../nbs/learn/clusters.ipynb #5f96d1d0
 class _Centers(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
     "What fitted `cluster_centers_` say about rows"
-    def predict(self, X, transform=None): "(row,) the nearest centre, int32"; return by_row(self._nearest, features(self, X, transform), dtype=np.int32)
+
+    def predict(self, X, transform=None):
+        "(row,) the nearest centre, int32"
+        return by_row(self._nearest, features(self, X, transform), dtype=np.int32)
 
     def transform(self, X):
         "(row, cluster) distances"
@@ -137,12 +192,16 @@ class _Centers(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, 
 
     def score(self, X, y=None, sample_weight=None):
         "Minus the inertia of `X`"
-        return -fold_arrays(assign(self.cluster_centers_), features(self, X), None, sample_weight).inertia
+        return -fold_arrays(
+            assign(self.cluster_centers_), features(self, X), None, sample_weight
+        ).inertia
 
-    def _nearest(self, X): return np.concatenate(fold_arrays(_labelling(self.cluster_centers_), X))
+    def _nearest(self, X):
+        return np.concatenate(fold_arrays(_labelling(self.cluster_centers_), X))
 
     def _distances(self, X):
         from sklearn.metrics import euclidean_distances
+
         return euclidean_distances(X, self.cluster_centers_.astype(X.dtype))
 
     def __sklearn_tags__(self):
@@ -151,19 +210,21 @@ class _Centers(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, 
         return tags
 
     @property
-    def _n_features_out(self): return len(self.cluster_centers_)
+    def _n_features_out(self):
+        return len(self.cluster_centers_)
 
 # %% ../../nbs/learn/clusters.ipynb #8148a65b
 class KMeans(_Centers):
     "Clusters of rows about their means"
+
     def __init__(
         self,
         n_clusters=8,
         *,
-        init="k-means||",   # "k-means||", "random" rows, or centres (cluster, feature)
-        n_init=1,           # how often to begin; the best on the sample goes on
-        max_iter=300,       # passes
-        tol=1e-4,           # centres are at rest when they move by less, relative to the variance of the features
+        init="k-means||",  # "k-means||", "random" rows, or centres (cluster, feature)
+        n_init=1,  # how often to begin; the best on the sample goes on
+        max_iter=300,  # passes
+        tol=1e-4,  # centres are at rest when they move by less, relative to the variance of the features
         random_state=None,
     ):
         self.n_clusters, self.init, self.n_init = n_clusters, init, n_init
@@ -171,12 +232,12 @@ class KMeans(_Centers):
 
     def fit(
         self,
-        X,                   # (row, feature) array, DataArray, Dask array; a Dataset; or a source of blocks
-        y=None,              # not used
+        X,  # (row, feature) array, DataArray, Dask array; a Dataset; or a source of blocks
+        y=None,  # not used
         sample_weight=None,  # (row,) at least 0; for a Dataset its name
         *,
-        transform=None,      # for a Dataset: a fitted Transform that makes the features
-        client=None,         # dask.distributed.Client for data on Dask
+        transform=None,  # for a Dataset: a fitted Transform that makes the features
+        client=None,  # dask.distributed.Client for data on Dask
     ):
         "Learn `cluster_centers_` (cluster, feature) and `inertia_`. ValueError for NaN or infinities, or fewer rows than clusters"
         _valid(self)
@@ -185,15 +246,20 @@ class KMeans(_Centers):
     def partial_fit(self, X, y=None, sample_weight=None):
         "Move the centres by one more batch, each by the share that the batch has of its rows so far (Sculley 2010)"
         _valid(self)
-        return _fit_more(self, rows_of(self, X, None, sample_weight, reset=not hasattr(self, "counts_")), X)
+        return _fit_more(
+            self, rows_of(self, X, None, sample_weight, reset=not hasattr(self, "counts_")), X
+        )
 
 # %% ../../nbs/learn/clusters.ipynb #a0f17941
 SAMPLE = 65_536  # rows that are enough to begin with; more where there are many clusters
 
+
 def _label(e, X):
     "Keep the cluster of each row where the rows are an array"
-    if not (is_dataset(X) or is_source(X) or is_dask(bare(X))): e.labels_ = e.predict(X)
+    if not (is_dataset(X) or is_source(X) or is_dask(bare(X))):
+        e.labels_ = e.predict(X)
     return e
+
 
 def _fit(e, fold, X):
     "Centres on a sample, then on all rows"
@@ -204,43 +270,62 @@ def _fit(e, fold, X):
     _warn(e.cluster_centers_)
     return _label(e, X)
 
+
 def _fit_more(e, fold, X):
     "Centres moved by a batch"
-    if not hasattr(e, "counts_"): e.cluster_centers_, e.counts_, e.n_iter_ = _begun(e, fold)[0], np.zeros(e.n_clusters), 0
+    if not hasattr(e, "counts_"):
+        e.cluster_centers_, e.counts_, e.n_iter_ = _begun(e, fold)[0], np.zeros(e.n_clusters), 0
     s = fold(assign(e.cluster_centers_))
     e.counts_ = e.counts_ + s.mass
-    e.cluster_centers_ = e.cluster_centers_ + s.shift / np.where(e.counts_ > 0, e.counts_, 1)[:, None]
+    e.cluster_centers_ = (
+        e.cluster_centers_ + s.shift / np.where(e.counts_ > 0, e.counts_, 1)[:, None]
+    )
     e.inertia_, e.n_iter_ = s.inertia, e.n_iter_ + 1
     return _label(e, X)
 
 # %% ../../nbs/learn/clusters.ipynb #d37112d9
 def _labelling(centers) -> Mergeable:
     "The pass that collects the nearest centre of each row"
+
     def update(s, block):
         X, labels = dense(block[0]), np.empty(len(block[0]), np.int32)
         of("clusters", X).assign(X, None, centers, labels)
         return (*s, labels)
+
     return Mergeable(tuple, update, lambda a, b: a + b, ordered=True)
+
 
 def _valid(e):
     "ParameterError where an option is not what it should be"
     for name in ("n_clusters", "n_init", "max_iter"):
-        if not isinstance(n := getattr(e, name), (int, np.integer)) or n < 1: raise ParameterError(f"{name}={n!r} is not known; accepted: a whole number from 1 on.")
+        if not isinstance(n := getattr(e, name), (int, np.integer)) or n < 1:
+            raise ParameterError(f"{name}={n!r} is not known; accepted: a whole number from 1 on.")
     if isinstance(e.init, str) and e.init not in ("k-means||", "random"):
-        raise ParameterError(f"init={e.init!r} is not known; accepted: 'k-means||', 'random', or centres (cluster, feature).")
-    if not e.tol >= 0: raise ParameterError(f"tol={e.tol!r} is not known; accepted: a number from 0 on.")
+        raise ParameterError(
+            f"init={e.init!r} is not known; accepted: 'k-means||', 'random', or centres (cluster, feature)."
+        )
+    if not e.tol >= 0:
+        raise ParameterError(f"tol={e.tol!r} is not known; accepted: a number from 0 on.")
+
 
 def _warn(centers):
     "A ConvergenceWarning where two centres are the same"
     if (n := len(np.unique(centers, axis=0))) < len(centers):
         from sklearn.exceptions import ConvergenceWarning
-        warnings.warn(f"Of {len(centers)} centres only {n} differ: there are as few distinct rows; ask for fewer clusters.", ConvergenceWarning, stacklevel=4)
+
+        warnings.warn(
+            f"Of {len(centers)} centres only {n} differ: there are as few distinct rows; ask for fewer clusters.",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
+
 
 def _sample(e, fold):
     "(X, weight) of a sample, its distinct rows in order; all rows where they are few. And whether they are few"
     count = Mergeable(lambda: 0, lambda s, block: s + len(block[0]), lambda a, b: a + b)
     rows, enough = fold(count) if fold.rows is None else fold.rows, max(SAMPLE, 256 * e.n_clusters)
-    if rows < e.n_clusters: raise ContractViolation(f"n_samples={rows} should be >= n_clusters={e.n_clusters}.")
+    if rows < e.n_clusters:
+        raise ContractViolation(f"n_samples={rows} should be >= n_clusters={e.n_clusters}.")
     X, _, weight = fold(sampling(1.0 if rows <= 2 * enough else enough / rows, _ready))
     finite((X.sum(dtype=np.float64),))
     # sorted, and equal rows as one that is heavier: neither the order of rows nor how their weights are written changes what is drawn
@@ -254,24 +339,40 @@ def _given(e, features: int):
     "The centres of `init`, as float64"
     centers = np.array(e.init, np.float64)
     if centers.shape != (e.n_clusters, features) or not np.isfinite(centers).all():
-        raise ParameterError(f"init has the shape {centers.shape}; accepted: finite centres ({e.n_clusters}, {features}), or 'k-means||' or 'random'.")
+        raise ParameterError(
+            f"init has the shape {centers.shape}; accepted: finite centres ({e.n_clusters}, {features}), or 'k-means||' or 'random'."
+        )
     return centers
+
 
 def _begun(e, fold):
     "Centres that are at rest on a sample, the limit of `lloyd`, and the passes over the sample where it is all the rows (else 0)"
     from sklearn.utils import check_random_state
+
     X, weight, complete = _sample(e, fold)
     share = weight / weight.sum()
-    random, limit = check_random_state(e.random_state), e.tol * float((share @ (X - share @ X) ** 2).mean())
-    if not isinstance(e.init, str): return _given(e, X.shape[1]), limit, 0
+    random, limit = (
+        check_random_state(e.random_state),
+        e.tol * float((share @ (X - share @ X) ** 2).mean()),
+    )
+    if not isinstance(e.init, str):
+        return _given(e, X.shape[1]), limit, 0
     over, best = (lambda algorithm: fold_arrays(algorithm, X, None, weight)), (np.inf,)
     for _ in range(e.n_init):
-        first = begin(X, weight, e.n_clusters, random) if e.init == "k-means||" else _drawn(X, weight, e.n_clusters, random)
+        first = (
+            begin(X, weight, e.n_clusters, random)
+            if e.init == "k-means||"
+            else _drawn(X, weight, e.n_clusters, random)
+        )
         centers, passed = lloyd(over, first, limit=limit, max_iter=e.max_iter)
         inertia = over(assign(centers)).inertia
-        if inertia < best[0]: best = inertia, centers, passed
+        if inertia < best[0]:
+            best = inertia, centers, passed
     return best[1], limit, best[2] if complete else 0
+
 
 def _drawn(X, weight, k, random):
     "(k, feature) rows at random"
-    return X[random.choice(len(X), k, replace=len(X) < k, p=weight / weight.sum())].astype(np.float64)
+    return X[random.choice(len(X), k, replace=len(X) < k, p=weight / weight.sum())].astype(
+        np.float64
+    )

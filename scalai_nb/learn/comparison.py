@@ -14,13 +14,16 @@ from .scores import check, in_order, numbered, rows_by, taken
 
 # %% ../../nbs/learn/comparison.ipynb #0ac04c35
 def placements(
-    label,      # (row,) bool
-    score,      # (row,)
+    label,  # (row,) bool
+    score,  # (row,)
 ) -> np.ndarray:  # (row,) from 0 to 1; NaN where one class is missing
     "Share of the other class that each row is in the right order with; a tie counts half. O(n log n)"
     # DeLong, DeLong & Clarke-Pearson 1988, eq. 5, by ranks as in Sun & Xu 2014
     values, place = np.unique(score, return_inverse=True)
-    p, n = np.bincount(place[label], minlength=len(values)), np.bincount(place[~label], minlength=len(values))
+    p, n = (
+        np.bincount(place[label], minlength=len(values)),
+        np.bincount(place[~label], minlength=len(values)),
+    )
     with np.errstate(invalid="ignore"):
         below, above = (np.cumsum(n) - n / 2) / n.sum(), (p.sum() - np.cumsum(p) + p / 2) / p.sum()
     return np.where(label, below[place], above[place])
@@ -29,31 +32,55 @@ def placements(
 def _auc(label, new, old, units, grouped: bool, rng) -> tuple:
     "AUC of both, standard error of the difference and its degrees of freedom"
     counts = np.bincount(label, minlength=2)
-    if not counts.all(): return np.nan, np.nan, np.nan, 0
+    if not counts.all():
+        return np.nan, np.nan, np.nan, 0
     a, b = placements(label, new), placements(label, old)
     difference = a - b
     share = (difference - difference[label].mean()) / counts[label.astype(int)]
-    if grouped: sums, freedom = np.bincount(units, share), units.max()
-    else: sums, freedom = share * np.sqrt(counts / np.maximum(counts - 1, 1))[label.astype(int)], counts.min() - 1
+    if grouped:
+        sums, freedom = np.bincount(units, share), units.max()
+    else:
+        sums, freedom = (
+            share * np.sqrt(counts / np.maximum(counts - 1, 1))[label.astype(int)],
+            counts.min() - 1,
+        )
     correction = (freedom + 1) / freedom if grouped and freedom else 1
-    return a[label].mean(), b[label].mean(), np.sqrt(correction * np.square(sums).sum()) if freedom else np.nan, freedom
+    return (
+        a[label].mean(),
+        b[label].mean(),
+        np.sqrt(correction * np.square(sums).sum()) if freedom else np.nan,
+        freedom,
+    )
 
 # %% ../../nbs/learn/comparison.ipynb #4fd01bdd
-LOTS = 1000   # most lots
-BINS = 10     # of the calibration error, as in `Evaluation.ece`
+LOTS = 1000  # most lots
+BINS = 10  # of the calibration error, as in `Evaluation.ece`
+
 
 def _sums(label, score, lot, threshold: float, eps: float) -> np.ndarray:
     "(lot, 3 + BINS) sums by lot: log loss, squared error, positives flagged, and observed minus promised in each tenth of the scores"
     safe = np.clip(score.astype(np.float64), eps, 1 - eps)
-    columns = -np.log(np.where(label, safe, 1 - safe)), np.square(score - label), label & (score >= threshold)
+    columns = (
+        -np.log(np.where(label, safe, 1 - safe)),
+        np.square(score - label),
+        label & (score >= threshold),
+    )
     tenth = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], score)
-    gaps = np.bincount(lot * BINS + tenth, label - score.astype(np.float64), (lot.max() + 1) * BINS).reshape(-1, BINS)
+    gaps = np.bincount(
+        lot * BINS + tenth, label - score.astype(np.float64), (lot.max() + 1) * BINS
+    ).reshape(-1, BINS)
     return np.column_stack([*(np.bincount(lot, c) for c in columns), gaps])
+
 
 def _measured(sums, rows, positives) -> dict:
     "The measures of lots drawn: (draw, 3 + BINS) sums, (draw,) rows and positives"
     with np.errstate(invalid="ignore", divide="ignore"):
-        return {"log_loss": sums[:, 0] / rows, "brier": sums[:, 1] / rows, "recall": sums[:, 2] / positives, "ece": np.abs(sums[:, 3:]).sum(axis=1) / rows}
+        return {
+            "log_loss": sums[:, 0] / rows,
+            "brier": sums[:, 1] / rows,
+            "recall": sums[:, 2] / positives,
+            "ece": np.abs(sums[:, 3:]).sum(axis=1) / rows,
+        }
 
 # %% ../../nbs/learn/comparison.ipynb #10453314
 def _bootstrap(label, new, old, lot, thresholds, eps: float, rounds: int, rng) -> dict:
@@ -61,44 +88,80 @@ def _bootstrap(label, new, old, lot, thresholds, eps: float, rounds: int, rng) -
     lots = lot.max() + 1
     tables = [_sums(label, x, lot, t, eps) for x, t in zip((new, old), thresholds, strict=True)]
     drawn = rng.integers(0, lots, (rounds, lots)) + lots * np.arange(rounds)[:, None]
-    draws = np.vstack([np.ones(lots), np.bincount(drawn.ravel(), minlength=lots * rounds).reshape(rounds, lots)])  # the first: every lot once
+    draws = np.vstack(
+        [np.ones(lots), np.bincount(drawn.ravel(), minlength=lots * rounds).reshape(rounds, lots)]
+    )  # the first: every lot once
     rows, positives = draws @ np.bincount(lot), draws @ np.bincount(lot, label)
     a, b = (_measured(draws @ t, rows, positives) for t in tables)
-    def error(x): return np.nanstd(x[1:], ddof=1) * np.sqrt(lots / (lots - 1)) if lots > 1 and np.isfinite(x[1:]).sum() > 1 else np.nan
+
+    def error(x):
+        return (
+            np.nanstd(x[1:], ddof=1) * np.sqrt(lots / (lots - 1))
+            if lots > 1 and np.isfinite(x[1:]).sum() > 1
+            else np.nan
+        )
+
     return {m: (a[m][0], b[m][0], error(a[m] - b[m]), lots - 1) for m in a}
 
 # %% ../../nbs/learn/comparison.ipynb #0eccfbf2
-BETTER = {"roc_auc": 1, "log_loss": -1, "brier": -1, "ece": -1, "recall": 1}  # measure: whether more of it is better
+BETTER = {
+    "roc_auc": 1,
+    "log_loss": -1,
+    "brier": -1,
+    "ece": -1,
+    "recall": 1,
+}  # measure: whether more of it is better
+
 
 def _reach(level: float, freedom) -> np.ndarray:
     "Standard errors to either side of a difference (Student's t)"
     from scipy.special import stdtrit
+
     return stdtrit(np.maximum(freedom, 1), (1 + level) / 2)
+
 
 def _lines(label, new, old, units, grouped, thresholds, measures, eps, rounds, seed) -> list[dict]:
     "The lines of one slice"
     rng, values = np.random.default_rng(seed), {}
     units = np.unique(units, return_inverse=True)[1]
-    if "roc_auc" in measures: values["roc_auc"] = _auc(label, new, old, units, grouped, rng)
+    if "roc_auc" in measures:
+        values["roc_auc"] = _auc(label, new, old, units, grouped, rng)
     if {*measures} - {"roc_auc"}:
         lots = rng.permutation(units.max() + 1) % min(units.max() + 1, LOTS)
         values |= _bootstrap(label, new, old, lots[units], thresholds, eps, rounds, rng)
-    return [{"measure": m, "rows": len(label), "positives": int(label.sum()), **dict(zip(("new", "old", "error", "freedom"), values[m], strict=True))} for m in measures]
+    return [
+        {
+            "measure": m,
+            "rows": len(label),
+            "positives": int(label.sum()),
+            **dict(zip(("new", "old", "error", "freedom"), values[m], strict=True)),
+        }
+        for m in measures
+    ]
 
 # %% ../../nbs/learn/comparison.ipynb #f6d014bd
 def _scored(name: str, label, score):
     "A score as an array, checked; ParameterError for labels or scores that are none"
     r = taken(label, score)
-    check((((r.label != 0) & (r.label != 1)).sum(), (~((r.score >= 0) & (r.score <= 1))).sum(), 0), r)
+    check(
+        (((r.label != 0) & (r.label != 1)).sum(), (~((r.score >= 0) & (r.score <= 1))).sum(), 0), r
+    )
     return r
+
 
 def _units(groups, rows: int) -> np.ndarray:
     "(row,) number of the group of each row; without groups each row by itself"
-    if groups is None: return np.arange(rows)
+    if groups is None:
+        return np.arange(rows)
     from pandas import factorize
+
     codes = groups.data if "categories" in groups.attrs else factorize(groups.data)[0]
-    if (codes < 0).any(): raise ParameterError(f"{(codes < 0).sum():,} rows have no group; leave them out, or give them one.")
+    if (codes < 0).any():
+        raise ParameterError(
+            f"{(codes < 0).sum():,} rows have no group; leave them out, or give them one."
+        )
     return codes.astype(np.int64)
+
 
 def _parts(by: dict) -> list:
     "(column, value, rows): all rows, then those of each value of each column"
@@ -106,49 +169,99 @@ def _parts(by: dict) -> list:
     for name, x in by.items():
         number, keys = numbered([x])
         found = in_order({keys[i]: rows for i, rows in rows_by(number)})
-        parts += [(name.removeprefix("by "), "missing" if key is None else key, rows) for key, rows in found.items()]
+        parts += [
+            (name.removeprefix("by "), "missing" if key is None else key, rows)
+            for key, rows in found.items()
+        ]
     return parts
 
 # %% ../../nbs/learn/comparison.ipynb #e2d92259
 def compare(
-    label,           # (row,) 0 or 1, or bool; arrays or DataArrays, in memory or on Dask
-    new, old,        # (row,) probabilities of 1 that two models gave the same rows
-    by=None,         # (row,) column to slice by, or a dict or Dataset of several, each by itself; a combination is a column of its own
-    groups=None,     # (row,) what belongs together, such as the day or the customer; None: rows are independent
+    label,  # (row,) 0 or 1, or bool; arrays or DataArrays, in memory or on Dask
+    new,
+    old,  # (row,) probabilities of 1 that two models gave the same rows
+    by=None,  # (row,) column to slice by, or a dict or Dataset of several, each by itself; a combination is a column of its own
+    groups=None,  # (row,) what belongs together, such as the day or the customer; None: rows are independent
     level: float = 0.95,
     *,
     threshold=None,  # scores from here on are flagged, for `recall`; a pair where the models have different ones
-    measures=None,   # of BETTER; None: all, recall only with a threshold
+    measures=None,  # of BETTER; None: all, recall only with a threshold
     rounds: int = 1000,  # bootstrap draws
     seed: int = 0,
-):                   # DataFrame: slice_by, slice, measure, rows, positives, new, old, difference, low, high, error, freedom
+):  # DataFrame: slice_by, slice, measure, rows, positives, new, old, difference, low, high, error, freedom
     "The differences new − old, with their intervals; NaN where a slice has one class or one group. ParameterError: what cannot be compared"
-    measures = [m for m in BETTER if m != "recall" or threshold is not None] if measures is None else list(measures)
-    if strange := [m for m in measures if m not in BETTER]: raise ParameterError(unknown(strange[0], BETTER, "the measures that can be compared"))
-    if "recall" in measures and threshold is None: raise ParameterError("recall needs a threshold: the score from which on a row is flagged.")
-    given = {"label": label, "new": new, "old": old} | ({} if groups is None else {"groups": groups})
-    ds = rows_of(**{name: row_array(x, name) for name, x in given.items()}, **columns_by(by)).compute()
-    if not ds.sizes["row"]: raise ParameterError("There are no rows to compare the models on.")
+    measures = (
+        [m for m in BETTER if m != "recall" or threshold is not None]
+        if measures is None
+        else list(measures)
+    )
+    if strange := [m for m in measures if m not in BETTER]:
+        raise ParameterError(unknown(strange[0], BETTER, "the measures that can be compared"))
+    if "recall" in measures and threshold is None:
+        raise ParameterError("recall needs a threshold: the score from which on a row is flagged.")
+    given = {"label": label, "new": new, "old": old} | (
+        {} if groups is None else {"groups": groups}
+    )
+    ds = rows_of(
+        **{name: row_array(x, name) for name, x in given.items()}, **columns_by(by)
+    ).compute()
+    if not ds.sizes["row"]:
+        raise ParameterError("There are no rows to compare the models on.")
     a, b = (_scored(name, ds.label.data, ds[name].data) for name in ("new", "old"))
-    arrays = a.label.astype(bool), a.score, b.score, _units(ds.variables.get("groups"), ds.sizes["row"])
-    options = groups is not None, np.broadcast_to(np.nan if threshold is None else threshold, 2), measures, max(a.eps, b.eps), rounds, seed
+    arrays = (
+        a.label.astype(bool),
+        a.score,
+        b.score,
+        _units(ds.variables.get("groups"), ds.sizes["row"]),
+    )
+    options = (
+        groups is not None,
+        np.broadcast_to(np.nan if threshold is None else threshold, 2),
+        measures,
+        max(a.eps, b.eps),
+        rounds,
+        seed,
+    )
     parts = _parts({n: v for n, v in ds.variables.items() if n not in given})
-    return _table([{"slice_by": c, "slice": v, **line} for c, v, rows in parts for line in _lines(*(x[rows] for x in arrays), *options)], level)
+    return _table(
+        [
+            {"slice_by": c, "slice": v, **line}
+            for c, v, rows in parts
+            for line in _lines(*(x[rows] for x in arrays), *options)
+        ],
+        level,
+    )
 
 # %% ../../nbs/learn/comparison.ipynb #44ad4619
 def _table(lines: list[dict], level: float):
     "The lines with their differences and intervals"
     import pandas as pd
+
     table = pd.DataFrame(lines)
     difference, reach = table.new - table.old, _reach(level, table.freedom) * table.error
     columns = table.assign(difference=difference, low=difference - reach, high=difference + reach)
-    return columns[["slice_by", "slice", "measure", "rows", "positives", "new", "old", "difference", "low", "high", "error", "freedom"]]
+    return columns[
+        [
+            "slice_by",
+            "slice",
+            "measure",
+            "rows",
+            "positives",
+            "new",
+            "old",
+            "difference",
+            "low",
+            "high",
+            "error",
+            "freedom",
+        ]
+    ]
 
 # %% ../../nbs/learn/comparison.ipynb #9c57d682
 def together(
-    table,                # of `compare`, or some of its lines
+    table,  # of `compare`, or some of its lines
     level: float = 0.95,
-):                        # the table with wider intervals; lines of which nothing can be said do not count
+):  # the table with wider intervals; lines of which nothing can be said do not count
     "Intervals that all hold with the chance `level`, at least (Bonferroni)"
     reach = _reach(1 - (1 - level) / max(table.error.notna().sum(), 1), table.freedom) * table.error
     return table.assign(low=table.difference - reach, high=table.difference + reach)

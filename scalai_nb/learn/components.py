@@ -23,22 +23,31 @@ def components(s: Scatter):
     largest = np.abs(vectors).argmax(axis=1)
     return values, vectors * np.sign(vectors[np.arange(len(vectors)), largest])[:, None]
 
+
 def _kept(n_components, variances, rows: int, complete: bool) -> int:
     "How many components are wanted"
     most = min(rows, len(variances))
-    if n_components is None: return most
+    if n_components is None:
+        return most
     whole = isinstance(n_components, (int, np.integer)) and not isinstance(n_components, bool)
-    if whole and 1 <= n_components <= (most if complete else len(variances)): return min(n_components, most)
+    if whole and 1 <= n_components <= (most if complete else len(variances)):
+        return min(n_components, most)
     if isinstance(n_components, (float, np.floating)) and 0 < n_components < 1:
         share = np.cumsum(variances) / max(variances.sum(), np.finfo(float).tiny)
         return min(int(np.searchsorted(share, n_components, side="right")) + 1, most)
-    raise ParameterError(f"n_components={n_components!r} is not known; accepted: None, a whole number from 1 to {most}, or a share between 0 and 1.")
+    raise ParameterError(
+        f"n_components={n_components!r} is not known; accepted: None, a whole number from 1 to {most}, or a share between 0 and 1."
+    )
 
 # %% ../../nbs/learn/components.ipynb #4599bb62
-FEATURES = replace(SCATTER, update=lambda s, block: SCATTER.update(s, (block[0], None, block[2])))  # of X alone
+FEATURES = replace(
+    SCATTER, update=lambda s, block: SCATTER.update(s, (block[0], None, block[2]))
+)  # of X alone
+
 
 class _Coordinates(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     "What fitted `components_` say about rows"
+
     def transform(self, X):
         "(row, component) coordinates, of the type of `X`; lazy for a Dask array"
         X = features(self, X)
@@ -47,10 +56,16 @@ class _Coordinates(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
     def inverse_transform(self, X):
         "(row, feature) rows from their coordinates (row, component)"
         from sklearn.utils.validation import check_array, check_is_fitted
+
         check_is_fitted(self)
         X = check_array(X, dtype=[np.float64, np.float32])
-        if X.shape[1] != self.n_components_: raise ContractViolation(f"X has {X.shape[1]} columns; accepted: {self.n_components_}, one a component.")
-        return X @ (self.components_ * _units(self)[:, None]).astype(X.dtype) + self.mean_.astype(X.dtype)
+        if X.shape[1] != self.n_components_:
+            raise ContractViolation(
+                f"X has {X.shape[1]} columns; accepted: {self.n_components_}, one a component."
+            )
+        return X @ (self.components_ * _units(self)[:, None]).astype(X.dtype) + self.mean_.astype(
+            X.dtype
+        )
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -58,50 +73,73 @@ class _Coordinates(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         return tags
 
     @property
-    def _n_features_out(self): return self.n_components_
+    def _n_features_out(self):
+        return self.n_components_
+
 
 def _units(e):
     "(component,) what a unit of a coordinate stands for: with `whiten` a standard deviation"
-    if not e.whiten: return np.ones(e.n_components_)
-    return np.sqrt(np.maximum(e.explained_variance_, np.finfo(np.float32).eps ** 2 * e.explained_variance_.max(initial=1e-300)))
+    if not e.whiten:
+        return np.ones(e.n_components_)
+    return np.sqrt(
+        np.maximum(
+            e.explained_variance_,
+            np.finfo(np.float32).eps ** 2 * e.explained_variance_.max(initial=1e-300),
+        )
+    )
+
 
 def _project(e, X):
     "(row, component) coordinates, a few thousand rows at a time: no centred copy of X"
-    out, mean, vectors = np.empty((len(X), e.n_components_), X.dtype), e.mean_.astype(X.dtype), (e.components_ / _units(e)[:, None]).T.astype(X.dtype)
-    for part in slices(len(X), 8192): out[part] = (X[part] - mean) @ vectors
+    out, mean, vectors = (
+        np.empty((len(X), e.n_components_), X.dtype),
+        e.mean_.astype(X.dtype),
+        (e.components_ / _units(e)[:, None]).T.astype(X.dtype),
+    )
+    for part in slices(len(X), 8192):
+        out[part] = (X[part] - mean) @ vectors
     return out
 
 # %% ../../nbs/learn/components.ipynb #b2a2a2aa
 class PCA(_Coordinates):
     "Principal components; exact in one pass"
+
     def __init__(
         self,
         n_components=None,  # how many; a share between 0 and 1: as many as explain that much of the variance; None: all
         *,
-        whiten=False,       # whether to scale what `transform` gives to unit variance
-    ): self.n_components, self.whiten = n_components, whiten
+        whiten=False,  # whether to scale what `transform` gives to unit variance
+    ):
+        self.n_components, self.whiten = n_components, whiten
 
     def fit(
         self,
-        X,               # (row, feature) array, DataArray, Dask array; a Dataset; or a source of blocks
-        y=None,          # not used
+        X,  # (row, feature) array, DataArray, Dask array; a Dataset; or a source of blocks
+        y=None,  # not used
         *,
         transform=None,  # for a Dataset: a fitted Transform that makes the features
-        client=None,     # dask.distributed.Client for data on Dask
+        client=None,  # dask.distributed.Client for data on Dask
     ):
         "Learn `mean_`, `components_` (component, feature), `explained_variance_`. ValueError for NaN or infinities, or one row"
-        return _describe(self, rows_of(self, X, None, None, transform, client)(FEATURES), complete=True)
+        return _describe(
+            self, rows_of(self, X, None, None, transform, client)(FEATURES), complete=True
+        )
 
     def partial_fit(self, X, y=None, *, transform=None, client=None):
         "Learn from more rows: the result is that of one `fit` over all of them"
         before = getattr(self, "state_", None)
         more = rows_of(self, X, None, None, transform, client, reset=before is None)(FEATURES)
-        return _describe(self, more if before is None else merge_scatter(before, more), complete=False)
+        return _describe(
+            self, more if before is None else merge_scatter(before, more), complete=False
+        )
 
 # %% ../../nbs/learn/components.ipynb #e80d74db
 def _describe(e, s: Scatter, complete: bool):
     "The estimator with what the scatter says; unless `complete`, more rows may follow"
-    if s.rows < 2 or not s.weight > 1: raise ContractViolation(f"Found array with {s.rows} sample(s) while a minimum of 2 is required.")
+    if s.rows < 2 or not s.weight > 1:
+        raise ContractViolation(
+            f"Found array with {s.rows} sample(s) while a minimum of 2 is required."
+        )
     variances, vectors = components(s)
     n, most = _kept(e.n_components, variances, s.rows, complete), min(s.rows, len(variances))
     e.state_, e.n_components_, e.mean_, e.n_samples_ = s, n, s.mean, s.rows

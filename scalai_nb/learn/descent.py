@@ -26,121 +26,173 @@ from .rows import finite, weights
 # %% ../../nbs/learn/descent.ipynb #3af830e1
 def torch():
     "PyTorch; MissingExtra where it is not installed"
-    try: import torch
-    except ImportError: raise extra("torch", "torch") from None
+    try:
+        import torch
+    except ImportError:
+        raise extra("torch", "torch") from None
     return torch
 
 # %% ../../nbs/learn/descent.ipynb #291f556c
 def log_loss(output, target):
     "(row,) minus the logarithm of the probability of the class `target`; output: logits (row,), (row, 1) or (row, class)"
     F = torch().nn.functional
-    if output.ndim == 1 or output.shape[1] == 1: return F.binary_cross_entropy_with_logits(output.reshape(-1), target.to(output.dtype), reduction="none")
+    if output.ndim == 1 or output.shape[1] == 1:
+        return F.binary_cross_entropy_with_logits(
+            output.reshape(-1), target.to(output.dtype), reduction="none"
+        )
     return F.cross_entropy(output, target, reduction="none")
 
-def squared_error(output, target): "(row,) squared errors"; return (output.reshape(-1) - target).square()
-def absolute_error(output, target): "(row,) absolute errors"; return (output.reshape(-1) - target).abs()
+
+def squared_error(output, target):
+    "(row,) squared errors"
+    return (output.reshape(-1) - target).square()
+
+
+def absolute_error(output, target):
+    "(row,) absolute errors"
+    return (output.reshape(-1) - target).abs()
+
 
 LOSSES = {"log_loss": log_loss, "squared_error": squared_error, "absolute_error": absolute_error}
 
+
 def loss_of(loss) -> Callable:
     "The function that `loss` names, or is. ParameterError for another name"
-    if callable(loss): return loss
-    if loss not in LOSSES: raise ParameterError(unknown(str(loss), LOSSES, "the losses") + " Or pass a function (output, target) -> (row,).")
+    if callable(loss):
+        return loss
+    if loss not in LOSSES:
+        raise ParameterError(
+            unknown(str(loss), LOSSES, "the losses")
+            + " Or pass a function (output, target) -> (row,)."
+        )
     return LOSSES[loss]
 
 # %% ../../nbs/learn/descent.ipynb #ccc9e634
 @dataclass(frozen=True)
 class Targets:
     "Makes of a batch what a loss takes"
+
     features: int
-    classes: np.ndarray | None = None   # sorted; None: the targets are numbers
+    classes: np.ndarray | None = None  # sorted; None: the targets are numbers
     by_class: np.ndarray | None = None  # (class,) weights
-    scale: float = 1.0                  # of weights
+    scale: float = 1.0  # of weights
 
     def __call__(self, batch: Batch) -> Batch:
         "X float32, y int64 (the class) or float32, weight float32 or None. ContractViolation for what cannot be learnt from"
         X, y, weight = batch
-        if X.ndim != 2 or X.shape[1] != self.features: raise ContractViolation(f"A block has the shape {X.shape}; accepted: (row, {self.features}).")
+        if X.ndim != 2 or X.shape[1] != self.features:
+            raise ContractViolation(
+                f"A block has the shape {X.shape}; accepted: (row, {self.features})."
+            )
         finite([X])
         y, weight = (self._numbers(y) if self.classes is None else self._codes(y)), weights(weight)
-        if self.by_class is not None: weight = self.by_class[y] * (1 if weight is None else weight)
+        if self.by_class is not None:
+            weight = self.by_class[y] * (1 if weight is None else weight)
         return Batch(X, y, None if weight is None else (weight * self.scale).astype(np.float32))
 
-    def _numbers(self, y): return finite([np.asarray(y, np.float32)], "y")[0]
+    def _numbers(self, y):
+        return finite([np.asarray(y, np.float32)], "y")[0]
 
     def _codes(self, y):
         codes = np.minimum(np.searchsorted(self.classes, y), len(self.classes) - 1)
         if not (known := self.classes[codes] == y).all():
-            raise ContractViolation(f"A label is {y[~known][0]}, which is no class of the training rows: {', '.join(map(str, self.classes))}.")
+            raise ContractViolation(
+                f"A label is {y[~known][0]}, which is no class of the training rows: {', '.join(map(str, self.classes))}."
+            )
         return codes
 
 # %% ../../nbs/learn/descent.ipynb #31db70f0
 OPTIMIZERS = {
-    "adamw": lambda t, params, rate, decay: t.optim.AdamW(params, rate, weight_decay=decay, fused=True),
-    "adam": lambda t, params, rate, decay: t.optim.Adam(params, rate, weight_decay=decay, fused=True),
-    "sgd": lambda t, params, rate, decay: t.optim.SGD(params, rate, momentum=0.9, nesterov=True, weight_decay=decay),
+    "adamw": lambda t, params, rate, decay: t.optim.AdamW(
+        params, rate, weight_decay=decay, fused=True
+    ),
+    "adam": lambda t, params, rate, decay: t.optim.Adam(
+        params, rate, weight_decay=decay, fused=True
+    ),
+    "sgd": lambda t, params, rate, decay: t.optim.SGD(
+        params, rate, momentum=0.9, nesterov=True, weight_decay=decay
+    ),
 }
+
 
 def optimizer_of(optimizer, module, rate: float, decay: float):
     "The optimizer of a module's parameters that a name, or a function of them, says"
     params = [p for p in module.parameters() if p.requires_grad]
-    if not params: raise ParameterError("The module has no parameter to learn; give it one with requires_grad.")
-    if callable(optimizer): return optimizer(params)
-    if optimizer not in OPTIMIZERS: raise ParameterError(unknown(str(optimizer), OPTIMIZERS, "the optimizers") + " Or pass a function of the parameters.")
+    if not params:
+        raise ParameterError(
+            "The module has no parameter to learn; give it one with requires_grad."
+        )
+    if callable(optimizer):
+        return optimizer(params)
+    if optimizer not in OPTIMIZERS:
+        raise ParameterError(
+            unknown(str(optimizer), OPTIMIZERS, "the optimizers")
+            + " Or pass a function of the parameters."
+        )
     return OPTIMIZERS[optimizer](torch(), params, rate, decay)
 
 # %% ../../nbs/learn/descent.ipynb #7a3e0b0d
 @dataclass(frozen=True)
 class Group:
     "The ranks that learn together"
+
     rank: int = 0
     ranks: int = 1
     add: Callable = lambda tensor: None  # makes a tensor the sum over all ranks, in place
 
+
 ALONE = Group()
+
 
 @dataclass(frozen=True)
 class Job:
     "What is to be learnt, and how"
-    module: object         # nn.Module as it begins, on the CPU
-    loss: Callable         # (output, target) -> (row,)
+
+    module: object  # nn.Module as it begins, on the CPU
+    loss: Callable  # (output, target) -> (row,)
     targets: Targets
-    rows: int              # of all ranks
+    rows: int  # of all ranks
     steps: Steps
     epochs: int
     optimizer: object
     learning_rate: float
     weight_decay: float
-    max_norm: float | None   # the gradient's, at most
-    patience: int | None     # epochs without a lower validation loss after which to stop
-    mixed: bool              # half precision where it is safe
-    device: str              # "cpu" or "cuda"
+    max_norm: float | None  # the gradient's, at most
+    patience: int | None  # epochs without a lower validation loss after which to stop
+    mixed: bool  # half precision where it is safe
+    device: str  # "cpu" or "cuda"
     shuffle: int
     seed: int
 
     def of_all(self, group: Group) -> np.ndarray:
         "(step,) rows of each step, of all ranks together"
-        shares = [self.rows * (r + 1) // group.ranks - self.rows * r // group.ranks for r in range(group.ranks)]
+        shares = [
+            self.rows * (r + 1) // group.ranks - self.rows * r // group.ranks
+            for r in range(group.ranks)
+        ]
         return sum(np.diff(self.steps.ends(n)) for n in shares)
 
 # %% ../../nbs/learn/descent.ipynb #2892fef6
 @dataclass
 class Run:
     "Where a training is"
+
     module: object
     optimizer: object
     scaler: object
     epoch: int = 0
-    step: int = 0             # of the epoch: the next one
-    loss: float = 0.0         # sum over the rows of the epoch so far
+    step: int = 0  # of the epoch: the next one
+    loss: float = 0.0  # sum over the rows of the epoch so far
     rows: int = 0
-    seconds: float = 0.0      # of the epoch so far
+    seconds: float = 0.0  # of the epoch so far
     history: list = field(default_factory=list)  # a dict an epoch
     best: dict | None = None  # the weights with the lowest validation loss
-    lowest: float = np.inf    # validation loss
-    stale: int = 0            # epochs since
+    lowest: float = np.inf  # validation loss
+    stale: int = 0  # epochs since
+
 
 _PLAIN = ("epoch", "step", "loss", "rows", "seconds", "history", "best", "lowest", "stale")
+
 
 def ended(job: Job, run) -> bool:
     "Whether a run, or what a snapshot holds of it, is at its end"
@@ -150,56 +202,93 @@ def ended(job: Job, run) -> bool:
 def snapshot(run: Run) -> bytes:
     "All that the rest of the training depends on. WorkFailed where weights are no longer finite"
     t, file = torch(), io.BytesIO()
-    bad = [n for n, p in run.module.state_dict().items() if p.is_floating_point() and not bool(t.isfinite(p).all())]
-    if bad: raise WorkFailed(f"{bad[0]} is no longer finite in epoch {run.epoch + 1}, batch {run.step}; lower learning_rate, or set max_norm.")
+    bad = [
+        n
+        for n, p in run.module.state_dict().items()
+        if p.is_floating_point() and not bool(t.isfinite(p).all())
+    ]
+    if bad:
+        raise WorkFailed(
+            f"{bad[0]} is no longer finite in epoch {run.epoch + 1}, batch {run.step}; lower learning_rate, or set max_norm."
+        )
     states = {n: getattr(run, n).state_dict() for n in ("module", "optimizer", "scaler")}
     t.save(states | {n: getattr(run, n) for n in _PLAIN}, file)
     return file.getvalue()
 
+
 def opened(state: bytes):
     "What a snapshot holds. WorkFailed where it is none"
-    try: return SimpleNamespace(**torch().load(io.BytesIO(state), map_location="cpu", weights_only=True))
-    except Exception as e: raise WorkFailed(f"The checkpoint cannot be read: {type(e).__name__}: {e}; delete it to begin anew.") from e
+    try:
+        return SimpleNamespace(
+            **torch().load(io.BytesIO(state), map_location="cpu", weights_only=True)
+        )
+    except Exception as e:
+        raise WorkFailed(
+            f"The checkpoint cannot be read: {type(e).__name__}: {e}; delete it to begin anew."
+        ) from e
+
 
 def begin(job: Job, state: bytes | None = None) -> Run:
     "The run of a job from a snapshot on; None: from the beginning"
     t = torch()
     module = copy.deepcopy(job.module).to(job.device)
-    run = Run(module, optimizer_of(job.optimizer, module, job.learning_rate, job.weight_decay), t.amp.GradScaler(job.device, enabled=job.mixed and job.device == "cuda"))
-    if state is None: return run
+    run = Run(
+        module,
+        optimizer_of(job.optimizer, module, job.learning_rate, job.weight_decay),
+        t.amp.GradScaler(job.device, enabled=job.mixed and job.device == "cuda"),
+    )
+    if state is None:
+        return run
     kept = opened(state)
-    for name in ("module", "optimizer", "scaler"): getattr(run, name).load_state_dict(getattr(kept, name))
-    for name in _PLAIN: setattr(run, name, getattr(kept, name))
+    for name in ("module", "optimizer", "scaler"):
+        getattr(run, name).load_state_dict(getattr(kept, name))
+    for name in _PLAIN:
+        setattr(run, name, getattr(kept, name))
     return run
 
 # %% ../../nbs/learn/descent.ipynb #76decdfe
 _TURN = threading.Lock()
 
+
 @contextmanager
 def randomness():
     "PyTorch's generator for this thread alone, as long as the block lasts; what is random elsewhere in the process stays as it is"
-    with _TURN, torch().random.fork_rng(devices=[]): yield
+    with _TURN, torch().random.fork_rng(devices=[]):
+        yield
+
 
 def _seed(job: Job, *numbers: int) -> None:
     "Make what is random in the next step depend on its number alone"
     t, seed = torch(), hash((job.seed, *numbers)) & (2**63 - 1)
     t.default_generator.manual_seed(seed)
-    if job.device == "cuda": t.cuda.manual_seed(seed)
+    if job.device == "cuda":
+        t.cuda.manual_seed(seed)
 
 # %% ../../nbs/learn/descent.ipynb #672b4151
 def half(job: Job):
     "The context of half precision: float16 on a card, bfloat16 on a CPU"
     t = torch()
-    return t.autocast(job.device, t.float16 if job.device == "cuda" else t.bfloat16) if job.mixed else nullcontext()
+    return (
+        t.autocast(job.device, t.float16 if job.device == "cuda" else t.bfloat16)
+        if job.mixed
+        else nullcontext()
+    )
+
 
 def _losses(job: Job, run: Run, batch: Batch):
     "Sum over a batch of its losses, each times its weight"
     X, y, weight = batch
-    with half(job): output = run.module(X)
+    with half(job):
+        output = run.module(X)
     losses = job.loss(output.float(), y)
-    if losses.shape == y.shape: return (losses if weight is None else losses * weight).sum()
-    if losses.ndim or weight is not None: raise ParameterError(f"The loss has the shape {tuple(losses.shape)}; accepted: {tuple(y.shape)}, one a row (reduction='none').")
+    if losses.shape == y.shape:
+        return (losses if weight is None else losses * weight).sum()
+    if losses.ndim or weight is not None:
+        raise ParameterError(
+            f"The loss has the shape {tuple(losses.shape)}; accepted: {tuple(y.shape)}, one a row (reduction='none')."
+        )
     return losses * len(y)  # a mean
+
 
 def _step(job: Job, run: Run, batch: Batch, total: int, group: Group, due: bool) -> bool:
     "Take a step; `total` rows of all ranks are in it. Whether the first rank is due for a snapshot"
@@ -210,8 +299,10 @@ def _step(job: Job, run: Run, batch: Batch, total: int, group: Group, due: bool)
         run.scaler.scale(loss / total).backward()
     value, due = _together(job, run, float(loss.detach()), group, due)
     if not np.isfinite(value):
-        raise WorkFailed(f"The loss is {value} in epoch {run.epoch + 1}, batch {run.step + 1} of {job.steps.steps}; lower learning_rate, set max_norm or "
-                         "precision='float32'. The last checkpoint is kept.")
+        raise WorkFailed(
+            f"The loss is {value} in epoch {run.epoch + 1}, batch {run.step + 1} of {job.steps.steps}; lower learning_rate, set max_norm or "
+            "precision='float32'. The last checkpoint is kept."
+        )
     _descend(job, run)
     run.loss, run.rows, run.step = run.loss + value, run.rows + total, run.step + 1
     return due
@@ -219,13 +310,16 @@ def _step(job: Job, run: Run, batch: Batch, total: int, group: Group, due: bool)
 # %% ../../nbs/learn/descent.ipynb #f2605019
 def _together(job: Job, run: Run, loss: float, group: Group, due: bool) -> tuple[float, bool]:
     "Add up the gradients, the loss and the wish of the first rank"
-    if group.ranks == 1: return loss, due
+    if group.ranks == 1:
+        return loss, due
     t, params = torch(), [p for g in run.optimizer.param_groups for p in g["params"]]
     grads = [(t.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in params]
     flat = t.cat([*grads, t.tensor([loss, float(due and group.rank == 0)], device=job.device)])
     group.add(flat)
-    for p, g in zip(params, flat[:-2].split([p.numel() for p in params]), strict=True): p.grad = g.view_as(p)
+    for p, g in zip(params, flat[:-2].split([p.numel() for p in params]), strict=True):
+        p.grad = g.view_as(p)
     return float(flat[-2]), bool(flat[-1] > 0)
+
 
 def _descend(job: Job, run: Run) -> None:
     "Change the weights"
@@ -238,26 +332,44 @@ def _descend(job: Job, run: Run) -> None:
 # %% ../../nbs/learn/descent.ipynb #e7cdc10b
 SMALL = 2**28  # multiplications of a step, forward, up to which one thread takes it
 
+
 @contextmanager
 def few_threads(module, rows: int):
     "One thread of PyTorch's for a step of `rows` through a small module of dense layers"
     t, nn, before = torch(), torch().nn, torch().get_num_threads()
-    dense = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.PReLU)  # no weight is used more than once a row
+    dense = (
+        nn.Linear,
+        nn.Embedding,
+        nn.LayerNorm,
+        nn.modules.batchnorm._BatchNorm,
+        nn.PReLU,
+    )  # no weight is used more than once a row
     layers = [m for m in module.modules() if next(m.parameters(recurse=False), None) is not None]
-    if all(isinstance(m, dense) for m in layers) and sum(p.numel() for p in module.parameters()) * rows <= SMALL: t.set_num_threads(1)
-    try: yield
-    finally: t.set_num_threads(before)
+    if (
+        all(isinstance(m, dense) for m in layers)
+        and sum(p.numel() for p in module.parameters()) * rows <= SMALL
+    ):
+        t.set_num_threads(1)
+    try:
+        yield
+    finally:
+        t.set_num_threads(before)
 
 # %% ../../nbs/learn/descent.ipynb #f57690b1
 def placed(job: Job) -> Callable:
     "What makes tensors of a batch on the job's device"
     t = torch()
-    return lambda batch: Batch(*(None if a is None else t.from_numpy(a).to(job.device) for a in job.targets(batch)))
+    return lambda batch: Batch(
+        *(None if a is None else t.from_numpy(a).to(job.device) for a in job.targets(batch))
+    )
+
 
 def _average(run: Run, group: Group) -> None:
     "Make what a module counts, such as the means of batch normalisation, the mean over the ranks"
     for b in run.module.buffers() if group.ranks > 1 else ():
-        if b.is_floating_point(): group.add(b), b.div_(group.ranks)
+        if b.is_floating_point():
+            group.add(b), b.div_(group.ranks)
+
 
 def _validate(job: Job, run: Run, rows, group: Group) -> float:
     "Mean loss of the validation rows"
@@ -266,28 +378,44 @@ def _validate(job: Job, run: Run, rows, group: Group) -> float:
     with t.no_grad():
         for batch in strips(rows, 0, (0,)):
             batch = place(batch)
-            sums += float(_losses(job, run, batch)), len(batch.y) if batch.weight is None else float(batch.weight.sum())
+            sums += (
+                float(_losses(job, run, batch)),
+                len(batch.y) if batch.weight is None else float(batch.weight.sum()),
+            )
     group.add(sums := t.from_numpy(sums).to(job.device))
     return float(sums[0] / sums[1])
+
 
 def _epoch_ends(job: Job, run: Run, validation, group: Group) -> None:
     "Write the history, and keep the best weights"
     mean = _validate(job, run, validation, group) if validation is not None else None
-    run.history = [*run.history, {"epoch": run.epoch + 1, "loss": run.loss / run.rows, "validation_loss": mean, "seconds": run.seconds}]
+    run.history = [
+        *run.history,
+        {
+            "epoch": run.epoch + 1,
+            "loss": run.loss / run.rows,
+            "validation_loss": mean,
+            "seconds": run.seconds,
+        },
+    ]
     if mean is not None and mean < run.lowest:
         run.lowest, run.stale = mean, 0
-        if job.patience is not None: run.best = {n: p.detach().to("cpu", copy=True) for n, p in run.module.state_dict().items()}
-    else: run.stale += validation is not None
+        if job.patience is not None:
+            run.best = {
+                n: p.detach().to("cpu", copy=True) for n, p in run.module.state_dict().items()
+            }
+    else:
+        run.stale += validation is not None
     run.epoch, run.step, run.loss, run.rows, run.seconds = run.epoch + 1, 0, 0.0, 0, 0.0
 
 # %% ../../nbs/learn/descent.ipynb #3bab971b
 def descend(
     job: Job,
-    data,                  # this rank's share of the rows
-    validation=None,       # this rank's share of the validation rows
+    data,  # this rank's share of the rows
+    validation=None,  # this rank's share of the validation rows
     state: bytes | None = None,  # the snapshot to go on from
     group: Group = ALONE,
-    every: float = np.inf, # seconds after which the first rank is due for a snapshot
+    every: float = np.inf,  # seconds after which the first rank is due for a snapshot
 ):
     "Yield (run, whether a snapshot is due) at the end of each epoch, when one is due, and at the end of all"
     run, place, since = begin(job, state), placed(job), time.monotonic()
@@ -296,8 +424,19 @@ def descend(
         while not ended(job, run):
             clock, due = time.monotonic(), False
             run.module.train()
-            for batch in batches(data, n, job.steps, job.shuffle, (job.seed, run.epoch, group.rank), run.step, place, torch().cat):
-                due = _step(job, run, batch, int(totals[run.step]), group, time.monotonic() - since >= every)
+            for batch in batches(
+                data,
+                n,
+                job.steps,
+                job.shuffle,
+                (job.seed, run.epoch, group.rank),
+                run.step,
+                place,
+                torch().cat,
+            ):
+                due = _step(
+                    job, run, batch, int(totals[run.step]), group, time.monotonic() - since >= every
+                )
                 if due and run.step < job.steps.steps:
                     run.seconds, clock = run.seconds + time.monotonic() - clock, time.monotonic()
                     _average(run, group)
@@ -306,6 +445,8 @@ def descend(
             run.seconds += time.monotonic() - clock
             _average(run, group)
             _epoch_ends(job, run, validation, group)
-            if not ended(job, run): yield run, due
-            if due: since = time.monotonic()
+            if not ended(job, run):
+                yield run, due
+            if due:
+                since = time.monotonic()
         yield run, True

@@ -20,8 +20,10 @@ def _union(a, m, b, n):
     "All of the sorted keys `a` and `b`, and the counts `m` and `n` at them"
     keys = np.unique(np.concatenate([x for x in (a, b) if len(x)] or [a]))
     counts = np.zeros((2, len(keys)), np.int64)
-    for row, x, c in ((0, a, m), (1, b, n)): counts[row, np.searchsorted(keys, x)] = c
+    for row, x, c in ((0, a, m), (1, b, n)):
+        counts[row, np.searchsorted(keys, x)] = c
     return keys, *counts
+
 
 def _buckets(a: Column, b: Column):
     "Least and greatest value of each bucket of both columns, and the counts of each column"
@@ -29,14 +31,20 @@ def _buckets(a: Column, b: Column):
     x, y = coarsen(a.buckets, shift), coarsen(b.buckets, shift)
     keys, m, n = _union(x.keys, x.counts, y.keys, y.counts)
     zeros = (keys == 0) & (m == a.zeros) & (n == b.zeros)  # a bucket of zeros only
-    return *(np.where(zeros, 0.0, key_floats(limit)) for limit in type(x)(keys, m, shift).limits), m, n
+    return (
+        *(np.where(zeros, 0.0, key_floats(limit)) for limit in type(x)(keys, m, shift).limits),
+        m,
+        n,
+    )
 
 # %% ../../nbs/learn/drift.ipynb #428352e7
 BINS, FREQUENT = 10, 30  # bins of numbers; of strings, categories and bools
 
+
 def _labelled(a: Column, b: Column) -> bool:
     "Whether the values have no order to speak of; a column without any values may be read as any kind"
     return a.kind == "bool" or not (a.ordered and b.ordered)
+
 
 def _bins(a: Column, b: Column):
     "Counts of both columns in the bins of the reference `a`, missing values last"
@@ -46,26 +54,34 @@ def _bins(a: Column, b: Column):
         m, n = (np.append(x[top], c.present - x[top].sum()) for x, c in ((m, a), (n, b)))
     else:
         *_, m, n = _buckets(a, b)
-        middle = (np.cumsum(m) - m / 2) / max(m.sum(), 1)  # a bucket belongs to the bin in which its middle lies
+        middle = (np.cumsum(m) - m / 2) / max(
+            m.sum(), 1
+        )  # a bucket belongs to the bin in which its middle lies
         bin = (middle * BINS).astype(int).clip(0, BINS - 1)
         m, n = np.bincount(bin, m, BINS), np.bincount(bin, n, BINS)
     return np.append(m, a.missing), np.append(n, b.missing)
 
 # %% ../../nbs/learn/drift.ipynb #6198c190
 def psi(
-    m, n,  # (bins,) counts of the reference and of the current data
+    m,
+    n,  # (bins,) counts of the reference and of the current data
 ) -> float:
     "Population stability index; half a count is added to each bin, so that an empty one does not make it infinite"
     m, n = m[keep := (m + n) > 0] + 0.5, n[keep] + 0.5
     p, q = m / m.sum(), n / n.sum()
     return float(np.sum((q - p) * np.log(q / p)))
 
+
 def js(
-    m, n,  # (bins,) counts of the reference and of the current data
+    m,
+    n,  # (bins,) counts of the reference and of the current data
 ) -> float:
     "Jensen-Shannon distance to base 2, from 0 to 1"  # Lin 1991; the root is a metric (Endres & Schindelin 2003)
     p, q = m / m.sum(), n / n.sum()
-    def kl(p, r): return np.sum(p[p > 0] * np.log2(p[p > 0] / r[p > 0]))
+
+    def kl(p, r):
+        return np.sum(p[p > 0] * np.log2(p[p > 0] / r[p > 0]))
+
     return float(np.sqrt(max((kl(p, (p + q) / 2) + kl(q, (p + q) / 2)) / 2, 0)))
 
 # %% ../../nbs/learn/drift.ipynb #8701edc7
@@ -73,36 +89,49 @@ def _gap(m, n):
     "Difference between the distribution functions after each bucket"
     return np.cumsum(m) / m.sum() - np.cumsum(n) / n.sum()
 
+
 def ks(
-    m, n,  # (buckets,) counts of the reference and of the current data, in the order of the values
+    m,
+    n,  # (buckets,) counts of the reference and of the current data, in the order of the values
 ) -> float:
     "Kolmogorov-Smirnov statistic at the edges of the buckets"
     return float(np.abs(_gap(m, n)).max())
 
+
 def ks_error(
-    low, high,  # (buckets,) least and greatest value of each
-    m, n,       # (buckets,) counts of the reference and of the current data
+    low,
+    high,  # (buckets,) least and greatest value of each
+    m,
+    n,  # (buckets,) counts of the reference and of the current data
 ) -> float:
     "How much higher the statistic of the values may be than that of their buckets; 0 if each bucket is one value"
     p, q, before = m / m.sum(), n / n.sum(), np.concatenate([[0], _gap(m, n)[:-1]])
     worst = np.where(low < high, np.maximum(np.abs(before + p), np.abs(before - q)), 0)
     return float(max(worst.max() - ks(m, n), 0))
 
+
 def wasserstein(
-    low, high,  # (buckets,) least and greatest value of each, ascending
-    m, n,       # (buckets,) counts of the reference and of the current data
-) -> float:     # in units of the values
+    low,
+    high,  # (buckets,) least and greatest value of each, ascending
+    m,
+    n,  # (buckets,) counts of the reference and of the current data
+) -> float:  # in units of the values
     "Area between the distribution functions, straight within a bucket"
     after = _gap(m, n)
     before = np.concatenate([[0], after[:-1]])
     one_sign, size = before * after >= 0, np.abs(before) + np.abs(after)
-    mean = np.where(one_sign, size / 2, (before**2 + after**2) / (2 * np.maximum(size, 1e-300)))  # of |straight line|
+    mean = np.where(
+        one_sign, size / 2, (before**2 + after**2) / (2 * np.maximum(size, 1e-300))
+    )  # of |straight line|
     return float(np.sum((high - low) * mean) + np.sum((low[1:] - high[:-1]) * np.abs(after[:-1])))
 
+
 def wasserstein_error(
-    low, high,  # (buckets,) least and greatest value of each
-    m, n,       # (buckets,) counts of the reference and of the current data
-) -> float:     # in units of the values
+    low,
+    high,  # (buckets,) least and greatest value of each
+    m,
+    n,  # (buckets,) counts of the reference and of the current data
+) -> float:  # in units of the values
     "How far the distance of the values may be from that of their buckets; 0 if each bucket is one value"
     return float(np.sum((high - low) * (m / m.sum() + n / n.sum()) / 2))
 
@@ -110,109 +139,192 @@ def wasserstein_error(
 @dataclass(frozen=True)
 class Feature:
     "How far one column has moved"
-    psi: float                # over bins, missing values included
-    ks: float                 # NaN unless both are numbers with values
-    ks_error: float           # how much higher it may be; as ks
-    js: float                 # over the bins of psi
-    wasserstein: float        # in units of the column; of finite values; NaN as ks
+
+    psi: float  # over bins, missing values included
+    ks: float  # NaN unless both are numbers with values
+    ks_error: float  # how much higher it may be; as ks
+    js: float  # over the bins of psi
+    wasserstein: float  # in units of the column; of finite values; NaN as ks
     wasserstein_error: float  # how far off it may be, in units of the column
-    missing_change: float     # share missing now minus then
-    new_share: float          # share of the values now that are strings or categories which the reference did not have; NaN for numbers
-    new_categories: tuple     # these
+    missing_change: float  # share missing now minus then
+    new_share: float  # share of the values now that are strings or categories which the reference did not have; NaN for numbers
+    new_categories: tuple  # these
+
 
 def _feature(a: Column, b: Column) -> Feature:
     "Compare the column `b` with the reference `a`"
     m, n = _bins(a, b)
     new, often = _new(a, b)
     return Feature(
-        psi=psi(m, n), js=js(m, n), **_distances(a, b), missing_change=b.missing_share - a.missing_share,
-        new_share=np.nan if b.ordered or not b.present else float(often.sum() / b.present), new_categories=tuple(new.tolist()))
+        psi=psi(m, n),
+        js=js(m, n),
+        **_distances(a, b),
+        missing_change=b.missing_share - a.missing_share,
+        new_share=np.nan if b.ordered or not b.present else float(often.sum() / b.present),
+        new_categories=tuple(new.tolist()),
+    )
+
 
 def _distances(a: Column, b: Column) -> dict:
     "The measures that need an order, and their bounds"
     found = dict.fromkeys(("ks", "ks_error", "wasserstein", "wasserstein_error"), np.nan)
-    if not (a.ordered and b.ordered and a.present and b.present): return found
+    if not (a.ordered and b.ordered and a.present and b.present):
+        return found
     low, high, m, n = _buckets(a, b)
     found |= {"ks": ks(m, n), "ks_error": ks_error(low, high, m, n)}
     finite = [x[np.isfinite(low) & np.isfinite(high)] for x in (low, high, m, n)]
-    if not finite[2].any() or not finite[3].any(): return found
-    return found | {"wasserstein": wasserstein(*finite), "wasserstein_error": wasserstein_error(*finite)}
+    if not finite[2].any() or not finite[3].any():
+        return found
+    return found | {
+        "wasserstein": wasserstein(*finite),
+        "wasserstein_error": wasserstein_error(*finite),
+    }
+
 
 def _new(a: Column, b: Column):
     "Strings of `b` that `a` does not have, and their counts; if `a` has forgotten its rare ones, only those that are 0.1 % of `b`"
-    found, often = (b.values.values[:0], b.values.counts[:0]) if b.ordered else (b.values.values, b.values.counts)
+    found, often = (
+        (b.values.values[:0], b.values.counts[:0])
+        if b.ordered
+        else (b.values.values, b.values.counts)
+    )
     known = set(() if a.ordered else a.values.values.tolist())
-    new = np.array([v not in known for v in found], bool) & (often > (0.001 * b.present if a.values.slack else 0))
+    new = np.array([v not in known for v in found], bool) & (
+        often > (0.001 * b.present if a.values.slack else 0)
+    )
     return found[new], often[new]
 
 # %% ../../nbs/learn/drift.ipynb #695f35d3
 @dataclass(frozen=True, eq=False)
 class Drift:
     "How far the columns of a dataset have moved from a reference"
+
     features: dict[str, Feature]
-    lost: tuple   # columns that only the reference has
+    lost: tuple  # columns that only the reference has
     added: tuple  # columns that only the current data have
     reference: Summary
     current: Summary
 
     def __getitem__(self, name: str) -> Feature:
-        if name not in self.features: raise ParameterError(unknown(name, self.features, "the features compared"))
+        if name not in self.features:
+            raise ParameterError(unknown(name, self.features, "the features compared"))
         return self.features[name]
-    def __iter__(self): return iter(self.features)
-    def __len__(self) -> int: return len(self.features)
+
+    def __iter__(self):
+        return iter(self.features)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
     def alarms(self, psi: float = 0.2) -> list[str]:
         "The features whose `psi` is above this, most moved first, and the columns that were lost"
-        moved = sorted((n for n, f in self.features.items() if f.psi > psi), key=lambda n: -self.features[n].psi)
+        moved = sorted(
+            (n for n, f in self.features.items() if f.psi > psi),
+            key=lambda n: -self.features[n].psi,
+        )
         return [*self.lost, *moved]
-    def to_frame(self): "A DataFrame with a row per feature"; return _frame(self)
-    def __repr__(self) -> str: return f"Drift of {len(self)} features, {len(self.alarms())} above psi 0.2\n{self.to_frame().to_string(max_colwidth=40)}"
-    def _repr_html_(self) -> str: return _html(self)
+
+    def to_frame(self):
+        "A DataFrame with a row per feature"
+        return _frame(self)
+
+    def __repr__(self) -> str:
+        return f"Drift of {len(self)} features, {len(self.alarms())} above psi 0.2\n{self.to_frame().to_string(max_colwidth=40)}"
+
+    def _repr_html_(self) -> str:
+        return _html(self)
+
 
 def _frame(d: Drift):
     import pandas as pd
-    return pd.DataFrame.from_dict({n: vars(f) for n, f in d.features.items()}, orient="index", columns=list(Feature.__dataclass_fields__))
+
+    return pd.DataFrame.from_dict(
+        {n: vars(f) for n, f in d.features.items()},
+        orient="index",
+        columns=list(Feature.__dataclass_fields__),
+    )
 
 # %% ../../nbs/learn/drift.ipynb #9ddb79dd
-def _sort(c: Column) -> str: "What a column can be compared with"; return "time" if c.kind == "time" else "number" if c.ordered else "string"
+def _sort(c: Column) -> str:
+    "What a column can be compared with"
+    return "time" if c.kind == "time" else "number" if c.ordered else "string"
+
 
 def _comparable(a: Summary, b: Summary) -> list[str]:
     "The columns that both have, but for times; their kinds must agree, unless one has no values"
     names = [n for n in a if n in b.columns and "time" not in (_sort(a[n]), _sort(b[n]))]
-    for n in (n for n in a if n in b.columns and a[n].present and b[n].present and _sort(a[n]) != _sort(b[n])):
-        raise ParameterError(f"Column {n!r} is of kind {a[n].kind} in the reference and {b[n].kind} now; convert it to one.")
+    for n in (
+        n
+        for n in a
+        if n in b.columns and a[n].present and b[n].present and _sort(a[n]) != _sort(b[n])
+    ):
+        raise ParameterError(
+            f"Column {n!r} is of kind {a[n].kind} in the reference and {b[n].kind} now; convert it to one."
+        )
     return names
+
 
 def drift(
     reference,  # Dataset or Summary, say of the training data
-    current,    # Dataset or Summary of what is to be compared with it; either may be whatever `summarize` takes
+    current,  # Dataset or Summary of what is to be compared with it; either may be whatever `summarize` takes
     client=None,  # dask.distributed.Client that summarises datasets
 ) -> Drift:
     "Compare two datasets, or their summaries, column by column"
     a, b = (x if isinstance(x, Summary) else summarize(x, client) for x in (reference, current))
     for summary, which in ((a, "reference"), (b, "current data")):
-        if not summary.rows: raise ParameterError(f"The {which} has no rows, so there is nothing to compare; pass at least one.")
+        if not summary.rows:
+            raise ParameterError(
+                f"The {which} has no rows, so there is nothing to compare; pass at least one."
+            )
     return Drift(
         {n: _feature(a[n], b[n]) for n in _comparable(a, b)},
-        tuple(n for n in a if n not in b.columns), tuple(n for n in b if n not in a.columns), a, b)
+        tuple(n for n in a if n not in b.columns),
+        tuple(n for n in b if n not in a.columns),
+        a,
+        b,
+    )
 
 # %% ../../nbs/learn/drift.ipynb #d32a5dbf
 def _verdict(psi: float) -> str:
     "What a PSI means, in a word and a colour"  # 0.1 and 0.2 are the rule of thumb of credit scoring (Siddiqi 2006)
-    word, colour = ("moved", "#dc2626") if psi > 0.2 else ("some", "#d97706") if psi > 0.1 else ("stable", "#16a34a")
+    word, colour = (
+        ("moved", "#dc2626")
+        if psi > 0.2
+        else ("some", "#d97706")
+        if psi > 0.1
+        else ("stable", "#16a34a")
+    )
     return f'<span style="color:{colour}">●</span> {word} {small(show(psi, 2))}'
+
 
 def _row(name: str, f: Feature, a: Column, b: Column) -> tuple:
     "The cells of a feature"
-    new = ", ".join(f.new_categories[:5]) + (f" and {len(f.new_categories) - 5} more" if len(f.new_categories) > 5 else "")
+    new = ", ".join(f.new_categories[:5]) + (
+        f" and {len(f.new_categories) - 5} more" if len(f.new_categories) > 5 else ""
+    )
     return (
-        f"<b>{escape(str(name))}</b> {small(a.units)}", _verdict(f.psi), bars(*(x[:-1] for x in _bins(a, b))), show(f.ks, 2), show(f.js, 2),
-        f"{show(f.wasserstein)} {small(a.units)}", f"{100 * f.missing_change:+.1f}" if abs(f.missing_change) >= 0.0005 else "", escape(new))
+        f"<b>{escape(str(name))}</b> {small(a.units)}",
+        _verdict(f.psi),
+        bars(*(x[:-1] for x in _bins(a, b))),
+        show(f.ks, 2),
+        show(f.js, 2),
+        f"{show(f.wasserstein)} {small(a.units)}",
+        f"{100 * f.missing_change:+.1f}" if abs(f.missing_change) >= 0.0005 else "",
+        escape(new),
+    )
+
 
 def _html(d: Drift) -> str:
     ordered = sorted(d, key=lambda n: -d[n].psi)
-    lines = [f"{word}: {escape(', '.join(names))}" for word, names in (("Lost", d.lost), ("Added", d.added)) if names]
+    lines = [
+        f"{word}: {escape(', '.join(names))}"
+        for word, names in (("Lost", d.lost), ("Added", d.added))
+        if names
+    ]
     return html_table(
         ("Feature", "PSI", "Then and now", "KS", "JS", "Moved by", "Missing, points", "New values"),
         [_row(n, d[n], d.reference[n], d.current[n]) for n in ordered],
-        f"<b>{len(d.alarms())}</b> of <b>{len(d) + len(d.lost)}</b> columns moved: {d.reference.rows:,} rows then, {d.current.rows:,} now. " + ". ".join(lines),
-        "Bars: the reference in about ten equal parts, or its most frequent values; line: now. PSI above 0.2 is a real move. Moved by: the mean distance (Wasserstein).")
+        f"<b>{len(d.alarms())}</b> of <b>{len(d) + len(d.lost)}</b> columns moved: {d.reference.rows:,} rows then, {d.current.rows:,} now. "
+        + ". ".join(lines),
+        "Bars: the reference in about ten equal parts, or its most frequent values; line: now. PSI above 0.2 is a real move. Moved by: the mean distance (Wasserstein).",
+    )

@@ -22,6 +22,7 @@ from .summary import html_table, percent
 @dataclass(frozen=True)
 class Point:
     "What happens at a threshold; a share of nothing is NaN"
+
     threshold: float
     true_positives: int
     false_positives: int
@@ -30,179 +31,371 @@ class Point:
     worth: float = 1.0  # rows that one unit of weight is worth (Kish 1965), for the intervals
 
     @property
-    def flagged(self) -> int: "Rows at or above the threshold"; return self.true_positives + self.false_positives
+    def flagged(self) -> int:
+        "Rows at or above the threshold"
+        return self.true_positives + self.false_positives
+
     @property
-    def positives(self) -> int: "Rows with label 1"; return self.true_positives + self.false_negatives
+    def positives(self) -> int:
+        "Rows with label 1"
+        return self.true_positives + self.false_negatives
+
     @property
-    def precision(self) -> float: "Share of the flagged that are positive"; return ratio(self.true_positives, self.flagged)
+    def precision(self) -> float:
+        "Share of the flagged that are positive"
+        return ratio(self.true_positives, self.flagged)
+
     @property
-    def recall(self) -> float: "Share of the positives that are flagged"; return ratio(self.true_positives, self.positives)
+    def recall(self) -> float:
+        "Share of the positives that are flagged"
+        return ratio(self.true_positives, self.positives)
+
     @property
-    def false_positive_rate(self) -> float: "Share of the negatives that are flagged"; return ratio(self.false_positives, self.false_positives + self.true_negatives)
+    def false_positive_rate(self) -> float:
+        "Share of the negatives that are flagged"
+        return ratio(self.false_positives, self.false_positives + self.true_negatives)
+
     @property
-    def share(self) -> float: "Share of all rows that are flagged"; return ratio(self.flagged, self.flagged + self.false_negatives + self.true_negatives)
+    def share(self) -> float:
+        "Share of all rows that are flagged"
+        return ratio(self.flagged, self.flagged + self.false_negatives + self.true_negatives)
+
     @property
-    def lift(self) -> float: "How many times more positive the flagged are than all rows"; return ratio(self.recall, self.share)
+    def lift(self) -> float:
+        "How many times more positive the flagged are than all rows"
+        return ratio(self.recall, self.share)
+
     @property
-    def f1(self) -> float: "Harmonic mean of precision and recall"; return ratio(2 * self.true_positives, self.flagged + self.positives)
+    def f1(self) -> float:
+        "Harmonic mean of precision and recall"
+        return ratio(2 * self.true_positives, self.flagged + self.positives)
+
     @property
-    def confusion(self): "(2, 2) rows by label and by whether they are flagged, as scikit-learn has it"; return np.array([
-        [self.true_negatives, self.false_positives], [self.false_negatives, self.true_positives]])
-    def interval(self, measure: str, level: float = 0.95): "Wilson's confidence interval of `precision` or `recall`, as (low, high)"; return _wilson(self, measure, level)
+    def confusion(self):
+        "(2, 2) rows by label and by whether they are flagged, as scikit-learn has it"
+        return np.array(
+            [
+                [self.true_negatives, self.false_positives],
+                [self.false_negatives, self.true_positives],
+            ]
+        )
+
+    def interval(self, measure: str, level: float = 0.95):
+        "Wilson's confidence interval of `precision` or `recall`, as (low, high)"
+        return _wilson(self, measure, level)
 
 # %% ../../nbs/learn/evaluation.ipynb #009c319a
-def ratio(a, b): "a / b; NaN if b is 0"; return a / b if b else np.nan
-def _reach(level: float) -> float: "Standard errors to either side of the middle of an interval"; return NormalDist().inv_cdf((1 + level) / 2)
+def ratio(a, b):
+    "a / b; NaN if b is 0"
+    return a / b if b else np.nan
+
+
+def _reach(level: float) -> float:
+    "Standard errors to either side of the middle of an interval"
+    return NormalDist().inv_cdf((1 + level) / 2)
+
 
 def _wilson(p: Point, measure: str, level: float) -> tuple[float, float]:
     among = {"precision": p.flagged, "recall": p.positives}
-    if measure not in among: raise ParameterError(unknown(measure, among, "the measures of a point with an interval"))
+    if measure not in among:
+        raise ParameterError(unknown(measure, among, "the measures of a point with an interval"))
     return wilson(ratio(p.true_positives, among[measure]), among[measure] * p.worth, level)
 
-def wilson(share: float, n: float, level: float) -> tuple[float, float]:  # Wilson 1927; Brown, Cai & DasGupta 2001, eq. 4
+
+def wilson(
+    share: float, n: float, level: float
+) -> tuple[float, float]:  # Wilson 1927; Brown, Cai & DasGupta 2001, eq. 4
     "Confidence interval of a share of `n` rows; NaN without rows"
-    if not n > 0: return np.nan, np.nan
+    if not n > 0:
+        return np.nan, np.nan
     z = _reach(level)
-    middle, reach = share + z * z / (2 * n), z * np.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
-    return tuple(float(np.clip(x / (1 + z * z / n), 0, 1)) for x in (middle - reach, middle + reach))
+    middle, reach = (
+        share + z * z / (2 * n),
+        z * np.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2),
+    )
+    return tuple(
+        float(np.clip(x / (1 + z * z / n), 0, 1)) for x in (middle - reach, middle + reach)
+    )
 
 # %% ../../nbs/learn/evaluation.ipynb #b0a903e6
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     "How well a score agrees with a label"
+
     state: Scores
-    slices: dict = field(default_factory=dict)  # value of `by` -> Evaluation; None where it is missing; by several columns: a tuple of values
+    slices: dict = field(
+        default_factory=dict
+    )  # value of `by` -> Evaluation; None where it is missing; by several columns: a tuple of values
 
     @property
-    def count(self) -> int: "Rows"; return self.state.rows
+    def count(self) -> int:
+        "Rows"
+        return self.state.rows
+
     @property
-    def weight(self) -> float: "Sum of the weights; without weights, rows"; return self.state.counts.sum().item()
+    def weight(self) -> float:
+        "Sum of the weights; without weights, rows"
+        return self.state.counts.sum().item()
+
     @property
-    def positives(self) -> int: "Rows with label 1, or the sum of their weights"; return self.state.counts[:, 1].sum().item()
+    def positives(self) -> int:
+        "Rows with label 1, or the sum of their weights"
+        return self.state.counts[:, 1].sum().item()
+
     @property
-    def roc_auc(self) -> float: "Chance that a positive scores above a negative; NaN if one class is missing"; return _roc_auc(self)
+    def roc_auc(self) -> float:
+        "Chance that a positive scores above a negative; NaN if one class is missing"
+        return _roc_auc(self)
+
     @property
-    def roc_auc_error(self) -> float: "Bound of the rounding error of `roc_auc`; 0 while scores are counted exactly"; return _roc_auc_error(self)
+    def roc_auc_error(self) -> float:
+        "Bound of the rounding error of `roc_auc`; 0 while scores are counted exactly"
+        return _roc_auc_error(self)
+
     @property
-    def pr_auc(self) -> float: "Average precision, without interpolation; NaN without positives"; return _average_precision(self)
+    def pr_auc(self) -> float:
+        "Average precision, without interpolation; NaN without positives"
+        return _average_precision(self)
+
     @property
-    def pr_auc_error(self) -> float: "Bound of the rounding error of `pr_auc`; 0 while scores are counted exactly"; return _average_precision_error(self)
+    def pr_auc_error(self) -> float:
+        "Bound of the rounding error of `pr_auc`; 0 while scores are counted exactly"
+        return _average_precision_error(self)
+
     @property
-    def log_loss(self) -> float: "Mean −ln of the probability given to what happened; NaN without rows"; return ratio(self.state.log_loss, self.weight)
+    def log_loss(self) -> float:
+        "Mean −ln of the probability given to what happened; NaN without rows"
+        return ratio(self.state.log_loss, self.weight)
+
     @property
-    def brier(self) -> float: "Mean squared difference of score and label; NaN without rows"; return ratio(self.state.brier, self.weight)
+    def brier(self) -> float:
+        "Mean squared difference of score and label; NaN without rows"
+        return ratio(self.state.brier, self.weight)
+
     @property
-    def ece(self) -> float: "Expected calibration error over ten equal bins; NaN without rows"; return _calibration_error(self)
-    def interval(self, measure: str, level: float = 0.95): "Confidence interval of `roc_auc`, `pr_auc`, `log_loss` or `brier`, as (low, high)"; return _interval(self, measure, level)
-    def roc_auc_interval(self, level: float = 0.95): "Confidence interval of `roc_auc` by DeLong's method, as (low, high)"; return _interval(self, "roc_auc", level)
-    def curve(self, kind: str): "The curve `roc`, `pr`, `gain` or `calibration` as a DataFrame"; return _curve(self, kind)
-    def at(self, threshold: float) -> Point: "What happens if scores from `threshold` on are flagged"; return _at(self, threshold)
-    def threshold(self, *, recall=None, precision=None, share=None) -> float: "The threshold with this recall or precision at least, or this share of rows flagged at most"; return _threshold(self, recall=recall, precision=precision, share=share)
-    def lift(self, share: float) -> float: "How many times more positive than all rows the highest `share` of them are"; return _lift(self, share)
-    def to_frame(self): "A DataFrame with a row for `all` and one per slice"; return _frame(self)
-    def __repr__(self) -> str: return f"Evaluation of {self.count:,} rows{_remark(self)}\n{self.to_frame().to_string()}"
-    def _repr_html_(self) -> str: return _html(self)
+    def ece(self) -> float:
+        "Expected calibration error over ten equal bins; NaN without rows"
+        return _calibration_error(self)
+
+    def interval(self, measure: str, level: float = 0.95):
+        "Confidence interval of `roc_auc`, `pr_auc`, `log_loss` or `brier`, as (low, high)"
+        return _interval(self, measure, level)
+
+    def roc_auc_interval(self, level: float = 0.95):
+        "Confidence interval of `roc_auc` by DeLong's method, as (low, high)"
+        return _interval(self, "roc_auc", level)
+
+    def curve(self, kind: str):
+        "The curve `roc`, `pr`, `gain` or `calibration` as a DataFrame"
+        return _curve(self, kind)
+
+    def at(self, threshold: float) -> Point:
+        "What happens if scores from `threshold` on are flagged"
+        return _at(self, threshold)
+
+    def threshold(self, *, recall=None, precision=None, share=None) -> float:
+        "The threshold with this recall or precision at least, or this share of rows flagged at most"
+        return _threshold(self, recall=recall, precision=precision, share=share)
+
+    def lift(self, share: float) -> float:
+        "How many times more positive than all rows the highest `share` of them are"
+        return _lift(self, share)
+
+    def to_frame(self):
+        "A DataFrame with a row for `all` and one per slice"
+        return _frame(self)
+
+    def __repr__(self) -> str:
+        return f"Evaluation of {self.count:,} rows{_remark(self)}\n{self.to_frame().to_string()}"
+
+    def _repr_html_(self) -> str:
+        return _html(self)
 
 # %% ../../nbs/learn/evaluation.ipynb #f78f1bd0
-def _counts(e: Evaluation): "Negatives and positives of each score or bin, ascending"; return e.state.counts.T
-def _from_above(e: Evaluation): "Negatives and positives at or above each score or bin, descending, as floats"; return [np.cumsum(x[::-1], dtype=np.float64) for x in _counts(e)]
+def _counts(e: Evaluation):
+    "Negatives and positives of each score or bin, ascending"
+    return e.state.counts.T
 
-def _middle(e: Evaluation): "The score in the middle of each bin, or each score"; return e.state.scores + (e.state.greatest - e.state.scores) / 2
-def amount(x) -> str: "Rows, or a sum of weights"; return f"{x:,}" if isinstance(x, int) else f"{x:,.6g}" if x < 1e6 else f"{x:,.0f}"
+
+def _from_above(e: Evaluation):
+    "Negatives and positives at or above each score or bin, descending, as floats"
+    return [np.cumsum(x[::-1], dtype=np.float64) for x in _counts(e)]
+
+
+def _middle(e: Evaluation):
+    "The score in the middle of each bin, or each score"
+    return e.state.scores + (e.state.greatest - e.state.scores) / 2
+
+
+def amount(x) -> str:
+    "Rows, or a sum of weights"
+    return f"{x:,}" if isinstance(x, int) else f"{x:,.6g}" if x < 1e6 else f"{x:,.0f}"
+
 
 def _remark(e: Evaluation) -> str:
     "What a reader of the numbers must know"
-    if not e.count: return " (no rows: ROC-AUC is not defined)"
-    weighted = f", their weights sum to {amount(e.weight)}" if e.state.counts.dtype.kind == "f" else ""
-    return weighted if 0 < e.positives < e.weight else f"{weighted} (one class only: ROC-AUC is not defined)"
+    if not e.count:
+        return " (no rows: ROC-AUC is not defined)"
+    weighted = (
+        f", their weights sum to {amount(e.weight)}" if e.state.counts.dtype.kind == "f" else ""
+    )
+    return (
+        weighted
+        if 0 < e.positives < e.weight
+        else f"{weighted} (one class only: ROC-AUC is not defined)"
+    )
 
 # %% ../../nbs/learn/evaluation.ipynb #66931339
 def _roc_auc(e: Evaluation) -> float:  # Mann-Whitney: pairs in order, ties half
     n, p = (x.astype(np.float64) for x in _counts(e))
     return ratio(float(p @ (np.cumsum(n) - n / 2)), float(n.sum() * p.sum()))
 
+
 def _roc_auc_error(e: Evaluation) -> float:
     n, p = (x.astype(np.float64) for x in _counts(e))
-    return ratio(float((p * _shared(e)) @ n) / 2, float(n.sum() * p.sum())) if e.state.binned else 0.0
+    return (
+        ratio(float((p * _shared(e)) @ n) / 2, float(n.sum() * p.sum())) if e.state.binned else 0.0
+    )
 
-def _shared(e: Evaluation): "Whether several scores may have the same bin: not those of exactly 1, nor of 0, to which belongs what is below 1e-308"; return e.state.greatest - e.state.scores > 1e-300
+
+def _shared(e: Evaluation):
+    "Whether several scores may have the same bin: not those of exactly 1, nor of 0, to which belongs what is below 1e-308"
+    return e.state.greatest - e.state.scores > 1e-300
+
 
 def _average_precision(e: Evaluation) -> float:
     n, p = _from_above(e)
     return ratio(float(np.sum(np.diff(p, prepend=0) * _share(p, n + p))), e.positives)
 
+
 def _average_precision_error(e: Evaluation) -> float:
     "How far precision could be from what was taken, if in each bin all positives came first, or all negatives"
-    if not e.state.binned or not e.positives: return 0.0
+    if not e.state.binned or not e.positives:
+        return 0.0
     (n, p), (negatives, positives) = (_counts(e)[:, ::-1], _from_above(e))
-    taken, best, worst = (_share(x, x + y) for x, y in ((positives, negatives), (positives, negatives - n), (positives - p, negatives)))
+    taken, best, worst = (
+        _share(x, x + y)
+        for x, y in ((positives, negatives), (positives, negatives - n), (positives - p, negatives))
+    )
     p = p * _shared(e)[::-1]
     return float(max(p @ (best - taken), p @ (taken - worst)) / e.positives)
 
-def _share(part, whole): "part / whole, 0 of nothing"; return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
+
+def _share(part, whole):
+    "part / whole, 0 of nothing"
+    return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
 
 # %% ../../nbs/learn/evaluation.ipynb #4379fb16
 def normal_interval(
-    mean: float, variance: float,  # over rows, the variance divided by their number
-    n: float,                      # rows
+    mean: float,
+    variance: float,  # over rows, the variance divided by their number
+    n: float,  # rows
     level: float,
-    least: float = 0.0,            # that a mean can be
-) -> tuple[float, float]:          # NaN where there are not two rows
+    least: float = 0.0,  # that a mean can be
+) -> tuple[float, float]:  # NaN where there are not two rows
     "Confidence interval of a mean: as many standard errors to either side as a normal distribution has for `level`"
-    if not n > 1: return np.nan, np.nan
+    if not n > 1:
+        return np.nan, np.nan
     reach = _reach(level) * np.sqrt(max(variance, 0) / (n - 1))
     return float(max(mean - reach, least)), float(mean + reach)
 
+
 def _interval(e: Evaluation, measure: str, level: float) -> tuple[float, float]:
-    if measure not in INTERVALS: raise ParameterError(unknown(measure, INTERVALS, "the measures with an interval"))
+    if measure not in INTERVALS:
+        raise ParameterError(unknown(measure, INTERVALS, "the measures with an interval"))
     return tuple(map(float, INTERVALS[measure](e, level)))
 
-def _worth(e: Evaluation): "How many rows the negatives and the positives are worth"; return _share(np.square(e.state.counts.sum(axis=0, dtype=np.float64)), e.state.squares)
+
+def _worth(e: Evaluation):
+    "How many rows the negatives and the positives are worth"
+    return _share(np.square(e.state.counts.sum(axis=0, dtype=np.float64)), e.state.squares)
+
 
 def _variance(x, weights) -> float:
     mean = np.average(x, weights=weights)
     return np.average(np.square(x - mean), weights=weights)
 
+
 def _delong(e: Evaluation, level: float):  # DeLong, DeLong & Clarke-Pearson 1988, eq. 5
     (n, p), worth = _counts(e), _worth(e)
-    if not min(worth) > 1: return np.nan, np.nan
-    beaten = (np.cumsum(n) - n / 2) / n.sum()                 # share of the negatives that a positive here beats
-    beaten_by = (np.cumsum(p[::-1])[::-1] - p / 2) / p.sum()  # share of the positives that beat a negative here
-    reach = _reach(level) * np.sqrt(_variance(beaten, p) / (worth[1] - 1) + _variance(beaten_by, n) / (worth[0] - 1))
+    if not min(worth) > 1:
+        return np.nan, np.nan
+    beaten = (np.cumsum(n) - n / 2) / n.sum()  # share of the negatives that a positive here beats
+    beaten_by = (
+        np.cumsum(p[::-1])[::-1] - p / 2
+    ) / p.sum()  # share of the positives that beat a negative here
+    reach = _reach(level) * np.sqrt(
+        _variance(beaten, p) / (worth[1] - 1) + _variance(beaten_by, n) / (worth[0] - 1)
+    )
     return max(e.roc_auc - reach, 0), min(e.roc_auc + reach, 1)
+
 
 def _logit_interval(e: Evaluation, level: float):  # Boyd, Eng & Page 2013, section 3.2
     mean, positives = e.pr_auc, _worth(e)[1]
-    if not 0 < mean < 1: return mean, mean
-    middle, reach = np.log(mean / (1 - mean)), _reach(level) / np.sqrt(positives * mean * (1 - mean))
+    if not 0 < mean < 1:
+        return mean, mean
+    middle, reach = (
+        np.log(mean / (1 - mean)),
+        _reach(level) / np.sqrt(positives * mean * (1 - mean)),
+    )
     return 1 / (1 + np.exp(reach - middle)), 1 / (1 + np.exp(-middle - reach))
 
 # %% ../../nbs/learn/evaluation.ipynb #bb3d3a57
-def _loss_interval(e: Evaluation, level: float, measure: str):  # the spread of a loss is taken at the middle of each bin
+def _loss_interval(
+    e: Evaluation, level: float, measure: str
+):  # the spread of a loss is taken at the middle of each bin
     middle, n = _middle(e), ratio(np.square(np.float64(e.weight)), e.state.squares.sum())
-    if not n > 1: return np.nan, np.nan
+    if not n > 1:
+        return np.nan, np.nan
     safe = middle.clip(e.state.eps, 1 - e.state.eps)
-    losses = {"log_loss": [-np.log(1 - safe), -np.log(safe)], "brier": [np.square(middle), np.square(1 - middle)]}[measure]
-    return normal_interval(getattr(e, measure), _variance(np.concatenate(losses), np.concatenate(_counts(e))), n, level)
+    losses = {
+        "log_loss": [-np.log(1 - safe), -np.log(safe)],
+        "brier": [np.square(middle), np.square(1 - middle)],
+    }[measure]
+    return normal_interval(
+        getattr(e, measure), _variance(np.concatenate(losses), np.concatenate(_counts(e))), n, level
+    )
 
-INTERVALS = {"roc_auc": _delong, "pr_auc": _logit_interval, **{k: partial(_loss_interval, measure=k) for k in ("log_loss", "brier")}}
+
+INTERVALS = {
+    "roc_auc": _delong,
+    "pr_auc": _logit_interval,
+    **{k: partial(_loss_interval, measure=k) for k in ("log_loss", "brier")},
+}
 
 # %% ../../nbs/learn/evaluation.ipynb #e46e5c47
 def _curve(e: Evaluation, kind: str):
     import pandas as pd
-    curves = {"roc": _roc, "pr": _pr, "gain": _gain, "calibration": _calibration}
-    if kind not in curves: raise ParameterError(f"The curves are roc, pr, gain and calibration, not {kind!r}.")
-    with np.errstate(invalid="ignore"): return pd.DataFrame(curves[kind](e))
 
-def _thresholds(e: Evaluation): "The scores at which the rows flagged change, descending"; return e.state.scores[::-1]
+    curves = {"roc": _roc, "pr": _pr, "gain": _gain, "calibration": _calibration}
+    if kind not in curves:
+        raise ParameterError(f"The curves are roc, pr, gain and calibration, not {kind!r}.")
+    with np.errstate(invalid="ignore"):
+        return pd.DataFrame(curves[kind](e))
+
+
+def _thresholds(e: Evaluation):
+    "The scores at which the rows flagged change, descending"
+    return e.state.scores[::-1]
+
 
 def _roc(e: Evaluation) -> dict:
     n, p = (np.append([0.0], x) for x in _from_above(e))
-    return {"threshold": np.append(np.inf, _thresholds(e)), "false_positive_rate": n / n[-1], "true_positive_rate": p / p[-1]}
+    return {
+        "threshold": np.append(np.inf, _thresholds(e)),
+        "false_positive_rate": n / n[-1],
+        "true_positive_rate": p / p[-1],
+    }
+
 
 def _pr(e: Evaluation) -> dict:
     n, p = _from_above(e)
-    return {"threshold": _thresholds(e), "precision": p / (n + p), "recall": p / np.float64(e.positives)}
+    return {
+        "threshold": _thresholds(e),
+        "precision": p / (n + p),
+        "recall": p / np.float64(e.positives),
+    }
+
 
 def _gain(e: Evaluation) -> dict:
     "Of the rows flagged: their share of all, the share of the positives among them, and how many times more positive they are than all"
@@ -217,7 +410,12 @@ def _calibration(e: Evaluation) -> dict:
     tenth = np.searchsorted(np.linspace(0, 1, 11)[1:-1], middle)
     rows, positive, total = (np.bincount(tenth, w, 10) for w in (n + p, p, (n + p) * middle))
     some = rows > 0
-    return {"score": total[some] / rows[some], "share": positive[some] / rows[some], "count": rows[some].astype(n.dtype)}
+    return {
+        "score": total[some] / rows[some],
+        "share": positive[some] / rows[some],
+        "count": rows[some].astype(n.dtype),
+    }
+
 
 def _calibration_error(e: Evaluation) -> float:  # Guo et al. 2017, eq. 3
     c = _calibration(e)
@@ -226,77 +424,138 @@ def _calibration_error(e: Evaluation) -> float:  # Guo et al. 2017, eq. 3
 # %% ../../nbs/learn/evaluation.ipynb #2ea32a45
 def _at(e: Evaluation, threshold: float) -> Point:
     (n, p), flagged = _counts(e), e.state.scores >= threshold
-    return Point(float(threshold), *(x.item() for x in (p[flagged].sum(), n[flagged].sum(), p[~flagged].sum(), n[~flagged].sum())),
-                 worth=float(ratio(e.weight, e.state.squares.sum())))
+    return Point(
+        float(threshold),
+        *(
+            x.item()
+            for x in (p[flagged].sum(), n[flagged].sum(), p[~flagged].sum(), n[~flagged].sum())
+        ),
+        worth=float(ratio(e.weight, e.state.squares.sum())),
+    )
+
 
 def _threshold(
     e: Evaluation,
     **wishes,  # recall: at least this, with the highest threshold; precision: at least this, with the most recall;
-               # share: flag at most this share of the rows, with the most recall. One of them
-) -> float:    # a score that occurs (the least of its bin); `ParameterError` if the wish cannot be met
-    wish, *more = [(name, value) for name, value in wishes.items() if value is not None] or [("", 0)]
-    if more or not wish[0]: raise ParameterError(f"A threshold meets one wish: recall, precision or share; {len(more) + bool(wish[0])} were given.")
+    # share: flag at most this share of the rows, with the most recall. One of them
+) -> (
+    float
+):  # a score that occurs (the least of its bin); `ParameterError` if the wish cannot be met
+    wish, *more = [(name, value) for name, value in wishes.items() if value is not None] or [
+        ("", 0)
+    ]
+    if more or not wish[0]:
+        raise ParameterError(
+            f"A threshold meets one wish: recall, precision or share; {len(more) + bool(wish[0])} were given."
+        )
     name, value = wish
     n, p = _from_above(e)
-    with np.errstate(invalid="ignore"): reached = {"recall": p / p[-1:], "precision": p / (n + p), "share": (n + p) / np.float64(e.weight)}[name]
+    with np.errstate(invalid="ignore"):
+        reached = {
+            "recall": p / p[-1:],
+            "precision": p / (n + p),
+            "share": (n + p) / np.float64(e.weight),
+        }[name]
     met = np.flatnonzero(reached <= value if name == "share" else reached >= value)
-    if not len(met): raise ParameterError(f"No threshold has a {name} of {value}: it is from {reached.min(initial=1):.3f} to {reached.max(initial=0):.3f} here.")
+    if not len(met):
+        raise ParameterError(
+            f"No threshold has a {name} of {value}: it is from {reached.min(initial=1):.3f} to {reached.max(initial=0):.3f} here."
+        )
     return float(_thresholds(e)[met[0] if name == "recall" else met[-1]])
+
 
 def _lift(
     e: Evaluation,
     share: float,  # above 0, up to 1; it may end amid rows of equal score, of which a part is taken
-) -> float:        # NaN without positives
-    if not 0 < share <= 1: raise ParameterError(f"A share of the rows is above 0 and at most 1, not {share}.")
-    if not e.positives: return np.nan
+) -> float:  # NaN without positives
+    if not 0 < share <= 1:
+        raise ParameterError(f"A share of the rows is above 0 and at most 1, not {share}.")
+    if not e.positives:
+        return np.nan
     gain = _gain(e)
-    return float(np.interp(share, np.append(0, gain["share"]), np.append(0, gain["recall"])) / share)
+    return float(
+        np.interp(share, np.append(0, gain["share"]), np.append(0, gain["recall"])) / share
+    )
 
 # %% ../../nbs/learn/evaluation.ipynb #2afdbf7e
 def _evaluation(s: State) -> Evaluation:
     "What `reduce` returns"
     return Evaluation(s.whole, {v: Evaluation(x) for v, x in in_order(s.slices).items()})
 
+
 def evaluation(
-    label: str = "label",        # column of 0 and 1, or bool
-    score: str = "score",        # column of probabilities of 1
-    by: list[str] | tuple = (),  # columns to slice by: each value, or combination of values, is a slice
-    weight: str | None = None,   # column of weights
-) -> Mergeable:                  # over datasets; its result is an `Evaluation`
+    label: str = "label",  # column of 0 and 1, or bool
+    score: str = "score",  # column of probabilities of 1
+    by: list[str]
+    | tuple = (),  # columns to slice by: each value, or combination of values, is a slice
+    weight: str | None = None,  # column of weights
+) -> Mergeable:  # over datasets; its result is an `Evaluation`
     "The evaluation of a score in a dataset"
-    return Mergeable(State, partial(update, label=label, score=score, by=tuple(by), weight=weight), merge, _evaluation, columns=needed(label, score, *by, weight))
-def needed(*columns) -> tuple: "The columns that there are"; return tuple(x for x in columns if x is not None)
+    return Mergeable(
+        State,
+        partial(update, label=label, score=score, by=tuple(by), weight=weight),
+        merge,
+        _evaluation,
+        columns=needed(label, score, *by, weight),
+    )
+
+
+def needed(*columns) -> tuple:
+    "The columns that there are"
+    return tuple(x for x in columns if x is not None)
+
 
 def _update(s: State, block) -> State:
-    return update(s, block, "label", "score", tuple(x for x in ("by",) if x in block), "weight" if "weight" in block else None)
+    return update(
+        s,
+        block,
+        "label",
+        "score",
+        tuple(x for x in ("by",) if x in block),
+        "weight" if "weight" in block else None,
+    )
 
-EVALUATION = register("evaluation", Mergeable(State, _update, merge, _evaluation))  # of label and score, perhaps weight and by
+
+EVALUATION = register(
+    "evaluation", Mergeable(State, _update, merge, _evaluation)
+)  # of label and score, perhaps weight and by
 
 # %% ../../nbs/learn/evaluation.ipynb #02b828dd
 def row_array(x, name: str):
     "`x`, one value a row, as a variable over `row`"
     import xarray as xr
+
     x = x if hasattr(x, "dims") else xr.DataArray(np.asarray(x))
-    if x.ndim != 1: raise ParameterError(f"{name} has {x.ndim} dimensions; pass one value a row.")
+    if x.ndim != 1:
+        raise ParameterError(f"{name} has {x.ndim} dimensions; pass one value a row.")
     return xr.Variable("row", x.data, x.attrs)
+
 
 def columns_by(by) -> dict:
     "The columns to slice by, as variables by name: of one array, or of a dict or Dataset of arrays"
-    if by is None: return {}
-    if not isinstance(by, dict) and not hasattr(by, "data_vars"): return {"by": row_array(by, "by")}
+    if by is None:
+        return {}
+    if not isinstance(by, dict) and not hasattr(by, "data_vars"):
+        return {"by": row_array(by, "by")}
     return {f"by {name}": row_array(by[name], name) for name in by}
+
 
 def rows_of(**variables):
     "A dataset of variables over `row`; `ParameterError` if they differ in length"
     import xarray as xr
+
     sizes = {name: x.sizes["row"] for name, x in variables.items()}
-    if len(set(sizes.values())) > 1: raise ParameterError(f"One value a row each is needed, but there are {', '.join(f'{n:,} of {k}' for k, n in sizes.items())}.")
+    if len(set(sizes.values())) > 1:
+        raise ParameterError(
+            f"One value a row each is needed, but there are {', '.join(f'{n:,} of {k}' for k, n in sizes.items())}."
+        )
     return xr.Dataset(variables)
 
+
 def evaluate(
-    label,        # (row,) 0 or 1, or bool: array or DataArray, in memory or dask-backed
-    score,        # (row,) probability of 1, from 0 to 1; (row, class) probabilities of classes: see `learn.multiclass`
-    by=None,      # (row,) strings, numbers or category codes: each value becomes a slice. A dict or Dataset of several: each combination of values
+    label,  # (row,) 0 or 1, or bool: array or DataArray, in memory or dask-backed
+    score,  # (row,) probability of 1, from 0 to 1; (row, class) probabilities of classes: see `learn.multiclass`
+    by=None,  # (row,) strings, numbers or category codes: each value becomes a slice. A dict or Dataset of several: each combination of values
     client=None,  # dask.distributed.Client that does the work on dask-backed data; None: threads of this process
     *,
     weight=None,  # (row,) finite numbers from 0 on; None: every row counts once
@@ -304,42 +563,83 @@ def evaluate(
     "Compare scores with what happened; `ParameterError` for NaN scores, scores that are no probabilities, other labels, negative or NaN weights"
     if np.ndim(score) == 2:
         from scalai_nb.learn.multiclass import evaluate_classes
+
         return evaluate_classes(label, score, by, client, weight=weight)
     columns = columns_by(by)
     given = {"label": label, "score": score} | ({} if weight is None else {"weight": weight})
     ds = rows_of(**{name: row_array(x, name) for name, x in given.items()}, **columns)
-    return reduce(evaluation(by=list(columns), weight=None if weight is None else "weight"), ds, client)
+    return reduce(
+        evaluation(by=list(columns), weight=None if weight is None else "weight"), ds, client
+    )
 
 # %% ../../nbs/learn/evaluation.ipynb #4f9bdc6f
 def _frame(e: Evaluation):
     import pandas as pd
+
     def row(e):
         low, high = e.roc_auc_interval()
-        return {"count": e.count, "positives": e.positives, "rate": ratio(e.positives, e.weight), "roc_auc": e.roc_auc, "low": low, "high": high} | {
-            name: getattr(e, name) for name in ("pr_auc", "log_loss", "brier", "ece")}
+        return {
+            "count": e.count,
+            "positives": e.positives,
+            "rate": ratio(e.positives, e.weight),
+            "roc_auc": e.roc_auc,
+            "low": low,
+            "high": high,
+        } | {name: getattr(e, name) for name in ("pr_auc", "log_loss", "brier", "ece")}
+
     return pd.DataFrame([row(x) for x in (e, *e.slices.values())], index=slice_index(e.slices))
 
 # %% ../../nbs/learn/evaluation.ipynb #e14f7acf
 def _plot(x, y, title: str, size: int = 150) -> str:
     "A curve within the unit square, with the diagonal, as inline SVG"
     keep = np.unique(np.linspace(0, len(x) - 1, 200).astype(int)) if len(x) else []
-    points = " ".join(f"{size * a:.1f},{size * (1 - b):.1f}" for a, b in zip(np.asarray(x)[keep], np.asarray(y)[keep], strict=True) if a == a and b == b)
+    points = " ".join(
+        f"{size * a:.1f},{size * (1 - b):.1f}"
+        for a, b in zip(np.asarray(x)[keep], np.asarray(y)[keep], strict=True)
+        if a == a and b == b
+    )
     return (
         f'<figure style="display:inline-block;margin:.5em 1em"><svg role="img" aria-label="{title}" width="{size}" height="{size}" '
         f'viewBox="-1 -1 {size + 2} {size + 2}"><rect width="{size}" height="{size}" fill="none" stroke="currentColor" opacity=".3"/>'
         f'<line x1="0" y1="{size}" x2="{size}" y2="0" stroke="currentColor" opacity=".3" stroke-dasharray="3"/>'
-        f'<polyline points="{points}" fill="none" stroke="#d97706" stroke-width="2"/></svg><figcaption style="font-size:.85em;opacity:.7">{title}</figcaption></figure>')
+        f'<polyline points="{points}" fill="none" stroke="#d97706" stroke-width="2"/></svg><figcaption style="font-size:.85em;opacity:.7">{title}</figcaption></figure>'
+    )
+
 
 def _html(e: Evaluation) -> str:
     from html import escape
-    rows = [[
-        f"<b>{escape(slice_name(name))}</b>", f"{row['count']:,.0f}", percent(row["rate"]),
-        f"<b>{row['roc_auc']:.3f}</b> ({row['low']:.3f} … {row['high']:.3f})" if row["roc_auc"] == row["roc_auc"] else "one class only",
-        *(f"{row[k]:.3f}" for k in ("pr_auc", "log_loss", "brier", "ece"))] for name, row in e.to_frame().iterrows()]
+
+    rows = [
+        [
+            f"<b>{escape(slice_name(name))}</b>",
+            f"{row['count']:,.0f}",
+            percent(row["rate"]),
+            f"<b>{row['roc_auc']:.3f}</b> ({row['low']:.3f} … {row['high']:.3f})"
+            if row["roc_auc"] == row["roc_auc"]
+            else "one class only",
+            *(f"{row[k]:.3f}" for k in ("pr_auc", "log_loss", "brier", "ece")),
+        ]
+        for name, row in e.to_frame().iterrows()
+    ]
     roc, calibration = e.curve("roc"), e.curve("calibration")
-    return html_table(
-        ("Rows of", "Rows", "Positive", "ROC-AUC (95 %)", "Average precision", "Log-loss", "Brier", "Calibration error"), rows,
-        f"<b>{e.count:,}</b> rows, {amount(e.positives)} positive{_remark(e)}",
-        "ROC-AUC: the chance that a positive scores above a negative (0.5 is guessing), with DeLong's interval. Calibration error: how far scores are from the shares that came true.",
-    ) + _plot(roc["false_positive_rate"], roc["true_positive_rate"], "False alarms and catches (ROC)") + _plot(
-        calibration["score"], calibration["share"], "Score and share that came true")
+    return (
+        html_table(
+            (
+                "Rows of",
+                "Rows",
+                "Positive",
+                "ROC-AUC (95 %)",
+                "Average precision",
+                "Log-loss",
+                "Brier",
+                "Calibration error",
+            ),
+            rows,
+            f"<b>{e.count:,}</b> rows, {amount(e.positives)} positive{_remark(e)}",
+            "ROC-AUC: the chance that a positive scores above a negative (0.5 is guessing), with DeLong's interval. Calibration error: how far scores are from the shares that came true.",
+        )
+        + _plot(
+            roc["false_positive_rate"], roc["true_positive_rate"], "False alarms and catches (ROC)"
+        )
+        + _plot(calibration["score"], calibration["share"], "Score and share that came true")
+    )

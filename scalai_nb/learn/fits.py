@@ -30,33 +30,52 @@ from .transform import Transform
 
 # %% ../../nbs/learn/fits.ipynb #8e25ce1c
 def default_transform(
-    ds, contract,     # Dataset and its Contract, or None
-    without=(),       # columns that are not features
+    ds,
+    contract,  # Dataset and its Contract, or None
+    without=(),  # columns that are not features
 ) -> Transform:
     "Every feature of a dataset: numbers as they are, categories and strings one-hot"
-    taken = {*without, *(() if contract is None else [c.name for c in contract.columns if c.role != "feature"])}
+    taken = {
+        *without,
+        *(() if contract is None else [c.name for c in contract.columns if c.role != "feature"]),
+    }
     columns = {n: v for n, v in ds.data_vars.items() if v.dims == ("row",) and n not in taken}
     names = [n for n, v in columns.items() if "categories" in v.attrs or v.dtype.kind in "OU"]
-    if not columns: raise ParameterError("The dataset has no columns to learn from beside label, key, time and the like; pass transform=.")
-    return Transform(numeric=[n for n in columns if n not in names], categorical={n: {"max_categories": 100} for n in names})
+    if not columns:
+        raise ParameterError(
+            "The dataset has no columns to learn from beside label, key, time and the like; pass transform=."
+        )
+    return Transform(
+        numeric=[n for n in columns if n not in names],
+        categorical={n: {"max_categories": 100} for n in names},
+    )
 
 # %% ../../nbs/learn/fits.ipynb #38da0a6a
 FOLD = "(fold)"  # a column that is added to the data
 
+
 def by_fold(names) -> Mergeable:
     "Fold -> state of the summary of the columns `names` of its rows; the fold is in the column FOLD"
     names = list(names)
+
     def update(s, block):
-        parts = {int(k): SUMMARY.update(SUMMARY.init(), block[names].isel(row=block[FOLD].values == k)) for k in np.unique(block[FOLD].values)}
+        parts = {
+            int(k): SUMMARY.update(SUMMARY.init(), block[names].isel(row=block[FOLD].values == k))
+            for k in np.unique(block[FOLD].values)
+        }
         return merge(s, parts)
-    def merge(a, b): return {**a, **b, **{k: SUMMARY.merge(a[k], b[k]) for k in a.keys() & b.keys()}}
+
+    def merge(a, b):
+        return {**a, **b, **{k: SUMMARY.merge(a[k], b[k]) for k in a.keys() & b.keys()}}
+
     return Mergeable(dict, update, merge, columns=(*names, FOLD))
+
 
 def transform_of(
     transform: Transform,  # not fitted, or fitted to anything: its options are taken
-    states: dict,          # as `by_fold` finds them
-    folds,                 # those that are learnt from
-):                         # the transform, and the summary that it learnt from
+    states: dict,  # as `by_fold` finds them
+    folds,  # those that are learnt from
+):  # the transform, and the summary that it learnt from
     "A transform fitted to the rows of some folds"
     summary = SUMMARY.finalize(pairwise(SUMMARY.merge, [states[k] for k in sorted(folds)]))
     return replace(transform).fit(summary), summary
@@ -64,49 +83,69 @@ def transform_of(
 # %% ../../nbs/learn/fits.ipynb #4ffdf8cb
 BLOCKS = 64_000_000  # bytes for the blocks of a learner that reads blocks
 
+
 def memory_there_is() -> int:
     "Bytes that this process may still take, by the machine and by the limits set to it"
     import psutil
     from distributed.system import MEMORY_LIMIT
-    return int(min(psutil.virtual_memory().available, MEMORY_LIMIT - psutil.Process().memory_info().rss))
+
+    return int(
+        min(psutil.virtual_memory().available, MEMORY_LIMIT - psutil.Process().memory_info().rss)
+    )
+
 
 def needs(
     estimator,
-    rows: int, features: int,  # that it is to learn from
-    held: int = 0,             # bytes of their columns, where they are in memory
+    rows: int,
+    features: int,  # that it is to learn from
+    held: int = 0,  # bytes of their columns, where they are in memory
     sample: int = SAMPLE,
 ) -> int:
     "An estimate of the bytes that a fit takes"
-    if reads_datasets(estimator): return held + BLOCKS + rows * features
+    if reads_datasets(estimator):
+        return held + BLOCKS + rows * features
     return held + 4 * COPIES * features * min(rows, sample)
+
 
 @dataclass(frozen=True)
 class Plan:
     "How many fits run at once, and why"
+
     fits: int
     jobs: int
-    need: int    # bytes of the largest fit
+    need: int  # bytes of the largest fit
     memory: int  # bytes there are
 
     @property
-    def share(self) -> int: "Bytes for one fit"; return self.memory // self.jobs
+    def share(self) -> int:
+        "Bytes for one fit"
+        return self.memory // self.jobs
+
     def __str__(self) -> str:
         return f"{self.fits} fits, {'one' if self.jobs == 1 else self.jobs} at a time: the largest is estimated to need {self.need / 1e9:.2g} GB of the {self.memory / 1e9:.2g} GB there are."
 
 # %% ../../nbs/learn/fits.ipynb #5c6c639b
 def budget(memory=None) -> int:
     "Bytes that fits may take: `memory`, a number or a text such as 4GB, or four fifths of what there is"
-    try: return int(0.8 * memory_there_is()) if memory is None else parse_bytes(memory)
-    except (AttributeError, KeyError, ValueError): raise ParameterError(f"memory={memory!r} is not known; accepted: bytes, or a text such as '4GB'.") from None
+    try:
+        return int(0.8 * memory_there_is()) if memory is None else parse_bytes(memory)
+    except (AttributeError, KeyError, ValueError):
+        raise ParameterError(
+            f"memory={memory!r} is not known; accepted: bytes, or a text such as '4GB'."
+        ) from None
+
 
 def plan(
     fits: int,
-    need: int,    # bytes of the largest
+    need: int,  # bytes of the largest
     memory: int,  # bytes there are
-    jobs=None,    # fits at once, at most
+    jobs=None,  # fits at once, at most
 ) -> Plan:
     "As many fits at once as memory and cores allow, and one at least"
-    if jobs is not None and not (isinstance(jobs, int) and jobs > 0): raise ParameterError(f"jobs={jobs!r} is not known; accepted: a whole number from 1, or None.")
+    if jobs is not None and not (isinstance(jobs, int) and jobs > 0):
+        raise ParameterError(
+            f"jobs={jobs!r} is not known; accepted: a whole number from 1, or None."
+        )
     wanted = jobs or min(threads(), max(2, threads() // 4))  # estimators have threads of their own
     return Plan(fits, max(1, min(wanted, fits, memory // max(1, need))), need, memory)
 
@@ -114,80 +153,123 @@ def plan(
 @dataclass(frozen=True, eq=False)
 class Work:
     "What all fits share"
-    ds: object                 # the columns that are needed, in memory or lazy
+
+    ds: object  # the columns that are needed, in memory or lazy
     task: Task
     split: Split
-    transform: Transform       # not fitted
-    candidates: dict           # name -> estimator that is not fitted
-    states: dict               # fold -> state of the summary of its rows
+    transform: Transform  # not fitted
+    candidates: dict  # name -> estimator that is not fitted
+    states: dict  # fold -> state of the summary of its rows
     weight: str | None = None  # name of the column of weights
-    client: object = None      # dask.distributed.Client
+    client: object = None  # dask.distributed.Client
     sample: int = SAMPLE
-    shuffled: int = 0          # rows of each fold that importance is measured on
+    shuffled: int = 0  # rows of each fold that importance is measured on
     checkpoint: object = None  # folder from which interrupted fits go on
-    turn: object = field(default_factory=threading.Lock)  # the workers of a cluster learn one model at a time
+    turn: object = field(
+        default_factory=threading.Lock
+    )  # the workers of a cluster learn one model at a time
+
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
     "What came of one fit"
+
     name: str
-    fold: int | None           # that was tested; None: all rows were learnt from
+    fold: int | None  # that was tested; None: all rows were learnt from
     seconds: float
-    says: str = ""             # how many rows it learnt from
-    error: str = ""            # why there is no model
+    says: str = ""  # how many rows it learnt from
+    error: str = ""  # why there is no model
     scores: np.ndarray | None = None  # of the rows of `fold`
     importance: object = None  # on some of them
-    model: object = None       # the estimator that was fitted, its transform and the summary of its rows
+    model: object = None  # the estimator that was fitted, its transform and the summary of its rows
+
 
 def _parts(w: Work, estimator, fold: int | None) -> tuple:
     "The folds to learn from, and the one that early stopping watches or None"
     folds = list(range(len(w.split.names))) if fold is None else w.split.learns(fold)
-    if not (getattr(estimator, "early_stopping", None) and reads_datasets(estimator)): return folds, None
+    if not (getattr(estimator, "early_stopping", None) and reads_datasets(estimator)):
+        return folds, None
     watched = w.split.watched(len(w.split.names) if fold is None else fold)
-    if len(folds) < 2: raise ParameterError("Early stopping needs a fold to watch beside one to learn from; split into three or more.")
+    if len(folds) < 2:
+        raise ParameterError(
+            "Early stopping needs a fold to watch beside one to learn from; split into three or more."
+        )
     return [k for k in folds if k != watched], watched
 
 # %% ../../nbs/learn/fits.ipynb #3b051fe4
 def _fitted(w: Work, name: str, fold: int | None, memory: int) -> tuple:
     "The estimator and what it says, its transform and summary; fitted for the test of `fold`, or on all rows"
     from sklearn.base import clone
+
     estimator = clone(w.candidates[name])
     folds, watched = _parts(w, estimator, fold)
     kept = w.checkpoint and Path(w.checkpoint) / name / ("all" if fold is None else f"fold-{fold}")
     t, summary = transform_of(w.transform, w.states, folds)
-    rows, watch = (w.ds.isel(row=w.split.rows(f)) if f is not None else None for f in (folds, watched))
+    rows, watch = (
+        w.ds.isel(row=w.split.rows(f)) if f is not None else None for f in (folds, watched)
+    )
     with w.turn if w.client and reads_datasets(estimator) else nullcontext():
-        learnt = learn(estimator, rows, w.task.label, t, classes=w.task.classes, weight=w.weight, client=w.client, sample=w.sample, memory=memory, validation=watch,
-                       checkpoint=kept)
+        learnt = learn(
+            estimator,
+            rows,
+            w.task.label,
+            t,
+            classes=w.task.classes,
+            weight=w.weight,
+            client=w.client,
+            sample=w.sample,
+            memory=memory,
+            validation=watch,
+            checkpoint=kept,
+        )
     return learnt, t, summary
+
 
 def _importance(w: Work, estimator, t: Transform, rows):
     "The importance of columns on some of the rows"
     some = rows[np.linspace(0, len(rows) - 1, min(len(rows), w.shuffled)).astype(int)]
-    return importances(estimator, t, w.ds.isel(row=some).compute(), replace(w.task, values=w.task.values[some]))
+    return importances(
+        estimator, t, w.ds.isel(row=some).compute(), replace(w.task, values=w.task.values[some])
+    )
+
 
 def attempt(w: Work, name: str, fold: int | None, memory: int) -> Outcome:
     "The candidate `name` fitted for the test of `fold`, and the scores of its rows; fitted on all rows where it is None"
     started = time.perf_counter()
-    def outcome(**what): return Outcome(name, fold, time.perf_counter() - started, **what)
+
+    def outcome(**what):
+        return Outcome(name, fold, time.perf_counter() - started, **what)
+
     try:
         learnt, t, summary = _fitted(w, name, fold, memory)
-        if fold is None: return outcome(says=learnt.says, model=(learnt.estimator, t, summary))
+        if fold is None:
+            return outcome(says=learnt.says, model=(learnt.estimator, t, summary))
         rows = w.split.rows([fold])
         scores = scores_of(learnt.estimator, w.ds.isel(row=rows), t, w.task.classes)
-        return outcome(says=learnt.says, scores=scores, importance=_importance(w, learnt.estimator, t, rows) if w.shuffled else None)
-    except Exception as e: return outcome(error=f"{type(e).__name__}: {' '.join(str(e).split())}")
+        return outcome(
+            says=learnt.says,
+            scores=scores,
+            importance=_importance(w, learnt.estimator, t, rows) if w.shuffled else None,
+        )
+    except Exception as e:
+        return outcome(error=f"{type(e).__name__}: {' '.join(str(e).split())}")
 
 # %% ../../nbs/learn/fits.ipynb #0a31025e
 def attempts(w: Work, p: Plan):
     "Yield the outcome of each candidate on each fold, as they are done"
     failed = set()
+
     def one(fold, name):
-        if name in failed: return None
+        if name in failed:
+            return None
         done = attempt(w, name, fold, p.share)
-        if done.error: failed.add(name)
+        if done.error:
+            failed.add(name)
         return done
+
     with ThreadPoolExecutor(p.jobs) as pool:
         waiting = [pool.submit(one, fold, name) for fold in w.split.tests for name in w.candidates]
-        try: yield from (o for f in as_completed(waiting) if (o := f.result()))
-        finally: pool.shutdown(wait=True, cancel_futures=True)
+        try:
+            yield from (o for f in as_completed(waiting) if (o := f.result()))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

@@ -20,21 +20,34 @@ from .descent import Group, torch
 
 # %% ../../nbs/learn/gang.ipynb #e7be644e
 TIMEOUT = 300  # seconds that a rank waits for the others within a step; one whose process ends is noticed at once
-GATHER = 600   # seconds that a rank waits for the others to begin
-_STORES = {}   # by the name of a group
+GATHER = 600  # seconds that a rank waits for the others to begin
+_STORES = {}  # by the name of a group
+
 
 class Lost(Exception):
     "A rank does not answer any more"
-    def __init__(self, why: str, hung=()): super().__init__(why, hung); self.why, self.hung = why, list(hung)  # workers that are there, and silent
-    def __str__(self): return self.why
+
+    def __init__(self, why: str, hung=()):
+        super().__init__(why, hung)
+        self.why, self.hung = why, list(hung)  # workers that are there, and silent
+
+    def __str__(self):
+        return self.why
+
 
 def _open(name: str, host: str) -> int:
     "Hold the store of a group; the port at which it answers"
     d = torch().distributed
-    _STORES[name] = d.TCPStore(host, 0, None, True, timedelta(seconds=GATHER), wait_for_workers=False)
+    _STORES[name] = d.TCPStore(
+        host, 0, None, True, timedelta(seconds=GATHER), wait_for_workers=False
+    )
     return _STORES[name].port
 
-def _close(name: str) -> None: "Let go of the store of a group: whoever still waits for it fails"; _STORES.pop(name, None)
+
+def _close(name: str) -> None:
+    "Let go of the store of a group: whoever still waits for it fails"
+    _STORES.pop(name, None)
+
 
 def _processes(host: str, port: int, own: str, rank: int, ranks: int, device: str, timeout: float):
     "The process group; `own` is the name of this worker's host"
@@ -42,9 +55,13 @@ def _processes(host: str, port: int, own: str, rank: int, ranks: int, device: st
     store = d.PrefixStore(device, d.TCPStore(host, port, None, False, timedelta(seconds=GATHER)))
     store.set(str(rank), b"here")
     store.wait([str(r) for r in range(ranks)], timedelta(seconds=GATHER))
-    if device == "cuda": return d.ProcessGroupNCCL(store, rank, ranks, timedelta(seconds=timeout))
+    if device == "cuda":
+        return d.ProcessGroupNCCL(store, rank, ranks, timedelta(seconds=timeout))
     options = d.ProcessGroupGloo._Options()
-    options._devices, options._timeout = [d.ProcessGroupGloo.create_device(hostname=own)], timedelta(seconds=timeout)
+    options._devices, options._timeout = (
+        [d.ProcessGroupGloo.create_device(hostname=own)],
+        timedelta(seconds=timeout),
+    )
     return d.ProcessGroupGloo(store, rank, ranks, options)
 
 # %% ../../nbs/learn/gang.ipynb #85a86c41
@@ -52,75 +69,137 @@ def _processes(host: str, port: int, own: str, rank: int, ranks: int, device: st
 def _threads():
     "As many threads of PyTorch's as the worker has"
     from distributed import get_worker
+
     before = torch().get_num_threads()
     torch().set_num_threads(get_worker().state.nthreads)
-    try: yield
-    finally: torch().set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch().set_num_threads(before)
 
-def _rank(function: Callable, meeting: tuple, rank: int, ranks: int, own: str, device: str, timeout: float, common, *share):
+
+def _rank(
+    function: Callable,
+    meeting: tuple,
+    rank: int,
+    ranks: int,
+    own: str,
+    device: str,
+    timeout: float,
+    common,
+    *share,
+):
     "What `function` returns as one rank of a group. Lost where another rank, or the store, is gone"
     processes = None
+
     def add(tensor):
-        with _answered(): processes.allreduce([tensor]).wait()
+        with _answered():
+            processes.allreduce([tensor]).wait()
+
     try:
         with _threads():
-            with _answered(): processes = _processes(*meeting, own, rank, ranks, device, timeout)
+            with _answered():
+                processes = _processes(*meeting, own, rank, ranks, device, timeout)
             return function(Group(rank, ranks, add), common, *share)
-    finally: processes = None  # else the traceback of an error would keep its connections open, and the other ranks waiting
+    finally:
+        processes = None  # else the traceback of an error would keep its connections open, and the other ranks waiting
+
 
 @contextmanager
 def _answered():
     "Make PyTorch's errors about other ranks Lost"
-    try: yield
-    except RuntimeError as e: raise Lost(str(e)) from None
+    try:
+        yield
+    except RuntimeError as e:
+        raise Lost(str(e)) from None
 
 # %% ../../nbs/learn/gang.ipynb #cc52a829
 GRACE = 10  # seconds within which ranks that have lost another one must say so
 
-def _host(address: str) -> str: return "127.0.0.1" if address.startswith("inproc") else urlsplit(address).hostname
+
+def _host(address: str) -> str:
+    return "127.0.0.1" if address.startswith("inproc") else urlsplit(address).hostname
+
 
 def _watch(client, futures: list, ranks: list[str]) -> bool:
     "Wait until all ranks have returned, or one has failed or is gone; whether all have returned"
     from distributed import wait
+
     while True:
-        with suppress(TimeoutError, CancelledError): wait(futures, timeout=0.5)
+        with suppress(TimeoutError, CancelledError):
+            wait(futures, timeout=0.5)
         states = {f.status for f in futures}
-        if states == {"finished"}: return True
-        if states & {"error", "lost", "cancelled"} or not {*ranks} <= {*workers(client, ALIVE)}: return False
+        if states == {"finished"}:
+            return True
+        if states & {"error", "lost", "cancelled"} or not {*ranks} <= {*workers(client, ALIVE)}:
+            return False
 
 # %% ../../nbs/learn/gang.ipynb #7a181a43
 def _failure(client, futures: list, ranks: list[str], close: Callable) -> Exception:
     "Why a gang failed: the error of one of its ranks, else Lost. Waits until the ranks that are there have ended"
     from distributed import KilledWorker
+
     close()
     until, there = time.monotonic() + GRACE, []
     while time.monotonic() < until:
-        there = [w for f, w in zip(futures, ranks, strict=True) if f.status == "pending" and w in workers(client, ALIVE)]
-        if not there: break
+        there = [
+            w
+            for f, w in zip(futures, ranks, strict=True)
+            if f.status == "pending" and w in workers(client, ALIVE)
+        ]
+        if not there:
+            break
         time.sleep(0.1)
     errors = [f.exception() for f in futures if f.status == "error"]
-    return next((e for e in errors if not isinstance(e, (Lost, KilledWorker))), Lost("; ".join(map(str, errors)) or "a worker is gone", there))
+    return next(
+        (e for e in errors if not isinstance(e, (Lost, KilledWorker))),
+        Lost("; ".join(map(str, errors)) or "a worker is gone", there),
+    )
+
 
 def together(
-    client,               # dask.distributed.Client
-    function: Callable,   # (group, common, *share) -> result
-    common,               # what all ranks get
-    share: Callable,      # (rank, ranks, worker) -> futures of what a rank gets
-    workers: list[str],   # addresses, one a rank
+    client,  # dask.distributed.Client
+    function: Callable,  # (group, common, *share) -> result
+    common,  # what all ranks get
+    share: Callable,  # (rank, ranks, worker) -> futures of what a rank gets
+    workers: list[str],  # addresses, one a rank
     device: str = "cpu",  # "cuda": the ranks add up on their cards
-):                        # the result of the first rank
+):  # the result of the first rank
     "Run `function` as one rank on each of the workers. The error of a rank; Lost where one does not answer any more"
     name, n, pinned = uuid4().hex, len(workers), {"pure": False, "allow_other_workers": False}
+
     def close():
-        with suppress(OSError, ValueError): client.run(_close, name, workers=workers[:1], on_error="ignore")
+        with suppress(OSError, ValueError):
+            client.run(_close, name, workers=workers[:1], on_error="ignore")
+
     with turn(client), _reached():
         futures = [client.submit(_open, name, _host(workers[0]), workers=workers[:1], **pinned)]
         try:
-            if not _watch(client, futures, workers[:1]): raise _failure(client, futures, workers[:1], close)
-            meeting, sent = (_host(workers[0]), fetched(client, futures[0], workers[0])), _sent(client, common, workers)
-            futures = [client.submit(_rank, function, meeting, r, n, _host(w), device, TIMEOUT, sent, *share(r, n, w), workers=[w], **pinned)
-                       for r, w in enumerate(workers)]
-            if not _watch(client, futures, workers): raise _failure(client, futures, workers, close)
+            if not _watch(client, futures, workers[:1]):
+                raise _failure(client, futures, workers[:1], close)
+            meeting, sent = (
+                (_host(workers[0]), fetched(client, futures[0], workers[0])),
+                _sent(client, common, workers),
+            )
+            futures = [
+                client.submit(
+                    _rank,
+                    function,
+                    meeting,
+                    r,
+                    n,
+                    _host(w),
+                    device,
+                    TIMEOUT,
+                    sent,
+                    *share(r, n, w),
+                    workers=[w],
+                    **pinned,
+                )
+                for r, w in enumerate(workers)
+            ]
+            if not _watch(client, futures, workers):
+                raise _failure(client, futures, workers, close)
             return fetched(client, futures[0], workers[0])
         finally:
             client.cancel(futures)
@@ -129,45 +208,64 @@ def together(
 # %% ../../nbs/learn/gang.ipynb #6985668f
 def _sent(client, common, workers: list[str]):
     "`common` on all workers. Lost: one is gone"
-    try: return client.scatter(common, workers=workers, broadcast=True, hash=False)
-    except KeyError as e: raise Lost(f"the worker {e} is gone") from None  # so says the scheduler
+    try:
+        return client.scatter(common, workers=workers, broadcast=True, hash=False)
+    except KeyError as e:
+        raise Lost(f"the worker {e} is gone") from None  # so says the scheduler
+
 
 @contextmanager
 def _reached():
     "Make errors of connections to workers Lost"
-    try: yield
-    except (OSError, TimeoutError, CancelledError) as e: raise Lost(f"{type(e).__name__}: {e}") from e
+    try:
+        yield
+    except (OSError, TimeoutError, CancelledError) as e:
+        raise Lost(f"{type(e).__name__}: {e}") from e
 
 # %% ../../nbs/learn/gang.ipynb #4e5c9d55
-RETURN = 60   # seconds within which a worker must be ready where there is no other
+RETURN = 60  # seconds within which a worker must be ready where there is no other
 ATTEMPTS = 4  # segments lost in a row after which it is no accident
+
 
 def _ready(client, warm: Callable, known: dict, without: set, all_of_them: bool) -> list[str]:
     "Workers on which `warm` has run; `known` is where it was started. WorkFailed where there is none"
     until = time.monotonic() + RETURN
     while True:
         there = [w for w in workers(client) if w not in without]
-        for w in there: known.setdefault(w, client.submit(warm, workers=[w], pure=False, allow_other_workers=False))
+        for w in there:
+            known.setdefault(
+                w, client.submit(warm, workers=[w], pure=False, allow_other_workers=False)
+            )
         ready, late = [w for w in there if known[w].status == "finished"], time.monotonic() > until
-        for w in there: known[w].result() if known[w].status == "error" else None
-        if ready and (len(ready) == len(there) or not all_of_them or late): return ready
-        if late: raise WorkFailed(f"The cluster has no worker that answers and has memory to spare (waited {RETURN} s); start some, or leave client= out.")
+        for w in there:
+            known[w].result() if known[w].status == "error" else None
+        if ready and (len(ready) == len(there) or not all_of_them or late):
+            return ready
+        if late:
+            raise WorkFailed(
+                f"The cluster has no worker that answers and has memory to spare (waited {RETURN} s); start some, or leave client= out."
+            )
         time.sleep(0.1)
+
 
 def segments(
     client,
-    warm: Callable,      # () -> None: loads what a worker needs
-    segment: Callable,   # (workers, result of the segment before) -> result; may raise Lost
-    result,              # of what was done before
-    most: int,           # ranks at most
+    warm: Callable,  # () -> None: loads what a worker needs
+    segment: Callable,  # (workers, result of the segment before) -> result; may raise Lost
+    result,  # of what was done before
+    most: int,  # ranks at most
 ):
     "Yield the result of one segment after the other, until told to stop. WorkFailed where workers are lost again and again"
     lost, known, hung = 0, {}, set()
     while True:
         workers = _ready(client, warm, known, hung, all_of_them=len(known) == 0)[:most]
-        try: result, lost = segment(workers, result), 0
+        try:
+            result, lost = segment(workers, result), 0
         except Lost as e:
             lost, hung = lost + 1, hung | {*e.hung}
-            if lost == ATTEMPTS: raise WorkFailed(f"Workers were lost {lost} times in a row, at last so: {e}. Give them more memory, or smaller blocks.") from e
+            if lost == ATTEMPTS:
+                raise WorkFailed(
+                    f"Workers were lost {lost} times in a row, at last so: {e}. Give them more memory, or smaller blocks."
+                ) from e
             continue
         yield result

@@ -20,17 +20,24 @@ from .task import EVALUATIONS, HIGHER, MEASURES, Task, scored
 # %% ../../nbs/learn/importance.ipynb #1e6c9fa2
 def places(
     transform,  # fitted
-) -> dict:      # column -> slice of its features
+) -> dict:  # column -> slice of its features
     "Where the features of each column are"
     found, first = {}, 0
-    for c in (*transform.numeric_, *transform.categorical_): found[c.name], first = slice(first, first + len(c.features)), first + len(c.features)
+    for c in (*transform.numeric_, *transform.categorical_):
+        found[c.name], first = slice(first, first + len(c.features)), first + len(c.features)
     return found
+
 
 def own_importance(estimator, spread) -> np.ndarray | None:
     "(feature,) what an estimator says itself, or its coefficients times the standard deviation `spread` of the features; None where it says nothing"
-    estimator = getattr(estimator, "estimator", estimator) if hasattr(estimator, "calibration") else estimator
+    estimator = (
+        getattr(estimator, "estimator", estimator)
+        if hasattr(estimator, "calibration")
+        else estimator
+    )
     said = getattr(estimator, "feature_importances_", None)
-    if said is not None: return np.asarray(said, np.float64)
+    if said is not None:
+        return np.asarray(said, np.float64)
     said = getattr(estimator, "coef_", None)
     return None if said is None else np.abs(np.atleast_2d(said)).mean(axis=0) * spread
 
@@ -38,51 +45,93 @@ def own_importance(estimator, spread) -> np.ndarray | None:
 @dataclass(frozen=True, eq=False)
 class Importance:
     "Evaluations with each column shuffled, and what the estimator says itself"
-    kind: str       # of the task, see MEASURES
-    whole: object   # evaluation of the rows as they are
-    shuffled: dict  # column -> evaluation with it shuffled
-    own: dict       # column -> share of what the estimator says itself; empty where it says nothing
 
-    def lost(self, measure: str | None = None) -> dict: "Column -> how much worse a measure gets, the most first"; return _lost(self, measure or MEASURES[self.kind][0])
+    kind: str  # of the task, see MEASURES
+    whole: object  # evaluation of the rows as they are
+    shuffled: dict  # column -> evaluation with it shuffled
+    own: dict  # column -> share of what the estimator says itself; empty where it says nothing
+
+    def lost(self, measure: str | None = None) -> dict:
+        "Column -> how much worse a measure gets, the most first"
+        return _lost(self, measure or MEASURES[self.kind][0])
+
     def table(self, measure: str | None = None):
         "A DataFrame with a row for each column: what is lost without it, and what the estimator says itself"
         import pandas as pd
+
         measure = measure or MEASURES[self.kind][0]
-        return pd.DataFrame({f"{measure} lost": self.lost(measure), "own": self.own or None}).rename_axis("column").sort_values(f"{measure} lost", ascending=False)
-    def __add__(self, other): return _sum(self, other)
-    def __repr__(self) -> str: return f"Importance on {self.whole.count:,} rows\n{self.table().to_string()}"
-    def _repr_html_(self) -> str: return _html(self)
+        return (
+            pd.DataFrame({f"{measure} lost": self.lost(measure), "own": self.own or None})
+            .rename_axis("column")
+            .sort_values(f"{measure} lost", ascending=False)
+        )
+
+    def __add__(self, other):
+        return _sum(self, other)
+
+    def __repr__(self) -> str:
+        return f"Importance on {self.whole.count:,} rows\n{self.table().to_string()}"
+
+    def _repr_html_(self) -> str:
+        return _html(self)
+
 
 def _lost(i: Importance, measure: str) -> dict:
-    if measure not in MEASURES[i.kind]: raise ParameterError(unknown(measure, MEASURES[i.kind], "the measures"))
+    if measure not in MEASURES[i.kind]:
+        raise ParameterError(unknown(measure, MEASURES[i.kind], "the measures"))
     sign = -1 if measure in HIGHER else 1
-    lost = {c: sign * (getattr(e, measure) - getattr(i.whole, measure)) for c, e in i.shuffled.items()}
+    lost = {
+        c: sign * (getattr(e, measure) - getattr(i.whole, measure)) for c, e in i.shuffled.items()
+    }
     return dict(sorted(lost.items(), key=lambda item: -item[1]))
+
 
 def _sum(a: Importance, b: Importance) -> Importance:
     "The importance on the rows of both"
     algorithm, n = EVALUATIONS[a.kind](), (a.whole.count, b.whole.count)
-    def both(x, y): return algorithm.finalize(algorithm.merge(State(x.state), State(y.state)))
-    own = {c: float(np.average([a.own.get(c, 0), b.own.get(c, 0)], weights=n)) for c in {**a.own, **b.own}}
-    return Importance(a.kind, both(a.whole, b.whole), {c: both(a.shuffled[c], b.shuffled[c]) for c in a.shuffled}, own)
+
+    def both(x, y):
+        return algorithm.finalize(algorithm.merge(State(x.state), State(y.state)))
+
+    own = {
+        c: float(np.average([a.own.get(c, 0), b.own.get(c, 0)], weights=n))
+        for c in {**a.own, **b.own}
+    }
+    return Importance(
+        a.kind,
+        both(a.whole, b.whole),
+        {c: both(a.shuffled[c], b.shuffled[c]) for c in a.shuffled},
+        own,
+    )
 
 # %% ../../nbs/learn/importance.ipynb #315f6b1e
 def importances(
-    estimator,       # fitted
-    transform,       # fitted
-    ds,              # rows, in memory or lazy; best such as the model has not learnt from
-    task: Task,      # of the label of these rows: `task_of(ds, label, True)`
+    estimator,  # fitted
+    transform,  # fitted
+    ds,  # rows, in memory or lazy; best such as the model has not learnt from
+    task: Task,  # of the label of these rows: `task_of(ds, label, True)`
     *,
     repeats: int = 1,  # how often each column is shuffled
     seed: int = 0,
 ) -> Importance:
     "What is lost with each column shuffled, within parts of some thousand rows; each part is read once"
     algorithm, where, random = task.algorithm(), places(transform), np.random.default_rng(seed)
-    whole, shuffled, start, sums = algorithm.init(), {c: algorithm.init() for c in where}, 0, np.zeros((2, transform.width_))
-    def add(state, X, rows): return algorithm.update(state, scored(task, rows, answer(estimator, X, task.classes)))
+    whole, shuffled, start, sums = (
+        algorithm.init(),
+        {c: algorithm.init() for c in where},
+        0,
+        np.zeros((2, transform.width_)),
+    )
+
+    def add(state, X, rows):
+        return algorithm.update(state, scored(task, rows, answer(estimator, X, task.classes)))
+
     for X in transform.blocks(ds, rows=part_rows(transform.width_)):
         rows, start = slice(start, start + len(X)), start + len(X)
-        whole, sums = add(whole, X, rows), sums + [X.sum(axis=0, dtype=np.float64), np.square(X, dtype=np.float64).sum(axis=0)]
+        whole, sums = (
+            add(whole, X, rows),
+            sums + [X.sum(axis=0, dtype=np.float64), np.square(X, dtype=np.float64).sum(axis=0)],
+        )
         for column, at in where.items():
             mine = X[:, at].copy()
             for _ in range(repeats):
@@ -90,12 +139,18 @@ def importances(
                 shuffled[column] = add(shuffled[column], X, rows)
             X[:, at] = mine
     spread = np.sqrt(np.maximum(sums[1] / start - (sums[0] / start) ** 2, 0))
-    return Importance(task.kind, algorithm.finalize(whole), {c: algorithm.finalize(s) for c, s in shuffled.items()},
-                      _by_column(own_importance(estimator, spread), where))
+    return Importance(
+        task.kind,
+        algorithm.finalize(whole),
+        {c: algorithm.finalize(s) for c, s in shuffled.items()},
+        _by_column(own_importance(estimator, spread), where),
+    )
+
 
 def _by_column(own, where: dict) -> dict:
     "Column -> its share of the importances of features"
-    if own is None or not own.sum() > 0: return {}
+    if own is None or not own.sum() > 0:
+        return {}
     return {c: float(own[at].sum() / own.sum()) for c, at in where.items()}
 
 # %% ../../nbs/learn/importance.ipynb #13f5333e
@@ -104,11 +159,25 @@ def _bar(x: float, most: float, width: int = 160) -> str:
     size = width * max(x, 0) / most if most > 0 else 0
     return f'<svg role="img" aria-label="{x:.4g}" width="{width}" height="12"><rect width="{size:.1f}" height="12" fill="currentColor" opacity=".45"/></svg>'
 
+
 def _html(i: Importance) -> str:
     from html import escape
+
     table = i.table()
     lost, own = table.iloc[:, 0], table.get("own")
-    rows = [[f"<b>{escape(str(c))}</b>", f"{_bar(x, lost.max())} {x:.4f}"] + ([f"{_bar(own[c], own.max())} {own[c]:.1%}"] if i.own else []) for c, x in lost.items()]
+    rows = [
+        [f"<b>{escape(str(c))}</b>", f"{_bar(x, lost.max())} {x:.4f}"]
+        + ([f"{_bar(own[c], own.max())} {own[c]:.1%}"] if i.own else [])
+        for c, x in lost.items()
+    ]
     name = MEASURES[i.kind][0].replace("_", " ")
-    return html_table(("Column", f"What is lost when it is shuffled ({name})", *(("What the estimator says itself",) if i.own else ())), rows,
-                      f"<b>{i.whole.count:,}</b> rows", "Columns that say the same stand in for each other: each alone then loses little.")
+    return html_table(
+        (
+            "Column",
+            f"What is lost when it is shuffled ({name})",
+            *(("What the estimator says itself",) if i.own else ()),
+        ),
+        rows,
+        f"<b>{i.whole.count:,}</b> rows",
+        "Columns that say the same stand in for each other: each alone then loses little.",
+    )

@@ -19,36 +19,73 @@ from .transform import codes, numbers
 @dataclass(frozen=True, eq=False)
 class Moments:
     "Rows, means and products about the means of a column x and of targets y"
+
     rows: int
-    x: float           # mean
-    y: np.ndarray      # (target,) means
-    xx: float          # sum of squared deviations
-    xy: np.ndarray     # (target,) of products
-    yy: np.ndarray     # (target,) of squares
-    ends: np.ndarray   # (2, 2) least and greatest x where the first target is 0, and where it is 1
+    x: float  # mean
+    y: np.ndarray  # (target,) means
+    xx: float  # sum of squared deviations
+    xy: np.ndarray  # (target,) of products
+    yy: np.ndarray  # (target,) of squares
+    ends: np.ndarray  # (2, 2) least and greatest x where the first target is 0, and where it is 1
+
 
 def moments(x, Y) -> Moments:
     "The moments of values (row,) and targets (row, target)"
-    if not len(x): return Moments(0, 0.0, np.zeros(Y.shape[1]), 0.0, np.zeros(Y.shape[1]), np.zeros(Y.shape[1]), np.array([[np.inf, -np.inf]] * 2))
+    if not len(x):
+        return Moments(
+            0,
+            0.0,
+            np.zeros(Y.shape[1]),
+            0.0,
+            np.zeros(Y.shape[1]),
+            np.zeros(Y.shape[1]),
+            np.array([[np.inf, -np.inf]] * 2),
+        )
     dx, dy, one = x - x.mean(), Y - Y.mean(axis=0), Y[:, 0] == 1
-    ends = np.array([[np.min(x[w], initial=np.inf), np.max(x[w], initial=-np.inf)] for w in (~one, one)])
-    return Moments(len(x), float(x.mean()), Y.mean(axis=0), float(dx @ dx), dx @ dy, (dy * dy).sum(axis=0), ends)
+    ends = np.array(
+        [[np.min(x[w], initial=np.inf), np.max(x[w], initial=-np.inf)] for w in (~one, one)]
+    )
+    return Moments(
+        len(x),
+        float(x.mean()),
+        Y.mean(axis=0),
+        float(dx @ dx),
+        dx @ dy,
+        (dy * dy).sum(axis=0),
+        ends,
+    )
+
 
 def merge_moments(a: Moments, b: Moments) -> Moments:  # Chan, Golub & LeVeque 1979, eq. 2.1
     "The moments of the rows of both"
-    if not a.rows or not b.rows: return a if a.rows else b
+    if not a.rows or not b.rows:
+        return a if a.rows else b
     n, dx, dy = a.rows + b.rows, b.x - a.x, b.y - a.y
     share, w = b.rows / n, a.rows * b.rows / n
-    ends = np.stack([np.minimum(a.ends[:, 0], b.ends[:, 0]), np.maximum(a.ends[:, 1], b.ends[:, 1])], axis=1)
-    return Moments(n, a.x + dx * share, a.y + dy * share, a.xx + b.xx + dx * dx * w, a.xy + b.xy + dx * dy * w, a.yy + b.yy + dy * dy * w, ends)
+    ends = np.stack(
+        [np.minimum(a.ends[:, 0], b.ends[:, 0]), np.maximum(a.ends[:, 1], b.ends[:, 1])], axis=1
+    )
+    return Moments(
+        n,
+        a.x + dx * share,
+        a.y + dy * share,
+        a.xx + b.xx + dx * dx * w,
+        a.xy + b.xy + dx * dy * w,
+        a.yy + b.yy + dy * dy * w,
+        ends,
+    )
+
 
 def correlation(m: Moments) -> float:
     "The greatest absolute correlation of x with a target; 0 where one of them does not vary"
     scale = np.sqrt(m.xx * m.yy)
-    return float(np.max(np.abs(np.divide(m.xy, scale, out=np.zeros(len(m.y)), where=scale > 0)), initial=0))
+    return float(
+        np.max(np.abs(np.divide(m.xy, scale, out=np.zeros(len(m.y)), where=scale > 0)), initial=0)
+    )
 
 # %% ../../nbs/learn/leaks.ipynb #b85b49e7
 MOST = 10_000  # categories that are counted
+
 
 def grouped(column, Y):
     "Name -> rows and sums of targets, in one array (1 + target,); missing is a category too"
@@ -57,19 +94,26 @@ def grouped(column, Y):
     np.add.at(sums, found, np.column_stack([np.ones(len(Y)), Y]))
     return {n: s for n, s in zip([*names, None], sums, strict=True) if s[0]}
 
+
 def merge_grouped(a, b):
     "The groups of both; None where they are too many"
-    if a is None or b is None: return None
+    if a is None or b is None:
+        return None
     both = {**a, **b, **{k: a[k] + b[k] for k in a.keys() & b.keys()}}
     return both if len(both) <= MOST else None
 
+
 def explained(groups, yy) -> float:
     "The greatest correlation of a target with its mean by group, adjusted for the number of groups; `yy` are the squares about the mean of all"
-    if not groups: return 0.0
+    if not groups:
+        return 0.0
     sums = np.array(list(groups.values()))
     n, k = sums[:, 0].sum(), len(sums)
-    if k > n / 2: return 0.0
-    between = (sums[:, :1] * (sums[:, 1:] / sums[:, :1] - sums[:, 1:].sum(axis=0) / n) ** 2).sum(axis=0)
+    if k > n / 2:
+        return 0.0
+    between = (sums[:, :1] * (sums[:, 1:] / sums[:, :1] - sums[:, 1:].sum(axis=0) / n) ** 2).sum(
+        axis=0
+    )
     share = np.divide(between, yy, out=np.zeros(len(yy)), where=yy > 0)
     return float(np.sqrt(np.clip(1 - (1 - share) * (n - 1) / (n - k), 0, 1).max()))
 
@@ -77,75 +121,143 @@ def explained(groups, yy) -> float:
 @dataclass(frozen=True, eq=False)
 class Seen:
     "What was seen of columns and label"
-    numeric: dict = field(default_factory=dict)      # column -> Moments where it is not missing
-    missing: dict = field(default_factory=dict)      # column -> Moments of whether it is missing
+
+    numeric: dict = field(default_factory=dict)  # column -> Moments where it is not missing
+    missing: dict = field(default_factory=dict)  # column -> Moments of whether it is missing
     categorical: dict = field(default_factory=dict)  # column -> groups
     label: Moments | None = None
 
+
 def targets(y, classes) -> np.ndarray:
     "(row, target) float64: the label as a number, whether it is the second of two classes, or whether it is each of several"
-    if classes is None: return y[:, None].astype(np.float64)
+    if classes is None:
+        return y[:, None].astype(np.float64)
     return (y[:, None] == (classes[1:] if len(classes) == 2 else classes)).astype(np.float64)
+
 
 def associations(numeric, categorical, label: str, classes=None) -> Mergeable:
     "What columns tell of a label by themselves: column -> (strength from 0 to 1, how)"
+
     def update(s, block):
-        if not block.sizes["row"]: return s
-        Y, new = targets(block[label].values, classes), Seen({}, {}, {n: grouped(block[n], targets(block[label].values, classes)) for n in categorical})
+        if not block.sizes["row"]:
+            return s
+        Y, new = (
+            targets(block[label].values, classes),
+            Seen(
+                {},
+                {},
+                {n: grouped(block[n], targets(block[label].values, classes)) for n in categorical},
+            ),
+        )
         for n in numeric:
             x = numbers(block[n]).astype(np.float64)
             there = np.isfinite(x)
-            new.numeric[n], new.missing[n] = moments(x[there], Y[there]), moments((~there).astype(float), Y)
-        return merge(s, Seen(new.numeric, new.missing, new.categorical, moments(np.zeros(len(Y)), Y)))
+            new.numeric[n], new.missing[n] = (
+                moments(x[there], Y[there]),
+                moments((~there).astype(float), Y),
+            )
+        return merge(
+            s, Seen(new.numeric, new.missing, new.categorical, moments(np.zeros(len(Y)), Y))
+        )
+
     def merge(a, b):
-        if a.label is None or b.label is None: return b if a.label is None else a
+        if a.label is None or b.label is None:
+            return b if a.label is None else a
         both = lambda join, x, y: {n: join(x[n], y[n]) for n in x}
-        return Seen(both(merge_moments, a.numeric, b.numeric), both(merge_moments, a.missing, b.missing), both(merge_grouped, a.categorical, b.categorical),
-                    merge_moments(a.label, b.label))
-    return Mergeable(Seen, update, merge, lambda s: _told(s, classes), columns=(*numeric, *categorical, label))
+        return Seen(
+            both(merge_moments, a.numeric, b.numeric),
+            both(merge_moments, a.missing, b.missing),
+            both(merge_grouped, a.categorical, b.categorical),
+            merge_moments(a.label, b.label),
+        )
+
+    return Mergeable(
+        Seen, update, merge, lambda s: _told(s, classes), columns=(*numeric, *categorical, label)
+    )
 
 # %% ../../nbs/learn/leaks.ipynb #fdcb8679
-LEAK = 0.99        # what tells more of the label by itself is a leak
+LEAK = 0.99  # what tells more of the label by itself is a leak
 ENOUGH, EACH = 30, 5  # rows, and rows of each class, below which chance could do as well
+
 
 def _told(s: Seen, classes) -> dict:
     "Column -> (strength, how), of columns with enough rows to tell"
-    def strongest(n): return max((correlation(m), how) for m, how in ((s.numeric[n], "correlation"), (s.missing[n], "being missing")) if m.rows >= ENOUGH)
+
+    def strongest(n):
+        return max(
+            (correlation(m), how)
+            for m, how in ((s.numeric[n], "correlation"), (s.missing[n], "being missing"))
+            if m.rows >= ENOUGH
+        )
+
     found = {n: strongest(n) for n in s.numeric if s.missing[n].rows >= ENOUGH} | {
-        n: (explained(g, s.label.yy), "categories") for n, g in s.categorical.items() if s.label.rows >= ENOUGH}
-    if classes is None or len(classes) != 2: return found
-    return found | {n: (1.0, "separation") for n, m in s.numeric.items() if found.get(n, (1,))[0] <= LEAK and _separates(m)}
+        n: (explained(g, s.label.yy), "categories")
+        for n, g in s.categorical.items()
+        if s.label.rows >= ENOUGH
+    }
+    if classes is None or len(classes) != 2:
+        return found
+    return found | {
+        n: (1.0, "separation")
+        for n, m in s.numeric.items()
+        if found.get(n, (1,))[0] <= LEAK and _separates(m)
+    }
+
 
 def _separates(m: Moments) -> bool:
     "Whether all values of one class are below all of the other, with enough rows of both"
     ones = m.y[0] * m.rows
     (low0, high0), (low1, high1) = m.ends
-    return bool(m.rows >= ENOUGH and EACH <= ones <= m.rows - EACH and (high0 < low1 or high1 < low0))
+    return bool(
+        m.rows >= ENOUGH and EACH <= ones <= m.rows - EACH and (high0 < low1 or high1 < low0)
+    )
 
 # %% ../../nbs/learn/leaks.ipynb #477788cb
-_SAYS = {"correlation": "its correlation with {label} is {strength:.4f}", "being missing": "whether it is missing correlates with {label} by {strength:.4f}",
-         "categories": "its categories correlate with {label} by {strength:.4f}", "separation": "it is always higher in one class of {label} than in the other"}
+_SAYS = {
+    "correlation": "its correlation with {label} is {strength:.4f}",
+    "being missing": "whether it is missing correlates with {label} by {strength:.4f}",
+    "categories": "its categories correlate with {label} by {strength:.4f}",
+    "separation": "it is always higher in one class of {label} than in the other",
+}
+
 
 def refuse_known(features, label: str, contract=None):
     "ContractViolation: the label is among the features, or the contract says that one is known too late"
-    if label in features: raise ContractViolation(f"{label!r} is the label, and among the features; take it out of the transform.")
+    if label in features:
+        raise ContractViolation(
+            f"{label!r} is the label, and among the features; take it out of the transform."
+        )
     late = [n for n in features if contract is not None and n in contract.later]
-    if late: raise ContractViolation(f"{', '.join(map(repr, late))} becomes known only after the prediction, as the contract says; take it out of the features.")
+    if late:
+        raise ContractViolation(
+            f"{', '.join(map(repr, late))} becomes known only after the prediction, as the contract says; take it out of the features."
+        )
+
 
 def refuse_told(told: dict, label: str):
     "ContractViolation: a feature tells the label by itself"
-    leaks = {n: _SAYS[how].format(label=repr(label), strength=strength) for n, (strength, how) in told.items() if strength > LEAK}
-    if leaks: raise ContractViolation("; ".join(f"{n!r} gives the label away: {why}" for n, why in leaks.items()) +
-                                      ". Take it out of the features, or if it is known in time, predict by it without a model.")
+    leaks = {
+        n: _SAYS[how].format(label=repr(label), strength=strength)
+        for n, (strength, how) in told.items()
+        if strength > LEAK
+    }
+    if leaks:
+        raise ContractViolation(
+            "; ".join(f"{n!r} gives the label away: {why}" for n, why in leaks.items())
+            + ". Take it out of the features, or if it is known in time, predict by it without a model."
+        )
+
 
 def check_leaks(
-    ds, label: str,   # rows, in memory or lazy, and the column to predict
-    numeric=(), categorical=(),  # features
+    ds,
+    label: str,  # rows, in memory or lazy, and the column to predict
+    numeric=(),
+    categorical=(),  # features
     *,
-    classes=None,     # sorted; None: the label is a number
-    contract=None,    # says which columns are known too late
+    classes=None,  # sorted; None: the label is a number
+    contract=None,  # says which columns are known too late
     client=None,
-) -> dict:            # column -> (strength from 0 to 1, how), the strongest first
+) -> dict:  # column -> (strength from 0 to 1, how), the strongest first
     "Refuse features that know the label. ContractViolation names them"
     refuse_known([*numeric, *categorical], label, contract)
     told = reduce(associations(numeric, categorical, label, classes), ds, client, progress=False)

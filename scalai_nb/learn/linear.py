@@ -15,32 +15,55 @@ from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, Regre
 from ..compute.reduce import Mergeable
 from ..errors import ContractViolation, ParameterError
 from ..kernels import of
-from .rows import by_row, check_mass, check_rows, dense, features, finite, host, rows_of, weights
+from scalai_nb.learn.rows import (
+    by_row,
+    check_mass,
+    check_rows,
+    dense,
+    features,
+    finite,
+    host,
+    rows_of,
+    weights,
+)
 from .solver import Problem, solve
 
 # %% ../../nbs/learn/linear.ipynb #71463acd
 @dataclass(frozen=True)
 class Scatter:
     "Weight, mean and scatter of rows"
+
     rows: int
-    weight: float        # of all rows
-    mean: np.ndarray     # (column,) float64; empty before the first row
-    about: np.ndarray    # (column, column) sum of weight · deviation · deviation
+    weight: float  # of all rows
+    mean: np.ndarray  # (column,) float64; empty before the first row
+    about: np.ndarray  # (column, column) sum of weight · deviation · deviation
+
 
 def merge_scatter(a: Scatter, b: Scatter) -> Scatter:
     "The scatter of the rows of both"
     # Chan, Golub & LeVeque 1979, eq. 2.1
-    if not a.mean.size or not b.mean.size: return b if not a.mean.size else a
+    if not a.mean.size or not b.mean.size:
+        return b if not a.mean.size else a
     weight, delta = a.weight + b.weight, b.mean - a.mean
     share = b.weight / weight if weight else 0.0
-    return Scatter(a.rows + b.rows, weight, a.mean + delta * share, a.about + b.about + np.outer(delta, delta) * a.weight * share)
+    return Scatter(
+        a.rows + b.rows,
+        weight,
+        a.mean + delta * share,
+        a.about + b.about + np.outer(delta, delta) * a.weight * share,
+    )
+
 
 def _scatter(s: Scatter, block) -> Scatter:
     "The state with the rows of a block `(X, y, weight)`; y may be None, (row,) or (row, target)"
     X, y, weight = block
-    if len(X) == 0: return s
+    if len(X) == 0:
+        return s
     y = y if y is None else y.reshape(len(X), -1)
-    return merge_scatter(s, Scatter(len(X), *finite(of("linear", X).scatter(dense(X), y, weights(weight)))))
+    return merge_scatter(
+        s, Scatter(len(X), *finite(of("linear", X).scatter(dense(X), y, weights(weight))))
+    )
+
 
 SCATTER = Mergeable(lambda: Scatter(0, 0.0, np.empty(0), np.empty((0, 0))), _scatter, merge_scatter)
 
@@ -49,28 +72,43 @@ def _least(A, b, cutoff=1e-14):
     "The solution of `A x = b` for a positive semi-definite A; that of least norm where there are many"
     scale = np.sqrt(np.diag(A))
     scale[scale == 0] = 1
-    values, vectors = np.linalg.eigh(A / scale / scale[:, None])  # of columns with unit length: no matter in which units they are
+    values, vectors = np.linalg.eigh(
+        A / scale / scale[:, None]
+    )  # of columns with unit length: no matter in which units they are
     if len(A) and values[0] > cutoff * len(A) * values[-1]:
         return (vectors / values @ (vectors.T @ (b.T / scale).T)).T / scale
     values, vectors = np.linalg.eigh(A)
     keep = values > cutoff * len(A) * max(values.max(initial=0), 0)
     return (vectors[:, keep] / values[keep] @ (vectors[:, keep].T @ b)).T
 
+
 def _coefficients(s: Scatter, features: int, alpha: float, intercept: bool):
     "coef (target, feature) and intercept (target,) of least squares"
     moments = s.about if intercept else s.about + s.weight * np.outer(s.mean, s.mean)
-    coef = _least(moments[:features, :features] + alpha * np.eye(features), moments[:features, features:])
+    coef = _least(
+        moments[:features, :features] + alpha * np.eye(features), moments[:features, features:]
+    )
     return coef, (s.mean[features:] - coef @ s.mean[:features]) * intercept
 
 # %% ../../nbs/learn/linear.ipynb #73536df3
 def number(name: str, x, low=0.0, open=False):
     "`x`, unless it is not a number from `low` on; then ParameterError"
-    if isinstance(x, (int, float, np.number)) and not isinstance(x, bool) and (x > low if open else x >= low): return x
-    raise ParameterError(f"{name}={x!r} is not known; accepted: a number {'above' if open else 'from'} {low:g}{'' if open else ' on'}.")
+    if (
+        isinstance(x, (int, float, np.number))
+        and not isinstance(x, bool)
+        and (x > low if open else x >= low)
+    ):
+        return x
+    raise ParameterError(
+        f"{name}={x!r} is not known; accepted: a number {'above' if open else 'from'} {low:g}{'' if open else ' on'}."
+    )
+
 
 class _Regressor(RegressorMixin, BaseEstimator):
     "What regressions share"
-    def _score_rows(self, X): return X @ self.coef_.T.astype(X.dtype) + np.asarray(self.intercept_, X.dtype)
+
+    def _score_rows(self, X):
+        return X @ self.coef_.T.astype(X.dtype) + np.asarray(self.intercept_, X.dtype)
 
     def predict(self, X, transform=None):
         "(row,) expected targets; lazy for a Dask array"
@@ -79,20 +117,22 @@ class _Regressor(RegressorMixin, BaseEstimator):
 # %% ../../nbs/learn/linear.ipynb #ed59af60
 class LinearRegression(MultiOutputMixin, _Regressor):
     "Least squares, with a ridge where `alpha` is above 0; exact in one pass"
+
     def __init__(
         self,
-        alpha=0.0,           # weight of the squared coefficients, beside the sum of squared errors
+        alpha=0.0,  # weight of the squared coefficients, beside the sum of squared errors
         fit_intercept=True,
-    ): self.alpha, self.fit_intercept = alpha, fit_intercept
+    ):
+        self.alpha, self.fit_intercept = alpha, fit_intercept
 
     def fit(
         self,
-        X,                   # (row, feature) array, DataArray, Dask array; a Dataset; or a source of blocks (X, y[, weight])
-        y=None,              # (row,) or (row, target); for a Dataset the name of the label
+        X,  # (row, feature) array, DataArray, Dask array; a Dataset; or a source of blocks (X, y[, weight])
+        y=None,  # (row,) or (row, target); for a Dataset the name of the label
         sample_weight=None,  # (row,) at least 0; for a Dataset its name
         *,
-        transform=None,      # for a Dataset: a fitted Transform that makes the features
-        client=None,         # dask.distributed.Client for data on Dask
+        transform=None,  # for a Dataset: a fitted Transform that makes the features
+        client=None,  # dask.distributed.Client for data on Dask
     ):
         "Learn `coef_`, (feature,) or (target, feature), and `intercept_`. ValueError for NaN or infinities"
         return self._learn(None, X, y, sample_weight, transform, client)
@@ -103,12 +143,27 @@ class LinearRegression(MultiOutputMixin, _Regressor):
 
     def _learn(self, state, X, y, weight, transform, client):
         number("alpha", self.alpha)
-        fold = rows_of(self, X, y, weight, transform, client, reset=state is None, y_numeric=True, multi_output=True)
+        fold = rows_of(
+            self,
+            X,
+            y,
+            weight,
+            transform,
+            client,
+            reset=state is None,
+            y_numeric=True,
+            multi_output=True,
+        )
         new = fold(SCATTER)
-        if new.mean.size == self.n_features_in_: raise ParameterError("There is no y to learn from; pass the targets, or the name of the label.")
+        if new.mean.size == self.n_features_in_:
+            raise ParameterError(
+                "There is no y to learn from; pass the targets, or the name of the label."
+            )
         self.state_ = new if state is None else merge_scatter(state, new)
         check_mass(self.state_.weight)
-        coef, intercept = _coefficients(self.state_, self.n_features_in_, self.alpha, bool(self.fit_intercept))
+        coef, intercept = _coefficients(
+            self.state_, self.n_features_in_, self.alpha, bool(self.fit_intercept)
+        )
         flat = len(coef) == 1 and getattr(y, "ndim", 1) != 2
         self.coef_, self.intercept_ = (coef[0], float(intercept[0])) if flat else (coef, intercept)
         return self
@@ -121,29 +176,50 @@ def _distinct(y):
         return (np.arange(int(inverse.max()) + 1) + low).astype(y.dtype), inverse
     if y.dtype.kind == "O":
         import pandas as pd
-        if pd.isna(y).any(): raise ContractViolation("Input y contains NaN: a label is missing; leave such rows out.")
+
+        if pd.isna(y).any():
+            raise ContractViolation(
+                "Input y contains NaN: a label is missing; leave such rows out."
+            )
         inverse, values = pd.factorize(y, sort=True)
         return values, inverse
-    if y.dtype.kind == "f" and not np.isfinite(y).all(): raise ContractViolation("Input y contains NaN or infinity; leave such rows out.")
-    if y.dtype.kind == "f" and not (y == np.floor(y)).all(): raise ContractViolation("Unknown label type: continuous; accepted: classes. Use a regression.")
+    if y.dtype.kind == "f" and not np.isfinite(y).all():
+        raise ContractViolation("Input y contains NaN or infinity; leave such rows out.")
+    if y.dtype.kind == "f" and not (y == np.floor(y)).all():
+        raise ContractViolation(
+            "Unknown label type: continuous; accepted: classes. Use a regression."
+        )
     return np.unique(y, return_inverse=True)
+
 
 @dataclass(frozen=True)
 class Labels:
     "Classes in some rows"
+
     values: np.ndarray  # sorted
     counts: np.ndarray  # rows of each class
     weight: np.ndarray  # of the rows of each class
 
+
 def _labels(s: Labels, block) -> Labels:
     _, y, weight = block
-    if y is None: raise ParameterError("There is no y to learn from; pass the labels, or the name of the label.")
+    if y is None:
+        raise ParameterError(
+            "There is no y to learn from; pass the labels, or the name of the label."
+        )
     values, inverse = _distinct(y)
-    rows, mass = host(np.bincount(inverse, minlength=len(values))), host(np.bincount(inverse, weights(weight), len(values)))
-    return _merge_labels(s, Labels(host(values)[rows > 0], rows[rows > 0], mass[rows > 0].astype(float)))
+    rows, mass = (
+        host(np.bincount(inverse, minlength=len(values))),
+        host(np.bincount(inverse, weights(weight), len(values))),
+    )
+    return _merge_labels(
+        s, Labels(host(values)[rows > 0], rows[rows > 0], mass[rows > 0].astype(float))
+    )
+
 
 def _merge_labels(a: Labels, b: Labels) -> Labels:
-    if not a.values.size or not b.values.size: return b if not a.values.size else a
+    if not a.values.size or not b.values.size:
+        return b if not a.values.size else a
     values = np.union1d(a.values, b.values)
     counts, weight = np.zeros(len(values), np.int64), np.zeros(len(values))
     for s in (a, b):
@@ -152,109 +228,167 @@ def _merge_labels(a: Labels, b: Labels) -> Labels:
         weight[at] += s.weight
     return Labels(values, counts, weight)
 
-LABELS = Mergeable(lambda: Labels(np.empty(0), np.empty(0, np.int64), np.empty(0)), _labels, _merge_labels)
+
+LABELS = Mergeable(
+    lambda: Labels(np.empty(0), np.empty(0, np.int64), np.empty(0)), _labels, _merge_labels
+)
 
 # %% ../../nbs/learn/linear.ipynb #e776beac
 def class_weights(class_weight, labels: Labels) -> np.ndarray | None:
     "(class,) what `class_weight` says: None, 'balanced', or a dict by class"
     from sklearn.utils.class_weight import compute_class_weight
-    if class_weight is None: return None
+
+    if class_weight is None:
+        return None
     if isinstance(class_weight, str) and class_weight == "balanced":
-        return labels.weight.sum() / (len(labels.values) * np.where(labels.weight > 0, labels.weight, np.inf))
-    if not isinstance(class_weight, dict): raise ParameterError(f"class_weight={class_weight!r} is not known; accepted: None, 'balanced' or a dict by class.")
+        return labels.weight.sum() / (
+            len(labels.values) * np.where(labels.weight > 0, labels.weight, np.inf)
+        )
+    if not isinstance(class_weight, dict):
+        raise ParameterError(
+            f"class_weight={class_weight!r} is not known; accepted: None, 'balanced' or a dict by class."
+        )
     return compute_class_weight(class_weight, classes=labels.values, y=labels.values)
+
 
 @dataclass(frozen=True)
 class Coded:
     "Makes (X, number of the class, weight) of a block, as kernels take them"
+
     classes: np.ndarray
     class_weight: np.ndarray | None
 
     def __call__(self, block):
         X, y, weight = block
         weight = weights(weight)
-        if len(self.classes) == 2: codes = (y == self.classes[1]).astype(np.uint8)
-        else: codes = np.searchsorted(self.classes, y)
-        if self.class_weight is not None: weight = self.class_weight[codes] * (1 if weight is None else weight)
+        if len(self.classes) == 2:
+            codes = (y == self.classes[1]).astype(np.uint8)
+        else:
+            codes = np.searchsorted(self.classes, y)
+        if self.class_weight is not None:
+            weight = self.class_weight[codes] * (1 if weight is None else weight)
         return dense(X), codes, weight
 
 # %% ../../nbs/learn/linear.ipynb #f17395b9
 class _Classifier(ClassifierMixin, BaseEstimator):
     "What fitted `coef_`, `intercept_` and `classes_` say about rows"
+
     def decision_function(self, X, transform=None):
         "(row,) log-odds of the second class; (row, class) for more than two"
-        return self._rows(lambda margin: margin[:, 0] if len(self.classes_) == 2 else margin, X, transform, two=None)
+        return self._rows(
+            lambda margin: margin[:, 0] if len(self.classes_) == 2 else margin,
+            X,
+            transform,
+            two=None,
+        )
 
-    def predict_proba(self, X, transform=None): "(row, class) probabilities"; return self._rows(_shares, X, transform, two=2)
+    def predict_proba(self, X, transform=None):
+        "(row, class) probabilities"
+        return self._rows(_shares, X, transform, two=2)
 
     def predict_log_proba(self, X, transform=None):
         "(row, class) logarithms of the probabilities"
-        with np.errstate(divide="ignore"): return np.log(self.predict_proba(X, transform))
+        with np.errstate(divide="ignore"):
+            return np.log(self.predict_proba(X, transform))
 
     def predict(self, X, transform=None):
         "(row,) the likeliest class"
-        likeliest = lambda margin: self.classes_[(margin[:, 0] > 0).astype(int) if len(self.classes_) == 2 else margin.argmax(axis=1)]
-        return by_row(lambda X: likeliest(_margins(self, X)), features(self, X, transform), dtype=self.classes_.dtype)
+        likeliest = lambda margin: self.classes_[
+            (margin[:, 0] > 0).astype(int) if len(self.classes_) == 2 else margin.argmax(axis=1)
+        ]
+        return by_row(
+            lambda X: likeliest(_margins(self, X)),
+            features(self, X, transform),
+            dtype=self.classes_.dtype,
+        )
 
     def _rows(self, function, X, transform, two):
         X = features(self, X, transform)
         columns = two if len(self.classes_) == 2 else len(self.classes_)
         return by_row(lambda X: function(_margins(self, X)), X, columns, dtype=X.dtype)
 
-def _margins(e, X): "(row, 1 or class) log-odds"; return X @ e.coef_.T.astype(X.dtype) + e.intercept_.astype(X.dtype)
+
+def _margins(e, X):
+    "(row, 1 or class) log-odds"
+    return X @ e.coef_.T.astype(X.dtype) + e.intercept_.astype(X.dtype)
+
 
 def _shares(margin):
     "(row, class) probabilities from margins"
-    if margin.shape[1] == 1: margin = np.column_stack([-margin / 2, margin / 2])
+    if margin.shape[1] == 1:
+        margin = np.column_stack([-margin / 2, margin / 2])
     share = np.exp(margin - margin.max(axis=1, keepdims=True))
     return share / share.sum(axis=1, keepdims=True)
 
 # %% ../../nbs/learn/linear.ipynb #ae7452e4
 class LogisticRegression(_Classifier):
     "Classes from the log-odds that are linear in the features"
+
     def __init__(
         self,
-        C=1.0,               # inverse of the penalty's weight beside the sum of losses; np.inf: no penalty
+        C=1.0,  # inverse of the penalty's weight beside the sum of losses; np.inf: no penalty
         *,
-        l1_ratio=0.0,        # share of the penalty on absolute values; the rest is on squares
+        l1_ratio=0.0,  # share of the penalty on absolute values; the rest is on squares
         fit_intercept=True,
-        class_weight=None,   # "balanced", or a dict by class
-        tol=1e-4,            # the largest entry of the gradient of the mean loss at which it is minimal
-        max_iter=100,        # steps over all rows
-        warm_start=False,    # begin where the last fit ended
+        class_weight=None,  # "balanced", or a dict by class
+        tol=1e-4,  # the largest entry of the gradient of the mean loss at which it is minimal
+        max_iter=100,  # steps over all rows
+        warm_start=False,  # begin where the last fit ended
     ):
-        self.C, self.l1_ratio, self.fit_intercept, self.class_weight = C, l1_ratio, fit_intercept, class_weight
+        self.C, self.l1_ratio, self.fit_intercept, self.class_weight = (
+            C,
+            l1_ratio,
+            fit_intercept,
+            class_weight,
+        )
         self.tol, self.max_iter, self.warm_start = tol, max_iter, warm_start
 
     def fit(
         self,
-        X,                   # (row, feature) array, DataArray, Dask array; a Dataset; or a source of blocks (X, y[, weight])
-        y=None,              # (row,) labels; for a Dataset the name of the label
+        X,  # (row, feature) array, DataArray, Dask array; a Dataset; or a source of blocks (X, y[, weight])
+        y=None,  # (row,) labels; for a Dataset the name of the label
         sample_weight=None,  # (row,) at least 0; for a Dataset its name
         *,
-        transform=None,      # for a Dataset: a fitted Transform that makes the features
-        client=None,         # dask.distributed.Client for data on Dask
+        transform=None,  # for a Dataset: a fitted Transform that makes the features
+        client=None,  # dask.distributed.Client for data on Dask
     ):
         "Learn `classes_`, `coef_` (1 or class, feature) and `intercept_`. ValueError for NaN or infinities, or one class only"
         _valid(self)
         fold = rows_of(self, X, y, sample_weight, transform, client)
         labels = fold(LABELS, features=False)
         check_rows(labels.counts.sum())
-        if len(labels.values) < 2: raise ContractViolation(f"y holds one class only, {labels.values[0]!r}; accepted: two classes or more.")
+        if len(labels.values) < 2:
+            raise ContractViolation(
+                f"y holds one class only, {labels.values[0]!r}; accepted: two classes or more."
+            )
         W, self.n_iter_ = _fit_classes(self, fold, labels)
-        self.classes_, self.coef_, self.intercept_ = labels.values, W[:, :-1].copy(), W[:, -1].copy()
+        self.classes_, self.coef_, self.intercept_ = (
+            labels.values,
+            W[:, :-1].copy(),
+            W[:, -1].copy(),
+        )
         return self
 
 # %% ../../nbs/learn/linear.ipynb #822dac65
 def _valid(e):
     "ParameterError where an option is not what it should be"
     number("C", e.C, open=True), number("tol", e.tol), number("max_iter", e.max_iter)
-    if not 0 <= number("l1_ratio", e.l1_ratio) <= 1: raise ParameterError(f"l1_ratio={e.l1_ratio!r} is not known; accepted: a number from 0 to 1.")
+    if not 0 <= number("l1_ratio", e.l1_ratio) <= 1:
+        raise ParameterError(
+            f"l1_ratio={e.l1_ratio!r} is not known; accepted: a number from 0 to 1."
+        )
+
 
 def _start(e, classes):
     "Coefficients of the last fit, where they are wanted and of the same shape; else None"
-    same = e.warm_start and hasattr(e, "coef_") and np.array_equal(e.classes_, classes) and e.coef_.shape[1] == e.n_features_in_
+    same = (
+        e.warm_start
+        and hasattr(e, "coef_")
+        and np.array_equal(e.classes_, classes)
+        and e.coef_.shape[1] == e.n_features_in_
+    )
     return np.column_stack([e.coef_, e.intercept_]) if same else None
+
 
 def _fit_classes(e, fold, labels: Labels):
     "Coefficients, and the number of steps, of a logistic regression"
@@ -262,10 +396,20 @@ def _fit_classes(e, fold, labels: Labels):
     mass = labels.weight.sum() if by_class is None else labels.weight @ by_class
     check_mass(mass)
     two, penalty = len(labels.values) == 2, 1 / (e.C * mass)
-    problem = Problem("logistic" if two else "softmax", 1 if two else len(labels.values), e.n_features_in_, penalty * (1 - e.l1_ratio),
-                      penalty * e.l1_ratio, bool(e.fit_intercept), Coded(labels.values, by_class))
-    W, steps = solve(problem, fold, labels.counts, start, warm=start is not None, tol=e.tol, max_iter=e.max_iter)
+    problem = Problem(
+        "logistic" if two else "softmax",
+        1 if two else len(labels.values),
+        e.n_features_in_,
+        penalty * (1 - e.l1_ratio),
+        penalty * e.l1_ratio,
+        bool(e.fit_intercept),
+        Coded(labels.values, by_class),
+    )
+    W, steps = solve(
+        problem, fold, labels.counts, start, warm=start is not None, tol=e.tol, max_iter=e.max_iter
+    )
     return W if two else _centred(W, penalty), steps
+
 
 def _centred(W, penalty):
     "The coefficients of softmax, which are known up to a constant for all classes, with sums of 0 where no penalty says otherwise"
@@ -276,23 +420,42 @@ def _centred(W, penalty):
 @dataclass(frozen=True)
 class Counts:
     "Targets of some rows"
+
     rows: int
     weight: float
     total: float  # weight · count
     least: float  # count
 
+
 def _counts(s: Counts, block) -> Counts:
     _, y, weight = block
-    if y is None: raise ParameterError("There is no y to learn from; pass the counts, or the name of the label.")
-    if len(y) == 0: return s
+    if y is None:
+        raise ParameterError(
+            "There is no y to learn from; pass the counts, or the name of the label."
+        )
+    if len(y) == 0:
+        return s
     y = y.astype(np.float64)
-    if not np.isfinite(y).all(): raise ContractViolation("Input y contains NaN or infinity; leave such rows out.")
+    if not np.isfinite(y).all():
+        raise ContractViolation("Input y contains NaN or infinity; leave such rows out.")
     w = weights(weight)
-    return _merge_counts(s, Counts(len(y), float(len(y) if w is None else w.sum()), float(y.sum() if w is None else w @ y), float(y.min())))
+    return _merge_counts(
+        s,
+        Counts(
+            len(y),
+            float(len(y) if w is None else w.sum()),
+            float(y.sum() if w is None else w @ y),
+            float(y.min()),
+        ),
+    )
 
-def _merge_counts(a: Counts, b: Counts) -> Counts: return Counts(a.rows + b.rows, a.weight + b.weight, a.total + b.total, min(a.least, b.least))
+
+def _merge_counts(a: Counts, b: Counts) -> Counts:
+    return Counts(a.rows + b.rows, a.weight + b.weight, a.total + b.total, min(a.least, b.least))
+
 
 COUNTS = Mergeable(lambda: Counts(0, 0.0, 0.0, np.inf), _counts, _merge_counts)
+
 
 def numeric(block):
     "A block whose targets are numbers, as kernels take it"
@@ -302,37 +465,70 @@ def numeric(block):
 # %% ../../nbs/learn/linear.ipynb #a5101a60
 class PoissonRegression(_Regressor):
     "Counts whose logarithm is expected to be linear in the features"
+
     def __init__(
         self,
-        alpha=1.0,           # weight of half the squared coefficients, beside the mean loss
+        alpha=1.0,  # weight of half the squared coefficients, beside the mean loss
         *,
         fit_intercept=True,
-        tol=1e-4,            # the largest entry of the gradient of the mean loss at which it is minimal
-        max_iter=100,        # steps over all rows
-        warm_start=False,    # begin where the last fit ended
-    ): self.alpha, self.fit_intercept, self.tol, self.max_iter, self.warm_start = alpha, fit_intercept, tol, max_iter, warm_start
+        tol=1e-4,  # the largest entry of the gradient of the mean loss at which it is minimal
+        max_iter=100,  # steps over all rows
+        warm_start=False,  # begin where the last fit ended
+    ):
+        self.alpha, self.fit_intercept, self.tol, self.max_iter, self.warm_start = (
+            alpha,
+            fit_intercept,
+            tol,
+            max_iter,
+            warm_start,
+        )
 
     def fit(self, X, y=None, sample_weight=None, *, transform=None, client=None):
         "Learn `coef_` (feature,) and `intercept_`; arguments as for `LinearRegression.fit`. ValueError for a negative count"
-        for name in ("alpha", "tol", "max_iter"): number(name, getattr(self, name))
+        for name in ("alpha", "tol", "max_iter"):
+            number(name, getattr(self, name))
         fold = rows_of(self, X, y, sample_weight, transform, client, y_numeric=True)
         counts = fold(COUNTS, features=False)
         check_rows(counts.rows)
-        if counts.least < 0: raise ContractViolation(f"y holds {counts.least:g}; accepted: counts from 0 on.")
+        if counts.least < 0:
+            raise ContractViolation(f"y holds {counts.least:g}; accepted: counts from 0 on.")
         check_mass(counts.weight)
         warm = self.warm_start and hasattr(self, "coef_") and len(self.coef_) == self.n_features_in_
-        mean = np.log(counts.total / counts.weight) if counts.total > 0 and self.fit_intercept else 0.0
-        start = np.r_[self.coef_, self.intercept_] if warm else np.r_[np.zeros(self.n_features_in_), mean]
-        problem = Problem("poisson", 1, self.n_features_in_, self.alpha, intercept=bool(self.fit_intercept), ready=numeric)
-        W, self.n_iter_ = solve(problem, fold, np.array([counts.rows]), start[None], warm, tol=self.tol, max_iter=self.max_iter)
+        mean = (
+            np.log(counts.total / counts.weight) if counts.total > 0 and self.fit_intercept else 0.0
+        )
+        start = (
+            np.r_[self.coef_, self.intercept_]
+            if warm
+            else np.r_[np.zeros(self.n_features_in_), mean]
+        )
+        problem = Problem(
+            "poisson",
+            1,
+            self.n_features_in_,
+            self.alpha,
+            intercept=bool(self.fit_intercept),
+            ready=numeric,
+        )
+        W, self.n_iter_ = solve(
+            problem,
+            fold,
+            np.array([counts.rows]),
+            start[None],
+            warm,
+            tol=self.tol,
+            max_iter=self.max_iter,
+        )
         self.coef_, self.intercept_ = W[0, :-1].copy(), float(W[0, -1])
         return self
 
-    def _score_rows(self, X): return np.exp(super()._score_rows(X))
+    def _score_rows(self, X):
+        return np.exp(super()._score_rows(X))
 
     def score(self, X, y, sample_weight=None):
         "Share of the deviance that is explained (D²)"
         from sklearn.metrics import d2_tweedie_score
+
         return d2_tweedie_score(y, self.predict(X), sample_weight=sample_weight, power=1)
 
     def __sklearn_tags__(self):

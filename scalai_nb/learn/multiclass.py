@@ -15,9 +15,30 @@ import numpy as np
 from ..compute.reduce import Mergeable, reduce, register
 from ..errors import ParameterError, unknown
 from ..kernels import of
-from .evaluation import Evaluation, amount, columns_by, needed, normal_interval, ratio, row_array, rows_of, wilson
+from scalai_nb.learn.evaluation import (
+    Evaluation,
+    amount,
+    columns_by,
+    needed,
+    normal_interval,
+    ratio,
+    row_array,
+    rows_of,
+    wilson,
+)
 from scalai_nb.learn.scores import (
-    SLICE_BITS, SLICE_LIMIT, State, in_order, merge, merge_scores, numbered, rows_by, scores, slice_index, slice_name, taken,
+    SLICE_BITS,
+    SLICE_LIMIT,
+    State,
+    in_order,
+    merge,
+    merge_scores,
+    numbered,
+    rows_by,
+    scores,
+    slice_index,
+    slice_name,
+    taken,
 )
 from .summary import html_table, percent
 
@@ -25,48 +46,86 @@ from .summary import html_table, percent
 @dataclass(frozen=True, eq=False)
 class ClassState:
     "What is remembered of rows with a score for each class"
+
     classes: tuple = ()  # names, in the order of the columns of scores
     rows: int = 0
-    confusion: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64))  # (class, class) by label and prediction; float64 with weights
-    ranks: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))           # (class,) by how many classes rank above the label
-    losses: np.ndarray = field(default_factory=lambda: np.zeros((2, 2)))               # Σ w x and Σ w x² of log-loss and Brier score
+    confusion: np.ndarray = field(
+        default_factory=lambda: np.zeros((0, 0), np.int64)
+    )  # (class, class) by label and prediction; float64 with weights
+    ranks: np.ndarray = field(
+        default_factory=lambda: np.zeros(0, np.int64)
+    )  # (class,) by how many classes rank above the label
+    losses: np.ndarray = field(
+        default_factory=lambda: np.zeros((2, 2))
+    )  # Σ w x and Σ w x² of log-loss and Brier score
     squares: float = 0.0  # Σ weight²; without weights the rows
-    against: tuple = ()   # Scores of each class against the rest
+    against: tuple = ()  # Scores of each class against the rest
+
 
 def merge_classes(a: ClassState, b: ClassState) -> ClassState:
     "The state of the rows of both"
-    if not a.rows or not b.rows: return a if a.rows or not b.classes else b  # even of no rows the classes may be known
-    if a.classes != b.classes: raise ParameterError(f"The blocks differ in their classes: {', '.join(map(str, a.classes))} and {', '.join(map(str, b.classes))}.")
+    if not a.rows or not b.rows:
+        return a if a.rows or not b.classes else b  # even of no rows the classes may be known
+    if a.classes != b.classes:
+        raise ParameterError(
+            f"The blocks differ in their classes: {', '.join(map(str, a.classes))} and {', '.join(map(str, b.classes))}."
+        )
     return ClassState(
-        a.classes, a.rows + b.rows, a.confusion + b.confusion, a.ranks + b.ranks, a.losses + b.losses, a.squares + b.squares,
-        tuple(merge_scores(x, y) for x, y in zip(a.against, b.against, strict=True)))
+        a.classes,
+        a.rows + b.rows,
+        a.confusion + b.confusion,
+        a.ranks + b.ranks,
+        a.losses + b.losses,
+        a.squares + b.squares,
+        tuple(merge_scores(x, y) for x, y in zip(a.against, b.against, strict=True)),
+    )
 
 # %% ../../nbs/learn/multiclass.ipynb #38093d3e
 TOLERANCE = 1e-3  # by which the scores of a row may miss 1
 
+
 def class_names(label, score) -> tuple:
     "The classes in the order of the columns of `score`, which is over `row` and one more dimension"
-    given = score.coords[score.dims[1]] if score.dims[1] in getattr(score, "coords", ()) else score.attrs.get("classes")
-    names = tuple(np.asarray(label.attrs.get("categories", range(score.shape[1])) if given is None else given).tolist())
-    if len(names) != score.shape[1]: raise ParameterError(f"There are {score.shape[1]} scores a row, but {len(names)} classes: {', '.join(map(str, names[:9]))}.")
+    given = (
+        score.coords[score.dims[1]]
+        if score.dims[1] in getattr(score, "coords", ())
+        else score.attrs.get("classes")
+    )
+    names = tuple(
+        np.asarray(
+            label.attrs.get("categories", range(score.shape[1])) if given is None else given
+        ).tolist()
+    )
+    if len(names) != score.shape[1]:
+        raise ParameterError(
+            f"There are {score.shape[1]} scores a row, but {len(names)} classes: {', '.join(map(str, names[:9]))}."
+        )
     return names
 
+
 def class_numbers(
-    label,           # variable over `row`: numbers or names of classes, or category codes
+    label,  # variable over `row`: numbers or names of classes, or category codes
     classes: tuple,  # names in the order of the columns of scores
-):                   # (row,) int32; -1 for what is no class
+):  # (row,) int32; -1 for what is no class
     "The number of the class of each row"
     x, categories = label.data, label.attrs.get("categories")
     if categories is not None:
-        place = np.array([classes.index(c) if c in classes else -1 for c in categories] + [-1], np.int32)
+        place = np.array(
+            [classes.index(c) if c in classes else -1 for c in categories] + [-1], np.int32
+        )
         return place[np.where((x < 0) | (x >= len(categories)), len(categories), x)]
-    if classes == tuple(range(len(classes))) and x.dtype.kind in "biu": return np.where((x >= 0) & (x < len(classes)), x, -1).astype(np.int32)
+    if classes == tuple(range(len(classes))) and x.dtype.kind in "biu":
+        return np.where((x >= 0) & (x < len(classes)), x, -1).astype(np.int32)
     from pandas import Index
+
     return Index(list(classes)).get_indexer(x).astype(np.int32)
 
 # %% ../../nbs/learn/multiclass.ipynb #1c836e4d
 def class_state(
-    number, score, weight, eps: float,  # (row,) int32, (row, class), (row,) or None
+    number,
+    score,
+    weight,
+    eps: float,  # (row,) int32, (row, class), (row,) or None
     classes: tuple,
     against: tuple = (),  # the state so far: what is binned there need not be counted exactly
 ) -> ClassState:
@@ -74,146 +133,343 @@ def class_state(
     c = of("scores", score).classify(number, score, weight, eps, TOLERANCE)
     check_classes(c.bad, number, score, weight)
     columns = score.T.copy()  # each class together
-    each = tuple(scores(taken(number == k, columns[k], weight), bits=SLICE_BITS, limit=SLICE_LIMIT, binned=bool(against) and against[k].binned)
-                 for k in range(len(classes)))
+    each = tuple(
+        scores(
+            taken(number == k, columns[k], weight),
+            bits=SLICE_BITS,
+            limit=SLICE_LIMIT,
+            binned=bool(against) and against[k].binned,
+        )
+        for k in range(len(classes))
+    )
     return ClassState(classes, len(number), c.confusion, c.ranks, c.losses, float(c.squares), each)
+
 
 def check_classes(bad: tuple, number, score, weight) -> None:
     "`ParameterError` says what is wrong with the rows, if any are; `bad` as `Classes.bad`"
-    if bad[0]: raise ParameterError(f"{bad[0]:,} of {len(number):,} labels are none of the {score.shape[1]} classes; drop rows without one.")
-    if bad[1] and bool((score != score).any()): raise ParameterError(f"{int((score != score).any(axis=1).sum()):,} rows have a score that is NaN; leave them out and say how many.")
-    if bad[1]: raise ParameterError(f"A score is a probability from 0 to 1; these go from {float(score.min()):.6g} to {float(score.max()):.6g}; pass predict_proba, not margins.")
+    if bad[0]:
+        raise ParameterError(
+            f"{bad[0]:,} of {len(number):,} labels are none of the {score.shape[1]} classes; drop rows without one."
+        )
+    if bad[1] and bool((score != score).any()):
+        raise ParameterError(
+            f"{int((score != score).any(axis=1).sum()):,} rows have a score that is NaN; leave them out and say how many."
+        )
+    if bad[1]:
+        raise ParameterError(
+            f"A score is a probability from 0 to 1; these go from {float(score.min()):.6g} to {float(score.max()):.6g}; pass predict_proba, not margins."
+        )
     if bad[2]:
         total = score.sum(axis=1)
-        raise ParameterError(f"The scores of a row add up to 1; those of {bad[2]:,} of {len(score):,} rows do not, one to {float(total[abs(total - 1).argmax()]):.6g}.")
-    if bad[3]: raise ParameterError(f"A weight is a finite number from 0 on; {bad[3]:,} of {len(weight):,} are not; leave those rows out.")
+        raise ParameterError(
+            f"The scores of a row add up to 1; those of {bad[2]:,} of {len(score):,} rows do not, one to {float(total[abs(total - 1).argmax()]):.6g}."
+        )
+    if bad[3]:
+        raise ParameterError(
+            f"A weight is a finite number from 0 on; {bad[3]:,} of {len(weight):,} are not; leave those rows out."
+        )
 
 # %% ../../nbs/learn/multiclass.ipynb #bf0cb167
 _merge = partial(merge, each=merge_classes)
 
-def update_classes(s: State, block, label: str, score: str, by: tuple = (), weight: str | None = None) -> State:
+
+def update_classes(
+    s: State, block, label: str, score: str, by: tuple = (), weight: str | None = None
+) -> State:
     "Add the rows of a block"
     classes = class_names(block[label], block[score])
-    number, r = class_numbers(block[label].variable, classes), taken(np.zeros(0, bool), block[score].variable.data, None if weight is None else block[weight].variable.data)
+    number, r = (
+        class_numbers(block[label].variable, classes),
+        taken(
+            np.zeros(0, bool),
+            block[score].variable.data,
+            None if weight is None else block[weight].variable.data,
+        ),
+    )
     columns = (number, r.score, r.weight)
     slices = {}
     if by:
         group, keys = numbered([block[x].variable for x in by])
         for k, rows in rows_by(group):
             mine = [None if x is None else x[rows] for x in columns]
-            slices[keys[k]] = class_state(*mine, r.eps, classes, s.slices[keys[k]].against if keys[k] in s.slices else ())
+            slices[keys[k]] = class_state(
+                *mine, r.eps, classes, s.slices[keys[k]].against if keys[k] in s.slices else ()
+            )
     return _merge(s, State(class_state(*columns, r.eps, classes, s.whole.against), slices))
 
 # %% ../../nbs/learn/multiclass.ipynb #0e53f517
 @dataclass(frozen=True, eq=False)
 class ClassEvaluation:
     "How well scores of several classes agree with labels"
+
     state: ClassState
-    slices: dict = field(default_factory=dict)  # value of `by` -> ClassEvaluation; None where it is missing; by several columns: a tuple
+    slices: dict = field(
+        default_factory=dict
+    )  # value of `by` -> ClassEvaluation; None where it is missing; by several columns: a tuple
 
     @property
-    def count(self) -> int: "Rows"; return self.state.rows
+    def count(self) -> int:
+        "Rows"
+        return self.state.rows
+
     @property
-    def weight(self) -> float: "Sum of the weights; without weights, rows"; return self.state.confusion.sum().item()
+    def weight(self) -> float:
+        "Sum of the weights; without weights, rows"
+        return self.state.confusion.sum().item()
+
     @property
-    def classes(self) -> dict: "Class -> `Evaluation` of its scores against the rest"; return {k: Evaluation(s) for k, s in zip(self.state.classes, self.state.against, strict=True)}
+    def classes(self) -> dict:
+        "Class -> `Evaluation` of its scores against the rest"
+        return {
+            k: Evaluation(s) for k, s in zip(self.state.classes, self.state.against, strict=True)
+        }
+
     @property
-    def accuracy(self) -> float: "Share of the rows whose highest score is their label's; NaN without rows"; return self.top(1)
+    def accuracy(self) -> float:
+        "Share of the rows whose highest score is their label's; NaN without rows"
+        return self.top(1)
+
     @property
-    def balanced_accuracy(self) -> float: "Mean recall of the classes that occur"; return self.average("recall")
+    def balanced_accuracy(self) -> float:
+        "Mean recall of the classes that occur"
+        return self.average("recall")
+
     @property
-    def log_loss(self) -> float: "Mean −ln of the probability given to the label; NaN without rows"; return ratio(self.state.losses[0, 0].item(), self.weight)
+    def log_loss(self) -> float:
+        "Mean −ln of the probability given to the label; NaN without rows"
+        return ratio(self.state.losses[0, 0].item(), self.weight)
+
     @property
-    def brier(self) -> float: "Mean over rows of Σ over classes (score − label)², from 0 to 2; NaN without rows"; return ratio(self.state.losses[1, 0].item(), self.weight)
+    def brier(self) -> float:
+        "Mean over rows of Σ over classes (score − label)², from 0 to 2; NaN without rows"
+        return ratio(self.state.losses[1, 0].item(), self.weight)
+
     @property
-    def roc_auc(self) -> float: "ROC-AUC against the rest, averaged over the classes that occur; NaN if there are not two"; return self.average("roc_auc")
+    def roc_auc(self) -> float:
+        "ROC-AUC against the rest, averaged over the classes that occur; NaN if there are not two"
+        return self.average("roc_auc")
+
     @property
-    def pr_auc(self) -> float: "Average precision against the rest, averaged over the classes that occur"; return self.average("pr_auc")
-    def top(self, k: int) -> float: "Share of the rows whose label is among the `k` highest scores, of equal ones the first"; return ratio(self.state.ranks[:k].sum().item(), self.weight)
-    def average(self, measure: str, how: str = "macro") -> float: "A column of `by_class`, averaged over the classes that occur: `macro` equally, `weighted` by their rows"; return _average(self, measure, how)
-    def interval(self, measure: str, level: float = 0.95): "Confidence interval of `accuracy`, `log_loss` or `brier`, as (low, high)"; return _interval(self, measure, level)
-    def confusion(self): "Rows, or sums of weights, by label and by prediction, as a DataFrame"; return _confusion(self)
-    def by_class(self): "A DataFrame with a row per class: rows, precision, recall, F1, ROC-AUC and the like"; return _by_class(self)
-    def to_frame(self): "A DataFrame with a row for `all` and one per slice"; return _frame(self)
-    def __repr__(self) -> str: return f"Evaluation of {self.count:,} rows and {len(self.state.classes)} classes\n{self.to_frame().to_string()}\n{self.by_class().to_string()}"
-    def _repr_html_(self) -> str: return _html(self)
+    def pr_auc(self) -> float:
+        "Average precision against the rest, averaged over the classes that occur"
+        return self.average("pr_auc")
+
+    def top(self, k: int) -> float:
+        "Share of the rows whose label is among the `k` highest scores, of equal ones the first"
+        return ratio(self.state.ranks[:k].sum().item(), self.weight)
+
+    def average(self, measure: str, how: str = "macro") -> float:
+        "A column of `by_class`, averaged over the classes that occur: `macro` equally, `weighted` by their rows"
+        return _average(self, measure, how)
+
+    def interval(self, measure: str, level: float = 0.95):
+        "Confidence interval of `accuracy`, `log_loss` or `brier`, as (low, high)"
+        return _interval(self, measure, level)
+
+    def confusion(self):
+        "Rows, or sums of weights, by label and by prediction, as a DataFrame"
+        return _confusion(self)
+
+    def by_class(self):
+        "A DataFrame with a row per class: rows, precision, recall, F1, ROC-AUC and the like"
+        return _by_class(self)
+
+    def to_frame(self):
+        "A DataFrame with a row for `all` and one per slice"
+        return _frame(self)
+
+    def __repr__(self) -> str:
+        return f"Evaluation of {self.count:,} rows and {len(self.state.classes)} classes\n{self.to_frame().to_string()}\n{self.by_class().to_string()}"
+
+    def _repr_html_(self) -> str:
+        return _html(self)
 
 # %% ../../nbs/learn/multiclass.ipynb #aaa8eb1e
-def _shares(part, whole): "part / whole, NaN of nothing"; return np.divide(part, whole, out=np.full(len(part), np.nan), where=np.asarray(whole) > 0)
+def _shares(part, whole):
+    "part / whole, NaN of nothing"
+    return np.divide(part, whole, out=np.full(len(part), np.nan), where=np.asarray(whole) > 0)
+
 
 def _by_class(e: ClassEvaluation):
     import pandas as pd
+
     table, each = e.state.confusion, list(e.classes.values())
-    right, support, predicted = np.diag(table).astype(np.float64), table.sum(axis=1), table.sum(axis=0)
-    return pd.DataFrame({
-        "count": support, "precision": _shares(right, predicted), "recall": _shares(right, support), "f1": _shares(2 * right, support + predicted),
-        **{name: [getattr(x, name) for x in each] for name in ("roc_auc", "pr_auc", "ece")}}, index=list(e.state.classes))
+    right, support, predicted = (
+        np.diag(table).astype(np.float64),
+        table.sum(axis=1),
+        table.sum(axis=0),
+    )
+    return pd.DataFrame(
+        {
+            "count": support,
+            "precision": _shares(right, predicted),
+            "recall": _shares(right, support),
+            "f1": _shares(2 * right, support + predicted),
+            **{name: [getattr(x, name) for x in each] for name in ("roc_auc", "pr_auc", "ece")},
+        },
+        index=list(e.state.classes),
+    )
+
 
 def _average(e: ClassEvaluation, measure: str, how: str) -> float:
     table = e.by_class()
-    if measure not in table: raise ParameterError(unknown(measure, table.columns, "the measures of a class"))
-    if how not in ("macro", "weighted"): raise ParameterError(unknown(how, ("macro", "weighted"), "the ways to average"))
+    if measure not in table:
+        raise ParameterError(unknown(measure, table.columns, "the measures of a class"))
+    if how not in ("macro", "weighted"):
+        raise ParameterError(unknown(how, ("macro", "weighted"), "the ways to average"))
     some = table[table["count"] > 0]
-    x = some[measure].fillna(0) if measure == "precision" else some[measure]  # of a class that was never predicted: none is right
-    return float(np.average(x, weights=some["count"] if how == "weighted" else None)) if len(some) else np.nan
+    x = (
+        some[measure].fillna(0) if measure == "precision" else some[measure]
+    )  # of a class that was never predicted: none is right
+    return (
+        float(np.average(x, weights=some["count"] if how == "weighted" else None))
+        if len(some)
+        else np.nan
+    )
+
 
 def _interval(e: ClassEvaluation, measure: str, level: float) -> tuple[float, float]:
     kinds = ("log_loss", "brier", "accuracy")
-    if measure not in kinds: raise ParameterError(unknown(measure, kinds, "the measures with an interval"))
+    if measure not in kinds:
+        raise ParameterError(unknown(measure, kinds, "the measures with an interval"))
     n = ratio(e.weight**2, e.state.squares)
-    if measure == "accuracy": return wilson(e.accuracy, n, level)
+    if measure == "accuracy":
+        return wilson(e.accuracy, n, level)
     total, squares = e.state.losses[kinds.index(measure)] / (e.weight or np.nan)
     return normal_interval(total, squares - total * total, n, level)
 
+
 def _confusion(e: ClassEvaluation):
     import pandas as pd
-    return pd.DataFrame(e.state.confusion, index=pd.Index(e.state.classes, name="label"), columns=pd.Index(e.state.classes, name="prediction"))
+
+    return pd.DataFrame(
+        e.state.confusion,
+        index=pd.Index(e.state.classes, name="label"),
+        columns=pd.Index(e.state.classes, name="prediction"),
+    )
 
 # %% ../../nbs/learn/multiclass.ipynb #5e8ea3f8
 def _evaluated(s: State) -> ClassEvaluation:
     return ClassEvaluation(s.whole, {k: ClassEvaluation(x) for k, x in in_order(s.slices).items()})
 
+
 def class_evaluation(
-    label: str = "label",        # column of numbers or names of classes
-    score: str = "score",        # variable over row and class
+    label: str = "label",  # column of numbers or names of classes
+    score: str = "score",  # variable over row and class
     by: list[str] | tuple = (),  # columns to slice by
-    weight: str | None = None,   # column of weights
-) -> Mergeable:                  # over datasets; its result is a `ClassEvaluation`
+    weight: str | None = None,  # column of weights
+) -> Mergeable:  # over datasets; its result is a `ClassEvaluation`
     "The evaluation of scores of several classes in a dataset"
-    return Mergeable(partial(State, ClassState()), partial(update_classes, label=label, score=score, by=tuple(by), weight=weight), _merge, _evaluated, columns=needed(label, score, *by, weight))
+    return Mergeable(
+        partial(State, ClassState()),
+        partial(update_classes, label=label, score=score, by=tuple(by), weight=weight),
+        _merge,
+        _evaluated,
+        columns=needed(label, score, *by, weight),
+    )
+
 
 CLASS_EVALUATION = register("class evaluation", class_evaluation())
 
+
 def evaluate_classes(
-    label,        # (row,) numbers or names of classes, or category codes
-    score,        # (row, class) probabilities, which add up to 1; a coordinate of the second dimension names the classes
-    by=None,      # (row,) strings, numbers or category codes; a dict or Dataset of several
+    label,  # (row,) numbers or names of classes, or category codes
+    score,  # (row, class) probabilities, which add up to 1; a coordinate of the second dimension names the classes
+    by=None,  # (row,) strings, numbers or category codes; a dict or Dataset of several
     client=None,  # dask.distributed.Client that does the work on dask-backed data; None: threads of this process
     *,
     weight=None,  # (row,) finite numbers from 0 on; None: every row counts once
 ) -> ClassEvaluation:
     "Compare scores of several classes with what happened; `ParameterError` for scores that are no probabilities, labels that are no class, bad weights"
     import xarray as xr
-    score = score if hasattr(score, "dims") else xr.DataArray(np.asarray(score), dims=("row", "class"))
-    if score.ndim != 2 or score.shape[1] < 2: raise ParameterError(f"Scores of several classes have a column for each; these have shape {score.shape}.")
+
+    score = (
+        score if hasattr(score, "dims") else xr.DataArray(np.asarray(score), dims=("row", "class"))
+    )
+    if score.ndim != 2 or score.shape[1] < 2:
+        raise ParameterError(
+            f"Scores of several classes have a column for each; these have shape {score.shape}."
+        )
     label, columns = row_array(label, "label"), columns_by(by)
     scored = xr.Variable(("row", "class"), score.data, {"classes": class_names(label, score)})
-    ds = rows_of(label=label, score=scored, **({} if weight is None else {"weight": row_array(weight, "weight")}), **columns)
-    return reduce(class_evaluation(by=list(columns), weight=None if weight is None else "weight"), ds, client)
+    ds = rows_of(
+        label=label,
+        score=scored,
+        **({} if weight is None else {"weight": row_array(weight, "weight")}),
+        **columns,
+    )
+    return reduce(
+        class_evaluation(by=list(columns), weight=None if weight is None else "weight"), ds, client
+    )
 
 # %% ../../nbs/learn/multiclass.ipynb #f28e86fd
 def _frame(e: ClassEvaluation):
     import pandas as pd
-    def row(e): return {"count": e.count, **{name: getattr(e, name) for name in ("accuracy", "balanced_accuracy", "log_loss", "brier", "roc_auc", "pr_auc")}}
+
+    def row(e):
+        return {
+            "count": e.count,
+            **{
+                name: getattr(e, name)
+                for name in (
+                    "accuracy",
+                    "balanced_accuracy",
+                    "log_loss",
+                    "brier",
+                    "roc_auc",
+                    "pr_auc",
+                )
+            },
+        }
+
     return pd.DataFrame([row(x) for x in (e, *e.slices.values())], index=slice_index(e.slices))
+
 
 def _html(e: ClassEvaluation) -> str:
     from html import escape
-    def cells(row, names): return [f"{row[k]:.3f}" if row[k] == row[k] else "–" for k in names]
+
+    def cells(row, names):
+        return [f"{row[k]:.3f}" if row[k] == row[k] else "–" for k in names]
+
     whole, table, losses = e.to_frame(), e.by_class(), ("log_loss", "brier", "roc_auc", "pr_auc")
-    rows = [[f"<b>{escape(slice_name(k))}</b>", amount(int(r["count"])), percent(r["accuracy"]), percent(r["balanced_accuracy"]), *cells(r, losses)] for k, r in whole.iterrows()]
-    each = [[f"<b>{escape(str(k))}</b>", amount(r["count"]), *cells(r, table.columns[1:])] for k, r in table.iterrows()]
+    rows = [
+        [
+            f"<b>{escape(slice_name(k))}</b>",
+            amount(int(r["count"])),
+            percent(r["accuracy"]),
+            percent(r["balanced_accuracy"]),
+            *cells(r, losses),
+        ]
+        for k, r in whole.iterrows()
+    ]
+    each = [
+        [f"<b>{escape(str(k))}</b>", amount(r["count"]), *cells(r, table.columns[1:])]
+        for k, r in table.iterrows()
+    ]
     return html_table(
-        ("Rows of", "Rows", "Right", "Right, mean over classes", "Log-loss", "Brier", "ROC-AUC", "Average precision"), rows,
-        f"<b>{e.count:,}</b> rows, <b>{len(e.state.classes)}</b> classes", "ROC-AUC and average precision: of each class against the rest, averaged over classes."
-    ) + html_table(("Class", "Rows", "Precision", "Recall", "F1", "ROC-AUC", "Average precision", "Calibration error"), each)
+        (
+            "Rows of",
+            "Rows",
+            "Right",
+            "Right, mean over classes",
+            "Log-loss",
+            "Brier",
+            "ROC-AUC",
+            "Average precision",
+        ),
+        rows,
+        f"<b>{e.count:,}</b> rows, <b>{len(e.state.classes)}</b> classes",
+        "ROC-AUC and average precision: of each class against the rest, averaged over classes.",
+    ) + html_table(
+        (
+            "Class",
+            "Rows",
+            "Precision",
+            "Recall",
+            "F1",
+            "ROC-AUC",
+            "Average precision",
+            "Calibration error",
+        ),
+        each,
+    )

@@ -24,10 +24,33 @@ from ..compute.state import fingerprint
 from ..errors import ContractViolation, ParameterError, WorkFailed
 from ..files import replacing
 from .batches import Spans, Stream, of_arrays, rows_from, steps_of, strips
-from .descent import Job, Targets, begin, descend, ended, few_threads, loss_of, opened, optimizer_of, randomness, snapshot, torch
+from scalai_nb.learn.descent import (
+    Job,
+    Targets,
+    begin,
+    descend,
+    ended,
+    few_threads,
+    loss_of,
+    opened,
+    optimizer_of,
+    randomness,
+    snapshot,
+    torch,
+)
 from .gang import Lost, segments, together
 from .linear import COUNTS, LABELS, class_weights, number
-from .rows import by_row, check_mass, check_rows, features, finite, is_dataset, is_source, rows_of, slices
+from scalai_nb.learn.rows import (
+    by_row,
+    check_mass,
+    check_rows,
+    features,
+    finite,
+    is_dataset,
+    is_source,
+    rows_of,
+    slices,
+)
 from .transform import FeatureBlocks
 
 # %% ../../nbs/learn/networks.ipynb #87d5f968
@@ -39,19 +62,25 @@ def perceptron(features: int, outputs: int, hidden, dropout: float, prior):
         layers += [nn.Linear(width, size), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
         width = size
     last = nn.Linear(width, outputs)
-    with torch().no_grad(): last.bias.copy_(torch().as_tensor(prior, dtype=last.bias.dtype))
+    with torch().no_grad():
+        last.bias.copy_(torch().as_tensor(prior, dtype=last.bias.dtype))
     return nn.Sequential(*layers, last)
+
 
 def module_of(module, features: int, seed: int, otherwise):
     "A copy of a module, or what a function of the number of features makes; None: `otherwise()`"
     t = torch()
-    if isinstance(module, t.nn.Module): return copy.deepcopy(module).cpu()
+    if isinstance(module, t.nn.Module):
+        return copy.deepcopy(module).cpu()
     if module is not None and not callable(module):
-        raise ParameterError(f"module={module!r} is not known; accepted: a torch.nn.Module, a function of the number of features that makes one, or None.")
+        raise ParameterError(
+            f"module={module!r} is not known; accepted: a torch.nn.Module, a function of the number of features that makes one, or None."
+        )
     with randomness():
         t.manual_seed(seed)
         made = otherwise() if module is None else module(features)
-    if not isinstance(made, t.nn.Module): raise ParameterError(f"module= made a {type(made).__name__}; accepted: a torch.nn.Module.")
+    if not isinstance(made, t.nn.Module):
+        raise ParameterError(f"module= made a {type(made).__name__}; accepted: a torch.nn.Module.")
     return made.cpu()
 
 # %% ../../nbs/learn/networks.ipynb #fee6a38d
@@ -59,98 +88,181 @@ def _accepted(classes: int | None) -> list[tuple]:
     "Shapes, without the rows, that the output of a module may have for so many classes; None: numbers"
     return {None: [(), (1,)], 2: [(), (1,), (2,)]}.get(classes, [(classes,)])
 
+
 def check_output(module, features: int, classes: int | None) -> None:
     "ContractViolation where a module cannot take the features, or gives what no loss can take"
     t = torch()
     training, module = module.training, module.eval()
     try:
-        with t.no_grad(): output = module(t.zeros(2, features))
-    except Exception as e: raise ContractViolation(f"The module cannot take (row, {features}) float32 features: {type(e).__name__}: {e}") from e
-    finally: module.train(training)
+        with t.no_grad():
+            output = module(t.zeros(2, features))
+    except Exception as e:
+        raise ContractViolation(
+            f"The module cannot take (row, {features}) float32 features: {type(e).__name__}: {e}"
+        ) from e
+    finally:
+        module.train(training)
     shape = tuple(getattr(output, "shape", ("?",)))
-    if shape[:1] == (2,) and shape[1:] in _accepted(classes): return
-    wanted = " or ".join(f"(row{''.join(f', {n}' for n in s)}{'' if s else ','})" for s in _accepted(classes))
-    raise ContractViolation(f"The module gives {shape} for 2 rows of {features} features; accepted: {wanted}, "
-                            f"{'the prediction' if classes is None else f'logits of {classes} classes'}.")
+    if shape[:1] == (2,) and shape[1:] in _accepted(classes):
+        return
+    wanted = " or ".join(
+        f"(row{''.join(f', {n}' for n in s)}{'' if s else ','})" for s in _accepted(classes)
+    )
+    raise ContractViolation(
+        f"The module gives {shape} for 2 rows of {features} features; accepted: {wanted}, "
+        f"{'the prediction' if classes is None else f'logits of {classes} classes'}."
+    )
 
 # %% ../../nbs/learn/networks.ipynb #c6d3135d
 def _content(data) -> list:
     "What tells rows from other rows, as far as it can be told without reading them all"
-    if isinstance(data, Stream): return ["stream", data.rows]
-    if isinstance(data.source, Blocks): return [data.source.fingerprint()]
-    few = [(b, r) for b in (0, len(data.source) - 1) for r in (np.linspace(0, data.sizes[b] - 1, 500).astype(int),) if data.sizes[b]]
-    return [data.rows, *([None if a is None else (a if a.dtype != object else a.astype(str)) for a in data.take(data.source[b], r)] for b, r in few)]
+    if isinstance(data, Stream):
+        return ["stream", data.rows]
+    if isinstance(data.source, Blocks):
+        return [data.source.fingerprint()]
+    few = [
+        (b, r)
+        for b in (0, len(data.source) - 1)
+        for r in (np.linspace(0, data.sizes[b] - 1, 500).astype(int),)
+        if data.sizes[b]
+    ]
+    return [
+        data.rows,
+        *(
+            [
+                None if a is None else (a if a.dtype != object else a.astype(str))
+                for a in data.take(data.source[b], r)
+            ]
+            for b, r in few
+        ),
+    ]
+
 
 def _name(x):
     "What tells an option from another: a function by its name and code, as its address would not last"
-    if not callable(x): return x
-    return [getattr(x, "__qualname__", type(x).__qualname__), getattr(x, "__code__", _name.__code__).co_code.hex()]
+    if not callable(x):
+        return x
+    return [
+        getattr(x, "__qualname__", type(x).__qualname__),
+        getattr(x, "__code__", _name.__code__).co_code.hex(),
+    ]
+
 
 def mark(job: Job, data, validation) -> str:
     "The name of a fit"
-    about = ("loss", "optimizer", "learning_rate", "weight_decay", "max_norm", "patience", "mixed", "shuffle", "seed", "rows")
+    about = (
+        "loss",
+        "optimizer",
+        "learning_rate",
+        "weight_decay",
+        "max_norm",
+        "patience",
+        "mixed",
+        "shuffle",
+        "seed",
+        "rows",
+    )
     weights = {n: p.float().numpy() for n, p in job.module.state_dict().items()}
     classes = None if job.targets.classes is None else job.targets.classes.tolist()
-    return fingerprint([{n: _name(getattr(job, n)) for n in about}, job.steps.steps, str(job.module), weights, classes, job.targets.by_class, job.targets.scale,
-                        _content(data), validation and _content(validation)])
+    return fingerprint(
+        [
+            {n: _name(getattr(job, n)) for n in about},
+            job.steps.steps,
+            str(job.module),
+            weights,
+            classes,
+            job.targets.by_class,
+            job.targets.scale,
+            _content(data),
+            validation and _content(validation),
+        ]
+    )
 
 # %% ../../nbs/learn/networks.ipynb #f426891c
 @dataclass(frozen=True)
 class Kept:
     "The file of the last snapshot; without a folder, nothing"
+
     path: Path | None
 
-    def read(self) -> bytes | None: return self.path.read_bytes() if self.path and self.path.exists() else None
+    def read(self) -> bytes | None:
+        return self.path.read_bytes() if self.path and self.path.exists() else None
 
     def write(self, state: bytes) -> None:
         "Write a snapshot; the one before stays until the new one is whole. WorkFailed where it cannot be written"
-        if not self.path: return
+        if not self.path:
+            return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self.path) as file: file.write(state)
-        except OSError as e: raise WorkFailed(f"The checkpoint cannot be written to {self.path}: {e.strerror}; name a folder on a disk with room.") from e
+            with replacing(self.path) as file:
+                file.write(state)
+        except OSError as e:
+            raise WorkFailed(
+                f"The checkpoint cannot be written to {self.path}: {e.strerror}; name a folder on a disk with room."
+            ) from e
 
 # %% ../../nbs/learn/networks.ipynb #b12a9514
 def line(entry: dict, epochs: int) -> str:
     "An epoch in words"
-    held = "" if entry["validation_loss"] is None else f" · validation {entry['validation_loss']:.4f}"
+    held = (
+        "" if entry["validation_loss"] is None else f" · validation {entry['validation_loss']:.4f}"
+    )
     return f"epoch {entry['epoch']}/{epochs} · loss {entry['loss']:.4f}{held} · {entry['seconds']:.1f} s"
+
 
 def _teller(progress, epochs: int, known: int = 0):
     "A function that tells `progress` of the epochs that it has not heard of"
-    if progress is None: progress = sys.stderr.isatty()
-    tell = progress if callable(progress) else (lambda entry: print(line(entry, epochs), file=sys.stderr, flush=True)) if progress else lambda entry: None
+    if progress is None:
+        progress = sys.stderr.isatty()
+    tell = (
+        progress
+        if callable(progress)
+        else (lambda entry: print(line(entry, epochs), file=sys.stderr, flush=True))
+        if progress
+        else lambda entry: None
+    )
+
     def told(history):
         nonlocal known
-        for entry in history[known:]: tell(entry)
+        for entry in history[known:]:
+            tell(entry)
         known = len(history)
+
     return told
 
 # %% ../../nbs/learn/networks.ipynb #ea0541e9
 def _is_classes(self) -> bool:
-    if self.loss in ("squared_error", "absolute_error"): return False
+    if self.loss in ("squared_error", "absolute_error"):
+        return False
     return self.task != "values"
+
 
 class _Learns(BaseEstimator):
     "What a network does with rows to learn from"
+
     def fit(
         self,
-        X,                   # (row, feature) array, DataArray, Dask array; a Dataset; or a source of blocks (X, y[, weight])
-        y=None,              # (row,) targets; for a Dataset their name
+        X,  # (row, feature) array, DataArray, Dask array; a Dataset; or a source of blocks (X, y[, weight])
+        y=None,  # (row,) targets; for a Dataset their name
         sample_weight=None,  # (row,) at least 0; for a Dataset their name
         *,
-        transform=None,      # for a Dataset: a fitted Transform that makes the features
-        validation=None,     # rows to stop early by: a Dataset, (X, y[, weight]) or a source of blocks
-        client=None,         # dask.distributed.Client: its workers share the rows out
-        checkpoint=None,     # folder that keeps how far it is; a second fit with the same data and settings goes on from there
+        transform=None,  # for a Dataset: a fitted Transform that makes the features
+        validation=None,  # rows to stop early by: a Dataset, (X, y[, weight]) or a source of blocks
+        client=None,  # dask.distributed.Client: its workers share the rows out
+        checkpoint=None,  # folder that keeps how far it is; a second fit with the same data and settings goes on from there
         checkpoint_every=15.0,  # seconds
-        progress=None,       # function of an entry of the history; True: a line an epoch; None: on a terminal; False: nothing
+        progress=None,  # function of an entry of the history; True: a line an epoch; None: on a terminal; False: nothing
     ):
         "Learn `module_`, `history_` and, of labels, `classes_`. ContractViolation for rows that cannot be learnt from; WorkFailed for a loss that is not finite"
         _valid(self, validation)
-        if isinstance(X, FeatureBlocks) and is_dataset(X.data): X, y, sample_weight, transform = X.data, X.label, X.weight, X.transform
+        if isinstance(X, FeatureBlocks) and is_dataset(X.data):
+            X, y, sample_weight, transform = X.data, X.label, X.weight, X.transform
         job, data = _job(self, X, y, sample_weight, transform, client)
-        held = None if validation is None else _validation(self, validation, y, sample_weight, transform)
+        held = (
+            None
+            if validation is None
+            else _validation(self, validation, y, sample_weight, transform)
+        )
         kept = Kept(checkpoint and Path(checkpoint) / f"network-{mark(job, data, held)}.pt")
         state = kept.read()
         tell = _teller(progress, self.epochs, len(opened(state).history) if state else 0)
@@ -160,107 +272,201 @@ class _Learns(BaseEstimator):
 # %% ../../nbs/learn/networks.ipynb #5a2f2888
 class Network(_Learns):
     "A PyTorch module that learns from rows"
+
     def __init__(
         self,
-        module=None,           # torch.nn.Module, which is copied; or a function of the number of features that makes one; None: a perceptron
+        module=None,  # torch.nn.Module, which is copied; or a function of the number of features that makes one; None: a perceptron
         *,
-        hidden=(64, 32),       # sizes of the perceptron's layers
-        dropout=0.0,           # share of their outputs that is left out in a step
-        loss="log_loss",       # log_loss, squared_error, absolute_error, or a function (output, target) -> (row,) losses
-        task=None,             # what a loss of your own is for: "classes" or "values"; None: classes
-        optimizer="adamw",     # adamw, adam, sgd, or a function of the parameters that makes one
+        hidden=(64, 32),  # sizes of the perceptron's layers
+        dropout=0.0,  # share of their outputs that is left out in a step
+        loss="log_loss",  # log_loss, squared_error, absolute_error, or a function (output, target) -> (row,) losses
+        task=None,  # what a loss of your own is for: "classes" or "values"; None: classes
+        optimizer="adamw",  # adamw, adam, sgd, or a function of the parameters that makes one
         learning_rate=1e-3,
         weight_decay=1e-4,
-        batch_size=1024,       # most rows of a step, of all workers together
-        epochs=10,             # most passes over the rows
-        early_stopping=None,   # epochs without a lower validation loss after which to stop, and go back to the best; None: never
-        max_norm=None,         # length that the gradient is cut to; None: it is not
-        class_weight=None,     # "balanced", or a dict by class
-        precision="auto",      # "float32"; "mixed": half where it is safe; "auto": mixed on a card
-        device=None,           # "cpu" or "cuda"; None: a card where there is one
-        shuffle=262_144,       # rows that are mixed at a time, at least; 0: the rows are taken in order
+        batch_size=1024,  # most rows of a step, of all workers together
+        epochs=10,  # most passes over the rows
+        early_stopping=None,  # epochs without a lower validation loss after which to stop, and go back to the best; None: never
+        max_norm=None,  # length that the gradient is cut to; None: it is not
+        class_weight=None,  # "balanced", or a dict by class
+        precision="auto",  # "float32"; "mixed": half where it is safe; "auto": mixed on a card
+        device=None,  # "cpu" or "cuda"; None: a card where there is one
+        shuffle=262_144,  # rows that are mixed at a time, at least; 0: the rows are taken in order
         seed=0,
     ):
-        self.module, self.hidden, self.dropout, self.loss, self.task, self.optimizer = module, hidden, dropout, loss, task, optimizer
-        self.learning_rate, self.weight_decay, self.batch_size, self.epochs = learning_rate, weight_decay, batch_size, epochs
-        self.early_stopping, self.max_norm, self.class_weight, self.precision = early_stopping, max_norm, class_weight, precision
+        self.module, self.hidden, self.dropout, self.loss, self.task, self.optimizer = (
+            module,
+            hidden,
+            dropout,
+            loss,
+            task,
+            optimizer,
+        )
+        self.learning_rate, self.weight_decay, self.batch_size, self.epochs = (
+            learning_rate,
+            weight_decay,
+            batch_size,
+            epochs,
+        )
+        self.early_stopping, self.max_norm, self.class_weight, self.precision = (
+            early_stopping,
+            max_norm,
+            class_weight,
+            precision,
+        )
         self.device, self.shuffle, self.seed = device, shuffle, seed
 
     def predict(self, X, transform=None):
         "(row,) the likeliest class, or the expected value"
         check_is_fitted(self)
-        if not hasattr(self, "classes_"): return _outputs(self, lambda z: z[:, 0], X, transform, None, np.float32)
-        return _outputs(self, lambda z: self.classes_[_shares(z).argmax(axis=1)], X, transform, None, self.classes_.dtype)
+        if not hasattr(self, "classes_"):
+            return _outputs(self, lambda z: z[:, 0], X, transform, None, np.float32)
+        return _outputs(
+            self,
+            lambda z: self.classes_[_shares(z).argmax(axis=1)],
+            X,
+            transform,
+            None,
+            self.classes_.dtype,
+        )
 
     def score(self, X, y, sample_weight=None):
         "Share of rows whose class is right, or the share of the variance that is explained"
         from sklearn.metrics import accuracy_score, r2_score
-        return (accuracy_score if hasattr(self, "classes_") else r2_score)(y, self.predict(X), sample_weight=sample_weight)
+
+        return (accuracy_score if hasattr(self, "classes_") else r2_score)(
+            y, self.predict(X), sample_weight=sample_weight
+        )
 
     def __sklearn_tags__(self):
-        tags = super(Network, self).__sklearn_tags__()
-        tags.estimator_type, tags.target_tags.required = "classifier" if _is_classes(self) else "regressor", True
-        if _is_classes(self): tags.classifier_tags = ClassifierTags()
-        else: tags.regressor_tags = RegressorTags()
+        tags = super().__sklearn_tags__()
+        tags.estimator_type, tags.target_tags.required = (
+            "classifier" if _is_classes(self) else "regressor",
+            True,
+        )
+        if _is_classes(self):
+            tags.classifier_tags = ClassifierTags()
+        else:
+            tags.regressor_tags = RegressorTags()
         return tags
 
 # %% ../../nbs/learn/networks.ipynb #f23e8bd7
 def _one_of(name: str, given, known) -> None:
-    if given not in known: raise ParameterError(f"{name}={given!r} is not known; accepted: {', '.join(map(repr, known))}.")
+    if given not in known:
+        raise ParameterError(
+            f"{name}={given!r} is not known; accepted: {', '.join(map(repr, known))}."
+        )
+
 
 def _whole(name: str, n, least: int) -> None:
-    if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < least: raise ParameterError(f"{name}={n!r} is not known; accepted: a whole number from {least} on.")
+    if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < least:
+        raise ParameterError(
+            f"{name}={n!r} is not known; accepted: a whole number from {least} on."
+        )
+
 
 def _valid(e: Network, validation) -> None:
     "ParameterError where an option is not what it should be"
     torch(), loss_of(e.loss)
-    _one_of("task", e.task, (None, "classes", "values")), _one_of("precision", e.precision, ("auto", "float32", "mixed")), _one_of("device", e.device, (None, "cpu", "cuda"))
-    for name, least in (("batch_size", 1), ("epochs", 1), ("shuffle", 0), ("seed", 0)): _whole(name, getattr(e, name), least)
+    (
+        _one_of("task", e.task, (None, "classes", "values")),
+        _one_of("precision", e.precision, ("auto", "float32", "mixed")),
+        _one_of("device", e.device, (None, "cpu", "cuda")),
+    )
+    for name, least in (("batch_size", 1), ("epochs", 1), ("shuffle", 0), ("seed", 0)):
+        _whole(name, getattr(e, name), least)
     number("learning_rate", e.learning_rate, open=True), number("weight_decay", e.weight_decay)
-    if e.max_norm is not None: number("max_norm", e.max_norm, open=True)
+    if e.max_norm is not None:
+        number("max_norm", e.max_norm, open=True)
     if e.early_stopping is not None:
         _whole("early_stopping", e.early_stopping, 1)
-        if validation is None: raise ParameterError("early_stopping= needs rows to stop by; pass validation= to fit.")
+        if validation is None:
+            raise ParameterError("early_stopping= needs rows to stop by; pass validation= to fit.")
+
 
 def _device(e: Network, client) -> str:
     "Where the module learns. ParameterError where there is no card and there ought to be"
     cards = all(client.run(_card).values()) if client is not None and e.device != "cpu" else _card()
-    if e.device == "cuda" and not cards: raise ParameterError("device='cuda' was asked for, and PyTorch finds no CUDA device; leave it out.")
+    if e.device == "cuda" and not cards:
+        raise ParameterError(
+            "device='cuda' was asked for, and PyTorch finds no CUDA device; leave it out."
+        )
     return e.device or ("cuda" if cards else "cpu")
 
 # %% ../../nbs/learn/networks.ipynb #d5d907cf
 def _targets(e: Network, fold) -> tuple[Targets, int, np.ndarray]:
     "Targets, rows in all, and the outputs that are right on average; one pass over the targets alone"
-    if _is_classes(e): return _of_labels(e, fold(LABELS, features=False))
+    if _is_classes(e):
+        return _of_labels(e, fold(LABELS, features=False))
     counts = fold(COUNTS, features=False)
     check_rows(counts.rows), check_mass(counts.weight)
-    return Targets(e.n_features_in_, scale=counts.rows / counts.weight), counts.rows, np.array([counts.total / counts.weight])
+    return (
+        Targets(e.n_features_in_, scale=counts.rows / counts.weight),
+        counts.rows,
+        np.array([counts.total / counts.weight]),
+    )
+
 
 def _of_labels(e: Network, labels) -> tuple[Targets, int, np.ndarray]:
     rows, by_class = int(labels.counts.sum()), class_weights(e.class_weight, labels)
     mass = labels.weight * (1 if by_class is None else by_class)
     check_rows(rows), check_mass(mass.sum())
-    if len(labels.values) < 2: raise ContractViolation(f"y holds one class only, {labels.values[0]}; accepted: two classes or more.")
+    if len(labels.values) < 2:
+        raise ContractViolation(
+            f"y holds one class only, {labels.values[0]}; accepted: two classes or more."
+        )
     share = np.log(np.maximum(mass / mass.sum(), 1e-6))
     prior = share[1:] - share[:1] if len(share) == 2 else share
     return Targets(e.n_features_in_, labels.values, by_class, rows / mass.sum()), rows, prior
 
+
 def _job(e: Network, X, y, weight, transform, client) -> tuple[Job, object]:
     "What is to be learnt, and from which rows"
-    fold = rows_of(e, X, y, weight, transform, client, **({} if _is_classes(e) else {"y_numeric": True}))
+    fold = rows_of(
+        e, X, y, weight, transform, client, **({} if _is_classes(e) else {"y_numeric": True})
+    )
     targets, rows, prior = _targets(e, fold)
     n, classes = e.n_features_in_, None if targets.classes is None else len(targets.classes)
-    module = module_of(e.module, n, e.seed, lambda: perceptron(n, len(prior), e.hidden, e.dropout, prior))
+    module = module_of(
+        e.module, n, e.seed, lambda: perceptron(n, len(prior), e.hidden, e.dropout, prior)
+    )
     check_output(module, n, classes)
     optimizer_of(e.optimizer, module, e.learning_rate, e.weight_decay)
-    data, device = rows_from(X, y, weight, transform, getattr(e, "feature_names_in_", None)), _device(e, client)
-    if isinstance(data, Stream): data = replace(data, rows=rows)
-    return Job(module, loss_of(e.loss), targets, rows, steps_of(rows, e.batch_size), e.epochs, e.optimizer, e.learning_rate, e.weight_decay, e.max_norm,
-               e.early_stopping, e.precision == "mixed" or (e.precision == "auto" and device == "cuda"), device, e.shuffle, e.seed), data
+    data, device = (
+        rows_from(X, y, weight, transform, getattr(e, "feature_names_in_", None)),
+        _device(e, client),
+    )
+    if isinstance(data, Stream):
+        data = replace(data, rows=rows)
+    return Job(
+        module,
+        loss_of(e.loss),
+        targets,
+        rows,
+        steps_of(rows, e.batch_size),
+        e.epochs,
+        e.optimizer,
+        e.learning_rate,
+        e.weight_decay,
+        e.max_norm,
+        e.early_stopping,
+        e.precision == "mixed" or (e.precision == "auto" and device == "cuda"),
+        device,
+        e.shuffle,
+        e.seed,
+    ), data
+
 
 def _validation(e: Network, rows, y, weight, transform):
     "The validation rows"
-    if is_dataset(rows): return rows_from(rows, y, weight if weight in rows else None, transform, getattr(e, "feature_names_in_", None))
+    if is_dataset(rows):
+        return rows_from(
+            rows,
+            y,
+            weight if weight in rows else None,
+            transform,
+            getattr(e, "feature_names_in_", None),
+        )
     return rows_from(*rows) if isinstance(rows, tuple) and not is_source(rows) else rows_from(rows)
 
 # %% ../../nbs/learn/networks.ipynb #bccea52d
@@ -268,16 +474,21 @@ def _here(job: Job, data, validation, state, kept: Kept, every: float, tell) -> 
     "The last snapshot of a training in this process"
     for run, due in descend(job, data, validation, state, every=every if kept.path else np.inf):
         tell(run.history)
-        if due: kept.write(state := snapshot(run))
+        if due:
+            kept.write(state := snapshot(run))
     return state
+
 
 def _learnt(e: Network, job: Job, state: bytes) -> Network:
     "`e` with what a snapshot holds"
     run = begin(replace(job, device="cpu"), state)
-    if run.best is not None: run.module.load_state_dict(run.best)
+    if run.best is not None:
+        run.module.load_state_dict(run.best)
     e.module_, e.history_ = run.module.eval().requires_grad_(False), run.history
-    if job.targets.classes is not None: e.classes_ = job.targets.classes
-    else: vars(e).pop("classes_", None)
+    if job.targets.classes is not None:
+        e.classes_ = job.targets.classes
+    else:
+        vars(e).pop("classes_", None)
     return e
 
 # %% ../../nbs/learn/networks.ipynb #925195a5
@@ -285,72 +496,123 @@ def _segment(group, common, data, *validation) -> bytes:
     "The snapshot with which a rank's segment ends"
     job, state, every = common
     for run, due in descend(job, data, *(validation or [None]), state, group, every):
-        if due: return snapshot(run)
+        if due:
+            return snapshot(run)
+
 
 def _arrived(ds, rows: Spans) -> Spans:
     "Rows whose blocks were on the cluster already, and are now one in this worker"
     first = rows.spans[0][1]
     return replace(rows, source=[ds], spans=((0, first, first + rows.rows),))
 
+
 def _sent(client, rows, rank: int, ranks: int, worker: str):
     "A future, on its worker, of a rank's share of some rows"
     from distributed import futures_of
+
     send = partial(client.scatter, workers=[worker], hash=False)
-    if isinstance(rows, Stream): return send(rows if rank == 0 else Spans([], of_arrays, ()))
+    if isinstance(rows, Stream):
+        return send(rows if rank == 0 else Spans([], of_arrays, ()))
     rows = rows.share(rank, ranks)
     ds = getattr(getattr(rows.source, "source", None), "ds", None)
-    if ds is None: return send(rows)
-    if futures_of(ds): return client.submit(_arrived, client.compute(ds, workers=[worker]), replace(rows, source=None), workers=[worker], pure=False)
-    return send(replace(rows, source=Blocks(type(rows.source.source)(*dask.optimize(ds), rows.source.sizes))))  # without the graph of the other shares
+    if ds is None:
+        return send(rows)
+    if futures_of(ds):
+        return client.submit(
+            _arrived,
+            client.compute(ds, workers=[worker]),
+            replace(rows, source=None),
+            workers=[worker],
+            pure=False,
+        )
+    return send(
+        replace(
+            rows, source=Blocks(type(rows.source.source)(*dask.optimize(ds), rows.source.sizes))
+        )
+    )  # without the graph of the other shares
 
 # %% ../../nbs/learn/networks.ipynb #7f5ba63b
 def _there(client, job: Job, data, validation, state, kept: Kept, every: float, tell) -> bytes:
     "The last snapshot of a training on the workers of a cluster"
     sent = {}
+
     def share(*place):
-        if place not in sent: sent[place] = [_sent(client, rows, *place) for rows in (data, validation) if rows is not None]
+        if place not in sent:
+            sent[place] = [
+                _sent(client, rows, *place) for rows in (data, validation) if rows is not None
+            ]
         return sent[place]
+
     def segment(workers, state):
-        try: return together(client, _segment, (job, state, every), share, workers, job.device)
-        except Lost: sent.clear(); raise
-    if state and ended(job, opened(state)): return state
+        try:
+            return together(client, _segment, (job, state, every), share, workers, job.device)
+        except Lost:
+            sent.clear()
+            raise
+
+    if state and ended(job, opened(state)):
+        return state
     for last in segments(client, _warm, segment, state, most=max(1, job.rows // job.steps.steps)):
         kept.write(last)
         tell((now := opened(last)).history)
-        if ended(job, now): return last
+        if ended(job, now):
+            return last
 
-def _warm() -> None: "Load what PyTorch loads with its first optimizer"; torch().optim.SGD([torch().zeros(1)])
 
-def _card() -> bool: "Whether PyTorch finds a card in this process"; return torch().cuda.is_available()
+def _warm() -> None:
+    "Load what PyTorch loads with its first optimizer"
+    torch().optim.SGD([torch().zeros(1)])
+
+
+def _card() -> bool:
+    "Whether PyTorch finds a card in this process"
+    return torch().cuda.is_available()
 
 # %% ../../nbs/learn/networks.ipynb #88daca40
 PREDICTED = 65_536  # rows that go through a module at a time
 
+
 def _raw(e: Network, X) -> np.ndarray:
     "(row, output) what the module gives, float32"
     t = torch()
+
     def part(rows):
         z = e.module_(t.from_numpy(np.array(X[rows], np.float32)))
         return z.float().reshape(len(z), -1).numpy()
-    with t.inference_mode(), few_threads(e.module_, PREDICTED): return np.concatenate([part(rows) for rows in slices(len(X), PREDICTED)])
+
+    with t.inference_mode(), few_threads(e.module_, PREDICTED):
+        return np.concatenate([part(rows) for rows in slices(len(X), PREDICTED)])
+
 
 def _shares(z) -> np.ndarray:
     "(row, class) probabilities of logits (row, 1 or class)"
     t, z = torch(), torch().from_numpy(z)
     return (t.cat([t.sigmoid(-z), t.sigmoid(z)], 1) if z.shape[1] == 1 else t.softmax(z, 1)).numpy()
 
+
 def _outputs(e: Network, function, X, transform, columns, dtype):
     "`function` of what the module gives for rows; lazy for a Dask array"
-    if not is_dataset(X): return by_row(lambda X: function(_raw(e, X)), features(e, X, transform), columns, dtype)
+    if not is_dataset(X):
+        return by_row(lambda X: function(_raw(e, X)), features(e, X, transform), columns, dtype)
     check_is_fitted(e)
     names = getattr(e, "feature_names_in_", None)
-    if transform is None and names is None: raise ParameterError("The network has learnt from features without names; pass the transform= that makes them.")
-    parts = [function(_raw(e, _fit_for(e, batch.X))) for batch in strips(rows_from(X, transform=transform, names=names), 0, (0,))]
+    if transform is None and names is None:
+        raise ParameterError(
+            "The network has learnt from features without names; pass the transform= that makes them."
+        )
+    parts = [
+        function(_raw(e, _fit_for(e, batch.X)))
+        for batch in strips(rows_from(X, transform=transform, names=names), 0, (0,))
+    ]
     return np.concatenate(parts or [function(_raw(e, np.empty((0, e.n_features_in_))))])
+
 
 def _fit_for(e: Network, X):
     "`X`. ContractViolation where it has not the features of training, or holds what is not finite"
-    if X.shape[1] != e.n_features_in_: raise ContractViolation(f"X has {X.shape[1]} features; accepted: {e.n_features_in_}, as in training.")
+    if X.shape[1] != e.n_features_in_:
+        raise ContractViolation(
+            f"X has {X.shape[1]} features; accepted: {e.n_features_in_}, as in training."
+        )
     return finite([X])[0]
 
 # %% ../../nbs/learn/networks.ipynb #07b36ae4
@@ -358,5 +620,6 @@ def _predict_proba(self, X, transform=None):
     "(row, class) probabilities, float32"
     check_is_fitted(self)
     return _outputs(self, _shares, X, transform, len(self.classes_), np.float32)
+
 
 Network.predict_proba = available_if(_is_classes)(_predict_proba)

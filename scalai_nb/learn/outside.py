@@ -18,81 +18,136 @@ from .rows import part_rows
 # %% ../../nbs/learn/outside.ipynb #929fc3bd
 def takes(
     estimator,
-    name: str,      # of a parameter
+    name: str,  # of a parameter
     method="fit",
 ) -> bool:
     "Whether a method of the estimator has the parameter"
     function = getattr(estimator, method, None)
     return function is not None and name in inspect.signature(function).parameters
 
-def reads_datasets(estimator) -> bool: "Whether `fit` takes a dataset and a transform, as the learners of this project do"; return takes(estimator, "transform")
+
+def reads_datasets(estimator) -> bool:
+    "Whether `fit` takes a dataset and a transform, as the learners of this project do"
+    return takes(estimator, "transform")
+
 
 def check_candidate(
     name: str,
-    estimator,      # not fitted yet
+    estimator,  # not fitted yet
     classes: bool,  # whether it is to tell classes apart
 ):
     "ParameterError unless it is an estimator of the right kind"
-    if isinstance(estimator, type): raise ParameterError(f"Candidate {name!r} is the class {estimator.__name__}; pass an estimator: {estimator.__name__}().")
+    if isinstance(estimator, type):
+        raise ParameterError(
+            f"Candidate {name!r} is the class {estimator.__name__}; pass an estimator: {estimator.__name__}()."
+        )
     wanted = ("fit", "get_params", "predict_proba" if classes else "predict")
     lacking = [m for m in wanted if not hasattr(estimator, m)]
-    if lacking: raise ParameterError(f"Candidate {name!r} is {type(estimator).__name__} without {lacking[0]}; accepted: a scikit-learn estimator with {', '.join(wanted)}.")
+    if lacking:
+        raise ParameterError(
+            f"Candidate {name!r} is {type(estimator).__name__} without {lacking[0]}; accepted: a scikit-learn estimator with {', '.join(wanted)}."
+        )
 
 # %% ../../nbs/learn/outside.ipynb #3a550338
 SAMPLE = 200_000  # rows that an estimator learns from that wants them all in memory
-COPIES = 3        # of the matrix that such an estimator may make, itself included
+COPIES = 3  # of the matrix that such an estimator may make, itself included
+
 
 def sampled(
-    y,            # (row,) labels
-    rows: int,    # to take
-    classes=None, # number of the class of each row is told by `y`; None: labels are numbers
+    y,  # (row,) labels
+    rows: int,  # to take
+    classes=None,  # number of the class of each row is told by `y`; None: labels are numbers
 ) -> np.ndarray:  # places, ascending
     "About `rows` of the rows, evenly spaced, each class by itself and at least once"
     groups = [np.arange(len(y))] if classes is None else [np.flatnonzero(y == c) for c in classes]
-    def some(at): n = min(len(at), max(1, round(rows * len(at) / len(y)))); return at[((np.arange(n) + 0.5) * len(at) / n).astype(int)]
+
+    def some(at):
+        n = min(len(at), max(1, round(rows * len(at) / len(y))))
+        return at[((np.arange(n) + 0.5) * len(at) / n).astype(int)]
+
     return np.sort(np.concatenate([some(at) for at in groups if len(at)]))
 
 # %% ../../nbs/learn/outside.ipynb #804ba3bd
 @dataclass(frozen=True)
 class Learnt:
     "A fitted estimator, and how many rows it learnt from"
+
     estimator: object
     says: str
 
+
 def most_rows(features: int, memory: int | None, sample: int = SAMPLE) -> int:
     "Rows that fit into `memory` bytes in as many copies as an estimator may make, a thousand at least and `sample` at most"
-    return sample if memory is None else min(sample, max(1000, int(memory // (4 * COPIES * max(1, features)))))
+    return (
+        sample
+        if memory is None
+        else min(sample, max(1000, int(memory // (4 * COPIES * max(1, features)))))
+    )
+
 
 def learn(
-    estimator,         # not fitted yet; it is fitted itself, not a copy
-    ds, label: str,    # rows, in memory or lazy, and the column to learn
-    transform,         # a fitted Transform
+    estimator,  # not fitted yet; it is fitted itself, not a copy
+    ds,
+    label: str,  # rows, in memory or lazy, and the column to learn
+    transform,  # a fitted Transform
     *,
-    classes=None,      # sorted; None: labels are numbers
-    weight=None,       # name of a column
-    client=None,       # dask.distributed.Client for those that can use it
+    classes=None,  # sorted; None: labels are numbers
+    weight=None,  # name of a column
+    client=None,  # dask.distributed.Client for those that can use it
     sample: int = SAMPLE,
     memory: int | None = None,  # bytes that the matrix and its copies may take
-    validation=None,   # rows that early stopping watches
-    checkpoint=None,   # folder from which an interrupted fit goes on, for those that keep one
+    validation=None,  # rows that early stopping watches
+    checkpoint=None,  # folder from which an interrupted fit goes on, for those that keep one
 ) -> Learnt:
     "Fit an estimator on all rows, on a stream of blocks or on a sample. ParameterError: it takes no weights"
     rows = ds.sizes["row"]
-    if weight and not takes(estimator, "sample_weight"): raise ParameterError(f"{type(estimator).__name__} takes no weights; leave class_weight= and weight= out, or that candidate.")
-    if reads_datasets(estimator): return _read(estimator, ds, label, weight, {"transform": transform, "client": client, "validation": validation, "checkpoint": checkpoint})
+    if weight and not takes(estimator, "sample_weight"):
+        raise ParameterError(
+            f"{type(estimator).__name__} takes no weights; leave class_weight= and weight= out, or that candidate."
+        )
+    if reads_datasets(estimator):
+        return _read(
+            estimator,
+            ds,
+            label,
+            weight,
+            {
+                "transform": transform,
+                "client": client,
+                "validation": validation,
+                "checkpoint": checkpoint,
+            },
+        )
     most = most_rows(len(transform.feature_names), memory, sample)
-    if rows > most and takes(estimator, "y", "partial_fit"): return _streamed(estimator, ds, label, transform, classes, weight)
+    if rows > most and takes(estimator, "y", "partial_fit"):
+        return _streamed(estimator, ds, label, transform, classes, weight)
     at = sampled(ds[label].values, most, classes) if rows > most else None
     part = ds if at is None else ds.isel(row=at).compute()
-    estimator.fit(transform.transform(part).values, part[label].values, **({"sample_weight": part[weight].values} if weight else {}))
-    return Learnt(estimator, f"learnt from all {rows:,} rows" if at is None else f"learnt from a sample of {len(at):,} of {rows:,} rows")
+    estimator.fit(
+        transform.transform(part).values,
+        part[label].values,
+        **({"sample_weight": part[weight].values} if weight else {}),
+    )
+    return Learnt(
+        estimator,
+        f"learnt from all {rows:,} rows"
+        if at is None
+        else f"learnt from a sample of {len(at):,} of {rows:,} rows",
+    )
 
 # %% ../../nbs/learn/outside.ipynb #94e86a5a
 def _read(estimator, ds, label, weight, more: dict) -> Learnt:
     given = {name: x for name, x in more.items() if x is not None and takes(estimator, name)}
-    estimator.fit(ds, label, weight, **given, **({"progress": False} if takes(estimator, "progress") else {}))  # bars of fits side by side would be a muddle
-    watched = f", and stopped early by {given['validation'].sizes['row']:,} more" if "validation" in given else ""
+    estimator.fit(
+        ds, label, weight, **given, **({"progress": False} if takes(estimator, "progress") else {})
+    )  # bars of fits side by side would be a muddle
+    watched = (
+        f", and stopped early by {given['validation'].sizes['row']:,} more"
+        if "validation" in given
+        else ""
+    )
     return Learnt(estimator, f"learnt from all {ds.sizes['row']:,} rows{watched}")
+
 
 def _streamed(estimator, ds, label, transform, classes, weight) -> Learnt:
     first = {} if classes is None else {"classes": classes}
@@ -104,18 +159,25 @@ def _streamed(estimator, ds, label, transform, classes, weight) -> Learnt:
 # %% ../../nbs/learn/outside.ipynb #4fcb2600
 def answer(estimator, X, classes=None) -> np.ndarray:
     "(row,) probabilities of the second of two classes, (row, class) of more, or (row,) numbers where `classes` is None"
-    if classes is None: return np.asarray(estimator.predict(X))
+    if classes is None:
+        return np.asarray(estimator.predict(X))
     p = np.asarray(estimator.predict_proba(X))
     if len(estimator.classes_) < len(classes):
         p, known = np.zeros((len(p), len(classes)), p.dtype), p
         p[:, np.searchsorted(classes, estimator.classes_)] = known
     return p[:, 1] if len(classes) == 2 else p
 
+
 def scores_of(
-    estimator,       # fitted
-    ds,              # rows, in memory or lazy
-    transform,       # a fitted Transform
-    classes=None,    # sorted; None: the estimator tells numbers
-) -> np.ndarray:     # (row,) or (row, class)
+    estimator,  # fitted
+    ds,  # rows, in memory or lazy
+    transform,  # a fitted Transform
+    classes=None,  # sorted; None: the estimator tells numbers
+) -> np.ndarray:  # (row,) or (row, class)
     "What an estimator says of rows"
-    return np.concatenate([answer(estimator, X, classes) for X in transform.blocks(ds, rows=part_rows(transform.width_))])
+    return np.concatenate(
+        [
+            answer(estimator, X, classes)
+            for X in transform.blocks(ds, rows=part_rows(transform.width_))
+        ]
+    )

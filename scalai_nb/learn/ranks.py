@@ -26,133 +26,215 @@ from .boosting import Grown, Plan, Ranks, Share, _memory, _train
 # %% ../../nbs/learn/ranks.ipynb #74b84366
 _TRACKERS: dict[str, RabitTracker] = {}  # of this process, which is that of the scheduler
 
+
 def _open(name: str, ranks: int, host: str) -> dict:
     "Start a tracker; what a rank must know to find it"
     _TRACKERS[name] = tracker = RabitTracker(n_workers=ranks, host_ip=host, sortby="task")
     tracker.start()
     return tracker.worker_args()
 
+
 def _close(name: str):
     "End a tracker and whoever waits for it"
-    try: _TRACKERS.pop(name).free()
-    except XGBoostError: pass  # that it was closed while ranks were missing
+    try:
+        _TRACKERS.pop(name).free()
+    except XGBoostError:
+        pass  # that it was closed while ranks were missing
+
 
 @contextmanager
 def _tracker(client, ranks: int):
     "A tracker beside the scheduler of `client`"
     from distributed.comm import get_address_host
+
     name, host = uuid4().hex, get_address_host(client.scheduler.address)
-    try: yield client.run_on_scheduler(_open, name, ranks, host)
-    finally: client.run_on_scheduler(_close, name)
+    try:
+        yield client.run_on_scheduler(_open, name, ranks, host)
+    finally:
+        client.run_on_scheduler(_close, name)
 
 # %% ../../nbs/learn/ranks.ipynb #8098b06f
-class Stopped(WorkFailed): "Nobody waits for the trees any more"
+class Stopped(WorkFailed):
+    "Nobody waits for the trees any more"
+
 
 def severed(error) -> bool:
     "Whether an error only says that another rank, or the client, is gone"
-    return isinstance(error, Stopped) or (isinstance(error, XGBoostError) and "/collective/" in str(error))
+    return isinstance(error, Stopped) or (
+        isinstance(error, XGBoostError) and "/collective/" in str(error)
+    )
+
 
 def worst(errors: list):
     "The error to blame, of those of all ranks: one that is more than the end of a connection"
     return next((e for e in errors if not severed(e)), errors[0])
 
+
 @dataclass
 class _Teller:
     "Sends what rank 0 knows to the client, until nobody wants it any more"
+
     queue: object
     stop: object  # distributed.Event
     every: int
     said: float = field(default_factory=time.monotonic)
 
     def __call__(self, done: Grown, whole: Callable):
-        if done.rounds % self.every == 0: done = whole()
-        elif time.monotonic() - self.said < 0.3: return
+        if done.rounds % self.every == 0:
+            done = whole()
+        elif time.monotonic() - self.said < 0.3:
+            return
         self.said = time.monotonic()
-        if self.stop.is_set(): raise Stopped("The fit was stopped.")  # which ends the other ranks as well
+        if self.stop.is_set():
+            raise Stopped("The fit was stopped.")  # which ends the other ranks as well
         self.queue.put([done.rounds, done.model, list(done.history), done.metric])
 
 # %% ../../nbs/learn/ranks.ipynb #2be5fdb6
-def _work(plan: Plan, shares: dict, done: Grown, threads: int, tracker: dict, name: str) -> Grown | Exception | None:
+def _work(
+    plan: Plan, shares: dict, done: Grown, threads: int, tracker: dict, name: str
+) -> Grown | Exception | None:
     "Grow trees with the ranks `shares` (rank -> Share and blocks, those of validation rows); the trees where rank 0 is one of them, the error where a rank is gone"
     from distributed import Event, Queue
+
     memory, place = _memory()
     memory = plan.memory or memory // 2 // len(shares)
     teller = _Teller(Queue(name), Event(name), plan.every) if 0 in shares else None
-    def filled(share, blocks): return share if blocks is None else replace(share, blocks=blocks, lasting=True)
+
+    def filled(share, blocks):
+        return share if blocks is None else replace(share, blocks=blocks, lasting=True)
+
     def one(rank: int):
         together = partial(collective.CommunicatorContext, **tracker, dmlc_task_id=f"{rank:08d}")
         tell = teller if rank == 0 else lambda done, whole: None
-        try: return _train(plan, *(filled(*pair) for pair in shares[rank]), done, tell, threads, memory, place, together)
-        except Exception as e: return e
-    with ThreadPoolExecutor(len(shares)) as pool: results = dict(zip(shares, pool.map(one, shares), strict=True))
+        try:
+            return _train(
+                plan,
+                *(filled(*pair) for pair in shares[rank]),
+                done,
+                tell,
+                threads,
+                memory,
+                place,
+                together,
+            )
+        except Exception as e:
+            return e
+
+    with ThreadPoolExecutor(len(shares)) as pool:
+        results = dict(zip(shares, pool.map(one, shares), strict=True))
     errors = [r for r in results.values() if isinstance(r, Exception)]
-    if errors and not severed(worst(errors)): raise worst(errors)
+    if errors and not severed(worst(errors)):
+        raise worst(errors)
     return errors[0] if errors else results.get(0)
 
 # %% ../../nbs/learn/ranks.ipynb #fa55f36d
 def homes(
     ranks: int,
     workers: list,  # addresses
-) -> dict:          # address -> ranks
+) -> dict:  # address -> ranks
     "Share the ranks out to workers, evenly and in order"
-    return {w: list(range(ranks))[i::len(workers)] for i, w in enumerate(workers[:ranks])}
+    return {w: list(range(ranks))[i :: len(workers)] for i, w in enumerate(workers[:ranks])}
 
 # %% ../../nbs/learn/ranks.ipynb #9cc98a50
-TRIES, PATIENCE = 3, 15  # attempts without a new checkpoint before giving up; seconds that a lost worker has to come back
+TRIES, PATIENCE = (
+    3,
+    15,
+)  # attempts without a new checkpoint before giving up; seconds that a lost worker has to come back
+
 
 def ranks_of(client, blocks: int) -> Ranks:
     "How rows in so many blocks are shared out to the workers there are"
     there = workers(client)
-    if not there: raise WorkFailed("The cluster has no worker; start one, or leave client= out.")
+    if not there:
+        raise WorkFailed("The cluster has no worker; start one, or leave client= out.")
     return Ranks(min(len(there), blocks), min(there.values()))
+
 
 def _awaited(client, count: int) -> list:
     "Addresses of `count` workers, or of as many as come back in time; WorkFailed where there is none"
     from distributed import TimeoutError
-    try: client.wait_for_workers(count, timeout=PATIENCE)
-    except TimeoutError: pass
-    if not (found := list(workers(client))): raise WorkFailed("All workers of the cluster are lost; start it again, and with checkpoint= the fit goes on.")
+
+    try:
+        client.wait_for_workers(count, timeout=PATIENCE)
+    except TimeoutError:
+        pass
+    if not (found := list(workers(client))):
+        raise WorkFailed(
+            "All workers of the cluster are lost; start it again, and with checkpoint= the fit goes on."
+        )
     return found
 
 # %% ../../nbs/learn/ranks.ipynb #f10848dc
 def grow_on(
-    client,         # dask.distributed.Client
+    client,  # dask.distributed.Client
     plan: Plan,
-    shares: list,   # by rank: (Share, Share of validation rows or None), whose blocks travel, or are a tuple in memory or a list of futures
+    shares: list,  # by rank: (Share, Share of validation rows or None), whose blocks travel, or are a tuple in memory or a list of futures
     ranks: Ranks,
     done: Grown,
-    tell: Callable, # as for `boosting.grow`
+    tell: Callable,  # as for `boosting.grow`
 ) -> Grown:
     "Grow trees on the workers of a cluster. WorkFailed when workers die again and again without getting further"
     tries, kept, reached = 0, done, done.rounds
+
     def arrived(now: Grown):
         nonlocal kept, reached
         kept, reached = now if now.model else kept, now.rounds
         tell(now, lambda: now)
+
     with client.as_current(), turn(client):
         while True:
             begun, homed = kept.rounds, homes(len(shares), _awaited(client, ranks.count))
             grown, error = _attempt(client, plan, shares, homed, ranks.threads, kept, arrived)
-            if grown: return grown
-            logging.getLogger(__name__).warning("A worker was lost after round %d; the trees grow on from round %d", reached, kept.rounds)
+            if grown:
+                return grown
+            logging.getLogger(__name__).warning(
+                "A worker was lost after round %d; the trees grow on from round %d",
+                reached,
+                kept.rounds,
+            )
             tries = 1 if kept.rounds > begun else tries + 1
-            if tries >= TRIES: raise WorkFailed(f"Workers were lost {tries} times without one round more ({error}); give them more memory, or set memory= lower.") from error
+            if tries >= TRIES:
+                raise WorkFailed(
+                    f"Workers were lost {tries} times without one round more ({error}); give them more memory, or set memory= lower."
+                ) from error
+
 
 def _sent(client, share: Share | None) -> tuple:
     "A share as it travels, and its blocks where these are futures, or in memory here and sent now"
-    if share is None or not share.blocks or not isinstance(share.blocks, (list, tuple)): return share, None
-    return replace(share, blocks=()), share.blocks if isinstance(share.blocks, list) else client.scatter(list(share.blocks))
+    if share is None or not share.blocks or not isinstance(share.blocks, (list, tuple)):
+        return share, None
+    return replace(share, blocks=()), share.blocks if isinstance(
+        share.blocks, list
+    ) else client.scatter(list(share.blocks))
 
 # %% ../../nbs/learn/ranks.ipynb #edb7247e
-def _attempt(client, plan: Plan, shares: list, homed: dict, threads: int, done: Grown, arrived: Callable):
+def _attempt(
+    client, plan: Plan, shares: list, homed: dict, threads: int, done: Grown, arrived: Callable
+):
     "The trees and None, or None and the last error where a worker was lost; raises what is the fault of rows or parameters"
     from distributed import Event, Queue
+
     name = uuid4().hex
     queue, stop = Queue(name, client=client), Event(name, client=client)
     with _tracker(client, len(shares)) as tracker:
-        futures = {w: client.submit(_work, plan, {r: [_sent(client, s) for s in shares[r]] for r in mine}, done, threads, tracker, name, workers=[w], pure=False, retries=0, key=f"trees-{name}-{i}")
-                   for i, (w, mine) in enumerate(homed.items())}
-        try: _watch(client, futures, queue, arrived)
+        futures = {
+            w: client.submit(
+                _work,
+                plan,
+                {r: [_sent(client, s) for s in shares[r]] for r in mine},
+                done,
+                threads,
+                tracker,
+                name,
+                workers=[w],
+                pure=False,
+                retries=0,
+                key=f"trees-{name}-{i}",
+            )
+            for i, (w, mine) in enumerate(homed.items())
+        }
+        try:
+            _watch(client, futures, queue, arrived)
         except BaseException:
             stop.set()
             _results(client, futures, 5)
@@ -162,38 +244,62 @@ def _attempt(client, plan: Plan, shares: list, homed: dict, threads: int, done: 
     client.cancel(list(futures.values()))
     queue.close()
     errors = [r for r in results.values() if isinstance(r, BaseException)]
-    if errors and not _excused(worst(errors)): raise worst(errors)
-    if errors or len(results) < len(futures): return None, worst(errors) if errors else None
+    if errors and not _excused(worst(errors)):
+        raise worst(errors)
+    if errors or len(results) < len(futures):
+        return None, worst(errors) if errors else None
     return next(r for r in results.values() if r), None
+
 
 def _excused(error) -> bool:
     "Whether an error only says that a worker is gone"
     from distributed import KilledWorker
     from distributed.client import FutureCancelledError
+
     return severed(error) or isinstance(error, (KilledWorker, FutureCancelledError, OSError))
 
 # %% ../../nbs/learn/ranks.ipynb #32fca387
-def _addresses(client) -> set: return set(client.scheduler_info(n_workers=-1)["workers"])
+def _addresses(client) -> set:
+    return set(client.scheduler_info(n_workers=-1)["workers"])
+
 
 def _watch(client, futures: dict, queue, arrived: Callable):
     "Wait for the tasks and pass on what rank 0 says, until all are over, one has failed or has lost its worker"
     from distributed import TimeoutError, wait
+
     while True:
-        over = all(f.done() for f in futures.values()) or any(f.status not in ("finished", "pending") for f in futures.values())
-        for rounds, model, history, metric in queue.get(batch=True): arrived(Grown(rounds, model, tuple(history), metric))
-        if over or not set(futures) <= _addresses(client): return
-        try: wait([f for f in futures.values() if not f.done()], timeout=0.3, return_when="FIRST_COMPLETED")
-        except TimeoutError: pass
+        over = all(f.done() for f in futures.values()) or any(
+            f.status not in ("finished", "pending") for f in futures.values()
+        )
+        for rounds, model, history, metric in queue.get(batch=True):
+            arrived(Grown(rounds, model, tuple(history), metric))
+        if over or not set(futures) <= _addresses(client):
+            return
+        try:
+            wait(
+                [f for f in futures.values() if not f.done()],
+                timeout=0.3,
+                return_when="FIRST_COMPLETED",
+            )
+        except TimeoutError:
+            pass
+
 
 def _ended(client, future, worker: str):
     "Its result or error"
-    try: return fetched(client, future, worker)
-    except Exception as error: return error
+    try:
+        return fetched(client, future, worker)
+    except Exception as error:
+        return error
+
 
 def _results(client, futures: dict, seconds: float) -> dict:
     "By worker, the result or error of the tasks whose workers are still there, once they have ended"
     from distributed import TimeoutError, wait
+
     there = {w: f for w, f in futures.items() if w in _addresses(client)}
-    try: wait(list(there.values()), timeout=seconds)
-    except TimeoutError: pass
+    try:
+        wait(list(there.values()), timeout=seconds)
+    except TimeoutError:
+        pass
     return {w: _ended(client, f, w) for w, f in there.items() if f.done()}

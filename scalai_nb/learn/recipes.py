@@ -23,44 +23,81 @@ from .summary import Column
 @dataclass(frozen=True)
 class Number:
     "What is done to a column of numbers, in this order; bucket takes the place of clip, log and scale"
-    impute: str | float | None = "mean"     # "mean", "median" or a number; None: missing stays missing, which trees can use
-    indicator: bool = False                 # a second feature, `temp missing`
-    clip: tuple[float, float] | None = None # two quantiles, such as (0.01, 0.99), beyond which values are cut
-    log: bool = False                       # log(1 + x), and for a negative number -log(1 - x)
-    scale: str | bool | None = "standard"   # "standard" (True), "robust" (median and quartiles), "minmax" (to 0 … 1) or None (False)
-    bucket: int | None = None               # one-hot of so many ranges with as many values each
+
+    impute: str | float | None = (
+        "mean"  # "mean", "median" or a number; None: missing stays missing, which trees can use
+    )
+    indicator: bool = False  # a second feature, `temp missing`
+    clip: tuple[float, float] | None = (
+        None  # two quantiles, such as (0.01, 0.99), beyond which values are cut
+    )
+    log: bool = False  # log(1 + x), and for a negative number -log(1 - x)
+    scale: str | bool | None = (
+        "standard"  # "standard" (True), "robust" (median and quartiles), "minmax" (to 0 … 1) or None (False)
+    )
+    bucket: int | None = None  # one-hot of so many ranges with as many values each
+
 
 @dataclass(frozen=True)
 class Category:
     "What is done to a column of categories: one-hot, unless hash or frequency is chosen"
-    unseen: str = "zero"                    # a category that was not in training is all zeros, an "error", or counts as "other"
-    min_count: int = 1                      # categories with fewer rows share the feature `carrier=other`
-    max_categories: int | None = None       # most features of the column, `other` among them: the frequent ones have their own
-    hash: int | None = None                 # so many features `carrier#0`, …, one of which is 1; nothing is learnt
-    frequency: bool = False                 # one feature, the share of training rows with this category
+
+    unseen: str = (
+        "zero"  # a category that was not in training is all zeros, an "error", or counts as "other"
+    )
+    min_count: int = 1  # categories with fewer rows share the feature `carrier=other`
+    max_categories: int | None = (
+        None  # most features of the column, `other` among them: the frequent ones have their own
+    )
+    hash: int | None = None  # so many features `carrier#0`, …, one of which is 1; nothing is learnt
+    frequency: bool = False  # one feature, the share of training rows with this category
 
 # %% ../../nbs/learn/recipes.ipynb #a68a06c1
-def whole(least): return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= least
+def whole(least):
+    return lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= least
 
-def _clip(v): return isinstance(v, (tuple, list)) and len(v) == 2 and all(isinstance(q, (int, float)) for q in v) and 0 <= v[0] < v[1] <= 1
 
-def _impute(v): return v in ("mean", "median") if isinstance(v, str) else isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
+def _clip(v):
+    return (
+        isinstance(v, (tuple, list))
+        and len(v) == 2
+        and all(isinstance(q, (int, float)) for q in v)
+        and 0 <= v[0] < v[1] <= 1
+    )
 
-def _flag(v): return isinstance(v, bool)
+
+def _impute(v):
+    return (
+        v in ("mean", "median")
+        if isinstance(v, str)
+        else isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
+    )
+
+
+def _flag(v):
+    return isinstance(v, bool)
+
 
 ACCEPTED = {  # option -> what is accepted, in words and as a predicate; None is accepted where it is the default
     "impute": ("'mean', 'median', a finite number or None", _impute),
     "indicator": ("True or False", _flag),
     "clip": ("two quantiles such as (0.01, 0.99), or None", _clip),
     "log": ("True or False", _flag),
-    "scale": ("'standard', 'robust', 'minmax' or None", lambda v: _flag(v) or v in ("standard", "robust", "minmax")),
+    "scale": (
+        "'standard', 'robust', 'minmax' or None",
+        lambda v: _flag(v) or v in ("standard", "robust", "minmax"),
+    ),
     "bucket": ("a whole number from 2, or None", whole(2)),
-    "unseen": ("'zero', 'error' or, with max_categories or min_count, 'other'", lambda v: v in ("zero", "error", "other")),
+    "unseen": (
+        "'zero', 'error' or, with max_categories or min_count, 'other'",
+        lambda v: v in ("zero", "error", "other"),
+    ),
     "min_count": ("a whole number from 1", whole(1)),
     "max_categories": ("a whole number from 1, or None", whole(1)),
     "hash": ("a whole number from 1, or None", whole(1)),
     "frequency": ("True or False", _flag),
 }
+
 
 def _check(option: str, value, place: str):
     "ParameterError unless `value` is accepted"
@@ -75,70 +112,106 @@ _ALONE = {  # an option -> those it takes the place of
     "frequency": ("min_count", "max_categories"),
 }
 
+
 def _no_clash(place: str, chosen, given):
     "ParameterError where one of the options that are `given` is made idle by another that is `chosen`"
     for option, others in _ALONE.items():
         clash = [o for o in others if getattr(chosen, option, None) and o in given]
-        if clash: raise ParameterError(f"{place}{option} takes the place of {clash[0]}; leave one of the two out.")
+        if clash:
+            raise ParameterError(
+                f"{place}{option} takes the place of {clash[0]}; leave one of the two out."
+            )
+
 
 def _changed(t) -> list[str]:
     "The options of the transform that are not as they are by default"
-    default = {f.name: (f.default,) for kind in (Number, Category) for f in fields(kind)} | {"scale": ("standard", True, False, None)}
+    default = {f.name: (f.default,) for kind in (Number, Category) for f in fields(kind)} | {
+        "scale": ("standard", True, False, None)
+    }
     return [o for o in ACCEPTED if getattr(t, o) not in default[o]]
 
 # %% ../../nbs/learn/recipes.ipynb #950167b9
 def _recipe(kind, t, name: str, own) -> "Number | Category":
     "The options of one column: its own, else those of the transform"
     place, known = f"{name!r}: ", [f.name for f in fields(kind)]
-    if not isinstance(own, dict): raise ParameterError(f"{place}{own!r} is not a mapping of options; accepted: {', '.join(known)}.")
+    if not isinstance(own, dict):
+        raise ParameterError(
+            f"{place}{own!r} is not a mapping of options; accepted: {', '.join(known)}."
+        )
     for option in own:
-        if option not in known: raise ParameterError(place + unknown(option, known, "the options of the column"))
+        if option not in known:
+            raise ParameterError(place + unknown(option, known, "the options of the column"))
         _check(option, own[option], place)
     recipe = kind(**{o: getattr(t, o) for o in known} | own)
     _no_clash(place, recipe, own)
     if kind is Category and recipe.unseen == "other" and not _has_other(recipe, own):
-        raise ParameterError(f"{place}unseen='other' needs max_categories or min_count; accepted without them: 'zero' or 'error'.")
+        raise ParameterError(
+            f"{place}unseen='other' needs max_categories or min_count; accepted without them: 'zero' or 'error'."
+        )
     return recipe
+
 
 def _has_other(r: Category, own) -> bool:
     "Whether there may be a feature `other`, or none is asked for by the column itself"
-    return not own.get("unseen") if r.hash or r.frequency else bool(r.max_categories or r.min_count > 1)
+    return (
+        not own.get("unseen")
+        if r.hash or r.frequency
+        else bool(r.max_categories or r.min_count > 1)
+    )
+
 
 def recipes(t) -> tuple[dict[str, Number], dict[str, Category]]:
     "The options of every column. ParameterError: one is not what it should be"
     for side in (t.numeric, t.categorical):
         if isinstance(side, str) or any(not isinstance(n, str) for n in side):
-            raise ParameterError(f"numeric={t.numeric!r}, categorical={t.categorical!r}: give lists of columns, or mappings from column to options.")
+            raise ParameterError(
+                f"numeric={t.numeric!r}, categorical={t.categorical!r}: give lists of columns, or mappings from column to options."
+            )
     names = [*t.numeric, *t.categorical]
     if not names or len(set(names)) < len(names):
-        raise ParameterError(f"numeric={t.numeric!r}, categorical={t.categorical!r}: give lists of columns, each column once.")
-    for option in ACCEPTED: _check(option, getattr(t, option), "")
+        raise ParameterError(
+            f"numeric={t.numeric!r}, categorical={t.categorical!r}: give lists of columns, each column once."
+        )
+    for option in ACCEPTED:
+        _check(option, getattr(t, option), "")
     _no_clash("", t, _changed(t))
-    def side(kind, columns): return {n: _recipe(kind, t, n, columns[n] if isinstance(columns, dict) else {}) for n in columns}
+
+    def side(kind, columns):
+        return {
+            n: _recipe(kind, t, n, columns[n] if isinstance(columns, dict) else {}) for n in columns
+        }
+
     return side(Number, t.numeric), side(Category, t.categorical)
 
 # %% ../../nbs/learn/recipes.ipynb #429f0686
 class Points(NamedTuple):
     "A distribution: values in rising order, and how often each occurs"
+
     x: np.ndarray  # (n,) float64
     n: np.ndarray  # (n,) int64
 
+
 def _raw(c: Column, unit=1.0, origin=0.0) -> Points:
     "The distribution of a column of numbers, or of times in microseconds, from an origin"
-    if not c.values.slack: return Points(c.values.values.astype(np.float64) / unit - origin, c.values.counts)
+    if not c.values.slack:
+        return Points(c.values.values.astype(np.float64) / unit - origin, c.values.counts)
     low, high = c.buckets.limits
-    if c.kind != "time": low, high = key_floats(low), key_floats(high)
-    with np.errstate(invalid="ignore"): x = np.where(low == high, low, low + (high - low) / 2.0)
+    if c.kind != "time":
+        low, high = key_floats(low), key_floats(high)
+    with np.errstate(invalid="ignore"):
+        x = np.where(low == high, low, low + (high - low) / 2.0)
     x = np.clip(x, c.least, c.greatest)
     x[0], x[-1] = c.least, c.greatest
     return Points(x / unit - origin, c.buckets.counts)
+
 
 def _quantile(p: Points, q):
     "Quantiles as NumPy interpolates them: exact where every point is a value"
     ends, at = np.cumsum(p.n), np.asarray(q, np.float64) * (p.n.sum() - 1)
     a, b = (p.x[np.searchsorted(ends, f(at), side="right")] for f in (np.floor, np.ceil))
     share = at - np.floor(at)
-    with np.errstate(invalid="ignore"): between = np.where(share < 0.5, a + (b - a) * share, b - (b - a) * (1 - share))
+    with np.errstate(invalid="ignore"):
+        between = np.where(share < 0.5, a + (b - a) * share, b - (b - a) * (1 - share))
     return np.where(a == b, a, between)
 
 # %% ../../nbs/learn/recipes.ipynb #3e5770ef
@@ -147,74 +220,123 @@ def _moments(p: Points) -> tuple[int, float, float]:
     mean = np.average(p.x, weights=p.n)
     return int(p.n.sum()), float(mean), float(np.square(p.x - mean) @ p.n)
 
-def _with_holes(n: int, mean: float, squares: float, holes: int, fill: float) -> tuple[int, float, float]:
+
+def _with_holes(
+    n: int, mean: float, squares: float, holes: int, fill: float
+) -> tuple[int, float, float]:
     "The moments with `holes` values `fill` more"  # Chan, Golub & LeVeque 1979, eq. 2.1
-    if not holes: return n, mean, squares
+    if not holes:
+        return n, mean, squares
     delta = fill - mean
-    return n + holes, mean + delta * holes / (n + holes), squares + delta**2 * n * holes / (n + holes)
+    return (
+        n + holes,
+        mean + delta * holes / (n + holes),
+        squares + delta**2 * n * holes / (n + holes),
+    )
+
 
 def _deviation(n: int, mean: float, squares: float) -> float:
     "The standard deviation of the population; 1 for a constant column"
     # scikit-learn, utils/extmath.py and preprocessing/_data.py `_is_constant_feature`
     variance, eps = squares / n, np.finfo(float).eps
-    return 1.0 if math.isfinite(variance) and variance <= n * eps * variance + (n * mean * eps) ** 2 else math.sqrt(variance)
+    return (
+        1.0
+        if math.isfinite(variance) and variance <= n * eps * variance + (n * mean * eps) ** 2
+        else math.sqrt(variance)
+    )
 
 # %% ../../nbs/learn/recipes.ipynb #4b449f09
 @dataclass(frozen=True)
 class Numeric:
     "A column of numbers as it was in training; all but the origin are float32 values"
+
     name: str
     recipe: Number
     origin: float = np.nan  # seconds since 1970 from which a time is counted; NaN: it is no time
-    mean: float = 0.0       # is subtracted
-    std: float = 1.0        # divides
-    fill: float = np.nan    # takes the place of a missing value; NaN: it stays missing
-    low: float = -np.inf    # smaller values become this
-    high: float = np.inf    # greater values become this
-    edges: tuple = ()       # of the buckets, rising
+    mean: float = 0.0  # is subtracted
+    std: float = 1.0  # divides
+    fill: float = np.nan  # takes the place of a missing value; NaN: it stays missing
+    low: float = -np.inf  # smaller values become this
+    high: float = np.inf  # greater values become this
+    edges: tuple = ()  # of the buckets, rising
 
     @property
     def value_features(self) -> list[str]:
         "Names of the features without the indicator"
-        if not self.recipe.bucket: return [self.name]
+        if not self.recipe.bucket:
+            return [self.name]
         e = [str(np.float32(v)) for v in self.edges]
-        if not e: return [f"{self.name} any"]
-        return [f"{self.name} to {e[0]}", *(f"{self.name} {a} to {b}" for a, b in zip(e, e[1:], strict=False)), f"{self.name} from {e[-1]}"]
+        if not e:
+            return [f"{self.name} any"]
+        return [
+            f"{self.name} to {e[0]}",
+            *(f"{self.name} {a} to {b}" for a, b in zip(e, e[1:], strict=False)),
+            f"{self.name} from {e[-1]}",
+        ]
+
     @property
-    def features(self) -> list[str]: return self.value_features + [f"{self.name} missing"] * self.recipe.indicator
+    def features(self) -> list[str]:
+        return self.value_features + [f"{self.name} missing"] * self.recipe.indicator
+
     @property
-    def scaled(self) -> bool: return bool(self.recipe.scale) and not self.recipe.bucket
+    def scaled(self) -> bool:
+        return bool(self.recipe.scale) and not self.recipe.bucket
+
     @property
-    def logged(self) -> bool: return self.recipe.log and not self.recipe.bucket
+    def logged(self) -> bool:
+        return self.recipe.log and not self.recipe.bucket
+
     @property
-    def keeps_missing(self) -> bool: "Whether a feature can be NaN"; return math.isnan(self.fill) and not self.recipe.bucket
+    def keeps_missing(self) -> bool:
+        "Whether a feature can be NaN"
+        return math.isnan(self.fill) and not self.recipe.bucket
 
 # %% ../../nbs/learn/recipes.ipynb #e1b3cd73
 def _measured(name: str, c: Column, r: Number):
     "Whether the column is one of times. ContractViolation or ParameterError: nothing can be learnt of it"
-    if c.kind in ("string", "category"): raise ContractViolation(f"{name!r} is not a column of numbers or times; list it under categorical.")
-    if not c.present: raise ContractViolation(f"{name!r} has no value to learn from; leave it out of numeric.")
-    if c.infinite and not (r.clip or r.bucket): raise ContractViolation(f"{name!r} holds an infinite value; make it missing first, or clip it.")
-    if c.infinite == c.present: raise ContractViolation(f"{name!r} holds infinite values only; make them missing first.")
+    if c.kind in ("string", "category"):
+        raise ContractViolation(
+            f"{name!r} is not a column of numbers or times; list it under categorical."
+        )
+    if not c.present:
+        raise ContractViolation(f"{name!r} has no value to learn from; leave it out of numeric.")
+    if c.infinite and not (r.clip or r.bucket):
+        raise ContractViolation(
+            f"{name!r} holds an infinite value; make it missing first, or clip it."
+        )
+    if c.infinite == c.present:
+        raise ContractViolation(f"{name!r} holds infinite values only; make them missing first.")
     time = c.kind == "time"
     if time and (r.log or not isinstance(r.impute, str | None)):
-        raise ParameterError(f"{name!r} holds times; accepted for them: impute 'mean', 'median' or None, and log=False.")
+        raise ParameterError(
+            f"{name!r} holds times; accepted for them: impute 'mean', 'median' or None, and log=False."
+        )
     return time
+
 
 def _imputed(name: str, p: Points, mean: float, r: Number) -> float:
     "What takes the place of a missing value, NaN: nothing"
-    if r.impute is None: return np.nan
+    if r.impute is None:
+        return np.nan
     fill = {"mean": mean, "median": float(_quantile(p, 0.5))}.get(r.impute, r.impute)
-    if math.isinf(fill): raise ContractViolation(f"{name!r}: its {r.impute} is infinite; make infinite values missing first.")
+    if math.isinf(fill):
+        raise ContractViolation(
+            f"{name!r}: its {r.impute} is infinite; make infinite values missing first."
+        )
     return float(fill)
+
 
 def _filled(p: Points, holes: int, fill: float) -> Points:
     "The distribution once the holes are filled"
-    if not holes: return p
+    if not holes:
+        return p
     x, n = np.append(p.x, fill), np.append(p.n, holes)
     return Points(x[order := np.argsort(x, kind="stable")], n[order])
 
-def _curve(x): "sign(x) · log(1 + |x|)"; return np.copysign(np.log1p(np.abs(x)), x)
+
+def _curve(x):
+    "sign(x) · log(1 + |x|)"
+    return np.copysign(np.log1p(np.abs(x)), x)
 
 # %% ../../nbs/learn/recipes.ipynb #1ec381eb
 def learn_number(name: str, c: Column, r: Number) -> Numeric:
@@ -228,37 +350,61 @@ def learn_number(name: str, c: Column, r: Number) -> Numeric:
     if r.log or (r.clip and not r.bucket) or r.scale in ("robust", "minmax"):
         x = np.clip(filled.x, low, high)
         mean, std = _scale(Points(_curve(x) if r.log else x, filled.n), r.scale)
-    else: mean, std = _standard(_with_holes(c.moments.n, mean, c.moments.m2 / unit**2, holes, fill))
+    else:
+        mean, std = _standard(_with_holes(c.moments.n, mean, c.moments.m2 / unit**2, holes, fill))
     edges = _edges(filled, r.bucket) if r.bucket else ()
-    if abs(std) < np.finfo(np.float32).smallest_subnormal: std = 1.0  # float32 cannot tell the values apart
-    return Numeric(name, r, origin, *_float32(name, mean, std), *_float32(name, fill, low, high, finite=False), edges)
+    if abs(std) < np.finfo(np.float32).smallest_subnormal:
+        std = 1.0  # float32 cannot tell the values apart
+    return Numeric(
+        name,
+        r,
+        origin,
+        *_float32(name, mean, std),
+        *_float32(name, fill, low, high, finite=False),
+        edges,
+    )
+
 
 def _float32(name, *values, finite=True) -> list[float]:
     "Rounded to float32. ContractViolation: one is beyond its range"
-    with np.errstate(over="ignore"): rounded = np.array(values, np.float64).astype(np.float32)
+    with np.errstate(over="ignore"):
+        rounded = np.array(values, np.float64).astype(np.float32)
     if finite and not np.isfinite(rounded).all():
-        raise ContractViolation(f"{name!r} holds values beyond the range of float32, 3.4e38; divide it first.")
+        raise ContractViolation(
+            f"{name!r} holds values beyond the range of float32, 3.4e38; divide it first."
+        )
     return rounded.tolist()
 
 # %% ../../nbs/learn/recipes.ipynb #7fda1175
 def _bounds(name: str, p: Points, r: Number) -> tuple[float, float]:
     "The values at two quantiles; infinite where nothing is clipped"
-    if not r.clip or r.bucket: return -np.inf, np.inf
+    if not r.clip or r.bucket:
+        return -np.inf, np.inf
     low, high = _quantile(p, r.clip)
     if not np.isfinite([low, high]).all():
-        raise ContractViolation(f"{name!r}: its quantiles {r.clip} are infinite; make infinite values missing first.")
+        raise ContractViolation(
+            f"{name!r}: its quantiles {r.clip} are infinite; make infinite values missing first."
+        )
     return low, high
 
-def _standard(moments) -> tuple[float, float]: return moments[1], _deviation(*moments)
+
+def _standard(moments) -> tuple[float, float]:
+    return moments[1], _deviation(*moments)
+
 
 def _scale(p: Points, how) -> tuple[float, float]:
     "What is subtracted and what divides"
-    if how == "minmax": mean, std = p.x[0], p.x[-1] - p.x[0]
+    if how == "minmax":
+        mean, std = p.x[0], p.x[-1] - p.x[0]
     elif how == "robust":
         mean, low, high = _quantile(p, [0.5, 0.25, 0.75])
         std = high - low
-    else: return _standard(_moments(p))
-    return mean, std if std > 10 * np.finfo(float).eps else 1.0  # as scikit-learn's `_handle_zeros_in_scale`
+    else:
+        return _standard(_moments(p))
+    return mean, std if std > 10 * np.finfo(
+        float
+    ).eps else 1.0  # as scikit-learn's `_handle_zeros_in_scale`
+
 
 def _edges(p: Points, buckets: int) -> tuple:
     "The inner edges of ranges with as many values each; fewer where a value is that frequent"
@@ -268,41 +414,65 @@ def _edges(p: Points, buckets: int) -> tuple:
 # %% ../../nbs/learn/recipes.ipynb #29fead46
 NONE, UNSEEN = -1, -2  # places of what is missing, and of what was not in training
 
+
 @dataclass(frozen=True)
 class Categorical:
     "A column of categories as it was in training"
+
     name: str
     recipe: Category
-    categories: tuple = ()     # that have a feature, or a share, of their own
-    rare: tuple | None = None  # that share `other`, as far as they must be told from new ones; None: there is no such feature
-    shares: tuple = ()         # of the training rows, beside `categories`
+    categories: tuple = ()  # that have a feature, or a share, of their own
+    rare: tuple | None = (
+        None  # that share `other`, as far as they must be told from new ones; None: there is no such feature
+    )
+    shares: tuple = ()  # of the training rows, beside `categories`
 
     @property
     def features(self) -> list[str]:
         "Names of the features"
-        if self.recipe.hash: return [f"{self.name}#{i}" for i in range(self.recipe.hash)]
-        if self.recipe.frequency: return [f"{self.name} frequency"]
+        if self.recipe.hash:
+            return [f"{self.name}#{i}" for i in range(self.recipe.hash)]
+        if self.recipe.frequency:
+            return [f"{self.name} frequency"]
         other = "other" if "other" not in self.categories else "(other)"
-        return [f"{self.name}={c}" for c in self.categories] + [f"{self.name}={other}"] * (self.rare is not None)
+        return [f"{self.name}={c}" for c in self.categories] + [f"{self.name}={other}"] * (
+            self.rare is not None
+        )
+
     @property
-    def known(self) -> list[str]: return sorted([*self.categories, *(self.rare or ())])
+    def known(self) -> list[str]:
+        return sorted([*self.categories, *(self.rare or ())])
 
     @cached_property
     def _own(self) -> dict:
         "Category -> its share, or its place among the features of the column"
-        if self.shares: return dict(zip(self.categories, self.shares, strict=True))
-        return dict.fromkeys(self.rare or (), len(self.categories)) | {c: i for i, c in enumerate(self.categories)}
+        if self.shares:
+            return dict(zip(self.categories, self.shares, strict=True))
+        return dict.fromkeys(self.rare or (), len(self.categories)) | {
+            c: i for i, c in enumerate(self.categories)
+        }
 
     def entries(
         self,
-        names,           # of categories; "" is missing
+        names,  # of categories; "" is missing
         first: int = 0,  # where the features of the column begin
-    ) -> np.ndarray:     # (name,) int32 places of the features that are 1, negative: none; or float32 shares
+    ) -> (
+        np.ndarray
+    ):  # (name,) int32 places of the features that are 1, negative: none; or float32 shares
         "What each category becomes"
         r, own = self.recipe, self._own
-        if r.frequency: return np.array([own.get(n, UNSEEN if r.unseen == "error" else 0) if n else 0 for n in names], np.float32)
-        if r.hash: places = [crc32(n.encode()) % r.hash if n else NONE for n in names]
-        else: places = [own.get(n, len(self.categories) if r.unseen == "other" else UNSEEN) if n else NONE for n in names]
+        if r.frequency:
+            return np.array(
+                [own.get(n, UNSEEN if r.unseen == "error" else 0) if n else 0 for n in names],
+                np.float32,
+            )
+        if r.hash:
+            places = [crc32(n.encode()) % r.hash if n else NONE for n in names]
+        else:
+            places = [
+                own.get(n, len(self.categories) if r.unseen == "other" else UNSEEN) if n else NONE
+                for n in names
+            ]
         places = np.array(places, np.int32)
         return np.where(places < 0, places, places + np.int32(first))
 
@@ -311,24 +481,43 @@ def category_name(value) -> str:
     "What a value is called among categories: an hour that became a float because one was missing keeps its name"
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
+
 def _counts(name: str, c: Column) -> dict[str, int]:
     "How often each category occurs; the empty string is missing"
-    if c.kind == "time": raise ContractViolation(f"{name!r} holds times; list it under numeric.")
+    if c.kind == "time":
+        raise ContractViolation(f"{name!r} holds times; list it under numeric.")
     values = c.values.values.astype(bool) if c.kind == "bool" else c.values.values
-    return {n: k for v, k in zip(values.tolist(), c.values.counts.tolist(), strict=True) if (n := category_name(v))}
+    return {
+        n: k
+        for v, k in zip(values.tolist(), c.values.counts.tolist(), strict=True)
+        if (n := category_name(v))
+    }
+
 
 def learn_category(name: str, c: Column, r: Category) -> Categorical:
     "What the summary of a column says about it, for these options"
     counts = _counts(name, c)
-    if r.hash: return Categorical(name, r)
+    if r.hash:
+        return Categorical(name, r)
     if c.values.slack and (r.frequency or not (r.max_categories and r.unseen == "other")):
-        raise ContractViolation(f"{name!r} has about {c.distinct:,} categories, and up to {len(counts):,} are counted; give it options, such as "
-                                f"{{'hash': 64}} or {{'max_categories': 100, 'unseen': 'other'}}.")
-    if r.frequency: return Categorical(name, r, tuple(sorted(counts)), shares=tuple(_float32(name, *(counts[n] / c.count for n in sorted(counts)))))
+        raise ContractViolation(
+            f"{name!r} has about {c.distinct:,} categories, and up to {len(counts):,} are counted; give it options, such as "
+            f"{{'hash': 64}} or {{'max_categories': 100, 'unseen': 'other'}}."
+        )
+    if r.frequency:
+        return Categorical(
+            name,
+            r,
+            tuple(sorted(counts)),
+            shares=tuple(_float32(name, *(counts[n] / c.count for n in sorted(counts)))),
+        )
     if r.max_categories and r.max_categories > len(counts) + 1 and c.values.slack:
-        raise ContractViolation(f"{name!r}: max_categories={r.max_categories}, and {len(counts):,} are counted; give fewer, or {{'hash': 64}}.")
+        raise ContractViolation(
+            f"{name!r}: max_categories={r.max_categories}, and {len(counts):,} are counted; give fewer, or {{'hash': 64}}."
+        )
     kept = [n for n in sorted(counts, key=lambda n: (-counts[n], n)) if counts[n] >= r.min_count]
     other = len(kept) < len(counts) or r.unseen == "other"
-    if r.max_categories and len(kept) + other > r.max_categories: kept, other = kept[:r.max_categories - 1], True
+    if r.max_categories and len(kept) + other > r.max_categories:
+        kept, other = kept[: r.max_categories - 1], True
     rare = () if r.unseen == "other" else tuple(sorted(set(counts) - set(kept)))
     return Categorical(name, r, tuple(sorted(kept)), rare if other else None)

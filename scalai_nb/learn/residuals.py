@@ -15,8 +15,24 @@ import numpy as np
 from ..compute.reduce import Mergeable, reduce, register
 from ..errors import ParameterError, unknown
 from ..kernels import of
-from .evaluation import amount, columns_by, needed, normal_interval, ratio, row_array, rows_of
-from .scores import State, in_order, merge, numbered, rows_by, slice_index, slice_name
+from scalai_nb.learn.evaluation import (
+    amount,
+    columns_by,
+    needed,
+    normal_interval,
+    ratio,
+    row_array,
+    rows_of,
+)
+from scalai_nb.learn.scores import (
+    State,
+    in_order,
+    merge,
+    numbered,
+    rows_by,
+    slice_index,
+    slice_name,
+)
 from .summary import bars, html_table
 
 # %% ../../nbs/learn/residuals.ipynb #b29ffb1f
@@ -24,7 +40,11 @@ from .summary import bars, html_table
 def error_edges():
     "The size from which on an error is in each bin, by the distance from 0, and that where the last one ends"
     from scalai_nb.kernels.scores import ERROR_BITS, ERRORS, OCTAVES
-    return ((np.arange(ERRORS // 2 + 1) + ((1023 - OCTAVES) << ERROR_BITS)) << (52 - ERROR_BITS)).view(np.float64)
+
+    return (
+        (np.arange(ERRORS // 2 + 1) + ((1023 - OCTAVES) << ERROR_BITS)) << (52 - ERROR_BITS)
+    ).view(np.float64)
+
 
 def middles(number):
     "The middle of each of the bins with these numbers"
@@ -32,14 +52,22 @@ def middles(number):
     k = number - (len(away) - 1)  # below 0 for negative errors
     return np.where(k == 0, 0, np.sign(k) * (away[np.abs(k) - 1] + away[np.abs(k)]) / 2)
 
+
 @dataclass(frozen=True, eq=False)
 class Residuals:
     "What is remembered of numbers and their predictions"
+
     rows: int = 0
     sums: np.ndarray = field(default_factory=lambda: np.zeros(9))  # see `kernels.scores.Errors`
-    ends: np.ndarray = field(default_factory=lambda: np.array([np.inf, -np.inf]))  # least and greatest error
-    errors: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))  # (n, 2) number of a bin of errors, Σ weight; ascending
-    table: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))   # (n, 4) number of a bin of predictions, Σ w, Σ w·error, Σ w·error²
+    ends: np.ndarray = field(
+        default_factory=lambda: np.array([np.inf, -np.inf])
+    )  # least and greatest error
+    errors: np.ndarray = field(
+        default_factory=lambda: np.zeros((0, 2))
+    )  # (n, 2) number of a bin of errors, Σ weight; ascending
+    table: np.ndarray = field(
+        default_factory=lambda: np.zeros((0, 4))
+    )  # (n, 4) number of a bin of predictions, Σ w, Σ w·error, Σ w·error²
 
 # %% ../../nbs/learn/residuals.ipynb #f5073e61
 def _joined(a, b):
@@ -47,175 +75,371 @@ def _joined(a, b):
     both = np.concatenate([a, b])
     both = both[np.argsort(both[:, 0], kind="stable")]
     first = np.flatnonzero(np.diff(both[:, 0], prepend=-1.0))
-    return np.column_stack([both[first, 0], np.add.reduceat(both[:, 1:], first, axis=0)]) if len(both) else both
+    return (
+        np.column_stack([both[first, 0], np.add.reduceat(both[:, 1:], first, axis=0)])
+        if len(both)
+        else both
+    )
+
 
 def _sums(a, b):
     "Sums of the rows of both; those about the mean of the target by Chan, Golub & LeVeque 1979, eq. 2.1"
     with np.errstate(over="ignore", invalid="ignore"):
         sums = a + b
-        if a[0] and b[0]: sums[8] += (a[7] / a[0] - b[7] / b[0]) ** 2 * (a[0] * b[0] / sums[0])
+        if a[0] and b[0]:
+            sums[8] += (a[7] / a[0] - b[7] / b[0]) ** 2 * (a[0] * b[0] / sums[0])
         return sums
+
 
 def merge_residuals(a: Residuals, b: Residuals) -> Residuals:
     "The state of the rows of both"
-    if not a.rows or not b.rows: return a if a.rows else b
+    if not a.rows or not b.rows:
+        return a if a.rows else b
     ends = np.array([min(a.ends[0], b.ends[0]), max(a.ends[1], b.ends[1])])
-    return Residuals(a.rows + b.rows, _sums(a.sums, b.sums), ends, _joined(a.errors, b.errors), _joined(a.table, b.table))
+    return Residuals(
+        a.rows + b.rows,
+        _sums(a.sums, b.sums),
+        ends,
+        _joined(a.errors, b.errors),
+        _joined(a.table, b.table),
+    )
 
 # %% ../../nbs/learn/residuals.ipynb #70199dac
 def residuals(
-    target, prediction, weight,   # (row,) arrays as kernels take them; weight may be None
-    by_prediction: bool = True,   # whether to remember how errors go with predictions
+    target,
+    prediction,
+    weight,  # (row,) arrays as kernels take them; weight may be None
+    by_prediction: bool = True,  # whether to remember how errors go with predictions
 ) -> Residuals:
     "The state of a block"
     e = of("scores", prediction).errors(target, prediction, weight, by_prediction)
     for bad, name in zip(e.bad[:2], ("target", "prediction"), strict=True):
-        if bad: raise ParameterError(f"{bad:,} of {e.rows:,} values of {name} are NaN or infinite; leave those rows out and say how many.")
-    if e.bad[2]: raise ParameterError(f"A weight is a finite number from 0 on; {e.bad[2]:,} of {e.rows:,} are not; leave those rows out.")
+        if bad:
+            raise ParameterError(
+                f"{bad:,} of {e.rows:,} values of {name} are NaN or infinite; leave those rows out and say how many."
+            )
+    if e.bad[2]:
+        raise ParameterError(
+            f"A weight is a finite number from 0 on; {e.bad[2]:,} of {e.rows:,} are not; leave those rows out."
+        )
     return Residuals(e.rows, e.sums, e.ends, _occupied(e.counts[:, None]), _occupied(e.table))
+
 
 def _occupied(table):
     "Rows of `table` with any weight, their number in front"
     some = np.flatnonzero(table[:, 0])
     return np.column_stack([some, table[some]])
 
+
 def number_column(x, name: str):
     "The array `x` as kernels take it; `ParameterError` if it holds no numbers"
-    if x.dtype.kind not in "biuf": raise ParameterError(f"A {name} is a number; these have dtype {x.dtype}; convert them.")
-    return x.astype(np.float32 if x.dtype.kind == "f" and x.dtype.itemsize <= 4 and name != "weight" else np.float64, copy=False)
+    if x.dtype.kind not in "biuf":
+        raise ParameterError(f"A {name} is a number; these have dtype {x.dtype}; convert them.")
+    return x.astype(
+        np.float32
+        if x.dtype.kind == "f" and x.dtype.itemsize <= 4 and name != "weight"
+        else np.float64,
+        copy=False,
+    )
 
 # %% ../../nbs/learn/residuals.ipynb #95301127
 _merge = partial(merge, each=merge_residuals)
 
-def update_residuals(s: State, block, target: str, prediction: str, by: tuple = (), weight: str | None = None) -> State:
+
+def update_residuals(
+    s: State, block, target: str, prediction: str, by: tuple = (), weight: str | None = None
+) -> State:
     "Add the rows of a block"
     names = {"target": target, "prediction": prediction, "weight": weight}
-    columns = [None if column is None else number_column(block[column].variable.data, name) for name, column in names.items()]
+    columns = [
+        None if column is None else number_column(block[column].variable.data, name)
+        for name, column in names.items()
+    ]
     slices = {}
     if by:
         group, keys = numbered([block[x].variable for x in by])
-        slices = {keys[k]: residuals(*(None if x is None else x[rows] for x in columns), by_prediction=False) for k, rows in rows_by(group)}
+        slices = {
+            keys[k]: residuals(
+                *(None if x is None else x[rows] for x in columns), by_prediction=False
+            )
+            for k, rows in rows_by(group)
+        }
     return _merge(s, State(residuals(*columns), slices))
 
 # %% ../../nbs/learn/residuals.ipynb #cd01643f
 @dataclass(frozen=True, eq=False)
 class RegressionEvaluation:
     "How far predictions are from targets, in the units of the target; NaN without rows"
+
     state: Residuals
-    slices: dict = field(default_factory=dict)  # value of `by` -> RegressionEvaluation; None where it is missing; by several columns: a tuple
+    slices: dict = field(
+        default_factory=dict
+    )  # value of `by` -> RegressionEvaluation; None where it is missing; by several columns: a tuple
 
     @property
-    def count(self) -> int: "Rows"; return self.state.rows
+    def count(self) -> int:
+        "Rows"
+        return self.state.rows
+
     @property
-    def weight(self) -> float: "Sum of the weights; without weights, rows"; return float(self.state.sums[0])
+    def weight(self) -> float:
+        "Sum of the weights; without weights, rows"
+        return float(self.state.sums[0])
+
     @property
-    def mae(self) -> float: "Mean absolute error"; return _mean(self, 3)
+    def mae(self) -> float:
+        "Mean absolute error"
+        return _mean(self, 3)
+
     @property
-    def rmse(self) -> float: "Root of the mean squared error"; return float(np.sqrt(_mean(self, 4)))
+    def rmse(self) -> float:
+        "Root of the mean squared error"
+        return float(np.sqrt(_mean(self, 4)))
+
     @property
-    def bias(self) -> float: "Mean error: above 0, predictions are too high"; return _mean(self, 2)
+    def bias(self) -> float:
+        "Mean error: above 0, predictions are too high"
+        return _mean(self, 2)
+
     @property
-    def r2(self) -> float: "Share of the variance of the target that predictions explain; NaN where the target does not vary"; return 1 - ratio(float(self.state.sums[4]), float(self.state.sums[8]))
+    def r2(self) -> float:
+        "Share of the variance of the target that predictions explain; NaN where the target does not vary"
+        return 1 - ratio(float(self.state.sums[4]), float(self.state.sums[8]))
+
     @property
-    def mape(self) -> float: "Mean of |error / target|, the target kept 2^-52 from 0, as scikit-learn has it"; return _mean(self, 6)
+    def mape(self) -> float:
+        "Mean of |error / target|, the target kept 2^-52 from 0, as scikit-learn has it"
+        return _mean(self, 6)
+
     @property
-    def median_absolute_error(self) -> float: "Half of the rows are as near as this, or nearer; within 0.4 % of itself"; return _quantile(self, 0.5, absolute=True)
+    def median_absolute_error(self) -> float:
+        "Half of the rows are as near as this, or nearer; within 0.4 % of itself"
+        return _quantile(self, 0.5, absolute=True)
+
     @property
-    def max_error(self) -> float: "Greatest absolute error"; return float(np.abs(self.state.ends).max()) if self.count else np.nan
-    def quantile(self, q: float, *, absolute: bool = False) -> float: "The error that a share `q` of the rows is at or below, within 0.4 % of itself; `absolute`: of its size"; return _quantile(self, q, absolute=absolute)
-    def interval(self, measure: str, level: float = 0.95): "Confidence interval of `mae`, `rmse` or `bias`, as (low, high)"; return _interval(self, measure, level)
-    def curve(self, points: int = 20): "Bias and spread of errors along the predictions, in about so many parts with equally many rows, as a DataFrame"; return _curve(self, points)
-    def to_frame(self): "A DataFrame with a row for `all` and one per slice"; return _frame(self)
-    def __repr__(self) -> str: return f"Evaluation of {self.count:,} predictions\n{self.to_frame().to_string()}"
-    def _repr_html_(self) -> str: return _html(self)
+    def max_error(self) -> float:
+        "Greatest absolute error"
+        return float(np.abs(self.state.ends).max()) if self.count else np.nan
+
+    def quantile(self, q: float, *, absolute: bool = False) -> float:
+        "The error that a share `q` of the rows is at or below, within 0.4 % of itself; `absolute`: of its size"
+        return _quantile(self, q, absolute=absolute)
+
+    def interval(self, measure: str, level: float = 0.95):
+        "Confidence interval of `mae`, `rmse` or `bias`, as (low, high)"
+        return _interval(self, measure, level)
+
+    def curve(self, points: int = 20):
+        "Bias and spread of errors along the predictions, in about so many parts with equally many rows, as a DataFrame"
+        return _curve(self, points)
+
+    def to_frame(self):
+        "A DataFrame with a row for `all` and one per slice"
+        return _frame(self)
+
+    def __repr__(self) -> str:
+        return f"Evaluation of {self.count:,} predictions\n{self.to_frame().to_string()}"
+
+    def _repr_html_(self) -> str:
+        return _html(self)
 
 # %% ../../nbs/learn/residuals.ipynb #61083cec
-def _mean(e: RegressionEvaluation, k: int) -> float: return ratio(float(e.state.sums[k]), e.weight)
+def _mean(e: RegressionEvaluation, k: int) -> float:
+    return ratio(float(e.state.sums[k]), e.weight)
+
 
 def _quantile(e: RegressionEvaluation, q: float, absolute: bool) -> float:
-    if not 0 <= q <= 1: raise ParameterError(f"A quantile is from 0 to 1, not {q}.")
+    if not 0 <= q <= 1:
+        raise ParameterError(f"A quantile is from 0 to 1, not {q}.")
     number, weight = e.state.errors.T
-    if not e.weight > 0: return np.nan
+    if not e.weight > 0:
+        return np.nan
     x, (least, greatest) = middles(number.astype(np.int64)), e.state.ends
-    if absolute: x, least, greatest = np.abs(x), 0.0 if least <= 0 <= greatest else min(abs(least), abs(greatest)), e.max_error
+    if absolute:
+        x, least, greatest = (
+            np.abs(x),
+            0.0 if least <= 0 <= greatest else min(abs(least), abs(greatest)),
+            e.max_error,
+        )
     order = np.argsort(x, kind="stable")
     reached = np.cumsum(weight[order])
-    return float(np.clip(x[order][min(np.searchsorted(reached, q * reached[-1] * (1 - 1e-12)), len(x) - 1)], least, greatest))
+    return float(
+        np.clip(
+            x[order][min(np.searchsorted(reached, q * reached[-1] * (1 - 1e-12)), len(x) - 1)],
+            least,
+            greatest,
+        )
+    )
+
 
 def _interval(e: RegressionEvaluation, measure: str, level: float) -> tuple[float, float]:
-    if measure not in ("mae", "rmse", "bias"): raise ParameterError(unknown(measure, ("mae", "rmse", "bias"), "the measures with an interval"))
+    if measure not in ("mae", "rmse", "bias"):
+        raise ParameterError(
+            unknown(measure, ("mae", "rmse", "bias"), "the measures with an interval")
+        )
     n, square = ratio(e.weight**2, float(e.state.sums[1])), _mean(e, 4)
-    if measure == "mae": return normal_interval(e.mae, square - e.mae * e.mae, n, level)
-    if measure == "bias": return normal_interval(e.bias, square - e.bias * e.bias, n, level, least=-np.inf)
-    return tuple(float(np.sqrt(x)) for x in normal_interval(square, _mean(e, 5) - square * square, n, level))
+    if measure == "mae":
+        return normal_interval(e.mae, square - e.mae * e.mae, n, level)
+    if measure == "bias":
+        return normal_interval(e.bias, square - e.bias * e.bias, n, level, least=-np.inf)
+    return tuple(
+        float(np.sqrt(x)) for x in normal_interval(square, _mean(e, 5) - square * square, n, level)
+    )
+
 
 def _curve(e: RegressionEvaluation, points: int):
     import pandas as pd
+
     number, w, total, squares = e.state.table.T
-    part = np.minimum(((np.cumsum(w) - w / 2) / max(w.sum(), 1e-300) * points).astype(int), points - 1)
-    columns = [np.bincount(part, x, points) for x in (w, w * middles(number.astype(np.int64)), total, squares)]
+    part = np.minimum(
+        ((np.cumsum(w) - w / 2) / max(w.sum(), 1e-300) * points).astype(int), points - 1
+    )
+    columns = [
+        np.bincount(part, x, points)
+        for x in (w, w * middles(number.astype(np.int64)), total, squares)
+    ]
     rows, x, total, squares = (c[columns[0] > 0] for c in columns)
-    return pd.DataFrame({"prediction": x / rows, "count": rows, "bias": total / rows, "rmse": np.sqrt(squares / rows)})
+    return pd.DataFrame(
+        {
+            "prediction": x / rows,
+            "count": rows,
+            "bias": total / rows,
+            "rmse": np.sqrt(squares / rows),
+        }
+    )
 
 # %% ../../nbs/learn/residuals.ipynb #74013e04
 def _evaluated(s: State) -> RegressionEvaluation:
-    return RegressionEvaluation(s.whole, {k: RegressionEvaluation(x) for k, x in in_order(s.slices).items()})
+    return RegressionEvaluation(
+        s.whole, {k: RegressionEvaluation(x) for k, x in in_order(s.slices).items()}
+    )
+
 
 def regression_evaluation(
-    target: str = "target",          # column of numbers
+    target: str = "target",  # column of numbers
     prediction: str = "prediction",  # column of numbers
-    by: list[str] | tuple = (),      # columns to slice by
-    weight: str | None = None,       # column of weights
-) -> Mergeable:                      # over datasets; its result is a `RegressionEvaluation`
+    by: list[str] | tuple = (),  # columns to slice by
+    weight: str | None = None,  # column of weights
+) -> Mergeable:  # over datasets; its result is a `RegressionEvaluation`
     "The evaluation of predictions of a number in a dataset"
-    return Mergeable(partial(State, Residuals()), partial(update_residuals, target=target, prediction=prediction, by=tuple(by), weight=weight), _merge, _evaluated, columns=needed(target, prediction, *by, weight))
+    return Mergeable(
+        partial(State, Residuals()),
+        partial(
+            update_residuals, target=target, prediction=prediction, by=tuple(by), weight=weight
+        ),
+        _merge,
+        _evaluated,
+        columns=needed(target, prediction, *by, weight),
+    )
+
 
 REGRESSION_EVALUATION = register("regression evaluation", regression_evaluation())
 
+
 def evaluate_regression(
-    target,       # (row,) finite numbers: array or DataArray, in memory or dask-backed
-    prediction,   # (row,) finite numbers
+    target,  # (row,) finite numbers: array or DataArray, in memory or dask-backed
+    prediction,  # (row,) finite numbers
     weight=None,  # (row,) finite numbers from 0 on; None: every row counts once
-    by=None,      # (row,) strings, numbers or category codes: each value becomes a slice. A dict or Dataset of several: each combination of values
+    by=None,  # (row,) strings, numbers or category codes: each value becomes a slice. A dict or Dataset of several: each combination of values
     client=None,  # dask.distributed.Client that does the work on dask-backed data; None: threads of this process
 ) -> RegressionEvaluation:
     "Compare predictions of a number with what happened; `ParameterError` for NaN and infinities, and bad weights"
-    columns, given = columns_by(by), {"target": target, "prediction": prediction} | ({} if weight is None else {"weight": weight})
+    columns, given = (
+        columns_by(by),
+        {"target": target, "prediction": prediction}
+        | ({} if weight is None else {"weight": weight}),
+    )
     ds = rows_of(**{name: row_array(x, name) for name, x in given.items()}, **columns)
-    return reduce(regression_evaluation(by=list(columns), weight=None if weight is None else "weight"), ds, client)
+    return reduce(
+        regression_evaluation(by=list(columns), weight=None if weight is None else "weight"),
+        ds,
+        client,
+    )
 
 # %% ../../nbs/learn/residuals.ipynb #55656558
 def _frame(e: RegressionEvaluation):
     import pandas as pd
+
     names = ("count", "mae", "rmse", "bias", "r2", "median_absolute_error", "max_error")
-    return pd.DataFrame([{name: getattr(x, name) for name in names} for x in (e, *e.slices.values())], index=slice_index(e.slices))
+    return pd.DataFrame(
+        [{name: getattr(x, name) for name in names} for x in (e, *e.slices.values())],
+        index=slice_index(e.slices),
+    )
+
 
 def _histogram(e: RegressionEvaluation, bins: int = 40) -> str:
     "Errors between the 1st and the 99th percentile, as inline SVG"
     number, weight = e.state.errors.T
     low, high = e.quantile(0.01), e.quantile(0.99)
-    if not high > low: return ""
-    counts, edges = np.histogram(middles(number.astype(np.int64)), bins, (low, high), weights=weight)
-    return bars(counts, titles=[f"{a:.4g} … {b:.4g}: {c:,.0f}" for a, b, c in zip(edges[:-1], edges[1:], counts, strict=True)], width=260, height=80)
+    if not high > low:
+        return ""
+    counts, edges = np.histogram(
+        middles(number.astype(np.int64)), bins, (low, high), weights=weight
+    )
+    return bars(
+        counts,
+        titles=[
+            f"{a:.4g} … {b:.4g}: {c:,.0f}"
+            for a, b, c in zip(edges[:-1], edges[1:], counts, strict=True)
+        ],
+        width=260,
+        height=80,
+    )
+
 
 def _plot(e: RegressionEvaluation, width: int = 260, height: int = 80) -> str:
     "Bias along the predictions, with the spread of errors around it, as inline SVG"
     c = e.curve()
-    if len(c) < 2: return ""
+    if len(c) < 2:
+        return ""
     spread = np.sqrt(np.maximum(c["rmse"] ** 2 - c["bias"] ** 2, 0))
     reach = max(float((np.abs(c["bias"]) + spread).max()), 1e-300)
-    def line(y): return [f"{(x - c['prediction'].iloc[0]) / np.ptp(c['prediction']) * width:.1f},{height / 2 * (1 - v / reach):.1f}" for x, v in zip(c["prediction"], y, strict=True)]
+
+    def line(y):
+        return [
+            f"{(x - c['prediction'].iloc[0]) / np.ptp(c['prediction']) * width:.1f},{height / 2 * (1 - v / reach):.1f}"
+            for x, v in zip(c["prediction"], y, strict=True)
+        ]
+
     area = " ".join(line(c["bias"] + spread) + line(c["bias"] - spread)[::-1])
-    return (f'<svg role="img" aria-label="errors along the predictions" width="{width}" height="{height}" viewBox="0 0 {width} {height}">'
-            f'<polygon points="{area}" fill="currentColor" opacity=".15"/><line x1="0" x2="{width}" y1="{height / 2}" y2="{height / 2}" stroke="currentColor" opacity=".4"/>'
-            f'<polyline points="{" ".join(line(c["bias"]))}" fill="none" stroke="#d97706" stroke-width="2"/></svg>')
+    return (
+        f'<svg role="img" aria-label="errors along the predictions" width="{width}" height="{height}" viewBox="0 0 {width} {height}">'
+        f'<polygon points="{area}" fill="currentColor" opacity=".15"/><line x1="0" x2="{width}" y1="{height / 2}" y2="{height / 2}" stroke="currentColor" opacity=".4"/>'
+        f'<polyline points="{" ".join(line(c["bias"]))}" fill="none" stroke="#d97706" stroke-width="2"/></svg>'
+    )
 
 # %% ../../nbs/learn/residuals.ipynb #880928c2
 def _html(e: RegressionEvaluation) -> str:
     from html import escape
-    rows = [[f"<b>{escape(slice_name(name))}</b>", amount(int(row["count"])), *(f"{x:.4g}" if x == x else "–" for x in row[1:])] for name, row in e.to_frame().iterrows()]
-    figures = ((_histogram(e), "Errors, from the 1st to the 99th percentile"), (_plot(e), "Mean error and its spread, along the predictions"))
+
+    rows = [
+        [
+            f"<b>{escape(slice_name(name))}</b>",
+            amount(int(row["count"])),
+            *(f"{x:.4g}" if x == x else "–" for x in row[1:]),
+        ]
+        for name, row in e.to_frame().iterrows()
+    ]
+    figures = (
+        (_histogram(e), "Errors, from the 1st to the 99th percentile"),
+        (_plot(e), "Mean error and its spread, along the predictions"),
+    )
     return html_table(
-        ("Rows of", "Rows", "Mean absolute error", "RMSE", "Bias", "R²", "Median absolute error", "Greatest error"), rows,
-        f"<b>{e.count:,}</b> predictions", "Error: prediction − target. Bias: mean error. Medians are within 0.4 %."
-    ) + "".join(f'<figure style="display:inline-block;margin:.5em 1em">{svg}<figcaption style="font-size:.85em;opacity:.7">{title}</figcaption></figure>' for svg, title in figures if svg)
+        (
+            "Rows of",
+            "Rows",
+            "Mean absolute error",
+            "RMSE",
+            "Bias",
+            "R²",
+            "Median absolute error",
+            "Greatest error",
+        ),
+        rows,
+        f"<b>{e.count:,}</b> predictions",
+        "Error: prediction − target. Bias: mean error. Medians are within 0.4 %.",
+    ) + "".join(
+        f'<figure style="display:inline-block;margin:.5em 1em">{svg}<figcaption style="font-size:.85em;opacity:.7">{title}</figcaption></figure>'
+        for svg, title in figures
+        if svg
+    )

@@ -26,17 +26,32 @@ from ..errors import ContractViolation, ParameterError
 @dataclass(frozen=True)
 class Rows:
     "Rows that can be read again and again"
+
     blocks: Callable  # () -> iterator of (X, y) or (X, y, weight): X (row, feature), y (row,) or None, weight (row,)
-    def __iter__(self): return iter(self.blocks())
+
+    def __iter__(self):
+        return iter(self.blocks())
+
 
 def is_source(data) -> bool:
     "Whether `data` yields blocks `(X, y)` or `(X, y, weight)`; ParameterError for an iterator, which could be read only once"
-    if isinstance(data, Rows): return True
-    if not isinstance(data, Iterable) or isinstance(data, (str, bytes, dict, set)) or any(hasattr(data, n) for n in ("shape", "__array__", "__dataframe__")): return False
+    if isinstance(data, Rows):
+        return True
+    if (
+        not isinstance(data, Iterable)
+        or isinstance(data, (str, bytes, dict, set))
+        or any(hasattr(data, n) for n in ("shape", "__array__", "__dataframe__"))
+    ):
+        return False
     if iter(data) is data:
-        raise ParameterError(f"{type(data).__name__} can be read once, and a learner reads its rows several times; pass Rows(function that makes it).")
-    if not isinstance(data, (list, tuple)): return True
-    return len(data) > 0 and all(isinstance(b, tuple) and len(b) in (2, 3) and getattr(b[0], "ndim", 0) == 2 for b in data)
+        raise ParameterError(
+            f"{type(data).__name__} can be read once, and a learner reads its rows several times; pass Rows(function that makes it)."
+        )
+    if not isinstance(data, (list, tuple)):
+        return True
+    return len(data) > 0 and all(
+        isinstance(b, tuple) and len(b) in (2, 3) and getattr(b[0], "ndim", 0) == 2 for b in data
+    )
 
 # %% ../../nbs/learn/rows.ipynb #dbaf8528
 def dense(X):
@@ -44,37 +59,55 @@ def dense(X):
     X = X if X.dtype in (np.float32, np.float64) else X.astype(np.float64)
     return X if X.flags.c_contiguous else X.copy(order="C")
 
-def host(a): "The array `a` on the host: for what is small"; return a.get() if hasattr(a, "get") else a
+
+def host(a):
+    "The array `a` on the host: for what is small"
+    return a.get() if hasattr(a, "get") else a
+
 
 def weights(weight):
     "The block of weights as float64; ContractViolation for a negative, missing or infinite one"
-    if weight is None: return None
+    if weight is None:
+        return None
     weight = weight.astype(np.float64)
-    if not bool(((weight >= 0) & (weight < np.inf)).all()): raise ContractViolation("A weight is negative, missing or infinite; weights are numbers from 0 on.")
+    if not bool(((weight >= 0) & (weight < np.inf)).all()):
+        raise ContractViolation(
+            "A weight is negative, missing or infinite; weights are numbers from 0 on."
+        )
     return weight
+
 
 def check_rows(rows: int):
     "ContractViolation where there is no row, in scikit-learn's words"
-    if rows == 0: raise ContractViolation("Found array with 0 sample(s) while a minimum of 1 is required.")
+    if rows == 0:
+        raise ContractViolation("Found array with 0 sample(s) while a minimum of 1 is required.")
+
 
 def check_mass(mass: float):
     "ContractViolation where the weights of all rows add up to nothing"
-    if not mass > 0: raise ContractViolation("The weights of all rows are 0; nothing can be learnt.")
+    if not mass > 0:
+        raise ContractViolation("The weights of all rows are 0; nothing can be learnt.")
+
 
 def finite(sums, name="X"):
     "`sums` over rows, unless they are not finite; then ContractViolation, in scikit-learn's words"
     for s in sums:
         if not np.isfinite(s).all():
-            raise ContractViolation(f"Input {name} contains NaN or infinity, or values too large for its dtype; impute and scale first, say with sn.Transform.")
+            raise ContractViolation(
+                f"Input {name} contains NaN or infinity, or values too large for its dtype; impute and scale first, say with sn.Transform."
+            )
     return sums
 
 # %% ../../nbs/learn/rows.ipynb #f6a74067
 _busy, _lock, _limit = 0, threading.Lock(), None
 
+
 @cache
 def _pools():
     from threadpoolctl import ThreadpoolController
+
     return ThreadpoolController()
+
 
 @contextmanager
 def one_blas_thread():
@@ -82,35 +115,56 @@ def one_blas_thread():
     global _busy, _limit
     with _lock:
         _busy += 1
-        if _busy == 1: _limit = _pools().limit(limits=1, user_api="blas")
-    try: yield
+        if _busy == 1:
+            _limit = _pools().limit(limits=1, user_api="blas")
+    try:
+        yield
     finally:
         with _lock:
             _busy -= 1
-            if _busy == 0: _limit.restore_original_limits()
+            if _busy == 0:
+                _limit.restore_original_limits()
 
 # %% ../../nbs/learn/rows.ipynb #d612b71c
 PART = 4_194_304  # numbers of a part: 16 MiB of float32
 
-def threads() -> int: "Cores that this process may use"; return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
-def part_rows(features: int) -> int: "Rows of a part"; return min(65_536, max(1024, PART // max(1, features)))
+def threads() -> int:
+    "Cores that this process may use"
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
-def slices(rows: int, size: int): "Slices of at most `size` rows; one empty slice for no rows"; return [slice(i, min(rows, i + size)) for i in range(0, rows, size)] or [slice(0, 0)]
+
+def part_rows(features: int) -> int:
+    "Rows of a part"
+    return min(65_536, max(1024, PART // max(1, features)))
+
+
+def slices(rows: int, size: int):
+    "Slices of at most `size` rows; one empty slice for no rows"
+    return [slice(i, min(rows, i + size)) for i in range(0, rows, size)] or [slice(0, 0)]
+
 
 def fold_arrays(algorithm: Mergeable, X, y=None, weight=None, state=None):
     "State of the rows of arrays, after those of `state`"
     cut = lambda a, part: None if a is None else a[part]
-    one = lambda part: algorithm.update(algorithm.init(), (X[part], cut(y, part), cut(weight, part)))
+    one = lambda part: algorithm.update(
+        algorithm.init(), (X[part], cut(y, part), cut(weight, part))
+    )
     parts = slices(len(X), part_rows(X.shape[1]))
     state = algorithm.init() if state is None else state
     with one_blas_thread():
-        if len(parts) == 1: return algorithm.merge(state, one(parts[0]))
+        if len(parts) == 1:
+            return algorithm.merge(state, one(parts[0]))
         with ThreadPoolExecutor(threads()) as pool:
-            for more in pool.map(one, parts): state = algorithm.merge(state, more)
+            for more in pool.map(one, parts):
+                state = algorithm.merge(state, more)
     return state
 
-def triple(block): "A block of a source as (X, y, weight)"; return (*block, None, None)[:3] if isinstance(block, tuple) else (block, None, None)
+
+def triple(block):
+    "A block of a source as (X, y, weight)"
+    return (*block, None, None)[:3] if isinstance(block, tuple) else (block, None, None)
+
 
 def fold_blocks(algorithm: Mergeable, source):
     "State of the rows of a source of blocks"
@@ -118,49 +172,69 @@ def fold_blocks(algorithm: Mergeable, source):
     for number, block in enumerate(source):
         X, y, weight = triple(block)
         width = width or X.shape[1]
-        if X.ndim != 2 or X.shape[1] != width: raise ContractViolation(f"Block {number} has the shape {X.shape}; accepted: (row, {width}).")
+        if X.ndim != 2 or X.shape[1] != width:
+            raise ContractViolation(
+                f"Block {number} has the shape {X.shape}; accepted: (row, {width})."
+            )
         state = fold_arrays(algorithm, X, y, weight, state)
     return state
 
 # %% ../../nbs/learn/rows.ipynb #0acadb7b
 STRIP = 2_097_152  # numbers of features that are made at a time: 8 MiB of float32
 
+
 def stacked(ds, names):
     "The columns `names` of `ds` as (row, feature): float32 where that holds them all, else float64"
     columns = [ds[n].data for n in names]
     kind = np.result_type(np.float32, *(c.dtype for c in columns))
-    out = np.empty_like(columns[0], dtype=kind, shape=(ds.sizes["row"], len(names)))  # beside the columns, on their device
-    for j, c in enumerate(columns): out[:, j] = c
+    out = np.empty_like(
+        columns[0], dtype=kind, shape=(ds.sizes["row"], len(names))
+    )  # beside the columns, on their device
+    for j, c in enumerate(columns):
+        out[:, j] = c
     return out
+
 
 def strips(ds, width: int, make):
     "Yield `make` of a few thousand rows of `ds` at a time; `width` is the number of features"
-    for strip in slices(ds.sizes["row"], max(1024, STRIP // max(1, width))): yield make(ds.isel(row=strip))
+    for strip in slices(ds.sizes["row"], max(1024, STRIP // max(1, width))):
+        yield make(ds.isel(row=strip))
+
 
 @dataclass(frozen=True)
 class Columns:
     "How blocks of a dataset become blocks of rows"
-    features: Callable | None  # (dataset) -> iterator of (row, feature) arrays, in order; None: there are none in a block, X is None
-    y: str | None = None       # the variable of targets
+
+    features: (
+        Callable | None
+    )  # (dataset) -> iterator of (row, feature) arrays, in order; None: there are none in a block, X is None
+    y: str | None = None  # the variable of targets
     weight: str | None = None  # the variable of weights
 
     def over(self, algorithm: Mergeable) -> Mergeable:
         "`algorithm` for blocks that are datasets"
+
         def update(state, ds):
             y, weight = (None if n is None else ds[n].data for n in (self.y, self.weight))
-            if self.features is None: return algorithm.update(state, (None, y, weight))
+            if self.features is None:
+                return algorithm.update(state, (None, y, weight))
             start = 0
             for X in self.features(ds):
                 part = slice(start, start := start + len(X))
-                with one_blas_thread(): state = algorithm.update(state, (X, *(None if a is None else a[part] for a in (y, weight))))
+                with one_blas_thread():
+                    state = algorithm.update(
+                        state, (X, *(None if a is None else a[part] for a in (y, weight)))
+                    )
             return state
+
         return Mergeable(algorithm.init, update, algorithm.merge, lambda state: state)
 
 # %% ../../nbs/learn/rows.ipynb #a121249f
 @dataclass(frozen=True)
 class Fold:
     "Runs algorithms over blocks (X, y, weight) of the same rows, as often as asked"
-    over: Callable           # (algorithm, whether X is needed) -> state of all rows
+
+    over: Callable  # (algorithm, whether X is needed) -> state of all rows
     rows: int | None = None  # how many there are; None: not known yet
 
     def __call__(self, algorithm: Mergeable, features=True):
@@ -168,19 +242,30 @@ class Fold:
         return algorithm.finalize(self.over(algorithm, features))
 
 # %% ../../nbs/learn/rows.ipynb #fd71cf99
-def is_dask(a) -> bool: return type(a).__module__.startswith("dask.array")
+def is_dask(a) -> bool:
+    return type(a).__module__.startswith("dask.array")
 
-def is_dataset(data) -> bool: return hasattr(data, "data_vars")
+
+def is_dataset(data) -> bool:
+    return hasattr(data, "data_vars")
+
 
 def _over_dataset(estimator, ds, y, weight, transform, client):
     "The `Fold` over a dataset, whose label and weight are named"
     for name in [n for n in (y, weight) if n is not None]:
         if not isinstance(name, str) or name not in ds:
-            raise ParameterError(f"{name!r} is no variable of the dataset; name the label and the weight, from {', '.join(map(str, ds.data_vars))}.")
+            raise ParameterError(
+                f"{name!r} is no variable of the dataset; name the label and the weight, from {', '.join(map(str, ds.data_vars))}."
+            )
     if transform is None:
-        names = [str(n) for n, c in ds.data_vars.items() if c.dims == ("row",) and n not in (y, weight)]
+        names = [
+            str(n) for n, c in ds.data_vars.items() if c.dims == ("row",) and n not in (y, weight)
+        ]
         wrong = [n for n in names if ds[n].dtype.kind not in "fiub" or "categories" in ds[n].attrs]
-        if wrong or not names: raise ParameterError(f"{wrong[0] if wrong else 'The dataset'!r} has no numbers to learn from; pass transform=, or drop it.")
+        if wrong or not names:
+            raise ParameterError(
+                f"{wrong[0] if wrong else 'The dataset'!r} has no numbers to learn from; pass transform=, or drop it."
+            )
         estimator.feature_names_in_ = np.array(names, object)
         columns, make = names, lambda ds: strips(ds, len(names), lambda part: stacked(part, names))
     else:
@@ -191,37 +276,54 @@ def _over_dataset(estimator, ds, y, weight, transform, client):
     how = Columns(make, y, weight)
     return _fold(ds[list(dict.fromkeys([*columns, *(n for n in (y, weight) if n)]))], how, client)
 
+
 def _fold(ds, how: Columns, client) -> Fold:
     "The `Fold` over a dataset"
     targets = [n for n in (how.y, how.weight) if n]
+
     def over(algorithm, features):
-        if features or not targets: return reduce(how.over(algorithm), ds, client)
+        if features or not targets:
+            return reduce(how.over(algorithm), ds, client)
         return reduce(replace(how, features=None).over(algorithm), ds[targets], client)
+
     return Fold(over, ds.sizes["row"])
 
 # %% ../../nbs/learn/rows.ipynb #df49d00f
 def of_dask(X, y, weight) -> tuple:
     "Arrays of Dask as a dataset: X (row, feature), y and weight; and the names of the last two, None for what is not there"
     import xarray as xr
+
     given = {n: a for n, a in {"y": y, "weight": weight}.items() if a is not None}
-    return xr.Dataset({"X": (("row", "feature"), X.rechunk({1: -1})), **{n: ("row", a) for n, a in given.items()}}), [n if n in given else None for n in ("y", "weight")]
+    return xr.Dataset(
+        {"X": (("row", "feature"), X.rechunk({1: -1})), **{n: ("row", a) for n, a in given.items()}}
+    ), [n if n in given else None for n in ("y", "weight")]
+
 
 def _over_dask(estimator, X, y, weight, client):
     "The `Fold` over arrays of Dask"
-    if X.ndim != 2: raise ValueError(f"Expected 2D array, got {X.ndim}D array instead. Reshape your data.")
+    if X.ndim != 2:
+        raise ValueError(f"Expected 2D array, got {X.ndim}D array instead. Reshape your data.")
     given = {"y": y, "weight": weight}
     wrong = [n for n, a in given.items() if a is not None and a.shape != X.shape[:1]]
-    if wrong: raise ValueError(f"{wrong[0]} has the shape {given[wrong[0]].shape}; accepted: {X.shape[:1]}, the rows of X.")
+    if wrong:
+        raise ValueError(
+            f"{wrong[0]} has the shape {given[wrong[0]].shape}; accepted: {X.shape[:1]}, the rows of X."
+        )
     vars(estimator).pop("feature_names_in_", None)
     estimator.n_features_in_ = X.shape[1]
     ds, names = of_dask(X, y, weight)
     return _fold(ds, Columns(lambda part: [part["X"].data], *names), client)
 
+
 def _over_source(estimator, source, y):
     "The `Fold` over a source of blocks"
-    if y is not None: raise ParameterError("A source of blocks brings its targets along; leave y out.")
+    if y is not None:
+        raise ParameterError("A source of blocks brings its targets along; leave y out.")
     X, *_ = triple(next(iter(source), None))
-    if X is None: raise ValueError("Found array with 0 sample(s) while a minimum of 1 is required: the source has no block.")
+    if X is None:
+        raise ValueError(
+            "Found array with 0 sample(s) while a minimum of 1 is required: the source has no block."
+        )
     vars(estimator).pop("feature_names_in_", None)
     estimator.n_features_in_ = X.shape[1]
     return Fold(lambda algorithm, features: fold_blocks(algorithm, source))
@@ -230,32 +332,47 @@ def _over_source(estimator, source, y):
 def _over_arrays(estimator, X, y, weight, reset, **checks):
     "The `Fold` over arrays, checked as scikit-learn checks them"
     from sklearn.utils.validation import _check_sample_weight, validate_data
-    if X is not None and type(X).__module__.startswith("cupy"): estimator.n_features_in_ = X.shape[1]
+
+    if X is not None and type(X).__module__.startswith("cupy"):
+        estimator.n_features_in_ = X.shape[1]
     else:
         given = (X, y) if estimator.__sklearn_tags__().target_tags.required else (X,)
-        checked = validate_data(estimator, *given, reset=reset, dtype="numeric", ensure_all_finite=False, **checks)
+        checked = validate_data(
+            estimator, *given, reset=reset, dtype="numeric", ensure_all_finite=False, **checks
+        )
         X, y = (checked, None) if len(given) == 1 else checked
-        if weight is not None: weight = _check_sample_weight(weight, X, dtype=np.float64, ensure_non_negative=True)
+        if weight is not None:
+            weight = _check_sample_weight(weight, X, dtype=np.float64, ensure_non_negative=True)
     return Fold(lambda algorithm, features: fold_arrays(algorithm, X, y, weight), len(X))
 
-def bare(a): "The array inside a DataArray; anything else as it is"; return a.data if hasattr(a, "dims") and hasattr(a, "coords") and not is_dataset(a) else a
+
+def bare(a):
+    "The array inside a DataArray; anything else as it is"
+    return a.data if hasattr(a, "dims") and hasattr(a, "coords") and not is_dataset(a) else a
+
 
 def rows_of(
-    estimator,       # gets n_features_in_, and feature_names_in_ where the data name their features
-    X,               # (row, feature) array, DataArray, Dask array; a Dataset; or a source of blocks
-    y=None,          # (row,) targets; for a Dataset the name of the label
-    weight=None,     # (row,) weights, at least 0; for a Dataset their name
+    estimator,  # gets n_features_in_, and feature_names_in_ where the data name their features
+    X,  # (row, feature) array, DataArray, Dask array; a Dataset; or a source of blocks
+    y=None,  # (row,) targets; for a Dataset the name of the label
+    weight=None,  # (row,) weights, at least 0; for a Dataset their name
     transform=None,  # for a Dataset: what makes features of its columns, a fitted Transform
-    client=None,     # dask.distributed.Client for data on Dask
-    reset=True,      # False: the features must be those of the last call
-    **checks,        # of sklearn.utils.validation.validate_data
+    client=None,  # dask.distributed.Client for data on Dask
+    reset=True,  # False: the features must be those of the last call
+    **checks,  # of sklearn.utils.validation.validate_data
 ) -> Fold:
     "The `Fold` over any data"
-    if not is_dataset(X) and transform is not None: raise ParameterError("transform= makes features of a Dataset's columns; X is not a Dataset.")
-    if is_dataset(X): return _over_dataset(estimator, X, y, weight, transform, client)
+    if not is_dataset(X) and transform is not None:
+        raise ParameterError(
+            "transform= makes features of a Dataset's columns; X is not a Dataset."
+        )
+    if is_dataset(X):
+        return _over_dataset(estimator, X, y, weight, transform, client)
     X, y, weight = bare(X), bare(y), bare(weight)
-    if is_dask(X): return _over_dask(estimator, X, y, weight, client)
-    if is_source(X): return _over_source(estimator, X, y)
+    if is_dask(X):
+        return _over_dask(estimator, X, y, weight, client)
+    if is_source(X):
+        return _over_source(estimator, X, y)
     return _over_arrays(estimator, X, y, weight, reset, **checks)
 
 # %% ../../nbs/learn/rows.ipynb #25a23b3a
@@ -264,43 +381,67 @@ def _evenly(rows: int, share: float, random):
     count = int(rows * share + random.random())
     return ((np.arange(count) + random.random(count)) * (rows / max(1, count))).astype(int)
 
+
 def sampling(
-    share,          # of the rows; or (class,) of the rows of each class, where y is the number of the class
+    share,  # of the rows; or (class,) of the rows of each class, where y is the number of the class
     ready=lambda block: block,  # what to do with a block first
-) -> Mergeable:     # its result: (X, y, weight) of the sampled rows
+) -> Mergeable:  # its result: (X, y, weight) of the sampled rows
     "Take a share of the rows. Which ones depends on the blocks: a sample is where a learner begins, never what it ends with"
+
     def update(state, block):
         X, y, weight = ready(block)
-        if len(X) == 0: return state
+        if len(X) == 0:
+            return state
         random = np.random.default_rng([len(X), hash(float(X[0].sum())) % 2**32])
         even = np.ndim(share) == 0
-        at = _evenly(len(X), share, random) if even else np.flatnonzero(random.random(len(X)) < share[host(y)])
+        at = (
+            _evenly(len(X), share, random)
+            if even
+            else np.flatnonzero(random.random(len(X)) < share[host(y)])
+        )
         X, y, weight = (None if a is None else host(a[at]) for a in (X, y, weight))
         return (*state, (X, y, weight if even else (1 if weight is None else weight) / share[y]))
-    def finalize(state): return tuple(None if state[0][i] is None else np.concatenate([s[i] for s in state]) for i in range(3))
+
+    def finalize(state):
+        return tuple(
+            None if state[0][i] is None else np.concatenate([s[i] for s in state]) for i in range(3)
+        )
+
     return Mergeable(tuple, update, lambda a, b: a + b, finalize, ordered=True)
 
 # %% ../../nbs/learn/rows.ipynb #f02372fc
 def features(estimator, X, transform=None):
     "(row, feature) array of what was passed to `predict` or `transform`, checked; a Dask array stays lazy"
     from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+
     check_is_fitted(estimator)
     named = is_dataset(X) or bare(X) is not X
-    if is_dataset(X): X = transform.transform(X) if transform is not None else stacked(X.compute(), list(estimator.feature_names_in_))
+    if is_dataset(X):
+        X = (
+            transform.transform(X)
+            if transform is not None
+            else stacked(X.compute(), list(estimator.feature_names_in_))
+        )
     X = bare(X)
-    if is_dask(X): return X.rechunk({1: -1})
-    if not named: return validate_data(estimator, X, reset=False, dtype=[np.float64, np.float32], order="C")
+    if is_dask(X):
+        return X.rechunk({1: -1})
+    if not named:
+        return validate_data(estimator, X, reset=False, dtype=[np.float64, np.float32], order="C")
     X = check_array(X, dtype=[np.float64, np.float32], order="C")
-    if X.shape[1] != (n := estimator.n_features_in_): raise ContractViolation(f"X has {X.shape[1]} features; accepted: {n}, as in training.")
+    if X.shape[1] != (n := estimator.n_features_in_):
+        raise ContractViolation(f"X has {X.shape[1]} features; accepted: {n}, as in training.")
     return X
 
+
 def by_row(
-    function,    # (row, feature) array -> (row,) or (row, column) array
-    X,           # (row, feature) array, of Dask or not
+    function,  # (row, feature) array -> (row,) or (row, column) array
+    X,  # (row, feature) array, of Dask or not
     columns=None,  # of the result; None: it is (row,)
     dtype=None,  # of the result
 ):
     "`function` of every block of `X`"
-    if not is_dask(X): return function(X)
-    if columns is None: return X.map_blocks(function, drop_axis=1, dtype=dtype)
+    if not is_dask(X):
+        return function(X)
+    if columns is None:
+        return X.map_blocks(function, drop_axis=1, dtype=dtype)
     return X.map_blocks(function, chunks=(X.chunks[0], (columns,)), dtype=dtype)

@@ -17,60 +17,103 @@ from ..errors import ParameterError
 from ..kernels import of
 
 # %% ../../nbs/learn/scores.ipynb #4e126e00
-BITS, SLICE_BITS = 11, 8          # 64·2^bits bins of all rows, and of a slice
+BITS, SLICE_BITS = 11, 8  # 64·2^bits bins of all rows, and of a slice
 LIMIT, SLICE_LIMIT = 65_536, 4_096  # distinct scores that are counted exactly
-SLICES = 1_000                      # most slices
+SLICES = 1_000  # most slices
+
 
 @cache
 def edges(bits: int):
     "Least and greatest score of each bin"
     from scalai_nb.kernels.scores import FINEST, bins
+
     k, fine, lowest = np.arange(32 << bits), 8 << bits, FINEST << 52
-    bits_below = np.where(k < fine, np.minimum(k << (59 - bits), lowest), (np.maximum(k - fine, 0) << (52 - bits)) + lowest)
+    bits_below = np.where(
+        k < fine,
+        np.minimum(k << (59 - bits), lowest),
+        (np.maximum(k - fine, 0) << (52 - bits)) + lowest,
+    )
     below = bits_below.view(np.float64)
     above = 1 - np.append(below[1:], 0.5)[::-1]  # what is mirrored begins after this, or just there
     above = np.where(bins(above, bits) == k + (32 << bits), above, np.nextafter(above, 2))
-    least = np.append(below, np.minimum.accumulate(above[::-1])[::-1])  # a bin that no float falls into begins with the next
+    least = np.append(
+        below, np.minimum.accumulate(above[::-1])[::-1]
+    )  # a bin that no float falls into begins with the next
     return least, np.append(np.nextafter(least[1:], 0), 1.0)
 
 # %% ../../nbs/learn/scores.ipynb #46705c44
 @dataclass(frozen=True, eq=False)
 class Scores:
     "How often each score was given to negatives and to positives, and the sums of two losses"
+
     bits: int = BITS
     limit: int = LIMIT
     binned: bool = False  # whether there were more than `limit` distinct scores
-    scores: np.ndarray = field(default_factory=lambda: np.empty(0))  # (n,) sorted: distinct scores, or the least one of each bin
-    counts: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))  # (n, 2) negatives and positives; float64 with weights
+    scores: np.ndarray = field(
+        default_factory=lambda: np.empty(0)
+    )  # (n,) sorted: distinct scores, or the least one of each bin
+    counts: np.ndarray = field(
+        default_factory=lambda: np.empty((0, 2), np.int64)
+    )  # (n, 2) negatives and positives; float64 with weights
     rows: int = 0
-    squares: np.ndarray = field(default_factory=lambda: np.zeros(2))  # Σ weight² of negatives and of positives
-    eps: float = 0.0       # how far scores were kept from 0 and 1 in the log-loss
+    squares: np.ndarray = field(
+        default_factory=lambda: np.zeros(2)
+    )  # Σ weight² of negatives and of positives
+    eps: float = 0.0  # how far scores were kept from 0 and 1 in the log-loss
     log_loss: float = 0.0  # Σ −weight · ln(probability given to what happened)
-    brier: float = 0.0     # Σ weight · (score − label)²
+    brier: float = 0.0  # Σ weight · (score − label)²
 
     @property
     def greatest(self):
         "(n,) greatest score that may be counted with each of `scores`"
         least, greatest = edges(self.bits)
-        return greatest[np.searchsorted(least, self.scores, "right") - 1] if self.binned else self.scores
+        return (
+            greatest[np.searchsorted(least, self.scores, "right") - 1]
+            if self.binned
+            else self.scores
+        )
 
 # %% ../../nbs/learn/scores.ipynb #d9c4caf1
 def in_bins(scores, counts, bits: int) -> tuple:
     "Least score of each bin that any of the sorted `scores` are in, and the counts"
     from scalai_nb.kernels.scores import bins
+
     number = bins(scores, bits)
     first = np.flatnonzero(np.diff(number, prepend=-1))
-    return edges(bits)[0][number[first]], np.add.reduceat(counts, first, axis=0) if len(first) else counts
+    return edges(bits)[0][number[first]], np.add.reduceat(counts, first, axis=0) if len(
+        first
+    ) else counts
+
 
 def merge_scores(a: Scores, b: Scores) -> Scores:
     "The state of the rows of both"
     from scalai_nb.kernels.scores import joined
-    if not a.rows or not b.rows: return a if a.rows else b
+
+    if not a.rows or not b.rows:
+        return a if a.rows else b
     binned = a.binned or b.binned
-    scores, counts = _join(joined, *(in_bins(s.scores, s.counts, s.bits) if binned and not s.binned else (s.scores, s.counts) for s in (a, b)))
-    if not binned and len(scores) > a.limit: binned, (scores, counts) = True, in_bins(scores, counts, a.bits)
-    return Scores(a.bits, a.limit, binned, scores, counts, a.rows + b.rows, a.squares + b.squares, max(a.eps, b.eps),
-                  a.log_loss + b.log_loss, a.brier + b.brier)
+    scores, counts = _join(
+        joined,
+        *(
+            in_bins(s.scores, s.counts, s.bits) if binned and not s.binned else (s.scores, s.counts)
+            for s in (a, b)
+        ),
+    )
+    if not binned and len(scores) > a.limit:
+        binned, (scores, counts) = True, in_bins(scores, counts, a.bits)
+    return Scores(
+        a.bits,
+        a.limit,
+        binned,
+        scores,
+        counts,
+        a.rows + b.rows,
+        a.squares + b.squares,
+        max(a.eps, b.eps),
+        a.log_loss + b.log_loss,
+        a.brier + b.brier,
+    )
+
 
 def _join(joined, a: tuple, b: tuple) -> tuple:
     "Scores and counts of both; rows beside weighted ones count as floats"
@@ -81,175 +124,273 @@ def _join(joined, a: tuple, b: tuple) -> tuple:
 @dataclass(frozen=True, eq=False)
 class Rows:
     "Labels, scores and weights of a block, as kernels take them"
-    label: object   # (row,) int8 or bool
-    score: object   # (row,) float32 or float64
+
+    label: object  # (row,) int8 or bool
+    score: object  # (row,) float32 or float64
     weight: object  # (row,) float64, or None
-    eps: float      # of the type of the scores as they were given
+    eps: float  # of the type of the scores as they were given
+
 
 def taken(
-    label,        # (row,) 0 or 1, or bool
-    score,        # (row,) numbers from 0 to 1
+    label,  # (row,) 0 or 1, or bool
+    score,  # (row,) numbers from 0 to 1
     weight=None,  # (row,) numbers from 0
-) -> Rows:        # without a copy, where label is bool or int8, and score and weight are floats
+) -> Rows:  # without a copy, where label is bool or int8, and score and weight are floats
     "Arrays of a block, on whatever device, as kernels take them; `ParameterError` for labels that are not 0 or 1, and for what is no number"
     for name, x in (("score", score), ("weight", weight)):
-        if x is not None and x.dtype.kind not in "biuf": raise ParameterError(f"A {name} is a number; these have dtype {x.dtype}; convert them.")
+        if x is not None and x.dtype.kind not in "biuf":
+            raise ParameterError(f"A {name} is a number; these have dtype {x.dtype}; convert them.")
     eps = max(float(np.finfo(score.dtype if score.dtype.kind == "f" else np.float64).eps), 2.0**-52)
     kind = np.float32 if score.dtype.kind == "f" and score.dtype.itemsize <= 4 else np.float64
-    return Rows(_label(label), score.astype(kind, copy=False), None if weight is None else weight.astype(np.float64, copy=False), eps)
+    return Rows(
+        _label(label),
+        score.astype(kind, copy=False),
+        None if weight is None else weight.astype(np.float64, copy=False),
+        eps,
+    )
+
 
 def _label(label):
     "`label` as bool or int8"
-    if label.dtype.char in "?b": return label
+    if label.dtype.char in "?b":
+        return label
     good = (label == 0) | (label == 1) if label.dtype.kind in "iufO" else np.zeros(len(label), bool)
-    if not good.all(): raise ParameterError(f"A label is 0 or 1 (or bool), not {label[~good][0]}; drop rows without one.")
+    if not good.all():
+        raise ParameterError(
+            f"A label is 0 or 1 (or bool), not {label[~good][0]}; drop rows without one."
+        )
     return label.astype(np.int8)
 
 # %% ../../nbs/learn/scores.ipynb #da30dbc6
 def check(
-    bad,      # rows with a bad label, score or weight, as `Tally.bad`
+    bad,  # rows with a bad label, score or weight, as `Tally.bad`
     r: Rows,  # the block
 ) -> None:
     "`ParameterError` says what is wrong with the rows, if any are"
     label, score, weight = r.label, r.score, r.weight
-    if bad[0]: raise ParameterError(f"A label is 0 or 1 (or bool), not {label[(label != 0) & (label != 1)][0]}; drop rows without one.")
+    if bad[0]:
+        raise ParameterError(
+            f"A label is 0 or 1 (or bool), not {label[(label != 0) & (label != 1)][0]}; drop rows without one."
+        )
     if bad[1]:
         lost, outside = int((score != score).sum()), (score < 0) | (score > 1)
-        if lost: raise ParameterError(f"{lost} scores are NaN; leave those rows out and say how many.")
-        raise ParameterError(f"A score is a probability from 0 to 1; these go from {float(score.min()):.6g} to {float(score.max()):.6g}, {int(outside.sum()):,} of {len(score):,} "
-                             "outside; pass predict_proba, not margins.")
+        if lost:
+            raise ParameterError(f"{lost} scores are NaN; leave those rows out and say how many.")
+        raise ParameterError(
+            f"A score is a probability from 0 to 1; these go from {float(score.min()):.6g} to {float(score.max()):.6g}, {int(outside.sum()):,} of {len(score):,} "
+            "outside; pass predict_proba, not margins."
+        )
     if bad[2]:
         wrong = weight[~((weight >= 0) & (weight < np.inf))]
-        raise ParameterError(f"A weight is a finite number from 0 on; {len(wrong):,} of {len(weight):,} are not, the first is {float(wrong[0])}; leave those rows out.")
+        raise ParameterError(
+            f"A weight is a finite number from 0 on; {len(wrong):,} of {len(weight):,} are not, the first is {float(wrong[0])}; leave those rows out."
+        )
 
 # %% ../../nbs/learn/scores.ipynb #9a6976b5
 def scores(
     r: Rows,
     *,
-    bits: int = BITS, limit: int = LIMIT,
+    bits: int = BITS,
+    limit: int = LIMIT,
     binned: bool = False,  # whether it is known that there are too many distinct scores
 ) -> Scores:
     "The state of a block"
     kernel = of("scores", r.score)
     t = kernel.tally(r.label, r.score, r.weight, r.eps, bits)
     check(t.bad, r)
-    (binned,), _, found, counts = kernel.distinct(None, r.label, r.score, r.weight, limit, np.array([binned]))
-    if binned: found, counts = _counted(t.counts, bits)
+    (binned,), _, found, counts = kernel.distinct(
+        None, r.label, r.score, r.weight, limit, np.array([binned])
+    )
+    if binned:
+        found, counts = _counted(t.counts, bits)
     return _state(bits, limit, binned, found, counts, t.rows, t.squares, r.eps, t.log_loss, t.brier)
+
 
 def _counted(counts, bits: int) -> tuple:
     "Least score and counts of each bin that has any"
     from scalai_nb.kernels.scores import occupied
+
     found, counts = occupied(counts)
     return edges(bits)[0][found], counts
 
+
 def _state(bits, limit, binned, found, counts, rows, squares, eps, log_loss, brier) -> Scores:
-    if counts.dtype.kind == "i": squares = counts.sum(axis=0).astype(np.float64)  # a row without a weight is one
-    return Scores(bits, limit, bool(binned), found, counts, int(rows), squares, eps if rows else 0.0, float(log_loss), float(brier))
+    if counts.dtype.kind == "i":
+        squares = counts.sum(axis=0).astype(np.float64)  # a row without a weight is one
+    return Scores(
+        bits,
+        limit,
+        bool(binned),
+        found,
+        counts,
+        int(rows),
+        squares,
+        eps if rows else 0.0,
+        float(log_loss),
+        float(brier),
+    )
 
 # %% ../../nbs/learn/scores.ipynb #5faa7fd9
 def _numbered(x) -> tuple:
     "The values of the column `x` numbered, the missing ones last, and what each number stands for"
     from pandas import factorize
+
     codes, found = (x.data, x.attrs["categories"]) if "categories" in x.attrs else factorize(x.data)
     found = [*(found if x.dtype.kind == "M" else np.asarray(found).tolist()), None]
-    if len(codes) and int(codes.max()) >= len(found) - 1: raise ParameterError(f"A category has code {int(codes.max())}, but there are {len(found) - 1} categories.")
+    if len(codes) and int(codes.max()) >= len(found) - 1:
+        raise ParameterError(
+            f"A category has code {int(codes.max())}, but there are {len(found) - 1} categories."
+        )
     return np.where(codes < 0, len(found) - 1, codes.astype(np.int64)), found
+
 
 def _used(number, size: int) -> tuple:
     "Numbers below `size`, and those that may occur; where there are too many, numbered anew"
     from pandas import factorize
-    if size <= SLICES: return number, range(size)
+
+    if size <= SLICES:
+        return number, range(size)
     number, used = factorize(number)
-    if len(used) > SLICES: raise ParameterError(f"`by` has more than {SLICES:,} values; slice by fewer, or group them.")
+    if len(used) > SLICES:
+        raise ParameterError(
+            f"`by` has more than {SLICES:,} values; slice by fewer, or group them."
+        )
     return number, used.tolist()
+
 
 def numbered(
     columns: list,  # variables over `row`, with category codes or values of any kind
-) -> tuple:         # (row,) int32 from 0; what each number stands for: a value, or with several columns a tuple. None is missing
+) -> tuple:  # (row,) int32 from 0; what each number stands for: a value, or with several columns a tuple. None is missing
     "Number the combinations of values of `columns`; `ParameterError` if more than `SLICES` occur"
     number, keys = 0, [()]
     for x in columns:
         more, found = _numbered(x)
         number, used = _used(number * len(found) + more, len(keys) * len(found))
         keys = [(*keys[i // len(found)], found[i % len(found)]) for i in used]
-    return number.astype(np.int32), keys if len(columns) > 1 else [k for k, in keys]
+    return number.astype(np.int32), keys if len(columns) > 1 else [k for (k,) in keys]
 
 # %% ../../nbs/learn/scores.ipynb #69a254f8
 def slices(
     r: Rows,
-    number,       # (row,) int32: the slice of each row
-    keys: list,   # what the numbers stand for
+    number,  # (row,) int32: the slice of each row
+    keys: list,  # what the numbers stand for
     known: dict,  # the state so far by key: what is binned there need not be counted exactly
     *,
-    bits: int = SLICE_BITS, limit: int = SLICE_LIMIT,
-) -> dict:        # key -> Scores, of those that occur
+    bits: int = SLICE_BITS,
+    limit: int = SLICE_LIMIT,
+) -> dict:  # key -> Scores, of those that occur
     "The state of each slice of a block"
     kernel = of("scores", r.score)
     binned = np.array([k in known and known[k].binned for k in keys], dtype=bool)
-    binned, group, found, counts = kernel.distinct(number, r.label, r.score, r.weight, limit, binned)
+    binned, group, found, counts = kernel.distinct(
+        number, r.label, r.score, r.weight, limit, binned
+    )
     t = kernel.tally_by(number, r.label, r.score, r.weight, r.eps, bits, binned)
     check(t.bad, r)
     first, place = np.searchsorted(group, np.arange(len(keys) + 1)), np.cumsum(binned) - 1
+
     def state(i):
         mine = slice(first[i], first[i + 1])
         counted = _counted(t.counts[place[i]], bits) if binned[i] else (found[mine], counts[mine])
-        return _state(bits, limit, binned[i], *counted, t.rows[i], t.squares[i], r.eps, t.log_loss[i], t.brier[i])
+        return _state(
+            bits,
+            limit,
+            binned[i],
+            *counted,
+            t.rows[i],
+            t.squares[i],
+            r.eps,
+            t.log_loss[i],
+            t.brier[i],
+        )
+
     return {keys[i]: state(i) for i in np.flatnonzero(t.rows)}
 
 # %% ../../nbs/learn/scores.ipynb #e768d6d8
 @dataclass(frozen=True, eq=False)
 class State:
     "What is known of all rows, and of the rows of each slice: Scores, or what another evaluation keeps"
+
     whole: object = field(default_factory=Scores)
     slices: dict = field(default_factory=dict)  # value, or tuple of values -> the like of `whole`
 
+
 def merge_slices(
-    a: dict, b: dict,  # key -> state
-    merge,             # (state, state) -> state of the rows of both
+    a: dict,
+    b: dict,  # key -> state
+    merge,  # (state, state) -> state of the rows of both
 ) -> dict:
     "The slices of both; `ParameterError` if there are more than `SLICES`"
     merged = {**a, **b, **{v: merge(a[v], b[v]) for v in a.keys() & b.keys()}}
-    if len(merged) > SLICES: raise ParameterError(f"`by` has more than {SLICES:,} values; slice by fewer, or group them.")
+    if len(merged) > SLICES:
+        raise ParameterError(
+            f"`by` has more than {SLICES:,} values; slice by fewer, or group them."
+        )
     return merged
 
+
 def merge(
-    a: State, b: State,
+    a: State,
+    b: State,
     each=merge_scores,  # (state, state) -> state of the rows of both
 ) -> State:
     "The state of the rows of both"
     return State(each(a.whole, b.whole), merge_slices(a.slices, b.slices, each))
 
+
 def update(
     s: State,
-    block,             # dataset over `row`
-    label: str, score: str,  # its columns
-    by: tuple = (),    # columns to slice by
+    block,  # dataset over `row`
+    label: str,
+    score: str,  # its columns
+    by: tuple = (),  # columns to slice by
     weight: str | None = None,
 ) -> State:
     "Add the rows of a block"
-    label, score, *more = (None if name is None else block[name].variable for name in (label, score, weight, *by))
+    label, score, *more = (
+        None if name is None else block[name].variable for name in (label, score, weight, *by)
+    )
     r = taken(label.data, score.data, more[0] if more[0] is None else more[0].data)
     whole = merge_scores(s.whole, scores(r, binned=s.whole.binned))
-    return State(whole, merge_slices(s.slices, slices(r, *numbered(more[1:]), s.slices), merge_scores) if by else s.slices)
+    return State(
+        whole,
+        merge_slices(s.slices, slices(r, *numbered(more[1:]), s.slices), merge_scores)
+        if by
+        else s.slices,
+    )
 
 # %% ../../nbs/learn/scores.ipynb #b7b3f83a
 def rows_by(number) -> list:
     "(number, rows that have it) of each number that occurs"
     order = np.argsort(number, kind="stable")
-    return [(int(number[rows[0]]), rows) for rows in np.split(order, np.flatnonzero(np.diff(number[order])) + 1) if len(rows)]
+    return [
+        (int(number[rows[0]]), rows)
+        for rows in np.split(order, np.flatnonzero(np.diff(number[order])) + 1)
+        if len(rows)
+    ]
+
 
 def in_order(slices: dict) -> dict:
     "The same with sorted keys, missing values last"
-    def rank(key): return [(v is None, v) for v in (key if isinstance(key, tuple) else (key,))]
+
+    def rank(key):
+        return [(v is None, v) for v in (key if isinstance(key, tuple) else (key,))]
+
     return {k: slices[k] for k in sorted(slices, key=rank)}
+
 
 def slice_index(slices: dict):
     "Index of a table with a row for `all` and one per slice"
     from pandas import Index, MultiIndex
-    keys = [tuple("missing" if v is None else v for v in (k if isinstance(k, tuple) else (k,))) for k in slices]
-    if any(isinstance(k, tuple) for k in slices): return MultiIndex.from_tuples([("all",) * len(keys[0]), *keys])
-    return Index(["all", *(k for k, in keys)])
+
+    keys = [
+        tuple("missing" if v is None else v for v in (k if isinstance(k, tuple) else (k,)))
+        for k in slices
+    ]
+    if any(isinstance(k, tuple) for k in slices):
+        return MultiIndex.from_tuples([("all",) * len(keys[0]), *keys])
+    return Index(["all", *(k for (k,) in keys)])
+
 
 def slice_name(label) -> str:
     "What a label of `slice_index` is called"

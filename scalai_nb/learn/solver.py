@@ -22,36 +22,54 @@ from .rows import finite, fold_arrays, host, sampling
 @dataclass(frozen=True)
 class Slopes:
     "Sums over rows at some coefficients"
-    weight: float         # of all rows
+
+    weight: float  # of all rows
     loss: float
     gradient: np.ndarray  # like the coefficients, the last column is the intercept
-    hessian: np.ndarray   # over the ravelled coefficients; empty where it was not asked for
+    hessian: np.ndarray  # over the ravelled coefficients; empty where it was not asked for
+
 
 def slopes(
-    W,            # (output, feature + 1) coefficients, the last column is the intercept
+    W,  # (output, feature + 1) coefficients, the last column is the intercept
     family: str,  # squared, logistic, poisson or softmax
-    curved=False, # whether to sum second derivatives
+    curved=False,  # whether to sum second derivatives
     ready=lambda block: block,  # what makes (X, y, weight) of a block, as kernels take them
 ) -> Mergeable:
     "The pass at `W`. Exact up to the rounding of `kernels.linear.slopes`, and of float64 sums over tiles"
     side = W.size if curved else 0
+
     def update(s, block):
         X, y, weight = ready(block)
-        if len(X) == 0: return s
-        return merge(s, Slopes(len(X) if weight is None else float(weight.sum()), *of("linear", X).slopes(X, y, weight, W, family, curved)))
-    def merge(a, b): return Slopes(a.weight + b.weight, a.loss + b.loss, a.gradient + b.gradient, a.hessian + b.hessian)
-    return Mergeable(lambda: Slopes(0.0, 0.0, np.zeros(W.shape), np.zeros((side, side))), update, merge)
+        if len(X) == 0:
+            return s
+        return merge(
+            s,
+            Slopes(
+                len(X) if weight is None else float(weight.sum()),
+                *of("linear", X).slopes(X, y, weight, W, family, curved),
+            ),
+        )
+
+    def merge(a, b):
+        return Slopes(
+            a.weight + b.weight, a.loss + b.loss, a.gradient + b.gradient, a.hessian + b.hessian
+        )
+
+    return Mergeable(
+        lambda: Slopes(0.0, 0.0, np.zeros(W.shape), np.zeros((side, side))), update, merge
+    )
 
 # %% ../../nbs/learn/solver.ipynb #aaff006d
 @dataclass(frozen=True)
 class Problem:
     "What is to be minimised"
+
     family: str
-    outputs: int             # rows of the coefficients
+    outputs: int  # rows of the coefficients
     features: int
-    l2: float = 0.0          # per coefficient, of the mean loss
+    l2: float = 0.0  # per coefficient, of the mean loss
     l1: float = 0.0
-    intercept: bool = True   # False: it stays 0
+    intercept: bool = True  # False: it stays 0
     ready: Callable = lambda block: block  # what makes (X, y, weight) of a block
 
     def penalised(self) -> np.ndarray:
@@ -62,47 +80,66 @@ class Problem:
         "(p,) whether a coefficient may move"
         return (self.penalised() > 0) | self.intercept
 
+
 def value(problem: Problem, fold, curved=False) -> Callable:
     "The smooth part of the problem: (p,) coefficients -> its value, gradient and, where `curved`, hessian"
     l2, free = problem.l2 * problem.penalised(), problem.free()
+
     def at(w):
         with np.errstate(over="ignore", invalid="ignore"):
             s = fold(slopes(w.reshape(problem.outputs, -1), problem.family, curved, problem.ready))
         f, g = s.loss / s.weight + l2 @ w**2 / 2, (s.gradient.ravel() / s.weight + l2 * w) * free
         return f, g, (s.hessian / s.weight + np.diag(l2)) * np.outer(free, free) if curved else None
+
     return at
 
 # %% ../../nbs/learn/solver.ipynb #9fd2dc94
 def _step(H, g, w, l1, free) -> np.ndarray:
     "The step to the minimum of the quadratic model at `w`"
     from scipy.linalg import cho_factor, cho_solve
+
     scale = np.sqrt(np.maximum(np.diag(H), 1e-300))
     scale[scale < 1e-10 * scale.max(initial=1e-150)] = 1
     unit = H / scale / scale[:, None]
     for ridge in (1e-12, 1e-9, 1e-6, 1e-3, 1):
         sturdy = unit + ridge * np.eye(len(H)) + np.diag((~free).astype(float))
-        try: factor = cho_factor(sturdy)
-        except np.linalg.LinAlgError: continue
-        if l1.any(): return _sparse_step(sturdy, g / scale, w * scale, l1 / scale) / scale
+        try:
+            factor = cho_factor(sturdy)
+        except np.linalg.LinAlgError:
+            continue
+        if l1.any():
+            return _sparse_step(sturdy, g / scale, w * scale, l1 / scale) / scale
         return -cho_solve(factor, g / scale) / scale
     return -g / scale**2
+
 
 def _sparse_step(H, g, w, l1):
     "The step where there is an `l1`: what is not penalised follows from what is, so coordinate descent need not find it"
     from scalai_nb.kernels.linear import descend
+
     loose, step = l1 == 0, np.zeros(len(g))
     held = ~loose
-    across = np.linalg.solve(H[np.ix_(loose, loose)], np.column_stack([H[np.ix_(loose, held)], g[loose]]))
-    step[held] = descend(H[np.ix_(held, held)] - H[np.ix_(held, loose)] @ across[:, :-1], g[held] - H[np.ix_(held, loose)] @ across[:, -1], w[held], l1[held])
+    across = np.linalg.solve(
+        H[np.ix_(loose, loose)], np.column_stack([H[np.ix_(loose, held)], g[loose]])
+    )
+    step[held] = descend(
+        H[np.ix_(held, held)] - H[np.ix_(held, loose)] @ across[:, :-1],
+        g[held] - H[np.ix_(held, loose)] @ across[:, -1],
+        w[held],
+        l1[held],
+    )
     step[loose] = -across[:, -1] - across[:, :-1] @ step[held]
     return step
+
 
 def _secant(H, s, c):
     "`H` with its curvature along the step `s` corrected by the change `c` of the gradient"
     # Nocedal & Wright 2006, eq. 6.19 (BFGS)
     Hs, sc = H @ s, s @ c
-    if not sc > 1e-12 * np.sqrt((s @ s) * (c @ c)): return H
+    if not sc > 1e-12 * np.sqrt((s @ s) * (c @ c)):
+        return H
     return H - np.outer(Hs, Hs) / (s @ Hs) + np.outer(c, c) / sc
+
 
 def steepness(g, w, l1) -> float:
     "The largest entry of the gradient; of the least subgradient where there is an l1"
@@ -110,9 +147,10 @@ def steepness(g, w, l1) -> float:
     return float(np.abs(rest).max(initial=0))
 
 # %% ../../nbs/learn/solver.ipynb #4da7a6fb
-DROWNED = 1e-6     # of the loss: a descent by less is judged by gradients
-VAIN = 15          # such steps without half the gradient: rounding is all there is
+DROWNED = 1e-6  # of the loss: a descent by less is judged by gradients
+VAIN = 15  # such steps without half the gradient: rounding is all there is
 PRECISION = 1e-15  # of the loss: a descent by less is none
+
 
 def _search(at, w, f, g, step, slope, l1):
     "(w, f, g, H) at the longest halving of the step that descends; None: none does"
@@ -122,150 +160,235 @@ def _search(at, w, f, g, step, slope, l1):
     for share in 0.5 ** np.arange(8 if drowned else 40):
         new = w + step * share
         f_new, g_new, H = at(new)
-        if not (np.isfinite(f_new) and np.isfinite(g_new).all()): continue
+        if not (np.isfinite(f_new) and np.isfinite(g_new).all()):
+            continue
         descends = f_new + l1 @ np.abs(new) <= now + 1e-4 * share * slope
         turned = drowned and slope + (g_new - g) @ step <= -0.9 * slope
-        if descends or turned: return new, f_new, g_new, H
+        if descends or turned:
+            return new, f_new, g_new, H
     return None
 
 # %% ../../nbs/learn/solver.ipynb #d59b4429
 class End(NamedTuple):
     "Where a minimisation ended"
-    w: np.ndarray         # coefficients
+
+    w: np.ndarray  # coefficients
     H: np.ndarray | None  # the last curvature
-    taken: int            # steps
-    steep: float          # steepness reached
-    stuck: bool = False   # whether no step descended that should have: rounding, mostly
+    taken: int  # steps
+    steep: float  # steepness reached
+    stuck: bool = False  # whether no step descended that should have: rounding, mostly
+
 
 def minimise(
-    at: Callable,       # (p,) -> value, gradient, hessian; the hessian is None where `H` shall be corrected instead
-    w: np.ndarray,      # (p,) where to begin
-    l1: np.ndarray,     # (p,) weights of |w|
-    free: np.ndarray,   # (p,) whether an entry may move
-    H=None,             # (p, p) curvature to begin with, where `at` gives none
-    *, tol: float, max_iter: int,
-    gain=0.0,           # stop where a step would lower the value by less than about this
+    at: Callable,  # (p,) -> value, gradient, hessian; the hessian is None where `H` shall be corrected instead
+    w: np.ndarray,  # (p,) where to begin
+    l1: np.ndarray,  # (p,) weights of |w|
+    free: np.ndarray,  # (p,) whether an entry may move
+    H=None,  # (p, p) curvature to begin with, where `at` gives none
+    *,
+    tol: float,
+    max_iter: int,
+    gain=0.0,  # stop where a step would lower the value by less than about this
 ) -> End:
     "Newton's method, or with curvature from elsewhere a quasi-Newton method"
     f, g, own = at(w)
     finite((f, g))
-    halved, vain = np.inf, 0  # steepness when it had last halved; steps since then that rounding hides
+    halved, vain = (
+        np.inf,
+        0,
+    )  # steepness when it had last halved; steps since then that rounding hides
     for taken in range(max_iter + 1):
         H = H if own is None else own
-        if (steep := steepness(g, w, l1)) <= tol or taken == max_iter: break
+        if (steep := steepness(g, w, l1)) <= tol or taken == max_iter:
+            break
         step = _step(H, g, w, l1, free)
         slope = g @ step + l1 @ (np.abs(w + step) - np.abs(w))
-        if steep <= halved / 2: halved, vain = steep, 0
-        elif (vain := vain + (-slope <= DROWNED * abs(f))) == VAIN: return End(w, H, taken, steep, True)
-        if -slope <= max(2 * gain, PRECISION * abs(f)): break
+        if steep <= halved / 2:
+            halved, vain = steep, 0
+        elif (vain := vain + (-slope <= DROWNED * abs(f))) == VAIN:
+            return End(w, H, taken, steep, True)
+        if -slope <= max(2 * gain, PRECISION * abs(f)):
+            break
         found = _search(at, w, f, g, step, slope, l1)
-        if found is None: return End(w, H, taken, steep, True)
+        if found is None:
+            return End(w, H, taken, steep, True)
         change = found[0] - w, found[2] - g
         w, f, g, own = found
-        if own is None: H = _secant(H, *change)
+        if own is None:
+            H = _secant(H, *change)
     return End(w, H, taken, steep)
 
 # %% ../../nbs/learn/solver.ipynb #7e116865
 SHARE = 32  # one of so many rows is in the sample
 
+
 def _levels(rows: int, size: int) -> list[int]:
     "Rows of the samples, from small to large; none where all rows are few"
     largest = max(rows // SHARE, 200 * size)
-    if 4 * largest > rows: return []
+    if 4 * largest > rows:
+        return []
     return [n for n in (largest // 256, largest // 16, largest) if n >= 20 * size]
+
 
 def _shares(n: int, counts):
     "Share of the rows that makes a sample of about `n`; by class, where one is rare"
-    if counts.min() * 4 * len(counts) > counts.sum(): return n / counts.sum()
+    if counts.min() * 4 * len(counts) > counts.sum():
+        return n / counts.sum()
     return np.minimum(1, n / len(counts) / counts)
+
 
 def _on_sample(problem, sample, w, l1, steps, share):
     "Coefficients and curvature after at most so many steps on a sample, taken as far as its size can tell"
     X, y, weight = sample
     l2 = max(problem.l2, min(problem.l2 / share, 1 / len(X)))
-    at = value(replace(problem, l2=l2), lambda algorithm: fold_arrays(algorithm, X, y, weight), curved=True)
+    at = value(
+        replace(problem, l2=l2), lambda algorithm: fold_arrays(algorithm, X, y, weight), curved=True
+    )
     end = minimise(at, w, l1, problem.free(), tol=0, max_iter=steps, gain=0.02 * w.size / len(X))
     return end.w, end.H - np.diag(problem.penalised() * (l2 - problem.l2))
 
 # %% ../../nbs/learn/solver.ipynb #c9199ddb
 KNOWN = 50  # rows of the sample in which a feature is not 0: then its curvature is known
 
+
 def squares(ready) -> Mergeable:
     "The pass that sums the weight of the rows, and the squares of each feature"
+
     def update(s, block):
         X, _, weight = ready(block)
-        more = np.einsum("ij,ij->j", X, X) if weight is None else np.einsum("ij,ij,i->j", X, X, weight)
+        more = (
+            np.einsum("ij,ij->j", X, X) if weight is None else np.einsum("ij,ij,i->j", X, X, weight)
+        )
         return s[0] + (len(X) if weight is None else float(weight.sum())), s[1] + host(more)
+
     return Mergeable(lambda: (0.0, 0.0), update, lambda a, b: (a[0] + b[0], a[1] + b[1]))
+
 
 def _supported(problem, fold, X, H):
     "`H` with a guess of the curvature of features that the sample hardly knows"
     known = np.append(np.count_nonzero(X, axis=0) >= KNOWN, False)
-    if known[:-1].all() or not known.any(): return H
+    if known[:-1].all() or not known.any():
+        return H
     mass, total = fold(squares(problem.ready))
     square, curve = np.append(total / mass, 0), np.diag(H).reshape(problem.outputs, -1) - problem.l2
-    usual = np.maximum(curve[:, known], 0).sum(axis=1) / max(square[known].sum(), 1e-300)  # curvature per square
+    usual = np.maximum(curve[:, known], 0).sum(axis=1) / max(
+        square[known].sum(), 1e-300
+    )  # curvature per square
     guess = np.where(known, 0, usual[:, None] * square + problem.l2 * (square > 0)).ravel()
     return H + np.diag(np.maximum(guess - np.diag(H), 0) * (guess > 0))
+
 
 def _begin(problem, fold, counts, w, l1, warm):
     "Coefficients and curvature from samples; the curvature is None where all rows are few enough to sum it"
     rows = int(counts.sum())
     levels, H = _levels(rows, w.size), None
-    if not levels: return w, H
-    sample, plain = fold(sampling(_shares(levels[-1], counts), problem.ready)), replace(problem, ready=lambda block: block)
+    if not levels:
+        return w, H
+    sample, plain = (
+        fold(sampling(_shares(levels[-1], counts), problem.ready)),
+        replace(problem, ready=lambda block: block),
+    )
     for n in levels[-1:] if warm else levels:
-        thinned = [None if a is None else np.ascontiguousarray(a[:: max(1, len(a) // n)]) for a in sample]
-        w, H = _on_sample(plain, thinned, w, l1, 0 if warm else 25 if n == levels[0] else 2, 1 if warm else n / rows)
+        thinned = [
+            None if a is None else np.ascontiguousarray(a[:: max(1, len(a) // n)]) for a in sample
+        ]
+        w, H = _on_sample(
+            plain,
+            thinned,
+            w,
+            l1,
+            0 if warm else 25 if n == levels[0] else 2,
+            1 if warm else n / rows,
+        )
     return w, _supported(problem, fold, sample[0], H)
 
 # %% ../../nbs/learn/solver.ipynb #c835bd1f
 LARGE = 2048  # coefficients
 
+
 def _limited(at, w, l1, tol, max_iter):
     "As `minimise`"
     from scipy.optimize import minimize
+
     split = l1.any()
+
     def joint(z):
-        u = z[:w.size] - z[w.size:] if split else z
+        u = z[: w.size] - z[w.size :] if split else z
         f, g, _ = at(u)
-        return (f + l1 @ (z[:w.size] + z[w.size:]), np.r_[g + l1, l1 - g]) if split else (f, g)
+        return (f + l1 @ (z[: w.size] + z[w.size :]), np.r_[g + l1, l1 - g]) if split else (f, g)
+
     finite(at(w)[:2])
     begin = np.r_[np.maximum(w, 0), np.maximum(-w, 0)] if split else w
-    found = minimize(joint, begin, jac=True, method="L-BFGS-B", bounds=[(0, None)] * begin.size if split else None,
-                     options={"gtol": tol, "ftol": 1e-14, "maxiter": max_iter, "maxls": 50})
-    u = found.x[:w.size] - found.x[w.size:] if split else found.x
+    found = minimize(
+        joint,
+        begin,
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(0, None)] * begin.size if split else None,
+        options={"gtol": tol, "ftol": 1e-14, "maxiter": max_iter, "maxls": 50},
+    )
+    u = found.x[: w.size] - found.x[w.size :] if split else found.x
     return End(u, None, found.nit, steepness(at(u)[1], u, l1))
 
 # %% ../../nbs/learn/solver.ipynb #95e4914c
 PATIENCE = 12  # steps with a curvature that is not that of all rows
 
+
 def _all_rows(problem, fold, w, l1, H, tol, max_iter):
     "As `minimise`, over all rows"
-    if H is None: return minimise(value(problem, fold, curved=True), w, l1, problem.free(), tol=tol, max_iter=max_iter)
-    end = minimise(value(problem, fold), w, l1, problem.free(), H, tol=tol, max_iter=min(PATIENCE, max_iter))
-    if end.steep <= tol or end.taken == max_iter: return end
-    last = minimise(value(problem, fold, curved=True), end.w, l1, problem.free(), tol=tol, max_iter=max_iter - end.taken)
+    if H is None:
+        return minimise(
+            value(problem, fold, curved=True), w, l1, problem.free(), tol=tol, max_iter=max_iter
+        )
+    end = minimise(
+        value(problem, fold), w, l1, problem.free(), H, tol=tol, max_iter=min(PATIENCE, max_iter)
+    )
+    if end.steep <= tol or end.taken == max_iter:
+        return end
+    last = minimise(
+        value(problem, fold, curved=True),
+        end.w,
+        l1,
+        problem.free(),
+        tol=tol,
+        max_iter=max_iter - end.taken,
+    )
     return last._replace(taken=end.taken + last.taken)
+
 
 def solve(
     problem: Problem,
-    fold: Callable,       # over all rows: (algorithm) -> result
-    counts,               # (class,) rows of each class; (1,) where there are no classes
-    start=None,           # (output, feature + 1) coefficients to begin with
-    warm=False,           # whether they are worth keeping: no sample moves them
-    *, tol: float, max_iter: int,
-):                        # coefficients (output, feature + 1), number of steps over all rows
+    fold: Callable,  # over all rows: (algorithm) -> result
+    counts,  # (class,) rows of each class; (1,) where there are no classes
+    start=None,  # (output, feature + 1) coefficients to begin with
+    warm=False,  # whether they are worth keeping: no sample moves them
+    *,
+    tol: float,
+    max_iter: int,
+):  # coefficients (output, feature + 1), number of steps over all rows
     "Minimise the problem; a ConvergenceWarning where `max_iter` steps were not enough"
-    w = np.zeros(problem.outputs * (problem.features + 1)) if start is None else start.astype(np.float64).ravel()
+    w = (
+        np.zeros(problem.outputs * (problem.features + 1))
+        if start is None
+        else start.astype(np.float64).ravel()
+    )
     l1 = problem.l1 * problem.penalised()
-    if w.size > LARGE: end = _limited(value(problem, fold), w, l1, tol, max_iter)
+    if w.size > LARGE:
+        end = _limited(value(problem, fold), w, l1, tol, max_iter)
     else:
         w, H = _begin(problem, fold, counts, w, l1, warm)
         end = _all_rows(problem, fold, w, l1, H, tol, max_iter)
     if end.steep > tol and (end.stuck or end.taken >= max_iter):
         from sklearn.exceptions import ConvergenceWarning
-        why = f"rounding hides any descent after {end.taken} steps" if end.stuck else f"after max_iter={max_iter} steps"
-        warnings.warn(f"The gradient is {end.steep:.2g}, not {tol:.2g}: {why}. Scale the features, or raise {'tol' if end.stuck else 'max_iter'}.",
-                      ConvergenceWarning, stacklevel=4)
+
+        why = (
+            f"rounding hides any descent after {end.taken} steps"
+            if end.stuck
+            else f"after max_iter={max_iter} steps"
+        )
+        warnings.warn(
+            f"The gradient is {end.steep:.2g}, not {tol:.2g}: {why}. Scale the features, or raise {'tol' if end.stuck else 'max_iter'}.",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
     return end.w.reshape(problem.outputs, -1), max(1, end.taken)

@@ -20,67 +20,124 @@ from ..errors import ContractViolation, ParameterError, unknown
 @dataclass(frozen=True, eq=False)
 class Split:
     "Folds of rows; iterated, it yields (rows to learn from, rows to test on), ascending"
-    kind: str              # "time", "group" or "random"
-    says: str              # what it does, in a sentence
-    fold: np.ndarray       # (row,) number of the fold, from 0
-    names: tuple           # of the folds
+
+    kind: str  # "time", "group" or "random"
+    says: str  # what it does, in a sentence
+    fold: np.ndarray  # (row,) number of the fold, from 0
+    names: tuple  # of the folds
     forward: bool = False  # whether only the folds before are learnt from
 
     @property
-    def tests(self) -> list[int]: "Numbers of the folds that are tested"; return list(range(2 * self.forward, len(self.names)))
+    def tests(self) -> list[int]:
+        "Numbers of the folds that are tested"
+        return list(range(2 * self.forward, len(self.names)))
+
     @property
-    def tested(self): "(row,) whether a row is tested"; return self.fold >= 2 * self.forward
-    def learns(self, k: int) -> list[int]: "Folds that are learnt from before fold `k` is tested"; return [i for i in range(len(self.names)) if (i < k if self.forward else i != k)]
-    def watched(self, k: int) -> int: "The fold, of those learnt from before fold `k` is tested, that early stopping watches"; return (k - 1) % len(self.names)
-    def rows(self, folds): "Places of the rows of some folds, ascending"; return np.flatnonzero(np.isin(self.fold, folds))
-    def __len__(self) -> int: return len(self.tests)
-    def __iter__(self): return ((self.rows(self.learns(k)), self.rows([k])) for k in self.tests)
-    def __repr__(self) -> str: return self.says
+    def tested(self):
+        "(row,) whether a row is tested"
+        return self.fold >= 2 * self.forward
+
+    def learns(self, k: int) -> list[int]:
+        "Folds that are learnt from before fold `k` is tested"
+        return [i for i in range(len(self.names)) if (i < k if self.forward else i != k)]
+
+    def watched(self, k: int) -> int:
+        "The fold, of those learnt from before fold `k` is tested, that early stopping watches"
+        return (k - 1) % len(self.names)
+
+    def rows(self, folds):
+        "Places of the rows of some folds, ascending"
+        return np.flatnonzero(np.isin(self.fold, folds))
+
+    def __len__(self) -> int:
+        return len(self.tests)
+
+    def __iter__(self):
+        return ((self.rows(self.learns(k)), self.rows([k])) for k in self.tests)
+
+    def __repr__(self) -> str:
+        return self.says
 
 # %% ../../nbs/learn/splits.ipynb #7fa9fa87
 def _present(ds, name: str):
     "The values of a column in memory; ContractViolation where one is missing, ParameterError where there is no such column"
-    if name not in ds.variables: raise ParameterError(unknown(str(name), [n for n, v in ds.variables.items() if v.dims == ("row",)], "the columns"))
+    if name not in ds.variables:
+        raise ParameterError(
+            unknown(
+                str(name), [n for n, v in ds.variables.items() if v.dims == ("row",)], "the columns"
+            )
+        )
     column = ds[name].load() if not ds[name].chunks else ds[name].compute()
     lost = missing(column)
-    if lost: raise ContractViolation(f"{lost:,} of {column.size:,} rows have no {name!r}; leave them out, for a split by it must place every row.")
+    if lost:
+        raise ContractViolation(
+            f"{lost:,} of {column.size:,} rows have no {name!r}; leave them out, for a split by it must place every row."
+        )
     return column
 
-def _day(t) -> str: return str(np.datetime_as_string(t, "m")).replace("T00:00", "").replace("T", " ") if t.dtype.kind == "M" else str(t)
+
+def _day(t) -> str:
+    return (
+        str(np.datetime_as_string(t, "m")).replace("T00:00", "").replace("T", " ")
+        if t.dtype.kind == "M"
+        else str(t)
+    )
+
 
 def _windows(counts, n: int):
     "(n + 1,) where each of `n` windows of moments begins, of about equally many rows and one moment at least, and the end"
     middle = (np.cumsum(counts) - counts / 2) / counts.sum()
     begins = [*np.searchsorted(middle, np.arange(n) / n), len(counts)]
-    for k in range(1, n): begins[k] = max(begins[k], begins[k - 1] + 1)
-    for k in range(n - 1, 0, -1): begins[k] = min(begins[k], begins[k + 1] - 1)
+    for k in range(1, n):
+        begins[k] = max(begins[k], begins[k - 1] + 1)
+    for k in range(n - 1, 0, -1):
+        begins[k] = min(begins[k], begins[k + 1] - 1)
     return np.array(begins)
+
 
 def forward_in_time(ds, name: str, folds: int) -> Split:
     "Each window of time is tested by what was learnt before it"
-    values, inverse, counts = np.unique(_present(ds, name).values, return_inverse=True, return_counts=True)
-    if len(values) < folds + 2: raise ParameterError(f"{name!r} has {len(values)} distinct times, too few for {folds} tests in a row; pass fewer folds=, or another by=.")
+    values, inverse, counts = np.unique(
+        _present(ds, name).values, return_inverse=True, return_counts=True
+    )
+    if len(values) < folds + 2:
+        raise ParameterError(
+            f"{name!r} has {len(values)} distinct times, too few for {folds} tests in a row; pass fewer folds=, or another by=."
+        )
     begins = _windows(counts, folds + 2)
     window = np.repeat(np.arange(folds + 2), np.diff(begins))
     first, last = values[begins[:-1]], values[begins[1:] - 1]
-    names = tuple(f"{_day(a)} to {_day(b)}" if a != b else _day(a) for a, b in zip(first, last, strict=True))
+    names = tuple(
+        f"{_day(a)} to {_day(b)}" if a != b else _day(a) for a, b in zip(first, last, strict=True)
+    )
     says = f"Forward in time by {name!r}: each of {folds} windows, from {_day(first[2])} to {_day(last[-1])}, is tested by what was learnt from all before it."
     return Split("time", says, window[inverse].astype(np.int16), names, forward=True)
 
 # %% ../../nbs/learn/splits.ipynb #fa3450cc
 FOLDS = 20  # a column of at most so many distinct whole numbers holds the numbers of folds
 
+
 def by_group(ds, name: str, folds: int) -> Split:
     "The rows of a group stay together"
     column = _present(ds, name)
     values, inverse, counts = np.unique(column.values, return_inverse=True, return_counts=True)
-    if len(values) < 2: raise ParameterError(f"{name!r} has one value only; a split needs two or more.")
+    if len(values) < 2:
+        raise ParameterError(f"{name!r} has one value only; a split needs two or more.")
     if len(values) <= FOLDS and column.dtype.kind in "iub" and "categories" not in column.attrs:
-        return Split("group", f"By the folds in {name!r}: each of {len(values)} is tested by what was learnt from the others.", inverse.astype(np.int16), tuple(values.tolist()))
-    if len(values) < folds: raise ParameterError(f"{name!r} has {len(values)} groups, too few for {folds} folds; pass folds={len(values)}, or another by=.")
+        return Split(
+            "group",
+            f"By the folds in {name!r}: each of {len(values)} is tested by what was learnt from the others.",
+            inverse.astype(np.int16),
+            tuple(values.tolist()),
+        )
+    if len(values) < folds:
+        raise ParameterError(
+            f"{name!r} has {len(values)} groups, too few for {folds} folds; pass folds={len(values)}, or another by=."
+        )
     dealt = _dealt(ds[[name]].isel(row=np.unique(inverse, return_index=True)[1]), counts, folds)
     says = f"By whole groups: the {len(values):,} values of {name!r} are dealt to {folds} folds, and each is tested by what was learnt from the others."
     return Split("group", says, dealt[inverse], tuple(range(folds)))
+
 
 def _dealt(groups, counts, folds: int):
     "(group,) fold of each: the largest first, to the fold that has the fewest rows"
@@ -94,66 +151,116 @@ def _dealt(groups, counts, folds: int):
 # %% ../../nbs/learn/splits.ipynb #0f1b6ff6
 def _stratum(ds, label):
     "(row,) number of the class; 0 where labels are no classes"
-    if label is None or ds[label].dtype.kind == "f": return np.zeros(ds.sizes["row"], int)
+    if label is None or ds[label].dtype.kind == "f":
+        return np.zeros(ds.sizes["row"], int)
     import pandas as pd
+
     return pd.factorize(ds[label].values)[0]
+
 
 def at_random(ds, label, folds: int, seed: int, time=None) -> Split:
     "Rows dealt by lot, each class of the label by itself"
     rows = ds.sizes["row"]
-    if rows < folds: raise ParameterError(f"{rows} rows cannot be dealt to {folds} folds; pass fewer folds=.")
+    if rows < folds:
+        raise ParameterError(f"{rows} rows cannot be dealt to {folds} folds; pass fewer folds=.")
     stratum, lot = _stratum(ds, label), np.random.default_rng(seed).random(rows)
     fold = np.empty(rows, np.int16)
     fold[np.lexsort([lot, stratum])] = np.arange(rows) % folds
-    says = f"Rows are dealt at random to {folds} folds" + ("" if label is None else f", each class of {label!r} alike") + \
-        ": right only where rows know nothing of each other."
-    if time: says += f" The contract has a time, {time!r}: a model is tested here on moments around which it has learnt, and will look better than it is."
+    says = (
+        f"Rows are dealt at random to {folds} folds"
+        + ("" if label is None else f", each class of {label!r} alike")
+        + ": right only where rows know nothing of each other."
+    )
+    if time:
+        says += f" The contract has a time, {time!r}: a model is tested here on moments around which it has learnt, and will look better than it is."
     return Split("random", says, fold, tuple(range(folds)))
 
 # %% ../../nbs/learn/splits.ipynb #a43f72c8
 def _identity(names) -> Mergeable:
     "A hash of the columns `names` of each row"
-    return Mergeable(tuple, lambda s, block: (*s, hashes(block, names)[0]), lambda a, b: a + b, lambda s: np.concatenate(s) if s else np.empty(0, np.uint64),
-                     ordered=True, columns=tuple(names))
+    return Mergeable(
+        tuple,
+        lambda s, block: (*s, hashes(block, names)[0]),
+        lambda a, b: a + b,
+        lambda s: np.concatenate(s) if s else np.empty(0, np.uint64),
+        ordered=True,
+        columns=tuple(names),
+    )
+
 
 def check_apart(ds, split: Split, key=(), client=None) -> Split:
     "`split`. ContractViolation: rows of one identity are on both sides; it says how many, and names one"
     names = list(key) or [n for n, v in ds.variables.items() if v.dims == ("row",)]
-    order = np.lexsort([split.fold, mark := reduce(_identity(names), ds[names], client, progress=False)])
+    order = np.lexsort(
+        [split.fold, mark := reduce(_identity(names), ds[names], client, progress=False)]
+    )
     same, apart = (np.diff(x[order]) == 0 for x in (mark, split.fold))
     shared = same & ~apart
-    if not shared.any() or (not key and same.sum() > len(mark) / 2): return split
+    if not shared.any() or (not key and same.sum() > len(mark) / 2):
+        return split
     one = ds[names].isel(row=[int(order[1:][shared][0])]).compute()
     said = ", ".join(f"{n} {_value(one[n])}" for n in names[:4]) + (", …" if len(names) > 4 else "")
-    raise ContractViolation(f"{int(shared.sum()):,} rows would be learnt from and tested, as they repeat a row of another fold in "
-                            f"{'the key ' + str(tuple(key)) if key else 'all columns'}, for instance {said}; drop the copies, or split by= a column that keeps them together.")
+    raise ContractViolation(
+        f"{int(shared.sum()):,} rows would be learnt from and tested, as they repeat a row of another fold in "
+        f"{'the key ' + str(tuple(key)) if key else 'all columns'}, for instance {said}; drop the copies, or split by= a column that keeps them together."
+    )
 
-def _value(column) -> str: x = column.values[0]; return repr(column.attrs["categories"][x] if "categories" in column.attrs and x >= 0 else x.item() if hasattr(x, "item") and column.dtype.kind != "M" else str(x))
+
+def _value(column) -> str:
+    x = column.values[0]
+    return repr(
+        column.attrs["categories"][x]
+        if "categories" in column.attrs and x >= 0
+        else x.item()
+        if hasattr(x, "item") and column.dtype.kind != "M"
+        else str(x)
+    )
 
 # %% ../../nbs/learn/splits.ipynb #7316a65c
 def _chosen(ds, contract, by, folds: int, label, seed: int) -> Split:
-    time, group = (None, None) if contract is None else (contract.time, next((n for n in contract.key if n in contract.pii), None))
-    if isinstance(by, str) and by not in ("time", "random"): return by_group(ds, by, folds)
-    if by == "time" and not time: raise ParameterError("by='time' needs a contract with a time; infer one: Contract.infer(ds, time=…), or name a column: by=….")
-    if by == "time" or (by is None and time): return forward_in_time(ds, time, folds)
-    if by is None and group: return by_group(ds, group, folds)
+    time, group = (
+        (None, None)
+        if contract is None
+        else (contract.time, next((n for n in contract.key if n in contract.pii), None))
+    )
+    if isinstance(by, str) and by not in ("time", "random"):
+        return by_group(ds, by, folds)
+    if by == "time" and not time:
+        raise ParameterError(
+            "by='time' needs a contract with a time; infer one: Contract.infer(ds, time=…), or name a column: by=…."
+        )
+    if by == "time" or (by is None and time):
+        return forward_in_time(ds, time, folds)
+    if by is None and group:
+        return by_group(ds, group, folds)
     return at_random(ds, label, folds, seed, time)
 
+
 def split(
-    ds,                 # Dataset over `row`, in memory or lazy
-    contract=None,      # its Contract; None: the one that is attached to it, if any
-    by=None,            # "time", "random", the name of a column, or a Split, which is checked; None: time where the contract has one, else persons where a key names them, else random
-    folds: int = 5,     # tests
-    label=None,         # name of the label, whose classes are dealt alike at random; None: the contract's
-    seed: int = 0,      # of the lot
-    client=None,        # dask.distributed.Client for data on Dask
+    ds,  # Dataset over `row`, in memory or lazy
+    contract=None,  # its Contract; None: the one that is attached to it, if any
+    by=None,  # "time", "random", the name of a column, or a Split, which is checked; None: time where the contract has one, else persons where a key names them, else random
+    folds: int = 5,  # tests
+    label=None,  # name of the label, whose classes are dealt alike at random; None: the contract's
+    seed: int = 0,  # of the lot
+    client=None,  # dask.distributed.Client for data on Dask
 ) -> Split:
     "Folds of rows, with nothing on both sides. ContractViolation: rows are; ParameterError: no such column, too few rows"
-    if not isinstance(folds, int) or folds < 2: raise ParameterError(f"folds={folds!r} is not known; accepted: a whole number from 2.")
-    if not ds.sizes.get("row"): raise ContractViolation("The dataset has no rows; nothing can be split.")
-    if contract is None and "contract" in ds.attrs: contract = Contract.of(ds)
-    if contract is not None: label = label or contract.label
+    if not isinstance(folds, int) or folds < 2:
+        raise ParameterError(f"folds={folds!r} is not known; accepted: a whole number from 2.")
+    if not ds.sizes.get("row"):
+        raise ContractViolation("The dataset has no rows; nothing can be split.")
+    if contract is None and "contract" in ds.attrs:
+        contract = Contract.of(ds)
+    if contract is not None:
+        label = label or contract.label
     s = by if isinstance(by, Split) else _chosen(ds, contract, by, folds, label, seed)
-    if len(s.fold) != ds.sizes["row"]: raise ParameterError(f"The split is of {len(s.fold):,} rows, and the dataset has {ds.sizes['row']:,}; split this one.")
-    if s.kind == "random" and contract is not None and contract.time: warnings.warn(s.says, stacklevel=2)
-    return check_apart(ds, s, () if contract is None else [n for n in contract.key if n in ds.variables], client)
+    if len(s.fold) != ds.sizes["row"]:
+        raise ParameterError(
+            f"The split is of {len(s.fold):,} rows, and the dataset has {ds.sizes['row']:,}; split this one."
+        )
+    if s.kind == "random" and contract is not None and contract.time:
+        warnings.warn(s.says, stacklevel=2)
+    return check_apart(
+        ds, s, () if contract is None else [n for n in contract.key if n in ds.variables], client
+    )

@@ -18,7 +18,17 @@ import numpy as np
 
 from ..compute.reduce import Mergeable, columns, each, reduce, register
 from scalai_nb.compute.sketches import (
-    Buckets, Moments, Values, count_values, describe, distinct, key_floats, merge_buckets, merge_moments, merge_values, values,
+    Buckets,
+    Moments,
+    Values,
+    count_values,
+    describe,
+    distinct,
+    key_floats,
+    merge_buckets,
+    merge_moments,
+    merge_values,
+    values,
 )
 from ..errors import ParameterError, unknown
 from ..kernels import of
@@ -27,343 +37,642 @@ from ..kernels import of
 @dataclass(frozen=True, eq=False)
 class ColumnState:
     "What is remembered of the values of a column"
-    kind: str = ""       # number, integer, bool, time, string or category; "" before any block
-    units: str = ""      # from the column's attributes
-    title: str = ""      # its long_name
-    count: int = 0       # values, missing ones included
-    missing: int = 0     # NaN, NaT, None or code -1
-    zeros: int = 0       # zeros, False or empty strings
-    infinite: int = 0    # of either sign
-    least: float = np.inf      # int for integers and times; stays infinite for strings and categories
+
+    kind: str = ""  # number, integer, bool, time, string or category; "" before any block
+    units: str = ""  # from the column's attributes
+    title: str = ""  # its long_name
+    count: int = 0  # values, missing ones included
+    missing: int = 0  # NaN, NaT, None or code -1
+    zeros: int = 0  # zeros, False or empty strings
+    infinite: int = 0  # of either sign
+    least: float = np.inf  # int for integers and times; stays infinite for strings and categories
     greatest: float = -np.inf
-    moments: Moments = Moments()                       # of finite numbers and of times
+    moments: Moments = Moments()  # of finite numbers and of times
     buckets: Buckets = field(default_factory=Buckets)  # of numbers and times
     values: Values = field(default_factory=Values)
 
 # %% ../../nbs/learn/summary.ipynb #6181bb96
 class Column(ColumnState):
     "A column described"
+
     @property
-    def present(self) -> int: "Values that are not missing"; return self.count - self.missing
+    def present(self) -> int:
+        "Values that are not missing"
+        return self.count - self.missing
+
     @property
-    def missing_share(self) -> float: "Share of missing values; NaN without rows"; return self.missing / self.count if self.count else np.nan
+    def missing_share(self) -> float:
+        "Share of missing values; NaN without rows"
+        return self.missing / self.count if self.count else np.nan
+
     @property
-    def ordered(self) -> bool: "Whether the values are numbers or times"; return self.kind not in ("string", "category")
+    def ordered(self) -> bool:
+        "Whether the values are numbers or times"
+        return self.kind not in ("string", "category")
+
     @property
-    def min(self): "Least value; NaN if there is none"; return _read(self, self.least if len(self.buckets.keys) else np.nan)
+    def min(self):
+        "Least value; NaN if there is none"
+        return _read(self, self.least if len(self.buckets.keys) else np.nan)
+
     @property
-    def max(self): "Greatest value; NaN if there is none"; return _read(self, self.greatest if len(self.buckets.keys) else np.nan)
+    def max(self):
+        "Greatest value; NaN if there is none"
+        return _read(self, self.greatest if len(self.buckets.keys) else np.nan)
+
     @property
-    def mean(self): "Mean; of bools the share of True"; return _read(self, self.moments.mean if self.moments.n else np.nan)
+    def mean(self):
+        "Mean; of bools the share of True"
+        return _read(self, self.moments.mean if self.moments.n else np.nan)
+
     @property
-    def std(self) -> float: "Standard deviation of the population, of times in seconds"; return self.moments.std / (1e6 if self.kind == "time" else 1)
+    def std(self) -> float:
+        "Standard deviation of the population, of times in seconds"
+        return self.moments.std / (1e6 if self.kind == "time" else 1)
+
     @property
-    def skewness(self) -> float: "0 if symmetric, above if the tail on the right is the longer; NaN for a constant"; return self.moments.skewness
+    def skewness(self) -> float:
+        "0 if symmetric, above if the tail on the right is the longer; NaN for a constant"
+        return self.moments.skewness
+
     @property
-    def kurtosis(self) -> float: "In excess of 3: 0 for a normal distribution, above for heavier tails; NaN for a constant"; return self.moments.kurtosis
+    def kurtosis(self) -> float:
+        "In excess of 3: 0 for a normal distribution, above for heavier tails; NaN for a constant"
+        return self.moments.kurtosis
+
     @property
-    def distinct(self) -> int: "Distinct values: exact up to 4,096, then within 0.6 % (standard error)"; return distinct(self.values)
+    def distinct(self) -> int:
+        "Distinct values: exact up to 4,096, then within 0.6 % (standard error)"
+        return distinct(self.values)
+
     @property
-    def top(self) -> dict: "The ten most frequent values and their counts; beyond 4,096 distinct values a count may be 0.04 % of the rows low"; return _top(self, 10)
+    def top(self) -> dict:
+        "The ten most frequent values and their counts; beyond 4,096 distinct values a count may be 0.04 % of the rows low"
+        return _top(self, 10)
+
     @property
-    def histogram(self): "Counts for display, as `edges` and `counts`"; return _histogram(self)
-    def quantile(self, q): "The value of rank ⌈q·n⌉ for each of `q`, between 0 and 1; NaN for strings and categories"; return _quantile(self, q)
+    def histogram(self):
+        "Counts for display, as `edges` and `counts`"
+        return _histogram(self)
+
+    def quantile(self, q):
+        "The value of rank ⌈q·n⌉ for each of `q`, between 0 and 1; NaN for strings and categories"
+        return _quantile(self, q)
 
 # %% ../../nbs/learn/summary.ipynb #7fc7fd98
 def _read(c: Column, x):
     "Raw values as the reader knows them: of times datetime64, of bools bool"
-    if c.kind == "time": return np.where(np.isnan(x), np.iinfo(np.int64).min, x).astype(np.int64).astype("M8[us]")[()]
+    if c.kind == "time":
+        return (
+            np.where(np.isnan(x), np.iinfo(np.int64).min, x).astype(np.int64).astype("M8[us]")[()]
+        )
     return x
+
 
 def _middles(c: Column):
     "The middle of each bucket, raw; whole for integers"
     low, high = c.buckets.limits
-    if c.kind == "time": return low + (high - low) // 2
+    if c.kind == "time":
+        return low + (high - low) // 2
     low, high = key_floats(low), key_floats(high)
-    with np.errstate(invalid="ignore"): middle = np.where(low == high, low, low + (high - low) / 2)
+    with np.errstate(invalid="ignore"):
+        middle = np.where(low == high, low, low + (high - low) / 2)
     return middle if c.kind == "number" else np.rint(middle)
+
 
 def _quantile(c: Column, q):
     q, n = np.asarray(q, dtype=np.float64), c.buckets.counts.sum()
-    if not ((q >= 0) & (q <= 1)).all(): raise ParameterError(f"A quantile is asked for by a number from 0 to 1, not {q}.")
-    if not n: return _read(c, np.full(q.shape, np.nan)[()])
+    if not ((q >= 0) & (q <= 1)).all():
+        raise ParameterError(f"A quantile is asked for by a number from 0 to 1, not {q}.")
+    if not n:
+        return _read(c, np.full(q.shape, np.nan)[()])
     ranks = np.ceil(np.round(q * n, 6)).clip(1)
-    return _read(c, np.clip(_middles(c)[np.searchsorted(np.cumsum(c.buckets.counts), ranks)], c.least, c.greatest))
+    return _read(
+        c,
+        np.clip(
+            _middles(c)[np.searchsorted(np.cumsum(c.buckets.counts), ranks)], c.least, c.greatest
+        ),
+    )
 
 # %% ../../nbs/learn/summary.ipynb #0b0cb126
 def _top(c: Column, n: int) -> dict:
     order = np.argsort(-c.values.counts, kind="stable")[:n]
-    found = _read(c, c.values.values[order].astype(bool if c.kind == "bool" else c.values.values.dtype))
-    return dict(zip(found if c.kind == "time" else found.tolist(), c.values.counts[order].tolist(), strict=True))
+    found = _read(
+        c, c.values.values[order].astype(bool if c.kind == "bool" else c.values.values.dtype)
+    )
+    return dict(
+        zip(
+            found if c.kind == "time" else found.tolist(),
+            c.values.counts[order].tolist(),
+            strict=True,
+        )
+    )
+
 
 class Histogram(NamedTuple):
     "Counts for display"
-    edges: np.ndarray   # (n + 1,) numbers or times; (n,) labels where the values have no order
+
+    edges: np.ndarray  # (n + 1,) numbers or times; (n,) labels where the values have no order
     counts: np.ndarray  # (n,); the outer ones hold also the 0.5 % beyond each outer edge
+
 
 BINS = 24  # most bars of a histogram
 
+
 def _histogram(c: Column) -> Histogram:
-    if c.kind in ("string", "category", "bool"): return Histogram(*map(np.array, (list(_top(c, BINS)), list(_top(c, BINS).values()))))
+    if c.kind in ("string", "category", "bool"):
+        return Histogram(*map(np.array, (list(_top(c, BINS)), list(_top(c, BINS).values()))))
     finite = np.isfinite(raw := _middles(c))
     x, counts = raw[finite].astype(np.float64), c.buckets.counts[finite]
-    if not len(x): return Histogram(np.empty(0), np.empty(0, np.int64))
+    if not len(x):
+        return Histogram(np.empty(0), np.empty(0, np.int64))
     low, high = x[np.searchsorted(np.cumsum(counts), np.array([0.005, 0.995]) * counts.sum())]
     edges = _edges(low, high, c.kind == "integer")
-    return Histogram(_read(c, edges), np.histogram(x.clip(edges[0], edges[-1]), edges, weights=counts)[0].astype(np.int64))
+    return Histogram(
+        _read(c, edges),
+        np.histogram(x.clip(edges[0], edges[-1]), edges, weights=counts)[0].astype(np.int64),
+    )
+
 
 def _edges(low: float, high: float, whole: bool):
     "At most `BINS` bins of one width from `low` to `high`; for whole numbers the width is whole"
-    if not whole: return np.linspace(low, high, BINS + 1) if high > low else np.array([low - 0.5, low + 0.5])
+    if not whole:
+        return np.linspace(low, high, BINS + 1) if high > low else np.array([low - 0.5, low + 0.5])
     width = np.ceil((high - low + 1) / BINS)
     return low - 0.5 + width * np.arange((high - low) // width + 2)
 
 # %% ../../nbs/learn/summary.ipynb #a6570cfb
-_KINDS = {"f": "number", "i": "integer", "u": "integer", "b": "bool", "M": "time", "O": "string", "U": "string", "T": "string"}
+_KINDS = {
+    "f": "number",
+    "i": "integer",
+    "u": "integer",
+    "b": "bool",
+    "M": "time",
+    "O": "string",
+    "U": "string",
+    "T": "string",
+}
+
 
 def _kind(x) -> str:
     "Kind of the column `x`, by its attributes and dtype"
-    if "categories" in x.attrs: return "category"
-    if x.dtype.kind in _KINDS: return _KINDS[x.dtype.kind]
-    raise ParameterError(f"dtype {x.dtype} cannot be summarised; accepted: numbers, bool, datetime64, str and category codes; convert or drop it.")
+    if "categories" in x.attrs:
+        return "category"
+    if x.dtype.kind in _KINDS:
+        return _KINDS[x.dtype.kind]
+    raise ParameterError(
+        f"dtype {x.dtype} cannot be summarised; accepted: numbers, bool, datetime64, str and category codes; convert or drop it."
+    )
+
 
 def _labels(x, labels):
     "Distinct labels of category codes, and their counts"
-    if x.dtype.kind not in "iu": raise ParameterError(f"codes of categories are whole numbers, not {x.dtype}; convert them, -1 being missing.")
+    if x.dtype.kind not in "iu":
+        raise ParameterError(
+            f"codes of categories are whole numbers, not {x.dtype}; convert them, -1 being missing."
+        )
     *counts, outside = (kernel := of("columns", x)).tally(x, 0, len(labels)).tolist()
     low, high = kernel.bounds(x) if outside else (0, -1)
-    if high >= len(labels): raise ParameterError(f"code {high} has no category, as there are {len(labels)}; correct the codes.")
-    if low < -1: raise ParameterError(f"code {low} has no meaning, only -1 is missing; correct the codes.")
+    if high >= len(labels):
+        raise ParameterError(
+            f"code {high} has no category, as there are {len(labels)}; correct the codes."
+        )
+    if low < -1:
+        raise ParameterError(f"code {low} has no meaning, only -1 is missing; correct the codes.")
     counts = np.array(counts, np.int64)
     return np.array([*labels, None], dtype=object)[:-1][counts > 0], counts[counts > 0]
+
 
 def _strings(x):
     "Distinct strings and their counts"
     x = np.asarray(x, dtype=object)
-    try: found, counts = count_values(x)
-    except TypeError: found, counts = x, None  # lists, arrays and the like
+    try:
+        found, counts = count_values(x)
+    except TypeError:
+        found, counts = x, None  # lists, arrays and the like
     odd = next((v for v in found if not isinstance(v, str)), None)
-    if odd is not None: raise ParameterError(f"{odd!r} is of type {type(odd).__name__}, not str; convert the column to one type.")
+    if odd is not None:
+        raise ParameterError(
+            f"{odd!r} is of type {type(odd).__name__}, not str; convert the column to one type."
+        )
     return found, counts
+
 
 def _times(x):
     "Whole microseconds since 1970, without NaT"
     raw = x.view(np.int64)
-    known = raw if not len(raw) or raw.min() > np.iinfo(np.int64).min else raw[raw > np.iinfo(np.int64).min]
+    known = (
+        raw
+        if not len(raw) or raw.min() > np.iinfo(np.int64).min
+        else raw[raw > np.iinfo(np.int64).min]
+    )
     return known if x.dtype == "M8[us]" else known.view(x.dtype).astype("M8[us]").view(np.int64)
 
 # %% ../../nbs/learn/summary.ipynb #da6c5e71
 def column(
-    x,                 # DataArray of any shape; NaN, NaT, None or code -1 is missing
-    before=Column(),   # what is known of the column already: a hint that saves work
+    x,  # DataArray of any shape; NaN, NaT, None or code -1 is missing
+    before=Column(),  # what is known of the column already: a hint that saves work
 ) -> Column:
     "Describe a block of a column"
     kind, data = _kind(x), x.variable.data
-    data = data[~data.isna()].to_numpy() if hasattr(data, "isna") else data.ravel()  # an extension array of pandas has a mask
-    known = {"kind": kind, "units": str(x.attrs.get("units", "")), "title": str(x.attrs.get("long_name", "")), "count": x.size}
+    data = (
+        data[~data.isna()].to_numpy() if hasattr(data, "isna") else data.ravel()
+    )  # an extension array of pandas has a mask
+    known = {
+        "kind": kind,
+        "units": str(x.attrs.get("units", "")),
+        "title": str(x.attrs.get("long_name", "")),
+        "count": x.size,
+    }
     if kind in ("category", "string"):
         found, counts = _strings(data) if kind == "string" else _labels(data, x.attrs["categories"])
-        return Column(**known, missing=x.size - int(counts.sum()), zeros=int(counts[found == ""].sum()), values=values(found, counts))
-    if kind == "time": data = _times(data)
+        return Column(
+            **known,
+            missing=x.size - int(counts.sum()),
+            zeros=int(counts[found == ""].sum()),
+            values=values(found, counts),
+        )
+    if kind == "time":
+        data = _times(data)
     same = before.kind == kind
-    d = describe(data, linear=kind == "time", shift=before.buckets.shift if same else 0, slack=before.values.slack if same else 0)
+    d = describe(
+        data,
+        linear=kind == "time",
+        shift=before.buckets.shift if same else 0,
+        slack=before.values.slack if same else 0,
+    )
     return Column(**known | vars(d) | {"missing": x.size - len(data) + d.missing})
 
 # %% ../../nbs/learn/summary.ipynb #e0d6a564
 def _common(a: str, b: str) -> str:
     "The kind of a column that is `a` in one block and `b` in another"
-    if a == b or not a or not b: return a or b
-    if {a, b} <= {"number", "integer", "bool"}: return "number"
-    if {a, b} <= {"string", "category"}: return "string"
-    raise ParameterError(f"The column is of kind {a} in one part of the data and {b} in another; convert it to one.")
+    if a == b or not a or not b:
+        return a or b
+    if {a, b} <= {"number", "integer", "bool"}:
+        return "number"
+    if {a, b} <= {"string", "category"}:
+        return "string"
+    raise ParameterError(
+        f"The column is of kind {a} in one part of the data and {b} in another; convert it to one."
+    )
+
 
 def merge_columns(a: Column, b: Column) -> Column:
     "Describe the values of both"
     return Column(
-        _common(a.kind, b.kind), a.units or b.units, a.title or b.title, a.count + b.count, a.missing + b.missing, a.zeros + b.zeros,
-        a.infinite + b.infinite, min(a.least, b.least), max(a.greatest, b.greatest), merge_moments(a.moments, b.moments),
-        merge_buckets(a.buckets, b.buckets), merge_values(a.values, b.values))
+        _common(a.kind, b.kind),
+        a.units or b.units,
+        a.title or b.title,
+        a.count + b.count,
+        a.missing + b.missing,
+        a.zeros + b.zeros,
+        a.infinite + b.infinite,
+        min(a.least, b.least),
+        max(a.greatest, b.greatest),
+        merge_moments(a.moments, b.moments),
+        merge_buckets(a.buckets, b.buckets),
+        merge_values(a.values, b.values),
+    )
+
 
 _columns = each(Mergeable(Column, lambda s, x: merge_columns(s, column(x, s)), merge_columns))
 
 # %% ../../nbs/learn/summary.ipynb #75fa7969
 def show(x, digits: int = 3) -> str:
     "A number or time as people write it"
-    if isinstance(x, np.datetime64): return "" if np.isnat(x) else str(x.astype("M8[m]")).replace("T", " ")
-    if isinstance(x, str): return x
-    if x is None or np.isnan(x): return ""
-    if not np.isfinite(x): return "∞" if x > 0 else "−∞"
-    if abs(x) >= 1e12 or (x != round(x) and abs(x) < 1000): return f"{x:.{digits}g}"
+    if isinstance(x, np.datetime64):
+        return "" if np.isnat(x) else str(x.astype("M8[m]")).replace("T", " ")
+    if isinstance(x, str):
+        return x
+    if x is None or np.isnan(x):
+        return ""
+    if not np.isfinite(x):
+        return "∞" if x > 0 else "−∞"
+    if abs(x) >= 1e12 or (x != round(x) and abs(x) < 1000):
+        return f"{x:.{digits}g}"
     return f"{x:,.0f}" if abs(x) >= 10_000 else f"{x:.0f}"
+
 
 def percent(x: float) -> str:
     "A share as people write it"
-    text = "" if np.isnan(x) else "0 %" if x == 0 else "< 0.1 %" if x < 0.001 else f"{100 * x:.{1 if x < 0.1 else 0}f} %"
+    text = (
+        ""
+        if np.isnan(x)
+        else "0 %"
+        if x == 0
+        else "< 0.1 %"
+        if x < 0.001
+        else f"{100 * x:.{1 if x < 0.1 else 0}f} %"
+    )
     return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 # %% ../../nbs/learn/summary.ipynb #260f4a81
 def bars(
-    counts,            # (n,) heights
+    counts,  # (n,) heights
     counts_before=(),  # (n,) heights of an outline to compare with, on a scale of their own
-    titles=(),         # (n,) what each bar stands for, shown when pointed at
-    width=144, height=28,  # pixels
+    titles=(),  # (n,) what each bar stands for, shown when pointed at
+    width=144,
+    height=28,  # pixels
 ) -> str:
     "A histogram as inline SVG"
-    def scaled(y): return np.asarray(y, dtype=np.float64) * (height - 2) / max(np.max(y, initial=0), 1e-300)
+
+    def scaled(y):
+        return np.asarray(y, dtype=np.float64) * (height - 2) / max(np.max(y, initial=0), 1e-300)
+
     step = width / max(len(counts), 1)
     titles = [f"<title>{escape(str(t))}</title>" for t in titles] or [""] * len(counts)
     filled = "".join(
         f'<rect x="{i * step:.1f}" y="{height - h:.1f}" width="{max(step - 1, 1):.1f}" height="{h:.1f}" fill="currentColor" opacity=".45">{t}</rect>'
-        for i, (h, t) in enumerate(zip(scaled(counts), titles, strict=True)))
-    outline = " ".join(f"{i * step:.1f},{height - h:.1f} {(i + 1) * step:.1f},{height - h:.1f}" for i, h in enumerate(scaled(counts_before)))
-    line = f'<polyline points="{outline}" fill="none" stroke="#d97706" stroke-width="1.5"/>' if outline else ""
+        for i, (h, t) in enumerate(zip(scaled(counts), titles, strict=True))
+    )
+    outline = " ".join(
+        f"{i * step:.1f},{height - h:.1f} {(i + 1) * step:.1f},{height - h:.1f}"
+        for i, h in enumerate(scaled(counts_before))
+    )
+    line = (
+        f'<polyline points="{outline}" fill="none" stroke="#d97706" stroke-width="1.5"/>'
+        if outline
+        else ""
+    )
     return f'<svg role="img" aria-label="histogram" width="{width}" height="{height}" viewBox="0 0 {width} {height}">{filled}{line}</svg>'
+
 
 def share_bar(share: float, width=56) -> str:
     "A share as a bar with its percentage"
     filled = 0 if np.isnan(share) else max(share * width, 1.5 * (share > 0))
     return (
         f'<svg role="img" aria-label="{percent(share)}" width="{width}" height="8" viewBox="0 0 {width} 8">'
-        f'<rect width="{width}" height="8" fill="currentColor" opacity=".12"/><rect width="{filled:.1f}" height="8" fill="#d97706"/></svg> {percent(share)}')
+        f'<rect width="{width}" height="8" fill="currentColor" opacity=".12"/><rect width="{filled:.1f}" height="8" fill="#d97706"/></svg> {percent(share)}'
+    )
 
 # %% ../../nbs/learn/summary.ipynb #b09d724c
 def html_table(
-    head,          # names of the columns
-    rows,          # rows of cells, already HTML
-    caption="",    # HTML above the table
-    note="",       # small HTML below it
+    head,  # names of the columns
+    rows,  # rows of cells, already HTML
+    caption="",  # HTML above the table
+    note="",  # small HTML below it
 ) -> str:
     "A table in the colours of the page"
     cell = 'style="padding:.25em .8em;text-align:left;vertical-align:middle;border-top:1px solid rgba(128,128,128,.3)"'
-    header = "".join(f'<th scope="col" style="padding:.25em .8em;text-align:left">{h}</th>' for h in head)
+    header = "".join(
+        f'<th scope="col" style="padding:.25em .8em;text-align:left">{h}</th>' for h in head
+    )
     body = "".join("<tr>" + "".join(f"<td {cell}>{x}</td>" for x in row) + "</tr>" for row in rows)
     return (
         f'<div style="overflow-x:auto"><table style="border-collapse:collapse;font-variant-numeric:tabular-nums">'
         f'<caption style="text-align:left;padding:.4em .8em">{caption}</caption><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>'
-        f'<div style="opacity:.7;font-size:.85em;padding:.4em .8em">{note}</div></div>')
+        f'<div style="opacity:.7;font-size:.85em;padding:.4em .8em">{note}</div></div>'
+    )
 
-def small(text: str) -> str: "Text set back"; return f'<span style="opacity:.65;font-size:.85em">{escape(text)}</span>' if text else ""
+
+def small(text: str) -> str:
+    "Text set back"
+    return f'<span style="opacity:.65;font-size:.85em">{escape(text)}</span>' if text else ""
 
 # %% ../../nbs/learn/summary.ipynb #b7012836
 @dataclass(frozen=True, eq=False)
 class Summary:
     "Every column of a dataset, described"
+
     columns: dict[str, Column]
 
     def __getitem__(self, name: str) -> Column:
-        if name not in self.columns: raise ParameterError(unknown(name, self.columns, "the summary"))
+        if name not in self.columns:
+            raise ParameterError(unknown(name, self.columns, "the summary"))
         return self.columns[name]
-    def __iter__(self): return iter(self.columns)
-    def __len__(self) -> int: return len(self.columns)
+
+    def __iter__(self):
+        return iter(self.columns)
+
+    def __len__(self) -> int:
+        return len(self.columns)
 
     @property
-    def rows(self) -> int: "Rows of the dataset (values, for a column of more than one dimension)"; return max((c.count for c in self.columns.values()), default=0)
-    def merge(self, other: "Summary") -> "Summary": "The summary of the rows of both"; return Summary(_columns.merge(self.columns, other.columns))
-    def to_frame(self): "A DataFrame with a row per column"; return _frame(self)
-    def to_xarray(self): "A Dataset over `column` and `quantile`; times are seconds since 1970"; return _dataset(self)
-    def to_json(self) -> str: "As text that `from_json` reads"; return json.dumps({n: _plain(c) for n, c in self.columns.items()}, allow_nan=False)
+    def rows(self) -> int:
+        "Rows of the dataset (values, for a column of more than one dimension)"
+        return max((c.count for c in self.columns.values()), default=0)
+
+    def merge(self, other: "Summary") -> "Summary":
+        "The summary of the rows of both"
+        return Summary(_columns.merge(self.columns, other.columns))
+
+    def to_frame(self):
+        "A DataFrame with a row per column"
+        return _frame(self)
+
+    def to_xarray(self):
+        "A Dataset over `column` and `quantile`; times are seconds since 1970"
+        return _dataset(self)
+
+    def to_json(self) -> str:
+        "As text that `from_json` reads"
+        return json.dumps({n: _plain(c) for n, c in self.columns.items()}, allow_nan=False)
+
     @classmethod
-    def from_json(cls, text: str) -> "Summary": "The summary that `to_json` wrote"; return cls(_columns_of(text))
-    def __repr__(self) -> str: return f"Summary of {self.rows:,} rows and {len(self)} columns\n{self.to_frame().to_string(max_colwidth=40)}"
-    def _repr_html_(self) -> str: return _html(self)
+    def from_json(cls, text: str) -> "Summary":
+        "The summary that `to_json` wrote"
+        return cls(_columns_of(text))
+
+    def __repr__(self) -> str:
+        return f"Summary of {self.rows:,} rows and {len(self)} columns\n{self.to_frame().to_string(max_colwidth=40)}"
+
+    def _repr_html_(self) -> str:
+        return _html(self)
+
 
 SUMMARY = register("summary", replace(_columns, finalize=Summary))  # over datasets
 
 # %% ../../nbs/learn/summary.ipynb #009c42f7
 PLACES = 64  # most columns that `per` makes of a variable
 
+
 def _apart(ds, per):
     "`ds` with a variable for each place along the dimensions `per`"
     for d in per:
-        if d == "row" or d not in ds.dims: raise ParameterError(unknown(d, [x for x in ds.dims if x != "row"], "the dimensions beside 'row'"))
-    def label(d, i): return f"{d}={ds[d].values[i] if d in ds.coords else i}"
+        if d == "row" or d not in ds.dims:
+            raise ParameterError(
+                unknown(d, [x for x in ds.dims if x != "row"], "the dimensions beside 'row'")
+            )
+
+    def label(d, i):
+        return f"{d}={ds[d].values[i] if d in ds.coords else i}"
+
     parts = {}
     for name in columns(ds):
         dims = [d for d in ds[name].dims if d in per]
         if (places := int(np.prod([ds.sizes[d] for d in dims]))) > PLACES:
-            raise ParameterError(f"column {name!r} has {places} places along {', '.join(dims)}; at most {PLACES} are told apart, so leave one out of `per`.")
+            raise ParameterError(
+                f"column {name!r} has {places} places along {', '.join(dims)}; at most {PLACES} are told apart, so leave one out of `per`."
+            )
         for at in np.ndindex(*(ds.sizes[d] for d in dims)):
             place = ", ".join(label(d, i) for d, i in zip(dims, at, strict=True))
-            parts[f"{name}[{place}]" if dims else name] = ds[name].variable.isel(dict(zip(dims, at, strict=True)))
+            parts[f"{name}[{place}]" if dims else name] = ds[name].variable.isel(
+                dict(zip(dims, at, strict=True))
+            )
     return type(ds)(parts)
 
-def _per(dims) -> Mergeable: "The summary with a column for each place along `dims`"; return replace(SUMMARY, update=lambda s, ds: SUMMARY.update(s, _apart(ds, dims)))
+
+def _per(dims) -> Mergeable:
+    "The summary with a column for each place along `dims`"
+    return replace(SUMMARY, update=lambda s, ds: SUMMARY.update(s, _apart(ds, dims)))
 
 # %% ../../nbs/learn/summary.ipynb #4a766ab4
 def summarize(
-    data,         # dataset over `row`, in memory or dask-backed, or whatever else `reduce` takes
+    data,  # dataset over `row`, in memory or dask-backed, or whatever else `reduce` takes
     client=None,  # dask.distributed.Client that does the work; None: threads of this process
     *,
-    per=(),       # dimensions beside `row` of which each place is a column of its own
+    per=(),  # dimensions beside `row` of which each place is a column of its own
 ) -> Summary:
     "Describe every column of a dataset, in one pass"
-    return reduce(_per((per,) if isinstance(per, str) else tuple(per)) if per else SUMMARY, data, client)
+    return reduce(
+        _per((per,) if isinstance(per, str) else tuple(per)) if per else SUMMARY, data, client
+    )
 
 # %% ../../nbs/learn/summary.ipynb #dec91814
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
+
 def _frame(s: Summary):
     import pandas as pd
-    return pd.DataFrame({name: {
-        "kind": c.kind, "units": c.units, "count": c.count, "missing": c.missing, "zeros": c.zeros, "infinite": c.infinite, "distinct": c.distinct,
-        "min": c.min, "median": c.quantile(0.5), "max": c.max, "mean": c.mean, "std": c.std, "skewness": c.skewness, "kurtosis": c.kurtosis, "top": next(iter(c.top), None),
-    } for name, c in s.columns.items()}, dtype=object).T
+
+    return pd.DataFrame(
+        {
+            name: {
+                "kind": c.kind,
+                "units": c.units,
+                "count": c.count,
+                "missing": c.missing,
+                "zeros": c.zeros,
+                "infinite": c.infinite,
+                "distinct": c.distinct,
+                "min": c.min,
+                "median": c.quantile(0.5),
+                "max": c.max,
+                "mean": c.mean,
+                "std": c.std,
+                "skewness": c.skewness,
+                "kurtosis": c.kurtosis,
+                "top": next(iter(c.top), None),
+            }
+            for name, c in s.columns.items()
+        },
+        dtype=object,
+    ).T
+
 
 def _dataset(s: Summary):
     import xarray as xr
-    def number(x): return x.astype("M8[us]").astype(np.float64) / 1e6 if np.asarray(x).dtype.kind == "M" else x
+
+    def number(x):
+        return x.astype("M8[us]").astype(np.float64) / 1e6 if np.asarray(x).dtype.kind == "M" else x
+
     cs = list(s.columns.values())
-    words = {k: ("column", np.array([getattr(c, k) for c in cs], dtype=object)) for k in ("kind", "units")}
-    counts = {k: ("column", np.array([getattr(c, k) for c in cs], dtype=np.int64)) for k in ("count", "missing", "zeros", "infinite", "distinct")}
-    reals = {k: ("column", np.array([number(getattr(c, k)) for c in cs], dtype=np.float64)) for k in ("min", "max", "mean", "std", "skewness", "kurtosis")}
-    quantiles = ("column", "quantile"), np.array([number(c.quantile(_QUANTILES)) for c in cs], dtype=np.float64).reshape(len(cs), len(_QUANTILES))
-    return xr.Dataset(words | counts | reals | {"value": quantiles}, {"column": np.array(list(s), dtype=object), "quantile": list(_QUANTILES)})
+    words = {
+        k: ("column", np.array([getattr(c, k) for c in cs], dtype=object))
+        for k in ("kind", "units")
+    }
+    counts = {
+        k: ("column", np.array([getattr(c, k) for c in cs], dtype=np.int64))
+        for k in ("count", "missing", "zeros", "infinite", "distinct")
+    }
+    reals = {
+        k: ("column", np.array([number(getattr(c, k)) for c in cs], dtype=np.float64))
+        for k in ("min", "max", "mean", "std", "skewness", "kurtosis")
+    }
+    quantiles = (
+        ("column", "quantile"),
+        np.array([number(c.quantile(_QUANTILES)) for c in cs], dtype=np.float64).reshape(
+            len(cs), len(_QUANTILES)
+        ),
+    )
+    return xr.Dataset(
+        words | counts | reals | {"value": quantiles},
+        {"column": np.array(list(s), dtype=object), "quantile": list(_QUANTILES)},
+    )
 
 # %% ../../nbs/learn/summary.ipynb #da34b98b
 def _plain(x):
     "A state as dicts, lists, numbers and strings"
-    if is_dataclass(x): return {name: _plain(part) for name, part in vars(x).items()}
-    if isinstance(x, np.ndarray): return x.tolist() if x.dtype == object else {"dtype": x.dtype.str, "zlib": b64encode(compress(x.tobytes())).decode()}
+    if is_dataclass(x):
+        return {name: _plain(part) for name, part in vars(x).items()}
+    if isinstance(x, np.ndarray):
+        return (
+            x.tolist()
+            if x.dtype == object
+            else {"dtype": x.dtype.str, "zlib": b64encode(compress(x.tobytes())).decode()}
+        )
     return str(x) if isinstance(x, float) and not np.isfinite(x) else x
+
 
 _SINCE = {"m3": np.nan, "m4": np.nan}  # what summaries stored by earlier versions do not know
 
+
 def _state(empty, x):
     "The state that `_plain` wrote as `x`; `empty` tells its type"
-    if is_dataclass(empty): return type(empty)(**{name: _state(part, x[name] if name in x else _SINCE[name]) for name, part in vars(empty).items()})
-    if isinstance(x, dict): return np.frombuffer(decompress(b64decode(x["zlib"])), x["dtype"])
-    if isinstance(x, list): return np.array(x, dtype=object)
+    if is_dataclass(empty):
+        return type(empty)(
+            **{
+                name: _state(part, x[name] if name in x else _SINCE[name])
+                for name, part in vars(empty).items()
+            }
+        )
+    if isinstance(x, dict):
+        return np.frombuffer(decompress(b64decode(x["zlib"])), x["dtype"])
+    if isinstance(x, list):
+        return np.array(x, dtype=object)
     return float(x) if isinstance(empty, float) and isinstance(x, str) else x
+
 
 def _columns_of(text: str) -> dict[str, Column]:
     "The columns of a summary written as JSON"
-    try: return {name: _state(Column(), c) for name, c in json.loads(text).items()}
+    try:
+        return {name: _state(Column(), c) for name, c in json.loads(text).items()}
     except (ValueError, LookupError, TypeError, AttributeError) as e:
-        raise ParameterError(f"The text is no summary ({type(e).__name__}: {e}); pass what Summary.to_json wrote.") from e
+        raise ParameterError(
+            f"The text is no summary ({type(e).__name__}: {e}); pass what Summary.to_json wrote."
+        ) from e
 
 # %% ../../nbs/learn/summary.ipynb #0201d406
 def _typical(c: Column) -> str:
     "What most values are, in words"
-    if not c.present: return small("no values")
-    if c.kind == "time": return ""
+    if not c.present:
+        return small("no values")
+    if c.kind == "time":
+        return ""
     if c.ordered and c.kind != "bool":
         low, middle, high = c.quantile((0.05, 0.5, 0.95))
         return f"{show(middle)} {small(f'90 % in {show(low)} … {show(high)}')}"
-    return ", ".join(f"{escape(str(v)[:24])} {small(percent(n / c.present))}" for v, n in list(c.top.items())[:3])
+    return ", ".join(
+        f"{escape(str(v)[:24])} {small(percent(n / c.present))}" for v, n in list(c.top.items())[:3]
+    )
+
 
 def _titles(h: Histogram) -> list[str]:
     "What each bar stands for"
-    if len(h.edges) == len(h.counts): return [f"{label}: {n:,}" for label, n in zip(h.edges, h.counts, strict=True)]
-    return [f"{show(a)} to {show(b)}: {n:,}" for a, b, n in zip(h.edges[:-1], h.edges[1:], h.counts, strict=True)]
+    if len(h.edges) == len(h.counts):
+        return [f"{label}: {n:,}" for label, n in zip(h.edges, h.counts, strict=True)]
+    return [
+        f"{show(a)} to {show(b)}: {n:,}"
+        for a, b, n in zip(h.edges[:-1], h.edges[1:], h.counts, strict=True)
+    ]
+
 
 def _html(s: Summary) -> str:
-    rows = [(
-        f"<b>{escape(str(name))}</b> {small(c.units)}<br>{small(c.title or c.kind)}", share_bar(c.missing_share),
-        bars(c.histogram.counts, titles=_titles(c.histogram)), _typical(c),
-        f"{show(c.min)} … {show(c.max)}" if c.ordered and c.present else "",
-        f"{'≈ ' if c.values.slack else ''}{c.distinct:,}",
-    ) for name, c in s.columns.items()]
+    rows = [
+        (
+            f"<b>{escape(str(name))}</b> {small(c.units)}<br>{small(c.title or c.kind)}",
+            share_bar(c.missing_share),
+            bars(c.histogram.counts, titles=_titles(c.histogram)),
+            _typical(c),
+            f"{show(c.min)} … {show(c.max)}" if c.ordered and c.present else "",
+            f"{'≈ ' if c.values.slack else ''}{c.distinct:,}",
+        )
+        for name, c in s.columns.items()
+    ]
     return html_table(
-        ("Column", "Missing", "Distribution", "Typical", "From … to", "Distinct"), rows, f"<b>{s.rows:,}</b> rows, <b>{len(s)}</b> columns",
+        ("Column", "Missing", "Distribution", "Typical", "From … to", "Distinct"),
+        rows,
+        f"<b>{s.rows:,}</b> rows, <b>{len(s)}</b> columns",
         "Typical is the median, or the most frequent values with their share. Counts are exact up to 4,096 distinct values of a column; "
-        "above, quantiles are within 0.4 % and distinct (≈) within 0.6 % (one standard error).")
+        "above, quantiles are within 0.4 % and distinct (≈) within 0.6 % (one standard error).",
+    )

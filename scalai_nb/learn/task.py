@@ -27,72 +27,140 @@ MEASURES = {
 }
 HIGHER = {"roc_auc", "pr_auc", "accuracy", "balanced_accuracy", "r2", "recall", "precision"}
 
+
 @dataclass(frozen=True, eq=False)
 class Task:
     "A label and what kind it is"
+
     label: str
-    kind: str               # of MEASURES
-    values: np.ndarray      # (row,) labels, in memory
+    kind: str  # of MEASURES
+    values: np.ndarray  # (row,) labels, in memory
     classes: np.ndarray | None = None  # sorted; None: labels are numbers
-    names: tuple = ()       # of the classes
+    names: tuple = ()  # of the classes
 
     @property
-    def measures(self) -> tuple: "What a model is judged by; the first decides"; return MEASURES[self.kind]
+    def measures(self) -> tuple:
+        "What a model is judged by; the first decides"
+        return MEASURES[self.kind]
+
     @cached_property
     def target(self):
         "(row,) the label as an evaluation takes it: whether it is the second class, the number of the class, or the number"
-        if self.classes is None: return self.values.astype(np.float64)
-        return self.values == self.classes[1] if self.kind == "two classes" else np.searchsorted(self.classes, self.values)
-    def algorithm(self, by=(), weight=None) -> Mergeable: "The evaluation of `scored`"; return EVALUATIONS[self.kind]("label", "score", by=by, weight=weight)
+        if self.classes is None:
+            return self.values.astype(np.float64)
+        return (
+            self.values == self.classes[1]
+            if self.kind == "two classes"
+            else np.searchsorted(self.classes, self.values)
+        )
 
-EVALUATIONS = {"two classes": evaluation, "classes": class_evaluation, "numbers": regression_evaluation}
+    def algorithm(self, by=(), weight=None) -> Mergeable:
+        "The evaluation of `scored`"
+        return EVALUATIONS[self.kind]("label", "score", by=by, weight=weight)
+
+
+EVALUATIONS = {
+    "two classes": evaluation,
+    "classes": class_evaluation,
+    "numbers": regression_evaluation,
+}
 
 # %% ../../nbs/learn/task.ipynb #8ed2d39b
 FEW = 100  # most classes
 
+
 def task_of(
-    ds, label: str,  # Dataset and the column to predict
-    classes: bool,   # whether the candidates tell classes apart
+    ds,
+    label: str,  # Dataset and the column to predict
+    classes: bool,  # whether the candidates tell classes apart
 ) -> Task:
     "The task of a label. ParameterError: no such column, no rows; ContractViolation: labels are missing, or all the same"
-    if label not in ds.variables: raise ParameterError(unknown(str(label), [n for n, v in ds.data_vars.items() if v.dims == ("row",)], "the columns"))
+    if label not in ds.variables:
+        raise ParameterError(
+            unknown(
+                str(label),
+                [n for n, v in ds.data_vars.items() if v.dims == ("row",)],
+                "the columns",
+            )
+        )
     column = ds[label].compute()
-    if not column.size: raise ContractViolation("The dataset has no rows; nothing can be learnt.")
+    if not column.size:
+        raise ContractViolation("The dataset has no rows; nothing can be learnt.")
     lost = missing(column)
-    if lost: raise ContractViolation(f"{lost:,} of {column.size:,} rows have no label {label!r}; leave them out: ds.isel(row=ds[{label!r}].notnull().values).")
+    if lost:
+        raise ContractViolation(
+            f"{lost:,} of {column.size:,} rows have no label {label!r}; leave them out: ds.isel(row=ds[{label!r}].notnull().values)."
+        )
     return _classes(column, label) if classes else _numbers(column, label)
 
+
 def _numbers(column, label) -> Task:
-    if column.dtype.kind not in "biuf" or "categories" in column.attrs: raise ParameterError(f"{label!r} holds no numbers, and the candidates are regressions; pass classifiers.")
-    if not np.isfinite(column.values.astype(np.float64)).all(): raise ContractViolation(f"{label!r} holds infinite numbers; leave those rows out.")
-    if column.values.min() == column.values.max(): raise ContractViolation(f"{label!r} is {column.values[0]} in every row; nothing can be learnt.")
+    if column.dtype.kind not in "biuf" or "categories" in column.attrs:
+        raise ParameterError(
+            f"{label!r} holds no numbers, and the candidates are regressions; pass classifiers."
+        )
+    if not np.isfinite(column.values.astype(np.float64)).all():
+        raise ContractViolation(f"{label!r} holds infinite numbers; leave those rows out.")
+    if column.values.min() == column.values.max():
+        raise ContractViolation(
+            f"{label!r} is {column.values[0]} in every row; nothing can be learnt."
+        )
     return Task(label, "numbers", column.values)
 
+
 def _classes(column, label) -> Task:
-    if column.dtype.kind == "M": raise ParameterError(f"{label!r} holds times; accepted: classes.")
+    if column.dtype.kind == "M":
+        raise ParameterError(f"{label!r} holds times; accepted: classes.")
     values = np.unique(column.values)
-    names = tuple(str(column.attrs["categories"][v]) if "categories" in column.attrs else v for v in values.tolist())
-    if len(values) < 2: raise ContractViolation(f"{label!r} is {names[0]!r} in all {column.size:,} rows; two classes or more are needed.")
-    if len(values) > FEW: raise ParameterError(f"{label!r} has {len(values):,} distinct values; accepted: at most {FEW} classes. Pass regressions for numbers.")
-    return Task(label, "two classes" if len(values) == 2 else "classes", column.values, values, names)
+    names = tuple(
+        str(column.attrs["categories"][v]) if "categories" in column.attrs else v
+        for v in values.tolist()
+    )
+    if len(values) < 2:
+        raise ContractViolation(
+            f"{label!r} is {names[0]!r} in all {column.size:,} rows; two classes or more are needed."
+        )
+    if len(values) > FEW:
+        raise ParameterError(
+            f"{label!r} has {len(values):,} distinct values; accepted: at most {FEW} classes. Pass regressions for numbers."
+        )
+    return Task(
+        label, "two classes" if len(values) == 2 else "classes", column.values, values, names
+    )
 
 # %% ../../nbs/learn/task.ipynb #36eb4f50
 def scored(task: Task, rows, score, weight=None) -> xr.Dataset:
     "A dataset of labels and scores of some `rows`, as `Task.algorithm` takes it"
     dims = ("row",) if np.ndim(score) == 1 else ("row", "class")
-    columns = {"label": ("row", task.target[rows]), "score": (dims, score, {"classes": list(range(len(task.names)))} if len(dims) == 2 else {})}
+    columns = {
+        "label": ("row", task.target[rows]),
+        "score": (dims, score, {"classes": list(range(len(task.names)))} if len(dims) == 2 else {}),
+    }
     return xr.Dataset(columns | ({} if weight is None else {"weight": ("row", weight)}))
+
 
 def judge(
     task: Task,
-    rows, score,  # places or a mask of rows, and their scores
-    by=None,      # Dataset of columns to slice by, of these rows
+    rows,
+    score,  # places or a mask of rows, and their scores
+    by=None,  # Dataset of columns to slice by, of these rows
     weight=None,  # (row,)
-):                # an evaluation with a slice `column=value` for each value of each column of `by`
+):  # an evaluation with a slice `column=value` for each value of each column of `by`
     "Compare scores with labels"
     block, columns = scored(task, rows, score, weight), [] if by is None else list(by.data_vars)
-    if columns: block = block.assign({f"by {n}": ("row", by[n].values, by[n].attrs) for n in columns})
+    if columns:
+        block = block.assign({f"by {n}": ("row", by[n].values, by[n].attrs) for n in columns})
     w = None if weight is None else "weight"
-    found = reduce(together({"": task.algorithm(weight=w)} | {n: task.algorithm([f"by {n}"], w) for n in columns}), block, progress=False)
-    slices = {f"{n}={'missing' if value is None else value}": e for n in columns for value, e in found[n].slices.items()}
+    found = reduce(
+        together(
+            {"": task.algorithm(weight=w)} | {n: task.algorithm([f"by {n}"], w) for n in columns}
+        ),
+        block,
+        progress=False,
+    )
+    slices = {
+        f"{n}={'missing' if value is None else value}": e
+        for n in columns
+        for value, e in found[n].slices.items()
+    }
     return replace(found[""], slices=slices)

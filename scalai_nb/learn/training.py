@@ -20,7 +20,19 @@ from ..data.contract import Contract
 from ..errors import ParameterError, WorkFailed, unknown
 from ..goals import Goal
 from .calibration import CURVES, Calibrated, curve_of
-from .fits import FOLD, Plan, Work, attempt, attempts, budget, by_fold, default_transform, needs, plan, transform_of
+from scalai_nb.learn.fits import (
+    FOLD,
+    Plan,
+    Work,
+    attempt,
+    attempts,
+    budget,
+    by_fold,
+    default_transform,
+    needs,
+    plan,
+    transform_of,
+)
 from .importance import Importance
 from .leaks import associations, refuse_known, refuse_told
 from .outside import SAMPLE, check_candidate, scores_of
@@ -33,215 +45,396 @@ from .transform import Transform
 
 # %% ../../nbs/learn/training.ipynb #8b0f5e59
 SAME = {"auc": "roc_auc"}  # other names of measures
-POINTS = {"recall": "recall", "precision": "precision", "alerts": "share"}  # goal -> what a point at a threshold calls it
+POINTS = {
+    "recall": "recall",
+    "precision": "precision",
+    "alerts": "share",
+}  # goal -> what a point at a threshold calls it
+
 
 def goals_of(
-    goals,       # name -> comparison, such as {"roc_auc": ">= 0.7"}; or None
-    kind: str,   # of the task
+    goals,  # name -> comparison, such as {"roc_auc": ">= 0.7"}; or None
+    kind: str,  # of the task
 ) -> dict:
     "The goals by name. ParameterError: one that cannot be measured here"
     known = [*MEASURES[kind], *SAME, *POINTS] if kind == "two classes" else MEASURES[kind]
     for name in goals or {}:
-        if SAME.get(name, name) not in known: raise ParameterError(unknown(str(name), known, f"what training measures of {kind}"))
+        if SAME.get(name, name) not in known:
+            raise ParameterError(unknown(str(name), known, f"what training measures of {kind}"))
     return {name: Goal(goal) for name, goal in (goals or {}).items()}
+
 
 def threshold_goal(goals: dict):
     "The name of the goal that sets the threshold; None where none does"
-    return next((n for n, signs in (("recall", ">="), ("precision", ">="), ("alerts", "<=")) if n in goals and goals[n].op in (signs, signs[0])), None)
+    return next(
+        (
+            n
+            for n, signs in (("recall", ">="), ("precision", ">="), ("alerts", "<="))
+            if n in goals and goals[n].op in (signs, signs[0])
+        ),
+        None,
+    )
+
 
 def threshold_of(e, goals: dict) -> float:
     "The threshold by which a model is used: where a goal is just met; 0.5 where none says, or none can be met"
     name = threshold_goal(goals)
-    try: return 0.5 if name is None else e.threshold(**{POINTS[name]: goals[name].threshold})
-    except ParameterError: return 0.5
+    try:
+        return 0.5 if name is None else e.threshold(**{POINTS[name]: goals[name].threshold})
+    except ParameterError:
+        return 0.5
+
 
 def measured(e, name: str, threshold: float) -> float:
     "What a goal is about, of an evaluation"
-    return float(getattr(e.at(threshold), POINTS[name]) if name in POINTS else getattr(e, SAME.get(name, name)))
+    return float(
+        getattr(e.at(threshold), POINTS[name])
+        if name in POINTS
+        else getattr(e, SAME.get(name, name))
+    )
 
 # %% ../../nbs/learn/training.ipynb #be658e31
 def check_calibration(kind, task: Task):
     "ParameterError unless the task can be calibrated so"
-    if kind is not None and kind not in CURVES: raise ParameterError(unknown(str(kind), CURVES, "the kinds of calibration"))
-    if kind is not None and task.kind != "two classes": raise ParameterError(f"A calibration is for two classes, and {task.label!r} has {task.kind}; leave calibrate= out.")
+    if kind is not None and kind not in CURVES:
+        raise ParameterError(unknown(str(kind), CURVES, "the kinds of calibration"))
+    if kind is not None and task.kind != "two classes":
+        raise ParameterError(
+            f"A calibration is for two classes, and {task.label!r} has {task.kind}; leave calibrate= out."
+        )
+
 
 def calibrated(task: Task, split: Split, scores, kind: str, weight=None) -> tuple:
     "The held-out scores, calibrated, and the calibration from all of them"
     mass = lambda rows: None if weight is None else weight[rows]
-    states = {k: judge(task, rows := split.rows([k]), scores[rows], weight=mass(rows)).state for k in split.tests}
+    states = {
+        k: judge(task, rows := split.rows([k]), scores[rows], weight=mass(rows)).state
+        for k in split.tests
+    }
     new = scores.copy()
     for k in split.tests:
         others = [states[i] for i in split.learns(k) if i in states]
-        if others: new[split.rows([k])] = curve_of(pairwise(merge_scores, others), kind)(scores[split.rows([k])])
+        if others:
+            new[split.rows([k])] = curve_of(pairwise(merge_scores, others), kind)(
+                scores[split.rows([k])]
+            )
     return new, curve_of(pairwise(merge_scores, states.values()), kind)
 
 # %% ../../nbs/learn/training.ipynb #8a7c0081
 @dataclass(frozen=True, eq=False)
 class Fitted:
     "A model that has learnt from all rows"
+
     name: str
-    estimator: object       # fitted; `Calibrated` where that was asked for
-    transform: Transform    # fitted
-    summary: object         # Summary of the rows that the transform learnt from
-    says: str               # how many rows it learnt from
+    estimator: object  # fitted; `Calibrated` where that was asked for
+    transform: Transform  # fitted
+    summary: object  # Summary of the rows that the transform learnt from
+    says: str  # how many rows it learnt from
     classes: np.ndarray | None = None
 
-    def score(self, ds): "(row,) probability of the second class, (row, class) of more, or (row,) numbers"; return scores_of(self.estimator, ds, self.transform, self.classes)
+    def score(self, ds):
+        "(row,) probability of the second class, (row, class) of more, or (row,) numbers"
+        return scores_of(self.estimator, ds, self.transform, self.classes)
 
 # %% ../../nbs/learn/training.ipynb #809f8a9e
 @dataclass(frozen=True, eq=False)
 class Training:
     "Candidates, and how each did on rows that it had not seen"
+
     work: Work
     plan: Plan
     goals: dict
-    outcomes: tuple      # of each fit
-    scores: dict         # candidate -> (row,) or (row, class) held-out scores; NaN for rows that no fold tests
-    evaluations: dict    # candidate -> evaluation of them, with its slices
-    calibrations: dict   # candidate -> Calibration, where that was asked for
-    notes: tuple = ()    # what a reader must know
+    outcomes: tuple  # of each fit
+    scores: (
+        dict  # candidate -> (row,) or (row, class) held-out scores; NaN for rows that no fold tests
+    )
+    evaluations: dict  # candidate -> evaluation of them, with its slices
+    calibrations: dict  # candidate -> Calibration, where that was asked for
+    notes: tuple = ()  # what a reader must know
 
     @property
-    def split(self) -> Split: "The split"; return self.work.split
+    def split(self) -> Split:
+        "The split"
+        return self.work.split
+
     @property
-    def failed(self) -> dict: "Candidate -> why it has no scores"; return {o.name: o.error for o in self.outcomes if o.error}
+    def failed(self) -> dict:
+        "Candidate -> why it has no scores"
+        return {o.name: o.error for o in self.outcomes if o.error}
+
     @property
-    def measure(self) -> str: "What decides: the first goal that does not set the threshold, else the loss"; return _measure(self)
+    def measure(self) -> str:
+        "What decides: the first goal that does not set the threshold, else the loss"
+        return _measure(self)
+
     @property
-    def ranking(self) -> list[str]: "The candidates, the best first"; return _ranking(self)
+    def ranking(self) -> list[str]:
+        "The candidates, the best first"
+        return _ranking(self)
+
     @property
-    def best(self) -> str: "The candidate that did best"; return self.ranking[0]
-    def threshold(self, name=None) -> float: "Where the goals set the alarm of a candidate; None: the best"; return threshold_of(self.evaluations[self._name(name)], self.goals)
-    def met(self, name=None) -> dict: "Goal -> whether a candidate meets it; None: the best"; return {g: goal.met(self._value(self._name(name), g)) for g, goal in self.goals.items()}
+    def best(self) -> str:
+        "The candidate that did best"
+        return self.ranking[0]
+
+    def threshold(self, name=None) -> float:
+        "Where the goals set the alarm of a candidate; None: the best"
+        return threshold_of(self.evaluations[self._name(name)], self.goals)
+
+    def met(self, name=None) -> dict:
+        "Goal -> whether a candidate meets it; None: the best"
+        return {g: goal.met(self._value(self._name(name), g)) for g, goal in self.goals.items()}
+
     @cached_property
-    def table(self): "A DataFrame with a row for each candidate, the best first"; return _table(self)
-    def importance(self, name=None) -> Importance: "What a candidate leans on, on rows that it had not seen; None: the best"; return _importance(self, self._name(name))
-    def fit(self, name=None) -> Fitted: "Fit a candidate on all rows; None: the best. WorkFailed: it cannot be fitted"; return _refit(self, self._name(name))
-    def card(self, name=None) -> dict: "What a package's card says of a candidate; None: the best"; return _card(self, self._name(name))
-    def __repr__(self) -> str: return f"{self.split.says}\n{self.plan}\n{self.table.to_string()}" + "".join(f"\n{n}" for n in self.notes)
-    def _repr_html_(self) -> str: return _html(self)
-    def _value(self, name, goal): return measured(self.evaluations[name], goal, self.threshold(name))
+    def table(self):
+        "A DataFrame with a row for each candidate, the best first"
+        return _table(self)
+
+    def importance(self, name=None) -> Importance:
+        "What a candidate leans on, on rows that it had not seen; None: the best"
+        return _importance(self, self._name(name))
+
+    def fit(self, name=None) -> Fitted:
+        "Fit a candidate on all rows; None: the best. WorkFailed: it cannot be fitted"
+        return _refit(self, self._name(name))
+
+    def card(self, name=None) -> dict:
+        "What a package's card says of a candidate; None: the best"
+        return _card(self, self._name(name))
+
+    def __repr__(self) -> str:
+        return f"{self.split.says}\n{self.plan}\n{self.table.to_string()}" + "".join(
+            f"\n{n}" for n in self.notes
+        )
+
+    def _repr_html_(self) -> str:
+        return _html(self)
+
+    def _value(self, name, goal):
+        return measured(self.evaluations[name], goal, self.threshold(name))
+
     def _name(self, name) -> str:
-        if name is not None and name not in self.evaluations: raise ParameterError(unknown(str(name), self.evaluations, "the candidates that have scores"))
+        if name is not None and name not in self.evaluations:
+            raise ParameterError(
+                unknown(str(name), self.evaluations, "the candidates that have scores")
+            )
         return self.best if name is None else name
 
 # %% ../../nbs/learn/training.ipynb #2257b00b
 def _measure(t: Training) -> str:
-    return next((SAME.get(g, g) for g in t.goals if g != threshold_goal(t.goals)), t.work.task.measures[0])
+    return next(
+        (SAME.get(g, g) for g in t.goals if g != threshold_goal(t.goals)), t.work.task.measures[0]
+    )
+
 
 def _ranking(t: Training) -> list[str]:
-    def size(name): x = t._value(name, t.measure); return (np.isnan(x), -x if t.measure in HIGHER else abs(x))
+    def size(name):
+        x = t._value(name, t.measure)
+        return (np.isnan(x), -x if t.measure in HIGHER else abs(x))
+
     return sorted(t.evaluations, key=size)
 
-INTERVAL = {"two classes": "roc_auc", "classes": "accuracy", "numbers": "rmse"}  # the measure that is shown with its interval
 
-def _fits(t: Training, name) -> list: "The outcomes of a candidate, fold by fold"; return sorted((o for o in t.outcomes if o.name == name), key=lambda o: o.fold)
+INTERVAL = {
+    "two classes": "roc_auc",
+    "classes": "accuracy",
+    "numbers": "rmse",
+}  # the measure that is shown with its interval
+
+
+def _fits(t: Training, name) -> list:
+    "The outcomes of a candidate, fold by fold"
+    return sorted((o for o in t.outcomes if o.name == name), key=lambda o: o.fold)
+
 
 def _table(t: Training):
     import pandas as pd
+
     interval = INTERVAL[t.work.task.kind]
+
     def row(name):
         e, mine, met = t.evaluations[name], _fits(t, name), t.met(name)
         low, high = e.interval(interval)
-        return {m: getattr(e, m) for m in t.work.task.measures} | {f"{interval} low": low, f"{interval} high": high} | {
-            g: t._value(name, g) for g in t.goals if g in POINTS} | ({"goals met": f"{sum(met.values())} of {len(met)}"} if met else {}) | {
-            "seconds": sum(o.seconds for o in mine), "learnt": mine[-1].says}
+        return (
+            {m: getattr(e, m) for m in t.work.task.measures}
+            | {f"{interval} low": low, f"{interval} high": high}
+            | {g: t._value(name, g) for g in t.goals if g in POINTS}
+            | ({"goals met": f"{sum(met.values())} of {len(met)}"} if met else {})
+            | {"seconds": sum(o.seconds for o in mine), "learnt": mine[-1].says}
+        )
+
     failed = {name: {"failed": why} for name, why in t.failed.items()}
-    return pd.DataFrame.from_dict({name: row(name) for name in t.ranking} | failed, orient="index").rename_axis("candidate")
+    return pd.DataFrame.from_dict(
+        {name: row(name) for name in t.ranking} | failed, orient="index"
+    ).rename_axis("candidate")
 
 # %% ../../nbs/learn/training.ipynb #12f39560
 def _refit(t: Training, name: str) -> Fitted:
     done = attempt(t.work, name, None, t.plan.memory)
-    if done.error: raise WorkFailed(f"Candidate {name!r} could not be fitted on all rows: {done.error}")
+    if done.error:
+        raise WorkFailed(f"Candidate {name!r} could not be fitted on all rows: {done.error}")
     estimator, transform, summary = done.model
-    if name in t.calibrations: estimator = Calibrated(estimator, t.calibrations[name])
+    if name in t.calibrations:
+        estimator = Calibrated(estimator, t.calibrations[name])
     return Fitted(name, estimator, transform, summary, done.says, t.work.task.classes)
+
 
 def _importance(t: Training, name: str) -> Importance:
     found = [o.importance for o in t.outcomes if o.name == name and o.importance]
-    if not found: raise ParameterError("Importance was not measured; train with importance=5000, the rows of each fold to measure it on.")
+    if not found:
+        raise ParameterError(
+            "Importance was not measured; train with importance=5000, the rows of each fold to measure it on."
+        )
     return pairwise(add, found)
+
 
 def _card(t: Training, name: str) -> dict:
     e, task, rows = t.evaluations[name], t.work.task, len(t.split.fold)
-    values = {m: getattr(e, m) for m in task.measures} | {g: t._value(name, g) for g in t.goals if g in POINTS}
+    values = {m: getattr(e, m) for m in task.measures} | {
+        g: t._value(name, g) for g in t.goals if g in POINTS
+    }
     low, high = e.interval(INTERVAL[task.kind])
     kept = ("count", "positives", *task.measures)
-    slices = {s: {k: v for k in kept if (v := getattr(x, k, None)) is not None} for s, x in e.slices.items()}
-    return {
-        "goals": {g: {"goal": str(goal), "value": t._value(name, g), "met": t.met(name)[g]} for g, goal in t.goals.items()},
-        "data": f"{rows:,} rows, of which {e.count:,} were held out once; " + f"the last fit {_fits(t, name)[-1].says}.",
-        "metrics": values | {f"{INTERVAL[task.kind]}_low": low, f"{INTERVAL[task.kind]}_high": high},
-        "slices": slices, "limits": [*t.notes], "split": t.split.says, "settings": _settings(t.work.candidates[name]),
-        "calibration": t.calibrations[name].kind if name in t.calibrations else "none",
-        "compared": {n: {m: getattr(x, m) for m in task.measures} for n, x in t.evaluations.items()} | {n: {"failed": why} for n, why in t.failed.items()},
-    } | ({"importance": t.importance(name).lost()} if t.work.shuffled else {}) | ({"threshold": t.threshold(name)} if threshold_goal(t.goals) else {})
+    slices = {
+        s: {k: v for k in kept if (v := getattr(x, k, None)) is not None}
+        for s, x in e.slices.items()
+    }
+    return (
+        {
+            "goals": {
+                g: {"goal": str(goal), "value": t._value(name, g), "met": t.met(name)[g]}
+                for g, goal in t.goals.items()
+            },
+            "data": f"{rows:,} rows, of which {e.count:,} were held out once; "
+            + f"the last fit {_fits(t, name)[-1].says}.",
+            "metrics": values
+            | {f"{INTERVAL[task.kind]}_low": low, f"{INTERVAL[task.kind]}_high": high},
+            "slices": slices,
+            "limits": [*t.notes],
+            "split": t.split.says,
+            "settings": _settings(t.work.candidates[name]),
+            "calibration": t.calibrations[name].kind if name in t.calibrations else "none",
+            "compared": {
+                n: {m: getattr(x, m) for m in task.measures} for n, x in t.evaluations.items()
+            }
+            | {n: {"failed": why} for n, why in t.failed.items()},
+        }
+        | ({"importance": t.importance(name).lost()} if t.work.shuffled else {})
+        | ({"threshold": t.threshold(name)} if threshold_goal(t.goals) else {})
+    )
+
 
 def _settings(estimator) -> dict:
     "The parameters of an estimator that differ from what it has by itself, as text or numbers"
     given, own = estimator.get_params(deep=False), {}
-    try: own = type(estimator)().get_params(deep=False)
-    except TypeError: pass  # it needs some
-    return {k: v if isinstance(v, (int, float, str, bool)) else repr(v) for k, v in given.items() if k not in own or repr(own[k]) != repr(v)}
+    try:
+        own = type(estimator)().get_params(deep=False)
+    except TypeError:
+        pass  # it needs some
+    return {
+        k: v if isinstance(v, (int, float, str, bool)) else repr(v)
+        for k, v in given.items()
+        if k not in own or repr(own[k]) != repr(v)
+    }
 
 # %% ../../nbs/learn/training.ipynb #77dd0bea
 def _picture(t: Training, width: int = 420) -> str:
     "The measure with its interval for each candidate, as inline SVG"
     name = INTERVAL[t.work.task.kind]
     found = {n: (getattr(e, name), *e.interval(name)) for n, e in t.evaluations.items()}
-    low, high = np.nanmin([x for v in found.values() for x in v]), np.nanmax([x for v in found.values() for x in v])
-    def at(x): return 120 + (width - 140) * (x - low) / max(high - low, 1e-12)
+    low, high = (
+        np.nanmin([x for v in found.values() for x in v]),
+        np.nanmax([x for v in found.values() for x in v]),
+    )
+
+    def at(x):
+        return 120 + (width - 140) * (x - low) / max(high - low, 1e-12)
+
     lines = "".join(
         f'<text x="0" y="{24 * i + 19}" fill="currentColor" font-size="12">{escape(str(n)[:18])}</text>'
         f'<line x1="{at(v[1]):.1f}" x2="{at(v[2]):.1f}" y1="{24 * i + 15}" y2="{24 * i + 15}" stroke="currentColor" stroke-width="2" opacity=".45"/>'
         f'<circle cx="{at(v[0]):.1f}" cy="{24 * i + 15}" r="4" fill="#d97706"><title>{v[0]:.4f} ({v[1]:.4f} … {v[2]:.4f})</title></circle>'
-        for i, (n, v) in enumerate((n, found[n]) for n in t.ranking) if v[0] == v[0])
+        for i, (n, v) in enumerate((n, found[n]) for n in t.ranking)
+        if v[0] == v[0]
+    )
     title = f"{name.replace('_', ' ')} with its 95 % interval, {low:.3f} to {high:.3f}"
     return f'<figure style="margin:.5em 1em"><svg role="img" aria-label="{title}" width="{width}" height="{24 * len(found) + 6}">{lines}</svg><figcaption style="font-size:.85em;opacity:.7">{title}</figcaption></figure>'
 
-def _cell(x) -> str: return "" if x is None or x != x else f"{x:.4f}" if isinstance(x, float) else escape(str(x))
+
+def _cell(x) -> str:
+    return "" if x is None or x != x else f"{x:.4f}" if isinstance(x, float) else escape(str(x))
+
 
 def _html(t: Training) -> str:
     columns = [c for c in t.table.columns if not c.endswith((" low", " high"))]
-    rows = [[f"<b>{escape(str(n))}</b>", *(_cell(row[c]) for c in columns)] for n, row in t.table.iterrows()]
+    rows = [
+        [f"<b>{escape(str(n))}</b>", *(_cell(row[c]) for c in columns)]
+        for n, row in t.table.iterrows()
+    ]
     note = "<br>".join(map(escape, (str(t.plan), *t.notes)))
-    return html_table(("Candidate", *(c.replace("_", " ") for c in columns)), rows, escape(t.split.says), note) + _picture(t)
+    return html_table(
+        ("Candidate", *(c.replace("_", " ") for c in columns)), rows, escape(t.split.says), note
+    ) + _picture(t)
 
 # %% ../../nbs/learn/training.ipynb #b3f3e278
 WEIGHT = "(weight)"  # a column that is added to the data
 
+
 def _tell_apart(candidates) -> bool:
     "Whether the candidates are classifiers. ParameterError: one is no estimator, or some are regressions"
-    if not isinstance(candidates, dict) or not candidates: raise ParameterError("There are no candidates; pass a dict of estimators by name.")
+    if not isinstance(candidates, dict) or not candidates:
+        raise ParameterError("There are no candidates; pass a dict of estimators by name.")
     apart = {name: hasattr(e, "predict_proba") for name, e in candidates.items()}
-    for name, e in candidates.items(): check_candidate(name, e, apart[name])
+    for name, e in candidates.items():
+        check_candidate(name, e, apart[name])
     odd = [n for n, a in apart.items() if not a]
-    if 0 < len(odd) < len(apart): raise ParameterError(f"{', '.join(odd)} tells no probabilities, unlike the others; compare classifiers, or regressions.")
+    if 0 < len(odd) < len(apart):
+        raise ParameterError(
+            f"{', '.join(odd)} tells no probabilities, unlike the others; compare classifiers, or regressions."
+        )
     return not odd
+
 
 def _weights(task: Task, class_weight, weight):
     "(row,) weights by class times those given; None where there are none"
     from sklearn.utils.class_weight import compute_sample_weight
-    if class_weight is None: return weight
-    if task.classes is None: raise ParameterError("class_weight is for classes, and the candidates are regressions; pass weight=, the name of a column.")
+
+    if class_weight is None:
+        return weight
+    if task.classes is None:
+        raise ParameterError(
+            "class_weight is for classes, and the candidates are regressions; pass weight=, the name of a column."
+        )
     known = task.classes.tolist()
     if isinstance(class_weight, dict):
-        if odd := set(class_weight) - set(known): raise ParameterError(unknown(str(odd.pop()), known, f"the classes of {task.label!r}"))
+        if odd := set(class_weight) - set(known):
+            raise ParameterError(unknown(str(odd.pop()), known, f"the classes of {task.label!r}"))
         class_weight = {c: class_weight.get(c, 1) for c in known}
-    elif class_weight != "balanced": raise ParameterError(f"class_weight={class_weight!r} is not known; accepted: None, 'balanced' or a dict by class.")
+    elif class_weight != "balanced":
+        raise ParameterError(
+            f"class_weight={class_weight!r} is not known; accepted: None, 'balanced' or a dict by class."
+        )
     return compute_sample_weight(class_weight, task.values) * (1 if weight is None else weight)
 
 # %% ../../nbs/learn/training.ipynb #9ac3d80b
 def _held(ds, names, memory: int):
     "The columns `names` of `ds`, in memory where they take at most a quarter of it, and their bytes; else as they are, and 0"
     rows = ds[list(dict.fromkeys(names))].drop_vars([n for n in ds.coords if n not in names])
-    size = sum(v.nbytes * (8 if v.dtype.kind == "O" else 1) for v in rows.variables.values())  # a string is more than its place
+    size = sum(
+        v.nbytes * (8 if v.dtype.kind == "O" else 1) for v in rows.variables.values()
+    )  # a string is more than its place
     return (rows.compute(), size) if size <= memory / 4 else (rows, 0)
+
 
 def _look(ds, task: Task, transform: Transform, split: Split, client) -> dict:
     "Fold -> state of its summary, from one pass that also looks for leaks. ContractViolation names one"
     told = associations([*transform.numeric], [*transform.categorical], task.label, task.classes)
-    seen = reduce({"folds": by_fold(transform.names), "told": told}, ds.assign({FOLD: ("row", split.fold)}), client, progress=False)
+    seen = reduce(
+        {"folds": by_fold(transform.names), "told": told},
+        ds.assign({FOLD: ("row", split.fold)}),
+        client,
+        progress=False,
+    )
     refuse_told(seen["told"], task.label)
     return seen["folds"]
 
@@ -253,26 +446,49 @@ def _collect(w: Work, p: Plan, show) -> tuple:
     for o in attempts(w, p):
         done.append(o)
         at = f"{len(done)} of {p.fits}: {o.name}, fold {w.split.names[o.fold]}"
-        if o.error: show(f"{at}: failed: {o.error}"); continue
+        if o.error:
+            show(f"{at}: failed: {o.error}")
+            continue
         rows = w.split.rows([o.fold])
-        show(f"{at}: {first.replace('_', ' ')} {getattr(judge(w.task, rows, o.scores), first):.4g} on {len(rows):,} rows, {o.seconds:.1f} s")
-        scores.setdefault(o.name, np.full((len(w.split.fold), *o.scores.shape[1:]), np.nan, o.scores.dtype))[rows] = o.scores
+        show(
+            f"{at}: {first.replace('_', ' ')} {getattr(judge(w.task, rows, o.scores), first):.4g} on {len(rows):,} rows, {o.seconds:.1f} s"
+        )
+        scores.setdefault(
+            o.name, np.full((len(w.split.fold), *o.scores.shape[1:]), np.nan, o.scores.dtype)
+        )[rows] = o.scores
     failed = {o.name: o.error for o in done if o.error}
-    if len(failed) == len(w.candidates): raise WorkFailed("No candidate could be fitted: " + "; ".join(f"{n}: {why}" for n, why in failed.items()))
+    if len(failed) == len(w.candidates):
+        raise WorkFailed(
+            "No candidate could be fitted: " + "; ".join(f"{n}: {why}" for n, why in failed.items())
+        )
     return tuple(done), {n: scores[n] for n in w.candidates if n not in failed}
+
 
 def _notes(w: Work, done: tuple, balanced: bool, calibrate) -> list[str]:
     "What a reader of the table must know"
     notes = [w.split.says] if w.split.kind == "random" else []
-    notes += [f"{o.name} {o.says}." for o in done if "sample" in o.says and o.fold == w.split.tests[-1]]
-    if calibrate and w.split.forward: notes.append(f"The scores of the first test, {w.split.names[2]}, are not calibrated: none before it were held out.")
-    if balanced and not calibrate: notes.append("Probabilities are those of weighted classes, not of the world; calibrate= makes them true.")
+    notes += [
+        f"{o.name} {o.says}." for o in done if "sample" in o.says and o.fold == w.split.tests[-1]
+    ]
+    if calibrate and w.split.forward:
+        notes.append(
+            f"The scores of the first test, {w.split.names[2]}, are not calibrated: none before it were held out."
+        )
+    if balanced and not calibrate:
+        notes.append(
+            "Probabilities are those of weighted classes, not of the world; calibrate= makes them true."
+        )
     return notes
 
 # %% ../../nbs/learn/training.ipynb #0a12b3cd
 def _weighted(w: Work, weights) -> Work:
     "The work with a column of weights, where there are any"
-    return w if weights is None else replace(w, ds=w.ds.assign({WEIGHT: ("row", weights)}), weight=WEIGHT)
+    return (
+        w
+        if weights is None
+        else replace(w, ds=w.ds.assign({WEIGHT: ("row", weights)}), weight=WEIGHT)
+    )
+
 
 def _planned(w: Work, size: int, room: int, jobs) -> Plan:
     "How many fits at once, where `size` bytes of columns are in memory and there is `room` for all"
@@ -280,42 +496,54 @@ def _planned(w: Work, size: int, room: int, jobs) -> Plan:
     need = max(needs(e, w.ds.sizes["row"], width, size, w.sample) for e in w.candidates.values())
     return plan(len(w.split) * len(w.candidates), need, room, jobs)
 
+
 def _judged(w: Work, scores: dict, calibrate, slices, weight) -> tuple[dict, dict, dict]:
     "Scores, calibrated where that is asked for, their evaluations and the calibrations, by candidate"
     curves, rows = {}, np.flatnonzero(w.split.tested)
-    for name in scores if calibrate else (): scores[name], curves[name] = calibrated(w.task, w.split, scores[name], calibrate, weight)
-    slices, mass = (None if x is None else cut(x) for x, cut in ((slices, lambda x: x.isel(row=rows)), (weight, lambda x: x[rows])))
-    return scores, {name: judge(w.task, rows, s[rows], slices, mass) for name, s in scores.items()}, curves
+    for name in scores if calibrate else ():
+        scores[name], curves[name] = calibrated(w.task, w.split, scores[name], calibrate, weight)
+    slices, mass = (
+        None if x is None else cut(x)
+        for x, cut in ((slices, lambda x: x.isel(row=rows)), (weight, lambda x: x[rows]))
+    )
+    return (
+        scores,
+        {name: judge(w.task, rows, s[rows], slices, mass) for name, s in scores.items()},
+        curves,
+    )
 
 # %% ../../nbs/learn/training.ipynb #3ed813ff
 def _contract(data, contract):
     "The contract of the data, or None. ParameterError: they are no dataset"
-    if not hasattr(data, "data_vars"): raise ParameterError(f"The data are a {type(data).__name__}; accepted: a Dataset, as lake.read and sn.from_frame give.")
+    if not hasattr(data, "data_vars"):
+        raise ParameterError(
+            f"The data are a {type(data).__name__}; accepted: a Dataset, as lake.read and sn.from_frame give."
+        )
     return contract or (Contract.of(data) if "contract" in data.attrs else None)
 
 # %% ../../nbs/learn/training.ipynb #80812b7a
 def train(
-    candidates: dict,     # name -> estimator that is not fitted: of this project, of scikit-learn, or with the same methods
-    data,                 # Dataset over `row`, in memory or lazy
-    label=None,           # name of the column to predict; None: the contract's
-    goals=None,           # name -> comparison, such as {"roc_auc": ">= 0.7", "recall": ">= 0.6"}; the first decides which candidate is best
+    candidates: dict,  # name -> estimator that is not fitted: of this project, of scikit-learn, or with the same methods
+    data,  # Dataset over `row`, in memory or lazy
+    label=None,  # name of the column to predict; None: the contract's
+    goals=None,  # name -> comparison, such as {"roc_auc": ">= 0.7", "recall": ">= 0.6"}; the first decides which candidate is best
     *,
-    transform=None,       # Transform; None: every column that the contract calls a feature
-    split=None,           # "time", "random", a column of folds or groups, or a Split; None: as the contract of the data says
-    folds: int = 5,       # tests, where the split leaves it open
-    by=(),                # columns: each of their values is a slice that is judged by itself
-    calibrate=None,       # "isotonic" or "sigmoid", for two classes
-    class_weight=None,    # "balanced", or a dict by class
-    weight=None,          # name of a column of weights
-    contract=None,        # Contract; None: the one that is attached to the data, if any
+    transform=None,  # Transform; None: every column that the contract calls a feature
+    split=None,  # "time", "random", a column of folds or groups, or a Split; None: as the contract of the data says
+    folds: int = 5,  # tests, where the split leaves it open
+    by=(),  # columns: each of their values is a slice that is judged by itself
+    calibrate=None,  # "isotonic" or "sigmoid", for two classes
+    class_weight=None,  # "balanced", or a dict by class
+    weight=None,  # name of a column of weights
+    contract=None,  # Contract; None: the one that is attached to the data, if any
     importance: int = 5_000,  # rows of each fold on which columns are shuffled; 0: none
-    sample: int = SAMPLE, # rows for estimators that want them all in memory
-    client=None,          # dask.distributed.Client for the learners of this project
-    memory=None,          # bytes that all fits may take together, or "4GB"; None: four fifths of what is there
-    checkpoint=None,      # folder from which interrupted fits go on, for the learners that keep one
-    jobs=None,            # fits at once, at most; None: as many as memory and cores allow
-    progress=True,        # print a line for each fit; a function gets the lines
-    seed: int = 0,        # of a random split
+    sample: int = SAMPLE,  # rows for estimators that want them all in memory
+    client=None,  # dask.distributed.Client for the learners of this project
+    memory=None,  # bytes that all fits may take together, or "4GB"; None: four fifths of what is there
+    checkpoint=None,  # folder from which interrupted fits go on, for the learners that keep one
+    jobs=None,  # fits at once, at most; None: as many as memory and cores allow
+    progress=True,  # print a line for each fit; a function gets the lines
+    seed: int = 0,  # of a random split
 ) -> Training:
     "Judge every candidate on rows that it has not seen. ContractViolation: labels, rows or features will not do; WorkFailed: no candidate could be fitted"
     contract = _contract(data, contract)
@@ -323,13 +551,40 @@ def train(
     goals, by = goals_of(goals, task.kind), [by] if isinstance(by, str) else list(by)
     check_columns([*by, *([weight] if weight else [])] or None, over_rows(data))
     check_calibration(calibrate, task)
-    transform = transform or default_transform(data, contract, {task.label, weight, split if isinstance(split, str) else None})
+    transform = transform or default_transform(
+        data, contract, {task.label, weight, split if isinstance(split, str) else None}
+    )
     refuse_known(transform.columns(data), task.label, contract)
     parts, room = split_of(data, contract, split, folds, task.label, seed, client), budget(memory)
     given = None if weight is None else finite_weights(data[weight].values)
     ds, size = _held(data, [*transform.names, task.label], 0 if client else room)
-    w = Work(ds, task, parts, transform, dict(candidates), _look(ds, task, transform, parts, client), None, client, sample, importance, checkpoint)
+    w = Work(
+        ds,
+        task,
+        parts,
+        transform,
+        dict(candidates),
+        _look(ds, task, transform, parts, client),
+        None,
+        client,
+        sample,
+        importance,
+        checkpoint,
+    )
     w, p = _weighted(w, _weights(task, class_weight, given)), _planned(w, size, room, jobs)
-    show = progress if callable(progress) else partial(print, flush=True) if progress else lambda line: None
+    show = (
+        progress
+        if callable(progress)
+        else partial(print, flush=True)
+        if progress
+        else lambda line: None
+    )
     done, scores = _collect(w, p, show)
-    return Training(w, p, goals, done, *_judged(w, scores, calibrate, data[by].compute() if by else None, given), tuple(_notes(w, done, class_weight is not None, calibrate)))
+    return Training(
+        w,
+        p,
+        goals,
+        done,
+        *_judged(w, scores, calibrate, data[by].compute() if by else None, given),
+        tuple(_notes(w, done, class_weight is not None, calibrate)),
+    )

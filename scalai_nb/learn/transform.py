@@ -24,52 +24,84 @@ from ..compute.blocks import Blocks
 from ..compute.reduce import reduce
 from ..errors import ContractViolation, ParameterError, unknown
 from ..kernels import of
-from .recipes import ACCEPTED, UNSEEN, Categorical, Numeric, category_name, learn_category, learn_number, recipes, whole
+from scalai_nb.learn.recipes import (
+    ACCEPTED,
+    UNSEEN,
+    Categorical,
+    Numeric,
+    category_name,
+    learn_category,
+    learn_number,
+    recipes,
+    whole,
+)
 from .summary import SUMMARY, Summary
 
 # %% ../../nbs/learn/transform.ipynb #160592d5
 def _variable(ds, name: str):
     "Column `name` of `ds`, (row,), without its coordinates; ContractViolation where there is none"
     if name not in ds.variables or ds.variables[name].dims != ("row",):
-        raise ContractViolation(unknown(name, [n for n, c in ds.items() if c.dims == ("row",)], "the columns of the dataset"))
+        raise ContractViolation(
+            unknown(
+                name, [n for n, c in ds.items() if c.dims == ("row",)], "the columns of the dataset"
+            )
+        )
     return ds.variables[name]
 
-def row_coords(ds) -> dict: "The coordinates of the rows"; return {n: c for n, c in ds.coords.items() if c.dims == ("row",)}
 
-def is_time(column) -> bool: return column.dtype.kind == "M"
+def row_coords(ds) -> dict:
+    "The coordinates of the rows"
+    return {n: c for n, c in ds.coords.items() if c.dims == ("row",)}
+
+
+def is_time(column) -> bool:
+    return column.dtype.kind == "M"
+
 
 def _measures(column, name: str):
     "ContractViolation where a column holds no numbers"
     if column.dtype.kind not in "fiubM" or "categories" in column.attrs:
-        raise ContractViolation(f"{name!r} is not a column of numbers or times; list it under categorical.")
+        raise ContractViolation(
+            f"{name!r} is not a column of numbers or times; list it under categorical."
+        )
+
 
 def numbers(
-    column,      # (row,) numbers, booleans or times; NaN and NaT are missing
+    column,  # (row,) numbers, booleans or times; NaN and NaT are missing
     name: str | None = None,  # for errors, where the column does not know its own
-) -> np.ndarray: # (row,) of the column's own type; seconds since 1970 as float64 for a time
+) -> np.ndarray:  # (row,) of the column's own type; seconds since 1970 as float64 for a time
     "The values of a numeric column"
     _measures(column, name or column.name)
-    return (column.values - np.datetime64(0, "s")) / np.timedelta64(1, "s") if is_time(column) else column.values
+    return (
+        (column.values - np.datetime64(0, "s")) / np.timedelta64(1, "s")
+        if is_time(column)
+        else column.values
+    )
 
 # %% ../../nbs/learn/transform.ipynb #15e16581
 def _factorize(x) -> tuple[np.ndarray, list[str]]:
     "Codes of the distinct values of `x`, -1 is missing, and their names"
     import pandas as pd
+
     found, values = pd.factorize(x if x.dtype.kind != "T" else x.astype(object))
     return found, [category_name(v) for v in values.tolist()]
 
+
 def codes(
-    column,                          # (row,) codes with attrs["categories"], or strings, or whole numbers
-    name: str | None = None,         # for errors, where the column does not know its own
-) -> tuple[np.ndarray, list[str]]:   # (row,) codes, -1 is missing, and the name of each code
+    column,  # (row,) codes with attrs["categories"], or strings, or whole numbers
+    name: str | None = None,  # for errors, where the column does not know its own
+) -> tuple[np.ndarray, list[str]]:  # (row,) codes, -1 is missing, and the name of each code
     "The values of a categorical column"
-    if "categories" in column.attrs: return column.values, [str(v) for v in column.attrs["categories"]]
-    if column.dtype.kind not in "OUTfiub": raise ContractViolation(f"{name or column.name!r} holds times; list it under numeric.")
+    if "categories" in column.attrs:
+        return column.values, [str(v) for v in column.attrs["categories"]]
+    if column.dtype.kind not in "OUTfiub":
+        raise ContractViolation(f"{name or column.name!r} holds times; list it under numeric.")
     return _factorize(column.values)
 
 # %% ../../nbs/learn/transform.ipynb #7c457d4c
 class Learnt:
     "What a fitted transform can tell of itself"
+
     numeric_: list[Numeric]
     categorical_: list[Categorical]
 
@@ -77,32 +109,45 @@ class Learnt:
     def feature_names(self) -> list[str]:
         "Names of the features in order: `temp`, …, `carrier=AA`, …"
         return [f for c in _all(self) for f in c.features]
+
     @property
     def origin_(self) -> np.ndarray:
         "(numeric,) seconds since 1970 from which a time is counted, float64; NaN for what is no time"
         return np.array([n.origin for n in _fitted(self).numeric_], np.float64)
+
     @property
-    def mean_(self) -> np.ndarray: "(numeric,) what is subtracted"; return np.array([n.mean for n in _fitted(self).numeric_], np.float32)
+    def mean_(self) -> np.ndarray:
+        "(numeric,) what is subtracted"
+        return np.array([n.mean for n in _fitted(self).numeric_], np.float32)
+
     @property
-    def std_(self) -> np.ndarray: "(numeric,) what divides"; return np.array([n.std for n in _fitted(self).numeric_], np.float32)
+    def std_(self) -> np.ndarray:
+        "(numeric,) what divides"
+        return np.array([n.std for n in _fitted(self).numeric_], np.float32)
+
     @property
     def categories_(self) -> list[list[str]]:
         "(categorical,) the categories that have a feature of their own"
         return [list(c.categories) for c in _fitted(self).categorical_]
 
 # %% ../../nbs/learn/transform.ipynb #f4ab6ae3
-TILE = 4096                    # rows that are written at a time
+TILE = 4096  # rows that are written at a time
 THREADS = os.cpu_count() or 1  # that write at once
 
 # %% ../../nbs/learn/transform.ipynb #1c352e17
 @dataclass
 class Transform(Learnt):
     "Impute, clip, log, scale or bucket the numbers; one-hot, hash or count the categories"
-    numeric: tuple[str, ...] | dict = ()      # columns of numbers, booleans or times; or a mapping from column to its own options
-    categorical: tuple[str, ...] | dict = ()  # columns of categories, strings or whole numbers; or such a mapping
-    impute: str | float | None = "mean"       # the options of `Number`, for all numeric columns
+
+    numeric: (
+        tuple[str, ...] | dict
+    ) = ()  # columns of numbers, booleans or times; or a mapping from column to its own options
+    categorical: (
+        tuple[str, ...] | dict
+    ) = ()  # columns of categories, strings or whole numbers; or such a mapping
+    impute: str | float | None = "mean"  # the options of `Number`, for all numeric columns
     scale: str | bool | None = "standard"
-    unseen: str = "zero"                      # the options of `Category`, for all categorical columns
+    unseen: str = "zero"  # the options of `Category`, for all categorical columns
     indicator: bool = field(default=False, kw_only=True)
     clip: tuple[float, float] | None = field(default=None, kw_only=True)
     log: bool = field(default=False, kw_only=True)
@@ -115,61 +160,99 @@ class Transform(Learnt):
     def fit(self, data, client=None):
         "Learn from `data`: rows, as `summarize` takes them, or their Summary. ContractViolation: a column has no value"
         recipes(self)
-        if isinstance(data, Summary): return _learn(self, data)
+        if isinstance(data, Summary):
+            return _learn(self, data)
         names = self.columns(data) if isinstance(data, xr.Dataset) else self.names
         return _learn(self, reduce(SUMMARY, data, client, columns=names))
 
     @property
-    def names(self) -> list[str]: "The names of the columns"; return [*self.numeric, *self.categorical]
+    def names(self) -> list[str]:
+        "The names of the columns"
+        return [*self.numeric, *self.categorical]
+
     def columns(self, ds) -> list[str]:
         "The names of the columns; ContractViolation: one is not in `ds`"
-        for name in self.names: _variable(ds, name)
+        for name in self.names:
+            _variable(ds, name)
         return self.names
-    def transform(self, ds, out=None): "The features of `ds`, (row, feature) float32, written to `out`"; return _transform(self, ds, out)
-    def fit_transform(self, ds, client=None): "Learn from `ds` and transform it"; return self.fit(ds, client).transform(ds)
-    def blocks(self, data, rows=TILE, **options): "FeatureBlocks of `data`, for training"; return FeatureBlocks(_fitted(self), data, rows, **options)
-    def raw(self, ds): "Each column as a served model receives it"; return _arrays(self, ds)
-    def to_dict(self): "As JSON can hold it"; return _to_dict(self)
+
+    def transform(self, ds, out=None):
+        "The features of `ds`, (row, feature) float32, written to `out`"
+        return _transform(self, ds, out)
+
+    def fit_transform(self, ds, client=None):
+        "Learn from `ds` and transform it"
+        return self.fit(ds, client).transform(ds)
+
+    def blocks(self, data, rows=TILE, **options):
+        "FeatureBlocks of `data`, for training"
+        return FeatureBlocks(_fitted(self), data, rows, **options)
+
+    def raw(self, ds):
+        "Each column as a served model receives it"
+        return _arrays(self, ds)
+
+    def to_dict(self):
+        "As JSON can hold it"
+        return _to_dict(self)
+
     @staticmethod
-    def from_dict(d): "The transform that `to_dict` wrote"; return _from_dict(d)
+    def from_dict(d):
+        "The transform that `to_dict` wrote"
+        return _from_dict(d)
 
 # %% ../../nbs/learn/transform.ipynb #aa9bcc9b
 def _fitted(t: Learnt) -> Learnt:
     "`t`. ParameterError: it is not fitted"
-    if not hasattr(t, "numeric_"): raise ParameterError("The transform has learnt nothing yet; call fit(ds) first.")
+    if not hasattr(t, "numeric_"):
+        raise ParameterError("The transform has learnt nothing yet; call fit(ds) first.")
     return t
 
-def _all(t: Learnt) -> list: return [*_fitted(t).numeric_, *t.categorical_]
+
+def _all(t: Learnt) -> list:
+    return [*_fitted(t).numeric_, *t.categorical_]
+
 
 def _learn(t: Transform, s: Summary) -> Transform:
     "`t`, having learnt from a summary. ContractViolation: a column is not in it"
+
     def described(name):
-        if name not in s.columns: raise ContractViolation(unknown(name, s.columns, "the columns of the dataset"))
+        if name not in s.columns:
+            raise ContractViolation(unknown(name, s.columns, "the columns of the dataset"))
         return s[name]
+
     numbers, names = recipes(t)
     t.numeric_ = [learn_number(n, described(n), r) for n, r in numbers.items()]
     t.categorical_ = [learn_category(n, described(n), r) for n, r in names.items()]
     return _ready(t)
 
+
 def _ready(t: Transform) -> Transform:
     "`t`, with the names of its features at hand. ParameterError: two are the same"
     names = t.feature_names
     twice = [n for n, k in Counter(names).items() if k > 1]
-    if twice: raise ParameterError(f"Two features would be called {twice[0]!r}; rename a column or a category.")
+    if twice:
+        raise ParameterError(
+            f"Two features would be called {twice[0]!r}; rename a column or a category."
+        )
     t.index_, t.width_ = xr.IndexVariable("feature", names), len(names)
     return t
 
 # %% ../../nbs/learn/transform.ipynb #49425a91
 class Part(NamedTuple):
     "A step from a column to some of its features"
-    place: bool    # whether it writes the features that are 1, rather than a number
-    feature: int   # where a number goes
+
+    place: bool  # whether it writes the features that are 1, rather than a number
+    feature: int  # where a number goes
     write: object  # (a, b, out): rows a … b of the column into `out`, (b - a,) float32 or int32
+
 
 class Device(NamedTuple):
     "Where features are made"
+
     kernel: object  # the functions of kernels.features for arrays there
-    xp: object      # the library of these arrays: numpy or cupy
+    xp: object  # the library of these arrays: numpy or cupy
+
 
 def _device(arrays) -> Device:
     "Where the arrays of a block are: on a card, if any is"
@@ -182,16 +265,21 @@ def _reader(x, to: Device):
     ready = x.dtype in (np.float32, np.float64)
     return lambda a, b: to.xp.ascontiguousarray(x[a:b] if ready else x[a:b].astype(np.float32))
 
+
 _TICKS = {"s": 1e0, "ms": 1e3, "us": 1e6, "ns": 1e9}  # of a second
+
 
 def _time_reader(x, origin: float, to: Device):
     "(a, b) -> rows a … b of an array of times, seconds from the origin as float32"
     unit, several = np.datetime_data(x.dtype)
-    if unit not in _TICKS or several > 1: x, unit = x.astype("M8[us]"), "us"
+    if unit not in _TICKS or several > 1:
+        x, unit = x.astype("M8[us]"), "us"
+
     def read(a, b):
         ticks = to.xp.asarray(np.ascontiguousarray(x[a:b]).view(np.int64))
         to.kernel.seconds(ticks, out := to.xp.empty(b - a, np.float32), _TICKS[unit], origin)
         return out
+
     return read
 
 # %% ../../nbs/learn/transform.ipynb #7456958a
@@ -199,7 +287,10 @@ def _same_kind(n: Numeric, c):
     "ContractViolation where a column holds times and held numbers in training, or the other way round"
     _measures(c, n.name)
     if is_time(c) == math.isnan(n.origin):
-        raise ContractViolation(f"{n.name!r} is {c.dtype} and was {'numbers' if is_time(c) else 'times'} in training; convert it.")
+        raise ContractViolation(
+            f"{n.name!r} is {c.dtype} and was {'numbers' if is_time(c) else 'times'} in training; convert it."
+        )
+
 
 def _number_parts(n: Numeric, c, first: int, to: Device) -> list[Part]:
     "The parts of a numeric column whose features begin at `first`"
@@ -207,11 +298,17 @@ def _number_parts(n: Numeric, c, first: int, to: Device) -> list[Part]:
     read = _time_reader(c.data, n.origin, to) if is_time(c) else _reader(c.data, to)
     shift, scale = (n.mean, n.std) if n.scaled else (0.0, 1.0)
     edges = to.xp.asarray(n.edges, np.float32)
-    def value(a, b, out): to.kernel.number(read(a, b), out, n.fill, n.low, n.high, n.logged, shift, scale)
+
+    def value(a, b, out):
+        to.kernel.number(read(a, b), out, n.fill, n.low, n.high, n.logged, shift, scale)
+
     def bucket(a, b, out):
         value(a, b, filled := to.xp.empty(b - a, np.float32))
         to.kernel.bucket(filled, edges, first, out)
-    def missing(a, b, out): to.kernel.missing(read(a, b), out)
+
+    def missing(a, b, out):
+        to.kernel.missing(read(a, b), out)
+
     parts = [Part(True, first, bucket) if n.recipe.bucket else Part(False, first, value)]
     return parts + [Part(False, first + len(n.value_features), missing)] * n.recipe.indicator
 
@@ -219,38 +316,64 @@ def _number_parts(n: Numeric, c, first: int, to: Device) -> list[Part]:
 def _refuse(c: Categorical, names):
     "ContractViolation naming the first of `names` that was not in training"
     new = sorted(set(names) - set(c.known) - {""})
-    if new: raise ContractViolation(f"{c.name!r}: " + unknown(new[0], c.known, "the training categories"))
+    if new:
+        raise ContractViolation(
+            f"{c.name!r}: " + unknown(new[0], c.known, "the training categories")
+        )
 
 # %% ../../nbs/learn/transform.ipynb #f644c7c0
 SPAN = 1 << 20  # most entries of a table of whole numbers
 
+
 def _table(x, attrs: dict, c: Categorical, first: int):
     "First number, entries and the rule for what is outside, for a column of numbers; None: its values must be named row by row"
-    if "categories" in attrs: return -1, c.entries(["", *map(str, attrs["categories"])], first)
-    if c.recipe.hash or x.dtype.kind not in "iub" or x.dtype == np.uint64: return None
-    if x.dtype == bool: return 0, c.entries(["False", "True"], first)
-    known = sorted({int(n) for n in c.known if n.lstrip("-").isdecimal() and str(int(n)) == n}) or [0]
-    if known[-1] - known[0] >= SPAN or max(map(abs, known)) >= 1 << 63: return None
+    if "categories" in attrs:
+        return -1, c.entries(["", *map(str, attrs["categories"])], first)
+    if c.recipe.hash or x.dtype.kind not in "iub" or x.dtype == np.uint64:
+        return None
+    if x.dtype == bool:
+        return 0, c.entries(["False", "True"], first)
+    known = sorted({int(n) for n in c.known if n.lstrip("-").isdecimal() and str(int(n)) == n}) or [
+        0
+    ]
+    if known[-1] - known[0] >= SPAN or max(map(abs, known)) >= 1 << 63:
+        return None
     return known[0], c.entries(map(str, range(known[0], known[-1] + 1)), first)
+
 
 def _category_parts(c: Categorical, column, first: int, to: Device) -> list[Part]:
     "The one part of a categorical column whose features begin at `first`"
     x, labels = column.data, column.attrs.get("categories")
-    if labels is None and x.dtype.kind not in "OUTfiub": raise ContractViolation(f"{c.name!r} holds times; list it under numeric.")
+    if labels is None and x.dtype.kind not in "OUTfiub":
+        raise ContractViolation(f"{c.name!r} holds times; list it under numeric.")
     known, outside = _table(x, column.attrs, c, first), c.entries(["\0"], first)[0]
     table = known and (known[0], to.xp.asarray(known[1]))
     if not table and not isinstance(x, np.ndarray):
-        raise ContractViolation(f"{c.name!r} is on a card, where values cannot be named; leave it on the host, or give it categories.")
-    def names(a, b): return _factorize(x[a:b])[1] if labels is None else [str(labels[k]) for k in np.unique(x[a:b]) if k >= 0]
+        raise ContractViolation(
+            f"{c.name!r} is on a card, where values cannot be named; leave it on the host, or give it categories."
+        )
+
+    def names(a, b):
+        return (
+            _factorize(x[a:b])[1]
+            if labels is None
+            else [str(labels[k]) for k in np.unique(x[a:b]) if k >= 0]
+        )
+
     def write(a, b, out):
-        if table: found, (start, entries) = x[a:b], table
+        if table:
+            found, (start, entries) = x[a:b], table
         else:
             found, fresh = _factorize(x[a:b])
             start, entries = -1, to.xp.asarray(c.entries(["", *fresh], first))
         beyond = to.kernel.lookup(to.xp.ascontiguousarray(found), start, entries, outside, out)
         if labels is not None and beyond:
-            raise ContractViolation(f"{c.name!r}: {beyond} codes have no category, as there are {len(labels)}; correct the codes.")
-        if c.recipe.unseen == "error" and (out == UNSEEN).any(): _refuse(c, names(a, b))
+            raise ContractViolation(
+                f"{c.name!r}: {beyond} codes have no category, as there are {len(labels)}; correct the codes."
+            )
+        if c.recipe.unseen == "error" and (out == UNSEEN).any():
+            _refuse(c, names(a, b))
+
     return [Part(not c.recipe.frequency, first, write)]
 
 # %% ../../nbs/learn/transform.ipynb #67fb49ea
@@ -262,28 +385,43 @@ def _parts(t: Transform, columns: list, to: Device) -> list[Part]:
         parts, first = parts + bound(c, column, first, to), first + len(c.features)
     return parts
 
+
 class Bound(NamedTuple):
     "A transform bound to the columns of a dataset"
+
     write: object  # (a, b, X): the features of rows a … b into X, (b - a, feature) float32
     empty: object  # (shape) -> a float32 array for them, where they are made
+
 
 def _bind(t: Transform, ds) -> Bound:
     "`t` for the rows of `ds`, which are in memory"
     columns = [_variable(ds, n) for n in t.names]
     to = _device([c.data for c in columns])
-    parts, kept = _parts(t, columns, to), threading.local()  # fresh memory would cost as much as the work
+    parts, kept = (
+        _parts(t, columns, to),
+        threading.local(),
+    )  # fresh memory would cost as much as the work
     numbers, places = ([p for p in parts if p.place is place] for place in (False, True))
     at = to.xp.asarray([p.feature for p in numbers], np.int64)
+
     def table(name, n, rows, dtype):
-        if not hasattr(kept, name): setattr(kept, name, to.xp.empty(n * TILE, dtype))
-        return getattr(kept, name)[:n * rows].reshape(n, rows)
+        if not hasattr(kept, name):
+            setattr(kept, name, to.xp.empty(n * TILE, dtype))
+        return getattr(kept, name)[: n * rows].reshape(n, rows)
+
     def write(a, b, X):
         for start in range(a, b, TILE):
             rows = min(TILE, b - start)
-            tables = table("numbers", len(numbers), rows, np.float32), table("places", len(places), rows, np.int32)
-            for j, part in enumerate(numbers): part.write(start, start + rows, tables[0][j])
-            for j, part in enumerate(places): part.write(start, start + rows, tables[1][j])
-            to.kernel.assemble(tables[0], at, tables[1], X[start - a:start - a + rows])
+            tables = (
+                table("numbers", len(numbers), rows, np.float32),
+                table("places", len(places), rows, np.int32),
+            )
+            for j, part in enumerate(numbers):
+                part.write(start, start + rows, tables[0][j])
+            for j, part in enumerate(places):
+                part.write(start, start + rows, tables[1][j])
+            to.kernel.assemble(tables[0], at, tables[1], X[start - a : start - a + rows])
+
     return Bound(write, lambda shape: to.xp.empty(shape, np.float32))
 
 # %% ../../nbs/learn/transform.ipynb #6c553ab0
@@ -291,50 +429,75 @@ def _pieces(t: Transform, data, *others: str):
     "Yield parts of `data` in memory with the columns of the transform and `others`; a dataset that is in memory is one part"
     if isinstance(data, xr.Dataset):
         names = [*t.columns(data), *(n for n in others if _variable(data, n) is not None)]
-        if not data.chunks: return iter([data])
-    else: names = [*t.names, *others]
+        if not data.chunks:
+            return iter([data])
+    else:
+        names = [*t.names, *others]
     return iter(Blocks.of(data, list(dict.fromkeys(names))))
+
 
 def _transform(
     t: Transform,
-    ds,               # (row,) columns; in memory or on Dask
-    out=None,         # (row, feature) float32, contiguous: a buffer to write to, say one that was there before
-) -> xr.DataArray:    # (row, feature) float32; NaN only where impute is None
+    ds,  # (row,) columns; in memory or on Dask
+    out=None,  # (row, feature) float32, contiguous: a buffer to write to, say one that was there before
+) -> xr.DataArray:  # (row, feature) float32; NaN only where impute is None
     "The features of `ds`. ContractViolation: a column is not there or of another type than in training"
     shape, X, start = (ds.sizes["row"], _fitted(t).width_), out, 0
-    if out is not None and (out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous):
-        raise ParameterError(f"out has shape {out.shape} and dtype {out.dtype}; accepted: contiguous float32 of shape {shape}.")
+    if out is not None and (
+        out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous
+    ):
+        raise ParameterError(
+            f"out has shape {out.shape} and dtype {out.dtype}; accepted: contiguous float32 of shape {shape}."
+        )
     for piece in _pieces(t, ds):
         bound = _bind(t, piece)
-        if X is None: X = bound.empty(shape)
-        _write(bound.write, X[start:start + piece.sizes["row"]])
+        if X is None:
+            X = bound.empty(shape)
+        _write(bound.write, X[start : start + piece.sizes["row"]])
         start += piece.sizes["row"]
-    return xr.DataArray(X, dims=("row", "feature"), coords={**row_coords(ds), "feature": t.index_}, name="features")
+    return xr.DataArray(
+        X, dims=("row", "feature"), coords={**row_coords(ds), "feature": t.index_}, name="features"
+    )
+
 
 def _write(write, X):
     "Write all rows of X, on all cores where there are many"
-    if len(X) <= 8 * TILE: return write(0, len(X), X)
+    if len(X) <= 8 * TILE:
+        return write(0, len(X), X)
     step = -(-len(X) // THREADS // TILE) * TILE
     with ThreadPoolExecutor(THREADS) as pool:
-        for task in [pool.submit(write, a, min(a + step, len(X)), X[a:a + step]) for a in range(0, len(X), step)]: task.result()
+        for task in [
+            pool.submit(write, a, min(a + step, len(X)), X[a : a + step])
+            for a in range(0, len(X), step)
+        ]:
+            task.result()
 
 # %% ../../nbs/learn/transform.ipynb #cc922d29
 @dataclass(frozen=True)
 class FeatureBlocks:
     "The features of rows, block by block, as often as they are iterated. A block is overwritten after the next was asked for"
+
     transform: Transform
-    data: object               # rows: a Dataset, or what else `compute.blocks.Blocks` reads, again and again
-    rows: int = TILE           # most rows of a block: few enough for the buffers to stay in the cache
-    label: str | None = None   # column that comes with each block: (X, y)
+    data: object  # rows: a Dataset, or what else `compute.blocks.Blocks` reads, again and again
+    rows: int = TILE  # most rows of a block: few enough for the buffers to stay in the cache
+    label: str | None = None  # column that comes with each block: (X, y)
     weight: str | None = None  # column that comes with each block, after the label: (X, y, w)
-    threads: int = THREADS     # that write blocks ahead of the one that is looked at; 1: none is written ahead
+    threads: int = (
+        THREADS  # that write blocks ahead of the one that is looked at; 1: none is written ahead
+    )
 
     def __post_init__(self):
         for name in ("rows", "threads"):
-            if not whole(1)(n := getattr(self, name)): raise ParameterError(f"{name}={n!r} is not known; accepted: a whole number from 1.")
+            if not whole(1)(n := getattr(self, name)):
+                raise ParameterError(f"{name}={n!r} is not known; accepted: a whole number from 1.")
+
     @property
-    def n_features(self) -> int: return self.transform.width_
-    def __iter__(self): return _stream(self)
+    def n_features(self) -> int:
+        return self.transform.width_
+
+    def __iter__(self):
+        return _stream(self)
+
 
 def _jobs(s: FeatureBlocks, reader):
     "Yield the function that writes, the rows from … to, and what is beside the features, of each block; the next part is read meanwhile"
@@ -344,43 +507,74 @@ def _jobs(s: FeatureBlocks, reader):
     while (ds := following.result()) is not None:
         following = reader.submit(next, pieces, None)
         bound, beside = _bind(s.transform, ds), [_variable(ds, n).data for n in names]
-        for a in range(0, n := ds.sizes["row"], s.rows): yield bound, a, (b := min(a + s.rows, n)), [x[a:b] for x in beside]
-
-
+        for a in range(0, n := ds.sizes["row"], s.rows):
+            yield bound, a, (b := min(a + s.rows, n)), [x[a:b] for x in beside]
 
 # %% ../../nbs/learn/transform.ipynb #6f25a36e
 class _Now:
     "An executor that does the work when it is asked to"
-    def __enter__(self): return self
-    def __exit__(self, *error): pass
-    def submit(self, function, *args): result = function(*args); return SimpleNamespace(result=lambda: result)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def submit(self, function, *args):
+        result = function(*args)
+        return SimpleNamespace(result=lambda: result)
+
 
 def _stream(s: FeatureBlocks):
     "Yield (row, feature) float32 arrays, or tuples with the label and the weight"
     ahead = s.threads > 1
     buffers, waiting = [None] * (s.threads + ahead), deque()
+
     def write(bound, a, b, i):
-        if buffers[i] is None: buffers[i] = bound.empty((s.rows, s.n_features))
-        bound.write(a, b, X := buffers[i][:b - a])
+        if buffers[i] is None:
+            buffers[i] = bound.empty((s.rows, s.n_features))
+        bound.write(a, b, X := buffers[i][: b - a])
         return X
-    def oldest(): task, beside = waiting.popleft(); return (task.result(), *beside) if beside else task.result()
-    with (ThreadPoolExecutor(1) if ahead else _Now()) as reader, (ThreadPoolExecutor(s.threads) if ahead else _Now()) as pool:
+
+    def oldest():
+        task, beside = waiting.popleft()
+        return (task.result(), *beside) if beside else task.result()
+
+    with (
+        ThreadPoolExecutor(1) if ahead else _Now() as reader,
+        ThreadPoolExecutor(s.threads) if ahead else _Now() as pool,
+    ):
         for i, (bound, a, b, beside) in enumerate(_jobs(s, reader)):
             waiting.append((pool.submit(write, bound, a, b, i % len(buffers)), beside))
-            if len(waiting) == len(buffers): yield oldest()
-        while waiting: yield oldest()
+            if len(waiting) == len(buffers):
+                yield oldest()
+        while waiting:
+            yield oldest()
 
 # %% ../../nbs/learn/transform.ipynb #d6b3be91
 def _input(c, column) -> np.ndarray:
     "A column as the graph takes it: float32, or float64 seconds for a time; strings, of which the missing are empty"
     if isinstance(c, Numeric):
         _same_kind(c, column)
-        with np.errstate(over="ignore"): return numbers(column, c.name) if is_time(column) else numbers(column, c.name).astype(np.float32)
+        with np.errstate(over="ignore"):
+            return (
+                numbers(column, c.name)
+                if is_time(column)
+                else numbers(column, c.name).astype(np.float32)
+            )
     found, names = codes(column, c.name)
-    if len(found) and found.max() >= len(names): raise ContractViolation(f"{c.name!r}: code {found.max()} has no category; correct the codes.")
-    if c.recipe.unseen == "error" and not c.recipe.hash: _refuse(c, [names[i] for i in np.unique(found) if i >= 0])
-    if len(found) < len(names): return np.array([names[i] if i >= 0 else "" for i in found], object)  # one row, as a server has it
+    if len(found) and found.max() >= len(names):
+        raise ContractViolation(
+            f"{c.name!r}: code {found.max()} has no category; correct the codes."
+        )
+    if c.recipe.unseen == "error" and not c.recipe.hash:
+        _refuse(c, [names[i] for i in np.unique(found) if i >= 0])
+    if len(found) < len(names):
+        return np.array(
+            [names[i] if i >= 0 else "" for i in found], object
+        )  # one row, as a server has it
     return np.array([*names, ""], object)[found]
+
 
 def _arrays(t: Transform, ds) -> dict[str, np.ndarray]:
     "Each column as the graph takes it, (row,): float32, float64 seconds since 1970, or strings where missing is empty"
@@ -391,11 +585,15 @@ _OPTIONS = ("numeric", "categorical", *ACCEPTED)
 _LEARNT = ("origin", "mean", "std", "fill", "low", "high", "edges")
 _EMPTY = {f.name: f.default for f in fields(Numeric)}
 
+
 def _json(v):
     "`v` as JSON can hold it"
-    if isinstance(v, dict): return {k: _json(x) for k, x in v.items()}
-    if isinstance(v, (list, tuple)): return [_json(x) for x in v]
+    if isinstance(v, dict):
+        return {k: _json(x) for k, x in v.items()}
+    if isinstance(v, (list, tuple)):
+        return [_json(x) for x in v]
     return None if isinstance(v, float) and not math.isfinite(v) else v
+
 
 def _to_dict(t: Transform) -> dict:
     "The options and what was learnt, as JSON can hold them"
@@ -403,15 +601,26 @@ def _to_dict(t: Transform) -> dict:
     names = {k: [getattr(c, k) for c in t.categorical_] for k in ("categories", "rare", "shares")}
     return _json({o: getattr(t, o) for o in _OPTIONS} | learnt | names)
 
+
 def _from_dict(d: dict) -> Transform:
     "The transform that `to_dict` wrote, also before 0.2, when it had fewer options"
     t = Transform(**{o: tuple(v) if isinstance(v := d[o], list) else v for o in _OPTIONS if o in d})
     numbers, names = recipes(t)
-    if "fill" not in d: d = d | {"fill": d["mean"] if t.impute else [None] * len(numbers)}
-    def number(i, name, r): return Numeric(name, r, **{k: _read(k, d[k][i]) for k in _LEARNT if k in d})
-    def category(i, name, r): return Categorical(name, r, **{k: _read(k, d[k][i]) for k in ("categories", "rare", "shares") if k in d})
+    if "fill" not in d:
+        d = d | {"fill": d["mean"] if t.impute else [None] * len(numbers)}
+
+    def number(i, name, r):
+        return Numeric(name, r, **{k: _read(k, d[k][i]) for k in _LEARNT if k in d})
+
+    def category(i, name, r):
+        return Categorical(
+            name, r, **{k: _read(k, d[k][i]) for k in ("categories", "rare", "shares") if k in d}
+        )
+
     t.numeric_ = [number(i, *item) for i, item in enumerate(numbers.items())]
     t.categorical_ = [category(i, *item) for i, item in enumerate(names.items())]
     return _ready(t)
 
-def _read(key: str, v): return _EMPTY.get(key) if v is None else tuple(v) if isinstance(v, list) else v
+
+def _read(key: str, v):
+    return _EMPTY.get(key) if v is None else tuple(v) if isinstance(v, list) else v

@@ -19,28 +19,59 @@ from sklearn.utils.validation import check_is_fitted
 from ..compute.blocks import Blocks, naming
 from ..compute.reduce import Mergeable, persisted, reduce, shown
 from ..errors import ContractViolation, ParameterError
-from .boosting import PAGE, Checkpoint, Grown, Plan, Ranks, Share, best, grow_here, xgboost
+from scalai_nb.learn.boosting import (
+    PAGE,
+    Checkpoint,
+    Grown,
+    Plan,
+    Ranks,
+    Share,
+    best,
+    grow_here,
+    xgboost,
+)
 from .linear import COUNTS, LABELS, Coded, class_weights, numeric
 from .ranks import grow_on, ranks_of
-from .rows import Columns, Fold, bare, by_row, check_mass, check_rows, features, is_dask, is_dataset, is_source, of_dask, rows_of, slices, stacked, threads, triple
+from scalai_nb.learn.rows import (
+    Columns,
+    Fold,
+    bare,
+    by_row,
+    check_mass,
+    check_rows,
+    features,
+    is_dask,
+    is_dataset,
+    is_source,
+    of_dask,
+    rows_of,
+    slices,
+    stacked,
+    threads,
+    triple,
+)
 from .transform import FeatureBlocks
 
 # %% ../../nbs/learn/trees.ipynb #31618b21
 @dataclass(frozen=True)
 class Given:
     "Rows to learn from"
-    fold: Fold           # for a first pass over the targets
-    mark: object         # what says that they are the same rows as another time
+
+    fold: Fold  # for a first pass over the targets
+    mark: object  # what says that they are the same rows as another time
     features: int
-    names: list | None   # of the features
-    blocks: object       # Blocks of datasets, or (X, y, weight) again and again
+    names: list | None  # of the features
+    blocks: object  # Blocks of datasets, or (X, y, weight) again and again
     columns: Columns | None = None  # what to make of a dataset
-    rows: int = 0        # how many there are, once they were counted
+    rows: int = 0  # how many there are, once they were counted
     label: str = "The label"  # as an error names it
     coded: bool = False  # whether labels are codes of categories, of which -1 is missing
 
     @property
-    def travels(self) -> bool: "Whether a worker of a cluster can read them itself"; return self.columns is not None and self.blocks.travels
+    def travels(self) -> bool:
+        "Whether a worker of a cluster can read them itself"
+        return self.columns is not None and self.blocks.travels
+
 
 def _read(blocks, columns: Columns, ready):
     "Yield `ready` of (X, y, weight) of datasets"
@@ -55,141 +86,261 @@ def _read(blocks, columns: Columns, ready):
 def share(given: Given, ready) -> Share:
     "The rows of `given`, made `ready`"
     columns, lasting = given.columns, isinstance(given.blocks, tuple)
-    read = (lambda blocks: (ready(triple(b)) for b in blocks)) if columns is None else (lambda blocks: _read(blocks, columns, ready))
+    read = (
+        (lambda blocks: (ready(triple(b)) for b in blocks))
+        if columns is None
+        else (lambda blocks: _read(blocks, columns, ready))
+    )
     return Share(given.blocks, read, given.rows, given.features, lasting)
+
 
 def sendable(blocks: Blocks, client):
     "`blocks` without the graph of other blocks, or where they are on the workers already the list of their futures"
     ds = getattr(blocks.source, "ds", None)
-    if ds is None: return blocks
-    if not persisted(ds): return Blocks(type(blocks.source)(dask.optimize(ds)[0], blocks.sizes), blocks.device)
+    if ds is None:
+        return blocks
+    if not persisted(ds):
+        return Blocks(type(blocks.source)(dask.optimize(ds)[0], blocks.sizes), blocks.device)
     ends = np.cumsum([0, *blocks.sizes]).tolist()
     return client.compute([ds.isel(row=slice(a, b)) for a, b in zip(ends, ends[1:], strict=False)])
+
 
 def shares(given: Given, count: int) -> list[Given]:
     "The rows of `given`, whose blocks travel, in so many runs of blocks of about as many rows"
     ends = np.cumsum([0, *given.blocks.sizes])
     cuts = [int(np.abs(ends - given.rows * i / count).argmin()) for i in range(count + 1)]
-    return [replace(given, blocks=given.blocks[a:b], rows=int(ends[b] - ends[a])) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [
+        replace(given, blocks=given.blocks[a:b], rows=int(ends[b] - ends[a]))
+        for a, b in zip(cuts, cuts[1:], strict=False)
+    ]
 
 # %% ../../nbs/learn/trees.ipynb #a14115b7
-ROWS = Mergeable(tuple, lambda state, block: (*state, block), lambda a, b: a + b, ordered=True)  # views of arrays, part by part
+ROWS = Mergeable(
+    tuple, lambda state, block: (*state, block), lambda a, b: a + b, ordered=True
+)  # views of arrays, part by part
+
 
 def _made(names, transform):
     "What makes features of a block of a dataset"
-    if transform is None: return lambda ds: (stacked(ds.isel(row=part), names) for part in slices(ds.sizes["row"], max(1024, PAGE // len(names))))
-    return lambda ds: FeatureBlocks(transform, ds, rows=max(1024, PAGE // transform.width_), threads=1)
+    if transform is None:
+        return lambda ds: (
+            stacked(ds.isel(row=part), names)
+            for part in slices(ds.sizes["row"], max(1024, PAGE // len(names)))
+        )
+    return lambda ds: FeatureBlocks(
+        transform, ds, rows=max(1024, PAGE // transform.width_), threads=1
+    )
+
 
 def _of_columns(estimator, X, y, weight, transform, client) -> Given:
     "Rows of a dataset or of files"
     blocks = Blocks.of(X, device=_card(estimator))
-    if y is None: raise ParameterError("There is no y to learn from; pass the name of the label.")
+    if y is None:
+        raise ParameterError("There is no y to learn from; pass the name of the label.")
     rows_of(estimator, X if is_dataset(X) else blocks[0], y, weight, transform)
     names = list(estimator.feature_names_in_) if transform is None else transform.feature_names
-    wanted = names if transform is None else [str(n) for n in transform.columns(X if is_dataset(X) else blocks[0])]
+    wanted = (
+        names
+        if transform is None
+        else [str(n) for n in transform.columns(X if is_dataset(X) else blocks[0])]
+    )
     targets = [n for n in (y, weight) if n is not None]
     blocks = blocks.select(list(dict.fromkeys([*wanted, *targets])))
+
     def over(algorithm, features):
-        with naming(f"the label {y!r}"): return reduce(Columns(None, y, weight).over(algorithm), blocks.select(targets), client)
+        with naming(f"the label {y!r}"):
+            return reduce(Columns(None, y, weight).over(algorithm), blocks.select(targets), client)
+
     coded = "categories" in (X if is_dataset(X) else blocks[0])[y].attrs
-    return Given(Fold(over), blocks.fingerprint(), len(names), names, blocks, Columns(_made(names, transform), y, weight), label=f"The label {y!r}", coded=coded)
+    return Given(
+        Fold(over),
+        blocks.fingerprint(),
+        len(names),
+        names,
+        blocks,
+        Columns(_made(names, transform), y, weight),
+        label=f"The label {y!r}",
+        coded=coded,
+    )
+
 
 def _of_dask(estimator, X, y, weight, client) -> Given:
     "Rows of Dask arrays"
     fold = rows_of(estimator, X, y, weight, client=client)
-    if y is None: raise ParameterError("There is no y to learn from; pass the labels.")
+    if y is None:
+        raise ParameterError("There is no y to learn from; pass the labels.")
     ds, names = of_dask(X, y, weight)
     blocks = Blocks.of(ds, device=_card(estimator))
-    return Given(fold, blocks.fingerprint(), X.shape[1], None, blocks, Columns(lambda ds: (ds["X"].data,), *names))
+    return Given(
+        fold,
+        blocks.fingerprint(),
+        X.shape[1],
+        None,
+        blocks,
+        Columns(lambda ds: (ds["X"].data,), *names),
+    )
 
 # %% ../../nbs/learn/trees.ipynb #28805acd
 def _of_arrays(estimator, X, y, weight, numbers: bool) -> Given:
     "Rows of arrays"
-    names = [str(n) for n in X.coords["feature"].values] if bare(X) is not X and "feature" in X.coords else None
+    names = (
+        [str(n) for n in X.coords["feature"].values]
+        if bare(X) is not X and "feature" in X.coords
+        else None
+    )
     fold = rows_of(estimator, X, y, weight, y_numeric=numbers)
     parts = fold(ROWS)
-    few = [a[:: max(1, len(a) // 9)].tolist() for part in parts[:: max(1, len(parts) // 50)] for a in part if a is not None]
+    few = [
+        a[:: max(1, len(a) // 9)].tolist()
+        for part in parts[:: max(1, len(parts) // 50)]
+        for a in part
+        if a is not None
+    ]
     return Given(fold, [[len(x) for x, *_ in parts], few], estimator.n_features_in_, names, parts)
+
 
 def given_rows(estimator, X, y, weight, transform, client, numbers: bool) -> Given:
     "The rows of whatever was passed"
-    if is_dataset(X) or isinstance(X, (str, Blocks)) or hasattr(X, "__fspath__"): return _of_columns(estimator, X, y, weight, transform, client)
-    if transform is not None: raise ParameterError("transform= makes features of columns; X is neither a Dataset nor files.")
-    if is_dask(bare(X)): return _of_dask(estimator, *map(bare, (X, y, weight)), client)
-    if not is_source(bare(X)): return _of_arrays(estimator, X, bare(y), bare(weight), numbers)
+    if is_dataset(X) or isinstance(X, (str, Blocks)) or hasattr(X, "__fspath__"):
+        return _of_columns(estimator, X, y, weight, transform, client)
+    if transform is not None:
+        raise ParameterError(
+            "transform= makes features of columns; X is neither a Dataset nor files."
+        )
+    if is_dask(bare(X)):
+        return _of_dask(estimator, *map(bare, (X, y, weight)), client)
+    if not is_source(bare(X)):
+        return _of_arrays(estimator, X, bare(y), bare(weight), numbers)
     fold, first = rows_of(estimator, X, y), triple(next(iter(X)))[0]
     return Given(fold, [list(first.shape), first[:9].tolist()], estimator.n_features_in_, None, X)
 
-def _card(e): "The device that blocks are read to: that of XGBoost"; return "cuda" if str(e.device or "").startswith("cuda") else None
+
+def _card(e):
+    "The device that blocks are read to: that of XGBoost"
+    return "cuda" if str(e.device or "").startswith("cuda") else None
 
 # %% ../../nbs/learn/trees.ipynb #af12a11d
 @dataclass(frozen=True)
 class Target:
     "What the labels are"
+
     rows: int
-    ready: object             # (X, y, weight) -> as XGBoost takes it
-    params: dict              # of XGBoost
+    ready: object  # (X, y, weight) -> as XGBoost takes it
+    params: dict  # of XGBoost
     classes: np.ndarray | None = None
+
 
 def target(e, given: Given) -> Target:
     "What the labels of `given` are. ContractViolation: a label is missing or no number, there is one class, no row or no weight"
     if not _classes(e):
         counts = given.fold(COUNTS, features=False)
-        rows, mass, found = counts.rows, counts.weight, Target(counts.rows, numeric, {"objective": e.objective})
+        rows, mass, found = (
+            counts.rows,
+            counts.weight,
+            Target(counts.rows, numeric, {"objective": e.objective}),
+        )
     else:
         labels = given.fold(LABELS, features=False)
         rows, mass = int(labels.counts.sum()), labels.weight.sum()
-        if given.coded and rows and labels.values[0] < 0: raise ContractViolation(f"{given.label} is missing in {labels.counts[0]} rows; leave such rows out.")
-        if rows and len(labels.values) < 2: raise ContractViolation(f"{given.label} holds one class only, {labels.values.tolist()[0]!r}; accepted: two classes or more.")
-        several = {"objective": "multi:softprob", "num_class": len(labels.values)} if len(labels.values) > 2 else {"objective": "binary:logistic"}
-        found = Target(rows, Coded(labels.values, class_weights(e.class_weight, labels)), several, labels.values)
+        if given.coded and rows and labels.values[0] < 0:
+            raise ContractViolation(
+                f"{given.label} is missing in {labels.counts[0]} rows; leave such rows out."
+            )
+        if rows and len(labels.values) < 2:
+            raise ContractViolation(
+                f"{given.label} holds one class only, {labels.values.tolist()[0]!r}; accepted: two classes or more."
+            )
+        several = (
+            {"objective": "multi:softprob", "num_class": len(labels.values)}
+            if len(labels.values) > 2
+            else {"objective": "binary:logistic"}
+        )
+        found = Target(
+            rows,
+            Coded(labels.values, class_weights(e.class_weight, labels)),
+            several,
+            labels.values,
+        )
     check_rows(rows), check_mass(mass)
     return found
 
+
 def counted(check: Given, features: int, classes) -> Given:
     "The validation rows, counted; ContractViolation where they do not fit the training rows"
-    if check.features != features: raise ContractViolation(f"The validation rows have {check.features} features; accepted: {features}, as in training.")
-    if classes is None: return replace(check, rows=check.fold(COUNTS, features=False).rows)
+    if check.features != features:
+        raise ContractViolation(
+            f"The validation rows have {check.features} features; accepted: {features}, as in training."
+        )
+    if classes is None:
+        return replace(check, rows=check.fold(COUNTS, features=False).rows)
     labels = check.fold(LABELS, features=False)
     strange = set(labels.values.tolist()) - set(classes.tolist())
-    if strange: raise ContractViolation(f"The validation rows have the class {min(strange)!r}, which no training row has; known: {', '.join(map(str, classes))}.")
+    if strange:
+        raise ContractViolation(
+            f"The validation rows have the class {min(strange)!r}, which no training row has; known: {', '.join(map(str, classes))}."
+        )
     return replace(check, rows=int(labels.counts.sum()))
 
 # %% ../../nbs/learn/trees.ipynb #4d810819
-def _classes(e) -> bool: "Whether `e` learns classes"; return e.objective == "classes"
+def _classes(e) -> bool:
+    "Whether `e` learns classes"
+    return e.objective == "classes"
+
 
 def _finite(X):
     "`X`, unless a number in it is infinite"
-    if X.dtype.kind == "f" and np.isinf(X).any(): raise ContractViolation("Input X contains infinity; make it NaN, which is missing.")
+    if X.dtype.kind == "f" and np.isinf(X).any():
+        raise ContractViolation("Input X contains infinity; make it NaN, which is missing.")
     return X
+
 
 def _by_row(e, function, X, transform, columns=None, dtype=np.float32):
     "`function` of what XGBoost predicts, by row"
     check_is_fitted(e)
     booster = e._booster
-    with config_context(assume_finite=True): X = features(e, X, transform)  # NaN is missing
-    return by_row(lambda X: function(booster.inplace_predict(_finite(X), validate_features=False)), X, columns, dtype)
+    with config_context(assume_finite=True):
+        X = features(e, X, transform)  # NaN is missing
+    return by_row(
+        lambda X: function(booster.inplace_predict(_finite(X), validate_features=False)),
+        X,
+        columns,
+        dtype,
+    )
 
 # %% ../../nbs/learn/trees.ipynb #c4292a95
 class _Predicts(BaseEstimator):
     "What grown trees say about rows"
+
     def predict(self, X, transform=None):
         "(row,) the likeliest class, or the number"
         check_is_fitted(self)
-        if not _classes(self): return _by_row(self, lambda p: p, X, transform)
-        def likeliest(p): return self.classes_[(p > 0.5).astype(int) if p.ndim == 1 else p.argmax(axis=1)]
+        if not _classes(self):
+            return _by_row(self, lambda p: p, X, transform)
+
+        def likeliest(p):
+            return self.classes_[(p > 0.5).astype(int) if p.ndim == 1 else p.argmax(axis=1)]
+
         return _by_row(self, likeliest, X, transform, dtype=self.classes_.dtype)
 
     @available_if(_classes)
     def predict_proba(self, X, transform=None):
         "(row, class) probabilities"
         check_is_fitted(self)
-        return _by_row(self, lambda p: np.column_stack([1 - p, p]) if p.ndim == 1 else p, X, transform, len(self.classes_))
+        return _by_row(
+            self,
+            lambda p: np.column_stack([1 - p, p]) if p.ndim == 1 else p,
+            X,
+            transform,
+            len(self.classes_),
+        )
 
     def score(self, X, y, sample_weight=None):
         "Share of rows whose class is right, or R²"
         from sklearn.metrics import accuracy_score, r2_score
-        return (accuracy_score if _classes(self) else r2_score)(y, self.predict(X), sample_weight=sample_weight)
+
+        return (accuracy_score if _classes(self) else r2_score)(
+            y, self.predict(X), sample_weight=sample_weight
+        )
 
     def get_booster(self):
         "The xgboost.Booster: the trees up to the best round"
@@ -199,7 +350,10 @@ class _Predicts(BaseEstimator):
     def importance(self, kind="gain") -> dict:
         "By feature, how much it helps: gain (of a split, on average), total_gain, weight, cover or total_cover, as XGBoost defines them; 0 for one that no tree asks for"
         found = self.get_booster().get_score(importance_type=kind)
-        return {name: float(found.get(f"f{i}", 0)) for i, name in enumerate(self.names_ or [f"f{i}" for i in range(self.n_features_in_)])}
+        return {
+            name: float(found.get(f"f{i}", 0))
+            for i, name in enumerate(self.names_ or [f"f{i}" for i in range(self.n_features_in_)])
+        }
 
     @property
     def feature_importances_(self):
@@ -208,44 +362,89 @@ class _Predicts(BaseEstimator):
         return gain / gain.sum() if gain.sum() else gain
 
 # %% ../../nbs/learn/trees.ipynb #7b26b5c2
-OURS = {"objective": "objective", "num_class": None, "nthread": None, "n_jobs": None, "seed": "seed", "random_state": "seed", "device": "device", "booster": None, "tree_method": None,
-        "max_depth": "max_depth", "learning_rate": "learning_rate", "eta": "learning_rate", "subsample": "subsample", "process_type": None, "updater": None, "seed_per_iteration": None, **dict.fromkeys(("rate_drop", "skip_drop", "one_drop", "sample_type", "normalize_type"))}
+OURS = {
+    "objective": "objective",
+    "num_class": None,
+    "nthread": None,
+    "n_jobs": None,
+    "seed": "seed",
+    "random_state": "seed",
+    "device": "device",
+    "booster": None,
+    "tree_method": None,
+    "max_depth": "max_depth",
+    "learning_rate": "learning_rate",
+    "eta": "learning_rate",
+    "subsample": "subsample",
+    "process_type": None,
+    "updater": None,
+    "seed_per_iteration": None,
+    **dict.fromkeys(("rate_drop", "skip_drop", "one_drop", "sample_type", "normalize_type")),
+}
+
 
 def _valid(e):
     "ParameterError where an option is not what it should be"
     for name in ("rounds", "every", "early_stopping"):
         v = getattr(e, name)
-        if not (isinstance(v, (int, np.integer)) and not isinstance(v, bool) and v > 0) and not (name == "early_stopping" and v is None):
+        if not (isinstance(v, (int, np.integer)) and not isinstance(v, bool) and v > 0) and not (
+            name == "early_stopping" and v is None
+        ):
             raise ParameterError(f"{name}={v!r} is not known; accepted: a whole number from 1.")
     if not (_classes(e) or str(e.objective).startswith(("reg:", "count:"))):
-        raise ParameterError(f"objective={e.objective!r} is not known; accepted: 'classes', or what XGBoost calls reg:… or count:….")
-    if e.class_weight is not None and not _classes(e): raise ParameterError("class_weight= is for classes; use sample_weight for numbers.")
+        raise ParameterError(
+            f"objective={e.objective!r} is not known; accepted: 'classes', or what XGBoost calls reg:… or count:…."
+        )
+    if e.class_weight is not None and not _classes(e):
+        raise ParameterError("class_weight= is for classes; use sample_weight for numbers.")
     for name in e.params or {}:
-        if name in OURS: raise ParameterError(f"params holds {name!r}; " + (f"use {OURS[name]}= for it." if OURS[name] else "leave it to BoostedTrees."))
+        if name in OURS:
+            raise ParameterError(
+                f"params holds {name!r}; "
+                + (f"use {OURS[name]}= for it." if OURS[name] else "leave it to BoostedTrees.")
+            )
+
 
 def _plan(e, of: Target) -> Plan:
     "What is to be grown"
     from dask.utils import parse_bytes
-    params = {**of.params, "max_depth": e.max_depth, "learning_rate": e.learning_rate, "subsample": e.subsample, "seed": e.seed, "device": e.device or "cpu", **(e.params or {}),
-              "tree_method": "hist", "seed_per_iteration": True}  # so that a round does not depend on the ones before it
-    try: memory = e.memory and parse_bytes(e.memory)
-    except (ValueError, TypeError): raise ParameterError(f"memory={e.memory!r} is not known; accepted: a number of bytes, or a text such as '2 GB'.") from None
-    return Plan(params, int(e.rounds), e.early_stopping and int(e.early_stopping), int(e.every), memory)
+
+    params = {
+        **of.params,
+        "max_depth": e.max_depth,
+        "learning_rate": e.learning_rate,
+        "subsample": e.subsample,
+        "seed": e.seed,
+        "device": e.device or "cpu",
+        **(e.params or {}),
+        "tree_method": "hist",
+        "seed_per_iteration": True,
+    }  # so that a round does not depend on the ones before it
+    try:
+        memory = e.memory and parse_bytes(e.memory)
+    except (ValueError, TypeError):
+        raise ParameterError(
+            f"memory={e.memory!r} is not known; accepted: a number of bytes, or a text such as '2 GB'."
+        ) from None
+    return Plan(
+        params, int(e.rounds), e.early_stopping and int(e.early_stopping), int(e.every), memory
+    )
 
 # %% ../../nbs/learn/trees.ipynb #6139461a
 class _Learns(_Predicts):
     "What boosted trees do with rows to learn from"
+
     def fit(
         self,
-        X,                   # (row, feature) array, DataArray, Dask array; a Dataset or Parquet files; or a source of blocks (X, y[, weight])
-        y=None,              # (row,) labels; for a Dataset or files the name of the label
+        X,  # (row, feature) array, DataArray, Dask array; a Dataset or Parquet files; or a source of blocks (X, y[, weight])
+        y=None,  # (row,) labels; for a Dataset or files the name of the label
         sample_weight=None,  # (row,) at least 0; for a Dataset or files its name
         *,
-        transform=None,      # for a Dataset or files: a fitted Transform that makes the features
-        client=None,         # dask.distributed.Client whose workers train on what they can read; what is in memory is trained on here
-        validation=None,     # rows for `early_stopping` and `history_`: a Dataset, files or a source like X, or a tuple (X, y[, weight])
-        checkpoint=None,     # folder that keeps the trees every few rounds; a fit that was interrupted goes on from there, to the same trees
-        progress=None,       # function of (rounds done, of how many); True: a bar; None: a bar on a terminal; False: nothing
+        transform=None,  # for a Dataset or files: a fitted Transform that makes the features
+        client=None,  # dask.distributed.Client whose workers train on what they can read; what is in memory is trained on here
+        validation=None,  # rows for `early_stopping` and `history_`: a Dataset, files or a source like X, or a tuple (X, y[, weight])
+        checkpoint=None,  # folder that keeps the trees every few rounds; a fit that was interrupted goes on from there, to the same trees
+        progress=None,  # function of (rounds done, of how many); True: a bar; None: a bar on a terminal; False: nothing
     ):
         "Learn `classes_` and the trees. ContractViolation for missing labels, one class only or infinities; ParameterError for what XGBoost does not take"
         _valid(self)
@@ -254,89 +453,161 @@ class _Learns(_Predicts):
         given = replace(given, rows=of.rows)
         check = _check(self, given, of, validation, y, sample_weight, transform, client)
         plan = _plan(self, of)
-        kept = Checkpoint(checkpoint, [given.mark, check and check.mark, _told(plan), _words(of.classes)])
-        with shown(progress, plan.rounds, "rounds") as show: done = _grow(plan, given, check, of, client, kept, show)
+        kept = Checkpoint(
+            checkpoint, [given.mark, check and check.mark, _told(plan), _words(of.classes)]
+        )
+        with shown(progress, plan.rounds, "rounds") as show:
+            done = _grow(plan, given, check, of, client, kept, show)
         _finish(self, given, of, plan, done)
         kept.clear()
         return self
 
     def __sklearn_tags__(self):
         from sklearn.utils import ClassifierTags, RegressorTags
+
         tags = super().__sklearn_tags__()
         tags.estimator_type = "classifier" if _classes(self) else "regressor"
-        tags.classifier_tags, tags.regressor_tags = (ClassifierTags(), None) if _classes(self) else (None, RegressorTags())
+        tags.classifier_tags, tags.regressor_tags = (
+            (ClassifierTags(), None) if _classes(self) else (None, RegressorTags())
+        )
         tags.input_tags.allow_nan = tags.target_tags.required = True
         return tags
 
 # %% ../../nbs/learn/trees.ipynb #37be251a
 class BoostedTrees(_Learns):
     "Trees that XGBoost grows one after the other, each on what the ones before it got wrong. NaN is missing and needs no imputation"
+
     def __init__(
         self,
-        rounds=100,            # trees; for more than two classes, trees of each class
+        rounds=100,  # trees; for more than two classes, trees of each class
         *,
         max_depth=6,
         learning_rate=0.3,
-        subsample=1.0,         # share of the rows that a round looks at
-        objective="classes",   # or XGBoost's name of a loss of numbers, say "reg:squarederror", "reg:quantileerror", "count:poisson"
-        class_weight=None,     # "balanced", or a dict by class
-        early_stopping=None,   # rounds without a better metric of the validation rows, after which there is an end
-        every=20,              # rounds from one checkpoint to the next
-        device=None,           # "cuda": on a card
-        memory=None,           # bytes (or "2 GB") for the matrices of a process, beyond which they go to a file; None: half of what it may have
+        subsample=1.0,  # share of the rows that a round looks at
+        objective="classes",  # or XGBoost's name of a loss of numbers, say "reg:squarederror", "reg:quantileerror", "count:poisson"
+        class_weight=None,  # "balanced", or a dict by class
+        early_stopping=None,  # rounds without a better metric of the validation rows, after which there is an end
+        every=20,  # rounds from one checkpoint to the next
+        device=None,  # "cuda": on a card
+        memory=None,  # bytes (or "2 GB") for the matrices of a process, beyond which they go to a file; None: half of what it may have
         seed=0,
-        params=None,           # dict of what else XGBoost takes, say {"colsample_bytree": 0.5, "min_child_weight": 20, "eval_metric": "auc"}
+        params=None,  # dict of what else XGBoost takes, say {"colsample_bytree": 0.5, "min_child_weight": 20, "eval_metric": "auc"}
     ):
-        self.rounds, self.max_depth, self.learning_rate, self.subsample, self.objective, self.class_weight = rounds, max_depth, learning_rate, subsample, objective, class_weight
-        self.early_stopping, self.every, self.device, self.memory, self.seed, self.params = early_stopping, every, device, memory, seed, params
+        (
+            self.rounds,
+            self.max_depth,
+            self.learning_rate,
+            self.subsample,
+            self.objective,
+            self.class_weight,
+        ) = rounds, max_depth, learning_rate, subsample, objective, class_weight
+        self.early_stopping, self.every, self.device, self.memory, self.seed, self.params = (
+            early_stopping,
+            every,
+            device,
+            memory,
+            seed,
+            params,
+        )
 
 # %% ../../nbs/learn/trees.ipynb #f5953d00
-def _told(plan: Plan) -> dict: "What of a plan decides on the trees"; return {"params": plan.params, "rounds": plan.rounds, "patience": plan.patience}
+def _told(plan: Plan) -> dict:
+    "What of a plan decides on the trees"
+    return {"params": plan.params, "rounds": plan.rounds, "patience": plan.patience}
 
-def _words(classes): return None if classes is None else [str(c) for c in classes]
+
+def _words(classes):
+    return None if classes is None else [str(c) for c in classes]
+
 
 def _check(e, given: Given, of: Target, validation, y, weight, transform, client) -> Given | None:
     "The validation rows"
     if validation is None:
-        if e.early_stopping: raise ParameterError("early_stopping= looks at validation rows; pass validation= to fit.")
+        if e.early_stopping:
+            raise ParameterError(
+                "early_stopping= looks at validation rows; pass validation= to fit."
+            )
         return None
     pair = isinstance(validation, tuple) and not is_source(validation)
-    X, y, weight = triple(validation) if pair else (validation, y if _named(validation) else None, weight if _named(validation) else None)
-    check = given_rows(clone(e), X, y, weight, transform if _named(X) else None, client, not _classes(e))
+    X, y, weight = (
+        triple(validation)
+        if pair
+        else (validation, y if _named(validation) else None, weight if _named(validation) else None)
+    )
+    check = given_rows(
+        clone(e), X, y, weight, transform if _named(X) else None, client, not _classes(e)
+    )
     check = counted(check, given.features, of.classes)
-    if not check.rows: raise ContractViolation("There is no validation row; pass some, or leave validation= out.")
+    if not check.rows:
+        raise ContractViolation("There is no validation row; pass some, or leave validation= out.")
     return check
 
-def _named(X) -> bool: "Whether the label of `X` goes by its name"; return is_dataset(X) or isinstance(X, (str, Blocks)) or hasattr(X, "__fspath__")
+
+def _named(X) -> bool:
+    "Whether the label of `X` goes by its name"
+    return is_dataset(X) or isinstance(X, (str, Blocks)) or hasattr(X, "__fspath__")
+
 
 SMALL = 2**18  # numbers of a matrix that one thread is done with before others have begun
 
-def _grow(plan: Plan, given: Given, check: Given | None, of: Target, client, kept: Checkpoint, show) -> Grown:
+
+def _grow(
+    plan: Plan, given: Given, check: Given | None, of: Target, client, kept: Checkpoint, show
+) -> Grown:
     "The trees"
     there = client is not None and given.travels
-    ranks, done = kept.read(ranks_of(client, len(given.blocks)) if there else Ranks(1, threads() if given.rows * given.features > SMALL else 1))
+    ranks, done = kept.read(
+        ranks_of(client, len(given.blocks))
+        if there
+        else Ranks(1, threads() if given.rows * given.features > SMALL else 1)
+    )
     shown = done.rounds
-    if shown: show(shown)
+    if shown:
+        show(shown)
+
     def tell(now: Grown, whole):
         nonlocal shown
         shown = show(now.rounds - shown) or now.rounds
-        if kept.path and now.rounds % plan.every == 0: kept.write(ranks, whole())
-    if there: return grow_on(client, plan, _by_rank(given, check, of, ranks.count, client), ranks, done, tell)
-    return grow_here(plan, share(given, of.ready), check and share(check, of.ready), ranks, done, tell)
+        if kept.path and now.rounds % plan.every == 0:
+            kept.write(ranks, whole())
+
+    if there:
+        return grow_on(
+            client, plan, _by_rank(given, check, of, ranks.count, client), ranks, done, tell
+        )
+    return grow_here(
+        plan, share(given, of.ready), check and share(check, of.ready), ranks, done, tell
+    )
 
 # %% ../../nbs/learn/trees.ipynb #c5bea1af
 def _by_rank(given: Given, check: Given | None, of: Target, count: int, client) -> list:
     "What each rank trains on, and its validation rows; those that do not travel are sent to the first"
-    def cut(given): return [share(replace(g, blocks=sendable(g.blocks, client)), of.ready) for g in shares(given, count)]
+
+    def cut(given):
+        return [
+            share(replace(g, blocks=sendable(g.blocks, client)), of.ready)
+            for g in shares(given, count)
+        ]
+
     rows = cut(given)
-    if check is None: return [(r, None) for r in rows]
-    if check.travels: return list(zip(rows, cut(check), strict=True))
+    if check is None:
+        return [(r, None) for r in rows]
+    if check.travels:
+        return list(zip(rows, cut(check), strict=True))
     whole, none = share(check, of.ready), Share((), iter, 0, given.features)
-    return [(r, none if i else replace(whole, blocks=_copies(check.blocks))) for i, r in enumerate(rows)]
+    return [
+        (r, none if i else replace(whole, blocks=_copies(check.blocks))) for i, r in enumerate(rows)
+    ]
+
 
 def _copies(blocks) -> tuple:
     "Blocks in memory, those of a source that may fill its buffers again as well"
-    return tuple(blocks) if isinstance(blocks, (tuple, Blocks)) else tuple(tuple(None if a is None else a.copy() for a in triple(b)) for b in blocks)
+    return (
+        tuple(blocks)
+        if isinstance(blocks, (tuple, Blocks))
+        else tuple(tuple(None if a is None else a.copy() for a in triple(b)) for b in blocks)
+    )
+
 
 def _finish(e, given: Given, of: Target, plan: Plan, done: Grown):
     "What the fitted estimator knows"
@@ -348,4 +619,5 @@ def _finish(e, given: Given, of: Target, plan: Plan, done: Grown):
     booster.best_iteration = e.best_iteration_
     booster.set_param({"device": plan.params["device"]})
     e.names_, e._booster = given.names, booster
-    if of.classes is not None: e.classes_ = of.classes
+    if of.classes is not None:
+        e.classes_ = of.classes

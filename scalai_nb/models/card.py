@@ -18,89 +18,187 @@ import numpy as np
 from ..errors import ParameterError
 
 # %% ../../nbs/models/card.ipynb #b27afd39
-CARD = {"purpose": "What it is for", "goals": "Goals", "data": "Data and versions", "split": "How rows were split", "metrics": "Quality",
-        "slices": "Quality by slice", "limits": "Limits", "licence": "Licence"}
-FILLED = {"name": "", "created": "Created", "estimator": "Estimator", "output": "Output", "inputs": "Inputs", "features": "Features",
-          "environment": "Environment", "code": "Code version"}
+CARD = {
+    "purpose": "What it is for",
+    "goals": "Goals",
+    "data": "Data and versions",
+    "split": "How rows were split",
+    "metrics": "Quality",
+    "slices": "Quality by slice",
+    "limits": "Limits",
+    "licence": "Licence",
+}
+FILLED = {
+    "name": "",
+    "created": "Created",
+    "estimator": "Estimator",
+    "output": "Output",
+    "inputs": "Inputs",
+    "features": "Features",
+    "environment": "Environment",
+    "code": "Code version",
+}
+
 
 def _plain(value):
     "`value` as JSON can hold it: a table by rows, a NaN as None"
-    if hasattr(value, "to_frame"): value = value.to_frame()
-    if hasattr(value, "to_dict"): value = value.to_dict("index") if getattr(value, "ndim", 1) == 2 else value.to_dict()
-    if is_dataclass(value) and not isinstance(value, type): value = asdict(value)
-    if isinstance(value, dict): return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set, np.ndarray)): return [_plain(v) for v in value]
-    if isinstance(value, np.generic): value = value.item()
-    if isinstance(value, float) and not math.isfinite(value): return None
+    if hasattr(value, "to_frame"):
+        value = value.to_frame()
+    if hasattr(value, "to_dict"):
+        value = value.to_dict("index") if getattr(value, "ndim", 1) == 2 else value.to_dict()
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, np.ndarray)):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 # %% ../../nbs/models/card.ipynb #0af75303
 def _commit() -> str | None:
     "The git commit of the working directory, `-dirty` where it was changed since; None outside a repository"
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try: return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError): return None
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
-_PACKAGE = {"sklearn": "scikit-learn", "scalai_nb": "scalai-nb"}  # top-level module -> its distribution, where the names differ
-_WITHIN = {"BoostedTrees": "xgboost", "Network": "torch"}         # class of ours -> the library that does the work
+
+_PACKAGE = {
+    "sklearn": "scikit-learn",
+    "scalai_nb": "scalai-nb",
+}  # top-level module -> its distribution, where the names differ
+_WITHIN = {
+    "BoostedTrees": "xgboost",
+    "Network": "torch",
+}  # class of ours -> the library that does the work
+
 
 def _libraries(*parts) -> dict[str, str]:
     "Python and the libraries of the parts of a model"
-    modules = [type(p).__module__.partition(".")[0] for p in parts] + [n for p in parts if (n := _WITHIN.get(type(p).__name__, getattr(p, "library", None)))]
-    names = dict.fromkeys(["scalai-nb", "numpy", "xarray", "onnx", "onnxruntime", *(_PACKAGE.get(m, m) for m in modules)])
+    modules = [type(p).__module__.partition(".")[0] for p in parts] + [
+        n for p in parts if (n := _WITHIN.get(type(p).__name__, getattr(p, "library", None)))
+    ]
+    names = dict.fromkeys(
+        [
+            "scalai-nb",
+            "numpy",
+            "xarray",
+            "onnx",
+            "onnxruntime",
+            *(_PACKAGE.get(m, m) for m in modules),
+        ]
+    )
     versions = {}
     for name in names:
-        try: versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError: continue  # a class of the author's own
-    return {"python": platform.python_version(), **versions, "platform": platform.platform(terse=True)}
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # a class of the author's own
+    return {
+        "python": platform.python_version(),
+        **versions,
+        "platform": platform.platform(terse=True),
+    }
 
 # %% ../../nbs/models/card.ipynb #3ff71735
-def called(estimator) -> str: "What an estimator, or a model from outside, is called"; return getattr(estimator, "called", type(estimator).__name__)
+def called(estimator) -> str:
+    "What an estimator, or a model from outside, is called"
+    return getattr(estimator, "called", type(estimator).__name__)
+
 
 def card_of(
     name: str,
-    said: dict,           # by the keys of CARD and any others
+    said: dict,  # by the keys of CARD and any others
     estimator,
-    output: str,          # "probability" or "value"
-    inputs: dict,         # ONNX type of each raw column
+    output: str,  # "probability" or "value"
+    inputs: dict,  # ONNX type of each raw column
     features: list[str],
 ) -> dict:
     "The author's card, completed. ParameterError: a key is filled in here"
     for key in said:
-        if key in FILLED: raise ParameterError(f"The card's {key!r} is filled in by package; leave it out.")
+        if key in FILLED:
+            raise ParameterError(f"The card's {key!r} is filled in by package; leave it out.")
     calibration = getattr(estimator, "calibration", None)
     inner = estimator.estimator if calibration else estimator
-    calibrated = {"calibration": {"kind": calibration.kind, "points": len(calibration.x)}} if calibration else {}
-    return {"name": name, **dict.fromkeys(CARD), **calibrated, **_plain(said), "estimator": called(inner), "output": output, "inputs": inputs,
-            "features": len(features), "environment": _libraries(estimator, inner), "code": _commit(), "created": datetime.now(UTC).isoformat(timespec="seconds")}
+    calibrated = (
+        {"calibration": {"kind": calibration.kind, "points": len(calibration.x)}}
+        if calibration
+        else {}
+    )
+    return {
+        "name": name,
+        **dict.fromkeys(CARD),
+        **calibrated,
+        **_plain(said),
+        "estimator": called(inner),
+        "output": output,
+        "inputs": inputs,
+        "features": len(features),
+        "environment": _libraries(estimator, inner),
+        "code": _commit(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 # %% ../../nbs/models/card.ipynb #378184b3
 def _cell(value) -> str:
     "One table cell"
-    if value is None: return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")
+    if value is None:
+        return "–"
+    return (
+        f"{value:.4g}"
+        if isinstance(value, float)
+        else str(value).replace("|", "\\|").replace("\n", " ")
+    )
 
-def _table(head, rows) -> str: return "\n".join(f"| {' | '.join(map(_cell, r))} |" for r in (head, ["---"] * len(head), *rows))
+
+def _table(head, rows) -> str:
+    return "\n".join(f"| {' | '.join(map(_cell, r))} |" for r in (head, ["---"] * len(head), *rows))
+
 
 def _section(value) -> str:
     "A card's value in Markdown: a table for a dict or a list of dicts, bullets for another list"
-    if value in (None, "", [], {}): return "Not stated."
-    if isinstance(value, list) and not all(isinstance(v, dict) for v in value): return "\n".join(f"- {_cell(v)}" for v in value)
-    if not isinstance(value, dict | list): return _cell(value) if isinstance(value, float) else str(value)
+    if value in (None, "", [], {}):
+        return "Not stated."
+    if isinstance(value, list) and not all(isinstance(v, dict) for v in value):
+        return "\n".join(f"- {_cell(v)}" for v in value)
+    if not isinstance(value, dict | list):
+        return _cell(value) if isinstance(value, float) else str(value)
     rows = value if isinstance(value, dict) else {str(i): v for i, v in enumerate(value, 1)}
-    if not all(isinstance(v, dict) for v in rows.values()): return _table(["", ""], rows.items())
+    if not all(isinstance(v, dict) for v in rows.values()):
+        return _table(["", ""], rows.items())
     columns = list(dict.fromkeys(c for row in rows.values() for c in row))
     return _table(["", *columns], ([k, *(row.get(c) for c in columns)] for k, row in rows.items()))
 
+
 def _fact(value) -> str | None:
     "What a line can hold of a value; None: it takes a section"
-    if isinstance(value, list) and not any(isinstance(v, dict | list) for v in value): value = ", ".join(map(str, value))
+    if isinstance(value, list) and not any(isinstance(v, dict | list) for v in value):
+        value = ", ".join(map(str, value))
     text = None if isinstance(value, dict | list) else _cell(value)
     return text if text is not None and len(text) <= 60 else None
+
 
 def markdown(card: dict) -> str:
     "The card for a reader: what the author says, then what else is long, then the facts that a line is enough for"
     titles = {**{k: k.replace("_", " ").capitalize() for k in card}, **CARD, **FILLED}
-    facts = {titles[k]: fact for k, v in card.items() if k != "name" and k not in CARD and (fact := _fact(v)) is not None}
+    facts = {
+        titles[k]: fact
+        for k, v in card.items()
+        if k != "name" and k not in CARD and (fact := _fact(v)) is not None
+    }
     sections = {titles[k]: v for k, v in card.items() if k != "name" and titles[k] not in facts}
-    return f"# {card['name']}\n\n" + "\n\n".join(f"## {title}\n\n{_section(v)}" for title, v in (sections | ({"Facts": facts} if facts else {})).items()) + "\n"
+    return (
+        f"# {card['name']}\n\n"
+        + "\n\n".join(
+            f"## {title}\n\n{_section(v)}"
+            for title, v in (sections | ({"Facts": facts} if facts else {})).items()
+        )
+        + "\n"
+    )

@@ -8,42 +8,85 @@ __all__ = ['incompatibilities', 'narrowed']
 # %% ../../nbs/models/compatibility.ipynb #f2a2ebc6
 _KINDS = {"FLOAT": "a number", "DOUBLE": "a time", "STRING": "a text"}  # of the inputs of a graph
 
+
 def _shared(served, offered) -> list[tuple]:
     "What the two contracts say of each column that both models ask for"
-    if served.contract is None or offered.contract is None: return []
+    if served.contract is None or offered.contract is None:
+        return []
     old, new = ({c.name: c for c in m.contract.columns} for m in (served, offered))
-    return [(old[n], new[n]) for n in offered.card["inputs"] if n in served.card["inputs"] and n in old and n in new]
+    return [
+        (old[n], new[n])
+        for n in offered.card["inputs"]
+        if n in served.card["inputs"] and n in old and n in new
+    ]
+
 
 def _inputs(served, offered) -> list[str]:
     "Differences of the columns"
     old, new = served.card["inputs"], offered.card["inputs"]
-    found = [f"needs {n!r}, {_KINDS[kind]}, which the served model does not ask for" for n, kind in new.items() if n not in old]
-    found += [f"takes {n!r} as {_KINDS[kind]}, the served model as {_KINDS[old[n]]}" for n, kind in new.items() if old.get(n, kind) != kind]
-    return found + [f"takes {a.name!r} in {b.units or 'no unit'}, the served model in {a.units or 'no unit'}" for a, b in _shared(served, offered) if a.units != b.units]
+    found = [
+        f"needs {n!r}, {_KINDS[kind]}, which the served model does not ask for"
+        for n, kind in new.items()
+        if n not in old
+    ]
+    found += [
+        f"takes {n!r} as {_KINDS[kind]}, the served model as {_KINDS[old[n]]}"
+        for n, kind in new.items()
+        if old.get(n, kind) != kind
+    ]
+    return found + [
+        f"takes {a.name!r} in {b.units or 'no unit'}, the served model in {a.units or 'no unit'}"
+        for a, b in _shared(served, offered)
+        if a.units != b.units
+    ]
+
 
 def _label(served, offered) -> list[str]:
     "Differences of what is predicted"
-    if (new := offered.card.get("output")) != (old := served.card.get("output")) and None not in (new, old): return [f"gives a {new}, the served model a {old}"]
-    if served.contract is None or offered.contract is None: return []
+    if (new := offered.card.get("output")) != (old := served.card.get("output")) and None not in (
+        new,
+        old,
+    ):
+        return [f"gives a {new}, the served model a {old}"]
+    if served.contract is None or offered.contract is None:
+        return []
     old, new = (m.contract.label for m in (served, offered))
-    if None in (old, new): return []
-    if old != new: return [f"predicts {new!r}, the served model {old!r}"]
+    if None in (old, new):
+        return []
+    if old != new:
+        return [f"predicts {new!r}, the served model {old!r}"]
     a, b = served.contract[old], offered.contract[new]
-    changed = [(field, x, y) for field in ("dtype", "units", "categories") if (x := getattr(a, field)) != (y := getattr(b, field))]
-    return [f"its label {new!r} has {field} {y or 'none'}, that of the served model {x or 'none'}" for field, x, y in changed]
+    changed = [
+        (field, x, y)
+        for field in ("dtype", "units", "categories")
+        if (x := getattr(a, field)) != (y := getattr(b, field))
+    ]
+    return [
+        f"its label {new!r} has {field} {y or 'none'}, that of the served model {x or 'none'}"
+        for field, x, y in changed
+    ]
 
 # %% ../../nbs/models/compatibility.ipynb #b58e072b
 def incompatibilities(
-    served,   # Model that is asked now
+    served,  # Model that is asked now
     offered,  # Model that shall take its place
 ) -> list[str]:  # empty: it can
     "What would break for those who ask: a further column, another type or unit, another label. Models without a contract are compared by their inputs alone"
     return _inputs(served, offered) + _label(served, offered)
 
+
 def narrowed(
-    served,   # Model that is asked now
+    served,  # Model that is asked now
     offered,  # Model that shall take its place
 ) -> list[str]:
     "What still works but is worse known: categories that the offered model has not met"
-    lost = [(b.name, [c for c in a.categories if c not in b.categories]) for a, b in _shared(served, offered) if a.categories and b.categories is not None]
-    return [f"has not met {', '.join(map(str, names[:5]))}{', …' if names[5:] else ''} of {column!r}" for column, names in lost if names]
+    lost = [
+        (b.name, [c for c in a.categories if c not in b.categories])
+        for a, b in _shared(served, offered)
+        if a.categories and b.categories is not None
+    ]
+    return [
+        f"has not met {', '.join(map(str, names[:5]))}{', …' if names[5:] else ''} of {column!r}"
+        for column, names in lost
+        if names
+    ]

@@ -17,8 +17,9 @@ from .quantise import DoesNotApply, arrays, tidy
 
 # %% ../../nbs/models/curves.ipynb #04c12cde
 def importance(
-    x, y,          # (point,) ascending x
-) -> np.ndarray:   # (point,) indices, the most important first
+    x,
+    y,  # (point,) ascending x
+) -> np.ndarray:  # (point,) indices, the most important first
     "The order in which points draw the curve"
     order = [0, len(x) - 1]
     while len(order) < len(x):
@@ -31,38 +32,59 @@ def importance(
 # %% ../../nbs/models/curves.ipynb #9ffd9918
 class Curve(NamedTuple):
     "A curve in a graph"
+
     x: np.ndarray  # (point,)
     y: np.ndarray
-    score: str     # what goes in, (row, 1) float64
-    out: str       # what comes out, (row, 1) float64
+    score: str  # what goes in, (row, 1) float64
+    out: str  # what comes out, (row, 1) float64
+
 
 def curve_of(model) -> Curve:
     "The curve of a tidy graph, as a package writes it. DoesNotApply: there is none"
     known, readers = arrays(model), {}
     for n in model.graph.node:
-        for name in n.input: readers.setdefault(name, []).append(n)
+        for name in n.input:
+            readers.setdefault(name, []).append(n)
     for tree in (n for n in model.graph.node if n.op_type in (*OLD, "TreeEnsemble")):
         for cast in (n for n in readers.get(tree.output[-1], ()) if n.op_type == "Cast"):
-            tables = [n for n in readers.get(cast.output[0], ()) if n.op_type == "Gather" and n.input[0] in known]
+            tables = [
+                n
+                for n in readers.get(cast.output[0], ())
+                if n.op_type == "Gather" and n.input[0] in known
+            ]
             ends = {(r.op_type, t.input[0]): r for t in tables for r in readers[t.output[0]]}
-            if sorted(op for op, _ in ends) != ["Add", "Mul", "Sub"]: continue
-            x, y = (next(known[table] for op, table in ends if op == kind) for kind in ("Sub", "Add"))
-            score, out = (next(r for (op, _), r in ends.items() if op == kind) for kind in ("Sub", "Add"))
+            if sorted(op for op, _ in ends) != ["Add", "Mul", "Sub"]:
+                continue
+            x, y = (
+                next(known[table] for op, table in ends if op == kind) for kind in ("Sub", "Add")
+            )
+            score, out = (
+                next(r for (op, _), r in ends.items() if op == kind) for kind in ("Sub", "Add")
+            )
             return Curve(x[1:], y[1:], score.input[0], out.output[0])
     raise DoesNotApply("it has no isotonic calibration")
+
 
 def with_curve(model, c: Curve, x, y):
     "The graph with the points (x, y) for its curve"
     model, g = tidy(model), Graph()
     result = isotonic(g, c.score, x, y)
-    names = {n: f"{c.out}{n}" for node in g.nodes for n in node.output} | {i.name: f"{c.out}{i.name}" for i in g.constants} | {result: c.out}
-    for node in g.nodes: node.input[:], node.output[:] = ([names.get(n, n) for n in part] for part in (node.input, node.output))
-    for i in g.constants: i.name = names[i.name]
+    names = (
+        {n: f"{c.out}{n}" for node in g.nodes for n in node.output}
+        | {i.name: f"{c.out}{i.name}" for i in g.constants}
+        | {result: c.out}
+    )
+    for node in g.nodes:
+        node.input[:], node.output[:] = (
+            [names.get(n, n) for n in part] for part in (node.input, node.output)
+        )
+    for i in g.constants:
+        i.name = names[i.name]
     nodes = list(model.graph.node)
     at = next(i for i, n in enumerate(nodes) if c.out in n.output)
     nodes[at].output[0] = f"{c.out}/before"
     del model.graph.node[:]
-    model.graph.node.extend([*nodes[:at + 1], *g.nodes, *nodes[at + 1:]])
+    model.graph.node.extend([*nodes[: at + 1], *g.nodes, *nodes[at + 1 :]])
     model.graph.initializer.extend(g.constants)
     return tidy(model)
 
@@ -74,5 +96,9 @@ def fewer_points(
     "The fewest points of the calibration that are still good enough"
     c = curve_of(model := tidy(model))
     order = importance(c.x, c.y)
-    def first(n): at = np.sort(order[:n]); return with_curve(model, c, c.x[at], c.y[at])
+
+    def first(n):
+        at = np.sort(order[:n])
+        return with_curve(model, c, c.x[at], c.y[at])
+
     return furthest(lambda i: first(len(order) - i), len(order) - 2, rows.fits)

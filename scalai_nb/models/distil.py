@@ -20,21 +20,34 @@ def depth(f) -> int:
         level, n = level[~f.leaf[level]], n + 1
     return n
 
+
 def student(
-    X,               # (row, feature) float32
-    score,           # (row,) scores of the teacher
+    X,  # (row, feature) float32
+    score,  # (row,) scores of the teacher
     rounds: int,
     depth: int,
-    classes: bool,   # whether the scores are probabilities
+    classes: bool,  # whether the scores are probabilities
     seed: int = 0,
-):                   # a fitted estimator of XGBoost. DoesNotApply: XGBoost is not installed
+):  # a fitted estimator of XGBoost. DoesNotApply: XGBoost is not installed
     "Trees that have learned the scores of another model"
-    try: from xgboost import XGBClassifier, XGBRegressor
-    except ImportError: raise DoesNotApply("XGBoost is not installed, with which the student learns: pip install 'scalai-nb[trees]'") from None
-    options = {"n_estimators": rounds, "max_depth": depth, "learning_rate": 0.3, "tree_method": "hist", "random_state": seed}
-    if not classes: return XGBRegressor(**options).fit(X, score)
+    try:
+        from xgboost import XGBClassifier, XGBRegressor
+    except ImportError:
+        raise DoesNotApply(
+            "XGBoost is not installed, with which the student learns: pip install 'scalai-nb[trees]'"
+        ) from None
+    options = {
+        "n_estimators": rounds,
+        "max_depth": depth,
+        "learning_rate": 0.3,
+        "tree_method": "hist",
+        "random_state": seed,
+    }
+    if not classes:
+        return XGBRegressor(**options).fit(X, score)
     label, weight = np.repeat([1, 0], len(X)), np.concatenate([score, 1 - score])
     return XGBClassifier(**options).fit(np.concatenate([X, X]), label, sample_weight=weight)
+
 
 def distilled(
     model,
@@ -42,10 +55,23 @@ def distilled(
 ):
     "A quarter of the trees, a level deeper, that learn the model's own scores; the fewest of them that are still good enough, or all of them for the report to judge"
     from scalai_nb.models.heads import graph
+
     _, f = forest_of(tidy(model))
-    transform, probability = rows.model.transform, rows.model.card.get("output", "probability") == "probability"
+    transform, probability = (
+        rows.model.transform,
+        rows.model.card.get("output", "probability") == "probability",
+    )
     X = transform.transform(rows.data).values
-    small = student(X, np.float64(rows.score), max(len(f.roots) // 4, 1), min(depth(f) + 1, 10), probability, rows.seed)
+    small = student(
+        X,
+        np.float64(rows.score),
+        max(len(f.roots) // 4, 1),
+        min(depth(f) + 1, 10),
+        probability,
+        rows.seed,
+    )
     whole = parsed(graph(transform, small))
-    try: return fewer_rounds(whole, rows)
-    except DoesNotApply: return whole
+    try:
+        return fewer_rounds(whole, rows)
+    except DoesNotApply:
+        return whole

@@ -23,7 +23,9 @@ from .sinks import locked
 # %% ../../nbs/models/dvc.ipynb #ed8643e2
 def _md5(path: Path) -> str:
     "MD5 of a file"
-    with open(path, "rb") as f: return file_digest(f, "md5").hexdigest()
+    with open(path, "rb") as f:
+        return file_digest(f, "md5").hexdigest()
+
 
 def contents(
     folder: Path,
@@ -31,22 +33,37 @@ def contents(
     "The files of a folder. ParameterError: a link"
     found = sorted(p for p in Path(folder).rglob("*") if p.is_symlink() or not p.is_dir())
     for p in found:
-        if p.is_symlink(): raise ParameterError(f"{p} is a link, which DVC would follow; put the file there.")
+        if p.is_symlink():
+            raise ParameterError(f"{p} is a link, which DVC would follow; put the file there.")
     return dict(sorted((p.relative_to(folder).as_posix(), _md5(p)) for p in found))
 
-def listing(files: dict[str, str]) -> bytes: "The list of a folder, byte for byte as DVC writes it"; return json.dumps([{"md5": h, "relpath": p} for p, h in files.items()]).encode()
-def folder_md5(files: dict[str, str]) -> str: "What DVC calls a folder with these files"; return f"{md5(listing(files)).hexdigest()}.dir"
+
+def listing(files: dict[str, str]) -> bytes:
+    "The list of a folder, byte for byte as DVC writes it"
+    return json.dumps([{"md5": h, "relpath": p} for p, h in files.items()]).encode()
+
+
+def folder_md5(files: dict[str, str]) -> str:
+    "What DVC calls a folder with these files"
+    return f"{md5(listing(files)).hexdigest()}.dir"
 
 # %% ../../nbs/models/dvc.ipynb #ec36cc57
-def _up(path: Path, name: str) -> Path | None: "The nearest folder from `path` upwards that holds `name`"; return next((p for p in (path, *path.parents) if (p / name).exists()), None)
+def _up(path: Path, name: str) -> Path | None:
+    "The nearest folder from `path` upwards that holds `name`"
+    return next((p for p in (path, *path.parents) if (p / name).exists()), None)
+
 
 def _root(target: Path) -> Path:
     "The DVC repository around `target`. ParameterError: there is none, or no Git repository"
-    if not _up(target.parent, ".git"): raise ParameterError(f"{target} is in no Git repository; run: git init && dvc init")
+    if not _up(target.parent, ".git"):
+        raise ParameterError(f"{target} is in no Git repository; run: git init && dvc init")
     root = _up(target.parent, ".dvc")
-    if not root: raise ParameterError(f"{target} is in no DVC repository; run: dvc init")
-    if {".dvc", ".git"} & set(target.relative_to(root).parts): raise ParameterError(f"{target} is inside DVC's or Git's own folder; choose another place.")
+    if not root:
+        raise ParameterError(f"{target} is in no DVC repository; run: dvc init")
+    if {".dvc", ".git"} & set(target.relative_to(root).parts):
+        raise ParameterError(f"{target} is inside DVC's or Git's own folder; choose another place.")
     return root
+
 
 def _cache(root: Path) -> Path:
     "Where the files go: the cache that DVC's settings name, or its own"
@@ -56,30 +73,55 @@ def _cache(root: Path) -> Path:
     named = settings.get("cache", "dir", fallback="").strip("\"'")
     return (root / ".dvc" / (named or "cache")) / "files/md5"
 
+
 def _git(folder: Path, *args) -> str:
     "What Git answers"
-    try: return subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, check=True, timeout=60).stdout
-    except FileNotFoundError: raise ParameterError("git is not installed; install it.") from None
+    try:
+        return subprocess.run(
+            ["git", "-C", str(folder), *args],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        ).stdout
+    except FileNotFoundError:
+        raise ParameterError("git is not installed; install it.") from None
 
 # %% ../../nbs/models/dvc.ipynb #a9d6f95e
 def _pointed(pointer: Path) -> str | None:
     "The MD5 of the folder that a pointer stands for; None: there is no pointer. Conflict: it stands for something else"
-    if not pointer.exists(): return None
+    if not pointer.exists():
+        return None
     import yaml
+
     try:
         (out,) = yaml.safe_load(pointer.read_text())["outs"]
-        if out["path"] == pointer.stem: return out["md5"]
-    except (yaml.YAMLError, KeyError, TypeError, ValueError): pass
-    raise Conflict(f"{pointer} is not a pointer to {pointer.stem}; move it away, or choose another place.")
+        if out["path"] == pointer.stem:
+            return out["md5"]
+    except (yaml.YAMLError, KeyError, TypeError, ValueError):
+        pass
+    raise Conflict(
+        f"{pointer} is not a pointer to {pointer.stem}; move it away, or choose another place."
+    )
+
 
 def _free(target: Path, pointer: Path):
     "Conflict where the folder, or Git, holds what would be lost"
-    if _git(target.parent, "ls-files", "--", target.name): raise Conflict(f"Git tracks {target} itself; run: git rm -r --cached {target}")
+    if _git(target.parent, "ls-files", "--", target.name):
+        raise Conflict(f"Git tracks {target} itself; run: git rm -r --cached {target}")
     pointed = _pointed(pointer)
-    if not target.exists(): return
-    if target.is_symlink() or not target.is_dir(): raise Conflict(f"{target} is no folder; move it away, or choose another place.")
-    if pointed is None: raise Conflict(f"{target} is there and DVC does not track it; move it away, or choose another place.")
-    if folder_md5(contents(target)) != pointed: raise Conflict(f"{target} was changed since {pointer.name} was written; run: dvc checkout {pointer}, or dvc add {target} to keep the change.")
+    if not target.exists():
+        return
+    if target.is_symlink() or not target.is_dir():
+        raise Conflict(f"{target} is no folder; move it away, or choose another place.")
+    if pointed is None:
+        raise Conflict(
+            f"{target} is there and DVC does not track it; move it away, or choose another place."
+        )
+    if folder_md5(contents(target)) != pointed:
+        raise Conflict(
+            f"{target} was changed since {pointer.name} was written; run: dvc checkout {pointer}, or dvc add {target} to keep the change."
+        )
 
 # %% ../../nbs/models/dvc.ipynb #38aee5ba
 def _write(path: Path, data: bytes, mode: int = 0o644):
@@ -89,58 +131,93 @@ def _write(path: Path, data: bytes, mode: int = 0o644):
         os.fchmod(file.fileno(), mode)
         file.write(data)
 
+
 def _store(cache: Path, source: Path, files: dict[str, str]):
     "Put the files and their list into the cache; a damaged one is written again"
     objects = {h: source / p for p, h in files.items()}
     for h, path in objects.items():
         place = cache / h[:2] / h[2:]
-        if not place.exists() or _md5(place) != h: _write(place, path.read_bytes(), 0o444)
+        if not place.exists() or _md5(place) != h:
+            _write(place, path.read_bytes(), 0o444)
     name = folder_md5(files)
     _write(cache / name[:2] / name[2:], listing(files), 0o444)
+
 
 def _ignore(target: Path):
     "Tell Git to leave the folder to DVC"
     file = target.parent / ".gitignore"
     text = file.read_text() if file.exists() else ""
-    if f"/{target.name}" not in text.splitlines(): _write(file, (text + ("\n" if text and not text.endswith("\n") else "") + f"/{target.name}\n").encode())
+    if f"/{target.name}" not in text.splitlines():
+        _write(
+            file,
+            (
+                text + ("\n" if text and not text.endswith("\n") else "") + f"/{target.name}\n"
+            ).encode(),
+        )
+
 
 def _replace(target: Path, source: Path):
     "Put a copy of `source` where `target` is"
     part, old = (target.with_name(f".{target.name}-{uuid4().hex}") for _ in range(2))
     try:
         shutil.copytree(source, part)
-        if target.exists(): target.rename(old)
+        if target.exists():
+            target.rename(old)
         part.rename(target)
     finally:
-        for folder in (part, old): shutil.rmtree(folder, ignore_errors=True)
+        for folder in (part, old):
+            shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../../nbs/models/dvc.ipynb #eee3717d
 def _yaml(value) -> str:
     "A text or number in YAML, in quotes only where it would be read as something else, as DVC does"
     import yaml
+
     return str(value) if yaml.safe_load(str(value)) == value else f"'{value}'"
+
 
 def _pointer(name: str, files: dict[str, str], size: int, about: dict) -> str:
     "The text of the pointer"
-    out = {"md5": folder_md5(files), "size": size, "nfiles": len(files), "hash": "md5", "path": name}
-    return "meta:\n" + "".join(f"  {k}: {_yaml(v)}\n" for k, v in about.items()) + "outs:\n- " + "  ".join(f"{k}: {_yaml(v)}\n" for k, v in out.items())
+    out = {
+        "md5": folder_md5(files),
+        "size": size,
+        "nfiles": len(files),
+        "hash": "md5",
+        "path": name,
+    }
+    return (
+        "meta:\n"
+        + "".join(f"  {k}: {_yaml(v)}\n" for k, v in about.items())
+        + "outs:\n- "
+        + "  ".join(f"{k}: {_yaml(v)}\n" for k, v in out.items())
+    )
+
 
 def _proved(source) -> tuple[Path, dict]:
     "The folder of a package that loads, and what the pointer says of it"
     from scalai_nb.models.package import Model
+
     folder = Path(getattr(source, "path", source))
     name = Model.load(folder, getattr(source, "digest", None), str(source)).name
     digest = sha256((folder / "manifest.json").read_bytes()).hexdigest()
-    return folder, ({"model": source.name, "version": source.version} if hasattr(source, "version") else {"model": name}) | {"digest": digest}
+    return folder, (
+        {"model": source.name, "version": source.version}
+        if hasattr(source, "version")
+        else {"model": name}
+    ) | {"digest": digest}
+
 
 def track(
-    source,     # ModelVersion, or the folder of a package
-    to=None,    # folder in a Git and DVC repository; None: models/NAME in the current directory
-) -> Path:      # the pointer, to be committed with the .gitignore beside it
+    source,  # ModelVersion, or the folder of a package
+    to=None,  # folder in a Git and DVC repository; None: models/NAME in the current directory
+) -> Path:  # the pointer, to be committed with the .gitignore beside it
     "Put a model version into the working tree and DVC's cache, with a pointer for Git. ParameterError: no repository. Conflict: something would be lost"
     folder, about = _proved(source)
     target = Path(os.path.abspath(to or Path("models") / about["model"]))
-    if not re.fullmatch(r"\w[\w.-]*", target.name): raise ParameterError(f"{target.name!r} cannot name a folder for DVC; accepted: letters, digits, '-', '_' and '.'.")
+    if not re.fullmatch(r"\w[\w.-]*", target.name):
+        raise ParameterError(
+            f"{target.name!r} cannot name a folder for DVC; accepted: letters, digits, '-', '_' and '.'."
+        )
     root, pointer = _root(target), target.with_name(f"{target.name}.dvc")
     with locked(root / ".dvc/tmp/scalai.lock"):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -148,6 +225,12 @@ def track(
         files = contents(folder)
         _store(_cache(root), folder, files)
         _ignore(target)
-        if not target.exists() or contents(target) != files: _replace(target, folder)
-        _write(pointer, _pointer(target.name, files, sum((folder / p).stat().st_size for p in files), about).encode())
+        if not target.exists() or contents(target) != files:
+            _replace(target, folder)
+        _write(
+            pointer,
+            _pointer(
+                target.name, files, sum((folder / p).stat().st_size for p in files), about
+            ).encode(),
+        )
     return pointer

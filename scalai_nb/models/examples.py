@@ -15,39 +15,55 @@ from ..learn.transform import Transform
 from .graph import FEATURES, inputs
 
 # %% ../../nbs/models/examples.ipynb #0bc1e95a
-def _times(seconds) -> np.ndarray: return np.array([np.datetime64("NaT", "s") if math.isnan(s) else np.datetime64(round(s * 1000), "ms") for s in seconds])
+def _times(seconds) -> np.ndarray:
+    return np.array(
+        [
+            np.datetime64("NaT", "s") if math.isnan(s) else np.datetime64(round(s * 1000), "ms")
+            for s in seconds
+        ]
+    )
+
 
 def example_rows(
-    t: Transform,     # fitted
+    t: Transform,  # fitted
     rows: int = 100,
     seed: int = 0,
-) -> xr.Dataset:      # (row) a raw column each
+) -> xr.Dataset:  # (row) a raw column each
     "Rows as the transform may meet them: a tenth of the values missing, a tenth of the categories new unless that is an error"
     rng, columns = np.random.default_rng(seed), {}
     for n in t.numeric_:
         x = np.where(rng.random(rows) < 0.1, np.nan, rng.normal(n.mean, 2 * n.std, rows))
-        if n.logged: x = np.copysign(np.expm1(np.abs(x)), x)
+        if n.logged:
+            x = np.copysign(np.expm1(np.abs(x)), x)
         columns[n.name] = x.astype(np.float32) if np.isnan(n.origin) else _times(x + n.origin)
     for c in t.categorical_:
         x = rng.choice(np.array(c.known or [None], object), rows)
         x[rng.random(rows) < 0.1] = None
-        if c.recipe.unseen != "error": x[rng.random(rows) < 0.1] = "never seen"
+        if c.recipe.unseen != "error":
+            x[rng.random(rows) < 0.1] = "never seen"
         columns[c.name] = x
     return xr.Dataset({name: ("row", values) for name, values in columns.items()})
 
 # %% ../../nbs/models/examples.ipynb #e82186bf
 def as_list(column) -> list:
     "A raw column as a list"
-    if column.dtype.kind == "M": return [None if v == "NaT" else v for v in np.datetime_as_string(column.values).tolist()]
+    if column.dtype.kind == "M":
+        return [None if v == "NaT" else v for v in np.datetime_as_string(column.values).tolist()]
     return [None if v != v else v for v in column.values.tolist()]
+
 
 def rows_of(columns: dict, t: Transform) -> xr.Dataset:
     "The rows whose columns `as_list` wrote"
-    types = {"FLOAT": lambda v: np.array(v, np.float32), "DOUBLE": lambda v: np.array(v, "datetime64[ms]"), "STRING": lambda v: np.array(v, object)}
+    types = {
+        "FLOAT": lambda v: np.array(v, np.float32),
+        "DOUBLE": lambda v: np.array(v, "datetime64[ms]"),
+        "STRING": lambda v: np.array(v, object),
+    }
     return xr.Dataset({n: ("row", types[kind](columns[n])) for n, kind in inputs(t).items()})
 
 # %% ../../nbs/models/examples.ipynb #b4154133
 _EXTREME = (np.inf, -np.inf, 3.4e38, -3.4e38, 1e-45, -0.0)
+
 
 def edge_rows(
     t: Transform,
@@ -55,38 +71,67 @@ def edge_rows(
 ) -> xr.Dataset:
     "Ordinary rows, each with one value that is not"
     numbers = [n.name for n in t.numeric_ if math.isnan(n.origin)]
-    places = [(n, v) for n in numbers for v in _EXTREME] if extremes else [(n, None) for n in t.names]
+    places = (
+        [(n, v) for n in numbers for v in _EXTREME] if extremes else [(n, None) for n in t.names]
+    )
     rows = example_rows(t, max(len(places) + (not extremes), 1), seed=1)
-    for i, (name, value) in enumerate(places): _put(rows[name].values, i, value)
+    for i, (name, value) in enumerate(places):
+        _put(rows[name].values, i, value)
     if not extremes:
-        for name in t.names: _put(rows[name].values, -1, None)
+        for name in t.names:
+            _put(rows[name].values, -1, None)
     return rows
 
-def _put(column: np.ndarray, i: int, value): column[i] = {"f": np.nan, "M": np.datetime64("NaT", "s"), "O": None}[column.dtype.kind] if value is None else value
+
+def _put(column: np.ndarray, i: int, value):
+    column[i] = (
+        {"f": np.nan, "M": np.datetime64("NaT", "s"), "O": None}[column.dtype.kind]
+        if value is None
+        else value
+    )
+
 
 def _thresholds(graph: bytes, t: Transform) -> dict[str, np.ndarray]:
     "float32 raw values at which a tree of the graph turns, by column of numbers"
     import onnx
     from onnx import helper
+
     found = {}
-    for node in (n for n in onnx.load_from_string(graph).graph.node if n.op_type.startswith("TreeEnsemble") and n.input[0] == FEATURES):
+    for node in (
+        n
+        for n in onnx.load_from_string(graph).graph.node
+        if n.op_type.startswith("TreeEnsemble") and n.input[0] == FEATURES
+    ):
         a = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         inner = np.array(a["nodes_modes"]) != b"LEAF"
         for f in np.unique(features := np.array(a["nodes_featureids"])[inner]):
-            found.setdefault(f, []).append(np.unique(np.array(a["nodes_values"], np.float32)[inner][features == f]))
+            found.setdefault(f, []).append(
+                np.unique(np.array(a["nodes_values"], np.float32)[inner][features == f])
+            )
     at = {name: i for i, name in enumerate(t.feature_names)}
-    return {n.name: _raw(n, np.concatenate(found[at[n.name]])) for n in t.numeric_ if n.name in at and at[n.name] in found and math.isnan(n.origin)}
+    return {
+        n.name: _raw(n, np.concatenate(found[at[n.name]]))
+        for n in t.numeric_
+        if n.name in at and at[n.name] in found and math.isnan(n.origin)
+    }
 
 # %% ../../nbs/models/examples.ipynb #a97a3327
 def _raw(n, feature: np.ndarray) -> np.ndarray:
     "Raw values of a number whose feature is near `feature`"
     x = feature.astype(np.float64) * (n.std if n.scaled else 1) + (n.mean if n.scaled else 0)
-    with np.errstate(over="ignore"): return (np.copysign(np.expm1(np.abs(x)), x) if n.logged else x).astype(np.float32)
+    with np.errstate(over="ignore"):
+        return (np.copysign(np.expm1(np.abs(x)), x) if n.logged else x).astype(np.float32)
+
 
 def threshold_rows(graph: bytes, t: Transform, rows: int = 1000) -> xr.Dataset:
     "Rows at the thresholds of the trees of a graph, and up to two float32 beside them"
     rng, ds = np.random.default_rng(2), example_rows(t, rows, seed=2)
     for name, values in _thresholds(graph, t).items():
         x, steps = rng.choice(values, rows), rng.integers(-2, 3, rows)
-        with np.errstate(over="ignore"): ds[name].values[:] = np.where(rng.random(rows) < 0.7, x + steps.astype(np.float32) * np.spacing(x), ds[name].values)
+        with np.errstate(over="ignore"):
+            ds[name].values[:] = np.where(
+                rng.random(rows) < 0.7,
+                x + steps.astype(np.float32) * np.spacing(x),
+                ds[name].values,
+            )
     return ds

@@ -27,119 +27,255 @@ from .compatibility import incompatibilities, narrowed
 @dataclass(frozen=True)
 class Check:
     "One line of a verdict"
+
     name: str
     met: bool
     reason: str
     goal: str = ""
     value: float | None = None  # what was measured; None: it could not be
-    low: float | None = None    # its interval, where there is one
+    low: float | None = None  # its interval, where there is one
     high: float | None = None
-    decides: bool = True        # False: a warning
+    decides: bool = True  # False: a warning
 
     @property
-    def mark(self) -> str: "Whether it is met, in a word"; return "yes" if self.met else "NO" if self.decides else "watch"
+    def mark(self) -> str:
+        "Whether it is met, in a word"
+        return "yes" if self.met else "NO" if self.decides else "watch"
 
-def _number(x) -> float | None: "A finite number, or None"; return float(x) if x is not None and isfinite(x) else None
+
+def _number(x) -> float | None:
+    "A finite number, or None"
+    return float(x) if x is not None and isfinite(x) else None
 
 # %% ../../nbs/models/gate.ipynb #86b8fdc0
 @dataclass(frozen=True)
 class Verdict:
     "Whether a model may go into service, and why"
-    model: str            # its name
-    digest: str           # its content
+
+    model: str  # its name
+    digest: str  # its content
     champion: str | None  # content of the model that it was compared with; None: there was none
-    rows: int             # that both were judged on
+    rows: int  # that both were judged on
     checks: tuple[Check, ...]
 
     @property
-    def passed(self) -> bool: "Whether every check that decides is met"; return all(c.met for c in self.checks if c.decides)
+    def passed(self) -> bool:
+        "Whether every check that decides is met"
+        return all(c.met for c in self.checks if c.decides)
+
     @property
-    def reason(self) -> str: "The verdict in a sentence"; return _sentence(self)
+    def reason(self) -> str:
+        "The verdict in a sentence"
+        return _sentence(self)
+
     @property
-    def measured(self) -> dict: "The values by check"; return {c.name: c.value for c in self.checks if c.value is not None}
+    def measured(self) -> dict:
+        "The values by check"
+        return {c.name: c.value for c in self.checks if c.value is not None}
+
     @property
-    def table(self): "A DataFrame, one check a row"; return _table(self)
-    def beside(self, name: str, other: "Verdict") -> "Verdict": "With what `other` found wanting as warnings, say that of a later month called `name`"; return _beside(self, name, other)
-    def to_dict(self) -> dict: "The verdict as JSON can hold it"; return {**asdict(self), "checks": [asdict(c) for c in self.checks], "passed": self.passed}
+    def table(self):
+        "A DataFrame, one check a row"
+        return _table(self)
+
+    def beside(self, name: str, other: "Verdict") -> "Verdict":
+        "With what `other` found wanting as warnings, say that of a later month called `name`"
+        return _beside(self, name, other)
+
+    def to_dict(self) -> dict:
+        "The verdict as JSON can hold it"
+        return {**asdict(self), "checks": [asdict(c) for c in self.checks], "passed": self.passed}
+
     @classmethod
-    def from_dict(cls, record: dict): "The verdict that `to_dict` wrote"; return _from_dict(cls, record)
-    def __str__(self): return f"{'passed' if self.passed else 'refused'}: {self.model} {self.reason}"
-    def _repr_html_(self): return _html(self)
+    def from_dict(cls, record: dict):
+        "The verdict that `to_dict` wrote"
+        return _from_dict(cls, record)
+
+    def __str__(self):
+        return f"{'passed' if self.passed else 'refused'}: {self.model} {self.reason}"
+
+    def _repr_html_(self):
+        return _html(self)
 
 # %% ../../nbs/models/gate.ipynb #7c62b67d
 def _sentence(v: Verdict) -> str:
-    refused, watch = ([c.name for c in v.checks if not c.met and c.decides == decides] for decides in (True, False))
-    return (f"fails {', '.join(refused)}" if refused else "passes every check that decides") + (f"; watch {', '.join(watch)}" if watch else "")
+    refused, watch = (
+        [c.name for c in v.checks if not c.met and c.decides == decides]
+        for decides in (True, False)
+    )
+    return (f"fails {', '.join(refused)}" if refused else "passes every check that decides") + (
+        f"; watch {', '.join(watch)}" if watch else ""
+    )
+
 
 def _beside(v: Verdict, name: str, other: Verdict) -> Verdict:
-    return replace(v, checks=(*v.checks, *(replace(c, name=f"{c.name} in {name}", decides=False) for c in other.checks if not c.met)))
+    return replace(
+        v,
+        checks=(
+            *v.checks,
+            *(
+                replace(c, name=f"{c.name} in {name}", decides=False)
+                for c in other.checks
+                if not c.met
+            ),
+        ),
+    )
+
 
 def _from_dict(cls, record: dict) -> Verdict:
-    return cls(**{k: record[k] for k in ("model", "digest", "champion", "rows")}, checks=tuple(Check(**c) for c in record["checks"]))
+    return cls(
+        **{k: record[k] for k in ("model", "digest", "champion", "rows")},
+        checks=tuple(Check(**c) for c in record["checks"]),
+    )
+
 
 def _table(v: Verdict):
     import pandas as pd
-    table = pd.DataFrame([asdict(c) for c in v.checks], columns=["name", "goal", "value", "low", "high", "met", "decides", "reason"])
-    return table.rename(columns={"name": "check"}).astype({"value": float, "low": float, "high": float})
+
+    table = pd.DataFrame(
+        [asdict(c) for c in v.checks],
+        columns=["name", "goal", "value", "low", "high", "met", "decides", "reason"],
+    )
+    return table.rename(columns={"name": "check"}).astype(
+        {"value": float, "low": float, "high": float}
+    )
+
 
 def _html(v: Verdict) -> str:
-    def figure(c): return "" if c.value is None else f"{c.value:.4g}" + (f" ({c.low:.4g} … {c.high:.4g})" if c.low is not None else "")
-    rows = [(escape(c.name), escape(c.goal), figure(c), f"<b>{c.mark}</b>" if c.mark == "NO" else c.mark, escape(c.reason)) for c in v.checks]
-    return html_table(("Check", "Goal", "Value", "Met", "Reason"), rows, f"<b>{'Passed' if v.passed else 'Refused'}</b>: {escape(v.model)} {escape(v.reason)}",
-                      "Against the champion the value is the difference, and the intervals of all differences hold together.")
+    def figure(c):
+        return (
+            ""
+            if c.value is None
+            else f"{c.value:.4g}" + (f" ({c.low:.4g} … {c.high:.4g})" if c.low is not None else "")
+        )
+
+    rows = [
+        (
+            escape(c.name),
+            escape(c.goal),
+            figure(c),
+            f"<b>{c.mark}</b>" if c.mark == "NO" else c.mark,
+            escape(c.reason),
+        )
+        for c in v.checks
+    ]
+    return html_table(
+        ("Check", "Goal", "Value", "Met", "Reason"),
+        rows,
+        f"<b>{'Passed' if v.passed else 'Refused'}</b>: {escape(v.model)} {escape(v.reason)}",
+        "Against the champion the value is the difference, and the intervals of all differences hold together.",
+    )
 
 # %% ../../nbs/models/gate.ipynb #e27006ed
-_NAMES = {"auc": "roc_auc", "average_precision": "pr_auc", "alerts": "share"}  # other names of measures
-_MEASURES = ("roc_auc", "pr_auc", "log_loss", "brier", "ece")                   # of an Evaluation
-_AT = ("recall", "precision", "share", "f1", "false_positive_rate", "lift")     # of a Point: these need a threshold
+_NAMES = {
+    "auc": "roc_auc",
+    "average_precision": "pr_auc",
+    "alerts": "share",
+}  # other names of measures
+_MEASURES = ("roc_auc", "pr_auc", "log_loss", "brier", "ece")  # of an Evaluation
+_AT = (
+    "recall",
+    "precision",
+    "share",
+    "f1",
+    "false_positive_rate",
+    "lift",
+)  # of a Point: these need a threshold
+
 
 def _quality(name: str, e, threshold: float | None) -> Check:
     "The check of a measure, without its goal"
     measure = _NAMES.get(name, name)
     if measure in _MEASURES:
         low, high = e.interval(measure) if measure in INTERVALS else (None, None)
-        return _found(name, getattr(e, measure), low, high, f"on {e.count:,} rows, {e.positives:,} positive")
-    if threshold is None: return Check(name, False, "needs a threshold: pass threshold=, or package the model with one in its card")
+        return _found(
+            name, getattr(e, measure), low, high, f"on {e.count:,} rows, {e.positives:,} positive"
+        )
+    if threshold is None:
+        return Check(
+            name,
+            False,
+            "needs a threshold: pass threshold=, or package the model with one in its card",
+        )
     at = e.at(threshold)
     low, high = at.interval(measure) if measure in ("recall", "precision") else (None, None)
-    return _found(name, getattr(at, measure), low, high, f"flagged from {threshold:.4g} on: {at.flagged:,} of {e.count:,} rows")
+    return _found(
+        name,
+        getattr(at, measure),
+        low,
+        high,
+        f"flagged from {threshold:.4g} on: {at.flagged:,} of {e.count:,} rows",
+    )
+
 
 def _found(name: str, value, low=None, high=None, reason="") -> Check:
     "The check of a value, without its goal"
-    if _number(value) is None: return Check(name, False, f"{reason}: no number comes of it")
+    if _number(value) is None:
+        return Check(name, False, f"{reason}: no number comes of it")
     return Check(name, False, reason, "", float(value), _number(low), _number(high))
 
 # %% ../../nbs/models/gate.ipynb #43a4bf33
 def _freshness(model, at) -> Check:
     "Days from the newest row that the model has learned from, by its card, to the moment `at`"
     learned = model.card.get("learned_to")
-    if learned is None: return Check("freshness_days", False, "cannot be measured: the card does not say `learned_to`, the time of the newest row")
+    if learned is None:
+        return Check(
+            "freshness_days",
+            False,
+            "cannot be measured: the card does not say `learned_to`, the time of the newest row",
+        )
     at = np.datetime64(datetime.now(UTC).replace(tzinfo=None) if at is None else at, "s")
     days = (at - np.datetime64(learned, "s")) / np.timedelta64(1, "D")
-    return Check("freshness_days", False, f"from {learned}, the newest row learned from, to {at.astype('datetime64[D]')}", "", float(days))
+    return Check(
+        "freshness_days",
+        False,
+        f"from {learned}, the newest row learned from, to {at.astype('datetime64[D]')}",
+        "",
+        float(days),
+    )
+
 
 def _drift(model, data) -> Check:
     "The largest PSI of the columns that the model asks for, from what it learned from to `data`"
     summary = getattr(model, "summary", None)
-    if summary is None: return Check("drift", False, "cannot be measured: the package holds no summary of what it learned from")
+    if summary is None:
+        return Check(
+            "drift",
+            False,
+            "cannot be measured: the package holds no summary of what it learned from",
+        )
     from scalai_nb.learn.drift import drift
+
     moved = drift(summary, data[[n for n in model.card["inputs"] if n in data]])
     most = max(moved, key=lambda n: moved[n].psi)
-    return Check("drift", False, f"{most} has moved most of {len(moved)} columns", "", float(moved[most].psi))
+    return Check(
+        "drift", False, f"{most} has moved most of {len(moved)} columns", "", float(moved[most].psi)
+    )
 
-def _with_goal(check: Check, goal: Goal) -> Check: "The check against its goal"; return replace(check, goal=str(goal), met=check.value is not None and goal.met(check.value))
+
+def _with_goal(check: Check, goal: Goal) -> Check:
+    "The check against its goal"
+    return replace(check, goal=str(goal), met=check.value is not None and goal.met(check.value))
 
 # %% ../../nbs/models/gate.ipynb #e8ad37fe
 def latencies(
-    models,          # Models
-    data,            # Dataset with their columns
+    models,  # Models
+    data,  # Dataset with their columns
     calls: int = 200,
 ) -> list[np.ndarray]:  # of each model (call,) milliseconds
     "Time single rows, the models in turns: a table of one row in, its score out"
     calls = min(calls, data.sizes["row"])
-    rows = data[list(dict.fromkeys(n for m in models for n in m.card["inputs"]))].isel(row=slice(0, calls)).compute()
-    single, took = [rows.isel(row=slice(i, i + 1)) for i in range(calls)], np.empty((len(models), calls))
-    for row in single[:3]: [m.predict(row) for m in models]  # the first call opens the graph
+    rows = (
+        data[list(dict.fromkeys(n for m in models for n in m.card["inputs"]))]
+        .isel(row=slice(0, calls))
+        .compute()
+    )
+    single, took = (
+        [rows.isel(row=slice(i, i + 1)) for i in range(calls)],
+        np.empty((len(models), calls)),
+    )
+    for row in single[:3]:
+        [m.predict(row) for m in models]  # the first call opens the graph
     for i, row in enumerate(single):
         for m, model in enumerate(models):
             start = perf_counter()
@@ -147,121 +283,253 @@ def latencies(
             took[m, i] = 1000 * (perf_counter() - start)
     return list(took)
 
+
 def _latency(challenger, champion, data, calls: int, served_ms: float | None) -> Check:
-    new, *old = (np.quantile(t, 0.95) for t in latencies([challenger, *filter(None, [champion])], data, calls))
+    new, *old = (
+        np.quantile(t, 0.95)
+        for t in latencies([challenger, *filter(None, [champion])], data, calls)
+    )
     reason = f"95 % of {calls} single rows within {new:.2f} ms here"
-    if not old: return Check("latency_ms", False, reason, "", float(new))
+    if not old:
+        return Check("latency_ms", False, reason, "", float(new))
     reason += f", {new / old[0]:.2f} times the champion's {old[0]:.2f} ms"
-    if served_ms is None: return Check("latency_ms", False, reason, "", float(new))
-    return Check("latency_ms", False, f"{reason}, which takes {served_ms:.2f} ms in service", "", float(new / old[0] * served_ms))
+    if served_ms is None:
+        return Check("latency_ms", False, reason, "", float(new))
+    return Check(
+        "latency_ms",
+        False,
+        f"{reason}, which takes {served_ms:.2f} ms in service",
+        "",
+        float(new / old[0] * served_ms),
+    )
 
 # %% ../../nbs/models/gate.ipynb #3dfe6ee8
-def _slice(line) -> str: "What a line of a comparison is about"; return "all rows" if line.slice_by == "all" else f"{line.slice_by} {line.slice}"
+def _slice(line) -> str:
+    "What a line of a comparison is about"
+    return "all rows" if line.slice_by == "all" else f"{line.slice_by} {line.slice}"
+
 
 def _bound(measure: str, margin: float) -> str:
     "The goal of a comparison in words"
     op, sign = (">=", "-") if BETTER[measure] > 0 else ("<=", "+")
     return f"{op} champion" + (f" {sign} {margin:g}" if margin else "")
 
+
 def _not_worse(line, enough: bool, margin: float, fewest: int) -> Check:
     "The check of one line of a comparison"
     about = f"{line.new:.4f}, the champion's {line.old:.4f}; {line.rows:,} rows, {line.positives:,} positive"
-    check = Check(f"{line.measure} of {_slice(line)}", False, about, _bound(line.measure, margin), *map(_number, (line.difference, line.low, line.high)))
-    if not enough: return replace(check, decides=line.slice_by == "all", reason=f"{about}: too few to tell, {fewest} of each class are needed")
+    check = Check(
+        f"{line.measure} of {_slice(line)}",
+        False,
+        about,
+        _bound(line.measure, margin),
+        *map(_number, (line.difference, line.low, line.high)),
+    )
+    if not enough:
+        return replace(
+            check,
+            decides=line.slice_by == "all",
+            reason=f"{about}: too few to tell, {fewest} of each class are needed",
+        )
     best = line.high if BETTER[line.measure] > 0 else -line.low
-    return replace(check, met=True) if best >= -margin else replace(check, reason=f"{about}: worse, and not by chance")
+    return (
+        replace(check, met=True)
+        if best >= -margin
+        else replace(check, reason=f"{about}: worse, and not by chance")
+    )
 
-def _not_worse_anywhere(label, new, old, by, groups, thresholds, measures, margin: float, level: float, fewest: int) -> list[Check]:
+
+def _not_worse_anywhere(
+    label, new, old, by, groups, thresholds, measures, margin: float, level: float, fewest: int
+) -> list[Check]:
     "A check for all rows and one for each slice and measure"
-    table = compare(label, new, old, by or None, groups, level, threshold=thresholds, measures=measures)
-    enough = (np.minimum(table.positives, table.rows - table.positives) >= fewest) & table.error.notna()
-    lines = [(line, e) for e, part in ((True, together(table[enough], level)), (False, table[~enough])) for line in part.itertuples()]
-    return [_not_worse(line, e, margin, fewest) for line, e in sorted(lines, key=lambda x: x[0].Index)]
+    table = compare(
+        label, new, old, by or None, groups, level, threshold=thresholds, measures=measures
+    )
+    enough = (
+        np.minimum(table.positives, table.rows - table.positives) >= fewest
+    ) & table.error.notna()
+    lines = [
+        (line, e)
+        for e, part in ((True, together(table[enough], level)), (False, table[~enough]))
+        for line in part.itertuples()
+    ]
+    return [
+        _not_worse(line, e, margin, fewest) for line, e in sorted(lines, key=lambda x: x[0].Index)
+    ]
 
 # %% ../../nbs/models/gate.ipynb #c127b498
 def _examples(model) -> Check:
     "Whether the rows stored in the package score as they did where it was made"
-    try: model.check()
-    except ModelMismatch as e: return Check("examples", False, str(e))
-    return Check("examples", True, f"{len(model.examples['scores'])} stored rows score the same here")
+    try:
+        model.check()
+    except ModelMismatch as e:
+        return Check("examples", False, str(e))
+    return Check(
+        "examples", True, f"{len(model.examples['scores'])} stored rows score the same here"
+    )
+
 
 def _contract(champion, challenger) -> list[Check]:
     "Whether those who ask the champion can ask the challenger"
     found = incompatibilities(champion, challenger)
-    checks = [Check("contract", not found, f"it {'; it '.join(found)}" if found else "takes what the champion takes, and predicts the same")]
-    return checks + [Check("categories", False, text, decides=False) for text in narrowed(champion, challenger)]
+    checks = [
+        Check(
+            "contract",
+            not found,
+            f"it {'; it '.join(found)}"
+            if found
+            else "takes what the champion takes, and predicts the same",
+        )
+    ]
+    return checks + [
+        Check("categories", False, text, decides=False) for text in narrowed(champion, challenger)
+    ]
+
 
 def _seen(model, data) -> list[Check]:
     "A warning where rows are from before the end of what the model has learned from"
     time, learned = getattr(model.contract, "time", None), model.card.get("learned_to")
-    if time is None or learned is None or time not in data: return []
+    if time is None or learned is None or time not in data:
+        return []
     rows = int((data[time] <= np.datetime64(learned, "ns")).sum())
     text = f"{rows:,} rows are from before {learned}, up to which the model has learned: where it knows them, its figures flatter it"
     return [Check("new rows", False, text, decides=False)] if rows else []
 
 # %% ../../nbs/models/gate.ipynb #3614aafa
 def judge(
-    challenger,            # Model
-    data,                  # Dataset of rows that neither model has learned from
-    label: str,            # its column of what came true: two classes, the second is what is scored
-    goals: dict | None = None,  # {name: ">= 0.68"}: auc, pr_auc, log_loss, brier, ece; recall, precision, alerts, f1, false_positive_rate, lift; latency_ms,
-                                # freshness_days, drift; None: those of the challenger's card
+    challenger,  # Model
+    data,  # Dataset of rows that neither model has learned from
+    label: str,  # its column of what came true: two classes, the second is what is scored
+    goals: dict
+    | None = None,  # {name: ">= 0.68"}: auc, pr_auc, log_loss, brier, ece; recall, precision, alerts, f1, false_positive_rate, lift; latency_ms,
+    # freshness_days, drift; None: those of the challenger's card
     *,
-    champion=None,         # Model that serves; None: there is none
-    by=(),                 # columns to slice by, each by itself
-    groups=None,           # column of what belongs together, such as the day; None: rows are independent
+    champion=None,  # Model that serves; None: there is none
+    by=(),  # columns to slice by, each by itself
+    groups=None,  # column of what belongs together, such as the day; None: rows are independent
     threshold: float | None = None,  # scores from here on are flagged; None: as each card says
-    margin: float = 0.0,   # how much worse than the champion is not minded
-    measures=("roc_auc",), # that are compared with the champion's
-    score=None, champion_score=None,  # (row,) or the name of a column: scores of these rows by models that had not seen them; None: the models score them
-    measured: dict | None = None,     # {goal: value} measured elsewhere
-    at=None,               # moment of the release, for freshness_days; None: now
-    served_ms: float | None = None,   # the champion's latency in service; None: as measured here
-    level: float = 0.95, fewest: int = 30, calls: int = 200,
+    margin: float = 0.0,  # how much worse than the champion is not minded
+    measures=("roc_auc",),  # that are compared with the champion's
+    score=None,
+    champion_score=None,  # (row,) or the name of a column: scores of these rows by models that had not seen them; None: the models score them
+    measured: dict | None = None,  # {goal: value} measured elsewhere
+    at=None,  # moment of the release, for freshness_days; None: now
+    served_ms: float | None = None,  # the champion's latency in service; None: as measured here
+    level: float = 0.95,
+    fewest: int = 30,
+    calls: int = 200,
 ) -> Verdict:
     "Judge a model. Nothing is changed. ParameterError: goals or columns that are none, more than two classes. ContractViolation: labels are missing, or of one class"
     from scalai_nb.models.package import digest
+
     by, goals = [by] if isinstance(by, str) else list(by), _goals(challenger, goals)
     y = _label(challenger, data, label, [*by, *filter(None, [groups])])
     scored = _score(challenger, data, score)
-    threshold, e = challenger.card.get("threshold") if threshold is None else threshold, evaluate(y, scored)
-    checks = [_with_goal(_measure(name, e, challenger, champion, data, threshold, measured or {}, at, calls, served_ms), goal) for name, goal in goals.items()]
+    threshold, e = (
+        challenger.card.get("threshold") if threshold is None else threshold,
+        evaluate(y, scored),
+    )
+    checks = [
+        _with_goal(
+            _measure(
+                name, e, challenger, champion, data, threshold, measured or {}, at, calls, served_ms
+            ),
+            goal,
+        )
+        for name, goal in goals.items()
+    ]
     checks += [_examples(challenger), *(_seen(challenger, data) if score is None else ())]
-    if champion is None: checks.append(Check("champion", True, "there is none yet"))
+    if champion is None:
+        checks.append(Check("champion", True, "there is none yet"))
     else:
-        thresholds = (threshold, champion.card.get("threshold", threshold)) if "recall" in measures else None
-        columns, group = {n: data[n].compute() for n in by}, None if groups is None else data[groups].compute()
-        checks += _not_worse_anywhere(y, scored, _score(champion, data, champion_score), columns, group, thresholds, measures, margin, level, fewest) + _contract(champion, challenger)
-    return Verdict(challenger.name, digest(challenger), None if champion is None else digest(champion), e.count, tuple(checks))
+        thresholds = (
+            (threshold, champion.card.get("threshold", threshold)) if "recall" in measures else None
+        )
+        columns, group = (
+            {n: data[n].compute() for n in by},
+            None if groups is None else data[groups].compute(),
+        )
+        checks += _not_worse_anywhere(
+            y,
+            scored,
+            _score(champion, data, champion_score),
+            columns,
+            group,
+            thresholds,
+            measures,
+            margin,
+            level,
+            fewest,
+        ) + _contract(champion, challenger)
+    return Verdict(
+        challenger.name,
+        digest(challenger),
+        None if champion is None else digest(champion),
+        e.count,
+        tuple(checks),
+    )
 
 # %% ../../nbs/models/gate.ipynb #ce8be650
 def _goals(model, goals: dict | None) -> dict[str, Goal]:
     "The goals by name: as given, or as the card has them. ParameterError: there are none"
-    stated = {n: g["goal"] if isinstance(g, dict) else g for n, g in (model.card.get("goals") or {}).items()} if goals is None else goals
-    if not stated: raise ParameterError('The gate needs goals, such as {"auc": ">= 0.68"}; a model is not released because it is new.')
+    stated = (
+        {
+            n: g["goal"] if isinstance(g, dict) else g
+            for n, g in (model.card.get("goals") or {}).items()
+        }
+        if goals is None
+        else goals
+    )
+    if not stated:
+        raise ParameterError(
+            'The gate needs goals, such as {"auc": ">= 0.68"}; a model is not released because it is new.'
+        )
     return {name: Goal(goal) for name, goal in stated.items()}
+
 
 def _label(model, data, label: str, columns: list) -> np.ndarray:
     "(row,) whether each row is of the second class"
     if (output := model.card.get("output", "probability")) != "probability":
-        raise ParameterError(f"The gate judges probabilities of two classes, and {model.name!r} gives a {output}; promote it with an override that says how it was judged.")
+        raise ParameterError(
+            f"The gate judges probabilities of two classes, and {model.name!r} gives a {output}; promote it with an override that says how it was judged."
+        )
     for name in columns:
-        if name not in data.variables: raise ParameterError(unknown(name, data.variables, "the columns of the data"))
+        if name not in data.variables:
+            raise ParameterError(unknown(name, data.variables, "the columns of the data"))
     task = task_of(data, label, classes=True)
-    if task.kind != "two classes": raise ParameterError(f"The gate judges two classes; {label!r} has {len(task.names)}: {', '.join(map(str, task.names[:5]))}.")
+    if task.kind != "two classes":
+        raise ParameterError(
+            f"The gate judges two classes; {label!r} has {len(task.names)}: {', '.join(map(str, task.names[:5]))}."
+        )
     return task.target
+
 
 def _score(model, data, score):
     "(row,) scores: given, a column, or asked of the model"
     if isinstance(score, str):
-        if score not in data.variables: raise ParameterError(unknown(score, data.variables, "the columns of the data"))
+        if score not in data.variables:
+            raise ParameterError(unknown(score, data.variables, "the columns of the data"))
         return data[score].compute()
     return model.predict(data) if score is None else score
 
-def _measure(name, e, challenger, champion, data, threshold, measured, at, calls, served_ms) -> Check:
+
+def _measure(
+    name, e, challenger, champion, data, threshold, measured, at, calls, served_ms
+) -> Check:
     "What a goal is about, measured"
-    if name in measured: return _found(name, measured[name], reason="measured elsewhere")
-    known = {**dict.fromkeys((*_MEASURES, *_AT, *_NAMES), partial(_quality, name, e, threshold)), "freshness_days": partial(_freshness, challenger, at),
-             "drift": partial(_drift, challenger, data), "latency_ms": partial(_latency, challenger, champion, data, calls, served_ms)}
-    if name in known: return known[name]()
-    return Check(name, False, f"cannot be measured; pass measured={{{name!r}: …}}, or leave it out. {unknown(name, known, 'what the gate measures')}")
+    if name in measured:
+        return _found(name, measured[name], reason="measured elsewhere")
+    known = {
+        **dict.fromkeys((*_MEASURES, *_AT, *_NAMES), partial(_quality, name, e, threshold)),
+        "freshness_days": partial(_freshness, challenger, at),
+        "drift": partial(_drift, challenger, data),
+        "latency_ms": partial(_latency, challenger, champion, data, calls, served_ms),
+    }
+    if name in known:
+        return known[name]()
+    return Check(
+        name,
+        False,
+        f"cannot be measured; pass measured={{{name!r}: …}}, or leave it out. {unknown(name, known, 'what the gate measures')}",
+    )

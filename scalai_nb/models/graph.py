@@ -18,121 +18,210 @@ from ..learn.transform import Transform
 def inputs(t: Transform) -> dict[str, str]:
     "The ONNX type of each raw column"
     times = ~np.isnan(t.origin_)
-    return {**{n: "DOUBLE" if time else "FLOAT" for n, time in zip(t.numeric, times, strict=True)}, **dict.fromkeys(t.categorical, "STRING")}
+    return {
+        **{n: "DOUBLE" if time else "FLOAT" for n, time in zip(t.numeric, times, strict=True)},
+        **dict.fromkeys(t.categorical, "STRING"),
+    }
+
 
 class Graph:
     "Nodes and constants of an ONNX graph as it is written; each method returns the name of its result"
-    def __init__(self): self.nodes, self.constants, self.opsets = [], [], {"": 21, "ai.onnx.ml": 3}
+
+    def __init__(self):
+        self.nodes, self.constants, self.opsets = [], [], {"": 21, "ai.onnx.ml": 3}
 
     def constant(self, array) -> str:
         from onnx import numpy_helper
-        self.constants.append(numpy_helper.from_array(np.asarray(array), f"/c{len(self.constants)}"))
+
+        self.constants.append(
+            numpy_helper.from_array(np.asarray(array), f"/c{len(self.constants)}")
+        )
         return self.constants[-1].name
 
     def node(self, op: str, *inputs, domain="", output="", **attributes) -> str:
         from onnx import helper
+
         names = [i if isinstance(i, str) else self.constant(i) for i in inputs]
-        self.nodes.append(helper.make_node(op, names, [output or f"/{op}{len(self.nodes)}"], domain=domain, **attributes))
+        self.nodes.append(
+            helper.make_node(
+                op, names, [output or f"/{op}{len(self.nodes)}"], domain=domain, **attributes
+            )
+        )
         return self.nodes[-1].output[0]
 
 # %% ../../nbs/models/graph.ipynb #9c1c1637
 FLOAT, INT64, DOUBLE = 1, 7, 11  # TensorProto's numbers of these types
 
+
 def _values(g: Graph, ns: list[Numeric], x: str) -> str:
     "(row, numeric) float32: imputed, clipped, logged, scaled"
-    def each(read): return np.array([read(n) for n in ns], np.float32)
-    def any_of(values, than): return not np.array_equal(values, np.full(len(ns), than, np.float32), equal_nan=True)
+
+    def each(read):
+        return np.array([read(n) for n in ns], np.float32)
+
+    def any_of(values, than):
+        return not np.array_equal(values, np.full(len(ns), than, np.float32), equal_nan=True)
+
     fill, low, high = each(lambda n: n.fill), each(lambda n: n.low), each(lambda n: n.high)
-    if any_of(fill, np.nan): x = g.node("Where", g.node("IsNaN", x), fill, x)
-    if any_of(low, -np.inf): x = g.node("Where", g.node("Less", x, low), low, x)  # Clip would do as it likes with NaN
-    if any_of(high, np.inf): x = g.node("Where", g.node("Greater", x, high), high, x)
-    if any(logs := [n.logged for n in ns]): x = g.node("Where", np.array(logs), _log(g, x), x)
-    if not any(n.scaled for n in ns): return x
-    return g.node("Div", g.node("Sub", x, each(lambda n: n.mean if n.scaled else 0)), each(lambda n: n.std if n.scaled else 1))
+    if any_of(fill, np.nan):
+        x = g.node("Where", g.node("IsNaN", x), fill, x)
+    if any_of(low, -np.inf):
+        x = g.node("Where", g.node("Less", x, low), low, x)  # Clip would do as it likes with NaN
+    if any_of(high, np.inf):
+        x = g.node("Where", g.node("Greater", x, high), high, x)
+    if any(logs := [n.logged for n in ns]):
+        x = g.node("Where", np.array(logs), _log(g, x), x)
+    if not any(n.scaled for n in ns):
+        return x
+    return g.node(
+        "Div",
+        g.node("Sub", x, each(lambda n: n.mean if n.scaled else 0)),
+        each(lambda n: n.std if n.scaled else 1),
+    )
+
 
 def _log(g: Graph, x: str) -> str:
     "sign(x) · log(1 + |x|), rounded from float64 as the kernel does"
     size = g.node("Log", g.node("Add", g.node("Abs", g.node("Cast", x, to=DOUBLE)), np.float64(1)))
-    return g.node("Cast", g.node("Where", g.node("Less", x, np.float32(0)), g.node("Neg", size), size), to=FLOAT)
+    return g.node(
+        "Cast",
+        g.node("Where", g.node("Less", x, np.float32(0)), g.node("Neg", size), size),
+        to=FLOAT,
+    )
+
 
 def _one_hot(g: Graph, place: str, width: int) -> str:
     "(row, width) float32 of (row, 1) int64 places; from `width` on, none is 1"
-    return g.node("Reshape", g.node("OneHot", place, np.int64(width), np.array([0, 1], np.float32)), np.array([-1, width]))
+    return g.node(
+        "Reshape",
+        g.node("OneHot", place, np.int64(width), np.array([0, 1], np.float32)),
+        np.array([-1, width]),
+    )
 
 # %% ../../nbs/models/graph.ipynb #9ccbbeea
 def _bucket_nodes(g: Graph, n: Numeric, x: str) -> str:
     "(row, bucket) float32 of the imputed values (row, 1)"
-    if not n.edges: return g.node("Cast", g.node("Not", g.node("IsNaN", x)), to=FLOAT)
+    if not n.edges:
+        return g.node("Cast", g.node("Not", g.node("IsNaN", x)), to=FLOAT)
     above = g.node("Cast", g.node("GreaterOrEqual", x, np.array([n.edges], np.float32)), to=INT64)
     place, width = g.node("ReduceSum", above, np.array([1])), len(n.edges) + 1
     return _one_hot(g, g.node("Where", g.node("IsNaN", x), np.int64(width), place), width)
 
+
 def _numeric_nodes(g: Graph, ns: list[Numeric]) -> str:
     "(row, feature) float32: the features of the numbers"
-    seconds = {n.name: g.node("Cast", g.node("Sub", n.name, n.origin), to=FLOAT) for n in ns if not math.isnan(n.origin)}
+    seconds = {
+        n.name: g.node("Cast", g.node("Sub", n.name, n.origin), to=FLOAT)
+        for n in ns
+        if not math.isnan(n.origin)
+    }
     raw = g.node("Concat", *(seconds.get(n.name, n.name) for n in ns), axis=1)
     x = _values(g, ns, raw)
     parts, order, width = [x, g.node("Cast", g.node("IsNaN", raw), to=FLOAT)], [], 2 * len(ns)
     for j, n in enumerate(ns):
         order += range(width, width := width + len(n.edges) + 1) if n.recipe.bucket else [j]
-        if n.recipe.bucket: parts.append(_bucket_nodes(g, n, g.node("Gather", x, np.array([j]), axis=1)))
-        if n.recipe.indicator: order.append(len(ns) + j)
-    if order == list(range(len(ns))): return x
+        if n.recipe.bucket:
+            parts.append(_bucket_nodes(g, n, g.node("Gather", x, np.array([j]), axis=1)))
+        if n.recipe.indicator:
+            order.append(len(ns) + j)
+    if order == list(range(len(ns))):
+        return x
     return g.node("Gather", g.node("Concat", *parts, axis=1), np.array(order), axis=1)
 
 # %% ../../nbs/models/graph.ipynb #1c2c6fca
 def _category_nodes(g: Graph, c: Categorical) -> str:
     "(row, feature) float32: the features of a column of categories. ParameterError: it is hashed"
     if c.recipe.hash:
-        raise ParameterError(f"{c.name!r} is hashed, for which ONNX has no operation; accepted: one-hot, bounded by max_categories, or frequency.")
+        raise ParameterError(
+            f"{c.name!r} is hashed, for which ONNX has no operation; accepted: one-hot, bounded by max_categories, or frequency."
+        )
     names, width = [*c.known, ""], len(c.features)
     entries, (default,) = c.entries(names), c.entries([UNHEARD])
-    def label(**values): return g.node("LabelEncoder", c.name, domain="ai.onnx.ml", keys_strings=names, **values)
-    if c.recipe.frequency: return label(values_floats=entries.tolist(), default_float=0.0)
-    def place(p): return int(p if p >= 0 else width)
-    return _one_hot(g, label(values_int64s=[place(p) for p in entries], default_int64=place(default)), width)
+
+    def label(**values):
+        return g.node("LabelEncoder", c.name, domain="ai.onnx.ml", keys_strings=names, **values)
+
+    if c.recipe.frequency:
+        return label(values_floats=entries.tolist(), default_float=0.0)
+
+    def place(p):
+        return int(p if p >= 0 else width)
+
+    return _one_hot(
+        g, label(values_int64s=[place(p) for p in entries], default_int64=place(default)), width
+    )
+
 
 UNHEARD = "\0"  # a name that no category has
 
 FEATURES = "/features"  # the name of the last result of the transform
 
+
 def feature_nodes(g: Graph, t: Transform) -> str:
     "(row, feature) float32, as `Transform.transform` gives it"
     parts = [_numeric_nodes(g, t.numeric_)] if t.numeric_ else []
-    return g.node("Concat", *parts, *(_category_nodes(g, c) for c in t.categorical_ if c.features), axis=1, output=FEATURES)
+    return g.node(
+        "Concat",
+        *parts,
+        *(_category_nodes(g, c) for c in t.categorical_ if c.features),
+        axis=1,
+        output=FEATURES,
+    )
 
 # %% ../../nbs/models/graph.ipynb #bddaf2ae
 def _needed(nodes, output: str) -> list:
     "The nodes that `output` depends on"
     wanted, kept = {output}, []
     for node in reversed(nodes):
-        if not wanted & set(node.output): continue
+        if not wanted & set(node.output):
+            continue
         kept.append(node)
         wanted |= set(node.input) | {name for a in node.attribute for name in _outer(a)}
     return kept[::-1]
 
+
 def _outer(attribute):
     "Yield the names that the graphs within a node read"
     for inner in [attribute.g, *attribute.graphs]:
-        for node in inner.node: yield from (*node.input, *(name for a in node.attribute for name in _outer(a)))
+        for node in inner.node:
+            yield from (*node.input, *(name for a in node.attribute for name in _outer(a)))
         yield from (o.name for o in inner.output)
+
 
 def finished(
     g: Graph,
     columns: dict[str, str],  # ONNX type of each input, (row, 1)
-    result: str,              # name of the one output
-    output: str = "score",    # what it is called
-    width: int | None = 1,    # columns of the output, (row, width) float32
-):                            # onnx.ModelProto
+    result: str,  # name of the one output
+    output: str = "score",  # what it is called
+    width: int | None = 1,  # columns of the output, (row, width) float32
+):  # onnx.ModelProto
     "The model of the nodes; onnx's checker has seen it"
     from onnx import TensorProto, checker, helper
+
     output = f"/{output}" if output in columns else output
     g.node("Identity", result, output=output)
     nodes = _needed(g.nodes, output)
-    read = {name for node in nodes for name in (*node.input, *(n for a in node.attribute for n in _outer(a)))}
-    inputs = [helper.make_tensor_value_info(n, getattr(TensorProto, kind), [None, 1]) for n, kind in columns.items()]
+    read = {
+        name
+        for node in nodes
+        for name in (*node.input, *(n for a in node.attribute for n in _outer(a)))
+    }
+    inputs = [
+        helper.make_tensor_value_info(n, getattr(TensorProto, kind), [None, 1])
+        for n, kind in columns.items()
+    ]
     outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, [None, width])]
-    model = helper.make_model(helper.make_graph(nodes, "raw columns to score", inputs, outputs, [c for c in g.constants if c.name in read]),
-                              ir_version=10, opset_imports=[helper.make_opsetid(*o) for o in g.opsets.items()], producer_name="scalai-nb")
+    model = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "raw columns to score",
+            inputs,
+            outputs,
+            [c for c in g.constants if c.name in read],
+        ),
+        ir_version=10,
+        opset_imports=[helper.make_opsetid(*o) for o in g.opsets.items()],
+        producer_name="scalai-nb",
+    )
     checker.check_model(model)
     return model

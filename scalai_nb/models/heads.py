@@ -15,54 +15,119 @@ from ..errors import ParameterError
 from ..learn.calibration import EDGE
 from ..learn.transform import Transform
 from .graph import DOUBLE, FLOAT, INT64, Graph, feature_nodes, finished, inputs
-from .outside import OUTPUTS, Outside, converted_nodes, from_onnx, from_torch, network_nodes, outside_nodes
+from scalai_nb.models.outside import (
+    OUTPUTS,
+    Outside,
+    converted_nodes,
+    from_onnx,
+    from_torch,
+    network_nodes,
+    outside_nodes,
+)
 
 # %% ../../nbs/models/heads.ipynb #db2bbf0b
-def _cast(g: Graph, x: str, to: int) -> str: return g.node("Cast", x, to=to)
+def _cast(g: Graph, x: str, to: int) -> str:
+    return g.node("Cast", x, to=to)
+
 
 def _margin(g: Graph, x: str, e) -> str:
     "(row, 1) what is linear in the features; float64 where scikit-learn's coefficients are"
     wide = type(e).__module__.startswith("sklearn.") and np.asarray(e.coef_).dtype == np.float64
     dtype = np.float64 if wide else np.float32
-    weights, shift = np.asarray(e.coef_, dtype).reshape(-1, e.n_features_in_), np.asarray(e.intercept_, dtype).reshape(-1)
-    if len(weights) != 1: raise ParameterError(f"{type(e).__name__} has {len(weights)} targets; accepted: one.")
+    weights, shift = (
+        np.asarray(e.coef_, dtype).reshape(-1, e.n_features_in_),
+        np.asarray(e.intercept_, dtype).reshape(-1),
+    )
+    if len(weights) != 1:
+        raise ParameterError(f"{type(e).__name__} has {len(weights)} targets; accepted: one.")
     return g.node("Add", g.node("MatMul", _cast(g, x, DOUBLE) if wide else x, weights.T), shift)
 
-def _logistic(g: Graph, x: str, e) -> str: return g.node("Sigmoid", _margin(g, x, e))
-def _identity(g: Graph, x: str, e) -> str: return _margin(g, x, e)
-def _exponential(g: Graph, x: str, e) -> str: return g.node("Exp", _margin(g, x, e))
+
+def _logistic(g: Graph, x: str, e) -> str:
+    return g.node("Sigmoid", _margin(g, x, e))
+
+
+def _identity(g: Graph, x: str, e) -> str:
+    return _margin(g, x, e)
+
+
+def _exponential(g: Graph, x: str, e) -> str:
+    return g.node("Exp", _margin(g, x, e))
 
 # %% ../../nbs/models/heads.ipynb #075aa559
 def below(thresholds) -> np.ndarray:
     "The greatest float32 that is no greater than each float64: `x <= t` stays true for the same float32 `x`"
-    with np.errstate(over="ignore"): rounded = np.asarray(thresholds, np.float64).astype(np.float32)
+    with np.errstate(over="ignore"):
+        rounded = np.asarray(thresholds, np.float64).astype(np.float32)
     return np.where(rounded > thresholds, np.nextafter(rounded, np.float32(-np.inf)), rounded)
+
 
 def ensemble(
     g: Graph,
-    x: str,             # (row, feature) float32 or, if wide, float64
-    trees: list[dict],  # columns: left, right (children, under 0: a leaf), feature, threshold, missing_left, value (of leaves)
-    mode: str,          # BRANCH_LT or BRANCH_LEQ: where a row goes left
-    wide: bool = False, # thresholds are float64
-) -> str:               # (row, 1) float32 sum of the leaves
+    x: str,  # (row, feature) float32 or, if wide, float64
+    trees: list[
+        dict
+    ],  # columns: left, right (children, under 0: a leaf), feature, threshold, missing_left, value (of leaves)
+    mode: str,  # BRANCH_LT or BRANCH_LEQ: where a row goes left
+    wide: bool = False,  # thresholds are float64
+) -> str:  # (row, 1) float32 sum of the leaves
     "One node for all trees"
     from onnx import numpy_helper
+
     n = {k: np.concatenate([np.asarray(tree[k]) for tree in trees]) for k in trees[0]}
     sizes = [len(tree["left"]) for tree in trees]
-    ids = {"treeids": np.repeat(np.arange(len(trees)), sizes), "nodeids": np.concatenate([np.arange(size) for size in sizes])}
+    ids = {
+        "treeids": np.repeat(np.arange(len(trees)), sizes),
+        "nodeids": np.concatenate([np.arange(size) for size in sizes]),
+    }
     leaf = n["left"] < 0
-    nodes = {**ids, "truenodeids": np.maximum(n["left"], 0), "falsenodeids": np.maximum(n["right"], 0), "featureids": np.where(leaf, 0, n["feature"]),
-             "values": np.where(leaf, 0, n["threshold"]), "missing_value_tracks_true": np.where(leaf, 0, n["missing_left"])}
-    leaves = {**{k: v[leaf] for k, v in ids.items()}, "weights": n["value"][leaf], "ids": np.zeros(leaf.sum(), int)}
-    columns = {**{f"nodes_{k}": v for k, v in nodes.items()}, **{f"target_{k}": v for k, v in leaves.items()}}
-    def held(v): return numpy_helper.from_array(v.astype(np.float64)) if wide else v.astype(np.float32).tolist()
-    numbers = {k + "_as_tensor" * wide: held(columns.pop(k)) for k in ("nodes_values", "target_weights")}
-    return g.node("TreeEnsembleRegressor", x, domain="ai.onnx.ml", n_targets=1, nodes_modes=np.where(leaf, "LEAF", mode).tolist(),
-                  **numbers, **{k: v.tolist() for k, v in columns.items()})
+    nodes = {
+        **ids,
+        "truenodeids": np.maximum(n["left"], 0),
+        "falsenodeids": np.maximum(n["right"], 0),
+        "featureids": np.where(leaf, 0, n["feature"]),
+        "values": np.where(leaf, 0, n["threshold"]),
+        "missing_value_tracks_true": np.where(leaf, 0, n["missing_left"]),
+    }
+    leaves = {
+        **{k: v[leaf] for k, v in ids.items()},
+        "weights": n["value"][leaf],
+        "ids": np.zeros(leaf.sum(), int),
+    }
+    columns = {
+        **{f"nodes_{k}": v for k, v in nodes.items()},
+        **{f"target_{k}": v for k, v in leaves.items()},
+    }
+
+    def held(v):
+        return (
+            numpy_helper.from_array(v.astype(np.float64)) if wide else v.astype(np.float32).tolist()
+        )
+
+    numbers = {
+        k + "_as_tensor" * wide: held(columns.pop(k)) for k in ("nodes_values", "target_weights")
+    }
+    return g.node(
+        "TreeEnsembleRegressor",
+        x,
+        domain="ai.onnx.ml",
+        n_targets=1,
+        nodes_modes=np.where(leaf, "LEAF", mode).tolist(),
+        **numbers,
+        **{k: v.tolist() for k, v in columns.items()},
+    )
+
 
 def _leaf(value: float) -> dict:
     "A tree of one leaf"
-    return {"left": [-1], "right": [-1], "feature": [0], "threshold": [0.0], "missing_left": [0], "value": [value]}
+    return {
+        "left": [-1],
+        "right": [-1],
+        "feature": [0],
+        "threshold": [0.0],
+        "missing_left": [0],
+        "value": [value],
+    }
 
 # %% ../../nbs/models/heads.ipynb #39f0a079
 def _sigmoid(g: Graph, margin: str) -> str:
@@ -70,37 +135,59 @@ def _sigmoid(g: Graph, margin: str) -> str:
     size = _cast(g, g.node("Exp", _cast(g, g.node("Neg", margin), DOUBLE)), FLOAT)
     return g.node("Div", np.float32(1), g.node("Add", size, np.float32(1)))
 
-def _exp(g: Graph, margin: str) -> str: return _cast(g, g.node("Exp", _cast(g, margin, DOUBLE)), FLOAT)
-def _same(g: Graph, margin: str) -> str: return margin
+
+def _exp(g: Graph, margin: str) -> str:
+    return _cast(g, g.node("Exp", _cast(g, margin, DOUBLE)), FLOAT)
+
+
+def _same(g: Graph, margin: str) -> str:
+    return margin
+
 
 LINKS = {  # objective of XGBoost -> from base_score to the margin in float32, and the nodes back
     **dict.fromkeys(["binary:logistic", "reg:logistic"], (lambda p: -np.log(1 / p - 1), _sigmoid)),
-    **dict.fromkeys(["reg:squarederror", "reg:absoluteerror", "reg:pseudohubererror"], (lambda p: p, _same)),
+    **dict.fromkeys(
+        ["reg:squarederror", "reg:absoluteerror", "reg:pseudohubererror"], (lambda p: p, _same)
+    ),
     **dict.fromkeys(["count:poisson", "reg:gamma", "reg:tweedie"], (np.log, _exp)),
 }
+
 
 def rounds(estimator):
     "The booster of an estimator, up to the best round"
     booster, best = estimator.get_booster(), getattr(estimator, "best_iteration", None)
     return booster if best is None else booster[: best + 1]
 
+
 def _learner(estimator) -> dict:
     "The learner of an estimator as XGBoost writes it. ParameterError: the graph cannot say the same"
     learner = json.loads(rounds(estimator).save_raw("json"))["learner"]
     kind, objective = learner["gradient_booster"]["name"], learner["objective"]["name"]
     if kind != "gbtree" or objective not in LINKS:
-        raise ParameterError(f"XGBoost with {kind} and {objective} cannot be packaged; accepted: gbtree and {', '.join(LINKS)}.")
+        raise ParameterError(
+            f"XGBoost with {kind} and {objective} cannot be packaged; accepted: gbtree and {', '.join(LINKS)}."
+        )
     if any(any(tree["split_type"]) for tree in learner["gradient_booster"]["model"]["trees"]):
-        raise ParameterError("XGBoost split on its own categories; leave enable_categorical out, the transform makes them features.")
+        raise ParameterError(
+            "XGBoost split on its own categories; leave enable_categorical out, the transform makes them features."
+        )
     missing = getattr(estimator, "missing", np.nan)
-    if not math.isnan(missing): raise ParameterError(f"missing={missing!r} cannot be packaged; accepted: NaN.")
+    if not math.isnan(missing):
+        raise ParameterError(f"missing={missing!r} cannot be packaged; accepted: NaN.")
     return learner
+
 
 def _xgboost_tree(tree: dict) -> dict:
     "A tree of XGBoost's JSON in the columns of `ensemble`; the value of a leaf stands where others have their threshold"
     values = np.array(tree["split_conditions"], np.float32)
-    return {"left": tree["left_children"], "right": tree["right_children"], "feature": tree["split_indices"],
-            "threshold": values, "missing_left": tree["default_left"], "value": values}
+    return {
+        "left": tree["left_children"],
+        "right": tree["right_children"],
+        "feature": tree["split_indices"],
+        "threshold": values,
+        "missing_left": tree["default_left"],
+        "value": values,
+    }
 
 # %% ../../nbs/models/heads.ipynb #cfbb8371
 def _xgboost(g: Graph, x: str, e) -> str:
@@ -113,23 +200,44 @@ def _xgboost(g: Graph, x: str, e) -> str:
 # %% ../../nbs/models/heads.ipynb #907e2553
 def _sklearn_tree(tree, share: float) -> dict:
     "A tree of scikit-learn in the columns of `ensemble`"
-    if tree.n_outputs != 1: raise ParameterError(f"The trees have {tree.n_outputs} targets; accepted: one.")
-    return {"left": tree.children_left, "right": tree.children_right, "feature": tree.feature, "threshold": below(tree.threshold),
-            "missing_left": tree.missing_go_to_left, "value": tree.value[:, 0, -1] * share}
+    if tree.n_outputs != 1:
+        raise ParameterError(f"The trees have {tree.n_outputs} targets; accepted: one.")
+    return {
+        "left": tree.children_left,
+        "right": tree.children_right,
+        "feature": tree.feature,
+        "threshold": below(tree.threshold),
+        "missing_left": tree.missing_go_to_left,
+        "value": tree.value[:, 0, -1] * share,
+    }
+
 
 def _forest(g: Graph, x: str, e) -> str:
     trees = [t.tree_ for t in getattr(e, "estimators_", [e])]
     return ensemble(g, x, [_sklearn_tree(t, 1 / len(trees)) for t in trees], "BRANCH_LEQ")
 
+
 def _histogram_tree(nodes: np.ndarray) -> dict:
     "A tree of HistGradientBoosting in the columns of `ensemble`"
-    if nodes["is_categorical"].any(): raise ParameterError("HistGradientBoosting split on its own categories; leave categorical_features out.")
+    if nodes["is_categorical"].any():
+        raise ParameterError(
+            "HistGradientBoosting split on its own categories; leave categorical_features out."
+        )
     leaf = nodes["is_leaf"].astype(bool)
-    return {"left": np.where(leaf, -1, nodes["left"].astype(int)), "right": nodes["right"].astype(int), "feature": nodes["feature_idx"],
-            "threshold": below(nodes["num_threshold"]), "missing_left": nodes["missing_go_to_left"], "value": nodes["value"]}
+    return {
+        "left": np.where(leaf, -1, nodes["left"].astype(int)),
+        "right": nodes["right"].astype(int),
+        "feature": nodes["feature_idx"],
+        "threshold": below(nodes["num_threshold"]),
+        "missing_left": nodes["missing_go_to_left"],
+        "value": nodes["value"],
+    }
+
 
 def _histogram(g: Graph, x: str, e) -> str:
-    trees = [_histogram_tree(t.nodes) for per_class in e._predictors for t in per_class]  # as sklearn's own export to PMML and ONNX do
+    trees = [
+        _histogram_tree(t.nodes) for per_class in e._predictors for t in per_class
+    ]  # as sklearn's own export to PMML and ONNX do
     back = _sigmoid if hasattr(e, "classes_") else _exp if e.loss in ("poisson", "gamma") else _same
     return back(g, ensemble(g, x, [_leaf(e._baseline_prediction.item()), *trees], "BRANCH_LEQ"))
 
@@ -137,31 +245,68 @@ def _histogram(g: Graph, x: str, e) -> str:
 def _search(g: Graph, x: str, knots: np.ndarray) -> str:
     "(row, 1) int64: how many of the rising `knots` are below `x`, (row, 1) float64"
     left, right, threshold, value = [], [], [], []
+
     def grow(low, high):
         i, leaf, middle = len(left), low == high, (low + high) // 2
-        for column, v in ((left, -1), (right, -1), (threshold, 0.0 if leaf else knots[middle]), (value, low)): column.append(v)
-        if not leaf: left[i], right[i] = grow(low, middle), grow(middle + 1, high)
+        for column, v in (
+            (left, -1),
+            (right, -1),
+            (threshold, 0.0 if leaf else knots[middle]),
+            (value, low),
+        ):
+            column.append(v)
+        if not leaf:
+            left[i], right[i] = grow(low, middle), grow(middle + 1, high)
         return i
+
     grow(0, len(knots))
     none = np.zeros(len(left), int)
-    return _cast(g, ensemble(g, x, [{"left": left, "right": right, "feature": none, "threshold": threshold, "missing_left": none, "value": value}], "BRANCH_LEQ", wide=True), INT64)
+    return _cast(
+        g,
+        ensemble(
+            g,
+            x,
+            [
+                {
+                    "left": left,
+                    "right": right,
+                    "feature": none,
+                    "threshold": threshold,
+                    "missing_left": none,
+                    "value": value,
+                }
+            ],
+            "BRANCH_LEQ",
+            wide=True,
+        ),
+        INT64,
+    )
+
 
 def isotonic(g: Graph, score: str, x: np.ndarray, y: np.ndarray) -> str:
     "Lines between the points (x, y), constant outside"
     at, slope = _search(g, score, x), np.diff(y) / np.diff(x)
-    def pick(table): return g.node("Gather", np.asarray(table, np.float64), at)
+
+    def pick(table):
+        return g.node("Gather", np.asarray(table, np.float64), at)
+
     rise = g.node("Mul", g.node("Sub", score, pick(np.r_[x[0], x])), pick(np.r_[0, slope, 0]))
     return g.node("Add", pick(np.r_[y[0], y]), rise)
+
 
 def _platt(g: Graph, score: str, slope: float, intercept: float) -> str:
     "A line on the log-odds of the score"
     p = g.node("Clip", score, np.float64(EDGE), np.float64(1 - EDGE))
     odds = g.node("Log", g.node("Div", p, g.node("Sub", np.float64(1), p)))
-    return g.node("Sigmoid", g.node("Add", g.node("Mul", odds, np.float64(slope)), np.float64(intercept)))
+    return g.node(
+        "Sigmoid", g.node("Add", g.node("Mul", odds, np.float64(slope)), np.float64(intercept))
+    )
+
 
 def _calibrated(g: Graph, x: str, e) -> str:
     score, c = _cast(g, head(e.estimator)(g, x, e.estimator), DOUBLE), e.calibration
-    if c.kind == "isotonic": return isotonic(g, score, np.asarray(c.x, np.float64), np.asarray(c.y, np.float64))
+    if c.kind == "isotonic":
+        return isotonic(g, score, np.asarray(c.x, np.float64), np.asarray(c.y, np.float64))
     return _platt(g, score, float(c.x[0]), float(c.y[0]))
 
 # %% ../../nbs/models/heads.ipynb #161fa786
@@ -170,60 +315,96 @@ HEADS = {  # class -> (graph, features, estimator) -> (row, 1) the probability o
     **dict.fromkeys(["LinearRegression", "Ridge", "ElasticNet"], _identity),
     **dict.fromkeys(["PoissonRegression", "PoissonRegressor"], _exponential),
     **dict.fromkeys(["BoostedTrees", "XGBClassifier", "XGBRegressor"], _xgboost),
-    **dict.fromkeys(["RandomForestClassifier", "RandomForestRegressor", "ExtraTreesClassifier", "ExtraTreesRegressor",
-                     "DecisionTreeClassifier", "DecisionTreeRegressor"], _forest),
-    **dict.fromkeys(["HistGradientBoostingClassifier", "HistGradientBoostingRegressor"], _histogram),
-    "Network": network_nodes, "Calibrated": _calibrated, "Outside": outside_nodes,
+    **dict.fromkeys(
+        [
+            "RandomForestClassifier",
+            "RandomForestRegressor",
+            "ExtraTreesClassifier",
+            "ExtraTreesRegressor",
+            "DecisionTreeClassifier",
+            "DecisionTreeRegressor",
+        ],
+        _forest,
+    ),
+    **dict.fromkeys(
+        ["HistGradientBoostingClassifier", "HistGradientBoostingRegressor"], _histogram
+    ),
+    "Network": network_nodes,
+    "Calibrated": _calibrated,
+    "Outside": outside_nodes,
     "BaseEstimator": converted_nodes,
 }
+
 
 def head(estimator):
     "The function that writes the nodes of an estimator. ParameterError: there is none"
     found = next((HEADS[c.__name__] for c in type(estimator).__mro__ if c.__name__ in HEADS), None)
     if not found:
-        raise ParameterError(f"{type(estimator).__name__} cannot be packaged; accepted: an estimator of scikit-learn or scalai_nb, XGBoost's, a torch.nn.Module, or ONNX.")
+        raise ParameterError(
+            f"{type(estimator).__name__} cannot be packaged; accepted: an estimator of scikit-learn or scalai_nb, XGBoost's, a torch.nn.Module, or ONNX."
+        )
     return found
+
 
 def model_of(estimator, features: int, output: str | None = None):
     "The estimator itself, or a model from outside: a torch.nn.Module, an onnx.ModelProto, its bytes or its path"
     kinds = {c.__name__ for c in type(estimator).__mro__}
-    if output not in (None, *OUTPUTS): raise ParameterError(f"output={output!r} is not known; accepted: {', '.join(OUTPUTS)}.")
-    if kinds & {"ModelProto", "bytes", "str", "Path"}: return from_onnx(estimator, features, output or "probability")
-    if "Module" in kinds: return from_torch(estimator, features, output or "probability")
-    if output: raise ParameterError(f"output={output!r} is for a model from outside; {type(estimator).__name__} says itself what it gives.")
+    if output not in (None, *OUTPUTS):
+        raise ParameterError(f"output={output!r} is not known; accepted: {', '.join(OUTPUTS)}.")
+    if kinds & {"ModelProto", "bytes", "str", "Path"}:
+        return from_onnx(estimator, features, output or "probability")
+    if "Module" in kinds:
+        return from_torch(estimator, features, output or "probability")
+    if output:
+        raise ParameterError(
+            f"output={output!r} is for a model from outside; {type(estimator).__name__} says itself what it gives."
+        )
     return estimator
 
 # %% ../../nbs/models/heads.ipynb #2b51500c
 def gives(estimator) -> str:
     "`probability` of the positive class, or a predicted `value`"
-    if isinstance(estimator, Outside): return "value" if estimator.output == "value" else "probability"
+    if isinstance(estimator, Outside):
+        return "value" if estimator.output == "value" else "probability"
     return "probability" if hasattr(estimator, "classes_") else "value"
+
 
 def score(
     estimator,
-    X,            # (row, feature) float32 DataArray with the names of the features
+    X,  # (row, feature) float32 DataArray with the names of the features
 ) -> np.ndarray:  # (row,)
     "The scores of an estimator by its own library"
-    if isinstance(estimator, Outside): return estimator.scores(X.values)
+    if isinstance(estimator, Outside):
+        return estimator.scores(X.values)
     X = X.to_pandas() if hasattr(estimator, "feature_names_in_") else X.values
     with np.errstate(over="ignore", invalid="ignore"):  # of infinite features
-        return estimator.predict_proba(X)[:, 1] if gives(estimator) == "probability" else np.ravel(estimator.predict(X))
+        return (
+            estimator.predict_proba(X)[:, 1]
+            if gives(estimator) == "probability"
+            else np.ravel(estimator.predict(X))
+        )
 
 # %% ../../nbs/models/heads.ipynb #7811c5bb
 def _two_classes(e):
     "ParameterError unless a classifier has two classes and their probabilities"
-    if (n := len(getattr(e, "classes_", "  "))) != 2: raise ParameterError(f"{type(e).__name__} has {n} classes; accepted: two.")
+    if (n := len(getattr(e, "classes_", "  "))) != 2:
+        raise ParameterError(f"{type(e).__name__} has {n} classes; accepted: two.")
     if hasattr(e, "classes_") and not hasattr(e, "predict_proba"):
-        raise ParameterError(f"{type(e).__name__} gives no probabilities; calibrate it, say by sn.train(…, calibrate='sigmoid').")
+        raise ParameterError(
+            f"{type(e).__name__} gives no probabilities; calibrate it, say by sn.train(…, calibrate='sigmoid')."
+        )
+
 
 def graph(
     transform: Transform,  # fitted
-    estimator,             # fitted on its features; an estimator, or `Outside`
-) -> bytes:                # a serialised ONNX model: raw columns, each (row, 1) -> score, (row, 1) float32
+    estimator,  # fitted on its features; an estimator, or `Outside`
+) -> bytes:  # a serialised ONNX model: raw columns, each (row, 1) -> score, (row, 1) float32
     "Write the transform and the estimator as one ONNX graph. ParameterError: the two do not fit, or the kind is not known"
     nodes, columns = head(estimator), inputs(transform)
     if (n := getattr(estimator, "n_features_in_", None)) != (m := len(transform.feature_names)):
-        raise ParameterError(f"The estimator has {n} features and the transform {m}; fit it on transform(ds).")
+        raise ParameterError(
+            f"The estimator has {n} features and the transform {m}; fit it on transform(ds)."
+        )
     _two_classes(estimator)
     result = nodes(g := Graph(), feature_nodes(g, transform), estimator)
     return finished(g, columns, _cast(g, result, FLOAT)).SerializeToString()

@@ -15,15 +15,24 @@ from pathlib import Path
 from ..errors import ModelMismatch
 
 # %% ../../nbs/models/history.ipynb #8db973d0
-def _hash(record: dict) -> str: return sha256(json.dumps({k: v for k, v in record.items() if k != "hash"}, sort_keys=True).encode()).hexdigest()
+def _hash(record: dict) -> str:
+    return sha256(
+        json.dumps({k: v for k, v in record.items() if k != "hash"}, sort_keys=True).encode()
+    ).hexdigest()
+
 
 def lines(path: Path) -> list[dict]:
     "The records of a history; ModelMismatch where a line cannot be read"
     records = []
     for i, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
-        try: records.append(json.loads(line))
-        except ValueError: raise ModelMismatch(f"{path} line {i} is not what was written; restore the file from a backup.") from None
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            raise ModelMismatch(
+                f"{path} line {i} is not what was written; restore the file from a backup."
+            ) from None
     return records
+
 
 def append(path: Path, record: dict):
     "Add `record` to the chain and to the disk"
@@ -33,30 +42,37 @@ def append(path: Path, record: dict):
     with open(path, "ab", buffering=0) as f:
         end, line = f.tell(), json.dumps(record).encode() + b"\n"
         try:
-            if f.write(line) < len(line): raise OSError(errno.ENOSPC, "No space left for the history", str(path))
+            if f.write(line) < len(line):
+                raise OSError(errno.ENOSPC, "No space left for the history", str(path))
             os.fsync(f.fileno())
         except OSError:
             f.truncate(end)
             raise
 
+
 def champions(records: list[dict]) -> list[int]:
     "The champions that one can go back through, the present one last: a promotion puts one on top, a rollback takes one off"
     stack = []
     for r in (r for r in records if r["alias"] == "champion"):  # a verdict gives no alias
-        if r["former"] and stack[-1:] != [r["former"]]: stack.append(r["former"])
-        if r["action"] == "promote": stack.append(r["version"])
-        else: stack.pop()
+        if r["former"] and stack[-1:] != [r["former"]]:
+            stack.append(r["former"])
+        if r["action"] == "promote":
+            stack.append(r["version"])
+        else:
+            stack.pop()
     return stack
 
 # %% ../../nbs/models/history.ipynb #4d4702e6
 def unbroken(
-    path: Path,           # of the history, for the message
+    path: Path,  # of the history, for the message
     records: list[dict],
 ) -> list[dict]:
     "The records, if each follows from the one before. ModelMismatch: names the first that does not"
     before = ""
     for i, record in enumerate(records, 1):
         if record.get("before") != before or record.get("hash") != _hash(record):
-            raise ModelMismatch(f"{path} line {i} is not what was written; restore the file from a backup.")
+            raise ModelMismatch(
+                f"{path} line {i} is not what was written; restore the file from a backup."
+            )
         before = record["hash"]
     return records

@@ -14,29 +14,68 @@ from .pruning import furthest, tensor
 from .quantise import DoesNotApply, arrays, layers, put, replaced, tidy
 
 # %% ../../nbs/models/neurons.ipynb #5d7c360e
-ALONE = {"Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "ThresholdedRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Softplus", "Softsign", "Mish",
-         "Gelu", "Erf", "Exp", "Abs", "Neg", "Sqrt", "Clip", "Identity", "Dropout", "Cast", "Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "BatchNormalization"}
+ALONE = {
+    "Relu",
+    "LeakyRelu",
+    "PRelu",
+    "Elu",
+    "Selu",
+    "Celu",
+    "ThresholdedRelu",
+    "Sigmoid",
+    "HardSigmoid",
+    "HardSwish",
+    "Tanh",
+    "Softplus",
+    "Softsign",
+    "Mish",
+    "Gelu",
+    "Erf",
+    "Exp",
+    "Abs",
+    "Neg",
+    "Sqrt",
+    "Clip",
+    "Identity",
+    "Dropout",
+    "Cast",
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Pow",
+    "Max",
+    "Min",
+    "BatchNormalization",
+}
+
 
 @dataclass(frozen=True)
 class Hidden:
     "Neurons between two layers of a tidy graph"
-    weight: str     # the matrix that feeds them
-    outputs: int    # its dimension that counts them
+
+    weight: str  # the matrix that feeds them
+    outputs: int  # its dimension that counts them
     between: tuple  # constants with a number for each, say biases
     reader: object  # the node that reads them, a MatMul or Gemm
-    read: str       # its matrix
-    inputs: int     # its dimension that counts them
-    size: int       # how many there are
+    read: str  # its matrix
+    inputs: int  # its dimension that counts them
+    size: int  # how many there are
+
 
 def _between(start: str, size: int, readers: dict, known: dict):
     "The layer that alone reads what `start` becomes, and the constants on the way; None where there is no such"
     mine, todo, found, constants = {start}, [start], [], set()
     while todo:
         for node in readers.get(todo.pop(), ()):
-            if node.op_type in ("MatMul", "Gemm") and node.input[0] in mine: found += [node] if node not in found else []
-            elif node.op_type not in ALONE or not all(x in mine or x in known or not x for x in node.input):
+            if node.op_type in ("MatMul", "Gemm") and node.input[0] in mine:
+                found += [node] if node not in found else []
+            elif node.op_type not in ALONE or not all(
+                x in mine or x in known or not x for x in node.input
+            ):
                 waiting = [x for x in node.input if x and x not in mine and x not in known]
-                if node.op_type in ALONE and waiting: continue  # its other input may come from these neurons too, later
+                if node.op_type in ALONE and waiting:
+                    continue  # its other input may come from these neurons too, later
                 return None
             else:
                 constants |= {x for x in node.input if x in known and known[x].size > 1}
@@ -51,31 +90,57 @@ def _between(start: str, size: int, readers: dict, known: dict):
 def _plain(node) -> bool:
     "Whether a Gemm is a product and a sum, as it nearly always is"
     a = {x.name: x for x in node.attribute}
-    return all(a[n].f == 1 for n in ("alpha", "beta") if n in a) and not ("transA" in a and a["transA"].i)
+    return all(a[n].f == 1 for n in ("alpha", "beta") if n in a) and not (
+        "transA" in a and a["transA"].i
+    )
+
 
 def hidden(model) -> list[Hidden]:
     "The neurons of a tidy graph that can go. DoesNotApply: there are none"
     known, readers, found, outputs = arrays(model), {}, [], {o.name for o in model.graph.output}
     for node in model.graph.node:
-        for x in {*node.input}: readers.setdefault(x, []).append(node)
-    alone = {layer.weight: layer for layer in layers(model, ("MatMul", "Gemm")) if len(readers[layer.weight]) == 1 and _plain(layer.node)}
+        for x in {*node.input}:
+            readers.setdefault(x, []).append(node)
+    alone = {
+        layer.weight: layer
+        for layer in layers(model, ("MatMul", "Gemm"))
+        if len(readers[layer.weight]) == 1 and _plain(layer.node)
+    }
     for weight, layer in alone.items():
         size = known[weight].shape[layer.outputs]
         path = _between(layer.node.output[0], size, readers, known)
-        if not path or not _plain(path[0]) or layer.node.output[0] in outputs: continue
+        if not path or not _plain(path[0]) or layer.node.output[0] in outputs:
+            continue
         reader, constants = path
         bias = tuple(x for x in layer.node.input[2:] if x and known[x].size == size)
         across = any(a.name == "transB" and a.i for a in reader.attribute)
-        if len(readers[reader.input[1]]) == 1 and reader.input[1] in known and all(len(readers[c]) == 1 for c in (*constants, *bias)):
-            found.append(Hidden(weight, layer.outputs, (*bias, *constants), reader, reader.input[1], int(across), size))
-    if not found: raise DoesNotApply("no layer of it is read by just one other, so no neuron can be taken out")
+        if (
+            len(readers[reader.input[1]]) == 1
+            and reader.input[1] in known
+            and all(len(readers[c]) == 1 for c in (*constants, *bias))
+        ):
+            found.append(
+                Hidden(
+                    weight,
+                    layer.outputs,
+                    (*bias, *constants),
+                    reader,
+                    reader.input[1],
+                    int(across),
+                    size,
+                )
+            )
+    if not found:
+        raise DoesNotApply(
+            "no layer of it is read by just one other, so no neuron can be taken out"
+        )
     return found
 
 # %% ../../nbs/models/neurons.ipynb #51d9daf9
 def surgeon(
-    G,             # (neuron, neuron) covariance of their outputs
-    W,             # (neuron, output) weights of their reader
-) -> tuple:        # order (neuron,): who goes, first to last; error (neuron,): the squared error of the reader after each went
+    G,  # (neuron, neuron) covariance of their outputs
+    W,  # (neuron, output) weights of their reader
+) -> tuple:  # order (neuron,): who goes, first to last; error (neuron,): the squared error of the reader after each went
     "The order in which neurons can be spared"
     n, W = len(G), np.float64(W).copy()
     P = np.linalg.inv(G + np.eye(n) * (1e-6 * np.trace(G) / n + 1e-12))
@@ -83,17 +148,21 @@ def surgeon(
     for _ in range(n):
         cost = np.where(alive, (W**2).sum(1) / np.where(alive, P.diagonal(), 1), np.inf)
         j = int(cost.argmin())
-        order.append(j); error.append(cost[j]); alive[j] = False
+        order.append(j)
+        error.append(cost[j])
+        alive[j] = False
         column = P[:, j] / P[j, j]
         W -= np.outer(column, W[j])
         P -= np.outer(column, P[j])
     return np.array(order), np.cumsum(error)
 
+
 def refitted(
-    G, mean,       # (neuron, neuron) and (neuron,): covariance and mean of their outputs
-    W,             # (neuron, output) weights of their reader
-    keep,          # indices of the neurons that stay
-) -> tuple:        # (kept, output) weights and (output,) bias
+    G,
+    mean,  # (neuron, neuron) and (neuron,): covariance and mean of their outputs
+    W,  # (neuron, output) weights of their reader
+    keep,  # indices of the neurons that stay
+) -> tuple:  # (kept, output) weights and (output,) bias
     "The weights with which the neurons that stay say what all said, by least squares"
     gone = np.setdiff1d(np.arange(len(G)), keep)
     near = G[np.ix_(keep, keep)] + np.eye(len(keep)) * (1e-6 * np.trace(G) / len(G) + 1e-12)
@@ -104,6 +173,7 @@ def refitted(
 def _biased(model, reader, bias):
     "Add `bias` to what the layer `reader` gives"
     from onnx import helper
+
     known, out = arrays(model), reader.output[0]
     if reader.op_type == "Gemm":
         name = reader.input[2] if len(reader.input) > 2 and reader.input[2] else f"{out}/bias"
@@ -114,24 +184,31 @@ def _biased(model, reader, bias):
     node = type(reader)()
     node.CopyFrom(reader)
     node.output[0] = f"{out}/product"
-    replaced(model, reader, [node, helper.make_node("Add", [f"{out}/product", f"{out}/bias"], [out])])
+    replaced(
+        model, reader, [node, helper.make_node("Add", [f"{out}/product", f"{out}/bias"], [out])]
+    )
+
 
 def _without(model, h: Hidden, keep, weights, bias):
     "Leave the neurons `keep` of `h`, with new weights of their reader"
     known = arrays(model)
     put(model, h.weight, known[h.weight].take(keep, h.outputs))
-    for name in h.between: put(model, name, known[name].take(keep, -1))
+    for name in h.between:
+        put(model, name, known[name].take(keep, -1))
     put(model, h.read, (weights.T if h.inputs else weights).astype(np.float32))
     _biased(model, h.reader, bias)
 
 # %% ../../nbs/models/neurons.ipynb #5543e8b4
-def _found(model, weight: str) -> Hidden: return next(h for h in hidden(model) if h.weight == weight)
+def _found(model, weight: str) -> Hidden:
+    return next(h for h in hidden(model) if h.weight == weight)
+
 
 STEPS = np.geomspace(1e-5, 0.5, 48)  # shares of variance
 
+
 def fewer_neurons(
     model,
-    rows,       # `arrays` (inputs of the graph) and `fits(model) -> bool`
+    rows,  # `arrays` (inputs of the graph) and `fits(model) -> bool`
     most=8192,  # rows that neurons are heard with
 ):
     "The fewest neurons that are still good enough"
@@ -139,13 +216,25 @@ def fewer_neurons(
     known = arrays(model)
     for h in hidden(model):
         said = np.float64(tensor(model, h.reader.input[0], inputs)).reshape(-1, h.size)
-        G, W = np.cov(said.T).reshape(h.size, h.size), np.float64(known[h.read].T if h.inputs else known[h.read])
+        G, W = (
+            np.cov(said.T).reshape(h.size, h.size),
+            np.float64(known[h.read].T if h.inputs else known[h.read]),
+        )
         order, error = surgeon(G, W)
-        plans.append((h.weight, G, said.mean(0), W, order, error / max(np.trace(W.T @ G @ W), 1e-30)))
+        plans.append(
+            (h.weight, G, said.mean(0), W, order, error / max(np.trace(W.T @ G @ W), 1e-30))
+        )
+
     def cut(i):
         small = tidy(model)
         for weight, G, mean, W, order, error in plans:
             gone = min(int((error <= STEPS[i - 1]).sum()), len(G) - 1)
-            _without(small, _found(small, weight), keep := np.sort(order[gone:]), *refitted(G, mean, W, keep))
+            _without(
+                small,
+                _found(small, weight),
+                keep := np.sort(order[gone:]),
+                *refitted(G, mean, W, keep),
+            )
         return small
+
     return furthest(cut, len(STEPS), rows.fits)

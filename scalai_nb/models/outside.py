@@ -20,102 +20,190 @@ from .graph import DOUBLE, FLOAT, Graph
 from .runtime import session
 
 # %% ../../nbs/models/outside.ipynb #8271d388
-OUTPUTS = ("probability", "log_odds", "value")  # what a model from outside gives: of the positive class, of the positive class, or a prediction
-OLDEST = 13                                     # opset from which the nodes of the transform mean what they mean today
+OUTPUTS = (
+    "probability",
+    "log_odds",
+    "value",
+)  # what a model from outside gives: of the positive class, of the positive class, or a prediction
+OLDEST = 13  # opset from which the nodes of the transform mean what they mean today
+
 
 @dataclass(frozen=True)
 class Outside:
     "A model from outside: ONNX, and how its own library runs it"
-    proto: object = field(repr=False)  # onnx.ModelProto: (row, feature) float32 or float64 -> (row,), (row, 1) or (row, 2)
-    run: object = field(repr=False)    # (row, feature) float32 -> the same
-    n_features_in_: int
-    output: str = "probability"        # one of OUTPUTS
-    library: str = "onnx"              # where it comes from
-    called: str = "ONNX"               # what a card calls it
 
-    def scores(self, X) -> np.ndarray: "(row,) float64 as its own library gives them"; return _scores(np.asarray(self.run(X), np.float64), self.output)
+    proto: object = field(
+        repr=False
+    )  # onnx.ModelProto: (row, feature) float32 or float64 -> (row,), (row, 1) or (row, 2)
+    run: object = field(repr=False)  # (row, feature) float32 -> the same
+    n_features_in_: int
+    output: str = "probability"  # one of OUTPUTS
+    library: str = "onnx"  # where it comes from
+    called: str = "ONNX"  # what a card calls it
+
+    def scores(self, X) -> np.ndarray:
+        "(row,) float64 as its own library gives them"
+        return _scores(np.asarray(self.run(X), np.float64), self.output)
+
 
 def _scores(y: np.ndarray, output: str) -> np.ndarray:
     "(row,) scores of an output (row,), (row, 1) or (row, 2)"
-    if y.ndim == 2 and y.shape[1] == 2: y = y[:, 1] - y[:, 0] if output == "log_odds" else y[:, 1]
+    if y.ndim == 2 and y.shape[1] == 2:
+        y = y[:, 1] - y[:, 0] if output == "log_odds" else y[:, 1]
     y = y.reshape(-1)
-    with np.errstate(over="ignore"): return 1 / (1 + np.exp(-y)) if output == "log_odds" else y
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-y)) if output == "log_odds" else y
 
 # %% ../../nbs/models/outside.ipynb #505917b0
 def _loaded(given):
     "The onnx.ModelProto that a path, bytes or a ModelProto holds, of an opset that the transform has. ParameterError"
     import onnx
     from onnx import inliner, version_converter
+
     place = given if isinstance(given, str | Path) else "The model"
-    if isinstance(given, str | Path) and not Path(given).is_file(): raise ParameterError(f"{place} does not exist; give the path of an ONNX file.")
+    if isinstance(given, str | Path) and not Path(given).is_file():
+        raise ParameterError(f"{place} does not exist; give the path of an ONNX file.")
     try:
-        proto = onnx.load(given) if isinstance(given, str | Path) else onnx.load_from_string(given) if isinstance(given, bytes) else given
-        if not proto.graph.node: raise ValueError("it has no nodes")
+        proto = (
+            onnx.load(given)
+            if isinstance(given, str | Path)
+            else onnx.load_from_string(given)
+            if isinstance(given, bytes)
+            else given
+        )
+        if not proto.graph.node:
+            raise ValueError("it has no nodes")
         proto = inliner.inline_local_functions(proto)
-        version = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), OLDEST)
+        version = next(
+            (o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), OLDEST
+        )
         return proto if version >= OLDEST else version_converter.convert_version(proto, OLDEST)
     except Exception as e:  # protobuf, onnx's C++ and its converter raise what they like
-        raise ParameterError(f"{place} is no ONNX model of opset {OLDEST} or later ({e}); export it again.".replace("\n", " ")) from e
+        raise ParameterError(
+            f"{place} is no ONNX model of opset {OLDEST} or later ({e}); export it again.".replace(
+                "\n", " "
+            )
+        ) from e
+
 
 def _port(values, place: str, names: str, wanted: str):
     "The one of the inputs or outputs that holds floats, and its ONNX type"
     floats = [v for v in values if v.type.tensor_type.elem_type in (FLOAT, DOUBLE)]
-    if len(floats) > 1: floats = [v for v in floats if "prob" in v.name.lower()]
-    if len(floats) == 1: return floats[0].name, floats[0].type.tensor_type.elem_type
-    kinds = ", ".join(f"{v.name} ({v.type.WhichOneof('value')} {v.type.tensor_type.elem_type})" for v in values) or "none"
-    raise ParameterError(f"{place} has the {names} {kinds}; accepted: {wanted}. A classifier of scikit-learn is exported with zipmap=False.")
+    if len(floats) > 1:
+        floats = [v for v in floats if "prob" in v.name.lower()]
+    if len(floats) == 1:
+        return floats[0].name, floats[0].type.tensor_type.elem_type
+    kinds = (
+        ", ".join(
+            f"{v.name} ({v.type.WhichOneof('value')} {v.type.tensor_type.elem_type})"
+            for v in values
+        )
+        or "none"
+    )
+    raise ParameterError(
+        f"{place} has the {names} {kinds}; accepted: {wanted}. A classifier of scikit-learn is exported with zipmap=False."
+    )
 
 # %% ../../nbs/models/outside.ipynb #5038fc52
 def from_onnx(
-    given,                      # path, bytes or onnx.ModelProto
-    features: int,              # of the transform
+    given,  # path, bytes or onnx.ModelProto
+    features: int,  # of the transform
     output: str = "probability",
 ) -> Outside:
     "A model that another library exported. ParameterError: it does not take the features, or ONNX Runtime cannot run it"
     proto = _loaded(given)
     held = {c.name for c in proto.graph.initializer}
     taken = [v for v in proto.graph.input if v.name not in held]
-    if len(taken) != 1: raise ParameterError(f"The ONNX model has the inputs {', '.join(v.name for v in taken) or 'none'}; accepted: one, (row, feature).")
+    if len(taken) != 1:
+        raise ParameterError(
+            f"The ONNX model has the inputs {', '.join(v.name for v in taken) or 'none'}; accepted: one, (row, feature)."
+        )
     name, kind = _port(taken, "The ONNX model", "inputs", "one of float32, (row, feature)")
-    result, _ = _port(proto.graph.output, "The ONNX model", "outputs", "one of floats, or one whose name has `prob` in it")
+    result, _ = _port(
+        proto.graph.output,
+        "The ONNX model",
+        "outputs",
+        "one of floats, or one whose name has `prob` in it",
+    )
     shape = taken[0].type.tensor_type.shape.dim
     if len(shape) == 2 and shape[1].dim_value not in (0, features):
-        raise ParameterError(f"The ONNX model takes {shape[1].dim_value} features and the transform makes {features}; fit it on transform(ds).")
+        raise ParameterError(
+            f"The ONNX model takes {shape[1].dim_value} features and the transform makes {features}; fit it on transform(ds)."
+        )
     run = _runner(proto, name, kind, result)
-    try: y = run(np.zeros((3, features), np.float32))
+    try:
+        y = run(np.zeros((3, features), np.float32))
     except Exception as e:  # onnxruntime's exceptions share no class
-        raise ParameterError(f"The ONNX model fails on three rows ({e}); export it with a first dimension that is dynamic.".replace("\n", " ")) from e
+        raise ParameterError(
+            f"The ONNX model fails on three rows ({e}); export it with a first dimension that is dynamic.".replace(
+                "\n", " "
+            )
+        ) from e
     if y.shape not in ((3,), (3, 1), (3, 2)):
-        raise ParameterError(f"The ONNX model gives {y.shape} for 3 rows; accepted: one score a row, or the shares of two classes.")
-    return Outside(proto, run, features, output, called=f"ONNX by {proto.producer_name}" if proto.producer_name else "ONNX")
+        raise ParameterError(
+            f"The ONNX model gives {y.shape} for 3 rows; accepted: one score a row, or the shares of two classes."
+        )
+    return Outside(
+        proto,
+        run,
+        features,
+        output,
+        called=f"ONNX by {proto.producer_name}" if proto.producer_name else "ONNX",
+    )
+
 
 def _runner(proto, name: str, kind: int, result: str):
     "(row, feature) -> the result, by ONNX Runtime. ParameterError: it cannot run the model"
-    try: ready = session(proto.SerializeToString())
-    except Exception as e: raise ParameterError(f"ONNX Runtime cannot run the model ({e}); export it with a lower opset, or other operators.".replace("\n", " ")) from e
+    try:
+        ready = session(proto.SerializeToString())
+    except Exception as e:
+        raise ParameterError(
+            f"ONNX Runtime cannot run the model ({e}); export it with a lower opset, or other operators.".replace(
+                "\n", " "
+            )
+        ) from e
     return lambda X: ready.run([result], {name: X.astype(np.float64) if kind == DOUBLE else X})[0]
 
 # %% ../../nbs/models/outside.ipynb #5a095063
 def _inlined(g: Graph, x: str, proto) -> str:
     "The name of the result of a model on the features `x`"
     from onnx import compose
+
     held = {c.name for c in proto.graph.initializer}
-    name, kind = _port([v for v in proto.graph.input if v.name not in held], "The model", "inputs", "one")
+    name, kind = _port(
+        [v for v in proto.graph.input if v.name not in held], "The model", "inputs", "one"
+    )
     result, _ = _port(proto.graph.output, "The model", "outputs", "one")
     prefix = f"/outside{len(g.nodes)}/"
     inner = compose.add_prefix(proto, prefix)
-    g.opsets |= {o.domain if o.domain != "ai.onnx" else "": max(o.version, 3) if o.domain == "ai.onnx.ml" else o.version for o in inner.opset_import}
+    g.opsets |= {
+        o.domain if o.domain != "ai.onnx" else "": max(o.version, 3)
+        if o.domain == "ai.onnx.ml"
+        else o.version
+        for o in inner.opset_import
+    }
     g.node("Cast", x, to=kind, output=prefix + name)
     g.nodes += inner.graph.node
     g.constants += inner.graph.initializer
     return prefix + result
 
+
 def outside_nodes(g: Graph, x: str, e: Outside) -> str:
     y = g.node("Cast", _inlined(g, x, e.proto), to=FLOAT)
-    width = np.ndim(first := e.run(np.zeros((1, e.n_features_in_), np.float32))) == 2 and np.shape(first)[1] == 2
-    if width and e.output == "log_odds": y = g.node("Sub", g.node("Gather", y, np.array([1]), axis=1), g.node("Gather", y, np.array([0]), axis=1))
-    elif width: y = g.node("Gather", y, np.array([1]), axis=1)
-    else: y = g.node("Reshape", y, np.array([-1, 1]))
+    width = (
+        np.ndim(first := e.run(np.zeros((1, e.n_features_in_), np.float32))) == 2
+        and np.shape(first)[1] == 2
+    )
+    if width and e.output == "log_odds":
+        y = g.node(
+            "Sub",
+            g.node("Gather", y, np.array([1]), axis=1),
+            g.node("Gather", y, np.array([0]), axis=1),
+        )
+    elif width:
+        y = g.node("Gather", y, np.array([1]), axis=1)
+    else:
+        y = g.node("Reshape", y, np.array([-1, 1]))
     return g.node("Sigmoid", y) if e.output == "log_odds" else y
 
 # %% ../../nbs/models/outside.ipynb #930bc66b
@@ -129,36 +217,85 @@ def _quiet():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    finally: logger.setLevel(before)
+    finally:
+        logger.setLevel(before)
 
-def _first(error) -> str: "The first line of what an error says"; return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+def _first(error) -> str:
+    "The first line of what an error says"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
 
 def from_torch(module, features: int, output: str = "probability") -> Outside:
     "A trained `torch.nn.Module`: (row, feature) float32 -> (row,), (row, 1) or (row, 2)"
-    try: import torch, onnxscript  # noqa: F401
-    except ImportError as e: raise extra(e.name, "torch") from e
+    try:
+        import torch, onnxscript  # noqa: F401
+    except ImportError as e:
+        raise extra(e.name, "torch") from e
     module = deepcopy(module).cpu().eval()
     try:
         with _quiet(), torch.no_grad():
-            program = torch.onnx.export(module, (torch.zeros(2, features),), dynamo=True, dynamic_shapes=({0: torch.export.Dim("row")},), opset_version=18, verbose=False)
+            program = torch.onnx.export(
+                module,
+                (torch.zeros(2, features),),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("row")},),
+                opset_version=18,
+                verbose=False,
+            )
     except Exception as e:  # torch's exporter raises its own and whatever the module raises
-        raise ParameterError(f"PyTorch cannot export {type(module).__name__} ({_first(e)}); accepted: a module that torch.onnx.export takes.") from e
+        raise ParameterError(
+            f"PyTorch cannot export {type(module).__name__} ({_first(e)}); accepted: a module that torch.onnx.export takes."
+        ) from e
+
     def run(X):
-        with torch.no_grad(): return module(torch.from_numpy(np.ascontiguousarray(X))).numpy()
-    return Outside(from_onnx(program.model_proto, features, output).proto, run, features, output, "torch", type(module).__name__)
+        with torch.no_grad():
+            return module(torch.from_numpy(np.ascontiguousarray(X))).numpy()
+
+    return Outside(
+        from_onnx(program.model_proto, features, output).proto,
+        run,
+        features,
+        output,
+        "torch",
+        type(module).__name__,
+    )
+
 
 def network_nodes(g: Graph, x: str, e) -> str:
-    return outside_nodes(g, x, from_torch(e.module_, e.n_features_in_, "log_odds" if hasattr(e, "classes_") else "value"))
+    return outside_nodes(
+        g,
+        x,
+        from_torch(e.module_, e.n_features_in_, "log_odds" if hasattr(e, "classes_") else "value"),
+    )
 
 # %% ../../nbs/models/outside.ipynb #55367587
 def converted_nodes(g: Graph, x: str, e) -> str:
     "Any other estimator of scikit-learn"
-    try: import skl2onnx
-    except ImportError as error: raise extra("skl2onnx", "convert") from error
-    from skl2onnx.common.data_types import FloatTensorType
-    opsets, options = {"": min(21, skl2onnx.__max_supported_opset__), "ai.onnx.ml": 3}, {id(e): {"zipmap": False}} if hasattr(e, "classes_") else None
     try:
-        with _quiet(): proto = skl2onnx.to_onnx(e, initial_types=[("x", FloatTensorType([None, e.n_features_in_]))], target_opset=opsets, options=options)
+        import skl2onnx
+    except ImportError as error:
+        raise extra("skl2onnx", "convert") from error
+    from skl2onnx.common.data_types import FloatTensorType
+
+    opsets, options = (
+        {"": min(21, skl2onnx.__max_supported_opset__), "ai.onnx.ml": 3},
+        {id(e): {"zipmap": False}} if hasattr(e, "classes_") else None,
+    )
+    try:
+        with _quiet():
+            proto = skl2onnx.to_onnx(
+                e,
+                initial_types=[("x", FloatTensorType([None, e.n_features_in_]))],
+                target_opset=opsets,
+                options=options,
+            )
     except Exception as error:
-        raise ParameterError(f"{type(e).__name__} cannot be packaged: skl2onnx says {_first(error)}") from error
-    return outside_nodes(g, x, from_onnx(proto, e.n_features_in_, "probability" if hasattr(e, "classes_") else "value"))
+        raise ParameterError(
+            f"{type(e).__name__} cannot be packaged: skl2onnx says {_first(error)}"
+        ) from error
+    return outside_nodes(
+        g,
+        x,
+        from_onnx(proto, e.n_features_in_, "probability" if hasattr(e, "classes_") else "value"),
+    )

@@ -35,29 +35,43 @@ from .runtime import FILES, FORMAT, OPTIONAL, contents, same_scores, session
 # %% ../../nbs/models/package.ipynb #c7c4cf9b
 BATCH = 2_000  # rows from which the booster is faster than the graph, or several threads than one
 
+
 def _blocks(ds, rows: int):
     "`ds` in memory, block by block; a chunk on Dask is computed once"
-    if ds.sizes["row"] <= rows and not is_dask_collection(ds): yield ds; return  # what follows takes half a millisecond, and one row should not
+    if ds.sizes["row"] <= rows and not is_dask_collection(ds):
+        yield ds
+        return  # what follows takes half a millisecond, and one row should not
     ds, start = ds.unify_chunks(), 0
     for size in ds.chunksizes.get("row", (ds.sizes["row"],)):
         part = ds.isel(row=slice(start, start + size)).compute()
         yield from (part.isel(row=slice(a, a + rows)) for a in range(0, size, rows))
         start += size
 
+
 def _twin(data: bytes | None, graph: bytes):
     "The booster and its calibration, None: there is none, it is of another graph, or XGBoost is not installed or too old"
-    if not data or not find_spec("xgboost"): return None
+    if not data or not find_spec("xgboost"):
+        return None
     from xgboost import Booster
     from xgboost.core import XGBoostError
-    try: booster = Booster({"nthread": 1}, model_file=bytearray(data))  # as `predict` has threads of its own, which need not wait for each other
-    except XGBoostError: return None  # a later XGBoost wrote it; the graph can do the same
-    if booster.attr("graph") != sha256(graph).hexdigest(): return None
+
+    try:
+        booster = Booster(
+            {"nthread": 1}, model_file=bytearray(data)
+        )  # as `predict` has threads of its own, which need not wait for each other
+    except XGBoostError:
+        return None  # a later XGBoost wrote it; the graph can do the same
+    if booster.attr("graph") != sha256(graph).hexdigest():
+        return None
     return booster, _calibration(booster.attr("calibration"))
+
 
 def _calibration(text: str | None):
     "The calibration that a booster carries as JSON; what changes nothing where there is none"
-    if not text: return lambda score: score
+    if not text:
+        return lambda score: score
     from scalai_nb.learn.calibration import Calibration
+
     d = json.loads(text)
     return Calibration(d["kind"], np.array(d["x"]), np.array(d["y"]))
 
@@ -65,48 +79,85 @@ def _calibration(text: str | None):
 @dataclass(frozen=True, eq=False)
 class Model:
     "A model package: raw columns in; the probability of the positive class out, or the prediction of a regression"
+
     name: str
-    graph: bytes = field(repr=False)          # ONNX
+    graph: bytes = field(repr=False)  # ONNX
     transform: Transform = field(repr=False)
-    card: dict = field(repr=False)            # what it is, for whom, how good, from what
-    examples: dict = field(repr=False)        # rows and the scores that the estimator gave them
-    contract: object = field(default=None, repr=False)  # data.contract.Contract of the data it learnt from
-    booster: bytes | None = field(default=None, repr=False)        # XGBoost's UBJSON, for many rows
-    summary_file: bytes | None = field(default=None, repr=False)   # `compute.state` of the Summary of the training rows
+    card: dict = field(repr=False)  # what it is, for whom, how good, from what
+    examples: dict = field(repr=False)  # rows and the scores that the estimator gave them
+    contract: object = field(
+        default=None, repr=False
+    )  # data.contract.Contract of the data it learnt from
+    booster: bytes | None = field(default=None, repr=False)  # XGBoost's UBJSON, for many rows
+    summary_file: bytes | None = field(
+        default=None, repr=False
+    )  # `compute.state` of the Summary of the training rows
 
     @cached_property
-    def session(self): "The ONNX Runtime session of the graph"; return session(self.graph)
+    def session(self):
+        "The ONNX Runtime session of the graph"
+        return session(self.graph)
+
     @cached_property
-    def twin(self): "The booster beside the graph and its calibration, or None"; return _twin(self.booster, self.graph)
+    def twin(self):
+        "The booster beside the graph and its calibration, or None"
+        return _twin(self.booster, self.graph)
+
     @property
-    def summary(self): "The Summary of the training rows, or None"; return load_state(BytesIO(self.summary_file)) if self.summary_file else None
+    def summary(self):
+        "The Summary of the training rows, or None"
+        return load_state(BytesIO(self.summary_file)) if self.summary_file else None
 
-    def check(self): "Score the examples again. ModelMismatch: one scores otherwise"; _check(self, "examples")
-    def save(self, folder): "Write the package to a new folder"; return _save(self, folder)
+    def check(self):
+        "Score the examples again. ModelMismatch: one scores otherwise"
+        _check(self, "examples")
+
+    def save(self, folder):
+        "Write the package to a new folder"
+        return _save(self, folder)
+
     @staticmethod
-    def load(folder, digest=None, called="this"): "Read a package, which must be that of `digest`, registered as `called`, and check it"; return _load(folder, digest, called)
-    def to_markdown(self): "The card for a reader"; return markdown(self.card)
+    def load(folder, digest=None, called="this"):
+        "Read a package, which must be that of `digest`, registered as `called`, and check it"
+        return _load(folder, digest, called)
+
+    def to_markdown(self):
+        "The card for a reader"
+        return markdown(self.card)
+
     def _repr_html_(self):
         from markdown_it import MarkdownIt
+
         return MarkdownIt("js-default").render(self.to_markdown())
-    def __getstate__(self): return {k: v for k, v in self.__dict__.items() if k not in ("session", "twin")}
+
+    def __getstate__(self):
+        return {k: v for k, v in self.__dict__.items() if k not in ("session", "twin")}
 
     def score(
         self,
-        arrays: dict,   # each raw column (row,): float32, float64 seconds since 1970, or object strings, "" is missing
-    ) -> np.ndarray:    # (row,) float32
+        arrays: dict,  # each raw column (row,): float32, float64 seconds since 1970, or object strings, "" is missing
+    ) -> np.ndarray:  # (row,) float32
         "Score rows as `Transform.raw` prepares them"
         return self.session.run(None, {n: a.reshape(-1, 1) for n, a in arrays.items()})[0].ravel()
 
     def predict(
         self,
-        ds,                   # (row) the raw columns, and any others; in memory or on Dask
+        ds,  # (row) the raw columns, and any others; in memory or on Dask
         block: int = 65_536,  # rows scored at a time
-        of: int | None = None, # rows of all the data of which `ds` is a part, so that each part is scored as the whole would be; None: of `ds`
-    ) -> xr.DataArray:        # (row,) float32 probabilities of the positive class, or predictions
+        of: int
+        | None = None,  # rows of all the data of which `ds` is a part, so that each part is scored as the whole would be; None: of `ds`
+    ) -> xr.DataArray:  # (row,) float32 probabilities of the positive class, or predictions
         "Score a dataset. ContractViolation: a column is not there or not of its type"
-        scores = np.concatenate([np.empty(0, np.float32), *_predicted(self, ds[self.transform.columns(ds)], block, of)])
-        return xr.DataArray(scores, dims="row", coords=row_coords(ds), name="score", attrs={"long_name": f"score of {self.name}"})
+        scores = np.concatenate(
+            [np.empty(0, np.float32), *_predicted(self, ds[self.transform.columns(ds)], block, of)]
+        )
+        return xr.DataArray(
+            scores,
+            dims="row",
+            coords=row_coords(ds),
+            name="score",
+            attrs={"long_name": f"score of {self.name}"},
+        )
 
 # %% ../../nbs/models/package.ipynb #11498267
 def _predicted(m: Model, ds, block: int, of: int | None):
@@ -117,145 +168,243 @@ def _predicted(m: Model, ds, block: int, of: int | None):
     parts = _blocks(ds, block if few else min(block, max(BATCH, -(-rows // THREADS))))
     return _shared(lambda ds: part(m, ds), parts, 1 if few else THREADS)
 
+
 def _boosted(m: Model, ds) -> np.ndarray:
     "(row,) float32 scores by the booster, from the features of some rows at a time"
-    (booster, calibration), rows = m.twin, max(256, min(16_384, 2**22 // m.transform.width_))  # XGBoost takes half a millisecond a call
-    return np.concatenate([calibration(booster.inplace_predict(X)).astype(np.float32) for X in m.transform.blocks(ds, rows=rows, threads=1)])
+    (booster, calibration), rows = (
+        m.twin,
+        max(256, min(16_384, 2**22 // m.transform.width_)),
+    )  # XGBoost takes half a millisecond a call
+    return np.concatenate(
+        [
+            calibration(booster.inplace_predict(X)).astype(np.float32)
+            for X in m.transform.blocks(ds, rows=rows, threads=1)
+        ]
+    )
+
 
 def _shared(function, parts, threads: int):
     "Yield `function` of each part, in order; no more parts are held than there are threads, and one"
-    if threads == 1: yield from map(function, parts); return
+    if threads == 1:
+        yield from map(function, parts)
+        return
     waiting = deque()
     with ThreadPoolExecutor(threads) as pool:
         for part in parts:
             waiting.append(pool.submit(function, part))
-            if len(waiting) > threads: yield waiting.popleft().result()
-        while waiting: yield waiting.popleft().result()
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 # %% ../../nbs/models/package.ipynb #186e0a52
 def estimate(
     t: Transform,
     estimator,
-    ds,              # (row) raw columns
-) -> np.ndarray:     # (row,) probability of the positive class, or prediction
+    ds,  # (row) raw columns
+) -> np.ndarray:  # (row,) probability of the positive class, or prediction
     "Score `ds` in Python, without the graph"
     return score_of(estimator, t.transform(ds))
+
 
 def _compare(m: Model, rows, expected, place: str):
     "ModelMismatch naming the first row that the graph, or the booster, scores otherwise than expected"
     same_scores(m.score(m.transform.raw(rows)), expected, m.card, place)
-    if m.twin: same_scores(_boosted(m, rows), expected, m.card, f"{place} by the booster")
+    if m.twin:
+        same_scores(_boosted(m, rows), expected, m.card, f"{place} by the booster")
 
-def _check(m: Model, place: str): _compare(m, rows_of(m.examples["rows"], m.transform), m.examples["scores"], place)
+
+def _check(m: Model, place: str):
+    _compare(m, rows_of(m.examples["rows"], m.transform), m.examples["scores"], place)
 
 # %% ../../nbs/models/package.ipynb #69b27845
 def _takes_missing(t: Transform, estimator):
     "ParameterError where numbers may stay missing and the estimator cannot take them"
     stays = [n.name for n in t.numeric_ if n.keeps_missing]
-    if not stays: return
+    if not stays:
+        return
     rows = edge_rows(t).isel(row=[-1])
-    try: scores = estimate(t, estimator, rows)
-    except ValueError: scores = np.array([np.nan])
-    if np.isnan(scores).any(): raise ParameterError(f"{called(estimator)} cannot take missing numbers, as {stays[0]!r} may have; use impute='mean'.")
+    try:
+        scores = estimate(t, estimator, rows)
+    except ValueError:
+        scores = np.array([np.nan])
+    if np.isnan(scores).any():
+        raise ParameterError(
+            f"{called(estimator)} cannot take missing numbers, as {stays[0]!r} may have; use impute='mean'."
+        )
+
 
 def _prove(m: Model, estimator):
     "ModelMismatch where the graph or the booster disagree with the estimator, also on rows that are easy to get wrong"
-    for rows in (example_rows(m.transform, 2000), edge_rows(m.transform), threshold_rows(m.graph, m.transform)):
+    for rows in (
+        example_rows(m.transform, 2000),
+        edge_rows(m.transform),
+        threshold_rows(m.graph, m.transform),
+    ):
         _compare(m, rows, estimate(m.transform, estimator, rows), m.name)
     rows = edge_rows(m.transform, extremes=True)
-    try: expected = estimate(m.transform, estimator, rows)
-    except ValueError: return  # the estimator refuses infinite features
+    try:
+        expected = estimate(m.transform, estimator, rows)
+    except ValueError:
+        return  # the estimator refuses infinite features
     known = np.flatnonzero(np.isfinite(expected))  # not so where infinities cancel
     _compare(m, rows.isel(row=known), expected[known], m.name)
 
+
 def _summary_file(summary) -> bytes | None:
     "A Summary as `compute.state` writes it"
-    if summary is None: return None
+    if summary is None:
+        return None
     with TemporaryDirectory() as folder:
         save_state(path := Path(folder) / "summary.zip", summary)
         return path.read_bytes()
+
 
 def _with_booster(m: Model, estimator) -> Model:
     "The model with the booster of its estimator beside the graph, where it has one"
     calibration = getattr(estimator, "calibration", None)
     inner = estimator.estimator if calibration else estimator
-    if not hasattr(inner, "get_booster"): return m
+    if not hasattr(inner, "get_booster"):
+        return m
     booster = rounds(inner).copy()
     booster.set_attr(graph=sha256(m.graph).hexdigest())
-    if calibration: booster.set_attr(calibration=json.dumps({"kind": calibration.kind, "x": np.ravel(calibration.x).tolist(), "y": np.ravel(calibration.y).tolist()}))
+    if calibration:
+        booster.set_attr(
+            calibration=json.dumps(
+                {
+                    "kind": calibration.kind,
+                    "x": np.ravel(calibration.x).tolist(),
+                    "y": np.ravel(calibration.y).tolist(),
+                }
+            )
+        )
     return replace(m, booster=bytes(booster.save_raw("ubj")))
 
 # %% ../../nbs/models/package.ipynb #b04a68a5
 def package(
-    transform: Transform,     # fitted
-    estimator,                # fitted on its features, two classes or one target; or a torch.nn.Module; or ONNX: a path, bytes, a ModelProto
-    contract=None,            # Contract of the data it learnt from
+    transform: Transform,  # fitted
+    estimator,  # fitted on its features, two classes or one target; or a torch.nn.Module; or ONNX: a path, bytes, a ModelProto
+    contract=None,  # Contract of the data it learnt from
     *,
     name: str = "model",
-    card: dict | None = None, # what the author says, by the keys of CARD and any others
-    summary=None,             # Summary of the training rows, against which drift is measured
-    output: str | None = None, # of a model from outside: "probability" (the default), "log_odds", both of the positive class, or "value"
+    card: dict | None = None,  # what the author says, by the keys of CARD and any others
+    summary=None,  # Summary of the training rows, against which drift is measured
+    output: str
+    | None = None,  # of a model from outside: "probability" (the default), "log_odds", both of the positive class, or "value"
 ) -> Model:
     "Make a model of a transform and an estimator. ModelMismatch: the graph and the estimator disagree"
     estimator = model_of(estimator, len(transform.feature_names), output)
     written = graph(transform, estimator)
     _takes_missing(transform, estimator)
-    about = card_of(name, card or {}, estimator, gives(estimator), inputs(transform), transform.feature_names)
-    model = _with_booster(Model(name, written, transform, about, {}, contract, summary_file=_summary_file(summary)), estimator)
+    about = card_of(
+        name, card or {}, estimator, gives(estimator), inputs(transform), transform.feature_names
+    )
+    model = _with_booster(
+        Model(name, written, transform, about, {}, contract, summary_file=_summary_file(summary)),
+        estimator,
+    )
     _prove(model, estimator)
     rows = example_rows(transform)
     expected = np.asarray(estimate(transform, estimator, rows), np.float64)
     _are_probabilities(expected, about["output"])
-    return replace(model, examples={"rows": {n: as_list(c) for n, c in rows.items()}, "scores": expected.tolist()})
+    return replace(
+        model,
+        examples={"rows": {n: as_list(c) for n, c in rows.items()}, "scores": expected.tolist()},
+    )
+
 
 def _are_probabilities(scores: np.ndarray, output: str):
     "ParameterError where what should be a probability is none"
     if output == "probability" and not ((scores >= 0) & (scores <= 1)).all():
         wrong = scores[~((scores >= 0) & (scores <= 1))][0]
-        raise ParameterError(f"The model gives {wrong:.4g}, which is no probability; pass output='log_odds' or output='value' to say what it is.")
+        raise ParameterError(
+            f"The model gives {wrong:.4g}, which is no probability; pass output='log_odds' or output='value' to say what it is."
+        )
 
 # %% ../../nbs/models/package.ipynb #4581d89c
-def _json(value) -> bytes: return json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False).encode()
+def _json(value) -> bytes:
+    return json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False).encode()
+
 
 def files(
     model: Model,
 ) -> dict[str, bytes]:
     "The files of a package by name, the manifest last"
     contract = model.contract.to_json().encode() if model.contract is not None else b"null"
-    content = dict(zip(FILES, (model.graph, _json(model.card), model.to_markdown().encode(), _json(model.transform.to_dict()), contract,
-                               _json(model.examples)), strict=True))
-    content |= {name: data for name, data in zip(OPTIONAL, (model.booster, model.summary_file), strict=True) if data}
+    content = dict(
+        zip(
+            FILES,
+            (
+                model.graph,
+                _json(model.card),
+                model.to_markdown().encode(),
+                _json(model.transform.to_dict()),
+                contract,
+                _json(model.examples),
+            ),
+            strict=True,
+        )
+    )
+    content |= {
+        name: data
+        for name, data in zip(OPTIONAL, (model.booster, model.summary_file), strict=True)
+        if data
+    }
     hashes = {name: sha256(data).hexdigest() for name, data in content.items()}
-    return {**content, "manifest.json": _json({"format": FORMAT, "name": model.name, "files": hashes})}
+    return {
+        **content,
+        "manifest.json": _json({"format": FORMAT, "name": model.name, "files": hashes}),
+    }
 
-def digest(model: Model) -> str: "The hash of a model's content"; return sha256(files(model)["manifest.json"]).hexdigest()
+
+def digest(model: Model) -> str:
+    "The hash of a model's content"
+    return sha256(files(model)["manifest.json"]).hexdigest()
+
 
 def _save(
     model: Model,
-    folder,        # a new folder
+    folder,  # a new folder
 ) -> Path:
     "Write the package. Conflict: the folder exists"
     folder = Path(folder)
-    if folder.exists(): raise Conflict(f"{folder} exists and was not overwritten; save to a new folder.")
+    if folder.exists():
+        raise Conflict(f"{folder} exists and was not overwritten; save to a new folder.")
     temporary = folder.with_name(f".{folder.name}-{uuid4().hex}")
     temporary.mkdir(parents=True)
     try:
-        for name, data in files(model).items(): (temporary / name).write_bytes(data)
+        for name, data in files(model).items():
+            (temporary / name).write_bytes(data)
         temporary.rename(folder)
     except OSError as e:
-        if folder.exists(): raise Conflict(f"{folder} was written by another at the same time; save to a new folder.") from e
+        if folder.exists():
+            raise Conflict(
+                f"{folder} was written by another at the same time; save to a new folder."
+            ) from e
         raise
-    finally: shutil.rmtree(temporary, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 # %% ../../nbs/models/package.ipynb #f5ad55d0
 def _load(folder, digest: str | None, called: str) -> Model:
     "Read a package. ModelNotFound: none is there. ModelMismatch: a file was changed, or a stored row scores otherwise"
     content = contents(folder := Path(folder), digest, called)
-    card, transform, contract, examples = (json.loads(content[f"{n}.json"]) for n in ("card", "transform", "contract", "examples"))
+    card, transform, contract, examples = (
+        json.loads(content[f"{n}.json"]) for n in ("card", "transform", "contract", "examples")
+    )
     if contract is not None:
         from scalai_nb.data.contract import Contract
+
         contract = Contract.from_json(content["contract.json"].decode())
-    model = Model(card["name"], content["model.onnx"], Transform.from_dict(transform), card, examples, contract, *map(content.get, OPTIONAL))
+    model = Model(
+        card["name"],
+        content["model.onnx"],
+        Transform.from_dict(transform),
+        card,
+        examples,
+        contract,
+        *map(content.get, OPTIONAL),
+    )
     _check(model, str(folder / "examples.json"))
     return model

@@ -18,92 +18,175 @@ from .quantise import DoesNotApply, put, replaced, tidy
 @dataclass(frozen=True)
 class Forest:
     "Trees with one output, as arrays over all their nodes"
-    roots: np.ndarray         # (tree,) the first node of each
-    feature: np.ndarray       # (node,)
-    threshold: np.ndarray     # (node,) float32 or float64, as the features are
-    mode: np.ndarray          # (node,) uint8: how a feature is compared, by its place in MODES
+
+    roots: np.ndarray  # (tree,) the first node of each
+    feature: np.ndarray  # (node,)
+    threshold: np.ndarray  # (node,) float32 or float64, as the features are
+    mode: np.ndarray  # (node,) uint8: how a feature is compared, by its place in MODES
     missing_true: np.ndarray  # (node,) bool: whether a missing feature goes to the true side
-    true: np.ndarray          # (node,) the node to go to if the comparison is true, -1: this is a leaf
-    false: np.ndarray         # (node,) and if not
-    weight: np.ndarray        # (node,) what a leaf adds
-    base: float = 0           # what is added to the sum
-    average: bool = False     # whether the sum is divided by the number of trees
+    true: np.ndarray  # (node,) the node to go to if the comparison is true, -1: this is a leaf
+    false: np.ndarray  # (node,) and if not
+    weight: np.ndarray  # (node,) what a leaf adds
+    base: float = 0  # what is added to the sum
+    average: bool = False  # whether the sum is divided by the number of trees
 
     @property
-    def leaf(self) -> np.ndarray: return self.true < 0
+    def leaf(self) -> np.ndarray:
+        return self.true < 0
 
-MODES = {"BRANCH_LEQ": np.less_equal, "BRANCH_LT": np.less, "BRANCH_GTE": np.greater_equal, "BRANCH_GT": np.greater, "BRANCH_EQ": np.equal,
-         "BRANCH_NEQ": np.not_equal}  # in the order of TreeEnsemble's numbers
+
+MODES = {
+    "BRANCH_LEQ": np.less_equal,
+    "BRANCH_LT": np.less,
+    "BRANCH_GTE": np.greater_equal,
+    "BRANCH_GT": np.greater,
+    "BRANCH_EQ": np.equal,
+    "BRANCH_NEQ": np.not_equal,
+}  # in the order of TreeEnsemble's numbers
 
 # %% ../../nbs/models/pruning.ipynb #184b2fe0
 def _attributes(node) -> dict:
     from onnx import helper
+
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
 
 def _places(trees, ids):
     "A function that gives the positions of (tree, number) pairs among the nodes"
     width = int(max(ids)) + 1
     order = np.argsort(key := trees * width + ids, kind="stable")
-    def place(trees, ids): return order[np.searchsorted(key, trees * width + ids, sorter=order)]
+
+    def place(trees, ids):
+        return order[np.searchsorted(key, trees * width + ids, sorter=order)]
+
     return place
+
 
 def _modes(names) -> np.ndarray:
     known = [*MODES, "LEAF"]
-    if strange := {*names} - {*known}: raise DoesNotApply(f"its trees compare by {min(strange)}")
+    if strange := {*names} - {*known}:
+        raise DoesNotApply(f"its trees compare by {min(strange)}")
     return np.array([known.index(n) % len(MODES) for n in names], np.uint8)
+
 
 def _old(a: dict, target: str) -> Forest:
     'The forest of a TreeEnsembleRegressor (target: "target") or TreeEnsembleClassifier ("class")'
     from onnx import numpy_helper
-    def numbers(name): return numpy_helper.to_array(a[f"{name}_as_tensor"]) if f"{name}_as_tensor" in a else np.array(a.get(name, []), np.float32)
-    if {*a[f"{target}_ids"]} != {0}: raise DoesNotApply("its trees have several outputs")
-    trees, ids, modes = np.array(a["nodes_treeids"]), np.array(a["nodes_nodeids"]), [m.decode() for m in a["nodes_modes"]]
+
+    def numbers(name):
+        return (
+            numpy_helper.to_array(a[f"{name}_as_tensor"])
+            if f"{name}_as_tensor" in a
+            else np.array(a.get(name, []), np.float32)
+        )
+
+    if {*a[f"{target}_ids"]} != {0}:
+        raise DoesNotApply("its trees have several outputs")
+    trees, ids, modes = (
+        np.array(a["nodes_treeids"]),
+        np.array(a["nodes_nodeids"]),
+        [m.decode() for m in a["nodes_modes"]],
+    )
     place, leaf = _places(trees, ids), np.array([m == "LEAF" for m in modes])
-    true, false = (np.where(leaf, -1, place(trees, np.where(leaf, ids, a[f"nodes_{side}nodeids"]))) for side in ("true", "false"))
+    true, false = (
+        np.where(leaf, -1, place(trees, np.where(leaf, ids, a[f"nodes_{side}nodeids"])))
+        for side in ("true", "false")
+    )
     values = numbers("nodes_values")
     weight = np.zeros(len(trees), values.dtype)
-    weight[place(np.array(a[f"{target}_treeids"]), np.array(a[f"{target}_nodeids"]))] = numbers(f"{target}_weights")
+    weight[place(np.array(a[f"{target}_treeids"]), np.array(a[f"{target}_nodeids"]))] = numbers(
+        f"{target}_weights"
+    )
     roots = np.setdiff1d(np.arange(len(trees)), np.concatenate([true[~leaf], false[~leaf]]))
     missing = np.array(a.get("nodes_missing_value_tracks_true") or np.zeros(len(trees)), bool)
-    return Forest(roots[np.argsort(trees[roots], kind="stable")], np.array(a["nodes_featureids"]), values, _modes(modes), missing, true, false,
-                  weight, *numbers("base_values").tolist()[:1] or [0], _sums(a.get("aggregate_function", b"SUM")))
+    return Forest(
+        roots[np.argsort(trees[roots], kind="stable")],
+        np.array(a["nodes_featureids"]),
+        values,
+        _modes(modes),
+        missing,
+        true,
+        false,
+        weight,
+        *numbers("base_values").tolist()[:1] or [0],
+        _sums(a.get("aggregate_function", b"SUM")),
+    )
+
 
 def _sums(how) -> bool:
     "Whether a forest averages its trees"
-    if how not in (b"SUM", b"AVERAGE", 0, 1): raise DoesNotApply("its trees are neither added nor averaged")
+    if how not in (b"SUM", b"AVERAGE", 0, 1):
+        raise DoesNotApply("its trees are neither added nor averaged")
     return how in (b"AVERAGE", 0)
 
 # %% ../../nbs/models/pruning.ipynb #06fd2673
 def _new(a: dict) -> Forest:
     "The forest of a TreeEnsemble; its leaves come behind the nodes"
     from onnx import numpy_helper
-    split, leaves, mode = (numpy_helper.to_array(a[name]) for name in ("nodes_splits", "leaf_weights", "nodes_modes"))
-    if mode.max(initial=0) >= len(MODES): raise DoesNotApply("its trees compare by membership")
-    if a.get("n_targets", 1) != 1: raise DoesNotApply("its trees have several outputs")
-    n, m = len(split), len(leaves)
-    def nodes(x, dtype=int): return np.append(np.asarray(x, dtype), np.zeros(m, dtype))
-    def side(name): return np.append(np.array(a[f"nodes_{name}nodeids"]) + n * np.array(a[f"nodes_{name}leafs"]), np.full(m, -1))
-    return Forest(np.array(a["tree_roots"]), nodes(a["nodes_featureids"]), nodes(split, split.dtype), nodes(mode, np.uint8),
-                  nodes(a.get("nodes_missing_value_tracks_true") or np.zeros(n), bool), side("true"), side("false"),
-                  np.append(np.zeros(n, leaves.dtype), leaves), average=_sums(a.get("aggregate_function", 1)))
 
-_READ = {"TreeEnsemble": _new, "TreeEnsembleRegressor": lambda a: _old(a, "target"), "TreeEnsembleClassifier": lambda a: _old(a, "class")}
+    split, leaves, mode = (
+        numpy_helper.to_array(a[name]) for name in ("nodes_splits", "leaf_weights", "nodes_modes")
+    )
+    if mode.max(initial=0) >= len(MODES):
+        raise DoesNotApply("its trees compare by membership")
+    if a.get("n_targets", 1) != 1:
+        raise DoesNotApply("its trees have several outputs")
+    n, m = len(split), len(leaves)
+
+    def nodes(x, dtype=int):
+        return np.append(np.asarray(x, dtype), np.zeros(m, dtype))
+
+    def side(name):
+        return np.append(
+            np.array(a[f"nodes_{name}nodeids"]) + n * np.array(a[f"nodes_{name}leafs"]),
+            np.full(m, -1),
+        )
+
+    return Forest(
+        np.array(a["tree_roots"]),
+        nodes(a["nodes_featureids"]),
+        nodes(split, split.dtype),
+        nodes(mode, np.uint8),
+        nodes(a.get("nodes_missing_value_tracks_true") or np.zeros(n), bool),
+        side("true"),
+        side("false"),
+        np.append(np.zeros(n, leaves.dtype), leaves),
+        average=_sums(a.get("aggregate_function", 1)),
+    )
+
+
+_READ = {
+    "TreeEnsemble": _new,
+    "TreeEnsembleRegressor": lambda a: _old(a, "target"),
+    "TreeEnsembleClassifier": lambda a: _old(a, "class"),
+}
+
 
 def forests(model) -> list:
     "The nodes of a tidy graph that are forests, by their size; not those that look up a place, as the curve of a calibration does"
-    places = {n.input[0] for n in model.graph.node if n.op_type == "Cast" and _attributes(n)["to"] == 7}
-    return sorted((n for n in model.graph.node if n.op_type in _READ and n.output[-1] not in places), key=lambda n: n.ByteSize())
+    places = {
+        n.input[0] for n in model.graph.node if n.op_type == "Cast" and _attributes(n)["to"] == 7
+    }
+    return sorted(
+        (n for n in model.graph.node if n.op_type in _READ and n.output[-1] not in places),
+        key=lambda n: n.ByteSize(),
+    )
+
 
 def forest_of(model):
     "The largest forest of a tidy graph: its node, and the Forest. DoesNotApply: there is none"
-    if not (found := forests(model)): raise DoesNotApply("there is no tree in it")
+    if not (found := forests(model)):
+        raise DoesNotApply("there is no tree in it")
     return found[-1], _READ[found[-1].op_type](_attributes(found[-1]))
 
 # %% ../../nbs/models/pruning.ipynb #ad1cb2e7
 def _reached(f: Forest) -> Forest:
     "`f` without the nodes that no root leads to, and with a comparison at each root"
     single = f.roots[f.leaf[f.roots]]
-    def more(x, values): return np.append(x, np.asarray(values, x.dtype))
+
+    def more(x, values):
+        return np.append(x, np.asarray(values, x.dtype))
+
     zero, n = np.zeros(len(single)), len(f.leaf)
     roots = f.roots.copy()
     roots[f.leaf[f.roots]] = n + np.arange(len(single))
@@ -116,51 +199,99 @@ def _reached(f: Forest) -> Forest:
     reached = np.unique(reached)
     place = np.append(np.zeros(len(true), int), -1)  # the last is for -1
     place[reached] = np.arange(len(reached))
-    return replace(f, roots=place[roots], true=place[true[reached]], false=place[false[reached]], weight=more(f.weight, zero)[reached],
-                   feature=more(f.feature, zero)[reached], threshold=more(f.threshold, zero)[reached], mode=more(f.mode, zero)[reached],
-                   missing_true=more(f.missing_true, zero)[reached])
+    return replace(
+        f,
+        roots=place[roots],
+        true=place[true[reached]],
+        false=place[false[reached]],
+        weight=more(f.weight, zero)[reached],
+        feature=more(f.feature, zero)[reached],
+        threshold=more(f.threshold, zero)[reached],
+        mode=more(f.mode, zero)[reached],
+        missing_true=more(f.missing_true, zero)[reached],
+    )
+
 
 def _tree_node(f: Forest, x: str, out: str):
     "The node that sums the trees of `f` for the features `x`"
     from onnx import helper, numpy_helper
+
     leaf, inner = f.leaf, ~f.leaf
-    number = np.where(leaf, np.cumsum(leaf), np.cumsum(inner)) - 1  # leaves and comparisons are counted apart
-    sides = {f"nodes_{name}{what}": values[side[inner]].astype(int).tolist() for name, side in (("true", f.true), ("false", f.false))
-             for what, values in (("nodeids", number), ("leafs", leaf))}
-    missing = {"nodes_missing_value_tracks_true": f.missing_true[inner].astype(int).tolist()} if f.missing_true[inner].any() else {}
-    tensors = {"nodes_modes": f.mode[inner], "nodes_splits": f.threshold[inner], "leaf_weights": f.weight[leaf]}
-    return helper.make_node("TreeEnsemble", [x], [out], domain="ai.onnx.ml", n_targets=1, aggregate_function=int(not f.average), post_transform=0,
-                            tree_roots=number[f.roots].tolist(), nodes_featureids=f.feature[inner].tolist(), leaf_targetids=[0] * int(leaf.sum()),
-                            **{k: numpy_helper.from_array(v) for k, v in tensors.items()}, **sides, **missing)
+    number = (
+        np.where(leaf, np.cumsum(leaf), np.cumsum(inner)) - 1
+    )  # leaves and comparisons are counted apart
+    sides = {
+        f"nodes_{name}{what}": values[side[inner]].astype(int).tolist()
+        for name, side in (("true", f.true), ("false", f.false))
+        for what, values in (("nodeids", number), ("leafs", leaf))
+    }
+    missing = (
+        {"nodes_missing_value_tracks_true": f.missing_true[inner].astype(int).tolist()}
+        if f.missing_true[inner].any()
+        else {}
+    )
+    tensors = {
+        "nodes_modes": f.mode[inner],
+        "nodes_splits": f.threshold[inner],
+        "leaf_weights": f.weight[leaf],
+    }
+    return helper.make_node(
+        "TreeEnsemble",
+        [x],
+        [out],
+        domain="ai.onnx.ml",
+        n_targets=1,
+        aggregate_function=int(not f.average),
+        post_transform=0,
+        tree_roots=number[f.roots].tolist(),
+        nodes_featureids=f.feature[inner].tolist(),
+        leaf_targetids=[0] * int(leaf.sum()),
+        **{k: numpy_helper.from_array(v) for k, v in tensors.items()},
+        **sides,
+        **missing,
+    )
 
 # %% ../../nbs/models/pruning.ipynb #2436901a
 OLD = ("TreeEnsembleRegressor", "TreeEnsembleClassifier")
 
+
 def _link(node) -> list:
     "The operators that follow the sum of the trees, by the node's own `post_transform`"
     post = _attributes(node).get("post_transform", b"NONE")
-    if post in (b"NONE", 0): return []
-    if post in (b"LOGISTIC", 2): return ["Sigmoid"]
+    if post in (b"NONE", 0):
+        return []
+    if post in (b"LOGISTIC", 2):
+        return ["Sigmoid"]
     raise DoesNotApply(f"its trees end in {post}")
+
 
 def with_forest(model, node, f: Forest):
     "A tidy graph with the forest `f` in the place of `node`"
-    return compact_trees(_placed(tidy(model), node, f))  # all: one opset does not have the old and the new operator
+    return compact_trees(
+        _placed(tidy(model), node, f)
+    )  # all: one opset does not have the old and the new operator
+
 
 def _placed(model, node, f: Forest):
     from onnx import TensorProto, helper
+
     out, label, pair = node.output[-1], node.output[:-1], node.op_type == "TreeEnsembleClassifier"
-    if {*label} & {n for x in model.graph.node for n in x.input}: raise DoesNotApply("its trees name a class, from which the score is made")
+    if {*label} & {n for x in model.graph.node for n in x.input}:
+        raise DoesNotApply("its trees name a class, from which the score is made")
     nodes, f = [], _reached(f)
+
     def then(op, *inputs, **attributes):
         nodes.append(helper.make_node(op, inputs, [f"{out}/{len(nodes)}"], **attributes))
         return nodes[-1].output[0]
+
     nodes.append(_tree_node(f, node.input[0], last := f"{out}/sum"))
-    if f.threshold.dtype != np.float32: last = then("Cast", last, to=TensorProto.FLOAT)
+    if f.threshold.dtype != np.float32:
+        last = then("Cast", last, to=TensorProto.FLOAT)
     if f.base:
         put(model, f"{out}/base", np.array([f.base], np.float32))
         last = then("Add", last, f"{out}/base")
-    for op in _link(node): last = then(op, last)
+    for op in _link(node):
+        last = then(op, last)
     if pair:
         put(model, f"{out}/one", np.array([1], np.float32))
         last = then("Concat", then("Sub", f"{out}/one", last), last, axis=1)
@@ -172,9 +303,11 @@ def _placed(model, node, f: Forest):
 def compact_trees(model, rows=None):
     "All trees in the newest operator: the same scores from 40 % of the bytes. DoesNotApply: it cannot say some of them"
     model = tidy(model)
-    for node in [n for n in model.graph.node if n.op_type in OLD]: model = _placed(model, node, _READ[node.op_type](_attributes(node)))
+    for node in [n for n in model.graph.node if n.op_type in OLD]:
+        model = _placed(model, node, _READ[node.op_type](_attributes(node)))
     for o in model.opset_import:
-        if o.domain == "ai.onnx.ml" and any(n.op_type == "TreeEnsemble" for n in model.graph.node): o.version = max(o.version, 5)
+        if o.domain == "ai.onnx.ml" and any(n.op_type == "TreeEnsemble" for n in model.graph.node):
+            o.version = max(o.version, 5)
     return model
 
 # %% ../../nbs/models/pruning.ipynb #c3792ce1
@@ -183,9 +316,12 @@ def furthest(build, steps: int, fits):
     best, low, high = None, 0, steps
     while low < high:
         middle = (low + high + 1) // 2
-        if fits(model := build(middle)): best, low = model, middle
-        else: high = middle - 1
-    if best is None: raise DoesNotApply("the first step loses more than the tolerance allows")
+        if fits(model := build(middle)):
+            best, low = model, middle
+        else:
+            high = middle - 1
+    if best is None:
+        raise DoesNotApply("the first step loses more than the tolerance allows")
     return best
 
 # %% ../../nbs/models/pruning.ipynb #986cfb2c
@@ -193,37 +329,54 @@ def tensor(model, name: str, inputs: dict) -> np.ndarray:
     "What the graph computes under `name`, for rows of its inputs"
     from onnx import ValueInfoProto
     from scalai_nb.models.runtime import session
+
     model = tidy(model)
     del model.graph.output[:]
     model.graph.output.append(ValueInfoProto(name=name))
     return session(model.SerializeToString()).run([name], inputs)[0]
+
 
 def _averages(f: Forest) -> bool:
     "Whether the trees are shares of a mean: each leaf between 0 and 1 / trees, as scikit-learn's forests are written"
     w = f.weight[f.leaf]
     return f.average or not f.base and w.min() >= 0 and w.max() <= (1 + 1e-5) / len(f.roots)
 
+
 def _sum(model, node, f: Forest, inputs) -> np.ndarray:
     "(row,) the sum of the trees of `f`, with its base"
     probe = with_forest(model, node, f)
-    at = next(n for n in probe.graph.node if n.output[0] in (f"{node.output[-1]}/sum", node.output[-1]))  # the first of its nodes
+    at = next(
+        n for n in probe.graph.node if n.output[0] in (f"{node.output[-1]}/sum", node.output[-1])
+    )  # the first of its nodes
     return np.float64(tensor(probe, at.output[0], inputs)).ravel() + f.base
+
 
 def fewer_rounds(
     model,
-    rows,   # `arrays` (inputs of the graph) and `fits(model) -> bool`
+    rows,  # `arrays` (inputs of the graph) and `fits(model) -> bool`
 ):
     "The fewest of the first trees that are still good enough"
     model = tidy(model)
     node, f = forest_of(model)
     total = None if _averages(f) else _sum(model, node, f, rows.arrays)
+
     def first(k):
         part = replace(f, roots=f.roots[:k])
-        if total is None: return part if f.average else replace(part, weight=f.weight * np.float32(len(f.roots) / k))
+        if total is None:
+            return (
+                part if f.average else replace(part, weight=f.weight * np.float32(len(f.roots) / k))
+            )
         few = _sum(model, node, part, rows.arrays)
         slope, shift = np.polyfit(few, total, 1) if np.ptp(few) else (1.0, 0.0)
-        return replace(part, weight=(f.weight * slope).astype(f.weight.dtype), base=float(f.base * slope + shift))
-    return furthest(lambda i: with_forest(model, node, first(len(f.roots) - i)), len(f.roots) - 1, rows.fits)
+        return replace(
+            part,
+            weight=(f.weight * slope).astype(f.weight.dtype),
+            base=float(f.base * slope + shift),
+        )
+
+    return furthest(
+        lambda i: with_forest(model, node, first(len(f.roots) - i)), len(f.roots) - 1, rows.fits
+    )
 
 # %% ../../nbs/models/pruning.ipynb #c0543c4b
 def _counts(f: Forest, X) -> np.ndarray:
@@ -234,20 +387,33 @@ def _counts(f: Forest, X) -> np.ndarray:
         inner = ~f.leaf[at]
         row, at = row[inner], at[inner]
         x, t = X[row, f.feature[at]], f.threshold[at]
-        yes = np.select([f.mode[at] == i for i in range(len(MODES))], [compare(x, t) for compare in MODES.values()])
+        yes = np.select(
+            [f.mode[at] == i for i in range(len(MODES))],
+            [compare(x, t) for compare in MODES.values()],
+        )
         at = np.where(np.where(np.isnan(x), f.missing_true[at] | yes, yes), f.true[at], f.false[at])
         n += np.bincount(at, minlength=len(n))
     return n
 
+
 def _merges(f: Forest, counts) -> tuple[np.ndarray, np.ndarray]:
     "(node,) when each comparison becomes a leaf, from 0 on, and the weight it then has"
-    weight, n = np.float64(f.weight), counts + 0.5  # a leaf without rows still counts for half a one
+    weight, n = (
+        np.float64(f.weight),
+        counts + 0.5,
+    )  # a leaf without rows still counts for half a one
     parent = np.full(len(n), -1)
     inner = np.flatnonzero(~f.leaf)
     parent[f.true[inner]] = parent[f.false[inner]] = inner
     order, closed = np.full(len(n), len(n)), f.leaf.copy()
-    def cost(t, a, b): return n[a] * n[b] / (n[a] + n[b]) * (weight[a] - weight[b]) ** 2
-    def pair(t): a, b = f.true[t], f.false[t]; return (cost(t, a, b), t)
+
+    def cost(t, a, b):
+        return n[a] * n[b] / (n[a] + n[b]) * (weight[a] - weight[b]) ** 2
+
+    def pair(t):
+        a, b = f.true[t], f.false[t]
+        return (cost(t, a, b), t)
+
     queue = [pair(t) for t in inner if closed[f.true[t]] and closed[f.false[t]]]
     heapify(queue)
     for when in range(len(inner)):
@@ -255,13 +421,14 @@ def _merges(f: Forest, counts) -> tuple[np.ndarray, np.ndarray]:
         a, b = f.true[t], f.false[t]
         weight[t], n[t] = (n[a] * weight[a] + n[b] * weight[b]) / (n[a] + n[b]), n[a] + n[b]
         order[t], closed[t] = when, True
-        if (p := parent[t]) >= 0 and closed[f.true[p]] and closed[f.false[p]]: heappush(queue, pair(p))
+        if (p := parent[t]) >= 0 and closed[f.true[p]] and closed[f.false[p]]:
+            heappush(queue, pair(p))
     return order, weight
 
 # %% ../../nbs/models/pruning.ipynb #191ebf86
 def fewer_leaves(
     model,
-    rows,       # `arrays` and `fits`, as for fewer_rounds
+    rows,  # `arrays` and `fits`, as for fewer_rounds
     most=4096,  # rows that leaves are counted with
 ):
     "The fewest leaves that are still good enough"
@@ -270,7 +437,14 @@ def fewer_leaves(
     X = tensor(model, node.input[0], {k: v[:most] for k, v in rows.arrays.items()})
     order, weight = _merges(f, _counts(f, X))
     inner = int((~f.leaf).sum())
+
     def pruned(i):
         gone = order < inner * i // 64
-        return replace(f, true=np.where(gone, -1, f.true), false=np.where(gone, -1, f.false), weight=np.where(gone, weight, f.weight).astype(f.weight.dtype))
+        return replace(
+            f,
+            true=np.where(gone, -1, f.true),
+            false=np.where(gone, -1, f.false),
+            weight=np.where(gone, weight, f.weight).astype(f.weight.dtype),
+        )
+
     return furthest(lambda i: with_forest(model, node, pruned(i)), 63, rows.fits)

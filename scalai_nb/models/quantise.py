@@ -15,12 +15,16 @@ from typing import NamedTuple
 import numpy as np
 
 # %% ../../nbs/models/quantise.ipynb #6f2a7221
-class DoesNotApply(Exception): "A method has nothing to gain on this graph; the message says why, for a reader"
+class DoesNotApply(Exception):
+    "A method has nothing to gain on this graph; the message says why, for a reader"
+
 
 def parsed(graph: bytes):
     "The ONNX model in `graph`"
     import onnx
+
     return onnx.load_from_string(graph)
+
 
 def copied(model):
     "A copy of an ONNX model, for a method to change"
@@ -28,25 +32,31 @@ def copied(model):
     copy.CopyFrom(model)
     return copy
 
+
 def arrays(model) -> dict[str, np.ndarray]:
     "The constants of a graph by name"
     from onnx import numpy_helper
+
     return {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+
 
 def put(model, name: str, array):
     "Set a constant of the graph, or add it"
     from onnx import numpy_helper
+
     tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
     for i in model.graph.initializer:
-        if i.name == name: return i.CopyFrom(tensor)
+        if i.name == name:
+            return i.CopyFrom(tensor)
     model.graph.initializer.append(tensor)
+
 
 def replaced(model, node, others: list):
     "Put `others` in the place of `node`"
     nodes = list(model.graph.node)
     at = next(i for i, n in enumerate(nodes) if n is node or n == node)
     del model.graph.node[:]
-    model.graph.node.extend([*nodes[:at], *others, *nodes[at + 1:]])
+    model.graph.node.extend([*nodes[:at], *others, *nodes[at + 1 :]])
 
 # %% ../../nbs/models/quantise.ipynb #fccb4b3e
 def _live(model):
@@ -61,34 +71,44 @@ def _live(model):
     model.graph.node.extend(nodes[::-1])
     model.graph.initializer.extend(constants)
 
+
 def _captured(node) -> set[str]:
     "Names that the subgraphs of a node (If, Loop) may take from around it"
     graphs = [g for a in node.attribute for g in (*a.graphs, *([a.g] if a.HasField("g") else []))]
-    return {name for g in graphs for n in g.node for name in (*n.input, *_captured(n))} | {o.name for g in graphs for o in g.output}
+    return {name for g in graphs for n in g.node for name in (*n.input, *_captured(n))} | {
+        o.name for g in graphs for o in g.output
+    }
 
 # %% ../../nbs/models/quantise.ipynb #12dd5ac9
 def _folded(model):
     "Constant nodes, and transposed or reshaped constants, as constants"
     from onnx import helper, numpy_helper
+
     known, kept = arrays(model), []
     for node in model.graph.node:
         a = {x.name: helper.get_attribute_value(x) for x in node.attribute}
-        if node.op_type == "Constant" and "value" in a: value = numpy_helper.to_array(a["value"])
+        if node.op_type == "Constant" and "value" in a:
+            value = numpy_helper.to_array(a["value"])
         elif node.op_type == "Transpose" and node.input[0] in known:
             x = known[node.input[0]]
             value = x.transpose(a.get("perm", range(x.ndim)[::-1]))
-        elif node.op_type == "Identity" and node.input[0] in known: value = known[node.input[0]]
-        else: kept.append(node); continue
+        elif node.op_type == "Identity" and node.input[0] in known:
+            value = known[node.input[0]]
+        else:
+            kept.append(node)
+            continue
         known[node.output[0]] = value
         put(model, node.output[0], value)
     del model.graph.node[:]
     model.graph.node.extend(kept)
 
+
 def tidy(
     model,  # onnx.ModelProto; left unchanged
-):          # another with the same scores
+):  # another with the same scores
     "One shape for the graphs of all exporters, which the other methods read"
     from onnx import inliner
+
     model = inliner.inline_local_functions(model) if len(model.functions) else copied(model)
     _folded(model)
     _live(model)
@@ -99,7 +119,10 @@ def _names():
     "a, b, …, z, aa, ab, …"
     from itertools import count, product
     from string import ascii_lowercase
-    for n in count(1): yield from map("".join, product(ascii_lowercase, repeat=n))
+
+    for n in count(1):
+        yield from map("".join, product(ascii_lowercase, repeat=n))
+
 
 def _rename(model):
     "Short names for what is neither input nor output, the shortest for what is named most often"
@@ -108,85 +131,132 @@ def _rename(model):
     fresh = (n for n in _names() if n not in keep)
     short = {name: next(fresh) for name, _ in used.most_common() if name not in keep}
     for node in model.graph.node:
-        node.input[:], node.output[:] = ([short.get(n, n) for n in x] for x in (node.input, node.output))
-    for i in model.graph.initializer: i.name = short.get(i.name, i.name)
+        node.input[:], node.output[:] = (
+            [short.get(n, n) for n in x] for x in (node.input, node.output)
+        )
+    for i in model.graph.initializer:
+        i.name = short.get(i.name, i.name)
+
 
 def compact(
     model,  # onnx.ModelProto; left unchanged
-):          # another with the same scores, to the last bit
+):  # another with the same scores, to the last bit
     "Leave out what a runtime does not need"
     model = tidy(model)
     first = {}
-    same = {i.name: first.setdefault((i.data_type, tuple(i.dims), _bytes(i)), i.name) for i in model.graph.initializer}
+    same = {
+        i.name: first.setdefault((i.data_type, tuple(i.dims), _bytes(i)), i.name)
+        for i in model.graph.initializer
+    }
     for node in model.graph.node:
         node.input[:] = [same.get(n, n) for n in node.input]
         node.name, node.doc_string = "", ""
         del node.metadata_props[:]
     _live(model)
-    if not any(_captured(node) for node in model.graph.node): _rename(model)
+    if not any(_captured(node) for node in model.graph.node):
+        _rename(model)
     model.graph.name, model.graph.doc_string, model.doc_string = "g", "", ""
-    for notes in (model.graph.value_info, model.graph.metadata_props, model.metadata_props): del notes[:]
+    for notes in (model.graph.value_info, model.graph.metadata_props, model.metadata_props):
+        del notes[:]
     return model
+
 
 def _bytes(tensor) -> bytes:
     from onnx import numpy_helper
+
     array = numpy_helper.to_array(tensor)
     return repr(array.tolist()).encode() if array.dtype == object else array.tobytes()
 
 # %% ../../nbs/models/quantise.ipynb #96f8776d
 class Layer(NamedTuple):
     "A node with a constant matrix"
+
     node: object
-    weight: str    # name of the matrix
-    outputs: int   # the dimension of the matrix that counts what comes out of the node
+    weight: str  # name of the matrix
+    outputs: int  # the dimension of the matrix that counts what comes out of the node
+
 
 _WEIGHT = {"MatMul": 1, "Gemm": 1, "Conv": 1, "Gather": 0}  # which input is the matrix
+
 
 def layers(model, ops=tuple(_WEIGHT)) -> list[Layer]:
     "The layers of a tidy graph. DoesNotApply: it has none"
     known, found = arrays(model), []
     for node in model.graph.node:
-        if node.op_type not in ops or len(node.input) < 2: continue
+        if node.op_type not in ops or len(node.input) < 2:
+            continue
         w = known.get(node.input[_WEIGHT[node.op_type]])
-        if w is None or w.dtype != np.float32 or w.ndim < 2 or min(w.shape[:2]) < 2: continue
+        if w is None or w.dtype != np.float32 or w.ndim < 2 or min(w.shape[:2]) < 2:
+            continue
         across = any(a.name == "transB" and a.i for a in node.attribute)
-        found.append(Layer(node, node.input[_WEIGHT[node.op_type]], 0 if across or node.op_type in ("Conv", "Gather") else 1))
+        found.append(
+            Layer(
+                node,
+                node.input[_WEIGHT[node.op_type]],
+                0 if across or node.op_type in ("Conv", "Gather") else 1,
+            )
+        )
     trees = any(node.op_type.startswith("TreeEnsemble") for node in model.graph.node)
-    if not found: raise DoesNotApply(f"it has no layers: {'the thresholds of trees stay as they are' if trees else 'a linear model is one column of weights'}")
+    if not found:
+        raise DoesNotApply(
+            f"it has no layers: {'the thresholds of trees stay as they are' if trees else 'a linear model is one column of weights'}"
+        )
     return found
 
 # %% ../../nbs/models/quantise.ipynb #8120ee62
 def _stored(model, store):
     "The model with each layer's matrix in the form that `store(matrix, axis)` gives: an array, and the scale to multiply it by or None"
     from onnx import TensorProto, helper
+
     model = tidy(model)
     known = arrays(model)
     for name, axis in {layer.weight: layer.outputs for layer in layers(model)}.items():
         small, scale = store(known[name], axis)
         put(model, f"{name}/stored", small)
-        nodes = [helper.make_node("Cast", [f"{name}/stored"], [name if scale is None else f"{name}/number"], to=TensorProto.FLOAT)]
+        nodes = [
+            helper.make_node(
+                "Cast",
+                [f"{name}/stored"],
+                [name if scale is None else f"{name}/number"],
+                to=TensorProto.FLOAT,
+            )
+        ]
         if scale is not None:
             put(model, f"{name}/scale", scale)
             nodes.append(helper.make_node("Mul", [f"{name}/number", f"{name}/scale"], [name]))
         rest = list(model.graph.node)
         del model.graph.node[:]
         model.graph.node.extend([*nodes, *rest])
-    dropped = [i for i in model.graph.initializer if i.name not in {o for n in model.graph.node for o in n.output}]
+    dropped = [
+        i
+        for i in model.graph.initializer
+        if i.name not in {o for n in model.graph.node for o in n.output}
+    ]
     del model.graph.initializer[:]
     model.graph.initializer.extend(dropped)
     return model
 
+
 def _half(w, axis):
-    if not (np.abs(w) < 65504).all(): raise DoesNotApply("a weight is beyond 65,504, the largest float16")
+    if not (np.abs(w) < 65504).all():
+        raise DoesNotApply("a weight is beyond 65,504, the largest float16")
     return w.astype(np.float16), None
+
 
 def _eight_bits(w, axis):
     "Whole numbers from -127 to 127, with a scale for each index along `axis`"
     scale = np.abs(w).max(axis=tuple(d for d in range(w.ndim) if d != axis), keepdims=True) / 127
     return np.rint(w / np.where(scale, scale, 1)).astype(np.int8), scale.astype(np.float32)
 
-def float16(model, rows=None): "Layers stored as float16"; return _stored(model, _half)
-def int8_weights(model, rows=None): "Layers stored as 8-bit numbers with a scale for each output"; return _stored(model, _eight_bits)
+
+def float16(model, rows=None):
+    "Layers stored as float16"
+    return _stored(model, _half)
+
+
+def int8_weights(model, rows=None):
+    "Layers stored as 8-bit numbers with a scale for each output"
+    return _stored(model, _eight_bits)
 
 # %% ../../nbs/models/quantise.ipynb #a6604ba4
 def _named(model, ops) -> tuple:
@@ -194,32 +264,50 @@ def _named(model, ops) -> tuple:
     model = tidy(model)
     names = [layer.node.name for layer in layers(model, ops) if _name(layer.node)]
     note = model.metadata_props.add()
-    note.key, note.value = "onnx.quant.pre_process", "onnxruntime.quant"  # or it warns that shapes were not inferred before
+    note.key, note.value = (
+        "onnx.quant.pre_process",
+        "onnxruntime.quant",
+    )  # or it warns that shapes were not inferred before
     return model, names
+
 
 def _name(node) -> str:
     node.name = f"layer {node.output[0]}"
     return node.name
+
 
 def _quantised(quantise, model, **options):
     "What a function of onnxruntime.quantization writes to a file, without its remarks"
     import logging
     import warnings
     import onnx
+
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # it leaves its own files open for the collector
+        warnings.simplefilter(
+            "ignore", ResourceWarning
+        )  # it leaves its own files open for the collector
         before, logging.root.manager.disable = logging.root.manager.disable, logging.WARNING
-        try: quantise(model, path := Path(folder) / "model.onnx", **options)
-        finally: logging.root.manager.disable = before
+        try:
+            quantise(model, path := Path(folder) / "model.onnx", **options)
+        finally:
+            logging.root.manager.disable = before
         return onnx.load_from_string(path.read_bytes())
 
 # %% ../../nbs/models/quantise.ipynb #dd58a5a9
 def int8_dynamic(model, rows=None):
     "Layers multiply 8-bit numbers, scaled by the rows at hand"
     from onnxruntime.quantization import QuantType, quantize_dynamic
+
     model, names = _named(model, ("MatMul", "Gemm"))
-    return _quantised(quantize_dynamic, model, op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8, reduce_range=True,
-                      nodes_to_quantize=[*names, *(f"{n}_MatMul" for n in names)])  # a Gemm becomes a MatMul of this name first
+    return _quantised(
+        quantize_dynamic,
+        model,
+        op_types_to_quantize=["MatMul", "Gemm"],
+        weight_type=QuantType.QInt8,
+        reduce_range=True,
+        nodes_to_quantize=[*names, *(f"{n}_MatMul" for n in names)],
+    )  # a Gemm becomes a MatMul of this name first
+
 
 def int8_static(
     model,
@@ -227,15 +315,35 @@ def int8_static(
 ):
     "Layers multiply 8-bit numbers, scaled by the range that `rows` had"
     from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
+
     model, names = _named(model, ("MatMul", "Gemm", "Conv"))
-    return _quantised(quantize_static, model, calibration_data_reader=_reader(rows.arrays), op_types_to_quantize=["MatMul", "Gemm", "Conv"],
-                      nodes_to_quantize=names, per_channel=True, reduce_range=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-                      calibrate_method=CalibrationMethod.MinMax)
+    return _quantised(
+        quantize_static,
+        model,
+        calibration_data_reader=_reader(rows.arrays),
+        op_types_to_quantize=["MatMul", "Gemm", "Conv"],
+        nodes_to_quantize=names,
+        per_channel=True,
+        reduce_range=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        calibrate_method=CalibrationMethod.MinMax,
+    )
+
 
 def _reader(inputs: dict, rows: int = 4096):
     "The rows as ONNX Runtime's calibration asks for them"
     from onnxruntime.quantization import CalibrationDataReader
+
     class Reader(CalibrationDataReader):
-        parts = iter([{k: v[a:a + 512] for k, v in inputs.items()} for a in range(0, min(rows, len(next(iter(inputs.values())))), 512)])
-        def get_next(self): return next(self.parts, None)
+        parts = iter(
+            [
+                {k: v[a : a + 512] for k, v in inputs.items()}
+                for a in range(0, min(rows, len(next(iter(inputs.values())))), 512)
+            ]
+        )
+
+        def get_next(self):
+            return next(self.parts, None)
+
     return Reader()

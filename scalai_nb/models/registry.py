@@ -18,7 +18,15 @@ from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
 
-from ..errors import Conflict, ContractViolation, ModelMismatch, ModelNotFound, ParameterError, VersionNotFound, unknown
+from scalai_nb.errors import (
+    Conflict,
+    ContractViolation,
+    ModelMismatch,
+    ModelNotFound,
+    ParameterError,
+    VersionNotFound,
+    unknown,
+)
 from ..files import whoami
 from .history import append, champions, lines, unbroken
 from .sinks import client, database, locked
@@ -27,24 +35,41 @@ from .sinks import client, database, locked
 @dataclass(frozen=True)
 class ModelVersion:
     "One registered version of a model"
+
     name: str
     version: int
-    time: datetime            # when it was registered, UTC
-    path: Path                # folder of the package
+    time: datetime  # when it was registered, UTC
+    path: Path  # folder of the package
     metrics: dict[str, float]
     tags: dict[str, str]
     aliases: tuple[str, ...]
-    digest: str               # hash of the package's content
+    digest: str  # hash of the package's content
 
-    def __str__(self): return f"{self.name}@{self.version}"
+    def __str__(self):
+        return f"{self.name}@{self.version}"
 
-_DIGEST, _METRICS, _HEAD = "scalai.digest", "scalai.metrics", "scalai.history"  # tags in MLflow: of a version, of a version, of a model
+
+_DIGEST, _METRICS, _HEAD = (
+    "scalai.digest",
+    "scalai.metrics",
+    "scalai.history",
+)  # tags in MLflow: of a version, of a version, of a model
+
 
 def _version(env, name: str, version, created: int, tags: dict, aliases) -> ModelVersion:
     "What the registry says of a version, as a record"
     tags, time = dict(tags), datetime.fromtimestamp(created / 1000, UTC)
     digest, metrics = tags.pop(_DIGEST, ""), json.loads(tags.pop(_METRICS, "{}"))
-    return ModelVersion(name, int(version), time, Path(env.models) / name / str(version), metrics, tags, tuple(sorted(aliases)), digest)
+    return ModelVersion(
+        name,
+        int(version),
+        time,
+        Path(env.models) / name / str(version),
+        metrics,
+        tags,
+        tuple(sorted(aliases)),
+        digest,
+    )
 
 # %% ../../nbs/models/registry.ipynb #7fc5c6dd
 _SQL = """
@@ -54,23 +79,37 @@ SELECT name, version, creation_time, ifnull(tags, '{}'), ifnull(aliases, '[]') F
 WHERE current_stage != 'Deleted_Internal' ORDER BY name, version
 """
 
+
 def _rows_of_file(file: Path) -> list[tuple]:
     "All versions in MLflow's SQLite file"
-    if not file.exists(): return []
-    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=20)) as db:
-        try: rows = db.execute(_SQL).fetchall()
+    if not file.exists():
+        return []
+    with closing(
+        sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=20)
+    ) as db:
+        try:
+            rows = db.execute(_SQL).fetchall()
         except sqlite3.OperationalError as e:
-            if "no such table" in str(e): return []  # a file that MLflow has not set up yet
+            if "no such table" in str(e):
+                return []  # a file that MLflow has not set up yet
             raise
-    return [(name, version, created, json.loads(tags), json.loads(aliases)) for name, version, created, tags, aliases in rows]
+    return [
+        (name, version, created, json.loads(tags), json.loads(aliases))
+        for name, version, created, tags, aliases in rows
+    ]
 
 # %% ../../nbs/models/registry.ipynb #b764e0a8
 def _stamp(file: Path) -> tuple | None:
     "Which file it is, and what SQLite counts up in its head at each commit. None: there is none, or its commits are in a log beside it"
     try:
-        with open(file, "rb") as f: head, inode = f.read(28), os.fstat(f.fileno()).st_ino
-    except OSError: return None
-    return (inode, head[24:]) if len(head) == 28 and head[18] == 1 else None  # sqlite.org/fileformat.html, 1.3
+        with open(file, "rb") as f:
+            head, inode = f.read(28), os.fstat(f.fileno()).st_ino
+    except OSError:
+        return None
+    return (
+        (inode, head[24:]) if len(head) == 28 and head[18] == 1 else None
+    )  # sqlite.org/fileformat.html, 1.3
+
 
 def _every(search, *query, size: int = 1000) -> list:
     "What a search of MLflow finds, page by page"
@@ -80,145 +119,253 @@ def _every(search, *query, size: int = 1000) -> list:
         found, token = [*found, *page], page.token or ""
     return found
 
+
 def _rows_of_server(c) -> list[tuple]:
     "All versions, through an MLflow client"
     rows = []
     for model in _every(c.search_registered_models):
-        versions = {int(v.version): v for v in _every(c.search_model_versions, f"name='{model.name}'")}
+        versions = {
+            int(v.version): v for v in _every(c.search_model_versions, f"name='{model.name}'")
+        }
         named = {n: [a for a, v in model.aliases.items() if int(v) == n] for n in versions}
-        rows += [(model.name, n, versions[n].creation_timestamp, versions[n].tags, named[n]) for n in sorted(versions)]
+        rows += [
+            (model.name, n, versions[n].creation_timestamp, versions[n].tags, named[n])
+            for n in sorted(versions)
+        ]
     return rows
 
 # %% ../../nbs/models/registry.ipynb #b83cff71
 def _apply(c, name: str, records: list[dict]):
     "Set MLflow's aliases as the last record says, and say that it was done"
     last, stack = records[-1], champions(records)
-    if last["alias"]: c.set_registered_model_alias(name, last["alias"], str(last["version"]))
+    if last["alias"]:
+        c.set_registered_model_alias(name, last["alias"], str(last["version"]))
     if last["alias"] == "champion":
-        if stack[1:]: c.set_registered_model_alias(name, "previous", str(stack[-2]))
-        else: c.delete_registered_model_alias(name, "previous")
-        if str(c.get_registered_model(name).aliases.get("challenger")) == str(last["version"]): c.delete_registered_model_alias(name, "challenger")
+        if stack[1:]:
+            c.set_registered_model_alias(name, "previous", str(stack[-2]))
+        else:
+            c.delete_registered_model_alias(name, "previous")
+        if str(c.get_registered_model(name).aliases.get("challenger")) == str(last["version"]):
+            c.delete_registered_model_alias(name, "challenger")
     c.set_registered_model_tag(name, _HEAD, last["hash"])
+
 
 def _expect(name: str, alias: str, found: int | None, expected: int | None):
     "Conflict where another version has the alias than the caller saw; 0 is none, None does not care"
-    if expected is None or expected == (found or 0): return
-    raise Conflict(f"{name}@{alias} is version {found or 'none'} and not {expected or 'none'}, as it was when you looked; look again, then decide.")
+    if expected is None or expected == (found or 0):
+        return
+    raise Conflict(
+        f"{name}@{alias} is version {found or 'none'} and not {expected or 'none'}, as it was when you looked; look again, then decide."
+    )
 
 # %% ../../nbs/models/registry.ipynb #d781cad2
 class Registry:
     "The models of an environment: their versions, aliases and history"
-    def __init__(self, env): self.env = env  # Environment: `tracking` and `models` are used
 
-    def _rows(self) -> list[tuple]: return _rows_of_file(file) if (file := database(self.env)) else _rows_of_server(client(self.env))
-    def stamp(self): "Another one whenever the registry has changed; None: it has to be asked"; return _stamp(file) if (file := database(self.env)) else None
-    def _history(self, name: str) -> Path: return Path(self.env.models) / name / "history.jsonl"
-    def _lock(self): return locked(f"{self.env.models}.lock")
+    def __init__(self, env):
+        self.env = env  # Environment: `tracking` and `models` are used
 
-    def names(self) -> list[str]: "Names of all models"; return sorted({row[0] for row in self._rows()})
+    def _rows(self) -> list[tuple]:
+        return (
+            _rows_of_file(file)
+            if (file := database(self.env))
+            else _rows_of_server(client(self.env))
+        )
+
+    def stamp(self):
+        "Another one whenever the registry has changed; None: it has to be asked"
+        return _stamp(file) if (file := database(self.env)) else None
+
+    def _history(self, name: str) -> Path:
+        return Path(self.env.models) / name / "history.jsonl"
+
+    def _lock(self):
+        return locked(f"{self.env.models}.lock")
+
+    def names(self) -> list[str]:
+        "Names of all models"
+        return sorted({row[0] for row in self._rows()})
 
     def versions(self, name: str) -> list[ModelVersion]:
         "All versions of a model, newest first. ModelNotFound: there is none"
         rows = self._rows()
         found = [_version(self.env, *row) for row in rows if row[0] == name]
-        if not found: raise ModelNotFound(unknown(name, {row[0] for row in rows}, "the registry"))
+        if not found:
+            raise ModelNotFound(unknown(name, {row[0] for row in rows}, "the registry"))
         return found[::-1]
 
     def get(
         self,
-        name: str,                   # or name@ref
-        ref: str | int = "champion", # alias, version number or "latest"; the one in the name wins
+        name: str,  # or name@ref
+        ref: str | int = "champion",  # alias, version number or "latest"; the one in the name wins
     ) -> ModelVersion:
         "One version of a model. ModelNotFound, VersionNotFound"
         name, _, given = name.partition("@")
         return _find(self.versions(name), str(given or ref))
 
-    def champion(self, name: str): "The version that serves, or None"; return next((v for v in self.versions(name) if "champion" in v.aliases), None)
-    def load(self, name: str, ref: str | int = "champion"): "The Model of a version"; return _load(self.get(name, ref))
-    def history(self, name: str) -> list[dict]: "Promotions, rollbacks and verdicts, oldest first"; self.versions(name); return lines(self._history(name))
+    def champion(self, name: str):
+        "The version that serves, or None"
+        return next((v for v in self.versions(name) if "champion" in v.aliases), None)
+
+    def load(self, name: str, ref: str | int = "champion"):
+        "The Model of a version"
+        return _load(self.get(name, ref))
+
+    def history(self, name: str) -> list[dict]:
+        "Promotions, rollbacks and verdicts, oldest first"
+        self.versions(name)
+        return lines(self._history(name))
+
     def register(self, model, name, metrics=None, tags=None, *, alias=None, contract=None):
         return _register(self, model, name, metrics or {}, tags or {}, alias, contract)
-    def promote(self, name, version, alias="champion", reason="", by=None, *, evidence=None, expected=None):
+
+    def promote(
+        self, name, version, alias="champion", reason="", by=None, *, evidence=None, expected=None
+    ):
         return _promote(self, name, version, alias, reason, by, evidence or {}, expected)
-    def rollback(self, name, reason="", by=None, *, expected=None): return _rollback(self, name, reason, by, expected)
-    def judged(self, name, version, reason, by=None, *, evidence): return _judged(self, name, version, reason, by, evidence)
-    def verify(self, name): return _verify(self, name)
+
+    def rollback(self, name, reason="", by=None, *, expected=None):
+        return _rollback(self, name, reason, by, expected)
+
+    def judged(self, name, version, reason, by=None, *, evidence):
+        return _judged(self, name, version, reason, by, evidence)
+
+    def verify(self, name):
+        return _verify(self, name)
 
 # %% ../../nbs/models/registry.ipynb #6117feb7
 def _find(versions: list[ModelVersion], ref: str) -> ModelVersion:
     "The version that `ref` names. VersionNotFound: none"
-    if ref == "latest": return versions[0]
+    if ref == "latest":
+        return versions[0]
     for v in versions:
-        if ref == str(v.version) or ref in v.aliases: return v
-    known = [*(str(v.version) for v in versions), *(a for v in versions for a in v.aliases), "latest"]
+        if ref == str(v.version) or ref in v.aliases:
+            return v
+    known = [
+        *(str(v.version) for v in versions),
+        *(a for v in versions for a in v.aliases),
+        "latest",
+    ]
     raise VersionNotFound(unknown(ref, known, f"the versions and aliases of {versions[0].name}"))
+
 
 def _load(version: ModelVersion):
     "The Model whose package was registered, and no other"
     from scalai_nb.models.package import Model
+
     return Model.load(version.path, version.digest, str(version))
 
 # %% ../../nbs/models/registry.ipynb #ab5ffa30
 def _fits(r: Registry, model, name: str):
     "ContractViolation naming what those who ask the champion would have to change"
     from scalai_nb.models.compatibility import incompatibilities
+
     champion = r.champion(name) if name in r.names() else None
     if champion and (found := incompatibilities(_load(champion), model)):
-        raise ContractViolation(f"This model has another contract than {champion}, which serves: it {'; it '.join(found)}. "
-                                'Register it under another name, or with contract="new" if that is meant.')
+        raise ContractViolation(
+            f"This model has another contract than {champion}, which serves: it {'; it '.join(found)}. "
+            'Register it under another name, or with contract="new" if that is meant.'
+        )
 
 # %% ../../nbs/models/registry.ipynb #71bd01cd
 def _register(
     r: Registry,
-    model,            # Model
-    name: str,        # letters, digits, `-`, `_` and `.`
-    metrics: dict,    # {name: number}
-    tags: dict,       # {name: text}
-    alias: str | None,     # what to make it at once, say challenger
+    model,  # Model
+    name: str,  # letters, digits, `-`, `_` and `.`
+    metrics: dict,  # {name: number}
+    tags: dict,  # {name: text}
+    alias: str | None,  # what to make it at once, say challenger
     contract: str | None,  # "new": it may have another contract than the champion
 ) -> ModelVersion:
     "Copy a model's package into the registry as its next version. ParameterError: the name, a tag. ContractViolation: the contract. Conflict: files of a lost version"
-    if not re.fullmatch(r"[A-Za-z0-9_][\w.-]*", name): raise ParameterError(f"{name!r} cannot name a model; accepted: letters, digits, '-', '_' and '.'.")
-    if contract not in (None, "new"): raise ParameterError(f'contract={contract!r} is not known; accepted: "new", or None for that of the champion.')
-    if alias: _check_alias(alias)
-    if not contract: _fits(r, model, name)
+    if not re.fullmatch(r"[A-Za-z0-9_][\w.-]*", name):
+        raise ParameterError(
+            f"{name!r} cannot name a model; accepted: letters, digits, '-', '_' and '.'."
+        )
+    if contract not in (None, "new"):
+        raise ParameterError(
+            f'contract={contract!r} is not known; accepted: "new", or None for that of the champion.'
+        )
+    if alias:
+        _check_alias(alias)
+    if not contract:
+        _fits(r, model, name)
     c, folder = client(r.env), Path(r.env.models) / name
     from mlflow.exceptions import MlflowException  # after `client`, which keeps MLflow quiet
+
     staged = model.save(folder / f".{uuid4().hex}")
-    about = {**{k: str(v) for k, v in tags.items()}, _METRICS: json.dumps({k: float(v) for k, v in metrics.items()}),
-             _DIGEST: sha256((staged / "manifest.json").read_bytes()).hexdigest()}
+    about = {
+        **{k: str(v) for k, v in tags.items()},
+        _METRICS: json.dumps({k: float(v) for k, v in metrics.items()}),
+        _DIGEST: sha256((staged / "manifest.json").read_bytes()).hexdigest(),
+    }
     try:
         with r._lock():
-            if not c.search_registered_models(f"name='{name}'"): c.create_registered_model(name)
-            try: version = c.create_model_version(name, source=f"scalai:///{name}", tags=about, await_creation_for=None).version
-            except MlflowException as e: raise ParameterError(f"MLflow does not take the tags of {name}: {str(e).splitlines()[0]}") from None
-            try: staged.rename(folder / str(version))
+            if not c.search_registered_models(f"name='{name}'"):
+                c.create_registered_model(name)
+            try:
+                version = c.create_model_version(
+                    name, source=f"scalai:///{name}", tags=about, await_creation_for=None
+                ).version
+            except MlflowException as e:
+                raise ParameterError(
+                    f"MLflow does not take the tags of {name}: {str(e).splitlines()[0]}"
+                ) from None
+            try:
+                staged.rename(folder / str(version))
             except OSError:
                 c.delete_model_version(name, version)
-                raise Conflict(f"{folder / str(version)} is there already and the registry does not know it; move it away.") from None
-    finally: shutil.rmtree(staged, ignore_errors=True)
+                raise Conflict(
+                    f"{folder / str(version)} is there already and the registry does not know it; move it away."
+                ) from None
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
     return r.promote(name, version, alias, "registered") if alias else r.get(name, version)
 
 # %% ../../nbs/models/registry.ipynb #efc1e1b6
-def _record(r: Registry, action: str, v: ModelVersion, alias: str, former, reason: str, by, evidence: dict) -> ModelVersion:
+def _record(
+    r: Registry, action: str, v: ModelVersion, alias: str, former, reason: str, by, evidence: dict
+) -> ModelVersion:
     "Write the record and set the aliases, if the package loads; the lock is held"
     _load(v)
     path = r._history(v.name)
     evidence = {"digest": v.digest, "metrics": v.metrics, **evidence}
-    append(path, {"action": action, "name": v.name, "alias": alias, "version": v.version, "former": former, "reason": reason,
-                   "by": by or whoami(), "time": datetime.now(UTC).isoformat(timespec="milliseconds"), "evidence": evidence})
+    append(
+        path,
+        {
+            "action": action,
+            "name": v.name,
+            "alias": alias,
+            "version": v.version,
+            "former": former,
+            "reason": reason,
+            "by": by or whoami(),
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "evidence": evidence,
+        },
+    )
     _apply(client(r.env), v.name, lines(path))
     return r.get(v.name, v.version)
+
 
 def _settle(r: Registry, name: str):
     "Finish what a process left that died between record and alias; the lock is held"
     records, c = lines(r._history(name)), client(r.env)
-    if records and c.get_registered_model(name).tags.get(_HEAD) != records[-1]["hash"]: _apply(c, name, records)
+    if records and c.get_registered_model(name).tags.get(_HEAD) != records[-1]["hash"]:
+        _apply(c, name, records)
+
 
 def _check_alias(alias: str):
     "ParameterError where `alias` cannot be given to a version"
-    if alias in ("latest", "previous") or not re.fullmatch(r"[a-z][\w-]*", alias) or re.fullmatch(r"v\d+", alias):
-        raise ParameterError(f"{alias!r} cannot be given; accepted: champion, challenger or another word, not latest, previous or v1.")
+    if (
+        alias in ("latest", "previous")
+        or not re.fullmatch(r"[a-z][\w-]*", alias)
+        or re.fullmatch(r"v\d+", alias)
+    ):
+        raise ParameterError(
+            f"{alias!r} cannot be given; accepted: champion, challenger or another word, not latest, previous or v1."
+        )
+
 
 def _holder(r: Registry, name: str, alias: str) -> int | None:
     "The version that has the alias"
@@ -228,12 +375,13 @@ def _holder(r: Registry, name: str, alias: str) -> int | None:
 def _promote(
     r: Registry,
     name: str,
-    version: int | str,        # number, alias or "latest"
-    alias: str = "champion",   # what it becomes; the former champion becomes `previous`
-    reason: str = "",          # why
-    by: str | None = None,     # who; None: SCALAI_USER, else the user of this process
-    evidence: dict = None,     # what speaks for it, beside the version's digest and metrics
-    expected: int | None = None,  # the version that the caller saw in this place, 0 for none; None: whichever
+    version: int | str,  # number, alias or "latest"
+    alias: str = "champion",  # what it becomes; the former champion becomes `previous`
+    reason: str = "",  # why
+    by: str | None = None,  # who; None: SCALAI_USER, else the user of this process
+    evidence: dict = None,  # what speaks for it, beside the version's digest and metrics
+    expected: int
+    | None = None,  # the version that the caller saw in this place, 0 for none; None: whichever
 ) -> ModelVersion:
     "Give a version an alias. Conflict: another than `expected` has it. Nothing is written where the version has it already"
     _check_alias(alias)
@@ -242,25 +390,41 @@ def _promote(
         _settle(r, name)
         v, former = r.get(name, version), _holder(r, name, alias)
         _expect(name, alias, former, expected)
-        return v if former == v.version else _record(r, "promote", v, alias, former, reason, by, evidence)
+        return (
+            v
+            if former == v.version
+            else _record(r, "promote", v, alias, former, reason, by, evidence)
+        )
 
-def _rollback(r: Registry, name: str, reason: str, by: str | None, expected: int | None) -> ModelVersion:
+
+def _rollback(
+    r: Registry, name: str, reason: str, by: str | None, expected: int | None
+) -> ModelVersion:
     "Make the champion before this one champion again. VersionNotFound: there is none"
     r.versions(name)
     with r._lock():
         _settle(r, name)
         former, stack = _holder(r, name, "champion"), champions(lines(r._history(name)))
         _expect(name, "champion", former, expected)
-        if former and stack[-1:] != [former]: stack.append(former)  # set by hand, in MLflow
-        if len(stack) < 2: raise VersionNotFound(f"{name} has no champion before {former or 'the first'}; promote a version instead.")
+        if former and stack[-1:] != [former]:
+            stack.append(former)  # set by hand, in MLflow
+        if len(stack) < 2:
+            raise VersionNotFound(
+                f"{name} has no champion before {former or 'the first'}; promote a version instead."
+            )
         return _record(r, "rollback", r.get(name, stack[-2]), "champion", former, reason, by, {})
 
-def _judged(r: Registry, name: str, version: int | str, reason: str, by: str | None, evidence: dict) -> ModelVersion:
+
+def _judged(
+    r: Registry, name: str, version: int | str, reason: str, by: str | None, evidence: dict
+) -> ModelVersion:
     "Write down a verdict about a version; no alias changes"
     r.versions(name)
     with r._lock():
         _settle(r, name)
-        return _record(r, "judge", r.get(name, version), "", _holder(r, name, "champion"), reason, by, evidence)
+        return _record(
+            r, "judge", r.get(name, version), "", _holder(r, name, "champion"), reason, by, evidence
+        )
 
 # %% ../../nbs/models/registry.ipynb #39aaae93
 def _verify(r: Registry, name: str) -> int:
@@ -269,5 +433,7 @@ def _verify(r: Registry, name: str) -> int:
     records = unbroken(path, r.history(name))
     head = client(r.env).get_registered_model(name).tags.get(_HEAD, "")
     if head not in ("", *(x["hash"] for x in records[-2:])) or (head and not records):
-        raise ModelMismatch(f"{path} does not end with the last promotion; restore the file from a backup.")
+        raise ModelMismatch(
+            f"{path} does not end with the last promotion; restore the file from a backup."
+        )
     return len(records)

@@ -12,53 +12,90 @@ from .package import digest
 
 # %% ../../nbs/models/release.ipynb #ee0e77d8
 def release(
-    registry,              # Registry
-    name: str,             # of the model
-    version: int | str,    # number, alias or "latest"
+    registry,  # Registry
+    name: str,  # of the model
+    version: int | str,  # number, alias or "latest"
     verdict: Verdict | None = None,  # None: the last one in the history
     *,
     override: str | None = None,  # why it is promoted in spite of the verdict, or without one
-    reason: str | None = None,    # for the history; None: the verdict's
-    by: str | None = None,        # who; None: as the registry does
-):                         # ModelVersion
+    reason: str | None = None,  # for the history; None: the verdict's
+    by: str | None = None,  # who; None: as the registry does
+):  # ModelVersion
     "Make a version the champion. WorkFailed: the verdict is no, or there is none. Conflict: the champion is another than was judged"
-    if override is not None and not override.strip(): raise ParameterError("An override needs a reason: say why the verdict does not count.")
+    if override is not None and not override.strip():
+        raise ParameterError("An override needs a reason: say why the verdict does not count.")
     v = registry.get(name, version)
     champion = registry.champion(name)
     verdict = verdict or _recorded(registry, v)
-    if override is None: _allowed(registry, v, champion, verdict)
-    evidence = {"gate": verdict and verdict.to_dict()} | ({"override": override} if override else {})
+    if override is None:
+        _allowed(registry, v, champion, verdict)
+    evidence = {"gate": verdict and verdict.to_dict()} | (
+        {"override": override} if override else {}
+    )
     said = f"override: {override}" if override else reason or verdict.reason
-    return registry.promote(name, v.version, reason=said, by=by, evidence=evidence, expected=champion.version if champion else 0)
+    return registry.promote(
+        name,
+        v.version,
+        reason=said,
+        by=by,
+        evidence=evidence,
+        expected=champion.version if champion else 0,
+    )
+
 
 def _recorded(registry, v) -> Verdict | None:
     "The last verdict about a version in the history"
     records = (r for r in reversed(registry.history(v.name)) if r["version"] == v.version)
-    return next((Verdict.from_dict(r["evidence"]["gate"]) for r in records if r["evidence"].get("gate")), None)
+    return next(
+        (Verdict.from_dict(r["evidence"]["gate"]) for r in records if r["evidence"].get("gate")),
+        None,
+    )
 
 # %% ../../nbs/models/release.ipynb #b7189a44
 def _allowed(registry, v, champion, verdict: Verdict | None):
     "WorkFailed where the verdict does not let the version pass; Conflict where it is about others"
-    if verdict is None: raise WorkFailed(f"{v} has not been judged; run: scalai models gate {v}, or give a reason to override.")
-    if digest(registry.load(v.name, v.version)) != verdict.digest: raise Conflict(f"The verdict is about another model than {v}; judge {v}.")
+    if verdict is None:
+        raise WorkFailed(
+            f"{v} has not been judged; run: scalai models gate {v}, or give a reason to override."
+        )
+    if digest(registry.load(v.name, v.version)) != verdict.digest:
+        raise Conflict(f"The verdict is about another model than {v}; judge {v}.")
     if (digest(registry.load(v.name, champion.version)) if champion else None) != verdict.champion:
-        raise Conflict(f"{v} was judged against another champion than {champion or 'none'}, which serves now; judge it again.")
-    if not verdict.passed: raise WorkFailed(f"{v} is not promoted: it {verdict.reason}. Mend it, or give a reason to override.")
+        raise Conflict(
+            f"{v} was judged against another champion than {champion or 'none'}, which serves now; judge it again."
+        )
+    if not verdict.passed:
+        raise WorkFailed(
+            f"{v} is not promoted: it {verdict.reason}. Mend it, or give a reason to override."
+        )
 
 # %% ../../nbs/models/release.ipynb #dfa207ad
 def examine(
-    registry,              # Registry
-    name: str,             # a model: its challenger, else its newest version; or model@version
-    data, label: str, goals: dict | None = None,  # as of `judge`
+    registry,  # Registry
+    name: str,  # a model: its challenger, else its newest version; or model@version
+    data,
+    label: str,
+    goals: dict | None = None,  # as of `judge`
     *,
     who: str | None = None,  # None: as the registry does
-    **options,             # of `judge`
-) -> tuple:                # ModelVersion, Verdict
+    **options,  # of `judge`
+) -> tuple:  # ModelVersion, Verdict
     "Judge a version against the champion, and write the verdict into the history"
     name, _, ref = name.partition("@")
     aliases = {a for v in registry.versions(name) for a in v.aliases}
-    v, champion = registry.get(name, ref or ("challenger" if "challenger" in aliases else "latest")), registry.champion(name)
+    v, champion = (
+        registry.get(name, ref or ("challenger" if "challenger" in aliases else "latest")),
+        registry.champion(name),
+    )
     served = _recorded(registry, champion) if champion else None
-    verdict = judge(registry.load(name, v.version), data, label, goals, champion=registry.load(name, champion.version) if champion else None,
-                    **{"served_ms": served and served.measured.get("latency_ms"), **options})
-    return registry.judged(name, v.version, str(verdict), who, evidence={"gate": verdict.to_dict()}), verdict
+    verdict = judge(
+        registry.load(name, v.version),
+        data,
+        label,
+        goals,
+        champion=registry.load(name, champion.version) if champion else None,
+        **{"served_ms": served and served.measured.get("latency_ms"), **options},
+    )
+    return registry.judged(
+        name, v.version, str(verdict), who, evidence={"gate": verdict.to_dict()}
+    ), verdict

@@ -17,41 +17,70 @@ from ..errors import ModelMismatch, ModelNotFound
 
 # %% ../../nbs/models/runtime.ipynb #c52b0f06
 FORMAT = 1
-FILES = ("model.onnx", "card.json", "card.md", "transform.json", "contract.json", "examples.json")  # and manifest.json
+FILES = (
+    "model.onnx",
+    "card.json",
+    "card.md",
+    "transform.json",
+    "contract.json",
+    "examples.json",
+)  # and manifest.json
 OPTIONAL = ("booster.ubj", "summary.zip")
+
 
 def _manifest(path: Path, digest: str | None, called: str) -> dict:
     "What the package says it holds. ModelMismatch: it cannot be read, is of a later version, or is another package"
-    if not path.is_file(): raise ModelNotFound(f"There is no model package in {path.parent}; write one with model.save.")
+    if not path.is_file():
+        raise ModelNotFound(
+            f"There is no model package in {path.parent}; write one with model.save."
+        )
     data = path.read_bytes()
-    if digest is not None and sha256(data).hexdigest() != digest: raise ModelMismatch(f"{path.parent} is not the package that was registered as {called}; restore it or register again.")
+    if digest is not None and sha256(data).hexdigest() != digest:
+        raise ModelMismatch(
+            f"{path.parent} is not the package that was registered as {called}; restore it or register again."
+        )
     try:
         manifest = json.loads(data)
-        if (found := manifest["format"]) != FORMAT: raise ModelMismatch(f"{path.parent} has format {found}; this version reads {FORMAT}. Update scalai-nb.")
+        if (found := manifest["format"]) != FORMAT:
+            raise ModelMismatch(
+                f"{path.parent} has format {found}; this version reads {FORMAT}. Update scalai-nb."
+            )
         return {"name": manifest["name"], "files": dict(manifest["files"])}
     except (ValueError, LookupError, TypeError) as e:
-        if isinstance(e, ModelMismatch): raise
-        raise ModelMismatch(f"{path} cannot be read; restore the package or save it again.") from None
+        if isinstance(e, ModelMismatch):
+            raise
+        raise ModelMismatch(
+            f"{path} cannot be read; restore the package or save it again."
+        ) from None
 
 # %% ../../nbs/models/runtime.ipynb #785f7ea0
 def contents(
     folder: Path,
     digest: str | None = None,  # of the package that it must be; None: any
-    called: str = "this",       # what was registered with that digest
-) -> dict[str, bytes]:          # by file name
+    called: str = "this",  # what was registered with that digest
+) -> dict[str, bytes]:  # by file name
     "The files of the package in `folder`. ModelNotFound: none is there. ModelMismatch naming the file that is changed, lost or too many"
     manifest = _manifest(folder / "manifest.json", digest, called)
     hashes = manifest["files"]
     known = {*FILES, *(n for n in OPTIONAL if n in hashes)}
     for path in folder.iterdir():
         if path.name not in {*known, "manifest.json"} and not path.name.startswith("."):
-            raise ModelMismatch(f"{path} does not belong to the package; take it out of the folder.")
-    content = {name: (folder / name).read_bytes() if (folder / name).is_file() else b"" for name in sorted(known)}
+            raise ModelMismatch(
+                f"{path} does not belong to the package; take it out of the folder."
+            )
+    content = {
+        name: (folder / name).read_bytes() if (folder / name).is_file() else b""
+        for name in sorted(known)
+    }
     for name in [*content, *(hashes.keys() - known)]:
         if sha256(content.get(name, b"")).hexdigest() != hashes.get(name):
-            raise ModelMismatch(f"{folder / name} is not the file that was packaged; restore the package or save it again.")
+            raise ModelMismatch(
+                f"{folder / name} is not the file that was packaged; restore the package or save it again."
+            )
     if (name := json.loads(content["card.json"])["name"]) != manifest["name"]:
-        raise ModelMismatch(f"{folder / 'manifest.json'} names the model {manifest['name']!r} and its card {name!r}; restore it.")
+        raise ModelMismatch(
+            f"{folder / 'manifest.json'} names the model {manifest['name']!r} and its card {name!r}; restore it."
+        )
     return content
 
 # %% ../../nbs/models/runtime.ipynb #6f2e1f93
@@ -59,23 +88,36 @@ def session(graph: bytes):
     "A session of ONNX Runtime on one thread, on a GPU where the runtime has one, which reports to nobody"
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when it is first imported
     import onnxruntime
-    onnxruntime.disable_telemetry_events()     # where it was imported before
+
+    onnxruntime.disable_telemetry_events()  # where it was imported before
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads, options.inter_op_num_threads = 3, 1, 1
     known = ("CUDAExecutionProvider", "CPUExecutionProvider")
-    return onnxruntime.InferenceSession(graph, options, providers=[p for p in known if p in onnxruntime.get_available_providers()])
+    return onnxruntime.InferenceSession(
+        graph, options, providers=[p for p in known if p in onnxruntime.get_available_providers()]
+    )
 
 # %% ../../nbs/models/runtime.ipynb #341fb06e
 TOLERANCE = 1e-5  # of a probability; of a prediction, relative to it where it is above 1
 
+
 def same_scores(
-    got: np.ndarray,   # (row,) float32
-    expected,          # (row,) numbers
-    card: dict,        # of the package: what it gives, and how much more was allowed when it was slimmed
-    place: str,        # what the rows are
+    got: np.ndarray,  # (row,) float32
+    expected,  # (row,) numbers
+    card: dict,  # of the package: what it gives, and how much more was allowed when it was slimmed
+    place: str,  # what the rows are
 ):
     "ModelMismatch naming the first row whose scores differ"
     tolerance = max(TOLERANCE, card.get("slimmed", {}).get("tolerance", 0))
-    with np.errstate(over="ignore"): expected = np.asarray(expected, np.float64).astype(np.float32)
-    close = np.isclose(got, expected, rtol=0 if card.get("output", "probability") == "probability" else tolerance, atol=tolerance)
-    if not close.all(): raise ModelMismatch(f"{place} row {(i := np.argmin(close))}: the graph scores {got[i]:.6f}, expected {expected[i]:.6f}; package it again.")
+    with np.errstate(over="ignore"):
+        expected = np.asarray(expected, np.float64).astype(np.float32)
+    close = np.isclose(
+        got,
+        expected,
+        rtol=0 if card.get("output", "probability") == "probability" else tolerance,
+        atol=tolerance,
+    )
+    if not close.all():
+        raise ModelMismatch(
+            f"{place} row {(i := np.argmin(close))}: the graph scores {got[i]:.6f}, expected {expected[i]:.6f}; package it again."
+        )

@@ -28,203 +28,430 @@ from .study import PRUNERS, Record, Study, Threads, Trial, Workers, alone, drive
 from .tracking import deliver, record as track
 
 # %% ../../nbs/models/search.ipynb #ea080a75
-MEASURES = {"roc_auc": "maximize", "pr_auc": "maximize", "log_loss": "minimize", "brier": "minimize", "ece": "minimize", "accuracy": "maximize",
-            "balanced_accuracy": "maximize", "rmse": "minimize", "mae": "minimize", "r2": "maximize"}
+MEASURES = {
+    "roc_auc": "maximize",
+    "pr_auc": "maximize",
+    "log_loss": "minimize",
+    "brier": "minimize",
+    "ece": "minimize",
+    "accuracy": "maximize",
+    "balanced_accuracy": "maximize",
+    "rmse": "minimize",
+    "mae": "minimize",
+    "r2": "maximize",
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Judged:
     "An objective: how well an estimator does on rows that it has not learnt from; `judged` makes one"
-    estimator: object     # of scikit-learn's kind, not fitted
-    data: object          # Dataset over `row`, in memory or lazy
+
+    estimator: object  # of scikit-learn's kind, not fitted
+    data: object  # Dataset over `row`, in memory or lazy
     label: str
-    classes: object       # sorted; None: the label is a number to tell
-    folds: list           # (rows to learn from, rows to test on, fitted transform)
-    metric: str           # of MEASURES
+    classes: object  # sorted; None: the label is a number to tell
+    folds: list  # (rows to learn from, rows to test on, fitted transform)
+    metric: str  # of MEASURES
 
     def __call__(self, params: dict, report: Callable) -> dict:
         from sklearn.base import clone
+
         found = []
         for k, (learnt, tested, transform) in enumerate(self.folds):
-            model = learn(clone(self.estimator).set_params(**params), self.data.isel(row=learnt), self.label, transform, classes=self.classes).estimator
+            model = learn(
+                clone(self.estimator).set_params(**params),
+                self.data.isel(row=learnt),
+                self.label,
+                transform,
+                classes=self.classes,
+            ).estimator
             found.append(self._measure(model, self.data.isel(row=tested), transform))
-            if len(self.folds) > 1: report(k, np.mean(found))
-        return {self.metric: np.mean(found), **{f"{self.metric} fold {k}": x for k, x in enumerate(found)}}
+            if len(self.folds) > 1:
+                report(k, np.mean(found))
+        return {
+            self.metric: np.mean(found),
+            **{f"{self.metric} fold {k}": x for k, x in enumerate(found)},
+        }
 
     def _measure(self, model, rows, transform) -> float:
         said, label = scores_of(model, rows, transform, self.classes), rows[self.label].values
-        if self.classes is None: return getattr(evaluate_regression(label, said), self.metric)
-        label = label == self.classes[1] if len(self.classes) == 2 else np.searchsorted(self.classes, label)
+        if self.classes is None:
+            return getattr(evaluate_regression(label, said), self.metric)
+        label = (
+            label == self.classes[1]
+            if len(self.classes) == 2
+            else np.searchsorted(self.classes, label)
+        )
         return getattr(evaluate(label, said), self.metric)
 
 # %% ../../nbs/models/search.ipynb #8dabf089
 def judged(
-    estimator, space: Space, data, label: str, transform,
-    split=None,     # a Split or list of (rows to learn from, rows to test on); what `by` of `splits.split` accepts; None: by the contract
-    metric=None,    # of MEASURES; None: roc_auc for two classes, log_loss for more, rmse for numbers
+    estimator,
+    space: Space,
+    data,
+    label: str,
+    transform,
+    split=None,  # a Split or list of (rows to learn from, rows to test on); what `by` of `splits.split` accepts; None: by the contract
+    metric=None,  # of MEASURES; None: roc_auc for two classes, log_loss for more, rmse for numbers
     seed: int = 0,
 ) -> Judged:
     "The objective that judges an estimator. ParameterError: the space has a parameter that it has not, or there is no such measure"
     from sklearn.base import is_classifier
+
     check_candidate("estimator", estimator, is_classifier(estimator))
     known = estimator.get_params()
     for name in (*space.ranges, *space.choices, *space.fixed):
-        if name not in known: raise ParameterError(unknown(name, known, f"the parameters of {type(estimator).__name__}"))
-    if transform is None: raise ParameterError("transform= is missing: it makes features of the columns; pass, say, sn.Transform(numeric=[…], categorical=[…]).")
+        if name not in known:
+            raise ParameterError(
+                unknown(name, known, f"the parameters of {type(estimator).__name__}")
+            )
+    if transform is None:
+        raise ParameterError(
+            "transform= is missing: it makes features of the columns; pass, say, sn.Transform(numeric=[…], categorical=[…])."
+        )
     classes = np.unique(data[label].values) if is_classifier(estimator) else None
-    metric = metric or ("rmse" if classes is None else "roc_auc" if len(classes) == 2 else "log_loss")
-    if metric not in MEASURES: raise ParameterError(unknown(metric, MEASURES, "the measures"))
-    folds = split if split is not None and not isinstance(split, str) else split_rows(data, by=split, label=label, seed=seed)
-    return Judged(estimator, data, label, classes, [(a, b, deepcopy(transform).fit(data.isel(row=a))) for a, b in folds], metric)
+    metric = metric or (
+        "rmse" if classes is None else "roc_auc" if len(classes) == 2 else "log_loss"
+    )
+    if metric not in MEASURES:
+        raise ParameterError(unknown(metric, MEASURES, "the measures"))
+    folds = (
+        split
+        if split is not None and not isinstance(split, str)
+        else split_rows(data, by=split, label=label, seed=seed)
+    )
+    return Judged(
+        estimator,
+        data,
+        label,
+        classes,
+        [(a, b, deepcopy(transform).fit(data.isel(row=a))) for a, b in folds],
+        metric,
+    )
 
 # %% ../../nbs/models/search.ipynb #6eec9dd1
 @dataclass(frozen=True, eq=False)
 class Search:
     "The trials of a search, and the best of them"
+
     name: str
-    direction: str         # maximize or minimize
+    direction: str  # maximize or minimize
     trials: list[Trial]
     space: Space = field(repr=False)
-    study: object = field(repr=False)   # Optuna's, for its own pictures
+    study: object = field(repr=False)  # Optuna's, for its own pictures
 
     @property
-    def completed(self) -> list[Trial]: "Trials that have come to their end, the best first"; return sorted(
-        (t for t in self.trials if t.status == "completed"), key=lambda t: t.value, reverse=self.direction == "maximize")
+    def completed(self) -> list[Trial]:
+        "Trials that have come to their end, the best first"
+        return sorted(
+            (t for t in self.trials if t.status == "completed"),
+            key=lambda t: t.value,
+            reverse=self.direction == "maximize",
+        )
+
     @property
-    def best(self) -> Trial: "The trial with the best value; its `params` go into the estimator"; return self.completed[0]
+    def best(self) -> Trial:
+        "The trial with the best value; its `params` go into the estimator"
+        return self.completed[0]
+
     @property
-    def table(self): "A DataFrame with a row a trial, the best first, those that were ended early or failed behind"; return _table(self)
+    def table(self):
+        "A DataFrame with a row a trial, the best first, those that were ended early or failed behind"
+        return _table(self)
+
     @property
-    def importance(self) -> dict[str, float]: "Share of each parameter in what makes a trial good, by PED-ANOVA; empty while there are too few to tell"; return _importance(self)
-    def plot(self): "A matplotlib figure: the values trial by trial, and by each parameter"; return _plot(self)
-    def __repr__(self) -> str: return f"{_words(self)}\n{self.table.head(10).to_string(index=False)}"
-    def _repr_html_(self) -> str: return f"<p>{_words(self)}</p>{self.table.head(10).to_html(index=False, border=0, na_rep='')}"
+    def importance(self) -> dict[str, float]:
+        "Share of each parameter in what makes a trial good, by PED-ANOVA; empty while there are too few to tell"
+        return _importance(self)
+
+    def plot(self):
+        "A matplotlib figure: the values trial by trial, and by each parameter"
+        return _plot(self)
+
+    def __repr__(self) -> str:
+        return f"{_words(self)}\n{self.table.head(10).to_string(index=False)}"
+
+    def _repr_html_(self) -> str:
+        return (
+            f"<p>{_words(self)}</p>{self.table.head(10).to_html(index=False, border=0, na_rep='')}"
+        )
 
 # %% ../../nbs/models/search.ipynb #570676a4
 def _words(s: Search) -> str:
     count = {k: sum(t.status == k for t in s.trials) for k in ("completed", "pruned", "failed")}
     return f"Search {s.name}: {count['completed']} trials completed, {count['pruned']} pruned, {count['failed']} failed; the best is trial {s.best.number} with {s.best.value:.6g}"
 
+
 def _table(s: Search):
     import pandas as pd
-    rest = sorted((t for t in s.trials if t.status != "completed"), key=lambda t: (t.status == "failed", t.number))
+
+    rest = sorted(
+        (t for t in s.trials if t.status != "completed"),
+        key=lambda t: (t.status == "failed", t.number),
+    )
     varied = [*s.space.ranges, *s.space.choices]
-    return pd.DataFrame([{"trial": t.number, "status": t.status, "value": t.value, **{n: t.params[n] for n in varied}, "steps": len(t.steps), "seconds": round(t.seconds, 3),
-                          "attempts": t.attempts, "error": t.error or ""} for t in (*s.completed, *rest)])
+    return pd.DataFrame(
+        [
+            {
+                "trial": t.number,
+                "status": t.status,
+                "value": t.value,
+                **{n: t.params[n] for n in varied},
+                "steps": len(t.steps),
+                "seconds": round(t.seconds, 3),
+                "attempts": t.attempts,
+                "error": t.error or "",
+            }
+            for t in (*s.completed, *rest)
+        ]
+    )
+
 
 def _importance(s: Search) -> dict[str, float]:
-    if len({t.value for t in s.completed}) < 4: return {}
+    if len({t.value for t in s.completed}) < 4:
+        return {}
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-    return {k: float(v) for k, v in get_param_importances(s.study, evaluator=PedAnovaImportanceEvaluator()).items()}
+
+    return {
+        k: float(v)
+        for k, v in get_param_importances(s.study, evaluator=PedAnovaImportanceEvaluator()).items()
+    }
 
 # %% ../../nbs/models/search.ipynb #bf2508dc
 def _plot(s: Search):
     from matplotlib.figure import Figure
+
     shown = list(s.importance)[:3] or [*s.space.ranges, *s.space.choices][:3]
-    axes = (fig := Figure(figsize=(3.2 * (1 + len(shown)), 3.2), layout="constrained")).subplots(1, 1 + len(shown), sharey=True)
-    done, better = sorted(s.completed, key=lambda t: t.number), np.maximum if s.direction == "maximize" else np.minimum
-    axes[0].step([t.number for t in done], better.accumulate([t.value for t in done]), where="post", color="C3", linewidth=1, label="best so far")
+    axes = (fig := Figure(figsize=(3.2 * (1 + len(shown)), 3.2), layout="constrained")).subplots(
+        1, 1 + len(shown), sharey=True
+    )
+    done, better = (
+        sorted(s.completed, key=lambda t: t.number),
+        np.maximum if s.direction == "maximize" else np.minimum,
+    )
+    axes[0].step(
+        [t.number for t in done],
+        better.accumulate([t.value for t in done]),
+        where="post",
+        color="C3",
+        linewidth=1,
+        label="best so far",
+    )
     for status, colour in (("pruned", "lightgrey"), ("completed", "C0")):
         some = [t for t in s.trials if t.status == status and t.value is not None]
         for ax, name in zip(axes, [None, *shown], strict=True):
-            ax.scatter([_place(s, t, name) for t in some], [t.value for t in some], s=14, color=colour, label=status)
+            ax.scatter(
+                [_place(s, t, name) for t in some],
+                [t.value for t in some],
+                s=14,
+                color=colour,
+                label=status,
+            )
     for ax, name in zip(axes[1:], shown, strict=True):
-        ax.set(title=name, xscale="log" if name in s.space.ranges and s.space.ranges[name][2] else "linear")
-        if name in s.space.choices: ax.set_xticks(range(len(s.space.choices[name])), [str(c) for c in s.space.choices[name]])
+        ax.set(
+            title=name,
+            xscale="log" if name in s.space.ranges and s.space.ranges[name][2] else "linear",
+        )
+        if name in s.space.choices:
+            ax.set_xticks(
+                range(len(s.space.choices[name])), [str(c) for c in s.space.choices[name]]
+            )
     axes[0].set(title="trial by trial", ylabel="value")
     axes[0].legend(frameon=False, fontsize=8)
     return fig
 
-def _place(s: Search, t: Trial, name: str | None): "Where a trial stands on the axis of a parameter, or of the trials"; return t.number if name is None else \
-    s.space.choices[name].index(t.params[name]) if name in s.space.choices else t.params[name]
+
+def _place(s: Search, t: Trial, name: str | None):
+    "Where a trial stands on the axis of a parameter, or of the trials"
+    return (
+        t.number
+        if name is None
+        else s.space.choices[name].index(t.params[name])
+        if name in s.space.choices
+        else t.params[name]
+    )
 
 # %% ../../nbs/models/search.ipynb #4bd381bf
 def _home(env) -> Path:
     "Folder of the searches"
-    if not (path := os.environ.get("SCALAI_STEP")): return Path(env.runs) / "searches"
+    if not (path := os.environ.get("SCALAI_STEP")):
+        return Path(env.runs) / "searches"
     return Path(json.loads(Path(path).read_text())["checkpoints"]) / "searches"
+
 
 def _opened(folder: Path, resume: bool) -> Record:
     "The record of a question; without `resume` an old one is put aside"
     old = folder / "trials.jsonl"
-    if not resume and old.exists(): old.rename(folder / f"trials-{len(list(folder.glob('trials-*.jsonl'))) + 1}.jsonl")
+    if not resume and old.exists():
+        old.rename(folder / f"trials-{len(list(folder.glob('trials-*.jsonl'))) + 1}.jsonl")
     return Record(folder)
 
 # %% ../../nbs/models/search.ipynb #a03af0ce
-def _tell(env, *words, **facts) -> str: "Put a record into the spool, where there is a tracker; its id"; return track(env, *words, **facts) if env.trackers != "none" else ""
+def _tell(env, *words, **facts) -> str:
+    "Put a record into the spool, where there is a tracker; its id"
+    return track(env, *words, **facts) if env.trackers != "none" else ""
+
 
 def _tell_begin(env, name: str, record: Record, space: Space) -> None:
     "Open the record of the search, unless a process before has"
-    said = {**{n: f"{low} to {high}{' (log)' * log}" for n, (low, high, log) in space.ranges.items()}, **{n: str(c) for n, c in space.choices.items()}, **space.fixed}
-    if "tracked" not in record.about: record.append("about", tracked=_tell(env, name, name, params=said, status="running"))
+    said = {
+        **{n: f"{low} to {high}{' (log)' * log}" for n, (low, high, log) in space.ranges.items()},
+        **{n: str(c) for n, c in space.choices.items()},
+        **space.fixed,
+    }
+    if "tracked" not in record.about:
+        record.append("about", tracked=_tell(env, name, name, params=said, status="running"))
+
 
 def _tell_trial(env, name: str, record: Record, t: Trial) -> None:
     "Tell of a trial; one that was ended early counts as killed"
-    _tell(env, name, f"{name} {t.number}", parent=record.about["tracked"], params=t.params, metrics={"value": t.value, **t.metrics, "seconds": t.seconds},
-          tags={"trial": t.status, **({"error": t.error} if t.error else {})}, status="cancelled" if t.status == "pruned" else t.status)
+    _tell(
+        env,
+        name,
+        f"{name} {t.number}",
+        parent=record.about["tracked"],
+        params=t.params,
+        metrics={"value": t.value, **t.metrics, "seconds": t.seconds},
+        tags={"trial": t.status, **({"error": t.error} if t.error else {})},
+        status="cancelled" if t.status == "pruned" else t.status,
+    )
+
 
 def _tell_end(env, name: str, record: Record, found: Search, say: Callable) -> None:
     "Tell what the search has come to, and send it, unless a run does"
     best = {"value": found.best.value, **found.best.metrics} if found.completed else {}
-    _tell(env, name, name, id=record.about["tracked"], metrics={"trials": len(found.trials), **best}, status="completed" if best else "failed")
-    if "SCALAI_STEP" in os.environ or env.trackers == "none": return
-    try: said = str(deliver(env))
-    except Conflict as e: said = str(e)  # somebody else is sending
-    if said: say(said)
+    _tell(
+        env,
+        name,
+        name,
+        id=record.about["tracked"],
+        metrics={"trials": len(found.trials), **best},
+        status="completed" if best else "failed",
+    )
+    if "SCALAI_STEP" in os.environ or env.trackers == "none":
+        return
+    try:
+        said = str(deliver(env))
+    except Conflict as e:
+        said = str(e)  # somebody else is sending
+    if said:
+        say(said)
 
 # %% ../../nbs/models/search.ipynb #43e24f3d
 def _line(t: Trial, budget: Budget, best: list[Trial]) -> str:
     "What to say of a trial that has ended"
-    what = f"{t.value:.6g}" if t.status == "completed" else t.error if t.status == "failed" else f"pruned after {len(t.steps)} steps"
-    return f"trial {t.number}{f' of {budget.trials}' if budget.trials else ''}: {what} ({t.seconds:.1f} s)" + "".join(f"; best: {b.value:.6g}, trial {b.number}" for b in best)
+    what = (
+        f"{t.value:.6g}"
+        if t.status == "completed"
+        else t.error
+        if t.status == "failed"
+        else f"pruned after {len(t.steps)} steps"
+    )
+    return (
+        f"trial {t.number}{f' of {budget.trials}' if budget.trials else ''}: {what} ({t.seconds:.1f} s)"
+        + "".join(f"; best: {b.value:.6g}, trial {b.number}" for b in best)
+    )
 
 # %% ../../nbs/models/search.ipynb #d2935385
 def search(
-    objective,              # (params, report) or (params) -> number or {metric: number}; or an estimator of scikit-learn's kind
-    space: dict,            # name -> (low, high), (low, high, "log"), a list of choices, or a value that is fixed
-    budget,                 # 40, "30 trials", "10min" or "30 trials, 10min"; trials that run when the time is up end by themselves
+    objective,  # (params, report) or (params) -> number or {metric: number}; or an estimator of scikit-learn's kind
+    space: dict,  # name -> (low, high), (low, high, "log"), a list of choices, or a value that is fixed
+    budget,  # 40, "30 trials", "10min" or "30 trials, 10min"; trials that run when the time is up end by themselves
     *,
-    data=None, label: str | None = None, transform=None, split=None,  # of an estimator: see `judged`
-    metric: str | None = None,      # which of an objective's metrics; of an estimator one of MEASURES
-    client=None,                    # dask.distributed.Client: trials run on its workers; None: in this process
-    jobs: int | None = None,        # trials at once; None: one a worker, and without a client one
-    name: str = "search",           # of the search, in the tracker too
-    env=None,                       # Environment or its name
-    direction: str | None = None,   # maximize or minimize; None: as the measure of an estimator wants it, else maximize
+    data=None,
+    label: str | None = None,
+    transform=None,
+    split=None,  # of an estimator: see `judged`
+    metric: str | None = None,  # which of an objective's metrics; of an estimator one of MEASURES
+    client=None,  # dask.distributed.Client: trials run on its workers; None: in this process
+    jobs: int | None = None,  # trials at once; None: one a worker, and without a client one
+    name: str = "search",  # of the search, in the tracker too
+    env=None,  # Environment or its name
+    direction: str
+    | None = None,  # maximize or minimize; None: as the measure of an estimator wants it, else maximize
     pruner: str | None = "median",  # median, halving or None
-    resume: bool = True,            # go on where the same question was left; False: begin anew
-    seed: int = 0,                  # one trial at a time, it decides all
-    progress: bool = True,          # print a line for each trial
+    resume: bool = True,  # go on where the same question was left; False: begin anew
+    seed: int = 0,  # one trial at a time, it decides all
+    progress: bool = True,  # print a line for each trial
 ) -> Search:
     "Look for the best parameters. ParameterError: the space, the budget; RunActive: the name is taken; WorkFailed: no trial succeeded"
-    space, budget, env = Space.of(space), Budget.of(budget), env if isinstance(env, Environment) else environment(env)
-    if not re.fullmatch(r"\w[\w.-]*", name): raise ParameterError(f"{name!r} cannot name a search; accepted: letters, digits, '-', '_' and '.'.")
-    if pruner not in PRUNERS: raise ParameterError(unknown(str(pruner), map(str, PRUNERS), "the pruners"))
+    space, budget, env = (
+        Space.of(space),
+        Budget.of(budget),
+        env if isinstance(env, Environment) else environment(env),
+    )
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ParameterError(
+            f"{name!r} cannot name a search; accepted: letters, digits, '-', '_' and '.'."
+        )
+    if pruner not in PRUNERS:
+        raise ParameterError(unknown(str(pruner), map(str, PRUNERS), "the pruners"))
     if hasattr(objective, "fit"):
-        if data is None or label is None: raise ParameterError("an estimator is judged on rows: pass data=, label= and transform=.")
+        if data is None or label is None:
+            raise ParameterError(
+                "an estimator is judged on rows: pass data=, label= and transform=."
+            )
         objective = judged(objective, space, data, label, transform, split, metric, seed)
         metric, direction = objective.metric, direction or MEASURES[objective.metric]
-    elif not callable(objective): raise ParameterError(f"the objective is a {type(objective).__name__}; pass a function of the parameters, or an estimator.")
+    elif not callable(objective):
+        raise ParameterError(
+            f"the objective is a {type(objective).__name__}; pass a function of the parameters, or an estimator."
+        )
     direction = direction or "maximize"
-    if direction not in ("maximize", "minimize"): raise ParameterError(unknown(direction, ["maximize", "minimize"], "the directions"))
+    if direction not in ("maximize", "minimize"):
+        raise ParameterError(unknown(direction, ["maximize", "minimize"], "the directions"))
     with alone(_home(env), name, "search"):
-        record = _opened(_home(env) / f"{name}-{digest(space, objective, metric, direction, pruner, seed)}", resume)
+        record = _opened(
+            _home(env) / f"{name}-{digest(space, objective, metric, direction, pruner, seed)}",
+            resume,
+        )
         study, done = Study(record, space, budget, direction, pruner, seed), SimpleQueue()
-        place = (lambda: Workers(study, objective, metric, jobs, done.put, client)) if client else lambda: Threads(study, objective, metric, jobs, done.put)
-        try: return _search(study, place, done, name, env, (lambda line: print(line, flush=True)) if progress else lambda line: None)
-        finally: record.close()
+        place = (
+            (lambda: Workers(study, objective, metric, jobs, done.put, client))
+            if client
+            else lambda: Threads(study, objective, metric, jobs, done.put)
+        )
+        try:
+            return _search(
+                study,
+                place,
+                done,
+                name,
+                env,
+                (lambda line: print(line, flush=True)) if progress else lambda line: None,
+            )
+        finally:
+            record.close()
 
 # %% ../../nbs/models/search.ipynb #93a14b46
-def _search(study: Study, place: Callable, done: SimpleQueue, name: str, env, say: Callable) -> Search:
+def _search(
+    study: Study, place: Callable, done: SimpleQueue, name: str, env, say: Callable
+) -> Search:
     "Try what is still to be tried; all that was found"
     record = study.record
-    def found() -> Search: return Search(name, study.study.direction.name.lower(), [study.trial(n) for n in sorted(record.ended)], study.space, study.study)
+
+    def found() -> Search:
+        return Search(
+            name,
+            study.study.direction.name.lower(),
+            [study.trial(n) for n in sorted(record.ended)],
+            study.space,
+            study.study,
+        )
+
     def ended(trial: Trial) -> None:
         _tell_trial(env, name, record, trial)
         say(_line(trial, study.budget, found().completed[:1]))
-    if record.ended: say(f"search {name}: {len(record.ended)} trials are there already")
+
+    if record.ended:
+        say(f"search {name}: {len(record.ended)} trials are there already")
     if again := study.wanting:
         _tell_begin(env, name, record, study.space)
         drive(study, place(), done, ended)
-    if again: _tell_end(env, name, record, found(), say)
-    if found().completed: return found()
-    raise WorkFailed(f"no trial of the search {name!r} succeeded; the first: {next((t.error for t in found().trials if t.error), 'it was ended early')}.")
+    if again:
+        _tell_end(env, name, record, found(), say)
+    if found().completed:
+        return found()
+    raise WorkFailed(
+        f"no trial of the search {name!r} succeeded; the first: {next((t.error for t in found().trials if t.error), 'it was ended early')}."
+    )

@@ -20,29 +20,39 @@ from ..files import file_lock
 @dataclass(frozen=True)
 class Record:
     "What a tracker is told of a run, a step or a trial"
+
     id: str
-    experiment: str               # name of the pipeline
+    experiment: str  # name of the pipeline
     name: str
-    parent: str | None = None     # id of the record that this one is nested in
-    params: dict = field(default_factory=dict)   # {name: text}
+    parent: str | None = None  # id of the record that this one is nested in
+    params: dict = field(default_factory=dict)  # {name: text}
     metrics: dict = field(default_factory=dict)  # {name: finite number}
-    tags: dict = field(default_factory=dict)     # {name: text}
-    artifacts: tuple = ()         # paths of files
-    status: str = "completed"     # or running, cached, failed, cancelled, lost, …
-    started: float = 0.0          # seconds since the epoch
+    tags: dict = field(default_factory=dict)  # {name: text}
+    artifacts: tuple = ()  # paths of files
+    status: str = "completed"  # or running, cached, failed, cancelled, lost, …
+    started: float = 0.0  # seconds since the epoch
     finished: float | None = None
 
     @property
-    def word(self) -> str: "The part of the id that is used once"; return self.id.rpartition("/")[2]
+    def word(self) -> str:
+        "The part of the id that is used once"
+        return self.id.rpartition("/")[2]
 
-class Refused(WorkFailed): "A tracker answers and does not take a record, now or later"
+
+class Refused(WorkFailed):
+    "A tracker answers and does not take a record, now or later"
 
 # %% ../../nbs/models/sinks.ipynb #46ce499e
 def database(
-    env,            # Environment
-) -> Path | None:   # the SQLite file of env.tracking; None: a server
+    env,  # Environment
+) -> Path | None:  # the SQLite file of env.tracking; None: a server
     "Where the tracking store is, when it is a file"
-    return Path(env.tracking.removeprefix("sqlite:///")) if env.tracking.startswith("sqlite:///") else None
+    return (
+        Path(env.tracking.removeprefix("sqlite:///"))
+        if env.tracking.startswith("sqlite:///")
+        else None
+    )
+
 
 def locked(
     path,  # the file that stands for the lock; made when it is not there
@@ -51,56 +61,99 @@ def locked(
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     return file_lock(Path(path), timeout=60)
 
+
 def client(
     env,  # Environment
-):        # mlflow.MlflowClient of env.tracking
+):  # mlflow.MlflowClient of env.tracking
     "A client of the tracking store and model registry, without messages and without a request to anybody else"
-    os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true", MLFLOW_DISABLE_AGENT_HINT="true")
-    for name, value in (("TIMEOUT", "10"), ("MAX_RETRIES", "1")): os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
-    for name in ("mlflow.store.db.utils", "alembic"): logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ.update(
+        MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true", MLFLOW_DISABLE_AGENT_HINT="true"
+    )
+    for name, value in (("TIMEOUT", "10"), ("MAX_RETRIES", "1")):
+        os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
+    for name in ("mlflow.store.db.utils", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow import MlflowClient
+
     file = database(env)
-    with locked(f"{file}.lock") if file else nullcontext(): return MlflowClient(tracking_uri=env.tracking, registry_uri=env.tracking)
+    with locked(f"{file}.lock") if file else nullcontext():
+        return MlflowClient(tracking_uri=env.tracking, registry_uri=env.tracking)
 
 # %% ../../nbs/models/sinks.ipynb #290fb866
-_STATUS = {"completed": "FINISHED", "cached": "FINISHED", "running": "RUNNING", "cancelled": "KILLED"}  # ours -> MLflow's; any other is FAILED
+_STATUS = {
+    "completed": "FINISHED",
+    "cached": "FINISHED",
+    "running": "RUNNING",
+    "cancelled": "KILLED",
+}  # ours -> MLflow's; any other is FAILED
 
-def _key(name: str) -> str: "`name` with what MLflow does not allow in one replaced"; return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)[:250]
-def _quotable(id: str) -> str: "`id` as a filter can quote it"; return id.replace("'", "_")
-def _pieces(entities: list, size: int): "`entities` in lists of at most `size`"; return (entities[i:i + size] for i in range(0, len(entities), size))
+
+def _key(name: str) -> str:
+    "`name` with what MLflow does not allow in one replaced"
+    return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)[:250]
+
+
+def _quotable(id: str) -> str:
+    "`id` as a filter can quote it"
+    return id.replace("'", "_")
+
+
+def _pieces(entities: list, size: int):
+    "`entities` in lists of at most `size`"
+    return (entities[i : i + size] for i in range(0, len(entities), size))
+
 
 class MLflow:
     "A tracking server, or a SQLite file"
+
     def __init__(self, env):
         self.env, self.client, self._runs = env, client(env), {}
 
     def put(self, r: Record) -> None:
         "Write `r` and its files. Refused: MLflow says that it is not valid"
         from mlflow.exceptions import MlflowException
+
         try:
             run = self._run(r)
             self._log(run, r)
-            for path in r.artifacts: self.client.log_artifact(run, str(path))
-            if r.finished: self.client.set_terminated(run, _STATUS.get(r.status, "FAILED"), end_time=int(r.finished * 1000))
+            for path in r.artifacts:
+                self.client.log_artifact(run, str(path))
+            if r.finished:
+                self.client.set_terminated(
+                    run, _STATUS.get(r.status, "FAILED"), end_time=int(r.finished * 1000)
+                )
         except MlflowException as e:
-            if e.error_code == "INVALID_PARAMETER_VALUE": raise Refused(str(e).splitlines()[0]) from None
+            if e.error_code == "INVALID_PARAMETER_VALUE":
+                raise Refused(str(e).splitlines()[0]) from None
             raise
 
-    def close(self) -> None: pass
+    def close(self) -> None:
+        pass
 
     def _experiment(self, name: str) -> str:
         "Id of the experiment `name`, made when it is not there"
         from mlflow.exceptions import MlflowException
+
         file = database(self.env)
-        if found := self.client.get_experiment_by_name(name): return found.experiment_id
-        try: return self.client.create_experiment(name, artifact_location=(file.parent / "artifacts" / name).as_uri() if file else None)
+        if found := self.client.get_experiment_by_name(name):
+            return found.experiment_id
+        try:
+            return self.client.create_experiment(
+                name,
+                artifact_location=(file.parent / "artifacts" / name).as_uri() if file else None,
+            )
         except MlflowException:  # somebody else has made it meanwhile
-            if found := self.client.get_experiment_by_name(name): return found.experiment_id
+            if found := self.client.get_experiment_by_name(name):
+                return found.experiment_id
             raise
 
     def _find(self, experiment: str, id: str) -> str | None:
         "The MLflow run that stands for the record `id`"
-        if id not in self._runs and (found := self.client.search_runs([experiment], f"tags.`scalai.id` = '{_quotable(id)}'", max_results=1)):
+        if id not in self._runs and (
+            found := self.client.search_runs(
+                [experiment], f"tags.`scalai.id` = '{_quotable(id)}'", max_results=1
+            )
+        ):
             self._runs[id] = found[0].info.run_id
         return self._runs.get(id)
 
@@ -108,40 +161,83 @@ class MLflow:
         "The MLflow run of `r`, made when it is not there"
         experiment = self._experiment(r.experiment)
         if not self._find(experiment, r.id):
-            tags = {"scalai.id": _quotable(r.id)} | ({"mlflow.parentRunId": parent} if r.parent and (parent := self._find(experiment, r.parent)) else {})
-            self._runs[r.id] = self.client.create_run(experiment, start_time=int(r.started * 1000), tags=tags, run_name=r.name).info.run_id
+            tags = {"scalai.id": _quotable(r.id)} | (
+                {"mlflow.parentRunId": parent}
+                if r.parent and (parent := self._find(experiment, r.parent))
+                else {}
+            )
+            self._runs[r.id] = self.client.create_run(
+                experiment, start_time=int(r.started * 1000), tags=tags, run_name=r.name
+            ).info.run_id
         return self._runs[r.id]
 
     def _log(self, run: str, r: Record) -> None:
         "Parameters, tags and metrics of `r`, in the portions that MLflow takes"
         from mlflow.entities import Metric, Param, RunTag
+
         at = int((r.finished or r.started) * 1000)
-        for part in _pieces([Param(_key(k), v[:6000]) for k, v in r.params.items()], 100): self.client.log_batch(run, params=part)
-        for part in _pieces([RunTag(_key(k), v[:5000]) for k, v in {**r.tags, "scalai.status": r.status}.items()], 100): self.client.log_batch(run, tags=part)
-        for part in _pieces([Metric(_key(k), v, at, 0) for k, v in r.metrics.items()], 1000): self.client.log_batch(run, metrics=part)
+        for part in _pieces([Param(_key(k), v[:6000]) for k, v in r.params.items()], 100):
+            self.client.log_batch(run, params=part)
+        for part in _pieces(
+            [RunTag(_key(k), v[:5000]) for k, v in {**r.tags, "scalai.status": r.status}.items()],
+            100,
+        ):
+            self.client.log_batch(run, tags=part)
+        for part in _pieces([Metric(_key(k), v, at, 0) for k, v in r.metrics.items()], 1000):
+            self.client.log_batch(run, metrics=part)
 
 # %% ../../nbs/models/sinks.ipynb #fb259596
 class WandB:
     "Weights & Biases"
+
     def __init__(self, env):
         os.environ.update(WANDB_ERROR_REPORTING="false", WANDB_SILENT="true")
-        try: import wandb
-        except ImportError: raise extra("wandb", "wandb") from None
+        try:
+            import wandb
+        except ImportError:
+            raise extra("wandb", "wandb") from None
         self.wandb, self.folder = wandb, Path(os.environ.get("WANDB_DIR") or env.runs)
-        self.settings = wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True, x_disable_meta=True, x_disable_stats=True,
-            x_disable_machine_info=True, x_save_requirements=False, symlink=False, init_timeout=10, finish_timeout=20, finish_timeout_raises=True)
+        self.settings = wandb.Settings(
+            silent=True,
+            console="off",
+            disable_git=True,
+            disable_code=True,
+            x_disable_meta=True,
+            x_disable_stats=True,
+            x_disable_machine_info=True,
+            x_save_requirements=False,
+            symlink=False,
+            init_timeout=10,
+            finish_timeout=20,
+            finish_timeout_raises=True,
+        )
 
     def put(self, r: Record) -> None:
         "Write `r` and its files, in place of what an interrupted attempt has left"
-        if r.status == "running": return
+        if r.status == "running":
+            return
         id = re.sub(r"[^\w-]", "-", r.word, flags=re.ASCII)[-64:]
-        for left in self.folder.glob(f"wandb/*run-*-{id}"): shutil.rmtree(left)
-        run = self.wandb.init(project=re.sub(r"[/\\#?%:]", "-", r.experiment), id=id, name=r.name, group=(r.parent or r.id).rpartition("/")[2], dir=self.folder,
-                              config={**r.params, "scalai": {**r.tags, "id": r.id, "status": r.status}}, tags=[r.status], resume="allow", reinit="create_new", settings=self.settings)
+        for left in self.folder.glob(f"wandb/*run-*-{id}"):
+            shutil.rmtree(left)
+        run = self.wandb.init(
+            project=re.sub(r"[/\\#?%:]", "-", r.experiment),
+            id=id,
+            name=r.name,
+            group=(r.parent or r.id).rpartition("/")[2],
+            dir=self.folder,
+            config={**r.params, "scalai": {**r.tags, "id": r.id, "status": r.status}},
+            tags=[r.status],
+            resume="allow",
+            reinit="create_new",
+            settings=self.settings,
+        )
         run.summary.update(r.metrics)
-        for path in r.artifacts: run.save(str(path), base_path=str(Path(path).parent), policy="now")
+        for path in r.artifacts:
+            run.save(str(path), base_path=str(Path(path).parent), policy="now")
         run.finish(exit_code=0 if _STATUS.get(r.status) == "FINISHED" else 1)
 
-    def close(self) -> None: self.wandb.teardown()
+    def close(self) -> None:
+        self.wandb.teardown()
+
 
 SINKS = {"mlflow": MLflow, "wandb": WandB}  # by what `trackers` in settings.ini calls them

@@ -22,7 +22,15 @@ from .examples import rows_of
 from .neurons import fewer_neurons
 from .package import Model, digest
 from .pruning import compact_trees, fewer_leaves, fewer_rounds
-from .quantise import DoesNotApply, compact, float16, int8_dynamic, int8_static, int8_weights, parsed
+from scalai_nb.models.quantise import (
+    DoesNotApply,
+    compact,
+    float16,
+    int8_dynamic,
+    int8_static,
+    int8_weights,
+    parsed,
+)
 from .slimming import AT_THRESHOLD, COSTS, Slimming, Terms, Variant
 from .twins import with_twin
 
@@ -52,52 +60,96 @@ METHODS = {
 @dataclass(frozen=True)
 class Rows:
     "Rows with their labels, and what the full model says of them"
+
     model: Model
-    data: xr.Dataset = field(repr=False)   # (row) in memory
+    data: xr.Dataset = field(repr=False)  # (row) in memory
     label: np.ndarray = field(repr=False)  # (row,)
-    by: dict = field(repr=False)           # columns of slices
+    by: dict = field(repr=False)  # columns of slices
     terms: Terms
     seed: int = 0
 
     @cached_property
-    def arrays(self): "The inputs of the graph, (row, 1) each"; return {n: a.reshape(-1, 1) for n, a in self.model.transform.raw(self.data).items()}
-    @cached_property
-    def score(self): "(row,) what the full model says"; return self.scores(self.model)
-    @cached_property
-    def full(self): "How good the full model is"; return self.measure(self.score)
+    def arrays(self):
+        "The inputs of the graph, (row, 1) each"
+        return {n: a.reshape(-1, 1) for n, a in self.model.transform.raw(self.data).items()}
 
-    def scores(self, model: Model): return _probabilities(model.score(self.arrays), self.terms.regression)
-    def measure(self, score) -> dict: return self.terms.measure(self.label, score, self.by)
+    @cached_property
+    def score(self):
+        "(row,) what the full model says"
+        return self.scores(self.model)
+
+    @cached_property
+    def full(self):
+        "How good the full model is"
+        return self.measure(self.score)
+
+    def scores(self, model: Model):
+        return _probabilities(model.score(self.arrays), self.terms.regression)
+
+    def measure(self, score) -> dict:
+        return self.terms.measure(self.label, score, self.by)
+
     def fits(self, proto) -> bool:
         "Whether a graph loses no more than half the tolerance over all rows, nor all of it in a slice, and misses no goal that the full model meets"
         found = self.measure(self.scores(_with(self.model, proto)))
-        within = (loss <= self.terms.tolerance / (1 + (s == "all")) for s, (loss, _) in self.terms.losses(self.full, found).items())
+        within = (
+            loss <= self.terms.tolerance / (1 + (s == "all"))
+            for s, (loss, _) in self.terms.losses(self.full, found).items()
+        )
         return all(within) and {*self.terms.missed(found)} <= {*self.terms.missed(self.full)}
 
-def _probabilities(score, regression: bool): "A sum of shares may be a last digit above 1"; return score if regression else np.clip(score, 0, 1)
-def _with(model: Model, proto) -> Model: "The model with another graph"; return replace(model, graph=proto.SerializeToString(), booster=None)
+
+def _probabilities(score, regression: bool):
+    "A sum of shares may be a last digit above 1"
+    return score if regression else np.clip(score, 0, 1)
+
+
+def _with(model: Model, proto) -> Model:
+    "The model with another graph"
+    return replace(model, graph=proto.SerializeToString(), booster=None)
 
 # %% ../../nbs/models/slim.ipynb #00a92fb4
-def _chosen(label: np.ndarray, most: int, regression: bool, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _chosen(
+    label: np.ndarray, most: int, regression: bool, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     "Two halves of at most `most` rows dealt at random, each with its share of both classes, ascending"
     rng, halves = np.random.default_rng(seed), ([], [])
     for value in [None] if regression else [0, 1]:
         rows = rng.permutation(len(label) if value is None else np.flatnonzero(label == value))
-        rows = rows[:max(round(most * len(rows) / len(label)), 2)]
-        for half, part in zip(halves, (rows[::2], rows[1::2]), strict=True): half.append(part)
+        rows = rows[: max(round(most * len(rows) / len(label)), 2)]
+        for half, part in zip(halves, (rows[::2], rows[1::2]), strict=True):
+            half.append(part)
     return tuple(np.sort(np.concatenate(half)) for half in halves)
+
 
 def _labels(data, label: str, regression: bool) -> np.ndarray:
     "The label of all rows. ParameterError: there is no such column. ContractViolation: it cannot be judged by"
-    if label not in data: raise ParameterError(unknown(label, data.data_vars, "the columns of the data"))
-    if not data.sizes["row"]: raise ContractViolation("The data has no rows; give rows that the model has not learned from.")
+    if label not in data:
+        raise ParameterError(unknown(label, data.data_vars, "the columns of the data"))
+    if not data.sizes["row"]:
+        raise ContractViolation(
+            "The data has no rows; give rows that the model has not learned from."
+        )
     y = np.asarray(data[label].values)
-    if y.dtype.kind not in "biuf": raise ContractViolation(f"{label!r} holds {y.dtype}; a label is 0 or 1, or a number to predict.")
-    if missing := int(np.isnan(y).sum()) if y.dtype.kind == "f" else 0: raise ContractViolation(f"{label!r} is missing in {missing:,} of {len(y):,} rows; leave them out.")
-    if regression: return y
+    if y.dtype.kind not in "biuf":
+        raise ContractViolation(
+            f"{label!r} holds {y.dtype}; a label is 0 or 1, or a number to predict."
+        )
+    if missing := int(np.isnan(y).sum()) if y.dtype.kind == "f" else 0:
+        raise ContractViolation(
+            f"{label!r} is missing in {missing:,} of {len(y):,} rows; leave them out."
+        )
+    if regression:
+        return y
     found, n = np.unique(y, return_counts=True)
-    if not {*found} <= {0, 1}: raise ContractViolation(f"{label!r} holds {found[~np.isin(found, [0, 1])][0]!r}; the label of a model of probabilities is 0 or 1.")
-    if len(found) < 2 or n.min() < 4: raise ContractViolation(f"{label!r} has {dict(zip(found.tolist(), n.tolist(), strict=True))} rows; both classes are needed, with four rows at least.")
+    if not {*found} <= {0, 1}:
+        raise ContractViolation(
+            f"{label!r} holds {found[~np.isin(found, [0, 1])][0]!r}; the label of a model of probabilities is 0 or 1."
+        )
+    if len(found) < 2 or n.min() < 4:
+        raise ContractViolation(
+            f"{label!r} has {dict(zip(found.tolist(), n.tolist(), strict=True))} rows; both classes are needed, with four rows at least."
+        )
     return y.astype(np.int8)
 
 # %% ../../nbs/models/slim.ipynb #674a7906
@@ -106,110 +158,204 @@ def _made(rows: Rows, method: str, known: dict) -> Variant:
     steps, proto = METHODS[method], parsed(rows.model.graph)
     try:
         for n, step in enumerate(steps, 1):
-            if (key := steps[:n]) not in known: known[key] = _attempt(step, proto, rows)
-            if isinstance(known[key], DoesNotApply): raise known[key]
+            if (key := steps[:n]) not in known:
+                known[key] = _attempt(step, proto, rows)
+            if isinstance(known[key], DoesNotApply):
+                raise known[key]
             proto = known[key]
         proto = compact(_newest(proto))
-        if method == "compact" and len(proto.SerializeToString()) >= len(rows.model.graph): raise DoesNotApply("the graph is compact already")
-    except DoesNotApply as e: return Variant(method, reason=str(e))
+        if method == "compact" and len(proto.SerializeToString()) >= len(rows.model.graph):
+            raise DoesNotApply("the graph is compact already")
+    except DoesNotApply as e:
+        return Variant(method, reason=str(e))
     return Variant(method, with_twin(_with(rows.model, proto), rows.model, rows))
 
+
 def _attempt(step, proto, rows: Rows):
-    try: return step(proto, rows)
-    except DoesNotApply as e: return e
+    try:
+        return step(proto, rows)
+    except DoesNotApply as e:
+        return e
+
 
 def _newest(proto):
-    try: return compact_trees(proto)
-    except DoesNotApply: return proto  # of trees that only the older operator has
+    try:
+        return compact_trees(proto)
+    except DoesNotApply:
+        return proto  # of trees that only the older operator has
+
 
 def _judged(v: Variant, test: Rows) -> Variant:
     "What the result is worth on rows that had no part in it"
-    if not v.model: return v
+    if not v.model:
+        return v
     score = test.scores(v.model)
     measured = test.measure(score)
     losses = test.terms.losses(test.full, measured)
     over = {s: x for s, x in losses.items() if not x[0] <= test.terms.tolerance}
     where = max(over, key=lambda s: over[s][0], default=None)
     missed = [g for g in test.terms.missed(measured) if g not in test.terms.missed(test.full)]
-    reason = f"{where} loses {over[where][0]:.4f} of {over[where][1]}" if over else f"{missed[0]} {measured['all'][missed[0]]:.4f} misses {test.terms.goals[missed[0]]}" if missed else ""
-    return replace(v, measured=measured, losses=losses, parity=float(np.abs(score - test.score).max()), reason=reason)
+    reason = (
+        f"{where} loses {over[where][0]:.4f} of {over[where][1]}"
+        if over
+        else f"{missed[0]} {measured['all'][missed[0]]:.4f} misses {test.terms.goals[missed[0]]}"
+        if missed
+        else ""
+    )
+    return replace(
+        v,
+        measured=measured,
+        losses=losses,
+        parity=float(np.abs(score - test.score).max()),
+        reason=reason,
+    )
 
 # %% ../../nbs/models/slim.ipynb #604e3ed6
 def _timed(variants: list[Variant], test: Rows, repeats: int = 300) -> list[Variant]:
     "The variants with the time of one row and of a block"
-    ones = [{n: a[i:i + 1] for n, a in test.arrays.items()} for i in range(min(50, len(test.label)))]
+    ones = [
+        {n: a[i : i + 1] for n, a in test.arrays.items()} for i in range(min(50, len(test.label)))
+    ]
     block = test.data.isel(row=slice(0, 20_000))
     one, many = np.empty((len(variants), repeats)), np.empty((len(variants), 3))
+
     def clock(function, given):
         start = time.perf_counter()
         function(given)
         return time.perf_counter() - start
-    for v in variants: v.model.score(ones[0]), v.model.predict(block)  # the first call sets up what later ones use
+
+    for v in variants:
+        v.model.score(ones[0]), v.model.predict(block)  # the first call sets up what later ones use
     for r in range(repeats):
-        for k, v in enumerate(variants): one[k, r] = clock(v.model.score, ones[r % len(ones)])
+        for k, v in enumerate(variants):
+            one[k, r] = clock(v.model.score, ones[r % len(ones)])
     for r in range(many.shape[1]):
-        for k, v in enumerate(variants): many[k, r] = clock(v.model.predict, block)
-    return [replace(v, median_ms=float(np.median(a)) * 1e3, p95_ms=float(np.quantile(a, 0.95)) * 1e3, rows_per_second=block.sizes["row"] / float(np.median(b)))
-            for v, a, b in zip(variants, one, many, strict=True)]
+        for k, v in enumerate(variants):
+            many[k, r] = clock(v.model.predict, block)
+    return [
+        replace(
+            v,
+            median_ms=float(np.median(a)) * 1e3,
+            p95_ms=float(np.quantile(a, 0.95)) * 1e3,
+            rows_per_second=block.sizes["row"] / float(np.median(b)),
+        )
+        for v, a, b in zip(variants, one, many, strict=True)
+    ]
 
 # %% ../../nbs/models/slim.ipynb #0684d6e2
 INTEGER = {"QuantizeLinear", "DynamicQuantizeLinear"}  # nodes that round
 
+
 def _packaged(v: Variant, full: Variant, rows: int) -> Variant:
     "The result as a package of its own"
-    if not v.model: return v
+    if not v.model:
+        return v
     m, before = v.model, full.model
     scores = m.score(m.transform.raw(rows_of(m.examples["rows"], m.transform))).tolist()
-    def both(s): return {name: {"this model": value, "before": full.measured[s][name]} for name, value in v.measured[s].items()}
-    about = {"method": v.method, "made_from": digest(before), "bytes": len(m.graph), "bytes_before": len(before.graph), "largest_change_of_a_score": v.parity,
-             "measured_on_rows": rows}
-    slices = {s: {f"{name}{when}": x for name, pair in both(s).items() for when, x in zip(("", " before"), pair.values(), strict=True)}
-              for s in v.measured if s != "all"}
-    if {n.op_type for n in parsed(m.graph).graph.node} & INTEGER: about["tolerance"] = v.parity
+
+    def both(s):
+        return {
+            name: {"this model": value, "before": full.measured[s][name]}
+            for name, value in v.measured[s].items()
+        }
+
+    about = {
+        "method": v.method,
+        "made_from": digest(before),
+        "bytes": len(m.graph),
+        "bytes_before": len(before.graph),
+        "largest_change_of_a_score": v.parity,
+        "measured_on_rows": rows,
+    }
+    slices = {
+        s: {
+            f"{name}{when}": x
+            for name, pair in both(s).items()
+            for when, x in zip(("", " before"), pair.values(), strict=True)
+        }
+        for s in v.measured
+        if s != "all"
+    }
+    if {n.op_type for n in parsed(m.graph).graph.node} & INTEGER:
+        about["tolerance"] = v.parity
     card = {**m.card, "metrics": both("all"), "slices": slices or None, "slimmed": about}
     return replace(v, model=replace(m, card=card, examples={**m.examples, "scores": scores}))
 
 # %% ../../nbs/models/slim.ipynb #2b00bf5e
 def _terms(model: Model, goals: dict | None, tolerance: float, threshold: float | None) -> Terms:
     "ParameterError: a goal is not known, or cannot be measured"
-    terms = Terms({n: Goal(g) for n, g in (goals or {}).items()}, tolerance, threshold, model.card.get("output", "probability") == "value")
+    terms = Terms(
+        {n: Goal(g) for n, g in (goals or {}).items()},
+        tolerance,
+        threshold,
+        model.card.get("output", "probability") == "value",
+    )
     known = {**terms.known, **COSTS}
     for g in terms.goals:
-        if g not in known: raise ParameterError(unknown(g, known, "the goals that slim can measure"))
-        if g in AT_THRESHOLD and threshold is None: raise ParameterError(f"The goal {g!r} needs the score from which on an alert is given; pass threshold=.")
-    if not 0 <= tolerance < inf: raise ParameterError(f"tolerance={tolerance!r} is not known; accepted: a number from 0.")
+        if g not in known:
+            raise ParameterError(unknown(g, known, "the goals that slim can measure"))
+        if g in AT_THRESHOLD and threshold is None:
+            raise ParameterError(
+                f"The goal {g!r} needs the score from which on an alert is given; pass threshold=."
+            )
+    if not 0 <= tolerance < inf:
+        raise ParameterError(f"tolerance={tolerance!r} is not known; accepted: a number from 0.")
     return terms
 
+
 def slim(
-    model: Model,              # a package
-    data: xr.Dataset,          # (row) raw columns and the label, of rows that the model has not learned from; in memory or on Dask
-    label: str,                # column of 0 and 1, or the number to predict
-    goals: dict | None = None, # {name: ">= 0.7"}, by the names of MEASURES (ERRORS of a regression) and COSTS
-    by=None,                   # columns whose values are slices
+    model: Model,  # a package
+    data: xr.Dataset,  # (row) raw columns and the label, of rows that the model has not learned from; in memory or on Dask
+    label: str,  # column of 0 and 1, or the number to predict
+    goals: dict
+    | None = None,  # {name: ">= 0.7"}, by the names of MEASURES (ERRORS of a regression) and COSTS
+    by=None,  # columns whose values are slices
     tolerance: float = 0.005,  # that a measure may lose, in all rows and in each slice
-    methods=None,              # names of METHODS; None: all
+    methods=None,  # names of METHODS; None: all
     seed: int = 0,
     *,
     threshold: float | None = None,  # of the score, for the goals recall, precision and alerts
-    rows: int = 100_000,             # most rows used; half to learn from, half to judge by
+    rows: int = 100_000,  # most rows used; half to learn from, half to judge by
 ) -> Slimming:
     "Make a model smaller in all ways there are, and propose the smallest that is good enough. ParameterError, ContractViolation"
-    terms, methods, by = _terms(model, goals, tolerance, threshold), list(METHODS if methods is None else methods), [by] if isinstance(by, str) else list(by or ())
+    terms, methods, by = (
+        _terms(model, goals, tolerance, threshold),
+        list(METHODS if methods is None else methods),
+        [by] if isinstance(by, str) else list(by or ()),
+    )
     for m in methods:
-        if m not in METHODS: raise ParameterError(unknown(m, METHODS, "the methods of slim"))
+        if m not in METHODS:
+            raise ParameterError(unknown(m, METHODS, "the methods of slim"))
     for c in by:
-        if c not in data: raise ParameterError(unknown(c, data.data_vars, "the columns of the data"))
+        if c not in data:
+            raise ParameterError(unknown(c, data.data_vars, "the columns of the data"))
     y = _labels(data, label, terms.regression)
-    learn, test = (_rows(model, data, y, half, by, terms, seed) for half in _chosen(y, rows, terms.regression, seed))
-    full = Variant("full", model, measured=test.full, losses=dict.fromkeys(test.full, (0.0, terms.measures[0])), parity=0.0)
+    learn, test = (
+        _rows(model, data, y, half, by, terms, seed)
+        for half in _chosen(y, rows, terms.regression, seed)
+    )
+    full = Variant(
+        "full",
+        model,
+        measured=test.full,
+        losses=dict.fromkeys(test.full, (0.0, terms.measures[0])),
+        parity=0.0,
+    )
     known = {}
     tried = [_judged(_made(learn, m, known), test) for m in methods]
     full, *timed = _timed([full, *(v for v in tried if v.model)], test)
     done = {v.method: _packaged(v, full, len(test.label)) for v in timed}
-    return Slimming(full, tuple(done.get(v.method, v) for v in tried), terms, (len(learn.label), len(test.label)))
+    return Slimming(
+        full,
+        tuple(done.get(v.method, v) for v in tried),
+        terms,
+        (len(learn.label), len(test.label)),
+    )
 
 # %% ../../nbs/models/slim.ipynb #0ef3c2d3
 def _rows(model: Model, data, y, chosen, by, terms: Terms, seed: int) -> Rows:
     "The chosen rows in memory"
-    part = data[list(dict.fromkeys([*model.transform.columns(data), *by]))].isel(row=chosen).compute()
+    part = (
+        data[list(dict.fromkeys([*model.transform.columns(data), *by]))].isel(row=chosen).compute()
+    )
     return Rows(model, part, y[chosen], {c: part[c] for c in by}, terms, seed)

@@ -17,83 +17,147 @@ from ..learn.scores import slice_name
 from ..learn.summary import html_table
 
 # %% ../../nbs/models/slimming.ipynb #1dddf28e
-def _of(name): return lambda e, threshold: getattr(e, name)
-def _at(name): return lambda e, threshold: getattr(e.at(threshold), name)
+def _of(name):
+    return lambda e, threshold: getattr(e, name)
+
+
+def _at(name):
+    return lambda e, threshold: getattr(e.at(threshold), name)
+
 
 MEASURES = {  # name: (1 where more is better, -1 where less is, how it is read of an evaluation)
-    **{n: (1, _of(of)) for n, of in {"auc": "roc_auc", "roc_auc": "roc_auc", "pr_auc": "pr_auc"}.items()},
+    **{
+        n: (1, _of(of))
+        for n, of in {"auc": "roc_auc", "roc_auc": "roc_auc", "pr_auc": "pr_auc"}.items()
+    },
     **{n: (-1, _of(n)) for n in ("log_loss", "brier", "ece")},
-    **{n: (sign, _at(of)) for n, sign, of in (("recall", 1, "recall"), ("precision", 1, "precision"), ("alerts", -1, "share"))},
+    **{
+        n: (sign, _at(of))
+        for n, sign, of in (
+            ("recall", 1, "recall"),
+            ("precision", 1, "precision"),
+            ("alerts", -1, "share"),
+        )
+    },
 }
-ERRORS = {"mae": (-1, _of("mae")), "rmse": (-1, _of("rmse")), "r2": (1, _of("r2"))}  # of a regression
-COSTS = {"latency_ms": lambda v: v.p95_ms, "size_kb": lambda v: v.size / 1000}  # goals that are no quality
+ERRORS = {
+    "mae": (-1, _of("mae")),
+    "rmse": (-1, _of("rmse")),
+    "r2": (1, _of("r2")),
+}  # of a regression
+COSTS = {
+    "latency_ms": lambda v: v.p95_ms,
+    "size_kb": lambda v: v.size / 1000,
+}  # goals that are no quality
 AT_THRESHOLD, FEW = ("recall", "precision", "alerts"), 50  # rows of either class
 
 # %% ../../nbs/models/slimming.ipynb #391f2c46
 @dataclass(frozen=True)
 class Terms:
     "What a slim model is held to"
-    goals: dict[str, Goal]     # by the names of MEASURES or ERRORS, and of COSTS
-    tolerance: float           # that each measure may lose, in all rows and in each slice
-    threshold: float | None    # of the score, from which on an alert is given
+
+    goals: dict[str, Goal]  # by the names of MEASURES or ERRORS, and of COSTS
+    tolerance: float  # that each measure may lose, in all rows and in each slice
+    threshold: float | None  # of the score, from which on an alert is given
     regression: bool
 
     @property
-    def known(self) -> dict: return ERRORS if self.regression else MEASURES
+    def known(self) -> dict:
+        return ERRORS if self.regression else MEASURES
+
     @property
-    def measures(self) -> list[str]: return [g for g in self.goals if g in self.known] or (["mae"] if self.regression else ["roc_auc", "log_loss"])
+    def measures(self) -> list[str]:
+        return [g for g in self.goals if g in self.known] or (
+            ["mae"] if self.regression else ["roc_auc", "log_loss"]
+        )
 
     def measure(
         self,
-        label, score,  # (row,)
-        by: dict,      # columns of slices, (row,) each
-    ) -> dict:         # {"all" or "column=value": {measure: value}}, of the slices with enough rows
+        label,
+        score,  # (row,)
+        by: dict,  # columns of slices, (row,) each
+    ) -> dict:  # {"all" or "column=value": {measure: value}}, of the slices with enough rows
         "How good scores are"
         whole = (compare := evaluate_regression if self.regression else evaluate)(label, score)
-        slices = {f"{n}={slice_name(s)}": e for n, values in by.items() for s, e in compare(label, score, by=values).slices.items()}
+        slices = {
+            f"{n}={slice_name(s)}": e
+            for n, values in by.items()
+            for s, e in compare(label, score, by=values).slices.items()
+        }
         judged = {"all": whole, **{s: e for s, e in slices.items() if self._enough(e)}}
-        return {s: {m: float(self.known[m][1](e, self.threshold)) for m in self.measures} for s, e in judged.items()}
+        return {
+            s: {m: float(self.known[m][1](e, self.threshold)) for m in self.measures}
+            for s, e in judged.items()
+        }
 
-    def _enough(self, e) -> bool: return (e.count if self.regression else min(e.positives, e.count - e.positives)) >= FEW
+    def _enough(self, e) -> bool:
+        return (e.count if self.regression else min(e.positives, e.count - e.positives)) >= FEW
 
     def losses(self, full: dict, slim: dict) -> dict[str, tuple[float, str]]:
         "Of all rows and of each slice: what is lost most, and of which measure; below 0 is a gain"
-        def loss(m, a, b): return self.known[m][0] * (a - b) / (a if self.regression and m != "r2" and a else 1)
+
+        def loss(m, a, b):
+            return self.known[m][0] * (a - b) / (a if self.regression and m != "r2" and a else 1)
+
         return {s: max((loss(m, full[s][m], slim[s][m]), m) for m in self.measures) for s in full}
 
     def missed(self, measured: dict) -> list[str]:
         "Goals of quality that are not met over all rows"
-        return [g for g in self.measures if g in self.goals and not self.goals[g].met(measured["all"][g])]
+        return [
+            g
+            for g in self.measures
+            if g in self.goals and not self.goals[g].met(measured["all"][g])
+        ]
 
 # %% ../../nbs/models/slimming.ipynb #88562725
 @dataclass(frozen=True)
 class Variant:
     "A method's result and what was measured of it, or why there is none"
-    method: str                                   # "full" is the model itself
-    model: object = field(default=None, repr=False)   # models.package.Model; None: the method does not apply
-    reason: str = ""                              # why the method does not apply, or what it costs too much
+
+    method: str  # "full" is the model itself
+    model: object = field(
+        default=None, repr=False
+    )  # models.package.Model; None: the method does not apply
+    reason: str = ""  # why the method does not apply, or what it costs too much
     measured: dict = field(default_factory=dict, repr=False)  # {"all" or slice: {measure: value}}
-    losses: dict = field(default_factory=dict, repr=False)    # {"all" or slice: (loss, measure)}
-    parity: float = nan                           # largest change of a score
-    median_ms: float = nan                        # one row, raw columns in, score out
+    losses: dict = field(default_factory=dict, repr=False)  # {"all" or slice: (loss, measure)}
+    parity: float = nan  # largest change of a score
+    median_ms: float = nan  # one row, raw columns in, score out
     p95_ms: float = nan
-    rows_per_second: float = nan                  # of `predict` on a block
+    rows_per_second: float = nan  # of `predict` on a block
 
     @property
-    def size(self) -> int: "Bytes of model.onnx"; return len(self.model.graph) if self.model else 0
+    def size(self) -> int:
+        "Bytes of model.onnx"
+        return len(self.model.graph) if self.model else 0
+
     @property
     def worst(self) -> tuple[float, str, str]:
         "The largest loss of a slice: how much, of which measure, where; of all rows where there are no slices"
-        return max(((loss, m, s) for s, (loss, m) in self.losses.items() if s != "all" or len(self.losses) == 1), default=(nan, "", ""))
+        return max(
+            (
+                (loss, m, s)
+                for s, (loss, m) in self.losses.items()
+                if s != "all" or len(self.losses) == 1
+            ),
+            default=(nan, "", ""),
+        )
+
     @property
-    def lost(self) -> float: "The largest loss over all rows"; return self.losses.get("all", (nan, ""))[0]
+    def lost(self) -> float:
+        "The largest loss over all rows"
+        return self.losses.get("all", (nan, ""))[0]
+
     @property
-    def good(self) -> bool: "Whether it may take the full model's place"; return self.model is not None and not self.reason
+    def good(self) -> bool:
+        "Whether it may take the full model's place"
+        return self.model is not None and not self.reason
 
 # %% ../../nbs/models/slimming.ipynb #35a28a5d
 @dataclass(frozen=True)
 class Slimming:
     "What was tried to make a model smaller, and what is proposed"
+
     full: Variant
     variants: tuple[Variant, ...]
     terms: Terms = field(repr=False)
@@ -102,79 +166,182 @@ class Slimming:
     @property
     def proposed(self) -> Variant | None:
         "The smallest that is good enough and smaller than the full model; None: there is none"
-        smaller = [v for v in self.variants if v.good and v.size < self.full.size and not _costs(self.terms, v)]
+        smaller = [
+            v
+            for v in self.variants
+            if v.good and v.size < self.full.size and not _costs(self.terms, v)
+        ]
         return min(smaller, key=lambda v: (v.size, v.median_ms), default=None)
+
     @property
-    def best(self): "The proposed model, or the full one where none is"; return (self.proposed or self.full).model
+    def best(self):
+        "The proposed model, or the full one where none is"
+        return (self.proposed or self.full).model
+
     @property
-    def proposal(self) -> str: "What to do and why"; return _proposal(self)
+    def proposal(self) -> str:
+        "What to do and why"
+        return _proposal(self)
+
     @property
-    def table(self): "A DataFrame with a row for each method"; return _frame(self)
+    def table(self):
+        "A DataFrame with a row for each method"
+        return _frame(self)
+
     def __getitem__(self, method: str):  # the Model that a method gave
         found = {v.method: v.model for v in (self.full, *self.variants) if v.model}
-        if method not in found: raise ParameterError(unknown(method, found, "the methods that gave a model"))
+        if method not in found:
+            raise ParameterError(unknown(method, found, "the methods that gave a model"))
         return found[method]
-    def plot(self): return _plot(self)
-    def __repr__(self) -> str: return f"{self.proposal}\n{self.table.to_string(float_format=lambda x: f'{x:,.4g}')}"
-    def _repr_html_(self) -> str: return _html(self)
+
+    def plot(self):
+        return _plot(self)
+
+    def __repr__(self) -> str:
+        return f"{self.proposal}\n{self.table.to_string(float_format=lambda x: f'{x:,.4g}')}"
+
+    def _repr_html_(self) -> str:
+        return _html(self)
+
 
 def _costs(terms: Terms, v: Variant) -> list[str]:
     "Goals of time and size that a variant misses"
-    return [f"{g} {COSTS[g](v):.4g} misses {terms.goals[g]}" for g in COSTS if g in terms.goals and not terms.goals[g].met(COSTS[g](v))]
+    return [
+        f"{g} {COSTS[g](v):.4g} misses {terms.goals[g]}"
+        for g in COSTS
+        if g in terms.goals and not terms.goals[g].met(COSTS[g](v))
+    ]
 
 # %% ../../nbs/models/slimming.ipynb #8aec6974
 def _proposal(s: Slimming) -> str:
     "One or two sentences"
     held = f"no slice may lose more than {s.terms.tolerance:g} of {' or '.join(s.terms.measures)}"
     missed = s.terms.missed(s.full.measured)
-    note = f" The full model itself misses {', '.join(f'{g} {s.terms.goals[g]}' for g in missed)}." if missed else ""
+    note = (
+        f" The full model itself misses {', '.join(f'{g} {s.terms.goals[g]}' for g in missed)}."
+        if missed
+        else ""
+    )
     if (v := s.proposed) is None:
         tried = [v for v in s.variants if v.model and v.size < s.full.size]
         nearest = min(tried, key=lambda v: max(v.worst[0], v.lost), default=None)
-        why = f"the nearest, {nearest.method}: {nearest.reason or _costs(s.terms, nearest)[0]}" if nearest else "no method makes it smaller"
-        return f"Keep the full model: {held}, and of what was tried nothing holds that ({why}).{note}"
+        why = (
+            f"the nearest, {nearest.method}: {nearest.reason or _costs(s.terms, nearest)[0]}"
+            if nearest
+            else "no method makes it smaller"
+        )
+        return (
+            f"Keep the full model: {held}, and of what was tried nothing holds that ({why}).{note}"
+        )
     loss, measure, where = v.worst
-    change = f"loses at most {loss:.4f} ({measure}, {where})" if loss > 0 else "loses nothing anywhere"
-    return (f"Take {v.method!r}: {v.size:,} bytes in place of {s.full.size:,}, {s.full.size / v.size:.1f} times smaller; it {change}, where {held}, "
-            f"and one row takes {v.median_ms / s.full.median_ms:.2f} times as long.{note}")
+    change = (
+        f"loses at most {loss:.4f} ({measure}, {where})" if loss > 0 else "loses nothing anywhere"
+    )
+    return (
+        f"Take {v.method!r}: {v.size:,} bytes in place of {s.full.size:,}, {s.full.size / v.size:.1f} times smaller; it {change}, where {held}, "
+        f"and one row takes {v.median_ms / s.full.median_ms:.2f} times as long.{note}"
+    )
+
 
 def _frame(s: Slimming):
     import pandas as pd
+
     def row(v):
         worst, measure, where = v.worst
         own = v.measured.get("all", {})
-        return {"bytes": v.size or nan, "smaller": s.full.size / v.size if v.size else nan, "one row ms": v.median_ms, "p95 ms": v.p95_ms, "rows/s": v.rows_per_second,
-                **{m: own.get(m, nan) for m in s.terms.measures}, "loss": v.lost, "worst slice": where, "its loss": worst, "parity": v.parity,
-                "verdict": "proposed" if v is s.proposed else v.reason or "; ".join(_costs(s.terms, v)) or "good enough"}
+        return {
+            "bytes": v.size or nan,
+            "smaller": s.full.size / v.size if v.size else nan,
+            "one row ms": v.median_ms,
+            "p95 ms": v.p95_ms,
+            "rows/s": v.rows_per_second,
+            **{m: own.get(m, nan) for m in s.terms.measures},
+            "loss": v.lost,
+            "worst slice": where,
+            "its loss": worst,
+            "parity": v.parity,
+            "verdict": "proposed"
+            if v is s.proposed
+            else v.reason or "; ".join(_costs(s.terms, v)) or "good enough",
+        }
+
     rows = [row(s.full) | {"verdict": "as it is"}, *map(row, s.variants)]
-    return pd.DataFrame(rows, index=pd.Index([v.method for v in (s.full, *s.variants)], name="method"))
+    return pd.DataFrame(
+        rows, index=pd.Index([v.method for v in (s.full, *s.variants)], name="method")
+    )
 
 # %% ../../nbs/models/slimming.ipynb #ccabba94
 def _html(s: Slimming) -> str:
     from html import escape
-    def number(x, form): return "" if isnan(x) else format(x, form)
-    rows = [[f"<b>{escape(name)}</b>", number(r["bytes"], ",.0f"), number(r["smaller"], ".1f") + "×" * (r["smaller"] == r["smaller"]), number(r["one row ms"], ".3f"),
-             number(r["p95 ms"], ".3f"), number(r["rows/s"], ",.0f"), *(number(r[m], ".4f") for m in s.terms.measures), number(r["loss"], "+.4f"),
-             f"{number(r['its loss'], '+.4f')} {escape(r['worst slice'])}", number(r["parity"], ".1g"), escape(r["verdict"])] for name, r in s.table.iterrows()]
-    head = ("Method", "Bytes", "Smaller", "One row, ms", "95 %, ms", "Rows/s", *s.terms.measures, "Loss", "Worst slice", "Score changes by", "Verdict")
-    return html_table(head, rows, escape(s.proposal), f"Made with {s.rows[0]:,} rows, judged by {s.rows[1]:,} others, dealt at random. A loss below 0 is a gain.") + _svg(s)
+
+    def number(x, form):
+        return "" if isnan(x) else format(x, form)
+
+    rows = [
+        [
+            f"<b>{escape(name)}</b>",
+            number(r["bytes"], ",.0f"),
+            number(r["smaller"], ".1f") + "×" * (r["smaller"] == r["smaller"]),
+            number(r["one row ms"], ".3f"),
+            number(r["p95 ms"], ".3f"),
+            number(r["rows/s"], ",.0f"),
+            *(number(r[m], ".4f") for m in s.terms.measures),
+            number(r["loss"], "+.4f"),
+            f"{number(r['its loss'], '+.4f')} {escape(r['worst slice'])}",
+            number(r["parity"], ".1g"),
+            escape(r["verdict"]),
+        ]
+        for name, r in s.table.iterrows()
+    ]
+    head = (
+        "Method",
+        "Bytes",
+        "Smaller",
+        "One row, ms",
+        "95 %, ms",
+        "Rows/s",
+        *s.terms.measures,
+        "Loss",
+        "Worst slice",
+        "Score changes by",
+        "Verdict",
+    )
+    return html_table(
+        head,
+        rows,
+        escape(s.proposal),
+        f"Made with {s.rows[0]:,} rows, judged by {s.rows[1]:,} others, dealt at random. A loss below 0 is a gain.",
+    ) + _svg(s)
+
 
 def _plot(s: Slimming):
     "A matplotlib figure: size against the largest loss"
     from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 4), layout="constrained")
     ax = figure.subplots()
     made = [v for v in (s.full, *s.variants) if v.model]
     for v in made:
         y = max(v.worst[0], v.lost)
-        ax.plot(v.size / 1000, y, "o", color="C2" if v is s.proposed else "0.6" if v.reason else "C0")
-        ax.annotate(v.method, (v.size / 1000, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        ax.plot(
+            v.size / 1000, y, "o", color="C2" if v is s.proposed else "0.6" if v.reason else "C0"
+        )
+        ax.annotate(
+            v.method, (v.size / 1000, y), xytext=(5, 4), textcoords="offset points", fontsize=8
+        )
     ax.axhline(s.terms.tolerance, color="C3", linestyle="--", linewidth=1)
-    ax.set(xscale="log", xlabel="size, kB", ylabel="largest loss", title="Size and what it costs; above the dashed line it is too much")
+    ax.set(
+        xscale="log",
+        xlabel="size, kB",
+        ylabel="largest loss",
+        title="Size and what it costs; above the dashed line it is too much",
+    )
     return figure
+
 
 def _svg(s: Slimming) -> str:
     from io import StringIO
+
     text = StringIO()
     _plot(s).savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg"):]
+    return text.getvalue()[text.getvalue().index("<svg") :]

@@ -22,107 +22,195 @@ from ..errors import ParameterError
 # %% ../../nbs/models/space.ipynb #77428a66
 _FORMS = "write (low, high), (low, high, 'log') with low above 0, or a list of choices"
 
+
 def _range(name: str, given: tuple) -> tuple:
     "`(low, high, log)` of a range, both ends part of it"
     low, high, *scale = given if len(given) in (2, 3) else (None, None)
-    number = all(isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x) for x in (low, high))
+    number = all(
+        isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x) for x in (low, high)
+    )
     if not number or scale not in ([], ["log"]) or low >= high or (scale and low <= 0):
         raise ParameterError(f"{name}: {given!r} is not a range; {_FORMS}.")
     return low, high, bool(scale)
 
+
 @dataclass(frozen=True)
 class Space:
     "What may be chosen: `Space.of` reads it"
-    ranges: dict   # name -> (low, high, log); of two ints: ints
+
+    ranges: dict  # name -> (low, high, log); of two ints: ints
     choices: dict  # name -> list of values
-    fixed: dict    # name -> its one value
+    fixed: dict  # name -> its one value
 
     @classmethod
     def of(cls, given: dict) -> "Space":
         "Check a space as the user writes it; ParameterError names the parameter"
-        if isinstance(given, Space): return given
-        if not isinstance(given, dict) or not given: raise ParameterError(f"the space is {given!r}; name what may vary, say {{'max_depth': (3, 10)}}: {_FORMS}.")
-        if empty := [name for name, value in given.items() if value == []]: raise ParameterError(f"{empty[0]}: there is nothing to choose from; {_FORMS}.")
-        ranges = {name: _range(name, value) for name, value in given.items() if isinstance(value, tuple)}
-        choices = {name: value for name, value in given.items() if isinstance(value, list) and len(value) > 1}
-        fixed = {name: value[0] if isinstance(value, list) else value for name, value in given.items() if name not in ranges and name not in choices}
-        if not ranges and not choices: raise ParameterError(f"nothing in the space may vary; {_FORMS}.")
+        if isinstance(given, Space):
+            return given
+        if not isinstance(given, dict) or not given:
+            raise ParameterError(
+                f"the space is {given!r}; name what may vary, say {{'max_depth': (3, 10)}}: {_FORMS}."
+            )
+        if empty := [name for name, value in given.items() if value == []]:
+            raise ParameterError(f"{empty[0]}: there is nothing to choose from; {_FORMS}.")
+        ranges = {
+            name: _range(name, value) for name, value in given.items() if isinstance(value, tuple)
+        }
+        choices = {
+            name: value
+            for name, value in given.items()
+            if isinstance(value, list) and len(value) > 1
+        }
+        fixed = {
+            name: value[0] if isinstance(value, list) else value
+            for name, value in given.items()
+            if name not in ranges and name not in choices
+        }
+        if not ranges and not choices:
+            raise ParameterError(f"nothing in the space may vary; {_FORMS}.")
         return cls(ranges, choices, fixed)
 
 # %% ../../nbs/models/space.ipynb #90698885
 def values(
     space: Space,
     point: dict,  # name -> number; of a choice: its place
-) -> dict:        # every parameter, the fixed ones too
+) -> dict:  # every parameter, the fixed ones too
     "The parameters that `point` stands for"
-    return {**space.fixed, **{name: space.choices[name][at] if name in space.choices else at for name, at in point.items()}}
+    return {
+        **space.fixed,
+        **{
+            name: space.choices[name][at] if name in space.choices else at
+            for name, at in point.items()
+        },
+    }
+
 
 def points(
     space: Space,
     most: int | None,  # None: any number
 ) -> list[dict] | None:
     "All points of a space of whole numbers and choices, if they are `most` or fewer"
-    whole = {name: range(low, high + 1) for name, (low, high, _) in space.ranges.items() if isinstance(low, int) and isinstance(high, int)}
+    whole = {
+        name: range(low, high + 1)
+        for name, (low, high, _) in space.ranges.items()
+        if isinstance(low, int) and isinstance(high, int)
+    }
     axes = {**whole, **{name: range(len(value)) for name, value in space.choices.items()}}
-    if len(whole) < len(space.ranges) or (most is not None and math.prod(map(len, axes.values())) > most): return None
+    if len(whole) < len(space.ranges) or (
+        most is not None and math.prod(map(len, axes.values())) > most
+    ):
+        return None
     return [dict(zip(axes, point, strict=True)) for point in product(*axes.values())]
+
 
 def distributions(space: Space) -> dict:
     "The space in Optuna's words"
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-    def ranged(low, high, log): return (IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution)(low, high, log=log)
-    return {**{name: ranged(*r) for name, r in space.ranges.items()}, **{name: CategoricalDistribution(range(len(c))) for name, c in space.choices.items()}}
+
+    def ranged(low, high, log):
+        return (
+            IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution
+        )(low, high, log=log)
+
+    return {
+        **{name: ranged(*r) for name, r in space.ranges.items()},
+        **{name: CategoricalDistribution(range(len(c))) for name, c in space.choices.items()},
+    }
 
 # %% ../../nbs/models/space.ipynb #9c32859b
 class Budget(NamedTuple):
     "How much a search may spend: what is used up first ends it"
+
     trials: int | None
     seconds: float | None
 
     @classmethod
     def of(cls, given) -> "Budget":
         "Read `40`, `'30 trials'`, `'10min'` or `'30 trials, 10min'`; ParameterError when it allows nothing"
-        if isinstance(given, Budget): return given
+        if isinstance(given, Budget):
+            return given
         found = {}
-        for word in [str(given)] if isinstance(given, int) and not isinstance(given, bool) else given.split(",") if isinstance(given, str) else [""]:
-            if number := re.fullmatch(r"\s*(\d+)(\s*trials?)?\s*", word): found["trials"] = int(number[1])
+        for word in (
+            [str(given)]
+            if isinstance(given, int) and not isinstance(given, bool)
+            else given.split(",")
+            if isinstance(given, str)
+            else [""]
+        ):
+            if number := re.fullmatch(r"\s*(\d+)(\s*trials?)?\s*", word):
+                found["trials"] = int(number[1])
             else:
-                try: found["seconds"] = parse_seconds(word)
-                except (ValueError, AttributeError, KeyError): found["seconds"] = 0
-        if not all(found.values()): raise ParameterError(f"{given!r} is not a budget; write a number of trials or a time, say 40, '30 trials', '10min' or '30 trials, 10min'.")
+                try:
+                    found["seconds"] = parse_seconds(word)
+                except (ValueError, AttributeError, KeyError):
+                    found["seconds"] = 0
+        if not all(found.values()):
+            raise ParameterError(
+                f"{given!r} is not a budget; write a number of trials or a time, say 40, '30 trials', '10min' or '30 trials, 10min'."
+            )
         return cls(found.get("trials"), found.get("seconds"))
 
 # %% ../../nbs/models/space.ipynb #37dedc08
 def _compiled(code) -> list:
     "What a code object does, without the places of its lines"
-    consts = [_compiled(c) if inspect.iscode(c) else sorted(map(repr, c)) if isinstance(c, frozenset) else repr(c) for c in code.co_consts]
+    consts = [
+        _compiled(c)
+        if inspect.iscode(c)
+        else sorted(map(repr, c))
+        if isinstance(c, frozenset)
+        else repr(c)
+        for c in code.co_consts
+    ]
     return [code.co_code.hex(), code.co_names, code.co_varnames, code.co_freevars, consts]
 
-def _mentioned(code) -> set[str]: "Global names, and names of attributes, in a code object and those in it"; return set(code.co_names).union(
-    *(_mentioned(c) for c in code.co_consts if inspect.iscode(c)))
+
+def _mentioned(code) -> set[str]:
+    "Global names, and names of attributes, in a code object and those in it"
+    return set(code.co_names).union(*(_mentioned(c) for c in code.co_consts if inspect.iscode(c)))
+
 
 def _function(function, seen: list) -> str:
     "A function's code and what it refers to, once; `seen` begins with the one that is asked about"
     code, name = function.__code__, f"{function.__module__}.{function.__qualname__}"
-    if function in seen or (seen and function.__module__ != seen[0].__module__): return name
+    if function in seen or (seen and function.__module__ != seen[0].__module__):
+        return name
     seen.append(function)
-    outer = {name: function.__globals__[name] for name in sorted(_mentioned(code)) if name in function.__globals__}
-    inner = {name: cell.cell_contents for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True)}
+    outer = {
+        name: function.__globals__[name]
+        for name in sorted(_mentioned(code))
+        if name in function.__globals__
+    }
+    inner = {
+        name: cell.cell_contents
+        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True)
+    }
     return f"{_compiled(code)}{_identity([outer, inner, function.__defaults__, function.__kwdefaults__], seen)}"
+
 
 def _identity(value, seen: list) -> str:
     "A text that is the same as long as `value` is, in another process too"
     from dask.base import tokenize
-    if isinstance(value, int | float | str | bool | bytes | None): return repr(value)
-    if inspect.isfunction(value): return _function(value, seen)
-    if isinstance(value, partial): return _identity([value.func, value.args, value.keywords], seen)
-    if is_dataclass(value) and not isinstance(value, type): return f"{type(value).__qualname__}{_identity(vars(value), seen)}"
-    if isinstance(value, dict): return repr({repr(k): _identity(v, seen) for k, v in value.items()})
-    if isinstance(value, list | tuple): return f"{type(value).__name__}{[_identity(v, seen) for v in value]}"
-    if isinstance(value, set | frozenset): return f"set{sorted(map(repr, value))}"
-    if hasattr(value, "get_params") and not isinstance(value, type): return f"{type(value).__qualname__}{_identity(value.get_params(), seen)}"
-    if any(hasattr(value, name) for name in ("__array__", "__dask_graph__", "data_vars")): return tokenize(value)
+
+    if isinstance(value, int | float | str | bool | bytes | None):
+        return repr(value)
+    if inspect.isfunction(value):
+        return _function(value, seen)
+    if isinstance(value, partial):
+        return _identity([value.func, value.args, value.keywords], seen)
+    if is_dataclass(value) and not isinstance(value, type):
+        return f"{type(value).__qualname__}{_identity(vars(value), seen)}"
+    if isinstance(value, dict):
+        return repr({repr(k): _identity(v, seen) for k, v in value.items()})
+    if isinstance(value, list | tuple):
+        return f"{type(value).__name__}{[_identity(v, seen) for v in value]}"
+    if isinstance(value, set | frozenset):
+        return f"set{sorted(map(repr, value))}"
+    if hasattr(value, "get_params") and not isinstance(value, type):
+        return f"{type(value).__qualname__}{_identity(value.get_params(), seen)}"
+    if any(hasattr(value, name) for name in ("__array__", "__dask_graph__", "data_vars")):
+        return tokenize(value)
     return getattr(value, "__qualname__", getattr(value, "__name__", type(value).__qualname__))
+
 
 def digest(*parts) -> str:
     "A name of eight letters for a question"

@@ -31,15 +31,17 @@ from .space import Budget, Space, distributions, points, values
 @dataclass(frozen=True)
 class Trial:
     "One set of parameters, and what came of it"
+
     number: int
-    params: dict                # what the objective was called with
-    status: str                 # completed, pruned or failed
+    params: dict  # what the objective was called with
+    status: str  # completed, pruned or failed
     value: float | None = None  # what is searched by; of a pruned trial the last that was reported
     metrics: dict = field(default_factory=dict)  # all that the objective returned
-    steps: dict = field(default_factory=dict)    # step -> value, as reported
+    steps: dict = field(default_factory=dict)  # step -> value, as reported
     seconds: float = 0.0
-    attempts: int = 1           # more than one: a worker died, or the search was interrupted
-    error: str | None = None    # why it failed
+    attempts: int = 1  # more than one: a worker died, or the search was interrupted
+    error: str | None = None  # why it failed
+
 
 class Pruned(Exception):
     "The trial is not worth going on with; let it pass"
@@ -47,29 +49,50 @@ class Pruned(Exception):
 # %% ../../nbs/models/study.ipynb #80607c7a
 def _outcome(result, metric: str | None) -> dict:
     "What the objective returned, as value and metrics; ValueError when it is no number"
-    try: metrics = {str(k): float(v) for k, v in result.items()} if isinstance(result, dict) else {metric or "value": float(result)}
-    except (TypeError, ValueError): metrics = {}
-    if metrics and metric and metric not in metrics: raise ValueError(unknown(metric, metrics, "what the objective returned"))
+    try:
+        metrics = (
+            {str(k): float(v) for k, v in result.items()}
+            if isinstance(result, dict)
+            else {metric or "value": float(result)}
+        )
+    except (TypeError, ValueError):
+        metrics = {}
+    if metrics and metric and metric not in metrics:
+        raise ValueError(unknown(metric, metrics, "what the objective returned"))
     value = metrics[metric or next(iter(metrics))] if metrics else math.nan
-    if not math.isfinite(value): raise ValueError(f"the objective returned {result!r}; it must be a finite number, or a dict of such")
+    if not math.isfinite(value):
+        raise ValueError(
+            f"the objective returned {result!r}; it must be a finite number, or a dict of such"
+        )
     return {"status": "completed", "value": value, "metrics": metrics}
+
 
 def _reports(objective: Callable) -> bool:
     "Whether an objective takes `report`: as its second argument, which has no default or that name"
     second = list(signature(objective).parameters.values())[1:2]
-    return any(p.name == "report" or (p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)) for p in second)
+    return any(
+        p.name == "report"
+        or (p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+        for p in second
+    )
+
 
 def attempt(
     objective: Callable,  # (params, report) or (params) -> number or {metric: number}
-    metric: str | None,   # which of the metrics is searched by; None: the first
+    metric: str | None,  # which of the metrics is searched by; None: the first
     params: dict,
-    report: Callable,     # (step, value); raises Pruned
-) -> dict:                # status, value, metrics, error, seconds
+    report: Callable,  # (step, value); raises Pruned
+) -> dict:  # status, value, metrics, error, seconds
     "Call the objective once; what it raises is the outcome of this trial"
     start = time.perf_counter()
-    try: outcome = _outcome(objective(params, report) if _reports(objective) else objective(params), metric)
-    except Pruned: outcome = {"status": "pruned"}
-    except (Exception, SystemExit) as e: outcome = {"status": "failed", "error": f"{type(e).__name__}: {e}".splitlines()[0]}
+    try:
+        outcome = _outcome(
+            objective(params, report) if _reports(objective) else objective(params), metric
+        )
+    except Pruned:
+        outcome = {"status": "pruned"}
+    except (Exception, SystemExit) as e:
+        outcome = {"status": "failed", "error": f"{type(e).__name__}: {e}".splitlines()[0]}
     return {**outcome, "seconds": time.perf_counter() - start}
 
 # %% ../../nbs/models/study.ipynb #9a3e5c68
@@ -77,38 +100,54 @@ def attempt(
 def alone(
     folder: Path,
     name: str,
-    what: str,   # search or sweep
+    what: str,  # search or sweep
 ):
     "Hold `name`, as long as the block lasts; RunActive when another process or thread has it"
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
-        try: held.enter_context(file_lock(path := folder / f"{name}.lock", timeout=0.2))
-        except Conflict: raise RunActive(f"a {what} {name!r} is under way already, in {path.read_text().strip()}; wait until it has ended.") from None
+        try:
+            held.enter_context(file_lock(path := folder / f"{name}.lock", timeout=0.2))
+        except Conflict:
+            raise RunActive(
+                f"a {what} {name!r} is under way already, in {path.read_text().strip()}; wait until it has ended."
+            ) from None
         yield
 
 # %% ../../nbs/models/study.ipynb #11a7805a
 class Record:
     "What is known of a search, in the file `trials.jsonl` of its folder"
+
     def __init__(self, folder: Path):
         self.path, self.begun, self.ended, self.about = folder / "trials.jsonl", {}, {}, {}
         folder.mkdir(parents=True, exist_ok=True)
         whole = self.path.read_bytes().rpartition(b"\n") if self.path.exists() else (b"", b"", b"")
-        for line in whole[0].splitlines(): self._fold(json.loads(line))
+        for line in whole[0].splitlines():
+            self._fold(json.loads(line))
         self._file = self.path.open("ab")
         self._file.truncate(len(whole[0]) + len(whole[1]))
-        self.before = max((e["elapsed"] for e in self.ended.values()), default=0.0)  # seconds, of earlier processes
+        self.before = max(
+            (e["elapsed"] for e in self.ended.values()), default=0.0
+        )  # seconds, of earlier processes
         self._start = time.monotonic()
 
     @property
-    def elapsed(self) -> float: "Seconds that have been spent on the search, in all"; return self.before + time.monotonic() - self._start
+    def elapsed(self) -> float:
+        "Seconds that have been spent on the search, in all"
+        return self.before + time.monotonic() - self._start
+
     @property
-    def interrupted(self) -> list[int]: "Numbers of trials that began and never ended"; return sorted(self.begun.keys() - self.ended.keys())
+    def interrupted(self) -> list[int]:
+        "Numbers of trials that began and never ended"
+        return sorted(self.begun.keys() - self.ended.keys())
 
     def _fold(self, event: dict) -> None:
         kind = event.pop("event")
-        if kind == "about": self.about |= event
-        elif kind == "begun": self.begun.setdefault(event["number"], []).append(event["point"])
-        else: self.ended[event["number"]] = event
+        if kind == "about":
+            self.about |= event
+        elif kind == "begun":
+            self.begun.setdefault(event["number"], []).append(event["point"])
+        else:
+            self.ended[event["number"]] = event
 
     def append(self, kind: str, **event) -> None:
         "Write down an event and fold it in"
@@ -117,53 +156,103 @@ class Record:
         os.fsync(self._file.fileno())
         self._fold(json.loads(json.dumps({"event": kind, **event}, default=str)))
 
-    def close(self) -> None: self._file.close()
+    def close(self) -> None:
+        self._file.close()
 
 # %% ../../nbs/models/study.ipynb #dccd2fb8
 def quiet_optuna():
     "The module optuna, without its messages; MissingExtra"
-    try: import optuna
-    except ImportError: raise extra("optuna", "search") from None
+    try:
+        import optuna
+    except ImportError:
+        raise extra("optuna", "search") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 
+
 PRUNERS = {"median": "MedianPruner", "halving": "SuccessiveHalvingPruner", None: "NopPruner"}
+
 
 class Study:
     "A search under way: what to try next, which trials to end early, what has ended"
-    def __init__(self, record: Record, space: Space, budget: Budget, direction: str, pruner: str | None, seed: int):
-        self.optuna, self.record, self.space, self.budget, self.seed = quiet_optuna(), record, space, budget, seed
-        self.study = self.optuna.create_study(direction=direction, pruner=getattr(self.optuna.pruners, PRUNERS[pruner])())
+
+    def __init__(
+        self,
+        record: Record,
+        space: Space,
+        budget: Budget,
+        direction: str,
+        pruner: str | None,
+        seed: int,
+    ):
+        self.optuna, self.record, self.space, self.budget, self.seed = (
+            quiet_optuna(),
+            record,
+            space,
+            budget,
+            seed,
+        )
+        self.study = self.optuna.create_study(
+            direction=direction, pruner=getattr(self.optuna.pruners, PRUNERS[pruner])()
+        )
         self.axes, self.points = distributions(space), points(space, 1000)
-        self.lock, self.stopped, self.asked, self.deaths, self.again = RLock(), False, {}, {}, record.interrupted
-        for number in sorted(record.ended): self._replay(record.ended[number])
+        self.lock, self.stopped, self.asked, self.deaths, self.again = (
+            RLock(),
+            False,
+            {},
+            {},
+            record.interrupted,
+        )
+        for number in sorted(record.ended):
+            self._replay(record.ended[number])
 
     def _replay(self, e: dict) -> None:
         "Let Optuna know a trial that ended earlier"
-        if e["status"] == "failed": return
-        state = self.optuna.trial.TrialState.COMPLETE if e["status"] == "completed" else self.optuna.trial.TrialState.PRUNED
-        self.study.add_trial(self.optuna.trial.create_trial(state=state, value=e["value"], params=e["point"], distributions=self.axes, system_attrs=e["system"],
-                                                            intermediate_values={int(k): v for k, v in e["steps"].items()}))
+        if e["status"] == "failed":
+            return
+        state = (
+            self.optuna.trial.TrialState.COMPLETE
+            if e["status"] == "completed"
+            else self.optuna.trial.TrialState.PRUNED
+        )
+        self.study.add_trial(
+            self.optuna.trial.create_trial(
+                state=state,
+                value=e["value"],
+                params=e["point"],
+                distributions=self.axes,
+                system_attrs=e["system"],
+                intermediate_values={int(k): v for k, v in e["steps"].items()},
+            )
+        )
 
     @property
     def untried(self) -> list[dict]:
         "Points, of a space that has few, at which no trial has begun"
         tried = {frozenset(attempts[-1].items()) for attempts in self.record.begun.values()}
         return [p for p in self.points or () if frozenset(p.items()) not in tried]
+
     @property
     def wanting(self) -> bool:
         "Whether another trial is to begin"
-        if self.stopped or self.record.elapsed >= (self.budget.seconds or math.inf): return False
-        return bool(self.again) or (len(self.record.begun) < (self.budget.trials or math.inf) and (not self.points or bool(self.untried)))
+        if self.stopped or self.record.elapsed >= (self.budget.seconds or math.inf):
+            return False
+        return bool(self.again) or (
+            len(self.record.begun) < (self.budget.trials or math.inf)
+            and (not self.points or bool(self.untried))
+        )
 
     def _propose(self, number: int):
         "Optuna's trial for `number`"
-        if number in self.record.begun: return self._given(self.record.begun[number][-1])
+        if number in self.record.begun:
+            return self._given(self.record.begun[number][-1])
         untried, random = self.untried, np.random.SeedSequence([self.seed, number])
-        if untried and len(self.points) <= (self.budget.trials or len(self.points)): return self._given(untried[0])
+        if untried and len(self.points) <= (self.budget.trials or len(self.points)):
+            return self._given(untried[0])
         self.study.sampler = self.optuna.samplers.TPESampler(seed=int(random.generate_state(1)[0]))
         trial = self.study.ask(self.axes)
-        if not untried or trial.params in untried: return trial
+        if not untried or trial.params in untried:
+            return trial
         self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
         return self._given(untried[np.random.default_rng(random).integers(len(untried))])
 
@@ -180,88 +269,167 @@ class Study:
             self.record.append("begun", number=number, point=trial.params)
             return number, self.params(number)
 
-    def params(self, number: int) -> dict: "What the objective gets in trial `number`"; return values(self.space, self.record.begun[number][-1])
+    def params(self, number: int) -> dict:
+        "What the objective gets in trial `number`"
+        return values(self.space, self.record.begun[number][-1])
 
     def judge(self, number: int, step: int, value: float) -> bool:
         "Take note of what a trial reports; whether it is to end. On another worker, a trial reports its first steps again"
         with self.lock:
-            if self.stopped or number not in self.asked: return True
+            if self.stopped or number not in self.asked:
+                return True
             trial = self.asked[number]
-            if step not in self.study.trials[trial.number].intermediate_values: trial.report(float(value), int(step))
+            if step not in self.study.trials[trial.number].intermediate_values:
+                trial.report(float(value), int(step))
             return bool(trial.should_prune())
 
     def end(self, number: int, outcome: dict) -> None:
         "Write down how a trial ended"
         with self.lock:
-            state = {"completed": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}[outcome["status"]]
-            told = self.study.tell(self.asked.pop(number), outcome.get("value"), state=self.optuna.trial.TrialState[state])
-            self.record.append("ended", number=number, point=told.params, **{"metrics": {}, "error": None, **outcome, "value": told.value}, elapsed=self.record.elapsed,
-                               steps=told.intermediate_values, system=told.system_attrs, attempts=len(self.record.begun[number]) + self.deaths.get(number, 0))
+            state = {"completed": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}[
+                outcome["status"]
+            ]
+            told = self.study.tell(
+                self.asked.pop(number),
+                outcome.get("value"),
+                state=self.optuna.trial.TrialState[state],
+            )
+            self.record.append(
+                "ended",
+                number=number,
+                point=told.params,
+                **{"metrics": {}, "error": None, **outcome, "value": told.value},
+                elapsed=self.record.elapsed,
+                steps=told.intermediate_values,
+                system=told.system_attrs,
+                attempts=len(self.record.begun[number]) + self.deaths.get(number, 0),
+            )
 
     def trial(self, number: int) -> Trial:
         "The trial `number`, which has ended"
         e = self.record.ended[number]
-        return Trial(number, values(self.space, e["point"]), steps={int(k): v for k, v in e["steps"].items()},
-                     **{k: e[k] for k in ("status", "value", "metrics", "seconds", "attempts", "error")})
+        return Trial(
+            number,
+            values(self.space, e["point"]),
+            steps={int(k): v for k, v in e["steps"].items()},
+            **{k: e[k] for k in ("status", "value", "metrics", "seconds", "attempts", "error")},
+        )
 
 # %% ../../nbs/models/study.ipynb #edfdb23b
 def reported(step, value) -> tuple[int, float]:
     "What a trial reports; ValueError when it is no step or no number"
-    if int(step) < 0: raise ValueError(f"step {step} is below 0")
+    if int(step) < 0:
+        raise ValueError(f"step {step} is below 0")
     return int(step), float(value)
+
 
 def result(future) -> dict:
     "The outcome that `future` has; `lost` when nobody has it any more"
-    try: return future.result()
-    except CancelledError: return {"status": "lost"}
-    except BaseException as e: return {"status": "failed", "error": f"{type(e).__name__}: {e}".splitlines()[0], "seconds": 0.0}
+    try:
+        return future.result()
+    except CancelledError:
+        return {"status": "lost"}
+    except BaseException as e:
+        return {
+            "status": "failed",
+            "error": f"{type(e).__name__}: {e}".splitlines()[0],
+            "seconds": 0.0,
+        }
+
 
 class Threads:
     "Trials in this process: one at a time in this very thread, or `jobs` at once"
+
     def __init__(self, study: Study, objective, metric, jobs: int | None, done: Callable):
-        self.study, self.objective, self.metric, self.jobs, self.done = study, objective, metric, jobs or 1, done
+        self.study, self.objective, self.metric, self.jobs, self.done = (
+            study,
+            objective,
+            metric,
+            jobs or 1,
+            done,
+        )
         self.pool = ThreadPoolExecutor(self.jobs, thread_name_prefix="trial")
 
-    def room(self) -> int: return self.jobs
+    def room(self) -> int:
+        return self.jobs
+
     def submit(self, number: int, params: dict) -> None:
         def report(step, value):
-            if self.study.judge(number, *reported(step, value)): raise Pruned
-        if self.jobs == 1: self.done((number, attempt(self.objective, self.metric, params, report)))
-        else: self.pool.submit(attempt, self.objective, self.metric, params, report).add_done_callback(lambda f: self.done((number, result(f))))
-    def close(self) -> None: self.pool.shutdown(cancel_futures=True)
+            if self.study.judge(number, *reported(step, value)):
+                raise Pruned
+
+        if self.jobs == 1:
+            self.done((number, attempt(self.objective, self.metric, params, report)))
+        else:
+            self.pool.submit(
+                attempt, self.objective, self.metric, params, report
+            ).add_done_callback(lambda f: self.done((number, result(f))))
+
+    def close(self) -> None:
+        self.pool.shutdown(cancel_futures=True)
 
 # %% ../../nbs/models/study.ipynb #158e1016
 def _remote(objective, metric, params: dict, number: int, asked: str) -> dict:
     "A trial on a worker: its first word says that it has begun there"
     from distributed import Queue
+
     said, answers = Queue(asked), Queue(f"{asked}-{uuid4().hex}")
     said.put((number, None, answers.name))
+
     def report(step, value):
         said.put((number, reported(step, value), answers.name))
-        if answers.get(timeout="5 minutes"): raise Pruned
-    try: return attempt(objective, metric, params, report)
-    finally: answers.close()
+        if answers.get(timeout="5 minutes"):
+            raise Pruned
+
+    try:
+        return attempt(objective, metric, params, report)
+    finally:
+        answers.close()
+
 
 class Workers:
     "Trials on the workers of a Dask client, one a worker or `jobs` at once"
+
     def __init__(self, study: Study, objective, metric, jobs: int | None, done: Callable, client):
         from distributed import Queue
-        self.study, self.objective, self.metric, self.jobs, self.done, self.client = study, objective, metric, jobs, done, client
-        self.said, self.answers, self.futures, self.lost, self.shared = Queue(f"scalai-search-{uuid4().hex}", client=client), {}, {}, {}, None
+
+        self.study, self.objective, self.metric, self.jobs, self.done, self.client = (
+            study,
+            objective,
+            metric,
+            jobs,
+            done,
+            client,
+        )
+        self.said, self.answers, self.futures, self.lost, self.shared = (
+            Queue(f"scalai-search-{uuid4().hex}", client=client),
+            {},
+            {},
+            {},
+            None,
+        )
         self.listener = Thread(target=self._listen, name="search", daemon=True)
         self.listener.start()
 
-    def room(self) -> int: return self.jobs or len(self.client.nthreads()) or 1
+    def room(self) -> int:
+        return self.jobs or len(self.client.nthreads()) or 1
 
     def submit(self, number: int, params: dict) -> None:
-        if not self.shared or self.shared.status != "finished": self.shared = self._share()
-        self.futures[number] = self.client.submit(_remote, self.shared, self.metric, params, number, self.said.name, pure=False)
+        if not self.shared or self.shared.status != "finished":
+            self.shared = self._share()
+        self.futures[number] = self.client.submit(
+            _remote, self.shared, self.metric, params, number, self.said.name, pure=False
+        )
         self.futures[number].add_done_callback(lambda f: self.done((number, result(f))))
 
     def _share(self):
         "The objective, and the data in it, on every worker; once more when the last worker that had it has died"
-        try: self.client.wait_for_workers(1, timeout=60)
-        except TimeoutError: raise WorkFailed("the cluster has had no worker for a minute; start one and call again: the search goes on where it is.") from None
+        try:
+            self.client.wait_for_workers(1, timeout=60)
+        except TimeoutError:
+            raise WorkFailed(
+                "the cluster has had no worker for a minute; start one and call again: the search goes on where it is."
+            ) from None
         return self.client.scatter(self.objective, broadcast=True, hash=False)
 
     def again(self, number: int) -> bool:
@@ -272,9 +440,11 @@ class Workers:
     def _listen(self) -> None:
         "Judge what trials report, until there is nothing more to hear"
         from distributed import Queue
+
         while (heard := self.said.get()) is not None:
             number, what, answers = heard
-            if what: self.answers[answers].put(self.study.judge(number, *what))
+            if what:
+                self.answers[answers].put(self.study.judge(number, *what))
             else:
                 self.answers[answers] = Queue(answers, client=self.client)
                 self.study.deaths[number] = self.study.deaths.get(number, -1) + 1
@@ -285,21 +455,31 @@ class Workers:
         self.said.put(None)
         self.listener.join(10)
         for answers in self.answers.values():
-            if self.study.asked: answers.put(True)
+            if self.study.asked:
+                answers.put(True)
             answers.close()
         self.said.close()
 
 # %% ../../nbs/models/study.ipynb #ec79b666
-LOST = {"status": "failed", "error": "its worker died in every attempt, perhaps for want of memory", "seconds": 0.0}
+LOST = {
+    "status": "failed",
+    "error": "its worker died in every attempt, perhaps for want of memory",
+    "seconds": 0.0,
+}
+
 
 def drive(study: Study, place, done: SimpleQueue, tell: Callable) -> None:
     "Keep `place` busy until the budget is spent"
     try:
         while True:
-            while study.wanting and len(study.asked) < place.room(): place.submit(*study.begin())
-            if not study.asked: return
+            while study.wanting and len(study.asked) < place.room():
+                place.submit(*study.begin())
+            if not study.asked:
+                return
             number, outcome = done.get()
-            if outcome["status"] == "lost" and place.again(number): place.submit(number, study.params(number)); continue
+            if outcome["status"] == "lost" and place.again(number):
+                place.submit(number, study.params(number))
+                continue
             study.end(number, {**outcome, **LOST} if outcome["status"] == "lost" else outcome)
             tell(study.trial(number))
     finally:

@@ -19,53 +19,86 @@ from ..files import replacing
 from .sinks import SINKS, Record, Refused, locked
 
 # %% ../../nbs/models/tracking.ipynb #cbe66c10
-def spool(env) -> Path: "Folder of the records that wait"; return Path(env.runs) / "spool"
+def spool(env) -> Path:
+    "Folder of the records that wait"
+    return Path(env.runs) / "spool"
 
-def _numbers(metrics) -> dict: "`metrics` as finite floats; what is None or not finite is left out"; return {k: float(v) for k, v in (metrics or {}).items() if v is not None and math.isfinite(v)}
+
+def _numbers(metrics) -> dict:
+    "`metrics` as finite floats; what is None or not finite is left out"
+    return {k: float(v) for k, v in (metrics or {}).items() if v is not None and math.isfinite(v)}
+
+
 def _struck(text, secrets) -> str:
     "`text` without the secrets in it"
-    for secret in filter(None, secrets): text = str(text).replace(secret, "***")
+    for secret in filter(None, secrets):
+        text = str(text).replace(secret, "***")
     return str(text)
 
-def _texts(values, secrets) -> dict: return {str(k): _struck(v, secrets) for k, v in (values or {}).items()}
+
+def _texts(values, secrets) -> dict:
+    return {str(k): _struck(v, secrets) for k, v in (values or {}).items()}
+
 
 def _link(path, folder: Path) -> str:
     "Link the file at `path` into `folder`, or copy it where the disk is another one; where it is now"
     folder.mkdir(parents=True, exist_ok=True)
-    try: os.link(path, folder / Path(path).name)
-    except OSError: shutil.copyfile(path, folder / Path(path).name)
+    try:
+        os.link(path, folder / Path(path).name)
+    except OSError:
+        shutil.copyfile(path, folder / Path(path).name)
     return str(folder / Path(path).name)
 
 # %% ../../nbs/models/tracking.ipynb #b16c82e1
-def _secrets() -> list[str]: "Values of the variables that the step's contract calls secret"; return [os.environ.get(n, "") for n in os.environ.get("SCALAI_SECRETS", "").split(",")]
+def _secrets() -> list[str]:
+    "Values of the variables that the step's contract calls secret"
+    return [os.environ.get(n, "") for n in os.environ.get("SCALAI_SECRETS", "").split(",")]
 
 # %% ../../nbs/models/tracking.ipynb #8316f984
 def record(
-    env,                 # Environment
-    experiment: str,     # name of the pipeline, or of whatever is tried; of a nested record its parent's counts
-    name: str,           # how it is called among the others
+    env,  # Environment
+    experiment: str,  # name of the pipeline, or of whatever is tried; of a nested record its parent's counts
+    name: str,  # how it is called among the others
     *,
-    parent: str | None = None,   # id of the record that this one is nested in; None: the step of a run that this process is in
-    id: str | None = None,       # of an earlier record, to say what it has come to; None: a new one
-    params=None,         # {name: value}, kept as text
-    metrics=None,        # {name: number}; None and what is not finite is left out
-    tags=None,           # {name: value}, kept as text
-    artifacts=(),        # paths of files that belong to it
-    status: str = "completed",   # or running, cached, failed, cancelled, lost, …
-    started: float | None = None, finished: float | None = None,  # seconds since the epoch; None: now
-    secrets=(),          # texts that must not be written down, beside the secrets of the step
-) -> str:                # id of the record
+    parent: str
+    | None = None,  # id of the record that this one is nested in; None: the step of a run that this process is in
+    id: str | None = None,  # of an earlier record, to say what it has come to; None: a new one
+    params=None,  # {name: value}, kept as text
+    metrics=None,  # {name: number}; None and what is not finite is left out
+    tags=None,  # {name: value}, kept as text
+    artifacts=(),  # paths of files that belong to it
+    status: str = "completed",  # or running, cached, failed, cancelled, lost, …
+    started: float | None = None,
+    finished: float | None = None,  # seconds since the epoch; None: now
+    secrets=(),  # texts that must not be written down, beside the secrets of the step
+) -> str:  # id of the record
     "Put a record into the spool of `env`, durably. OSError: no space, or no such file"
     parent = os.environ.get("SCALAI_TRACKED") if parent is None else parent
-    if parent: experiment = parent.rpartition("/")[0]
+    if parent:
+        experiment = parent.rpartition("/")[0]
     now, id, hidden = time.time(), id or f"{experiment}/{uuid4().hex}", [*secrets, *_secrets()]
     path = spool(env) / f"{time.time_ns():020}-{id.rpartition('/')[2]}.json"
     finished = None if status == "running" else finished or now
-    made = Record(id, experiment, _struck(name, hidden), parent or None, _texts(params, hidden), _numbers(metrics), _texts(tags, hidden), (), status, started or finished or now, finished)
+    made = Record(
+        id,
+        experiment,
+        _struck(name, hidden),
+        parent or None,
+        _texts(params, hidden),
+        _numbers(metrics),
+        _texts(tags, hidden),
+        (),
+        status,
+        started or finished or now,
+        finished,
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        text = json.dumps({**asdict(made), "artifacts": [_link(p, path.with_suffix("")) for p in artifacts]})
-        with replacing(path) as file: file.write(text.encode())
+        text = json.dumps(
+            {**asdict(made), "artifacts": [_link(p, path.with_suffix("")) for p in artifacts]}
+        )
+        with replacing(path) as file:
+            file.write(text.encode())
     except OSError:
         shutil.rmtree(path.with_suffix(""), ignore_errors=True)
         raise
@@ -75,31 +108,57 @@ def record(
 @dataclass
 class Delivery:
     "What became of the records that waited"
-    sent: int = 0                                   # records that every tracker has got now
-    waiting: dict = field(default_factory=dict)     # tracker -> (records that wait for it, why)
-    aside: list = field(default_factory=list)       # (file, why) of what cannot be sent
+
+    sent: int = 0  # records that every tracker has got now
+    waiting: dict = field(default_factory=dict)  # tracker -> (records that wait for it, why)
+    aside: list = field(default_factory=list)  # (file, why) of what cannot be sent
 
     def __str__(self) -> str:
         "A line for each thing that somebody should know; empty when all is well"
-        late = [f"tracking: {n} record{'s' * (n > 1)} wait{'s' * (n == 1)} for {where} ({why}); scalai runs send sends them" for where, (n, why) in self.waiting.items()]
-        return "\n".join([*late, *(f"tracking: {path} was set aside: {why}" for path, why in self.aside)])
+        late = [
+            f"tracking: {n} record{'s' * (n > 1)} wait{'s' * (n == 1)} for {where} ({why}); scalai runs send sends them"
+            for where, (n, why) in self.waiting.items()
+        ]
+        return "\n".join(
+            [*late, *(f"tracking: {path} was set aside: {why}" for path, why in self.aside)]
+        )
 
 # %% ../../nbs/models/tracking.ipynb #0e45fcad
-def _names(env) -> list[str]: "The sinks of `env`"; return [n for n in re.split(r"[,\s]+", env.trackers) if n in SINKS]
-def _where(env, name: str) -> str: "The tracker in words, without a password"; return _public(env.tracking) if name == "mlflow" else name
-def _public(text: str) -> str: return re.sub(r"//[^/@\s]*@", "//", text)
+def _names(env) -> list[str]:
+    "The sinks of `env`"
+    return [n for n in re.split(r"[,\s]+", env.trackers) if n in SINKS]
+
+
+def _where(env, name: str) -> str:
+    "The tracker in words, without a password"
+    return _public(env.tracking) if name == "mlflow" else name
+
+
+def _public(text: str) -> str:
+    return re.sub(r"//[^/@\s]*@", "//", text)
+
 
 def _why(e: Exception) -> str:
     "Why a tracker could not be reached, in a few words"
     text = _public(" ".join(str(e).split()))
-    return "it does not answer" if re.search(r"ConnectionPool|onnection refused|timed out|Timeout", text) else f"{type(e).__name__}: {text}"[:200]
+    return (
+        "it does not answer"
+        if re.search(r"ConnectionPool|onnection refused|timed out|Timeout", text)
+        else f"{type(e).__name__}: {text}"[:200]
+    )
 
-def waiting(env) -> list[Path]: "Files of the records that wait, oldest first"; return sorted(spool(env).glob("*.json"))
+
+def waiting(env) -> list[Path]:
+    "Files of the records that wait, oldest first"
+    return sorted(spool(env).glob("*.json"))
+
 
 def _read(path: Path) -> Record:
     "The record at `path`. Refused: it is damaged"
-    try: return Record(**json.loads(path.read_bytes()))
-    except (ValueError, TypeError): raise Refused("it is damaged") from None
+    try:
+        return Record(**json.loads(path.read_bytes()))
+    except (ValueError, TypeError):
+        raise Refused("it is damaged") from None
 
 # %% ../../nbs/models/tracking.ipynb #ccbc742e
 def _set_aside(path: Path, why: str, done: Delivery) -> None:
@@ -107,42 +166,63 @@ def _set_aside(path: Path, why: str, done: Delivery) -> None:
     path.replace(kept := path.with_suffix(".aside"))
     done.aside.append((str(kept), why))
 
+
 def _send_to(env, name: str, records: dict[Path, Record], done: Delivery) -> None:
     "Send to the sink `name` what it has not got yet; stop when it cannot be reached"
     due = [p for p in records if not p.with_suffix(f".{name}").exists()]
-    if not due: return
+    if not due:
+        return
     try:
         with closing(SINKS[name](env)) as sink:
             while due:
-                try: sink.put(records[due[0]])
-                except Refused as e: due[0].with_suffix(f".{name}").write_text(f"{name} refuses it: {e}")
-                else: due[0].with_suffix(f".{name}").touch()
+                try:
+                    sink.put(records[due[0]])
+                except Refused as e:
+                    due[0].with_suffix(f".{name}").write_text(f"{name} refuses it: {e}")
+                else:
+                    due[0].with_suffix(f".{name}").touch()
                 del due[0]
-    except Exception as e: done.waiting[_where(env, name)] = (len(due), _why(e))  # of any class: trackers raise whatever their libraries do
+    except Exception as e:
+        done.waiting[_where(env, name)] = (
+            len(due),
+            _why(e),
+        )  # of any class: trackers raise whatever their libraries do
 
 # %% ../../nbs/models/tracking.ipynb #ae073b99
 def _clear(env, path: Path, done: Delivery) -> None:
     "Forget a record that every sink has got; keep one that was refused"
     marks = [path.with_suffix(f".{name}") for name in _names(env)]
-    if not all(m.exists() for m in marks): return
-    if refused := [why for m in marks if (why := m.read_text())]: _set_aside(path, "; ".join(refused), done)
+    if not all(m.exists() for m in marks):
+        return
+    if refused := [why for m in marks if (why := m.read_text())]:
+        _set_aside(path, "; ".join(refused), done)
     else:
         path.unlink()
         shutil.rmtree(path.with_suffix(""), ignore_errors=True)
         done.sent += 1
-    for name in SINKS: path.with_suffix(f".{name}").unlink(missing_ok=True)
+    for name in SINKS:
+        path.with_suffix(f".{name}").unlink(missing_ok=True)
+
 
 def deliver(env) -> Delivery:
     "Send the records that wait to every sink of `env`; never raises for a tracker. Conflict: another process has been sending for a minute"
     done = Delivery()
-    if not (_names(env) and waiting(env)): return done
+    if not (_names(env) and waiting(env)):
+        return done
     with locked(spool(env) / "records.lock"):
         records = {}
         for path in waiting(env):
-            try: records[path] = _read(path)
-            except Refused as e: _set_aside(path, str(e), done)
-        for name in _names(env): _send_to(env, name, records, done)
-        for path in records: _clear(env, path, done)
+            try:
+                records[path] = _read(path)
+            except Refused as e:
+                _set_aside(path, str(e), done)
+        for name in _names(env):
+            _send_to(env, name, records, done)
+        for path in records:
+            _clear(env, path, done)
     return done
 
-def send(env) -> int: "Send what waits; how many records every tracker has got by it"; return deliver(env).sent
+
+def send(env) -> int:
+    "Send what waits; how many records every tracker has got by it"
+    return deliver(env).sent

@@ -22,7 +22,8 @@ from .quantise import DoesNotApply, parsed, tidy
 def _tree(f: Forest, root: int, number: int, template: dict) -> dict:
     "The tree of `f` at `root` in XGBoost's JSON"
     nodes = [root]
-    for n in nodes: nodes += [] if f.leaf[n] else [f.true[n], f.false[n]]
+    for n in nodes:
+        nodes += [] if f.leaf[n] else [f.true[n], f.false[n]]
     nodes = np.array(nodes)
     place = np.full(len(f.leaf) + 1, -1)
     place[nodes] = np.arange(len(nodes))
@@ -31,63 +32,115 @@ def _tree(f: Forest, root: int, number: int, template: dict) -> dict:
     parents[left[~leaf]] = parents[right[~leaf]] = np.flatnonzero(~leaf)
     zeros = [0.0] * len(nodes)
     return template | {
-        "id": number, "left_children": left.tolist(), "right_children": right.tolist(), "parents": parents.tolist(), "base_weights": zeros, "loss_changes": zeros,
-        "sum_hessian": zeros, "split_type": [0] * len(nodes), "split_indices": np.where(leaf, 0, f.feature[nodes]).tolist(),
-        "split_conditions": np.where(leaf, f.weight[nodes], f.threshold[nodes]).astype(float).tolist(),
-        "default_left": (f.missing_true[nodes] & ~leaf).astype(int).tolist(), "tree_param": template["tree_param"] | {"num_nodes": str(len(nodes)), "num_deleted": "0"},
+        "id": number,
+        "left_children": left.tolist(),
+        "right_children": right.tolist(),
+        "parents": parents.tolist(),
+        "base_weights": zeros,
+        "loss_changes": zeros,
+        "sum_hessian": zeros,
+        "split_type": [0] * len(nodes),
+        "split_indices": np.where(leaf, 0, f.feature[nodes]).tolist(),
+        "split_conditions": np.where(leaf, f.weight[nodes], f.threshold[nodes])
+        .astype(float)
+        .tolist(),
+        "default_left": (f.missing_true[nodes] & ~leaf).astype(int).tolist(),
+        "tree_param": template["tree_param"] | {"num_nodes": str(len(nodes)), "num_deleted": "0"},
     }
 
 # %% ../../nbs/models/twins.ipynb #368c4da6
 def booster_of(
     f: Forest,
     template: bytes,  # a booster on the same features and with the same objective
-    first: float = 0, # what is added before the trees, beside what the template adds
+    first: float = 0,  # what is added before the trees, beside what the template adds
     last: float = 0,  # and behind them
-):                    # xgboost.Booster. DoesNotApply: the trees are not such as XGBoost has
+):  # xgboost.Booster. DoesNotApply: the trees are not such as XGBoost has
     "A booster with the trees of `f`, summed in their order"
     from xgboost import Booster
-    if f.average or not len(f.roots) or (f.mode[~f.leaf] != list(MODES).index("BRANCH_LT")).any(): raise DoesNotApply("XGBoost has no such trees")
+
+    if f.average or not len(f.roots) or (f.mode[~f.leaf] != list(MODES).index("BRANCH_LT")).any():
+        raise DoesNotApply("XGBoost has no such trees")
     whole = json.loads(Booster(model_file=bytearray(template)).save_raw("json"))
     model = whole["learner"]["gradient_booster"]["model"]
-    parts = [*([(_constant(first), 0)] if first else []), *((f, root) for root in f.roots), *([(_constant(last), 0)] if last else [])]
+    parts = [
+        *([(_constant(first), 0)] if first else []),
+        *((f, root) for root in f.roots),
+        *([(_constant(last), 0)] if last else []),
+    ]
     trees = [_tree(part, root, i, model["trees"][0]) for i, (part, root) in enumerate(parts)]
-    model |= {"trees": trees, "tree_info": [0] * len(trees), "iteration_indptr": list(range(len(trees) + 1)),
-              "gbtree_model_param": {"num_parallel_tree": "1", "num_trees": str(len(trees))}}
+    model |= {
+        "trees": trees,
+        "tree_info": [0] * len(trees),
+        "iteration_indptr": list(range(len(trees) + 1)),
+        "gbtree_model_param": {"num_parallel_tree": "1", "num_trees": str(len(trees))},
+    }
     return Booster(model_file=bytearray(json.dumps(whole).encode()))
+
 
 def _constant(x: float) -> Forest:
     "A tree of one leaf"
     zero = np.zeros(1, int)
-    return Forest(zero, zero, np.zeros(1, np.float32), zero, zero.astype(bool), zero - 1, zero - 1, np.array([x], np.float32))
+    return Forest(
+        zero,
+        zero,
+        np.zeros(1, np.float32),
+        zero,
+        zero.astype(bool),
+        zero - 1,
+        zero - 1,
+        np.array([x], np.float32),
+    )
 
 # %% ../../nbs/models/twins.ipynb #aa265d72
 def _parted(model) -> tuple[Forest, float, float]:
     "The trees of a graph but a first one without a comparison, what that one adds, and what is added behind them"
     from onnx import numpy_helper
+
     node, f = forest_of(model)
     known = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
-    added = [known[x] for n in model.graph.node if n.op_type == "Add" and node.output[-1] in n.input for x in n.input if x in known]
+    added = [
+        known[x]
+        for n in model.graph.node
+        if n.op_type == "Add" and node.output[-1] in n.input
+        for x in n.input
+        if x in known
+    ]
     last = f.base + sum(float(x.ravel()[0]) for x in added)
     same = ~f.leaf & (f.true == f.false)  # a comparison that ONNX wants where there is but a leaf
-    f = replace(f, weight=np.where(same, f.weight[f.true], f.weight), true=np.where(same, -1, f.true))
-    return (replace(f, roots=f.roots[1:]), float(f.weight[f.roots[0]]), last) if f.leaf[f.roots[0]] else (f, 0.0, last)
+    f = replace(
+        f, weight=np.where(same, f.weight[f.true], f.weight), true=np.where(same, -1, f.true)
+    )
+    return (
+        (replace(f, roots=f.roots[1:]), float(f.weight[f.roots[0]]), last)
+        if f.leaf[f.roots[0]]
+        else (f, 0.0, last)
+    )
+
 
 def with_twin(
     small: Model,  # a model whose graph was made of that of `full`
-    full: Model,   # a model with a booster
-    rows,          # `data` (raw columns) to compare the two on
-) -> Model:        # `small` with a booster where it can have one
+    full: Model,  # a model with a booster
+    rows,  # `data` (raw columns) to compare the two on
+) -> Model:  # `small` with a booster where it can have one
     "Give a model of trees the booster of its own graph"
-    if not full.booster or not find_spec("xgboost"): return small
+    if not full.booster or not find_spec("xgboost"):
+        return small
     try:
         (f, first, last), (_, *before) = (_parted(tidy(parsed(m.graph))) for m in (small, full))
         booster = booster_of(f, full.booster, first - before[0], last - before[1])
-    except DoesNotApply: return small
+    except DoesNotApply:
+        return small
     booster.set_attr(graph=sha256(small.graph).hexdigest())
     X, score = small.transform.transform(rows.data).values, small.score(rows.arrays)
     for calibration in {booster.attr("calibration"), None}:
         booster.set_attr(calibration=calibration)
         model = replace(small, booster=bytes(booster.save_raw("ubj")))
         twin, calibrated = model.twin
-        if np.allclose(calibrated(twin.inplace_predict(X, validate_features=False)), score, rtol=0, atol=TOLERANCE / 2): return model
+        if np.allclose(
+            calibrated(twin.inplace_predict(X, validate_features=False)),
+            score,
+            rtol=0,
+            atol=TOLERANCE / 2,
+        ):
+            return model
     return small

@@ -19,27 +19,54 @@ from .compare import plain_environment
 # %% ../../nbs/operations/bench.ipynb #a055887b
 def _notebook(path: Path, sources: list[str], contract: str = "") -> Path:
     "Write a notebook of code cells, the first of them the contract"
-    cells = [{"cell_type": "code", "id": f"c{i}", "metadata": {"tags": ["parameters"]} if i == 0 else {}, "source": s, "outputs": [], "execution_count": None}
-             for i, s in enumerate([contract, *sources])]
+    cells = [
+        {
+            "cell_type": "code",
+            "id": f"c{i}",
+            "metadata": {"tags": ["parameters"]} if i == 0 else {},
+            "source": s,
+            "outputs": [],
+            "execution_count": None,
+        }
+        for i, s in enumerate([contract, *sources])
+    ]
     spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    path.write_text(json.dumps({"cells": cells, "metadata": {"kernelspec": spec}, "nbformat": 4, "nbformat_minor": 5}))
+    path.write_text(
+        json.dumps(
+            {"cells": cells, "metadata": {"kernelspec": spec}, "nbformat": 4, "nbformat_minor": 5}
+        )
+    )
     return path
+
 
 _LOUD = 'print("x" * {bytes})'  # what a cell of the loud notebook does
 
-def _project(folder: Path, trivial: int = 6, loud_cells: int = 60, loud_bytes: int = 30_000_000) -> None:
+
+def _project(
+    folder: Path, trivial: int = 6, loud_cells: int = 60, loud_bytes: int = 30_000_000
+) -> None:
     "A project with a pipeline of trivial steps and one of a single loud step"
     (folder / "settings.ini").write_text("[bench]\npipelines = .\ncluster = none\njobs = 1\n")
-    for name in ("trivial", "loud"): (folder / name).mkdir()
-    for i in range(trivial): _notebook(folder / "trivial" / f"{i:02}_step{i}.ipynb", ["1 + 1"], f"n: int = {i}")
-    _notebook(folder / "loud" / "00_loud.ipynb", [_LOUD.format(bytes=loud_bytes // loud_cells)] * loud_cells, "n: int = 0")
+    for name in ("trivial", "loud"):
+        (folder / name).mkdir()
+    for i in range(trivial):
+        _notebook(folder / "trivial" / f"{i:02}_step{i}.ipynb", ["1 + 1"], f"n: int = {i}")
+    _notebook(
+        folder / "loud" / "00_loud.ipynb",
+        [_LOUD.format(bytes=loud_bytes // loud_cells)] * loud_cells,
+        "n: int = 0",
+    )
 
 # %% ../../nbs/operations/bench.ipynb #958f38b8
 _PEERS = {  # name: (imports, which are not measured; the work)
-    "scalai": ("from scalai_nb.pipeline.runner import Runner\nfrom scalai_nb.pipeline.plan import Pipeline\nfrom scalai_nb.environment import environment",
-               "env = environment('bench')\nassert Runner(Pipeline.load(NAME, env), env, force=True)().status == 'completed'"),
-    "papermill": ("import papermill",
-                  "for path in sorted(Path(NAME).glob('*.ipynb')): papermill.execute_notebook(path, Path('out') / path.name, progress_bar=False)"),
+    "scalai": (
+        "from scalai_nb.pipeline.runner import Runner\nfrom scalai_nb.pipeline.plan import Pipeline\nfrom scalai_nb.environment import environment",
+        "env = environment('bench')\nassert Runner(Pipeline.load(NAME, env), env, force=True)().status == 'completed'",
+    ),
+    "papermill": (
+        "import papermill",
+        "for path in sorted(Path(NAME).glob('*.ipynb')): papermill.execute_notebook(path, Path('out') / path.name, progress_bar=False)",
+    ),
 }
 _MEASURED = """
 import json, time, warnings
@@ -54,20 +81,28 @@ before, clock = written(), time.perf_counter()
 print(json.dumps({{"seconds": time.perf_counter() - clock, "bytes": written() - before}}))
 """
 
+
 def _measure(peer: str, name: str, folder: Path) -> dict:
     "Let `peer` run pipeline `name` in a process of its own; wall seconds after the imports, and bytes written"
     imports, work = _PEERS[peer]
-    done = subprocess.run([sys.executable, "-c", _MEASURED.format(imports=imports, name=name, work=work)], cwd=folder, env=plain_environment(), capture_output=True, text=True)
-    if done.returncode: raise WorkFailed(f"{peer} could not run {name}: {done.stderr.strip()[-500:]}")
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURED.format(imports=imports, name=name, work=work)],
+        cwd=folder,
+        env=plain_environment(),
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise WorkFailed(f"{peer} could not run {name}: {done.stderr.strip()[-500:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 # %% ../../nbs/operations/bench.ipynb #563cd6ef
 def bench_pipeline(
-    rounds: int = 3,     # of each peer, in turn
-    trivial: int = 6,    # steps of one trivial cell
+    rounds: int = 3,  # of each peer, in turn
+    trivial: int = 6,  # steps of one trivial cell
     loud_cells: int = 60,
     loud_bytes: int = 30_000_000,  # printed by the loud notebook in all
-) -> dict:               # figure -> {"scalai": median, "papermill": median, "ratio": ours / theirs, "unit": …}
+) -> dict:  # figure -> {"scalai": median, "papermill": median, "ratio": ours / theirs, "unit": …}
     "Overhead a trivial step and bytes written for a loud notebook, beside plain papermill"
     seen = {(figure, peer): [] for figure in ("overhead", "bytes") for peer in _PEERS}
     with tempfile.TemporaryDirectory() as tmp:
@@ -75,16 +110,34 @@ def bench_pipeline(
         _project(folder, trivial, loud_cells, loud_bytes)
         for i in range(rounds):
             print(f"round {i + 1} of {rounds} …", file=sys.stderr)
-            for peer in _PEERS: seen["overhead", peer].append(_measure(peer, "trivial", folder)["seconds"] / trivial)
-        for peer in _PEERS: seen["bytes", peer].append(_measure(peer, "loud", folder)["bytes"])
+            for peer in _PEERS:
+                seen["overhead", peer].append(
+                    _measure(peer, "trivial", folder)["seconds"] / trivial
+                )
+        for peer in _PEERS:
+            seen["bytes", peer].append(_measure(peer, "loud", folder)["bytes"])
         final = (folder / "out" / "00_loud.ipynb").stat().st_size
     medians = {key: median(values) for key, values in seen.items()}
-    def row(figure, unit, scale=1): return {**{p: medians[figure, p] / scale for p in _PEERS}, "unit": unit, "ratio": medians[figure, "scalai"] / medians[figure, "papermill"]}
-    return {"overhead a trivial step": row("overhead", "s"), "bytes written, as a multiple of the notebook": row("bytes", "x", final)}
+
+    def row(figure, unit, scale=1):
+        return {
+            **{p: medians[figure, p] / scale for p in _PEERS},
+            "unit": unit,
+            "ratio": medians[figure, "scalai"] / medians[figure, "papermill"],
+        }
+
+    return {
+        "overhead a trivial step": row("overhead", "s"),
+        "bytes written, as a multiple of the notebook": row("bytes", "x", final),
+    }
 
 # %% ../../nbs/operations/bench.ipynb #f63b7b1a
 def show(figures: dict):
     "The figures of a comparison as a table"
     from scalai_nb.pipeline.progress import table
-    rows = ((name, *(f"{f[p]:.3g}" for p in _PEERS), f["unit"], f"{f['ratio']:.3f}") for name, f in figures.items())
+
+    rows = (
+        (name, *(f"{f[p]:.3g}" for p in _PEERS), f["unit"], f"{f['ratio']:.3f}")
+        for name, f in figures.items()
+    )
     return table(rows, "", *(f"{p}>" for p in _PEERS), "", "ratio>")

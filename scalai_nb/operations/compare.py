@@ -30,79 +30,118 @@ from ..errors import ParameterError, unknown
 @dataclass(frozen=True)
 class Figure:
     "Something besides time that a case must keep, say how far a result is from the exact one"
+
     name: str
     value: float
     most: float  # the greatest value that will do
 
     @property
-    def met(self) -> bool: return self.value <= self.most
+    def met(self) -> bool:
+        return self.value <= self.most
+
 
 @dataclass(frozen=True)
 class Case:
     "A piece of work that ours and its peers do"
+
     title: str
     make: Callable[[float, Path], object]  # scale, an empty folder -> data
-    ours: Callable[[object], Callable]     # data -> the work, without arguments
-    peers: dict[str, Callable]             # likewise; one that cannot be imported is left out
-    aims: dict[str, float]                 # peer -> how many times as fast as it ours must be
-    touched: Callable[[object], int] = lambda data: 0  # data -> bytes that must be read at least once
-    figures: Callable[..., Iterable[Figure]] = lambda data, results, grown: ()  # results and bytes by name of who did the work
-    heavy: bool = False                    # only when asked for by name
+    ours: Callable[[object], Callable]  # data -> the work, without arguments
+    peers: dict[str, Callable]  # likewise; one that cannot be imported is left out
+    aims: dict[str, float]  # peer -> how many times as fast as it ours must be
+    touched: Callable[[object], int] = lambda data: (
+        0
+    )  # data -> bytes that must be read at least once
+    figures: Callable[..., Iterable[Figure]] = (
+        lambda data, results, grown: ()
+    )  # results and bytes by name of who did the work
+    heavy: bool = False  # only when asked for by name
 
 # %% ../../nbs/operations/compare.ipynb #a21cde31
 def resident(field: str) -> int:
     "Bytes of this process that are (`VmRSS`) or were at most (`VmHWM`) in memory; 0 where the system does not tell"
-    try: return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    except (OSError, StopIteration): return 0
+    try:
+        return next(
+            int(line.split()[1]) * 1024
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if line.startswith(field)
+        )
+    except (OSError, StopIteration):
+        return 0
 
-def peak_memory() -> int: "Bytes of this process that were in memory at most"; return resident("VmHWM")
+
+def peak_memory() -> int:
+    "Bytes of this process that were in memory at most"
+    return resident("VmHWM")
+
 
 def timed(work: Callable) -> tuple[object, float, int]:
     "Result of `work`, seconds, and bytes by which this process grew meanwhile at most"
     gc.collect()
-    try: Path("/proc/self/clear_refs").write_text("5")
-    except OSError: pass
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
     before, clock = resident("VmRSS"), time.perf_counter()
     result = work()
     return result, time.perf_counter() - clock, max(0, resident("VmHWM") - before)
 
 # %% ../../nbs/operations/compare.ipynb #d470cf1b
-def machine() -> str: "Name of the processor and number of its cores"; return f"{_processor()}, {os.cpu_count()} cores"
+def machine() -> str:
+    "Name of the processor and number of its cores"
+    return f"{_processor()}, {os.cpu_count()} cores"
+
 
 def _processor() -> str:
-    try: return next(line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration): return platform.processor() or platform.machine()
+    try:
+        return next(
+            line.partition(": ")[2]
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
 
 def bandwidth(size: int = 2**30, threads: int = os.cpu_count() or 1) -> float:
     "Bytes that this machine reads from memory in a second: the best of five"
     x = np.ones(size // 4, np.float32)
     with ThreadPoolExecutor(threads) as pool:
-        return size / min(timed(lambda: list(pool.map(np.max, np.array_split(x, threads))))[1] for _ in range(5))
+        return size / min(
+            timed(lambda: list(pool.map(np.max, np.array_split(x, threads))))[1] for _ in range(5)
+        )
 
 # %% ../../nbs/operations/compare.ipynb #05c72558
 PATIENCE = 20  # seconds after which a peer is not asked again
+
 
 def _prepared(case: Case, data) -> dict[str, Callable]:
     "The work of ours and of each peer that is installed"
     works = {"scalai": case.ours(data)}
     for name, peer in case.peers.items():
-        try: works[name] = peer(data)
-        except ImportError as e: print(f"  {name} is left out: {e}", file=sys.stderr)
+        try:
+            works[name] = peer(data)
+        except ImportError as e:
+            print(f"  {name} is left out: {e}", file=sys.stderr)
     return works
+
 
 def _rounds(works: dict[str, Callable], rounds: int) -> tuple[dict, dict, dict]:
     "Seconds of each round, bytes grown by at most and the last result, of each of `works`, done in turn"
     seconds, grown, results = {name: [] for name in works}, dict.fromkeys(works, 0), {}
     for turn in range(rounds + 1):
         for name, work in works.items():
-            if seconds[name] and seconds[name][0] > PATIENCE: continue
+            if seconds[name] and seconds[name][0] > PATIENCE:
+                continue
             print(f"  round {turn} of {rounds}, {name} …", file=sys.stderr, end="", flush=True)
             results.pop(name, None)  # which may be large
             results[name], took, more = timed(work)
             print(f" {took:.3g} s", file=sys.stderr)
             seconds[name].append(took)
-            if turn or took > PATIENCE: grown[name] = max(grown[name], more)
+            if turn or took > PATIENCE:
+                grown[name] = max(grown[name], more)
     return seconds, grown, results
+
 
 def measure(case: Case, scale: float, rounds: int) -> dict:
     "Measure `case` here; what JSON can hold"
@@ -111,8 +150,19 @@ def measure(case: Case, scale: float, rounds: int) -> dict:
         seconds, grown, results = _rounds(_prepared(case, data), rounds)
         figures = [asdict(f) | {"met": bool(f.met)} for f in case.figures(data, results, grown)]
         medians = {name: median(s[1:] or s) for name, s in seconds.items()}
-        return {"title": case.title, "scale": scale, "seconds": medians, "all_seconds": seconds, "grown": grown, "aims": case.aims, "figures": figures,
-                "bytes": case.touched(data), "ratios": {name: s / medians["scalai"] for name, s in medians.items() if name != "scalai"}}
+        return {
+            "title": case.title,
+            "scale": scale,
+            "seconds": medians,
+            "all_seconds": seconds,
+            "grown": grown,
+            "aims": case.aims,
+            "figures": figures,
+            "bytes": case.touched(data),
+            "ratios": {
+                name: s / medians["scalai"] for name, s in medians.items() if name != "scalai"
+            },
+        }
 
 # %% ../../nbs/operations/compare.ipynb #4820e8f2
 _IN_PROCESS = """
@@ -123,61 +173,116 @@ from scalai_nb.operations.compare import measure
 print(json.dumps(measure(import_module({module!r}).CASES[{name!r}], {scale}, {rounds})))
 """
 
+
 def plain_environment() -> dict[str, str]:
     "The variables of this process without those that would tilt a measurement"
     return {k: v for k, v in os.environ.items() if not k.startswith(("SCALAI_", "OPENBLAS_"))}
 
+
 def _apart(module: str, name: str, scale: float, rounds: int) -> dict | None:
     "`measure` in a process of its own; None where it failed, and says so itself"
     code = _IN_PROCESS.format(module=module, name=name, scale=scale, rounds=rounds)
-    done = subprocess.run([sys.executable, "-c", code], env=plain_environment(), stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=plain_environment(), stdout=subprocess.PIPE, text=True
+    )
     return None if done.returncode else json.loads(done.stdout.splitlines()[-1])
 
 # %% ../../nbs/operations/compare.ipynb #54142ae0
 def chosen(cases: dict[str, Case], names=()) -> list[str]:
     "The names of the cases to measure: `names`, or all that are not heavy; ParameterError for one that is not there"
     for name in names:
-        if name not in cases: raise ParameterError(unknown(name, cases, "the cases"))
+        if name not in cases:
+            raise ParameterError(unknown(name, cases, "the cases"))
     return list(names) or [name for name, case in cases.items() if not case.heavy]
 
+
 def compare(
-    module: str,         # that has CASES, a dict of Case by name; bandwidth(), the limit in bytes a second; and machine(), its name
-    names: list[str],    # of the cases
+    module: str,  # that has CASES, a dict of Case by name; bandwidth(), the limit in bytes a second; and machine(), its name
+    names: list[str],  # of the cases
     *,
     scale: float = 1.0,  # of the data; 1: the size in the title
-    rounds: int = 3,     # that count
-) -> dict:               # {"machine": name, "bandwidth": bytes a second, "cases": {name: what `measure` says}, "failed": names}
+    rounds: int = 3,  # that count
+) -> dict:  # {"machine": name, "bandwidth": bytes a second, "cases": {name: what `measure` says}, "failed": names}
     "Measure cases one after the other, each in a process of its own"
-    if scale <= 0 or rounds < 1: raise ParameterError(f"scale={scale}, rounds={rounds}: both must be positive.")
+    if scale <= 0 or rounds < 1:
+        raise ParameterError(f"scale={scale}, rounds={rounds}: both must be positive.")
     ran_on, seen = import_module(module), {}
     limit = ran_on.bandwidth()
     for i, name in enumerate(names, 1):
         print(f"{name} ({i} of {len(names)})", file=sys.stderr)
         seen[name] = _apart(module, name, scale, rounds)
-    return {"machine": ran_on.machine(), "bandwidth": limit, "cases": {name: s for name, s in seen.items() if s},
-            "failed": [name for name, s in seen.items() if not s]}
+    return {
+        "machine": ran_on.machine(),
+        "bandwidth": limit,
+        "cases": {name: s for name, s in seen.items() if s},
+        "failed": [name for name, s in seen.items() if not s],
+    }
 
 # %% ../../nbs/operations/compare.ipynb #61b8099d
 def _rows(seen: dict, bandwidth: float):
     "Rows of the table: one for each peer, the first of a case with what ours took"
     ours = seen["seconds"]["scalai"]
     share = seen["bytes"] / ours / bandwidth
-    title = seen["title"] if seen["scale"] == 1 else f"{seen['title']}, at {seen['scale']:g} of that size"
-    first = title, f"{ours:.3g} s", f"{seen['grown']['scalai'] / 1e6:,.0f} MB", f"{share:.0%}" if seen["bytes"] else ""
+    title = (
+        seen["title"]
+        if seen["scale"] == 1
+        else f"{seen['title']}, at {seen['scale']:g} of that size"
+    )
+    first = (
+        title,
+        f"{ours:.3g} s",
+        f"{seen['grown']['scalai'] / 1e6:,.0f} MB",
+        f"{share:.0%}" if seen["bytes"] else "",
+    )
     for peer, ratio in seen["ratios"].items():
         aim = seen["aims"].get(peer)
         mark = "" if aim is None else "✔" if ratio >= aim else "✘"
-        yield *first, peer, f"{seen['seconds'][peer]:.3g} s", f"{seen['grown'][peer] / 1e6:,.0f} MB", f"{ratio:.3g}×", "" if aim is None else f"{aim:.3g}×", mark
+        yield (
+            *first,
+            peer,
+            f"{seen['seconds'][peer]:.3g} s",
+            f"{seen['grown'][peer] / 1e6:,.0f} MB",
+            f"{ratio:.3g}×",
+            "" if aim is None else f"{aim:.3g}×",
+            mark,
+        )
         first = ("",) * 4
     for figure in seen["figures"]:
-        yield *first, figure["name"], "", "", f"{figure['value']:.3g}", f"≤ {figure['most']:.3g}", "✔" if figure["met"] else "✘"
+        yield (
+            *first,
+            figure["name"],
+            "",
+            "",
+            f"{figure['value']:.3g}",
+            f"≤ {figure['most']:.3g}",
+            "✔" if figure["met"] else "✘",
+        )
         first = ("",) * 4
+
 
 def show(comparison: dict):
     "A comparison as a table for a terminal"
     from rich.console import Group
     from rich.text import Text
     from scalai_nb.pipeline.progress import table
-    rows = [row for seen in comparison["cases"].values() for row in _rows(seen, comparison["bandwidth"])]
+
+    rows = [
+        row for seen in comparison["cases"].values() for row in _rows(seen, comparison["bandwidth"])
+    ]
     caption = f"{comparison['machine']}, {comparison['bandwidth'] / 1e9:.1f} GB/s"
-    return Group(table(rows, "work~", "ours>", "memory>", "of bandwidth>", "peer~", "peer>", "memory>", "times as fast>", "at least>", ""), Text(caption, "dim"))
+    return Group(
+        table(
+            rows,
+            "work~",
+            "ours>",
+            "memory>",
+            "of bandwidth>",
+            "peer~",
+            "peer>",
+            "memory>",
+            "times as fast>",
+            "at least>",
+            "",
+        ),
+        Text(caption, "dim"),
+    )

@@ -21,92 +21,158 @@ from ..errors import ScalaiError
 @dataclass(frozen=True)
 class Check:
     "What one check found"
+
     name: str
     ok: bool
-    needed: bool      # whether a run fails without it
-    found: str        # what is there
+    needed: bool  # whether a run fails without it
+    found: str  # what is there
     remedy: str = ""  # what to do when it is not well
 
     @property
-    def verdict(self) -> str: "In a word, with a mark"; return "✔ well" if self.ok else "✘ needed" if self.needed else "· optional"
+    def verdict(self) -> str:
+        "In a word, with a mark"
+        return "✔ well" if self.ok else "✘ needed" if self.needed else "· optional"
 
-class Unwell(Exception): "Raised by a check: what was found, and the remedy"
+
+class Unwell(Exception):
+    "Raised by a check: what was found, and the remedy"
 
 # %% ../../nbs/operations/doctor.ipynb #e77803ce
-def _python(env) -> str: return f"{platform.python_version()} in {Path(sys.prefix).name}"
+def _python(env) -> str:
+    return f"{platform.python_version()} in {Path(sys.prefix).name}"
+
 
 def _folder(key: str):
     "A check that the folder of setting `key` can be written"
+
     def check(env) -> str:
-        if why := unwritable(path := Path(getattr(env, key))): raise Unwell(why, f"change {key} in settings.ini or set SCALAI_{key.upper()}")
+        if why := unwritable(path := Path(getattr(env, key))):
+            raise Unwell(why, f"change {key} in settings.ini or set SCALAI_{key.upper()}")
         return str(path.relative_to(env.root) if path.is_relative_to(env.root) else path)
+
     return check
+
 
 def _disk(env) -> str:
     there = next(p for p in (Path(env.lake), *Path(env.lake).parents) if p.exists())
     free = shutil.disk_usage(there).free / 1e9
-    if free < 1: raise Unwell(f"{free:.1f} GB free at {there}", "free some space: a run of the flights needs about 0.5 GB")
+    if free < 1:
+        raise Unwell(
+            f"{free:.1f} GB free at {there}",
+            "free some space: a run of the flights needs about 0.5 GB",
+        )
     return f"{free:.0f} GB free"
 
 # %% ../../nbs/operations/doctor.ipynb #019d34cf
 def _kernel(env) -> str:
     from jupyter_client.kernelspec import KernelSpecManager
+
     specs = KernelSpecManager().find_kernel_specs()
-    if "python3" not in specs: raise Unwell(", ".join(specs) or "none", f"{sys.executable} -m ipykernel install --sys-prefix")
+    if "python3" not in specs:
+        raise Unwell(
+            ", ".join(specs) or "none", f"{sys.executable} -m ipykernel install --sys-prefix"
+        )
     return "python3"
+
 
 def _kernels(env) -> str:
     from jupyter_client.kernelspec import KernelSpecManager
+
     ours = [name for name in KernelSpecManager().find_kernel_specs() if name.startswith("scalai-")]
-    if not ours: raise Unwell("none", "scalai kernel install")
+    if not ours:
+        raise Unwell("none", "scalai kernel install")
     return ", ".join(sorted(ours))
 
+
 def _cluster(env) -> str:
-    if "://" not in env.cluster: return env.cluster
+    if "://" not in env.cluster:
+        return env.cluster
     host, port = env.cluster.split("://")[1].rsplit(":", 1)
-    try: socket.create_connection((host, int(port)), timeout=2).close()
-    except OSError as e: raise Unwell(f"{env.cluster} does not answer ({e})", "start it, or choose another environment with --env") from None
+    try:
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except OSError as e:
+        raise Unwell(
+            f"{env.cluster} does not answer ({e})",
+            "start it, or choose another environment with --env",
+        ) from None
     return env.cluster
 
+
 def _gpu(env) -> str:
-    if not Path("/dev/nvidia0").exists(): raise Unwell("none", "nothing to do: what needs a GPU says so")
+    if not Path("/dev/nvidia0").exists():
+        raise Unwell("none", "nothing to do: what needs a GPU says so")
     return "NVIDIA device"
 
 # %% ../../nbs/operations/doctor.ipynb #b9b51336
 def _package(name: str, extra: str = ""):
     "A check that distribution `name` is installed"
+
     def check(env) -> str:
-        try: return version(name)
-        except PackageNotFoundError: raise Unwell("not installed", f"pip install 'scalai-nb{f'[{extra}]' if extra else ''}'") from None
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            raise Unwell(
+                "not installed", f"pip install 'scalai-nb{f'[{extra}]' if extra else ''}'"
+            ) from None
+
     return check
+
 
 def _tracker(env) -> str:
     from urllib.parse import urlsplit
     from scalai_nb.models.tracking import waiting
+
     url, n = urlsplit(env.tracking), len(waiting(env))
     if url.scheme in ("http", "https"):
-        try: socket.create_connection((url.hostname, url.port or {"http": 80, "https": 443}[url.scheme]), timeout=2).close()
-        except OSError as e: raise Unwell(f"{url.hostname} does not answer ({e}); {n} records wait", "start it, then: scalai runs send") from None
+        try:
+            socket.create_connection(
+                (url.hostname, url.port or {"http": 80, "https": 443}[url.scheme]), timeout=2
+            ).close()
+        except OSError as e:
+            raise Unwell(
+                f"{url.hostname} does not answer ({e}); {n} records wait",
+                "start it, then: scalai runs send",
+            ) from None
     return f"{env.trackers}, {n} records wait"
+
 
 CHECKS = {  # name: (needed by every run, check)
     "Python": (True, _python),
-    "lake": (True, _folder("lake")), "runs": (True, _folder("runs")), "models": (True, _folder("models")), "disk": (True, _disk),
-    "Jupyter kernel": (True, _kernel), "environment kernels": (False, _kernels), "cluster": (True, _cluster), "tracker": (False, _tracker), "GPU": (False, _gpu),
-    **{p: (True, _package(p)) for p in ("icechunk", "xarray", "distributed", "mlflow-skinny", "onnxruntime")},
-    **{p: (False, _package(p, extra)) for p, extra in (("xgboost", "trees"), ("torch", "torch"), ("optuna", "search"))},
+    "lake": (True, _folder("lake")),
+    "runs": (True, _folder("runs")),
+    "models": (True, _folder("models")),
+    "disk": (True, _disk),
+    "Jupyter kernel": (True, _kernel),
+    "environment kernels": (False, _kernels),
+    "cluster": (True, _cluster),
+    "tracker": (False, _tracker),
+    "GPU": (False, _gpu),
+    **{
+        p: (True, _package(p))
+        for p in ("icechunk", "xarray", "distributed", "mlflow-skinny", "onnxruntime")
+    },
+    **{
+        p: (False, _package(p, extra))
+        for p, extra in (("xgboost", "trees"), ("torch", "torch"), ("optuna", "search"))
+    },
     "voila": (False, _package("voila", "lab")),
 }
 
 # %% ../../nbs/operations/doctor.ipynb #8b7e3068
 def examine(
-    env: Environment | str | None = None,  # an environment, its name, or None for the one that is chosen here
-) -> list[Check]:                          # one for each line of CHECKS, after one for settings.ini
+    env: Environment
+    | str
+    | None = None,  # an environment, its name, or None for the one that is chosen here
+) -> list[Check]:  # one for each line of CHECKS, after one for settings.ini
     "Carry out every check; never raises for what it finds"
-    try: env = env if isinstance(env, Environment) else environment(env)
-    except ScalaiError as e: return [Check("settings.ini", False, True, str(e), "correct it and try again")]
+    try:
+        env = env if isinstance(env, Environment) else environment(env)
+    except ScalaiError as e:
+        return [Check("settings.ini", False, True, str(e), "correct it and try again")]
     checks = [Check("settings.ini", True, True, f"[{env.name}] in {env.root}")]
     for name, (needed, check) in CHECKS.items():
-        try: checks.append(Check(name, True, needed, check(env)))
-        except Unwell as e: checks.append(Check(name, False, needed, *e.args))
+        try:
+            checks.append(Check(name, True, needed, check(env)))
+        except Unwell as e:
+            checks.append(Check(name, False, needed, *e.args))
     return checks

@@ -18,51 +18,85 @@ from .compare import Case, Figure, timed
 # %% ../../nbs/operations/gpu.ipynb #14b0a29c
 def card():
     "CuPy, with a card; MissingExtra without the one, WorkFailed without the other"
-    try: import cupy
-    except ImportError: raise extra("cupy", "gpu") from None
-    try: found = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError: found = 0
-    if not found: raise WorkFailed("There is no CUDA device here; run it on a machine with one. The CPU's figures: scalai bench hotpath.")
+    try:
+        import cupy
+    except ImportError:
+        raise extra("cupy", "gpu") from None
+    try:
+        found = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError:
+        found = 0
+    if not found:
+        raise WorkFailed(
+            "There is no CUDA device here; run it on a machine with one. The CPU's figures: scalai bench hotpath."
+        )
     return cupy
+
 
 def machine() -> str:
     "Name of the card"
     return card().cuda.runtime.getDeviceProperties(card().cuda.Device().id)["name"].decode()
 
+
 def bandwidth(size: int = 2**30) -> float:
     "Bytes that the card reads and writes in a second when it copies: the best of five"
     x = card().ones(size // 4, np.float32)
     y = x.copy()
-    def copy(): y[...] = x; card().cuda.Device().synchronize()
+
+    def copy():
+        y[...] = x
+        card().cuda.Device().synchronize()
+
     return 2 * size / min(timed(copy)[1] for _ in range(5))
+
 
 def _finished(work):
     "`work`, which ends when the card has done it"
+
     def run():
         result = work()
         card().cuda.Device().synchronize()
         return result
+
     return run
 
 # %% ../../nbs/operations/gpu.ipynb #c1074248
 def _column(scale: float, folder: Path):
     return card().random.standard_normal(int(4e8 * scale), np.float32)
 
+
 def _describe(x):
     kernels = of("columns", x)
+
     def work():
         found = kernels.scan(x)
         shift = 45
-        low, high = (int(np.float64(v).view(np.uint64)) >> shift for v in (max(found.small, 1e-12), max(abs(found.least), abs(found.greatest))))
+        low, high = (
+            int(np.float64(v).view(np.uint64)) >> shift
+            for v in (max(found.small, 1e-12), max(abs(found.least), abs(found.greatest)))
+        )
         return found, kernels.spread(x, shift, low, high - low + 1)
+
     return work
+
 
 def _cupy_describe(x):
     cupy = card()
-    return _finished(lambda: (cupy.isnan(x).sum(), cupy.nanmin(x), cupy.nanmax(x), cupy.nanmean(x), cupy.nanvar(x), cupy.histogram(x, 4096)))
+    return _finished(
+        lambda: (
+            cupy.isnan(x).sum(),
+            cupy.nanmin(x),
+            cupy.nanmax(x),
+            cupy.nanmean(x),
+            cupy.nanvar(x),
+            cupy.histogram(x, 4096),
+        )
+    )
+
 
 def _cudf_describe(x):
     import cudf
+
     column = cudf.Series(x)
     return _finished(lambda: (column.describe(), column.nunique()))
 
@@ -72,55 +106,114 @@ def _scored(scale: float, folder: Path):
     score = 1 / (1 + cupy.exp(-cupy.random.standard_normal(int(2e8 * scale), np.float32)))
     return (cupy.random.random(score.size, np.float32) < score).astype(np.int8), score
 
+
 def _tally(bits: int):
     "The tally with 2^bits bins to an octave of the score"
+
     def prepare(data):
         label, score = data
-        return lambda: of("scores", score).tally(label, score, None, float(np.finfo(np.float32).eps), bits)
+        return lambda: of("scores", score).tally(
+            label, score, None, float(np.finfo(np.float32).eps), bits
+        )
+
     return prepare
+
 
 def _cuml_metrics(data):
     from cuml.metrics import log_loss, roc_auc_score
+
     return _finished(lambda: (roc_auc_score(*data), log_loss(*data)))
+
 
 def _cupy_metrics(data):
     cupy, (label, score) = card(), data
+
     def work():
         order = cupy.argsort(-score)
         caught = cupy.cumsum(label[order], dtype=np.int64)
-        return caught, -cupy.log(cupy.where(label == 1, score, 1 - score)).mean(), cupy.square(score - label).mean()
+        return (
+            caught,
+            -cupy.log(cupy.where(label == 1, score, 1 - score)).mean(),
+            cupy.square(score - label).mean(),
+        )
+
     return _finished(work)
+
 
 METRICS = {"CuPy alone": _cupy_metrics, "cuML": _cuml_metrics}
 
-def _scored_bytes(data) -> int: return sum(x.nbytes for x in data)
+
+def _scored_bytes(data) -> int:
+    return sum(x.nbytes for x in data)
 
 # %% ../../nbs/operations/gpu.ipynb #53ecdc73
 def _rows(scale: float, folder: Path):
     cupy = card()
     X = cupy.random.standard_normal((int(5e7 * scale), 50), np.float32)
-    return X, (cupy.random.random(len(X)) < 0.3).astype(np.float64), np.linspace(-0.1, 0.1, 51)[None]
+    return (
+        X,
+        (cupy.random.random(len(X)) < 0.3).astype(np.float64),
+        np.linspace(-0.1, 0.1, 51)[None],
+    )
+
 
 def _slopes(data):
     X, y, W = data
     return lambda: of("linear", X).slopes(X, y, None, W, "logistic")
 
+
 def _cupy_slopes(data):
     cupy, (X, y, W) = card(), data
     w = cupy.asarray(W[0], dtype=np.float32)
+
     def work():
         residual = 1 / (1 + cupy.exp(-(X @ w[:-1] + w[-1]))) - y.astype(np.float32)
         return X.T @ residual, residual.sum()
+
     return _finished(work)
+
 
 def _slope_error(data, results, grown):
     ours, (theirs, _) = results["scalai"][1][0, :-1], results["CuPy alone"]
-    yield Figure("gradient, largest difference relative to its norm", float(np.abs(ours - theirs.get()).max() / np.linalg.norm(ours)), 1e-4)
+    yield Figure(
+        "gradient, largest difference relative to its norm",
+        float(np.abs(ours - theirs.get()).max() / np.linalg.norm(ours)),
+        1e-4,
+    )
 
 # %% ../../nbs/operations/gpu.ipynb #06f18132
 CASES = {
-    "summary": Case("Summary of 400 M float32", _column, _describe, {"CuPy alone": _cupy_describe, "cuDF": _cudf_describe}, {}, lambda x: 2 * x.nbytes),
-    "evaluation": Case("Evaluation of 200 M scores, bins as sn.evaluate has them", _scored, _tally(BITS), METRICS, {}, _scored_bytes),
-    "evaluation_coarse": Case("The same with bins that fit into shared memory", _scored, _tally(BITS - 1), METRICS, {}, _scored_bytes),
-    "logistic": Case("Gradient of a logistic loss, 50 M × 50 float32", _rows, _slopes, {"CuPy alone": _cupy_slopes}, {}, lambda data: data[0].nbytes + data[1].nbytes, _slope_error),
+    "summary": Case(
+        "Summary of 400 M float32",
+        _column,
+        _describe,
+        {"CuPy alone": _cupy_describe, "cuDF": _cudf_describe},
+        {},
+        lambda x: 2 * x.nbytes,
+    ),
+    "evaluation": Case(
+        "Evaluation of 200 M scores, bins as sn.evaluate has them",
+        _scored,
+        _tally(BITS),
+        METRICS,
+        {},
+        _scored_bytes,
+    ),
+    "evaluation_coarse": Case(
+        "The same with bins that fit into shared memory",
+        _scored,
+        _tally(BITS - 1),
+        METRICS,
+        {},
+        _scored_bytes,
+    ),
+    "logistic": Case(
+        "Gradient of a logistic loss, 50 M × 50 float32",
+        _rows,
+        _slopes,
+        {"CuPy alone": _cupy_slopes},
+        {},
+        lambda data: data[0].nbytes + data[1].nbytes,
+        _slope_error,
+    ),
 }

@@ -14,133 +14,243 @@ from pathlib import Path
 
 import numpy as np
 
-from .compare import Case, Figure, bandwidth, machine, peak_memory  # noqa: F401  the limit, for compare
+from .compare import Case, Figure, bandwidth, machine, peak_memory  # noqa: F401  for compare
 
 # %% ../../nbs/operations/hotpath.ipynb #5b8f97cc
 def mixed(
     rows: int,
     seed: int = 0,
     shift: float = 0.0,  # by which the floats move, in standard deviations
-):                       # Dataset over `row`: 12 float32, of which 5 % are missing, 4 int64, 4 categories
+):  # Dataset over `row`: 12 float32, of which 5 % are missing, 4 int64, 4 categories
     "A table of 20 columns"
     import xarray as xr
+
     rng = np.random.default_rng(seed)
-    shapes = [lambda z: z, lambda z: np.exp(z), lambda z: z**3, lambda z: np.round(z, 1), np.abs, lambda z: 1e6 + 1e4 * z]
+    shapes = [
+        lambda z: z,
+        lambda z: np.exp(z),
+        lambda z: z**3,
+        lambda z: np.round(z, 1),
+        np.abs,
+        lambda z: 1e6 + 1e4 * z,
+    ]
+
     def measured(j):
-        x = shapes[j % 6](rng.standard_normal(rows, np.float32) + np.float32(shift)).astype(np.float32)
+        x = shapes[j % 6](rng.standard_normal(rows, np.float32) + np.float32(shift)).astype(
+            np.float32
+        )
         x[rng.integers(0, rows, rows // 20)] = np.nan
         return "row", x
+
     def category(labels):
-        return "row", (labels * rng.random(rows, np.float32) ** 2).astype(np.int16), {"categories": [f"c{labels}-{i}" for i in range(labels)]}
-    whole = [rng.permutation(rows), rng.integers(0, 30, rows), rng.integers(1900, 2100, rows), rng.geometric(1e-4, rows)]
-    return xr.Dataset({f"x{j}": measured(j) for j in range(12)} | {f"n{j}": ("row", x.astype(np.int64)) for j, x in enumerate(whole)}
-                      | {f"c{labels}": category(labels) for labels in (5, 50, 300, 2000)})
+        return (
+            "row",
+            (labels * rng.random(rows, np.float32) ** 2).astype(np.int16),
+            {"categories": [f"c{labels}-{i}" for i in range(labels)]},
+        )
+
+    whole = [
+        rng.permutation(rows),
+        rng.integers(0, 30, rows),
+        rng.integers(1900, 2100, rows),
+        rng.geometric(1e-4, rows),
+    ]
+    return xr.Dataset(
+        {f"x{j}": measured(j) for j in range(12)}
+        | {f"n{j}": ("row", x.astype(np.int64)) for j, x in enumerate(whole)}
+        | {f"c{labels}": category(labels) for labels in (5, 50, 300, 2000)}
+    )
+
 
 def to_arrow(ds):
     "The table as Arrow has it: NaN is null, a category a dictionary"
     import pyarrow as pa
+
     def column(x):
-        if "categories" in x.attrs: return pa.DictionaryArray.from_arrays(pa.array(x.values), x.attrs["categories"])
+        if "categories" in x.attrs:
+            return pa.DictionaryArray.from_arrays(pa.array(x.values), x.attrs["categories"])
         return pa.array(x.values, from_pandas=True)
+
     return pa.table({name: column(x) for name, x in ds.items()})
 
 # %% ../../nbs/operations/hotpath.ipynb #37899db5
 @dataclass
 class Table:
     "The table in whatever form a case asks for"
+
     rows: int
     folder: Path  # for the forms that are files
 
     @cached_property
-    def ds(self): return mixed(self.rows)
+    def ds(self):
+        return mixed(self.rows)
+
     @cached_property
-    def other(self): return mixed(self.rows, seed=1, shift=0.1)
+    def other(self):
+        return mixed(self.rows, seed=1, shift=0.1)
+
     @cached_property
-    def arrow(self): return to_arrow(self.ds)
+    def arrow(self):
+        return to_arrow(self.ds)
+
     @cached_property
     def parquet(self):
         from pyarrow import parquet
+
         path = self.folder / "mixed.parquet"
         parquet.write_table(self.arrow, path)
         return path
+
     @cached_property
     def lake(self):
         from scalai_nb.data.lake import Lake
+
         lake = Lake(str(self.folder / "lake"))
         lake.write("mixed", self.ds, message="bench")
         return lake
 
-def table_bytes(table: Table) -> int: return table.ds.nbytes
-def tables(rows: float): return lambda scale, folder: Table(int(rows * scale), folder)
+
+def table_bytes(table: Table) -> int:
+    return table.ds.nbytes
+
+
+def tables(rows: float):
+    return lambda scale, folder: Table(int(rows * scale), folder)
 
 # %% ../../nbs/operations/hotpath.ipynb #091ac88c
 def _summarize(data):
     from scalai_nb.learn.summary import summarize
+
     return partial(summarize, data)
+
 
 def _duckdb(table):
     import duckdb
+
     db = duckdb.connect()
     db.register("arrow", table.arrow)
     db.execute("create table mixed as select * from arrow")
     return lambda: db.execute("summarize mixed").fetchall()
 
+
 def _polars(table):
     import polars
+
     frame = polars.from_arrow(table.arrow)
     return lambda: (frame.describe(), [frame[name].n_unique() for name in frame.columns])
+
 
 def _pandas(table):
     frame = table.arrow.to_pandas()
     return lambda: frame.describe(include="all")
 
+
 def _distinct_error(table, results, grown):
     "How far the distinct counts are off"
     exact = {name: len(np.unique(x.values[~np.isnan(x.values)])) for name, x in table.ds.items()}
-    yield Figure("distinct count, largest relative error", max(abs(results["scalai"][n].distinct / k - 1) for n, k in exact.items()), 0.02)
+    yield Figure(
+        "distinct count, largest relative error",
+        max(abs(results["scalai"][n].distinct / k - 1) for n, k in exact.items()),
+        0.02,
+    )
 
 # %% ../../nbs/operations/hotpath.ipynb #d2020142
 def _pyarrow(table):
     from pyarrow import parquet
+
     return partial(parquet.read_table, table.parquet)
+
 
 def _summarize_parquet(table):
     from scalai_nb.compute.blocks import Blocks
+
     return lambda: _summarize(Blocks.of(table.parquet))()
 
-def _summarize_lake(table): return lambda: _summarize(table.lake.read("mixed"))()
+
+def _summarize_lake(table):
+    return lambda: _summarize(table.lake.read("mixed"))()
+
 
 SUMMARIES = {
-    "summary": Case("Summary of 10 M × 20 in memory", tables(1e7), lambda t: _summarize(t.ds), {"DuckDB SUMMARIZE": _duckdb, "Polars describe, n_unique": _polars, "pandas describe": _pandas},
-                    {"DuckDB SUMMARIZE": 30, "Polars describe, n_unique": 15, "pandas describe": 8}, table_bytes, _distinct_error),
-    "parquet": Case("Summary of 10 M × 20 from Parquet", tables(1e7), _summarize_parquet, {"pyarrow, the read alone": _pyarrow}, {"pyarrow, the read alone": 1 / 1.5}, table_bytes),
-    "lake": Case("Summary of 10 M × 20 from the lake", tables(1e7), _summarize_lake, {"pyarrow, the read alone": _pyarrow}, {"pyarrow, the read alone": 1 / 2}, table_bytes),
+    "summary": Case(
+        "Summary of 10 M × 20 in memory",
+        tables(1e7),
+        lambda t: _summarize(t.ds),
+        {
+            "DuckDB SUMMARIZE": _duckdb,
+            "Polars describe, n_unique": _polars,
+            "pandas describe": _pandas,
+        },
+        {"DuckDB SUMMARIZE": 30, "Polars describe, n_unique": 15, "pandas describe": 8},
+        table_bytes,
+        _distinct_error,
+    ),
+    "parquet": Case(
+        "Summary of 10 M × 20 from Parquet",
+        tables(1e7),
+        _summarize_parquet,
+        {"pyarrow, the read alone": _pyarrow},
+        {"pyarrow, the read alone": 1 / 1.5},
+        table_bytes,
+    ),
+    "lake": Case(
+        "Summary of 10 M × 20 from the lake",
+        tables(1e7),
+        _summarize_lake,
+        {"pyarrow, the read alone": _pyarrow},
+        {"pyarrow, the read alone": 1 / 2},
+        table_bytes,
+    ),
 }
 
 # %% ../../nbs/operations/hotpath.ipynb #4088601a
 def _drift(table):
     from scalai_nb.learn.drift import drift
+
     return partial(drift, table.ds, table.other)
+
 
 def _scipy(table):
     from scipy.stats import ks_2samp, wasserstein_distance
+
     def one(name):
         a, b = (ds[name].values[~np.isnan(ds[name].values)] for ds in (table.ds, table.other))
         return ks_2samp(a, b).statistic, wasserstein_distance(a, b)
-    return lambda: {name: one(name) for name in table.ds if "categories" not in table.ds[name].attrs}
+
+    return lambda: {
+        name: one(name) for name in table.ds if "categories" not in table.ds[name].attrs
+    }
+
 
 def _drift_errors(table, results, grown):
     from scalai_nb.learn.drift import drift
     from scalai_nb.learn.summary import summarize
+
     ours, exact = results["scalai"].to_frame(), results["SciPy, number columns alone"]
-    yield Figure("KS, largest difference", max(abs(ours.ks[name] - ks) for name, (ks, _) in exact.items()), 1e-3)
-    yield Figure("Wasserstein, largest relative difference", max(abs(ours.wasserstein[name] - w) / (w or 1) for name, (_, w) in exact.items()), 0.01)
+    yield Figure(
+        "KS, largest difference",
+        max(abs(ours.ks[name] - ks) for name, (ks, _) in exact.items()),
+        1e-3,
+    )
+    yield Figure(
+        "Wasserstein, largest relative difference",
+        max(abs(ours.wasserstein[name] - w) / (w or 1) for name, (_, w) in exact.items()),
+        0.01,
+    )
     saved, clock = [summarize(ds) for ds in (table.ds, table.other)], time.perf_counter()
     drift(*saved).to_frame()
     yield Figure("seconds from saved summaries", time.perf_counter() - clock, 0.1)
 
-DRIFT = Case("Drift of two 5 M × 20, summaries included", tables(5e6), _drift, {"SciPy, number columns alone": _scipy}, {"SciPy, number columns alone": 15},
-             lambda t: 2 * t.ds.nbytes, _drift_errors)
+
+DRIFT = Case(
+    "Drift of two 5 M × 20, summaries included",
+    tables(5e6),
+    _drift,
+    {"SciPy, number columns alone": _scipy},
+    {"SciPy, number columns alone": 15},
+    lambda t: 2 * t.ds.nbytes,
+    _drift_errors,
+)
 
 # %% ../../nbs/operations/hotpath.ipynb #4fbaea08
 def _scored(scale: float, folder: Path):
@@ -149,23 +259,46 @@ def _scored(scale: float, folder: Path):
     score = 1 / (1 + np.exp(-rng.normal(-1.5, 1.2, int(2e7 * scale))))
     return (rng.random(len(score)) < score).astype(np.int8), score
 
+
 def _evaluate(data):
     from scalai_nb.learn.evaluation import evaluate
+
     def work():
         e = evaluate(*data)
         return e.roc_auc, e.pr_auc, e.log_loss, e.brier, e.ece
+
     return work
+
 
 def _sklearn_metrics(data):
     from sklearn.metrics import average_precision_score, brier_score_loss, log_loss, roc_auc_score
-    return lambda: [metric(*data) for metric in (roc_auc_score, average_precision_score, log_loss, brier_score_loss)]
+
+    return lambda: [
+        metric(*data)
+        for metric in (roc_auc_score, average_precision_score, log_loss, brier_score_loss)
+    ]
+
 
 def _metric_errors(data, results, grown):
-    for name, ours, exact, most in zip(("ROC-AUC", "PR-AUC", "log-loss", "Brier"), results["scalai"], results["scikit-learn"], (1e-6, 1e-4, 1e-7, 1e-7), strict=False):
+    for name, ours, exact, most in zip(
+        ("ROC-AUC", "PR-AUC", "log-loss", "Brier"),
+        results["scalai"],
+        results["scikit-learn"],
+        (1e-6, 1e-4, 1e-7, 1e-7),
+        strict=False,
+    ):
         yield Figure(f"{name}, difference", abs(ours - exact), most)
 
-EVALUATION = Case("Evaluation of 20 M scores, all metrics", _scored, _evaluate, {"scikit-learn": _sklearn_metrics}, {"scikit-learn": 100},
-                  lambda data: sum(x.nbytes for x in data), _metric_errors)
+
+EVALUATION = Case(
+    "Evaluation of 20 M scores, all metrics",
+    _scored,
+    _evaluate,
+    {"scikit-learn": _sklearn_metrics},
+    {"scikit-learn": 100},
+    lambda data: sum(x.nbytes for x in data),
+    _metric_errors,
+)
 
 # %% ../../nbs/operations/hotpath.ipynb #fee2cfec
 def _labelled(scale: float, folder: Path):
@@ -175,19 +308,26 @@ def _labelled(scale: float, folder: Path):
     w = rng.normal(0, 0.3, 50).astype(np.float32)
     return X, (rng.random(len(X), np.float32) < 1 / (1 + np.exp(-(X @ w) + 1))).astype(np.int8)
 
+
 def _ours_logistic(data):
     from scalai_nb.learn.linear import LogisticRegression
+
     return lambda: LogisticRegression(tol=1e-6).fit(*data)
+
 
 def _sklearn_logistic(solver: str):
     def prepare(data):
         from sklearn.linear_model import LogisticRegression
+
         return lambda: LogisticRegression(solver=solver, tol=1e-6, max_iter=1000).fit(*data)
+
     return prepare
+
 
 def _dask_logistic(data):
     import dask.array
     from dask_ml.linear_model import LogisticRegression
+
     X, y = (dask.array.from_array(x, chunks=500_000) for x in data)
     return lambda: LogisticRegression(tol=1e-6).fit(X, y)
 
@@ -197,51 +337,83 @@ def _loss(data, model) -> float:
     X, y = data
     w, total = model.coef_.ravel().astype(np.float64), 0.0
     for i in range(0, len(X), 100_000):
-        z = X[i:i + 100_000] @ w + model.intercept_[0]
-        total += np.logaddexp(0, np.where(y[i:i + 100_000], -z, z)).sum()
+        z = X[i : i + 100_000] @ w + model.intercept_[0]
+        total += np.logaddexp(0, np.where(y[i : i + 100_000], -z, z)).sum()
     return total + w @ w / 2
+
 
 def _logistic_figures(data, results, grown):
     lbfgs = _loss(data, results["scikit-learn lbfgs"])
     yield Figure("loss above lbfgs's, relative", _loss(data, results["scalai"]) / lbfgs - 1, 1e-8)
     yield Figure("peak memory, of the data", 1 + grown["scalai"] / data[0].nbytes, 1.2)
 
-LOGISTIC = Case("Logistic regression, 5 M × 50 float32, cold", _labelled, _ours_logistic,
-                {"scikit-learn lbfgs": _sklearn_logistic("lbfgs"), "scikit-learn newton-cholesky": _sklearn_logistic("newton-cholesky"), "dask-ml": _dask_logistic},
-                {"scikit-learn lbfgs": 3, "scikit-learn newton-cholesky": 8}, lambda data: sum(x.nbytes for x in data), _logistic_figures)
+
+LOGISTIC = Case(
+    "Logistic regression, 5 M × 50 float32, cold",
+    _labelled,
+    _ours_logistic,
+    {
+        "scikit-learn lbfgs": _sklearn_logistic("lbfgs"),
+        "scikit-learn newton-cholesky": _sklearn_logistic("newton-cholesky"),
+        "dask-ml": _dask_logistic,
+    },
+    {"scikit-learn lbfgs": 3, "scikit-learn newton-cholesky": 8},
+    lambda data: sum(x.nbytes for x in data),
+    _logistic_figures,
+)
 
 # %% ../../nbs/operations/hotpath.ipynb #031e65b4
 def _columns(scale: float, folder: Path):
     import xarray as xr
+
     rng, rows = np.random.default_rng(0), int(5e6 * scale)
+
     def measured():
         x = rng.normal(rng.uniform(-5, 5), rng.uniform(0.5, 3), rows).astype(np.float32)
         x[rng.integers(0, rows, rows // 20)] = np.nan
         return "row", x
+
     labels = [f"v{i:02}" for i in range(52)]
-    return xr.Dataset({f"x{j}": measured() for j in range(20)} | {f"c{j}": ("row", rng.integers(0, 52, rows).astype(np.int8), {"categories": labels}) for j in range(5)})
+    return xr.Dataset(
+        {f"x{j}": measured() for j in range(20)}
+        | {
+            f"c{j}": ("row", rng.integers(0, 52, rows).astype(np.int8), {"categories": labels})
+            for j in range(5)
+        }
+    )
+
 
 def _fitted(ds):
     from scalai_nb.learn.transform import Transform
+
     names = list(ds)
     return Transform(numeric=names[:20], categorical=names[20:]).fit(ds)
+
 
 def _stream(ds):
     t = _fitted(ds)
     return lambda: sum(float(X[0, 0]) for X in t.blocks(ds))
 
+
 def _whole(ds):
     t = _fitted(ds)
     return lambda: t.transform(ds).data
+
 
 def _column_transformer(ds):
     from sklearn.compose import ColumnTransformer
     from sklearn.impute import SimpleImputer
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
     frame, names = to_arrow(ds).to_pandas(), list(ds)
-    made = ColumnTransformer([("numbers", make_pipeline(SimpleImputer(), StandardScaler()), names[:20]),
-                              ("categories", OneHotEncoder(sparse_output=False, dtype=np.float32), names[20:])], sparse_threshold=0).fit(frame)
+    made = ColumnTransformer(
+        [
+            ("numbers", make_pipeline(SimpleImputer(), StandardScaler()), names[:20]),
+            ("categories", OneHotEncoder(sparse_output=False, dtype=np.float32), names[20:]),
+        ],
+        sparse_threshold=0,
+    ).fit(frame)
     return lambda: made.transform(frame)
 
 # %% ../../nbs/operations/hotpath.ipynb #23e25834
@@ -249,36 +421,66 @@ def _difference(ds, X) -> Figure:
     "How far our features are from `X`"
     start, most = 0, 0.0
     for ours in _fitted(ds).blocks(ds):
-        most, start = max(most, float(np.abs(ours - X[start:start + len(ours)]).max())), start + len(ours)
+        most, start = (
+            max(most, float(np.abs(ours - X[start : start + len(ours)]).max())),
+            start + len(ours),
+        )
     return Figure("largest difference from scikit-learn's", most, 1e-5)
+
 
 def _stream_figures(ds, results, grown):
     yield _difference(ds, results["ColumnTransformer"])
     yield Figure("extra memory, MB", grown["scalai"] / 1e6, 200)
 
+
 TRANSFORMS = {
-    "transform": Case("Transform of 5 M × 25 to 280 features, streamed", _columns, _stream, {"ColumnTransformer": _column_transformer}, {"ColumnTransformer": 25}, lambda ds: ds.nbytes, _stream_figures),
-    "transform_whole": Case("The same as one matrix", _columns, _whole, {"ColumnTransformer": _column_transformer}, {"ColumnTransformer": 3}, lambda ds: ds.nbytes),
+    "transform": Case(
+        "Transform of 5 M × 25 to 280 features, streamed",
+        _columns,
+        _stream,
+        {"ColumnTransformer": _column_transformer},
+        {"ColumnTransformer": 25},
+        lambda ds: ds.nbytes,
+        _stream_figures,
+    ),
+    "transform_whole": Case(
+        "The same as one matrix",
+        _columns,
+        _whole,
+        {"ColumnTransformer": _column_transformer},
+        {"ColumnTransformer": 3},
+        lambda ds: ds.nbytes,
+    ),
 }
 
 # %% ../../nbs/operations/hotpath.ipynb #4ae3d685
 def cluster(memory: int = 0):
     "A client of two workers of one thread and `memory` bytes; 0: without a limit"
     from dask.distributed import Client, LocalCluster
-    return Client(LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit=memory))
+
+    return Client(
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit=memory)
+    )
+
 
 class Growing:
     "A lake that holds the table once and ten times, and a cluster"
+
     def __init__(self, scale: float, folder: Path):
         from scalai_nb.data.lake import Lake
+
         self.lake, self.client = Lake(str(folder)), cluster()
         tenth = mixed(int(1e7 * scale))
         self.lake.write("tenth", tenth, message="bench")
         self.lake.write("whole", tenth, message="bench")
-        for _ in range(9): self.lake.append("whole", tenth)
+        for _ in range(9):
+            self.lake.append("whole", tenth)
+
     def summarize(self, name):
         from scalai_nb.learn.summary import summarize
+
         return lambda: summarize(self.lake.read(name), self.client)
+
 
 def _worker_memory(data, results, grown):
     yield Figure("peak memory of a worker, GB", max(data.client.run(peak_memory).values()) / 1e9, 4)
@@ -289,30 +491,63 @@ def _slow_blocks(scale: float, folder: Path, seconds: float = 0.1):
     "A dataset of 1,000 blocks, a cluster, and an algorithm that takes `seconds` a block"
     import xarray as xr
     from scalai_nb.compute.reduce import BLOCK, Mergeable
+
     blocks = int(1000 * scale)
     ds = xr.Dataset({"x": ("row", np.zeros(blocks * BLOCK, np.int8))}).chunk(row=BLOCK)
     return ds, Mergeable(int, partial(_slow, seconds), int.__add__), cluster(), blocks, seconds
 
-def _slow(seconds, state, block): time.sleep(seconds); return state + block.sizes["row"]
+
+def _slow(seconds, state, block):
+    time.sleep(seconds)
+    return state + block.sizes["row"]
+
 
 def _over_dask(data):
     from scalai_nb.compute.reduce import reduce
+
     ds, slow, client, *_ = data
-    reduce(slow, ds.isel(row=slice(0, 4 * ds.chunks["row"][0])), client)  # so that the workers have imported what they need
+    reduce(
+        slow, ds.isel(row=slice(0, 4 * ds.chunks["row"][0])), client
+    )  # so that the workers have imported what they need
     return lambda: reduce(slow, ds, client)
+
 
 def _blocks_alone(data):
     from concurrent.futures import ThreadPoolExecutor
+
     *_, blocks, seconds = data
+
     def work():
-        with ThreadPoolExecutor(2) as pool: list(pool.map(time.sleep, [seconds] * blocks))
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(time.sleep, [seconds] * blocks))
+
     return work
 
+
 CLUSTERS = {
-    "scale": Case("Summary of 100 M × 20 from the lake, two Dask workers", Growing, lambda g: g.summarize("whole"), {"a tenth of the rows": lambda g: g.summarize("tenth")},
-                  {"a tenth of the rows": 1 / 11.5}, figures=_worker_memory, heavy=True),
-    "overhead": Case("1,000 blocks of 0.1 s, two Dask workers", _slow_blocks, _over_dask, {"the blocks alone": _blocks_alone}, {"the blocks alone": 1 / 1.05}, heavy=True),
+    "scale": Case(
+        "Summary of 100 M × 20 from the lake, two Dask workers",
+        Growing,
+        lambda g: g.summarize("whole"),
+        {"a tenth of the rows": lambda g: g.summarize("tenth")},
+        {"a tenth of the rows": 1 / 11.5},
+        figures=_worker_memory,
+        heavy=True,
+    ),
+    "overhead": Case(
+        "1,000 blocks of 0.1 s, two Dask workers",
+        _slow_blocks,
+        _over_dask,
+        {"the blocks alone": _blocks_alone},
+        {"the blocks alone": 1 / 1.05},
+        heavy=True,
+    ),
 }
 
 # %% ../../nbs/operations/hotpath.ipynb #e890d8fe
-CASES = SUMMARIES | {"drift": DRIFT, "evaluation": EVALUATION, "logistic": LOGISTIC} | TRANSFORMS | CLUSTERS
+CASES = (
+    SUMMARIES
+    | {"drift": DRIFT, "evaluation": EVALUATION, "logistic": LOGISTIC}
+    | TRANSFORMS
+    | CLUSTERS
+)

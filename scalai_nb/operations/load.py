@@ -28,28 +28,39 @@ from ..errors import WorkFailed
 from .compare import plain_environment
 
 # %% ../../nbs/operations/load.ipynb #719efade
-LOST, UNANSWERED = 0, -1  # beside the statuses of HTTP: the connection broke; no answer when the run ended
+LOST, UNANSWERED = (
+    0,
+    -1,
+)  # beside the statuses of HTTP: the connection broke; no answer when the run ended
+
 
 @dataclass(frozen=True)
 class Load:
     "Requests to send, how, and for how long"
-    url: str                  # of predictions; for gRPC of the server
-    bodies: tuple[bytes, ...] # sent in turn: no two requests in a row are the same
-    scores: tuple[float, ...] | dict[str, tuple[float, ...]] = ()  # first score of each body, or that by version; (): not looked at
+
+    url: str  # of predictions; for gRPC of the server
+    bodies: tuple[bytes, ...]  # sent in turn: no two requests in a row are the same
+    scores: (
+        tuple[float, ...] | dict[str, tuple[float, ...]]
+    ) = ()  # first score of each body, or that by version; (): not looked at
     grpc: bool = False
     connections: int = 16
-    seconds: float = 4.0      # that count
-    warm: float = 0.5         # seconds before those
-    rate: float | None = None # requests a second, open loop; None: closed loop
-    calm: tuple[float, float] = (0, 0)  # seconds that follow, at another rate: how soon a server recovers
-    good: float = 0.1         # seconds within which an answer is of use
-    check: int = 50           # one answer in so many is read
-    ids: str = ""             # prefix of the ids that requests carry; "": none
-    answered: str = ""        # file that gets a line for each answer: its id
-    core: int | None = None   # that the generator runs on; None: any
+    seconds: float = 4.0  # that count
+    warm: float = 0.5  # seconds before those
+    rate: float | None = None  # requests a second, open loop; None: closed loop
+    calm: tuple[float, float] = (
+        0,
+        0,
+    )  # seconds that follow, at another rate: how soon a server recovers
+    good: float = 0.1  # seconds within which an answer is of use
+    check: int = 50  # one answer in so many is read
+    ids: str = ""  # prefix of the ids that requests carry; "": none
+    answered: str = ""  # file that gets a line for each answer: its id
+    core: int | None = None  # that the generator runs on; None: any
     headers: dict[str, str] = field(default_factory=dict)
 
-    def to_json(self) -> str: return json.dumps(asdict(self) | {"bodies": [b.decode("latin-1") for b in self.bodies]})
+    def to_json(self) -> str:
+        return json.dumps(asdict(self) | {"bodies": [b.decode("latin-1") for b in self.bodies]})
 
     @classmethod
     def from_json(cls, text: str) -> "Load":
@@ -59,28 +70,45 @@ class Load:
 # %% ../../nbs/operations/load.ipynb #fb849d12
 class Http(asyncio.Protocol):
     "A connection of HTTP/1.1"
-    def __init__(self, run): self.run, self.buffer, self.request = run, b"", None
-    def connection_made(self, transport): self.transport = transport; self.run.free(self)
-    def connection_lost(self, error): self.run.lost(self)
-    def ask(self, request: bytes): self.transport.write(request)
+
+    def __init__(self, run):
+        self.run, self.buffer, self.request = run, b"", None
+
+    def connection_made(self, transport):
+        self.transport = transport
+        self.run.free(self)
+
+    def connection_lost(self, error):
+        self.run.lost(self)
+
+    def ask(self, request: bytes):
+        self.transport.write(request)
 
     def data_received(self, data):
         data = self.buffer + data if self.buffer else data
         start = data.find(b"\r\n\r\n") + 4
-        if start < 4 or len(data) < start + content_length(data[:start]): self.buffer = data; return
+        if start < 4 or len(data) < start + content_length(data[:start]):
+            self.buffer = data
+            return
         self.buffer = b""
         self.run.answered(self, int(data[9:12]), data[start:], data[:start])
+
 
 def content_length(head: bytes) -> int:
     "Of an answer; 0 where it does not say"
     at = (low := head.lower()).find(b"content-length:")
-    return int(low[at + 15:low.index(b"\r", at)]) if at > 0 else 0
+    return int(low[at + 15 : low.index(b"\r", at)]) if at > 0 else 0
+
 
 def http_request(url: str, body: bytes, headers: dict[str, str]) -> tuple[bytes, bytes]:
     "A POST of JSON in two parts, between which more headers may come"
     to = urlsplit(url)
-    lines = [f"POST {to.path}{'?' * bool(to.query)}{to.query} HTTP/1.1", f"host: {to.netloc}", f"content-length: {len(body)}",
-             *(f"{k}: {v}" for k, v in ({"content-type": "application/json"} | headers).items())]
+    lines = [
+        f"POST {to.path}{'?' * bool(to.query)}{to.query} HTTP/1.1",
+        f"host: {to.netloc}",
+        f"content-length: {len(body)}",
+        *(f"{k}: {v}" for k, v in ({"content-type": "application/json"} | headers).items()),
+    ]
     return "".join(f"{line}\r\n" for line in lines).encode(), b"\r\n" + body
 
 # %% ../../nbs/operations/load.ipynb #c09ee491
@@ -89,82 +117,153 @@ _DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY, _WINDOW = 0, 1, 3, 4, 6, 7, 
 _ACK = _END_STREAM = 1
 _END_HEADERS = 4
 
+
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     "A frame of HTTP/2"
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
-_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(_SETTINGS, 0, 0, struct.pack(">HIHI", 1, 0, 4, 2**31 - 1)) + frame(_WINDOW, 0, 0, struct.pack(">I", 2**31 - 2**16))
+
+_HELLO = (
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    + frame(_SETTINGS, 0, 0, struct.pack(">HIHI", 1, 0, 4, 2**31 - 1))
+    + frame(_WINDOW, 0, 0, struct.pack(">I", 2**31 - 2**16))
+)
+
 
 def header_blocks(authority: str) -> tuple[bytes, bytes]:
     "Headers of the first call on a connection, and of the others"
     from hpack import Encoder
-    headers = [(":method", "POST"), (":scheme", "http"), (":path", METHOD), (":authority", authority), ("te", "trailers"),
-               ("content-type", "application/grpc"), ("user-agent", "scalai-bench")]
+
+    headers = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", METHOD),
+        (":authority", authority),
+        ("te", "trailers"),
+        ("content-type", "application/grpc"),
+        ("user-agent", "scalai-bench"),
+    ]
     encoder = Encoder()
     return encoder.encode(headers), encoder.encode(headers)
 
 # %% ../../nbs/operations/load.ipynb #355aaf8f
-_HTTP = {"0": 200, "3": 400, "4": 504, "5": 404, "8": 429, "14": 503}  # status by grpc-status; 500 for others
+_HTTP = {
+    "0": 200,
+    "3": 400,
+    "4": 504,
+    "5": 404,
+    "8": 429,
+    "14": 503,
+}  # status by grpc-status; 500 for others
+
 
 @lru_cache(maxsize=4096)
 def grpc_status(block: bytes) -> int | None:
     "Status that a block of headers means for HTTP; None: it is not the last block"
     from hpack import Decoder
+
     said = dict(Decoder().decode(block))
     return _HTTP.get(said["grpc-status"], 500) if "grpc-status" in said else None
 
 # %% ../../nbs/operations/load.ipynb #1f3d2657
 class Grpc(asyncio.Protocol):
     "A connection of HTTP/2 for calls of ModelInfer, one after the other"
-    def __init__(self, run): self.run, self.buffer, self.body, self.stream, self.window, self.waiting, self.request = run, b"", b"", -1, 2**16 - 1, b"", None
-    def connection_made(self, transport): self.transport = transport; transport.write(_HELLO)
-    def connection_lost(self, error): self.run.lost(self)
+
+    def __init__(self, run):
+        self.run, self.buffer, self.body, self.stream, self.window, self.waiting, self.request = (
+            run,
+            b"",
+            b"",
+            -1,
+            2**16 - 1,
+            b"",
+            None,
+        )
+
+    def connection_made(self, transport):
+        self.transport = transport
+        transport.write(_HELLO)
+
+    def connection_lost(self, error):
+        self.run.lost(self)
 
     def ask(self, message: bytes):
-        if self.window < len(message): self.waiting = message; return
+        if self.window < len(message):
+            self.waiting = message
+            return
         self.window -= len(message)
         self.stream, self.body, self.waiting = self.stream + 2, b"", b""
-        self.transport.write(frame(_HEADERS, _END_HEADERS, self.stream, self.run.blocks[self.stream > 1]) + frame(_DATA, _END_STREAM, self.stream, message))
+        self.transport.write(
+            frame(_HEADERS, _END_HEADERS, self.stream, self.run.blocks[self.stream > 1])
+            + frame(_DATA, _END_STREAM, self.stream, message)
+        )
 
     def data_received(self, data):
         data, at = self.buffer + data if self.buffer else data, 0
-        while len(data) >= at + 9 and len(data) >= (end := at + 9 + int.from_bytes(data[at:at + 3], "big")):
-            self.take(data[at + 3], data[at + 4], int.from_bytes(data[at + 5:at + 9], "big"), data[at + 9:end])
+        while len(data) >= at + 9 and len(data) >= (
+            end := at + 9 + int.from_bytes(data[at : at + 3], "big")
+        ):
+            self.take(
+                data[at + 3],
+                data[at + 4],
+                int.from_bytes(data[at + 5 : at + 9], "big"),
+                data[at + 9 : end],
+            )
             at = end
         self.buffer = data[at:]
 
     def take(self, kind: int, flags: int, stream: int, payload: bytes):
-        if kind == _DATA: self.body += payload
-        elif kind == _HEADERS: self.headed(flags, payload)
-        elif kind == _SETTINGS: self.settled(flags)
-        elif kind == _PING and not flags & _ACK: self.transport.write(frame(_PING, _ACK, 0, payload))
-        elif kind == _WINDOW and not stream: self.widened(int.from_bytes(payload, "big"))
-        elif kind == _RESET and self.request is not None: self.run.answered(self, 500, b"", b"")
+        if kind == _DATA:
+            self.body += payload
+        elif kind == _HEADERS:
+            self.headed(flags, payload)
+        elif kind == _SETTINGS:
+            self.settled(flags)
+        elif kind == _PING and not flags & _ACK:
+            self.transport.write(frame(_PING, _ACK, 0, payload))
+        elif kind == _WINDOW and not stream:
+            self.widened(int.from_bytes(payload, "big"))
+        elif kind == _RESET and self.request is not None:
+            self.run.answered(self, 500, b"", b"")
 
     def headed(self, flags: int, block: bytes):
-        if flags & _END_STREAM: self.run.answered(self, grpc_status(block) or 500, self.body[5:], b"")
+        if flags & _END_STREAM:
+            self.run.answered(self, grpc_status(block) or 500, self.body[5:], b"")
 
     def settled(self, flags: int):
-        if flags & _ACK: self.run.free(self)  # the server knows now that there is no table
-        else: self.transport.write(frame(_SETTINGS, _ACK, 0))
+        if flags & _ACK:
+            self.run.free(self)  # the server knows now that there is no table
+        else:
+            self.transport.write(frame(_SETTINGS, _ACK, 0))
 
     def widened(self, more: int):
         self.window += more
-        if self.waiting: self.ask(self.waiting)
+        if self.waiting:
+            self.ask(self.waiting)
 
 # %% ../../nbs/operations/load.ipynb #434a7e88
 def first_float(document) -> float | None:
     "The first float in what JSON holds, depth first"
-    if type(document) is float: return document
-    inner = document.values() if isinstance(document, dict) else document if isinstance(document, list) else ()
+    if type(document) is float:
+        return document
+    inner = (
+        document.values()
+        if isinstance(document, dict)
+        else document
+        if isinstance(document, list)
+        else ()
+    )
     return next((x for x in map(first_float, inner) if x is not None), None)
+
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         value |= (data[at] & 127) << shift
         at, shift = at + 1, shift + 7
-        if data[at - 1] < 128: return value, at
+        if data[at - 1] < 128:
+            return value, at
+
 
 def fields(message: bytes):
     "Number and bytes of the fields of a protobuf message that have a length"
@@ -172,50 +271,85 @@ def fields(message: bytes):
     while at < len(message):
         key, at = _varint(message, at)
         n, at = _varint(message, at) if key & 7 in (0, 2) else ({1: 8, 5: 4}[key & 7], at)
-        if key & 7 == 0: continue
-        if key & 7 == 2: yield key >> 3, message[at:at + n]
+        if key & 7 == 0:
+            continue
+        if key & 7 == 2:
+            yield key >> 3, message[at : at + n]
         at += n
+
 
 def first_tensor(message: bytes) -> float | None:
     "The first number of a ModelInferResponse, from its raw contents (6) or the fp32 (6) or fp64 (7) contents (5) of its first output (5)"
     inside = dict(reversed(list(fields(message))))
-    if 6 in inside: return struct.unpack("<f", inside[6][:4])[0]
+    if 6 in inside:
+        return struct.unpack("<f", inside[6][:4])[0]
     contents = dict(fields(dict(fields(inside[5]))[5]))
-    return struct.unpack("<f", contents[6][:4])[0] if 6 in contents else struct.unpack("<d", contents[7][:8])[0]
+    return (
+        struct.unpack("<f", contents[6][:4])[0]
+        if 6 in contents
+        else struct.unpack("<d", contents[7][:8])[0]
+    )
 
 # %% ../../nbs/operations/load.ipynb #aa6a1baa
 class Run:
     "A load under way: who is free, what is due, and what has been seen"
+
     def __init__(self, load: Load):
         self.load, self.loop, self.ended = load, asyncio.get_running_loop(), False
-        self.idle, self.due = deque(), deque()  # connections without a request; times of requests without a connection
+        self.idle, self.due = (
+            deque(),
+            deque(),
+        )  # connections without a request; times of requests without a connection
         self.at, self.took, self.lag, self.status = array("d"), array("d"), array("d"), array("h")
         self.turn = self.checked = self.wrong = self.rude = 0
         self.under_way, self.ids = set(), open(load.answered, "w") if load.answered else None
-        if load.grpc: self.blocks, self.requests = header_blocks(urlsplit(load.url).netloc), [b"\0" + struct.pack(">I", len(b)) + b for b in load.bodies]
-        else: self.requests = [http_request(load.url, b, load.headers) for b in load.bodies]
+        if load.grpc:
+            self.blocks, self.requests = (
+                header_blocks(urlsplit(load.url).netloc),
+                [b"\0" + struct.pack(">I", len(b)) + b for b in load.bodies],
+            )
+        else:
+            self.requests = [http_request(load.url, b, load.headers) for b in load.bodies]
 
     def free(self, connection):
         "A connection can take a request"
-        if self.ended: return
-        if self.load.rate is None: self.send(connection, time.perf_counter())
-        elif self.due: self.send(connection, self.due.popleft())
-        else: self.idle.append(connection)
+        if self.ended:
+            return
+        if self.load.rate is None:
+            self.send(connection, time.perf_counter())
+        elif self.due:
+            self.send(connection, self.due.popleft())
+        else:
+            self.idle.append(connection)
 
     def send(self, connection, scheduled: float):
         self.turn += 1
-        connection.request, connection.scheduled, connection.sent = self.turn, scheduled, time.perf_counter()
+        connection.request, connection.scheduled, connection.sent = (
+            self.turn,
+            scheduled,
+            time.perf_counter(),
+        )
         self.under_way.add(connection)
         parts = self.requests[self.turn % len(self.requests)]
-        if self.load.grpc: return connection.ask(parts)
-        connection.ask((b"x-request-id: %b%d\r\n" % (self.load.ids.encode(), self.turn) if self.load.ids else b"").join(parts))
+        if self.load.grpc:
+            return connection.ask(parts)
+        connection.ask(
+            (
+                b"x-request-id: %b%d\r\n" % (self.load.ids.encode(), self.turn)
+                if self.load.ids
+                else b""
+            ).join(parts)
+        )
 
     def answered(self, connection, status: int, body: bytes, head: bytes):
         self.under_way.discard(connection)
         self.note(connection, status)
-        if status == 200 and self.turn % self.load.check == 0: self.read(connection, body, head)
-        if status == 200 and self.ids: self.ids.write(f"{self.load.ids}{connection.request}\n")
-        if status in (429, 503) and head and b"retry-after:" not in head.lower(): self.rude += 1
+        if status == 200 and self.turn % self.load.check == 0:
+            self.read(connection, body, head)
+        if status == 200 and self.ids:
+            self.ids.write(f"{self.load.ids}{connection.request}\n")
+        if status in (429, 503) and head and b"retry-after:" not in head.lower():
+            self.rude += 1
         connection.request = None
         self.free(connection)
 
@@ -229,39 +363,64 @@ class Run:
     def read(self, connection, body: bytes, head: bytes):
         "Compare the first score of an answer with what it should be"
         scores = self.load.scores
-        if isinstance(scores, dict): scores = scores.get(head.partition(b"x-model-version: ")[2].partition(b"\r")[0].decode())
-        if scores == (): return
+        if isinstance(scores, dict):
+            scores = scores.get(
+                head.partition(b"x-model-version: ")[2].partition(b"\r")[0].decode()
+            )
+        if scores == ():
+            return
         self.checked += 1
         got = first_tensor(body) if self.load.grpc else first_float(json.loads(body))
-        self.wrong += not (scores and got is not None and abs(got - scores[connection.request % len(scores)]) < 1e-5)
+        self.wrong += not (
+            scores
+            and got is not None
+            and abs(got - scores[connection.request % len(scores)]) < 1e-5
+        )
 
     def lost(self, connection):
         "A connection broke: note what was under way, and connect anew"
         self.under_way.discard(connection)
-        if connection in self.idle: self.idle.remove(connection)
-        if connection.request is not None: self.note(connection, LOST)
-        if not self.ended: self.loop.create_task(self.connect())
+        if connection in self.idle:
+            self.idle.remove(connection)
+        if connection.request is not None:
+            self.note(connection, LOST)
+        if not self.ended:
+            self.loop.create_task(self.connect())
 
     async def connect(self):
         to = urlsplit(self.load.url)
         while not self.ended:
-            try: return await self.loop.create_connection(partial(Grpc if self.load.grpc else Http, self), to.hostname, to.port)
-            except OSError: await asyncio.sleep(0.02)
+            try:
+                return await self.loop.create_connection(
+                    partial(Grpc if self.load.grpc else Http, self), to.hostname, to.port
+                )
+            except OSError:
+                await asyncio.sleep(0.02)
 
     def arrive(self, scheduled: float):
         "Somebody asks, whether a connection is free or not"
-        if self.idle: self.send(self.idle.popleft(), scheduled)
-        else: self.due.append(scheduled)
+        if self.idle:
+            self.send(self.idle.popleft(), scheduled)
+        else:
+            self.due.append(scheduled)
 
     def give_up(self):
         "Note what has no answer"
         self.ended, now = True, time.perf_counter()
-        if self.ids: self.ids.close()
-        for connection in self.under_way: self.note(connection, UNANSWERED); connection.request = None
-        for scheduled in self.due: self.at.append(scheduled); self.took.append(now - scheduled); self.lag.append(now - scheduled); self.status.append(UNANSWERED)
+        if self.ids:
+            self.ids.close()
+        for connection in self.under_way:
+            self.note(connection, UNANSWERED)
+            connection.request = None
+        for scheduled in self.due:
+            self.at.append(scheduled)
+            self.took.append(now - scheduled)
+            self.lag.append(now - scheduled)
+            self.status.append(UNANSWERED)
 
 # %% ../../nbs/operations/load.ipynb #d7e5345c
 GRACE = 2.0  # seconds after the end in which answers still come
+
 
 async def drive(load: Load) -> dict:
     "Do what `load` says, here"
@@ -272,11 +431,14 @@ async def drive(load: Load) -> dict:
     end = start + load.seconds
     await (arrivals(run, load.rate, end) if load.rate else asyncio.sleep(end - time.perf_counter()))
     busy = (time.process_time() - used) / (load.warm + load.seconds)
-    if load.calm[0]: await arrivals(run, load.calm[1], end := end + load.calm[0])
+    if load.calm[0]:
+        await arrivals(run, load.calm[1], end := end + load.calm[0])
     run.ended = load.rate is None
-    while (run.under_way or run.due) and time.perf_counter() < end + GRACE: await asyncio.sleep(0.01)
+    while (run.under_way or run.due) and time.perf_counter() < end + GRACE:
+        await asyncio.sleep(0.01)
     run.give_up()
     return {"busy": busy, "began": time.time() - (time.perf_counter() - start)} | result(run, start)
+
 
 async def arrivals(run: Run, rate: float, until: float):
     "Let requests arrive at random"
@@ -293,41 +455,82 @@ def result(
     start: float,  # perf_counter at which what counts began
 ) -> dict:
     "What a run has shown; RESULT says what each figure is"
-    load, (at, took, lag, status) = run.load, (np.array(x) for x in (run.at, run.took, run.lag, run.status))
-    counts, ok, refused = (at >= start) & (at < start + load.seconds), status == 200, np.isin(status, (429, 503))
+    load, (at, took, lag, status) = (
+        run.load,
+        (np.array(x) for x in (run.at, run.took, run.lag, run.status)),
+    )
+    counts, ok, refused = (
+        (at >= start) & (at < start + load.seconds),
+        status == 200,
+        np.isin(status, (429, 503)),
+    )
     ended = (at + took >= start) & (at + took < start + load.seconds)
     return {
-        "per_second": float((ok & ended).sum() / load.seconds), "p50": _quantile(took[counts & ok], 0.5), "p99": _quantile(took[counts & ok], 0.99),
-        "good": _by_second(load, at - start, ok & (took <= load.good)), "sent": _by_second(load, at - start, at >= start), "lost": _by_second(load, at + took - start, status == LOST),
-        "statuses": {str(k): n for k, n in Counter(status[counts].tolist()).items()}, "refused": _quantile((took - lag)[counts & refused], 0.99), "rude": run.rude,
-        "lag": _quantile(lag[counts], 0.99), "all": len(at), "checked": run.checked, "wrong": run.wrong,
+        "per_second": float((ok & ended).sum() / load.seconds),
+        "p50": _quantile(took[counts & ok], 0.5),
+        "p99": _quantile(took[counts & ok], 0.99),
+        "good": _by_second(load, at - start, ok & (took <= load.good)),
+        "sent": _by_second(load, at - start, at >= start),
+        "lost": _by_second(load, at + took - start, status == LOST),
+        "statuses": {str(k): n for k, n in Counter(status[counts].tolist()).items()},
+        "refused": _quantile((took - lag)[counts & refused], 0.99),
+        "rude": run.rude,
+        "lag": _quantile(lag[counts], 0.99),
+        "all": len(at),
+        "checked": run.checked,
+        "wrong": run.wrong,
     }
 
+
 RESULT = {
-    "per_second": "answers (200) a second", "p50": "seconds to half of them", "p99": "seconds to all but a hundredth",
-    "good": "answers of use, by the second at which they were asked for, calm included", "sent": "requests, likewise", "lost": "broken connections with a request under way, by the second in which they broke",
-    "statuses": "number of requests by status of HTTP, or LOST, or UNANSWERED", "refused": "p99 of the seconds to a 429 or 503", "rude": "those without Retry-After",
+    "per_second": "answers (200) a second",
+    "p50": "seconds to half of them",
+    "p99": "seconds to all but a hundredth",
+    "good": "answers of use, by the second at which they were asked for, calm included",
+    "sent": "requests, likewise",
+    "lost": "broken connections with a request under way, by the second in which they broke",
+    "statuses": "number of requests by status of HTTP, or LOST, or UNANSWERED",
+    "refused": "p99 of the seconds to a 429 or 503",
+    "rude": "those without Retry-After",
     "lag": "p99 of the seconds by which requests were sent late, as no connection was free or the generator busy",
-    "all": "requests, those before and after the seconds that count included", "checked": "answers read", "wrong": "those of them with another score", "busy": "share of a core that the generator took",
+    "all": "requests, those before and after the seconds that count included",
+    "checked": "answers read",
+    "wrong": "those of them with another score",
+    "busy": "share of a core that the generator took",
     "began": "seconds since 1970 at which the seconds that count began",
 }
 
-def _quantile(values: np.ndarray, q: float) -> float | None: return float(np.quantile(values, q)) if len(values) else None
+
+def _quantile(values: np.ndarray, q: float) -> float | None:
+    return float(np.quantile(values, q)) if len(values) else None
+
 
 def _by_second(load: Load, at: np.ndarray, which: np.ndarray) -> list[int]:
     seconds = int(np.ceil(load.seconds + load.calm[0]))
-    return np.bincount(np.floor(at[which & (at >= 0)]).astype(int), minlength=seconds)[:seconds].tolist()
+    return np.bincount(np.floor(at[which & (at >= 0)]).astype(int), minlength=seconds)[
+        :seconds
+    ].tolist()
 
 # %% ../../nbs/operations/load.ipynb #7f937e6a
 def send(load: Load) -> dict:
     "Do what `load` says in a process of its own; figures by name, as in RESULT"
-    done = subprocess.run([sys.executable, "-c", "from scalai_nb.operations.load import main; main()"], input=load.to_json(), env=plain_environment(), capture_output=True, text=True)
-    if done.returncode: raise WorkFailed(f"The load generator failed: {done.stderr.strip()[-500:]}")
+    done = subprocess.run(
+        [sys.executable, "-c", "from scalai_nb.operations.load import main; main()"],
+        input=load.to_json(),
+        env=plain_environment(),
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise WorkFailed(f"The load generator failed: {done.stderr.strip()[-500:]}")
     return json.loads(done.stdout)
+
 
 def main():
     "Read a load from standard input, do what it says, and write what was seen"
     import uvloop
+
     load = Load.from_json(sys.stdin.read())
-    if load.core is not None: os.sched_setaffinity(0, {load.core})
+    if load.core is not None:
+        os.sched_setaffinity(0, {load.core})
     print(json.dumps(uvloop.run(drive(load))))

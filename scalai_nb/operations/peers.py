@@ -27,43 +27,72 @@ from .compare import plain_environment
 # %% ../../nbs/operations/peers.ipynb #7fbd9ea1
 FORMS = {  # name -> what JSON says for (row, feature) X
     "v1": lambda X: {"instances": X.tolist()},
-    "v2": lambda X: {"inputs": [{"name": "input", "shape": list(X.shape), "datatype": "FP32", "data": X.ravel().tolist()}]},
+    "v2": lambda X: {
+        "inputs": [
+            {
+                "name": "input",
+                "shape": list(X.shape),
+                "datatype": "FP32",
+                "data": X.ravel().tolist(),
+            }
+        ]
+    },
     "mlflow": lambda X: {"inputs": X.tolist()},
 }
 
+
 def json_bodies(form: str, blocks) -> tuple[bytes, ...]:
     "A body for each block of rows. Numbers are written as people have them: six digits"
-    return tuple(json.dumps(FORMS[form](np.round(X.astype(np.float64), 6))).encode() for X in blocks)
+    return tuple(
+        json.dumps(FORMS[form](np.round(X.astype(np.float64), 6))).encode() for X in blocks
+    )
+
 
 def _part(number: int, content: bytes) -> bytes:
     "A field of a protobuf message that has a length"
     size, n = b"", len(content)
-    while n > 127: size, n = size + bytes([n & 127 | 128]), n >> 7
+    while n > 127:
+        size, n = size + bytes([n & 127 | 128]), n >> 7
     return bytes([number << 3 | 2]) + size + bytes([n]) + content
+
 
 def grpc_bodies(name: str, blocks) -> tuple[bytes, ...]:
     "A ModelInferRequest for each block of rows, its numbers as raw contents"
-    def tensor(X): return _part(1, b"input") + _part(2, b"FP32") + _part(3, bytes(X.shape))  # sizes below 128
-    return tuple(_part(1, name.encode()) + _part(5, tensor(X)) + _part(7, X.astype("<f4").tobytes()) for X in blocks)
+
+    def tensor(X):
+        return _part(1, b"input") + _part(2, b"FP32") + _part(3, bytes(X.shape))  # sizes below 128
+
+    return tuple(
+        _part(1, name.encode()) + _part(5, tensor(X)) + _part(7, X.astype("<f4").tobytes())
+        for X in blocks
+    )
 
 # %% ../../nbs/operations/peers.ipynb #5b13117e
 @dataclass(frozen=True)
 class Peer:
     "A server to measure"
-    venv: str              # .services/peer-VENV, where environments/peers has installed it; serve_VENV.py starts it
-    form: str = ""         # of its JSON, one of FORMS; "": it has none
+
+    venv: str  # .services/peer-VENV, where environments/peers has installed it; serve_VENV.py starts it
+    form: str = ""  # of its JSON, one of FORMS; "": it has none
     path: str = "/predict"
     ready: str = "/ready"  # answers 200 once it can predict
-    grpc: bool = False     # whether it speaks the inference protocol over gRPC
-    aim: float | None = 5  # times its requests a second that ours must reach; None: it is only shown
+    grpc: bool = False  # whether it speaks the inference protocol over gRPC
+    aim: float | None = (
+        5  # times its requests a second that ours must reach; None: it is only shown
+    )
     variables: dict[str, str] = field(default_factory=dict)
+
 
 _V1, _V2, _READY = "/v1/models/bench:predict", "/v2/models/bench/infer", "/v2/models/bench/ready"
 PEERS = {
     "KServe v1": Peer("kserve", "v1", _V1, _READY),
     "KServe v2": Peer("kserve", "v2", _V2, _READY, grpc=True),
-    "MLServer": Peer("mlserver", "v2", _V2, _READY, grpc=True, variables={"MLSERVER_PARALLEL_WORKERS": "0"}),
-    "MLServer, a worker": Peer("mlserver", "v2", _V2, _READY, variables={"MLSERVER_PARALLEL_WORKERS": "1"}),
+    "MLServer": Peer(
+        "mlserver", "v2", _V2, _READY, grpc=True, variables={"MLSERVER_PARALLEL_WORKERS": "0"}
+    ),
+    "MLServer, a worker": Peer(
+        "mlserver", "v2", _V2, _READY, variables={"MLSERVER_PARALLEL_WORKERS": "1"}
+    ),
     "LitServe": Peer("litserve", "v1", ready="/health"),
     "mlflow": Peer("mlflow", "mlflow", "/invocations", "/ping"),
     "BentoML": Peer("bentoml", "v1", ready="/readyz"),
@@ -76,30 +105,44 @@ PEERS = {
 @dataclass(frozen=True)
 class Server:
     "A server that answers"
-    pid: int           # of it, or the first of its processes
-    form: str          # of JSON; "": none
-    url: str           # of JSON predictions
-    grpc: str = ""     # url for gRPC; "": none
+
+    pid: int  # of it, or the first of its processes
+    form: str  # of JSON; "": none
+    url: str  # of JSON predictions
+    grpc: str = ""  # url for gRPC; "": none
     model: str = "bench"
     workers: tuple[int, ...] = ()  # process ids of those that answer, where that is known
 
+
 def checkout() -> Path:
     "The folder that has the peers' scripts. WorkFailed: this is no checkout"
-    if (root := Path(__file__).parents[2]).joinpath("environments", "peers").is_file(): return root
-    raise WorkFailed("The peers of the bench are in a checkout of scalai-nb, and this is none; clone it and install it with pip install -e .")
+    if (root := Path(__file__).parents[2]).joinpath("environments", "peers").is_file():
+        return root
+    raise WorkFailed(
+        "The peers of the bench are in a checkout of scalai-nb, and this is none; clone it and install it with pip install -e ."
+    )
+
 
 def install(names) -> None:
     "Install the servers of `names`, unless they are there"
-    subprocess.run([checkout() / "environments" / "peers", *{PEERS[name].venv for name in names}], stdout=sys.stderr, check=False)
+    subprocess.run(
+        [checkout() / "environments" / "peers", *{PEERS[name].venv for name in names}],
+        stdout=sys.stderr,
+        check=False,
+    )
 
 # %% ../../nbs/operations/peers.ipynb #b875f803
 @contextmanager
 def pinned(core: int | None):
     "What is started within runs on `core`; None: on any"
     before = os.sched_getaffinity(0)
-    if core is not None: os.sched_setaffinity(0, {core})
-    try: yield
-    finally: os.sched_setaffinity(0, before)
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
 
 def free_port() -> int:
     with socket.socket() as s:
@@ -109,45 +152,81 @@ def free_port() -> int:
 # %% ../../nbs/operations/peers.ipynb #184906bc
 PATIENCE = 90  # seconds that a server may take to start
 
+
 @contextmanager
 def running(name: str, graph: Path, core: int | None = None):
     "A `Server`: the peer `name` with the ONNX file `graph`, until the end of the block. WorkFailed: it does not start"
     peer, ports = PEERS[name], [free_port() for _ in range(3)]
-    with tempfile.TemporaryDirectory(prefix="scalai-peer-") as home, tempfile.TemporaryFile("w+") as log:
-        with pinned(core): process = _start(peer, graph, ports, home, log)
+    with (
+        tempfile.TemporaryDirectory(prefix="scalai-peer-") as home,
+        tempfile.TemporaryFile("w+") as log,
+    ):
+        with pinned(core):
+            process = _start(peer, graph, ports, home, log)
         try:
             _wait(name, peer, process, ports, log)
-            yield Server(process.pid, peer.form, f"http://127.0.0.1:{ports[0]}{peer.path}", f"http://127.0.0.1:{ports[1]}" if peer.grpc else "")
-        finally: stop(process)
+            yield Server(
+                process.pid,
+                peer.form,
+                f"http://127.0.0.1:{ports[0]}{peer.path}",
+                f"http://127.0.0.1:{ports[1]}" if peer.grpc else "",
+            )
+        finally:
+            stop(process)
+
 
 def _start(peer: Peer, graph: Path, ports, home: str, log) -> subprocess.Popen:
-    scripts, python = checkout() / "environments" / "peers.d", checkout() / ".services" / f"peer-{peer.venv}" / "bin" / "python"
-    if not python.exists(): raise WorkFailed(f"it is not installed; run environments/peers {peer.venv} to see why")
-    told = dict(zip(("PEER_PORT", "PEER_GRPC_PORT", "PEER_METRICS_PORT"), map(str, ports), strict=True))
-    return subprocess.Popen([python, scripts / f"serve_{peer.venv}.py"], stdout=log, stderr=log, start_new_session=True, cwd=home,
-                            env=plain_environment() | {"PEER_MODEL": str(graph), "PYTHONPATH": str(scripts), "TMPDIR": home} | told | peer.variables)
+    scripts, python = (
+        checkout() / "environments" / "peers.d",
+        checkout() / ".services" / f"peer-{peer.venv}" / "bin" / "python",
+    )
+    if not python.exists():
+        raise WorkFailed(f"it is not installed; run environments/peers {peer.venv} to see why")
+    told = dict(
+        zip(("PEER_PORT", "PEER_GRPC_PORT", "PEER_METRICS_PORT"), map(str, ports), strict=True)
+    )
+    return subprocess.Popen(
+        [python, scripts / f"serve_{peer.venv}.py"],
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+        cwd=home,
+        env=plain_environment()
+        | {"PEER_MODEL": str(graph), "PYTHONPATH": str(scripts), "TMPDIR": home}
+        | told
+        | peer.variables,
+    )
 
 # %% ../../nbs/operations/peers.ipynb #10bedf24
 def _wait(name: str, peer: Peer, process, ports, log):
     "Return once it is ready"
     until = time.monotonic() + PATIENCE
     while process.poll() is None and time.monotonic() < until:
-        if _answers(peer, ports): return
+        if _answers(peer, ports):
+            return
         time.sleep(0.1)
     log.seek(0)
-    raise WorkFailed(f"it did not start within {PATIENCE} s: {(log.read().strip().splitlines() or ['it said nothing'])[-1][:200]}")
+    raise WorkFailed(
+        f"it did not start within {PATIENCE} s: {(log.read().strip().splitlines() or ['it said nothing'])[-1][:200]}"
+    )
+
 
 def _answers(peer: Peer, ports) -> bool:
     with suppress(OSError):
-        if peer.form: return urlopen(f"http://127.0.0.1:{ports[0]}{peer.ready}", timeout=1).status == 200
-        with socket.create_connection(("127.0.0.1", ports[1]), timeout=1): return True
+        if peer.form:
+            return urlopen(f"http://127.0.0.1:{ports[0]}{peer.ready}", timeout=1).status == 200
+        with socket.create_connection(("127.0.0.1", ports[1]), timeout=1):
+            return True
     return False
+
 
 def stop(process: subprocess.Popen):
     "End a server and all that it has started"
     import psutil
+
     with suppress(psutil.NoSuchProcess):
         for child in psutil.Process(process.pid).children(recursive=True):
-            with suppress(psutil.NoSuchProcess): child.kill()
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
     process.kill()
     process.wait()

@@ -28,18 +28,25 @@ def cores() -> tuple[int, int]:
     have = sorted(os.sched_getaffinity(0))
     return have[0], have[-1]
 
-def say(text: str): print(text, file=sys.stderr, flush=True)
+
+def say(text: str):
+    print(text, file=sys.stderr, flush=True)
 
 # %% ../../nbs/operations/served.ipynb #5ac8c62b
 COLUMNS = tuple(f"x{j}" for j in range(50))
 
+
 def table(rows: int, seed: int = 0):
     "A table to learn from: `COLUMNS`, six digits each as people send them, and `y`"
     import xarray as xr
+
     rng = np.random.default_rng(seed)
     X = rng.standard_normal((rows, len(COLUMNS))).round(6).astype(np.float32)
     y = X[:, 0] * X[:, 1] + 0.3 * rng.standard_normal(rows) > 0
-    return xr.Dataset({name: ("row", x) for name, x in zip(COLUMNS, X.T, strict=True)} | {"y": ("row", y)})
+    return xr.Dataset(
+        {name: ("row", x) for name, x in zip(COLUMNS, X.T, strict=True)} | {"y": ("row", y)}
+    )
+
 
 def learn(trees: int, rows: int = 10_000, seed: int = 0):
     "A package of `trees` boosted trees; 0: of a logistic regression"
@@ -48,41 +55,63 @@ def learn(trees: int, rows: int = 10_000, seed: int = 0):
     from scalai_nb.learn.transform import Transform
     from scalai_nb.learn.trees import BoostedTrees
     from scalai_nb.models.package import package
+
     ds = table(rows, seed)
     t = Transform(numeric=list(COLUMNS)).fit(ds)
-    estimator = BoostedTrees(trees, max_depth=6, learning_rate=0.1) if trees else LogisticRegression()
-    return package(t, estimator.fit(t.transform(ds).values, ds.y.values), Contract.infer(ds, label="y"), name="bench")
+    estimator = (
+        BoostedTrees(trees, max_depth=6, learning_rate=0.1) if trees else LogisticRegression()
+    )
+    return package(
+        t,
+        estimator.fit(t.transform(ds).values, ds.y.values),
+        Contract.infer(ds, label="y"),
+        name="bench",
+    )
 
 # %% ../../nbs/operations/served.ipynb #16b73bf8
 @dataclass(frozen=True)
 class Subject:
     "A model to serve, and what to ask it"
+
     env: Environment
-    model: object      # Model
+    model: object  # Model
     name: str = "bench"
 
     @cached_property
-    def X(self) -> np.ndarray: "Rows to ask about, such as it has learnt from"; return np.stack([c.values for c in table(1024)[list(COLUMNS)].values()], axis=1)
+    def X(self) -> np.ndarray:
+        "Rows to ask about, such as it has learnt from"
+        return np.stack([c.values for c in table(1024)[list(COLUMNS)].values()], axis=1)
+
     @cached_property
-    def scores(self) -> np.ndarray: return self.model.score({name: self.X[:, j] for j, name in enumerate(COLUMNS)})
+    def scores(self) -> np.ndarray:
+        return self.model.score({name: self.X[:, j] for j, name in enumerate(COLUMNS)})
 
     @cached_property
     def graph(self) -> Path:
         "ONNX file with one input (row, 50)"
         from scalai_nb.serving.matrix import matrix_graph
+
         path = self.env.root / "graph.onnx"
         path.write_bytes(matrix_graph(self.model.graph, list(COLUMNS)))
         return path
 
     def load(self, server: Server, grpc: bool = False, rows: int = 1, **how) -> Load:
         "Requests of `rows` rows for `server`, and the first score of each"
-        blocks = [self.X[i:i + rows] for i in range(0, min(len(self.X), 64 * rows), rows)]
+        blocks = [self.X[i : i + rows] for i in range(0, min(len(self.X), 64 * rows), rows)]
         bodies = grpc_bodies(server.model, blocks) if grpc else json_bodies(server.form, blocks)
-        return Load(server.grpc if grpc else server.url, bodies, tuple(self.scores[:len(blocks) * rows:rows].tolist()), grpc, **how)
+        return Load(
+            server.grpc if grpc else server.url,
+            bodies,
+            tuple(self.scores[: len(blocks) * rows : rows].tolist()),
+            grpc,
+            **how,
+        )
+
 
 def subject(folder: Path, trees: int = 200) -> Subject:
     "Learn a model and register it as the champion, in an environment of its own in `folder`"
     from scalai_nb.models.registry import Registry
+
     folder.mkdir(parents=True, exist_ok=True)
     (settings := folder / "settings.ini").write_text("[bench]\ncluster = none\n")
     s = Subject(environment("bench", settings=settings), learn(trees))
@@ -95,22 +124,36 @@ def ours(
     s: Subject,
     core: int | None = None,  # that its processes run on
     form: str = "v1",
-    **options,                # of service.running
+    **options,  # of service.running
 ):
     "A `Server`: `scalai serve`, until the end of the block"
     from scalai_nb.serving import service
+
     with ExitStack() as stack:
-        with pinned(core): running = stack.enter_context(service.running([s.name], s.env, port=0, **options))
+        with pinned(core):
+            running = stack.enter_context(service.running([s.name], s.env, port=0, **options))
         path = {"v1": f"/v1/models/{s.name}:predict", "v2": f"/v2/models/{s.name}/infer"}[form]
-        yield Server(running.process.pid, form, running.url + path, running.url, s.name, tuple(running.state["workers"]))
+        yield Server(
+            running.process.pid,
+            form,
+            running.url + path,
+            running.url,
+            s.name,
+            tuple(running.state["workers"]),
+        )
 
 # %% ../../nbs/operations/served.ipynb #fdadeb0c
 def family(pid: int) -> list:
     "The process and all that it has started"
     import psutil
+
     return [p := psutil.Process(pid), *p.children(recursive=True)]
 
-def cpu_seconds(pid: int) -> float: "Of the process and of those it has started, since they began"; return sum(sum(p.cpu_times()[:2]) for p in family(pid))
+
+def cpu_seconds(pid: int) -> float:
+    "Of the process and of those it has started, since they began"
+    return sum(sum(p.cpu_times()[:2]) for p in family(pid))
+
 
 def settle(
     pid: int,
@@ -120,13 +163,26 @@ def settle(
     for _ in range(int(patience)):
         before = cpu_seconds(pid)
         time.sleep(1)
-        if cpu_seconds(pid) - before < 0.02: return
+        if cpu_seconds(pid) - before < 0.02:
+            return
 
-def workers_memory(server: Server) -> list: "RSS, PSS and more of each worker, as psutil has it"; return [p.memory_full_info() for p in family(server.pid) if p.pid in server.workers]
+
+def workers_memory(server: Server) -> list:
+    "RSS, PSS and more of each worker, as psutil has it"
+    return [p.memory_full_info() for p in family(server.pid) if p.pid in server.workers]
+
 
 class Watch:
     "Memory of some of a family of processes, each second, and the processor time that all take, while a block runs"
-    def __init__(self, pid: int, workers=()): self.pid, self.workers, self.over, self.rss = pid, workers, threading.Event(), []  # workers: whose memory; (): that of all
+
+    def __init__(self, pid: int, workers=()):
+        self.pid, self.workers, self.over, self.rss = (
+            pid,
+            workers,
+            threading.Event(),
+            [],
+        )  # workers: whose memory; (): that of all
+
     def __enter__(self):
         self.before, self.thread = cpu_seconds(self.pid), threading.Thread(target=self._watch)
         self.thread.start()
@@ -134,9 +190,18 @@ class Watch:
 
     def _watch(self):
         from psutil import NoSuchProcess
+
         while True:
-            with suppress(NoSuchProcess): self.rss.append(sum(p.memory_info().rss for p in family(self.pid) if not self.workers or p.pid in self.workers))
-            if self.over.wait(1): return
+            with suppress(NoSuchProcess):
+                self.rss.append(
+                    sum(
+                        p.memory_info().rss
+                        for p in family(self.pid)
+                        if not self.workers or p.pid in self.workers
+                    )
+                )
+            if self.over.wait(1):
+                return
 
     def __exit__(self, *error):
         self.over.set()
@@ -152,5 +217,7 @@ def aim(
     most: float | None = None,
 ) -> dict:  # these, and `met`
     "What a figure must reach"
-    met = value is not None and (least is None or value >= least) and (most is None or value <= most)
+    met = (
+        value is not None and (least is None or value >= least) and (most is None or value <= most)
+    )
     return {"name": name, "value": value, "least": least, "most": most, "met": bool(met)}

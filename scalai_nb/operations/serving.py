@@ -18,53 +18,100 @@ from ..errors import ParameterError, ScalaiError, WorkFailed, unknown
 from . import peers
 from .compare import machine
 from .load import send
-from .served import Subject, Watch, aim, cores, cpu_seconds, ours, say, settle, subject, workers_memory
+from scalai_nb.operations.served import (
+    Subject,
+    Watch,
+    aim,
+    cores,
+    cpu_seconds,
+    ours,
+    say,
+    settle,
+    subject,
+    workers_memory,
+)
 from .soak import soak
 
 # %% ../../nbs/operations/serving.ipynb #e7da1e60
-SHAPES = {"c=1": (1, 1), "c=16": (16, 1), "c=64": (64, 1), "16 rows, c=16": (16, 16)}  # connections, and rows of a request
+SHAPES = {
+    "c=1": (1, 1),
+    "c=16": (16, 1),
+    "c=64": (64, 1),
+    "16 rows, c=16": (16, 16),
+}  # connections, and rows of a request
 OURS = {"scalai": "v1", "scalai v2": "v2"}  # name -> form of its JSON
+
 
 @contextmanager
 def server(name: str, s: Subject):
     "Ours or a peer at work"
-    with ours(s, cores()[0], OURS[name]) if name in OURS else peers.running(name, s.graph, cores()[0]) as running: yield running
+    with (
+        ours(s, cores()[0], OURS[name])
+        if name in OURS
+        else peers.running(name, s.graph, cores()[0]) as running
+    ):
+        yield running
+
 
 def asked(running, s: Subject, seconds: float) -> dict:
     "What a server shows: (wire, shape) -> result"
     seen = {}
     for wire in ("json", "grpc"):
-        if not (running.grpc if wire == "grpc" else running.form): continue
+        if not (running.grpc if wire == "grpc" else running.form):
+            continue
         for shape, (connections, rows) in SHAPES.items():
             before = cpu_seconds(running.pid)
-            r = send(s.load(running, wire == "grpc", rows, connections=connections, seconds=seconds, core=cores()[1]))
+            r = send(
+                s.load(
+                    running,
+                    wire == "grpc",
+                    rows,
+                    connections=connections,
+                    seconds=seconds,
+                    core=cores()[1],
+                )
+            )
             seen[wire, shape] = r | {"cpu": (cpu_seconds(running.pid) - before) / r["all"]}
     return seen
+
 
 def rounds_of(names, s: Subject, seconds: float, rounds: int) -> tuple[dict, dict]:
     "Results by (server, wire, shape), and why some servers were left out"
     seen, out = {}, {}
     for turn in range(1, rounds + 1):
         for name in names:
-            if name in out: continue
+            if name in out:
+                continue
             say(f"  round {turn} of {rounds}, {name} …")
             try:
                 with server(name, s) as running:
-                    for key, r in asked(running, s, seconds).items(): seen.setdefault((name, *key), []).append(r)
-            except WorkFailed as e: out[name] = str(e)
+                    for key, r in asked(running, s, seconds).items():
+                        seen.setdefault((name, *key), []).append(r)
+            except WorkFailed as e:
+                out[name] = str(e)
     return seen, out
 
 # %% ../../nbs/operations/serving.ipynb #dd720a14
 def middle(results: list[dict]) -> dict:
     "Medians over the rounds, and what went wrong in any of them"
-    figures = {k: median(r[k] or 0 for r in results) for k in ("per_second", "p50", "p99", "cpu", "busy")}
-    return figures | {"wrong": sum(r["wrong"] for r in results), "failed": sum(n for r in results for status, n in r["statuses"].items() if status != "200")}
+    figures = {
+        k: median(r[k] or 0 for r in results) for k in ("per_second", "p50", "p99", "cpu", "busy")
+    }
+    return figures | {
+        "wrong": sum(r["wrong"] for r in results),
+        "failed": sum(n for r in results for status, n in r["statuses"].items() if status != "200"),
+    }
+
 
 def _cell(r: dict | None, figure: str) -> str:
-    if not r: return ""
-    if r["wrong"] or r["failed"]: return f"{r['wrong']} wrong, {r['failed']} failed"
-    if figure == "p99": return f"{r['p99'] * 1e3:.1f} ms"
+    if not r:
+        return ""
+    if r["wrong"] or r["failed"]:
+        return f"{r['wrong']} wrong, {r['failed']} failed"
+    if figure == "p99":
+        return f"{r['p99'] * 1e3:.1f} ms"
     return f"{'≥ ' * (r['busy'] > 0.9)}{r['per_second']:,.0f}"
+
 
 def beside(scale: float, rounds: int, folder: Path) -> dict:
     "Requests a second and their p99, ours and the peers in turn"
@@ -72,21 +119,65 @@ def beside(scale: float, rounds: int, folder: Path) -> dict:
     peers.install(peers.PEERS)
     seen, out = rounds_of(names, s, 4 * scale, rounds)
     found = {key: middle(results) for key, results in seen.items()}
-    rows = [[f"{name}, gRPC" if wire == "grpc" else name, *(_cell(found.get((name, wire, shape)), "per_second") for shape in SHAPES), _cell(found[name, wire, "c=64"], "p99"),
-             f"{found[name, wire, 'c=16']['cpu'] * 1e6:,.0f} µs"] for wire in ("json", "grpc") for name in names if (name, wire, "c=1") in found]
-    return {"title": f"Requests a second, median of {rounds}", "columns": ["server", *(f"{shape}>" for shape in SHAPES), "p99, c=64>", "CPU a request, c=16>"], "rows": rows,
-            "aims": beside_aims(found), "notes": [f"{name} is left out: {why}" for name, why in out.items()], "seen": {" · ".join(key): r for key, r in seen.items()}}
+    rows = [
+        [
+            f"{name}, gRPC" if wire == "grpc" else name,
+            *(_cell(found.get((name, wire, shape)), "per_second") for shape in SHAPES),
+            _cell(found[name, wire, "c=64"], "p99"),
+            f"{found[name, wire, 'c=16']['cpu'] * 1e6:,.0f} µs",
+        ]
+        for wire in ("json", "grpc")
+        for name in names
+        if (name, wire, "c=1") in found
+    ]
+    return {
+        "title": f"Requests a second, median of {rounds}",
+        "columns": [
+            "server",
+            *(f"{shape}>" for shape in SHAPES),
+            "p99, c=64>",
+            "CPU a request, c=16>",
+        ],
+        "rows": rows,
+        "aims": beside_aims(found),
+        "notes": [f"{name} is left out: {why}" for name, why in out.items()],
+        "seen": {" · ".join(key): r for key, r in seen.items()},
+    }
 
 # %% ../../nbs/operations/serving.ipynb #26b976be
 def beside_aims(found: dict) -> list[dict]:
     "From medians by (server, wire, shape)"
-    mine, rivals = {key[1:]: r for key, r in found.items() if key[0] == "scalai"}, [n for n, p in peers.PEERS.items() if p.aim == 5]
-    def best(wire, shape, figure="per_second", pick=max, names=rivals): return pick((found[n, wire, shape][figure] for n in names if (n, wire, shape) in found), default=None)
-    def times(wire, shape, **how): return (b := best(wire, shape, **how)) and mine[wire, shape]["per_second"] / b
-    yet = [aim(f"JSON, {shape}: times the best peer", times("json", shape), least=least) for shape, least in (("c=1", 2.5), ("c=16", 5), ("c=64", 5))]
-    yet += [aim(f"JSON, {shape}: p99, of the best peer's", (b := best("json", shape, "p99", min)) and mine["json", shape]["p99"] / b, most=1) for shape in ("c=1", "c=16", "c=64")]
+    mine, rivals = (
+        {key[1:]: r for key, r in found.items() if key[0] == "scalai"},
+        [n for n, p in peers.PEERS.items() if p.aim == 5],
+    )
+
+    def best(wire, shape, figure="per_second", pick=max, names=rivals):
+        return pick(
+            (found[n, wire, shape][figure] for n in names if (n, wire, shape) in found),
+            default=None,
+        )
+
+    def times(wire, shape, **how):
+        return (b := best(wire, shape, **how)) and mine[wire, shape]["per_second"] / b
+
+    yet = [
+        aim(f"JSON, {shape}: times the best peer", times("json", shape), least=least)
+        for shape, least in (("c=1", 2.5), ("c=16", 5), ("c=64", 5))
+    ]
+    yet += [
+        aim(
+            f"JSON, {shape}: p99, of the best peer's",
+            (b := best("json", shape, "p99", min)) and mine["json", shape]["p99"] / b,
+            most=1,
+        )
+        for shape in ("c=1", "c=16", "c=64")
+    ]
     yet += [aim("JSON, c=64: times Triton", times("json", "c=64", names=["Triton"]), least=3)]
-    return yet + [aim(f"gRPC, {shape}: times the best peer", times("grpc", shape), least=1.5) for shape in SHAPES]
+    return yet + [
+        aim(f"gRPC, {shape}: times the best peer", times("grpc", shape), least=1.5)
+        for shape in SHAPES
+    ]
 
 # %% ../../nbs/operations/serving.ipynb #f84c2f6e
 def two_workers(scale: float, rounds: int, folder: Path) -> dict:
@@ -101,11 +192,42 @@ def two_workers(scale: float, rounds: int, folder: Path) -> dict:
                 seen[workers].append(r | {"cpu": (cpu_seconds(running.pid) - before) / r["all"]})
                 memory[workers] = workers_memory(running)
     one, two = (middle(seen[n]) for n in (1, 2))
-    rows = [[f"{n}", f"{r['per_second']:,.0f}", f"{r['cpu'] * 1e6:,.0f} µs", f"{r['busy']:.0%}", *(", ".join(f"{getattr(m, kind) / 1e6:.0f}" for m in memory[n]) for kind in ("rss", "pss"))]
-            for n, r in ((1, one), (2, two))]
-    aims = [aim("requests a second, two workers: times one", two["per_second"] / one["per_second"], least=1.7)]
-    return {"title": f"16 rows a request, {DEAR:,} trees, c=32", "columns": ["workers", "requests/s>", "CPU a request>", "of a core: generator>", "RSS of each, MB>", "PSS of each, MB>"],
-            "rows": rows, "aims": aims, "notes": [], "seen": {"one": one, "two": two}}
+    rows = [
+        [
+            f"{n}",
+            f"{r['per_second']:,.0f}",
+            f"{r['cpu'] * 1e6:,.0f} µs",
+            f"{r['busy']:.0%}",
+            *(
+                ", ".join(f"{getattr(m, kind) / 1e6:.0f}" for m in memory[n])
+                for kind in ("rss", "pss")
+            ),
+        ]
+        for n, r in ((1, one), (2, two))
+    ]
+    aims = [
+        aim(
+            "requests a second, two workers: times one",
+            two["per_second"] / one["per_second"],
+            least=1.7,
+        )
+    ]
+    return {
+        "title": f"16 rows a request, {DEAR:,} trees, c=32",
+        "columns": [
+            "workers",
+            "requests/s>",
+            "CPU a request>",
+            "of a core: generator>",
+            "RSS of each, MB>",
+            "PSS of each, MB>",
+        ],
+        "rows": rows,
+        "aims": aims,
+        "notes": [],
+        "seen": {"one": one, "two": two},
+    }
+
 
 DEAR = 2000  # trees of a model that is dear to score
 
@@ -125,35 +247,82 @@ def at_rest(scale: float, rounds: int, folder: Path) -> dict:
             memory = workers_memory(running)
         rss, pss = (max(getattr(m, kind) for m in memory) / 1e6 for kind in ("rss", "pss"))
         rows.append([f"{workers}", f"{rss:.0f} MB", f"{pss:.0f} MB", f"{idle:.1%}"])
-        aims += [aim(f"{workers} of ours: MB of a worker", rss, most=80), aim(f"{workers} of ours: share of a core when idle", idle, most=0.01)]
-    return {"title": "At rest, 200 trees", "columns": ["workers", "RSS of the largest>", "PSS of the largest>", "of a core, all processes>"], "rows": rows, "aims": aims, "notes": [], "seen": {}}
+        aims += [
+            aim(f"{workers} of ours: MB of a worker", rss, most=80),
+            aim(f"{workers} of ours: share of a core when idle", idle, most=0.01),
+        ]
+    return {
+        "title": "At rest, 200 trees",
+        "columns": [
+            "workers",
+            "RSS of the largest>",
+            "PSS of the largest>",
+            "of a core, all processes>",
+        ],
+        "rows": rows,
+        "aims": aims,
+        "notes": [],
+        "seen": {},
+    }
 
 # %% ../../nbs/operations/serving.ipynb #90a866bd
 GOAL = 0.1  # seconds
 
+
 def flooded(s: Subject, rows: int, times: float, scale: float) -> dict:
     "Ours under `times` its capacity"
     with ours(s, cores()[0], workers=1, latency=GOAL) as running:
-        capacity = send(s.load(running, rows=rows, connections=64, seconds=5, core=cores()[1]))["per_second"]
+        capacity = send(s.load(running, rows=rows, connections=64, seconds=5, core=cores()[1]))[
+            "per_second"
+        ]
         say(f"  capacity {capacity:,.0f} requests/s; {times:g} times that …")
         with Watch(running.pid, running.workers) as watch:
-            r = send(s.load(running, rows=rows, connections=1000, seconds=60 * scale, rate=times * capacity, calm=(10, capacity / 2), good=GOAL, core=cores()[1]))
+            r = send(
+                s.load(
+                    running,
+                    rows=rows,
+                    connections=1000,
+                    seconds=60 * scale,
+                    rate=times * capacity,
+                    calm=(10, capacity / 2),
+                    good=GOAL,
+                    core=cores()[1],
+                )
+            )
     return r | {"capacity": capacity, "rss": watch.rss}
+
 
 def overload_aims(r: dict, share: float) -> list[dict]:
     "What a flooded server must keep: a `share` of its capacity, and its promises to those it accepts and those it does not"
     seconds = len(r["good"]) - 10  # the last ten were calm
-    full = [good >= 0.99 * sent for good, sent in zip(r["good"][seconds:], r["sent"][seconds:], strict=True)]
-    settled, later = r["rss"][len(r["rss"]) // 4], r["rss"][len(r["rss"]) // 4:]
+    full = [
+        good >= 0.99 * sent
+        for good, sent in zip(r["good"][seconds:], r["sent"][seconds:], strict=True)
+    ]
+    settled, later = r["rss"][len(r["rss"]) // 4], r["rss"][len(r["rss"]) // 4 :]
     return [
-        aim("good answers a second, of the capacity", sum(r["good"][:seconds]) / seconds / r["capacity"], least=share),
+        aim(
+            "good answers a second, of the capacity",
+            sum(r["good"][:seconds]) / seconds / r["capacity"],
+            least=share,
+        ),
         aim("p99 of the accepted, ms", r["p99"] and r["p99"] * 1e3, most=GOAL * 1e3),
         aim("p99 of the refusals, ms", r["refused"] and r["refused"] * 1e3, most=5),
         aim("refusals without Retry-After", r["rude"], most=0),
-        aim("lost connections, unanswered or failed", sum(n for status, n in r["statuses"].items() if status not in ("200", "429", "503")), most=0),
+        aim(
+            "lost connections, unanswered or failed",
+            sum(n for status, n in r["statuses"].items() if status not in ("200", "429", "503")),
+            most=0,
+        ),
         aim("wrong scores", r["wrong"], most=0),
-        aim("memory of the worker at most, of that after a quarter", max(later) / settled, most=1.05),
-        aim("seconds of calm until all answers are good", next((i for i in range(10) if all(full[i:])), 10), most=2),
+        aim(
+            "memory of the worker at most, of that after a quarter", max(later) / settled, most=1.05
+        ),
+        aim(
+            "seconds of calm until all answers are good",
+            next((i for i in range(10) if all(full[i:])), 10),
+            most=2,
+        ),
     ]
 
 # %% ../../nbs/operations/serving.ipynb #ab5498be
@@ -161,11 +330,38 @@ def _overload(title: str, trees: int, rows: int, times: float, share: float):
     def measured(scale: float, rounds: int, folder: Path) -> dict:
         r = flooded(subject(folder, trees), rows, times, scale)
         seconds = len(r["good"]) - 10
-        row = [f"{r['capacity']:,.0f}", f"{sum(r['sent'][:seconds]) / seconds:,.0f}", f"{sum(r['good'][:seconds]) / seconds:,.0f}", f"{(r['p99'] or 0) * 1e3:.0f} ms", f"{(r['refused'] or 0) * 1e3:.1f} ms",
-               f"{r['busy']:.0%}", f"{r['lag'] * 1e3:.1f} ms", f"{r['rss'][0] / 1e6:.0f} → {r['rss'][-1] / 1e6:.0f} MB"]
-        columns = ["capacity/s>", "sent/s>", "good/s>", "p99 of 200s>", "p99 of refusals>", "of a core: generator>", "sent late by, p99>", "the worker's memory>"]
-        notes = ["The generator was busy all the time: what it sent late counts against the server."] * (r["busy"] > 0.9)
-        return {"title": title, "columns": columns, "rows": [row], "aims": overload_aims(r, share), "notes": notes, "seen": r}
+        row = [
+            f"{r['capacity']:,.0f}",
+            f"{sum(r['sent'][:seconds]) / seconds:,.0f}",
+            f"{sum(r['good'][:seconds]) / seconds:,.0f}",
+            f"{(r['p99'] or 0) * 1e3:.0f} ms",
+            f"{(r['refused'] or 0) * 1e3:.1f} ms",
+            f"{r['busy']:.0%}",
+            f"{r['lag'] * 1e3:.1f} ms",
+            f"{r['rss'][0] / 1e6:.0f} → {r['rss'][-1] / 1e6:.0f} MB",
+        ]
+        columns = [
+            "capacity/s>",
+            "sent/s>",
+            "good/s>",
+            "p99 of 200s>",
+            "p99 of refusals>",
+            "of a core: generator>",
+            "sent late by, p99>",
+            "the worker's memory>",
+        ]
+        notes = [
+            "The generator was busy all the time: what it sent late counts against the server."
+        ] * (r["busy"] > 0.9)
+        return {
+            "title": title,
+            "columns": columns,
+            "rows": [row],
+            "aims": overload_aims(r, share),
+            "notes": notes,
+            "seen": r,
+        }
+
     return measured
 
 # %% ../../nbs/operations/serving.ipynb #124f3db9
@@ -173,44 +369,73 @@ CASES = {
     "peers": beside,
     "workers": two_workers,
     "rest": at_rest,
-    "overload": _overload(f"2.5 times the capacity, {DEAR:,} trees, 16 rows a request", DEAR, 16, 2.5, 0.9),
+    "overload": _overload(
+        f"2.5 times the capacity, {DEAR:,} trees, 16 rows a request", DEAR, 16, 2.5, 0.9
+    ),
     "flood": _overload("Twice the capacity, a model that costs nothing", 0, 1, 2, 0.7),
     "soak": soak,
 }
 ALONE = {"soak"}  # measured only when they are asked for by name
 
+
 def measure(
-    names=(),            # of CASES; (): all but those in ALONE
+    names=(),  # of CASES; (): all but those in ALONE
     scale: float = 1.0,  # of the durations
     rounds: int = 3,
     path: Path = Path(".scalai/bench/serving.json"),  # gets the figures
-) -> dict:               # {"machine": …, "cases": {name: {"title", "columns", "rows", "aims", "notes", "seen"}}, "failed": names}
+) -> dict:  # {"machine": …, "cases": {name: {"title", "columns", "rows", "aims", "notes", "seen"}}, "failed": names}
     "Measure cases of serving, one after the other"
     for name in names:
-        if name not in CASES: raise ParameterError(unknown(name, CASES, "the cases"))
-    if scale <= 0 or rounds < 1: raise ParameterError(f"scale={scale}, rounds={rounds}: both must be positive.")
+        if name not in CASES:
+            raise ParameterError(unknown(name, CASES, "the cases"))
+    if scale <= 0 or rounds < 1:
+        raise ParameterError(f"scale={scale}, rounds={rounds}: both must be positive.")
     figures = {"machine": machine(), "scale": scale, "cases": {}, "failed": []}
     path.parent.mkdir(parents=True, exist_ok=True)
     for name in names or [n for n in CASES if n not in ALONE]:
         say(name)
         with TemporaryDirectory(prefix="scalai-bench-") as folder:
-            try: figures["cases"][name] = CASES[name](scale, rounds, Path(folder))
-            except ScalaiError as e: figures["failed"].append(name); say(f"{name} was not measured: {e}")
+            try:
+                figures["cases"][name] = CASES[name](scale, rounds, Path(folder))
+            except ScalaiError as e:
+                figures["failed"].append(name)
+                say(f"{name} was not measured: {e}")
         path.write_text(json.dumps(figures, indent=1))
     return figures
 
 # %% ../../nbs/operations/serving.ipynb #028a2401
-def _bound(a: dict) -> str: return f"≥ {a['least']:,.3g}" if a["most"] is None else f"≤ {a['most']:,.3g}"
+def _bound(a: dict) -> str:
+    return f"≥ {a['least']:,.3g}" if a["most"] is None else f"≤ {a['most']:,.3g}"
+
 
 def show(figures: dict):
     "The figures of `measure` as tables for a terminal: what was seen, and what had to be reached"
     from rich.console import Group
     from rich.text import Text
     from scalai_nb.pipeline.progress import table
+
     parts = []
     for case in figures["cases"].values():
-        parts += [Text(f"\n{case['title']}", "bold"), table(case["rows"], *case["columns"]), *(Text(note, "dim") for note in case["notes"])]
-    aims = [(name, a["name"], "not measured" if a["value"] is None else f"{a['value']:,.3g}", _bound(a), "✔" if a["met"] else "✘")
-            for name, case in figures["cases"].items() for a in case["aims"]]
+        parts += [
+            Text(f"\n{case['title']}", "bold"),
+            table(case["rows"], *case["columns"]),
+            *(Text(note, "dim") for note in case["notes"]),
+        ]
+    aims = [
+        (
+            name,
+            a["name"],
+            "not measured" if a["value"] is None else f"{a['value']:,.3g}",
+            _bound(a),
+            "✔" if a["met"] else "✘",
+        )
+        for name, case in figures["cases"].items()
+        for a in case["aims"]
+    ]
     caption = f"{figures['machine']}; servers on core {cores()[0]}, generator on core {cores()[1]}; durations × {figures['scale']:g}"
-    return Group(*parts, Text("\nAims", "bold"), table(aims, "case", "", "reached>", "aim>", ""), Text(caption, "dim"))
+    return Group(
+        *parts,
+        Text("\nAims", "bold"),
+        table(aims, "case", "", "reached>", "aim>", ""),
+        Text(caption, "dim"),
+    )

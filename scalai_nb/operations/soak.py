@@ -28,40 +28,68 @@ from .served import Subject, aim, learn, say, subject
 def small_disk(folder: Path, megabytes: int = 512):
     "A disk of its own at `folder`, until the end of the block; yields whether there is one"
     folder.mkdir(parents=True, exist_ok=True)
-    there = not subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder], stderr=subprocess.DEVNULL).returncode
-    try: yield there
+    there = not subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder],
+        stderr=subprocess.DEVNULL,
+    ).returncode
+    try:
+        yield there
     finally:
-        if there: subprocess.run(["umount", "--lazy", folder], check=True)
+        if there:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+
 
 def fill(folder: Path) -> Path:
     "Leave no byte free on the disk of `folder`; the file that takes the space"
     with open(folder / "filler", "wb", buffering=0) as file, suppress(OSError):
         for size in (1 << 20, 1):
             with suppress(OSError):
-                while file.write(bytes(size)): pass
+                while file.write(bytes(size)):
+                    pass
     return folder / "filler"
 
 # %% ../../nbs/operations/soak.ipynb #2d2b36bf
 def plan(scale: float) -> list[tuple[float, str]]:
     "What happens when, in order: seconds, and move, kill, fill, free, hide or show"
     end, full, away = 600 * scale, (240 * scale, 255 * scale), (360 * scale, 420 * scale)
-    def every(step, word, but): return [(t, word) for t in np.arange(step, end - 5, step).tolist() if not but[0] - 2 <= t <= but[1] + 2]
-    return sorted([*every(20, "move", away), *every(30, "kill", full), (full[0], "fill"), (full[1], "free"), (away[0], "hide"), (away[1], "show")])
+
+    def every(step, word, but):
+        return [
+            (t, word)
+            for t in np.arange(step, end - 5, step).tolist()
+            if not but[0] - 2 <= t <= but[1] + 2
+        ]
+
+    return sorted(
+        [
+            *every(20, "move", away),
+            *every(30, "kill", full),
+            (full[0], "fill"),
+            (full[1], "free"),
+            (away[0], "hide"),
+            (away[1], "show"),
+        ]
+    )
 
 # %% ../../nbs/operations/soak.ipynb #1e29c8f7
 @dataclass
 class Chaos:
     "What breaks around a service"
+
     s: Subject
     service: object  # Service
-    disk: bool       # whether the log's disk can fill
+    disk: bool  # whether the log's disk can fill
     champion: int = 1
     killed: list[float] = field(default_factory=list)  # seconds since 1970
 
     @property
-    def log(self) -> Path: return self.service.folder / "log"
+    def log(self) -> Path:
+        return self.service.folder / "log"
+
     @property
-    def registry(self) -> Path: "The registry's file"; return Path(database(self.s.env))
+    def registry(self) -> Path:
+        "The registry's file"
+        return Path(database(self.s.env))
 
     def move(self):
         self.champion = 3 - self.champion
@@ -70,12 +98,20 @@ class Chaos:
     def kill(self):
         workers = self.service.state["workers"]
         self.killed.append(time.time())
-        with suppress(ProcessLookupError): os.kill(workers[len(self.killed) % len(workers)], SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(workers[len(self.killed) % len(workers)], SIGKILL)
 
-    def fill(self): self.disk and fill(self.log)
-    def free(self): (self.log / "filler").unlink(missing_ok=True)
-    def hide(self): self.registry.rename(self.registry.with_suffix(".away"))
-    def show(self): self.registry.with_suffix(".away").rename(self.registry)
+    def fill(self):
+        self.disk and fill(self.log)
+
+    def free(self):
+        (self.log / "filler").unlink(missing_ok=True)
+
+    def hide(self):
+        self.registry.rename(self.registry.with_suffix(".away"))
+
+    def show(self):
+        self.registry.with_suffix(".away").rename(self.registry)
 
     def run(self, scale: float):
         "Let it happen"
@@ -90,14 +126,29 @@ def logged(s: Subject, prefix: str) -> tuple[np.ndarray, int]:
     "Numbers of the requests that are in the lake, sorted, and how many of them are there twice"
     from scalai_nb.data.lake import Lake
     from scalai_nb.serving.segments import predictions
+
     ids = Lake(s.env.lake).read(predictions(s.name), columns=["id"]).id
-    numbers = np.concatenate([np.array([int(i[len(prefix):]) for i in ids[at:at + 1_000_000].values if i.startswith(prefix)], np.int64) for at in range(0, len(ids), 1_000_000)])
+    numbers = np.concatenate(
+        [
+            np.array(
+                [
+                    int(i[len(prefix) :])
+                    for i in ids[at : at + 1_000_000].values
+                    if i.startswith(prefix)
+                ],
+                np.int64,
+            )
+            for at in range(0, len(ids), 1_000_000)
+        ]
+    )
     return (once := np.unique(numbers)), len(numbers) - len(once)
+
 
 def missing(answered: Path, prefix: str, known: np.ndarray) -> int:
     "Acknowledged requests that are not among the logged ones"
-    said = np.array([int(line[len(prefix):]) for line in answered.read_text().split()], np.int64)
+    said = np.array([int(line[len(prefix) :]) for line in answered.read_text().split()], np.int64)
     return int((~np.isin(said, known, assume_unique=True)).sum())
+
 
 def strays(lost: list[int], began: float, killed: list[float]) -> int:
     "Connections that broke in a second in which no worker was killed"
@@ -106,6 +157,7 @@ def strays(lost: list[int], began: float, killed: list[float]) -> int:
 
 # %% ../../nbs/operations/soak.ipynb #75ab193a
 CONNECTIONS, SHARE, PREFIX = 64, 0.7, "soak-"
+
 
 def soak(scale: float, rounds: int, folder: Path) -> dict:
     "All of it, once, whatever `rounds` says; as a case of `operations.serving`"
@@ -119,16 +171,31 @@ def soak(scale: float, rounds: int, folder: Path) -> dict:
     known, twice = logged(s, PREFIX)
     return _case(r, chaos, lost, missing(answered, PREFIX, known), twice, len(known))
 
+
 def _soaked(s: Subject, scores: dict, scale: float, answered: Path, disk: bool):
     "The load under chaos: its result, the chaos, and how many predictions the server counts as lost"
     from scalai_nb.serving.service import running
+
     with ExitStack() as stack:
         service = stack.enter_context(running([s.name], s.env, workers=2))
         server = Server(service.process.pid, "v1", f"{service.url}/v1/models/{s.name}:predict")
-        capacity = send(s.load(server, connections=CONNECTIONS, seconds=max(3, 20 * scale)))["per_second"]
-        load = s.load(server, connections=CONNECTIONS, rate=SHARE * capacity, seconds=600 * scale, warm=0, check=1, ids=PREFIX, answered=str(answered))
+        capacity = send(s.load(server, connections=CONNECTIONS, seconds=max(3, 20 * scale)))[
+            "per_second"
+        ]
+        load = s.load(
+            server,
+            connections=CONNECTIONS,
+            rate=SHARE * capacity,
+            seconds=600 * scale,
+            warm=0,
+            check=1,
+            ids=PREFIX,
+            answered=str(answered),
+        )
         say(f"  capacity {capacity:,.0f} requests/s; {SHARE:.0%} of it …")
-        by_version = {version: tuple(x[:len(load.bodies)].tolist()) for version, x in scores.items()}
+        by_version = {
+            version: tuple(x[: len(load.bodies)].tolist()) for version, x in scores.items()
+        }
         chaos = Chaos(s, service, disk)
         with ThreadPoolExecutor(1) as pool:
             sending = pool.submit(send, replace(load, scores=by_version))
@@ -140,17 +207,60 @@ def _soaked(s: Subject, scores: dict, scale: float, answered: Path, disk: bool):
 # %% ../../nbs/operations/soak.ipynb #5bf5b9a6
 def _case(r: dict, chaos: Chaos, lost: int, absent: int, twice: int, known: int) -> dict:
     statuses = {int(status): n for status, n in r["statuses"].items()}
-    refused, failed = (sum(n for status, n in statuses.items() if (status in (429, 503)) == shed and status not in (200, LOST)) for shed in (True, False))
+    refused, failed = (
+        sum(
+            n
+            for status, n in statuses.items()
+            if (status in (429, 503)) == shed and status not in (200, LOST)
+        )
+        for shed in (True, False)
+    )
     aims = [
         aim("answers with another score than that of their version", r["wrong"], most=0),
         aim("acknowledged and neither logged nor counted as lost", max(0, absent - lost), most=0),
         aim("logged twice", twice, most=0),
-        aim("connections that broke when no worker was killed", strays(r["lost"], r["began"], chaos.killed), most=0),
-        aim("connections that broke, a killed worker", statuses.get(LOST, 0) / max(1, len(chaos.killed)), most=CONNECTIONS),
+        aim(
+            "connections that broke when no worker was killed",
+            strays(r["lost"], r["began"], chaos.killed),
+            most=0,
+        ),
+        aim(
+            "connections that broke, a killed worker",
+            statuses.get(LOST, 0) / max(1, len(chaos.killed)),
+            most=CONNECTIONS,
+        ),
         aim("failed otherwise", failed, most=0),
         aim("refused, of all", refused / r["all"], most=0.001),
     ]
-    row = [f"{r['all']:,}", f"{r['checked']:,}", f"{known:,}", f"{lost:,}", f"{len(chaos.killed)}", f"{statuses.get(LOST, 0)}", f"{refused:,}", f"{(r['p99'] or 0) * 1e3:.1f} ms"]
-    notes = [] if chaos.disk else ["No small disk could be mounted (root may), so the log's disk was never full."]
-    return {"title": f"{SHARE:.0%} of the capacity while things break", "columns": ["requests>", "checked>", "logged>", "counted as lost>", "kills>", "broken connections>", "refused>", "p99>"],
-            "rows": [row], "aims": aims, "notes": notes, "seen": r | {"absent": absent}}
+    row = [
+        f"{r['all']:,}",
+        f"{r['checked']:,}",
+        f"{known:,}",
+        f"{lost:,}",
+        f"{len(chaos.killed)}",
+        f"{statuses.get(LOST, 0)}",
+        f"{refused:,}",
+        f"{(r['p99'] or 0) * 1e3:.1f} ms",
+    ]
+    notes = (
+        []
+        if chaos.disk
+        else ["No small disk could be mounted (root may), so the log's disk was never full."]
+    )
+    return {
+        "title": f"{SHARE:.0%} of the capacity while things break",
+        "columns": [
+            "requests>",
+            "checked>",
+            "logged>",
+            "counted as lost>",
+            "kills>",
+            "broken connections>",
+            "refused>",
+            "p99>",
+        ],
+        "rows": [row],
+        "aims": aims,
+        "notes": notes,
+        "seen": r | {"absent": absent},
+    }

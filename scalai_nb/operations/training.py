@@ -15,20 +15,30 @@ from pathlib import Path
 
 import numpy as np
 
-from .compare import Case, Figure, bandwidth, machine, peak_memory  # noqa: F401  the limit, for compare
+from .compare import Case, Figure, bandwidth, machine, peak_memory  # noqa: F401  for compare
 from .hotpath import cluster, mixed, to_arrow
 
 # %% ../../nbs/operations/training.ipynb #e6fcdc21
 NUMERIC, CATEGORICAL = (*(f"x{j}" for j in range(12)), "n1", "n2"), ("c5", "c50")
 
+
 def labelled(
     rows: int,
     seed: int = 0,
-):              # Dataset over `row`: the columns of NUMERIC and CATEGORICAL, and `late`, true in about a fifth of the rows
+):  # Dataset over `row`: the columns of NUMERIC and CATEGORICAL, and `late`, true in about a fifth of the rows
     "A table to learn from"
     ds = mixed(rows, seed)[[*NUMERIC, *CATEGORICAL]]
-    def known(name): return np.nan_to_num(ds[name].values)
-    logit = known("x0") - 0.7 * known("x4") * (ds.c5.values == 1) + 0.05 * known("n1") - 0.02 * ds.c50.values - 1.5
+
+    def known(name):
+        return np.nan_to_num(ds[name].values)
+
+    logit = (
+        known("x0")
+        - 0.7 * known("x4") * (ds.c5.values == 1)
+        + 0.05 * known("n1")
+        - 0.02 * ds.c50.values
+        - 1.5
+    )
     late = np.random.default_rng([seed, 1]).random(rows, np.float32) < 1 / (1 + np.exp(-logit))
     return ds.assign(late=("row", late))
 
@@ -39,91 +49,159 @@ def pipeline(estimator):
     from sklearn.impute import SimpleImputer
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import OneHotEncoder, StandardScaler
-    columns = ColumnTransformer([("numbers", make_pipeline(SimpleImputer(), StandardScaler()), list(NUMERIC)),
-                                 ("categories", OneHotEncoder(handle_unknown="ignore", sparse_output=False, dtype=np.float32), list(CATEGORICAL))])
+
+    columns = ColumnTransformer(
+        [
+            ("numbers", make_pipeline(SimpleImputer(), StandardScaler()), list(NUMERIC)),
+            (
+                "categories",
+                OneHotEncoder(handle_unknown="ignore", sparse_output=False, dtype=np.float32),
+                list(CATEGORICAL),
+            ),
+        ]
+    )
     return make_pipeline(columns, estimator)
 
 # %% ../../nbs/operations/training.ipynb #28010a27
 @dataclass
 class Packaged:
     "Boosted trees, packaged, and the rows that they are asked about"
-    rows: int   # of a batch
+
+    rows: int  # of a batch
     trees: int = 200
     calls: int = 300
 
     @cached_property
-    def known(self): return labelled(100_000)
+    def known(self):
+        return labelled(100_000)
+
     @cached_property
-    def ds(self): return labelled(self.rows, seed=2)
+    def ds(self):
+        return labelled(self.rows, seed=2)
+
     @cached_property
     def fitted(self):
         from scalai_nb.learn.transform import Transform
         from scalai_nb.learn.trees import BoostedTrees
+
         t = Transform(numeric=NUMERIC, categorical=CATEGORICAL).fit(self.known)
-        return t, BoostedTrees(self.trees, max_depth=6, learning_rate=0.1).fit(t.transform(self.known).values, self.known.late.values)
+        return t, BoostedTrees(self.trees, max_depth=6, learning_rate=0.1).fit(
+            t.transform(self.known).values, self.known.late.values
+        )
+
     @cached_property
     def model(self):
         from scalai_nb.models.package import package
+
         return package(*self.fitted)
 
-def packaged(rows: float): return lambda scale, folder: Packaged(max(2000, int(rows * scale)))
+
+def packaged(rows: float):
+    return lambda scale, folder: Packaged(max(2000, int(rows * scale)))
 
 # %% ../../nbs/operations/training.ipynb #87432523
 def _arrays_one_by_one(p: Packaged):
     rows = [p.model.transform.raw(p.ds.isel(row=slice(i, i + 1))) for i in range(p.calls)]
     return lambda: [p.model.score(row) for row in rows]
 
+
 def _one_by_one(p: Packaged):
     rows = [p.ds[list(p.model.card["inputs"])].isel(row=slice(i, i + 1)) for i in range(p.calls)]
     return lambda: [p.model.predict(row) for row in rows]
 
+
 def _pipeline_one_by_one(p: Packaged):
     from xgboost import XGBClassifier
-    frames = [to_arrow(ds[[*NUMERIC, *CATEGORICAL]]).to_pandas() for ds in (p.known, p.ds.isel(row=slice(0, p.calls)))]
-    made = pipeline(XGBClassifier(n_estimators=p.trees, max_depth=6, learning_rate=0.1, n_jobs=1)).fit(frames[0], p.known.late.values)
-    rows = [frames[1].iloc[i:i + 1] for i in range(p.calls)]
+
+    frames = [
+        to_arrow(ds[[*NUMERIC, *CATEGORICAL]]).to_pandas()
+        for ds in (p.known, p.ds.isel(row=slice(0, p.calls)))
+    ]
+    made = pipeline(
+        XGBClassifier(n_estimators=p.trees, max_depth=6, learning_rate=0.1, n_jobs=1)
+    ).fit(frames[0], p.known.late.values)
+    rows = [frames[1].iloc[i : i + 1] for i in range(p.calls)]
     return lambda: [made.predict_proba(row) for row in rows]
 
-def _batch(p: Packaged): return partial(p.model.predict, p.ds)
+
+def _batch(p: Packaged):
+    return partial(p.model.predict, p.ds)
+
 
 def _booster_alone(p: Packaged):
     t, estimator = p.fitted
     X, booster = t.transform(p.ds).values, estimator.get_booster()
     return lambda: booster.inplace_predict(X)
 
+
 def _parity(p: Packaged, results, grown):
     "How far graph and booster are from Python on a million rows with missing values and unseen categories"
     from scalai_nb.models.examples import example_rows
     from scalai_nb.models.package import estimate
+
     rows, (t, estimator) = example_rows(p.model.transform, p.rows // 2), p.fitted
     expected = estimate(t, estimator, rows)
-    yield Figure(f"graph from Python on {len(expected):,} random rows, largest difference", float(np.abs(p.model.score(t.raw(rows)) - expected).max()), 1e-5)
-    yield Figure("package from Python on these rows, largest difference", float(np.abs(p.model.predict(rows) - expected).max()), 1e-5)
+    yield Figure(
+        f"graph from Python on {len(expected):,} random rows, largest difference",
+        float(np.abs(p.model.score(t.raw(rows)) - expected).max()),
+        1e-5,
+    )
+    yield Figure(
+        "package from Python on these rows, largest difference",
+        float(np.abs(p.model.predict(rows) - expected).max()),
+        1e-5,
+    )
+
 
 PACKAGES = {
-    "row": Case("Score 300 single rows, 200 trees", packaged(2e4), _one_by_one, {"scikit-learn pipeline with XGBoost": _pipeline_one_by_one},
-                {"scikit-learn pipeline with XGBoost": 10}),
-    "row_arrays": Case("Score 300 single rows that a server has as arrays", packaged(2e4), _arrays_one_by_one, {"scikit-learn pipeline with XGBoost": _pipeline_one_by_one},
-                       {"scikit-learn pipeline with XGBoost": 10}),
-    "batch": Case("Score 2 M rows, 200 trees", packaged(2e6), _batch, {"the booster alone, features ready": _booster_alone},
-                  {"the booster alone, features ready": 1 / 1.2}, lambda p: p.ds.nbytes, _parity),
+    "row": Case(
+        "Score 300 single rows, 200 trees",
+        packaged(2e4),
+        _one_by_one,
+        {"scikit-learn pipeline with XGBoost": _pipeline_one_by_one},
+        {"scikit-learn pipeline with XGBoost": 10},
+    ),
+    "row_arrays": Case(
+        "Score 300 single rows that a server has as arrays",
+        packaged(2e4),
+        _arrays_one_by_one,
+        {"scikit-learn pipeline with XGBoost": _pipeline_one_by_one},
+        {"scikit-learn pipeline with XGBoost": 10},
+    ),
+    "batch": Case(
+        "Score 2 M rows, 200 trees",
+        packaged(2e6),
+        _batch,
+        {"the booster alone, features ready": _booster_alone},
+        {"the booster alone, features ready": 1 / 1.2},
+        lambda p: p.ds.nbytes,
+        _parity,
+    ),
 }
 
 # %% ../../nbs/operations/training.ipynb #56830216
 class Learning:
     "A lake of standardised features and a label, and a cluster that learns from it"
-    def __init__(self, scale: float, folder: Path, rows: float = 1e6, features: int = 50, rounds: int = 50):
+
+    def __init__(
+        self, scale: float, folder: Path, rows: float = 1e6, features: int = 50, rounds: int = 50
+    ):
         import xarray as xr
         from scalai_nb.data.lake import Lake
+
         self.rows, self.rounds, rng = int(rows * scale), rounds, np.random.default_rng(0)
-        ds = xr.Dataset({f"x{i}": ("row", rng.standard_normal(self.rows, np.float32)) for i in range(features)})
+        ds = xr.Dataset(
+            {f"x{i}": ("row", rng.standard_normal(self.rows, np.float32)) for i in range(features)}
+        )
         ds["late"] = "row", (ds.x0 * ds.x1 + rng.standard_normal(self.rows, np.float32)).values > 0
         lake = Lake(str(folder / "lake"))
         lake.write("rows", ds, message="bench")
         self.ds, self.names = lake.read("rows"), list(ds.data_vars)[:-1]
 
     @cached_property
-    def client(self): return warm()
+    def client(self):
+        return warm()
+
 
 def warm(memory: int = 3_000_000_000):
     "A client of two workers that have imported what they need"
@@ -131,28 +209,50 @@ def warm(memory: int = 3_000_000_000):
     client.run(_warm)
     return client
 
-def _warm() -> None: import scalai_nb.learn.trees, scalai_nb.learn.networks, xgboost.dask  # noqa: F401
+
+def _warm() -> None:
+    import scalai_nb.learn.trees, scalai_nb.learn.networks, xgboost.dask  # noqa: F401
 
 # %% ../../nbs/operations/training.ipynb #f576a139
 def _trees(d: Learning, client):
     from scalai_nb.learn.trees import BoostedTrees
+
     return BoostedTrees(d.rounds, every=10).fit(d.ds, "late", client=client, progress=False)
+
 
 def _dask_arrays(d: Learning):
     import dask.array as da
+
     step = max(1, d.rows // 8)
-    return da.stack([d.ds[n].data for n in d.names], axis=1).rechunk((step, len(d.names))), d.ds.late.data.rechunk(step)
+    return da.stack([d.ds[n].data for n in d.names], axis=1).rechunk(
+        (step, len(d.names))
+    ), d.ds.late.data.rechunk(step)
+
 
 def _xgboost_dask(d: Learning, client, arrays=None):
     from xgboost import dask as dxgb
-    params = {"objective": "binary:logistic", "tree_method": "hist", "max_depth": 6, "learning_rate": 0.3}
-    return dxgb.train(client, params, dxgb.DaskQuantileDMatrix(client, *(arrays or _dask_arrays(d))), d.rounds)["booster"]
 
-def _from_arrays(d: Learning): return lambda: _xgboost_dask(d, d.client)
+    params = {
+        "objective": "binary:logistic",
+        "tree_method": "hist",
+        "max_depth": 6,
+        "learning_rate": 0.3,
+    }
+    return dxgb.train(
+        client, params, dxgb.DaskQuantileDMatrix(client, *(arrays or _dask_arrays(d))), d.rounds
+    )["booster"]
+
+
+def _from_arrays(d: Learning):
+    return lambda: _xgboost_dask(d, d.client)
+
 
 def _from_held_arrays(d: Learning):
     from dask.distributed import wait
-    wait(arrays := d.client.persist([a.map_blocks(np.copy, dtype=a.dtype) for a in _dask_arrays(d)]))  # under keys of their own, lest those who read find them
+
+    wait(
+        arrays := d.client.persist([a.map_blocks(np.copy, dtype=a.dtype) for a in _dask_arrays(d)])
+    )  # under keys of their own, lest those who read find them
     return lambda: _xgboost_dask(d, d.client, arrays)
 
 # %% ../../nbs/operations/training.ipynb #49333f95
@@ -160,96 +260,171 @@ def peak(work) -> float:
     "Bytes that the workers of a new cluster have at most together, beyond what they had, while they do `work(client)`"
     import threading
     import psutil
+
     with (client := warm()), client.cluster:
         workers = [psutil.Process(pid) for pid in client.run(os.getpid).values()]
         seen, over = [sum(w.memory_info().rss for w in workers)], threading.Event()
+
         def watch():
-            while not over.wait(0.02): seen.append(sum(w.memory_info().rss for w in workers))
+            while not over.wait(0.02):
+                seen.append(sum(w.memory_info().rss for w in workers))
+
         watcher = threading.Thread(target=watch)
         watcher.start()
-        try: work(client)
-        finally: over.set(); watcher.join()
+        try:
+            work(client)
+        finally:
+            over.set()
+            watcher.join()
     return max(seen) - seen[0]
+
 
 def _memory(d: Learning, results, grown):
     d.client.shutdown()
     ours, theirs = (peak(partial(work, d)) for work in (_trees, _xgboost_dask))
-    yield Figure(f"workers' memory, {ours / 1e6:.0f} MB, of XGBoost's", ours / theirs, 1.05)  # a twentieth is noise
+    yield Figure(
+        f"workers' memory, {ours / 1e6:.0f} MB, of XGBoost's", ours / theirs, 1.05
+    )  # a twentieth is noise
 
 # %% ../../nbs/operations/training.ipynb #ad3aca55
 def killing(fit, share: float = 0.5):
     "A function that does `fit(progress)` and kills a worker when `share` of it is done"
+
     def prepare(d: Learning):
         def work():
             struck = []
+
             def progress(done, total=None):
-                if struck or done < share * d.rounds: return
+                if struck or done < share * d.rounds:
+                    return
                 pids = d.client.run(os.getpid)
                 struck.append(os.kill(pids[sorted(pids)[1]], signal.SIGKILL))
+
             return fit(d, progress)
+
         return work
+
     return prepare
+
 
 def _trees_told(d: Learning, progress):
     from scalai_nb.learn.trees import BoostedTrees
+
     return BoostedTrees(d.rounds, every=10).fit(d.ds, "late", client=d.client, progress=progress)
+
 
 def _network_told(d: Learning, progress):
     from scalai_nb.learn.networks import Network
-    net = Network(hidden=(64, 32), epochs=d.rounds, batch_size=4096)
-    return net.fit(d.ds, "late", client=d.client, checkpoint_every=5, progress=lambda entry: progress(entry["epoch"]))
 
-def undisturbed(fit): return lambda d: lambda: fit(d, lambda *told: None)
+    net = Network(hidden=(64, 32), epochs=d.rounds, batch_size=4096)
+    return net.fit(
+        d.ds,
+        "late",
+        client=d.client,
+        checkpoint_every=5,
+        progress=lambda entry: progress(entry["epoch"]),
+    )
+
+
+def undisturbed(fit):
+    return lambda d: lambda: fit(d, lambda *told: None)
+
 
 def _same_trees(d: Learning, results, grown):
-    one, other = (r.get_booster().save_raw("ubj") for r in (results["scalai"], results["undisturbed"]))
+    one, other = (
+        r.get_booster().save_raw("ubj") for r in (results["scalai"], results["undisturbed"])
+    )
     yield Figure("trees that differ", float(one != other), 0)
     d.client.shutdown()
 
+
 def _same_loss(d: Learning, results, grown):
-    yield Figure("difference of the last loss", abs(results["scalai"].history_[-1]["loss"] - results["undisturbed"].history_[-1]["loss"]), 0.01)
+    yield Figure(
+        "difference of the last loss",
+        abs(results["scalai"].history_[-1]["loss"] - results["undisturbed"].history_[-1]["loss"]),
+        0.01,
+    )
     d.client.shutdown()
-
-
 
 # %% ../../nbs/operations/training.ipynb #35fc06db
 class Large:
     "Features and labels of three times the memory of two workers, made when they are read"
+
     limit = 1_000_000_000  # bytes of a worker, of which what it imports takes half
+
     def __init__(self, scale: float, folder: Path, rows: int = 200_000, features: int = 100):
         import dask.array as da
+
         blocks = 1 + int(3 * 2 * self.limit * scale / (4 * rows * features))
-        self.X = da.map_blocks(_random, rows, features, chunks=((rows,) * blocks, (features,)), dtype=np.float32)
+        self.X = da.map_blocks(
+            _random, rows, features, chunks=((rows,) * blocks, (features,)), dtype=np.float32
+        )
         self.y = self.X[:, 0] > 0.5
 
     @cached_property
-    def client(self): return warm(self.limit)
+    def client(self):
+        return warm(self.limit)
 
-def _random(rows: int, features: int, block_id=None): return np.random.default_rng(block_id[0]).random((rows, features), np.float32)
+
+def _random(rows: int, features: int, block_id=None):
+    return np.random.default_rng(block_id[0]).random((rows, features), np.float32)
+
 
 def _grow_large(d: Large):
     from scalai_nb.learn.trees import BoostedTrees
+
     d.before = d.client.run(os.getpid)
     return lambda: BoostedTrees(5, max_depth=4).fit(d.X, d.y, client=d.client, progress=False)
 
+
 def _bounded(d: Large, results, grown):
-    yield Figure("the largest worker, of its limit", max(d.client.run(peak_memory).values()) / d.limit, 1)
+    yield Figure(
+        "the largest worker, of its limit", max(d.client.run(peak_memory).values()) / d.limit, 1
+    )
     yield Figure("workers that were killed", float(d.client.run(os.getpid) != d.before), 0)
     d.client.shutdown()
 
-
-
 # %% ../../nbs/operations/training.ipynb #b2ea2ed9
-def learning(**size): return lambda scale, folder: Learning(scale, folder, **size)
+def learning(**size):
+    return lambda scale, folder: Learning(scale, folder, **size)
+
 
 CLUSTERS = {
-    "boosted": Case("50 boosted trees from 1 M × 50 in the lake, two Dask workers", learning(), lambda d: lambda: _trees(d, d.client),
-                    {"xgboost.dask": _from_arrays, "xgboost.dask, arrays on the workers": _from_held_arrays}, {"xgboost.dask": 1 / 1.1}, figures=_memory),
-    "boosted_killed": Case("1,200 boosted trees, a worker killed in the middle", learning(rounds=1200), killing(_trees_told), {"undisturbed": undisturbed(_trees_told)},
-                           {"undisturbed": 1 / 1.2}, figures=_same_trees, heavy=True),
-    "network_killed": Case("A network, 40 epochs of 1 M × 50, a worker killed in the middle", learning(rounds=40), killing(_network_told), {"undisturbed": undisturbed(_network_told)},
-                           {"undisturbed": 1 / 1.2}, figures=_same_loss, heavy=True),
-    "memory": Case("5 boosted trees from 6 GB, two Dask workers of 1 GB", Large, _grow_large, {}, {}, figures=_bounded, heavy=True),
+    "boosted": Case(
+        "50 boosted trees from 1 M × 50 in the lake, two Dask workers",
+        learning(),
+        lambda d: lambda: _trees(d, d.client),
+        {"xgboost.dask": _from_arrays, "xgboost.dask, arrays on the workers": _from_held_arrays},
+        {"xgboost.dask": 1 / 1.1},
+        figures=_memory,
+    ),
+    "boosted_killed": Case(
+        "1,200 boosted trees, a worker killed in the middle",
+        learning(rounds=1200),
+        killing(_trees_told),
+        {"undisturbed": undisturbed(_trees_told)},
+        {"undisturbed": 1 / 1.2},
+        figures=_same_trees,
+        heavy=True,
+    ),
+    "network_killed": Case(
+        "A network, 40 epochs of 1 M × 50, a worker killed in the middle",
+        learning(rounds=40),
+        killing(_network_told),
+        {"undisturbed": undisturbed(_network_told)},
+        {"undisturbed": 1 / 1.2},
+        figures=_same_loss,
+        heavy=True,
+    ),
+    "memory": Case(
+        "5 boosted trees from 6 GB, two Dask workers of 1 GB",
+        Large,
+        _grow_large,
+        {},
+        {},
+        figures=_bounded,
+        heavy=True,
+    ),
 }
 
 # %% ../../nbs/operations/training.ipynb #02243d43

@@ -22,14 +22,17 @@ from queue import Empty
 
 import psutil
 
-sys.modules.setdefault("rfc3987_syntax", None)  # else nbformat's validator compiles a grammar of web addresses, for a second
+sys.modules.setdefault(
+    "rfc3987_syntax", None
+)  # else nbformat's validator compiles a grammar of web addresses, for a second
 import nbformat
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import NoSuchKernel
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-if sys.modules["rfc3987_syntax"] is None: del sys.modules["rfc3987_syntax"]
+if sys.modules["rfc3987_syntax"] is None:
+    del sys.modules["rfc3987_syntax"]
 
 from .forkserver import Exit, ForkProvisioner, ForkServer
 
@@ -37,69 +40,111 @@ from .forkserver import Exit, ForkProvisioner, ForkServer
 @dataclass(frozen=True)
 class Verdict:
     "How an execution ended"
-    status: str                # completed, failed or cancelled
-    cause: str | None = None   # one of pipeline.run.CAUSES
-    error: str | None = None   # one sentence
-    cpu: float = 0.0           # seconds
-    memory: int = 0            # bytes, the largest resident set of the group
+
+    status: str  # completed, failed or cancelled
+    cause: str | None = None  # one of pipeline.run.CAUSES
+    error: str | None = None  # one sentence
+    cpu: float = 0.0  # seconds
+    memory: int = 0  # bytes, the largest resident set of the group
+
 
 _BY_NAME = ((r"MemoryError$", "kernel_oom"), (r"^KilledWorker$", "worker_lost"))
 
+
 def _cell_error(e: CellExecutionError, cell: str) -> Verdict:
     "The verdict on a cell that raised"
-    cause = next((cause for pattern, cause in _BY_NAME if re.search(pattern, e.ename)), "cell_error")
-    if "No space left on device" in e.evalue: cause = "disk_full"
+    cause = next(
+        (cause for pattern, cause in _BY_NAME if re.search(pattern, e.ename)), "cell_error"
+    )
+    if "No space left on device" in e.evalue:
+        cause = "disk_full"
     return Verdict("failed", cause, f"{cell}: {e.ename}: {e.evalue}".strip(": "))
+
 
 def _ended(exit: Exit, log: str) -> str:
     "How a process ended, in words, with the last thing it said"
-    how = f"was killed by {signal.Signals(-exit.status).name}" if exit.status < 0 else f"exited with code {exit.status}"
+    how = (
+        f"was killed by {signal.Signals(-exit.status).name}"
+        if exit.status < 0
+        else f"exited with code {exit.status}"
+    )
     return f"the kernel {how}" + (f"; it said last: {log}" if log else "")
 
 # %% ../../nbs/pipeline/engine.ipynb #542fe804
 def verdict(
     error: Exception | None,  # what ended the execution; None: nothing did
-    exit: Exit,               # how the kernel's process ended
-    stop: str | None,         # the cause for which the engine stopped it: cancelled, run_timeout, kernel_oom, disk_full
-    cell: str = "",           # where it was, say "cell 4"
-    log: str = "",            # the last line of the kernel's own log
-    limit: str = "",          # the limits that were set, in words
+    exit: Exit,  # how the kernel's process ended
+    stop: str
+    | None,  # the cause for which the engine stopped it: cancelled, run_timeout, kernel_oom, disk_full
+    cell: str = "",  # where it was, say "cell 4"
+    log: str = "",  # the last line of the kernel's own log
+    limit: str = "",  # the limits that were set, in words
 ) -> Verdict:
     "Why the execution ended"
-    if error is None: return Verdict("completed")
-    if stop == "cancelled": return Verdict("cancelled", "cancelled", f"{cell}: cancelled".strip(": "))
-    if stop: return Verdict("failed", stop, f"{cell}: stopped, {limit or stop}".strip(": "))
-    if isinstance(error, CellExecutionError): return _cell_error(error, cell)
-    if isinstance(error, CellTimeoutError): return Verdict("failed", "cell_timeout", f"{cell}: took longer than its limit; raise cell_timeout in settings.ini")
-    if isinstance(error, DeadKernelError | RuntimeError): return Verdict("failed", "kernel_crash", f"{cell}: {_ended(exit, log)}".strip(": "))
+    if error is None:
+        return Verdict("completed")
+    if stop == "cancelled":
+        return Verdict("cancelled", "cancelled", f"{cell}: cancelled".strip(": "))
+    if stop:
+        return Verdict("failed", stop, f"{cell}: stopped, {limit or stop}".strip(": "))
+    if isinstance(error, CellExecutionError):
+        return _cell_error(error, cell)
+    if isinstance(error, CellTimeoutError):
+        return Verdict(
+            "failed",
+            "cell_timeout",
+            f"{cell}: took longer than its limit; raise cell_timeout in settings.ini",
+        )
+    if isinstance(error, DeadKernelError | RuntimeError):
+        return Verdict("failed", "kernel_crash", f"{cell}: {_ended(exit, log)}".strip(": "))
     raise error
 
 # %% ../../nbs/pipeline/engine.ipynb #892d2c67
-_OUTPUTS = {"stream", "display_data", "update_display_data", "execute_result", "error", "clear_output"}
+_OUTPUTS = {
+    "stream",
+    "display_data",
+    "update_display_data",
+    "execute_result",
+    "error",
+    "clear_output",
+}
 
 # %% ../../nbs/pipeline/engine.ipynb #72366716
 class _Client(NotebookClient):
     "nbclient over the fork server, with outputs sent on instead of kept"
+
     def __init__(self, nb, execution, **kw):
         super().__init__(nb, **kw)
         self.execution = execution
 
     async def async_start_new_kernel(self, **kw):
-        self.km.provisioner = ForkProvisioner(parent=self.km, kernel_id=self.km.kernel_id, kernel_spec=self.km.kernel_spec)
+        self.km.provisioner = ForkProvisioner(
+            parent=self.km, kernel_id=self.km.kernel_id, kernel_spec=self.km.kernel_spec
+        )
         await super().async_start_new_kernel(**kw)
         self.execution.child = self.km.provisioner.process.child
 
     async def async_start_new_kernel_client(self):
-        deadline, socket = time.monotonic() + self.startup_timeout, Path(f"{self.km.ip}-{self.km.iopub_port}")
+        deadline, socket = (
+            time.monotonic() + self.startup_timeout,
+            Path(f"{self.km.ip}-{self.km.iopub_port}"),
+        )
+
         def check():
-            if self.execution.child.ended.done(): raise DeadKernelError("Kernel died before it was ready")
-            if time.monotonic() > deadline: raise DeadKernelError("Kernel was not ready in time")
-        while not socket.exists():  # connecting too early costs ZeroMQ's pause before it tries again
+            if self.execution.child.ended.done():
+                raise DeadKernelError("Kernel died before it was ready")
+            if time.monotonic() > deadline:
+                raise DeadKernelError("Kernel was not ready in time")
+
+        while (
+            not socket.exists()
+        ):  # connecting too early costs ZeroMQ's pause before it tries again
             check()
             await asyncio.sleep(0.005)
         self.kc = self.km.client()
         self.kc.start_channels()
-        while not await self._answers(): check()
+        while not await self._answers():
+            check()
         self.kc.allow_stdin = False
         return self.kc
 
@@ -109,7 +154,8 @@ class _Client(NotebookClient):
         try:
             await self.kc.shell_channel.get_msg(timeout=1)
             await self.kc.iopub_channel.get_msg(timeout=0.03)
-        except Empty: return False
+        except Empty:
+            return False
         return True
 
     async def _async_cleanup_kernel(self):
@@ -117,59 +163,85 @@ class _Client(NotebookClient):
         if self.kc and not self.execution.stopped:
             self.kc.shutdown()
             await asyncio.wait([asyncio.wrap_future(self.execution.child.ended)], timeout=3)
-        if self.execution.child: self.execution.child.kill()
-        if self.kc: self.kc.stop_channels()
+        if self.execution.child:
+            self.execution.child.kill()
+        if self.kc:
+            self.kc.stop_channels()
         await self.km.cleanup_resources()
         self.kc = None
 
     def process_message(self, msg, cell, cell_index):
         kind = msg["msg_type"]
-        if kind not in _OUTPUTS or self.output_hook_stack[msg["parent_header"].get("msg_id")]: return NotebookClient.process_message(self, msg, cell, cell_index)
+        if kind not in _OUTPUTS or self.output_hook_stack[msg["parent_header"].get("msg_id")]:
+            return NotebookClient.process_message(self, msg, cell, cell_index)
         self.execution.output(cell_index, kind, msg["content"])
 
 # %% ../../nbs/pipeline/engine.ipynb #77a6b899
 def group_memory(pid: int) -> int:
     "Bytes resident in process `pid` and its descendants"
-    try: processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    except psutil.Error: return 0
+    try:
+        processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    except psutil.Error:
+        return 0
     total = 0
     for p in processes:
-        try: total += p.memory_info().rss
-        except psutil.Error: pass
+        try:
+            total += p.memory_info().rss
+        except psutil.Error:
+            pass
     return total
+
 
 def code_cells(nb: dict) -> list[int]:
     "Positions of the cells that will be executed"
-    return [i for i, c in enumerate(nb["cells"]) if c["cell_type"] == "code" and c["source"].strip()]
+    return [
+        i for i, c in enumerate(nb["cells"]) if c["cell_type"] == "code" and c["source"].strip()
+    ]
 
 # %% ../../nbs/pipeline/engine.ipynb #fa1cf1e9
 class Execution:
     "One notebook executed once, in a kernel of its own"
-    def __init__(self,
-        nb: dict,               # the notebook, parameters injected; it is not changed
-        server: ForkServer,     # starts the kernel
-        on_event,               # called with each event, from another thread: {"event": "cell" | "output", "cell": …}
-        kernel: str | None = None,           # kernel name; None: the notebook's own
-        cwd=None,                            # working directory of the kernel
-        env: dict | None = None,             # variables added to this process's own
-        log: Path | None = None,             # where the kernel's process writes what no cell prints
-        memory: int | None = None,           # bytes that the kernel's group may take
-        cell_timeout: float | None = None,   # seconds that a cell may take
-        grace: float = 3.0,                  # seconds between an interrupt and a kill
+
+    def __init__(
+        self,
+        nb: dict,  # the notebook, parameters injected; it is not changed
+        server: ForkServer,  # starts the kernel
+        on_event,  # called with each event, from another thread: {"event": "cell" | "output", "cell": …}
+        kernel: str | None = None,  # kernel name; None: the notebook's own
+        cwd=None,  # working directory of the kernel
+        env: dict | None = None,  # variables added to this process's own
+        log: Path | None = None,  # where the kernel's process writes what no cell prints
+        memory: int | None = None,  # bytes that the kernel's group may take
+        cell_timeout: float | None = None,  # seconds that a cell may take
+        grace: float = 3.0,  # seconds between an interrupt and a kill
     ):
-        self.nb, self.server, self.on_event, self.log, self.memory, self.grace = nb, server, on_event, log, memory, grace
-        self.kernel, self.cell_timeout = kernel or nb["metadata"].get("kernelspec", {}).get("name", "python3"), cell_timeout
+        self.nb, self.server, self.on_event, self.log, self.memory, self.grace = (
+            nb,
+            server,
+            on_event,
+            log,
+            memory,
+            grace,
+        )
+        self.kernel, self.cell_timeout = (
+            kernel or nb["metadata"].get("kernelspec", {}).get("name", "python3"),
+            cell_timeout,
+        )
         self.cwd, self.env = cwd, {**os.environ, **(env or {})}
         self.child, self.stopped, self.cell, self.peak = None, None, None, 0
 
-    def output(self, cell: int, type: str, content: dict): self.on_event({"event": "output", "cell": cell, "type": type, "content": content})
+    def output(self, cell: int, type: str, content: dict):
+        self.on_event({"event": "output", "cell": cell, "type": type, "content": content})
 
     def stop(self, cause: str = "cancelled") -> None:
         "Interrupt the cell under way and kill the group if it does not end within the grace; the first cause counts"
-        if self.stopped: return
+        if self.stopped:
+            return
         self.stopped = cause
-        if not self.child: return
-        if cause == "kernel_oom": return self.child.kill()
+        if not self.child:
+            return
+        if cause == "kernel_oom":
+            return self.child.kill()
         self.child.signal(signal.SIGINT)
         kill = threading.Timer(self.grace, self.child.kill)
         kill.daemon = True
@@ -180,70 +252,141 @@ class Execution:
         folder = tempfile.mkdtemp(prefix="scalai-")
         with ThreadPoolExecutor(1) as own:  # a loop of its own: the caller may be in a running one
             execution = own.submit(asyncio.run, self._run(folder))
-            try: self._watch(execution)
+            try:
+                self._watch(execution)
             finally:
-                if self.child: self.child.kill()
+                if self.child:
+                    self.child.kill()
         shutil.rmtree(folder, ignore_errors=True)
-        error, exit = execution.result(), self.child.ended.result(timeout=10) if self.child else Exit(0, 0.0, 0)
-        v = verdict(error, exit, self._stop_cause(error, exit), self._where(), self._last_words(), self._limit())
+        error, exit = (
+            execution.result(),
+            self.child.ended.result(timeout=10) if self.child else Exit(0, 0.0, 0),
+        )
+        v = verdict(
+            error,
+            exit,
+            self._stop_cause(error, exit),
+            self._where(),
+            self._last_words(),
+            self._limit(),
+        )
         return replace(v, cpu=exit.cpu, memory=max(self.peak, exit.memory))
 
     def _watch(self, execution) -> None:
         "Follow the memory of the group until `execution` is done; stop it at the limit"
         while not wait([execution], timeout=0.25).done:
-            if not self.child: continue
+            if not self.child:
+                continue
             self.peak = max(self.peak, now := group_memory(self.child.pid))
-            if self.memory and now > self.memory: self.stop("kernel_oom")
+            if self.memory and now > self.memory:
+                self.stop("kernel_oom")
 
     async def _run(self, folder: str) -> Exception | None:
         "Execute the cells; the exception that ended it"
-        km = AsyncKernelManager(kernel_name=self.kernel, transport="ipc", connection_file=f"{folder}/kernel.json", ip=f"{folder}/k")
+        km = AsyncKernelManager(
+            kernel_name=self.kernel,
+            transport="ipc",
+            connection_file=f"{folder}/kernel.json",
+            ip=f"{folder}/k",
+        )
         km.fork_server, km.fork_options = self.server, {"log": self.log, "memory": self.memory}
-        client = _Client(nbformat.from_dict(self.nb), self, km=km, timeout=self.cell_timeout, startup_timeout=60, on_cell_start=self._cell_start,
-                         on_cell_executed=self._cell_done, ipython_hist_file="", coalesce_streams=False, record_timing=False)
+        client = _Client(
+            nbformat.from_dict(self.nb),
+            self,
+            km=km,
+            timeout=self.cell_timeout,
+            startup_timeout=60,
+            on_cell_start=self._cell_start,
+            on_cell_executed=self._cell_done,
+            ipython_hist_file="",
+            coalesce_streams=False,
+            record_timing=False,
+        )
         client.owns_km = True
         client.log.setLevel("CRITICAL")
-        try: await client.async_execute(cwd=self.cwd, env=self.env)
-        except (CellExecutionError, CellTimeoutError, DeadKernelError, RuntimeError, NoSuchKernel) as e: return e
+        try:
+            await client.async_execute(cwd=self.cwd, env=self.env)
+        except (
+            CellExecutionError,
+            CellTimeoutError,
+            DeadKernelError,
+            RuntimeError,
+            NoSuchKernel,
+        ) as e:
+            return e
         finally:
-            if client.nb.metadata.get("widgets"): self.output(0, "widgets", client.nb.metadata["widgets"])
+            if client.nb.metadata.get("widgets"):
+                self.output(0, "widgets", client.nb.metadata["widgets"])
 
     def _cell_start(self, cell, cell_index):
-        if self.stopped: raise DeadKernelError("stopped between cells")
-        if cell.cell_type != "code" or not cell.source.strip(): return
+        if self.stopped:
+            raise DeadKernelError("stopped between cells")
+        if cell.cell_type != "code" or not cell.source.strip():
+            return
         self.cell, self._clock = cell_index, time.monotonic()
         self.on_event({"event": "cell", "cell": cell_index, "status": "running"})
 
     def _cell_done(self, cell, cell_index, execute_reply):
-        ok = execute_reply["content"]["status"] == "ok" or "raises-exception" in cell.metadata.get("tags", [])
+        ok = execute_reply["content"]["status"] == "ok" or "raises-exception" in cell.metadata.get(
+            "tags", []
+        )
         ok = ok and self.stopped != "disk_full"  # it ran, but what it printed could not be kept
         status = "completed" if ok else "cancelled" if self.stopped == "cancelled" else "failed"
-        self.on_event({"event": "cell", "cell": cell_index, "status": status, "seconds": time.monotonic() - self._clock})
+        self.on_event(
+            {
+                "event": "cell",
+                "cell": cell_index,
+                "status": status,
+                "seconds": time.monotonic() - self._clock,
+            }
+        )
 
     def _stop_cause(self, error, exit: Exit) -> str | None:
         "Why the engine stopped it; a kill that we did not send while memory was at the limit counts as the limit"
-        if self.stopped or not isinstance(error, DeadKernelError) or exit.status != -signal.SIGKILL: return self.stopped
+        if self.stopped or not isinstance(error, DeadKernelError) or exit.status != -signal.SIGKILL:
+            return self.stopped
         return "kernel_oom" if self.memory and self.peak > 0.9 * self.memory else None
 
-    def _where(self) -> str: "The cell under way, counted from 1 as a reader does"; return "" if self.cell is None else f"cell {self.cell + 1}"
+    def _where(self) -> str:
+        "The cell under way, counted from 1 as a reader does"
+        return "" if self.cell is None else f"cell {self.cell + 1}"
 
     def _last_words(self) -> str:
-        lines = Path(self.log).read_text(errors="replace").strip().splitlines() if self.log and Path(self.log).exists() else []
+        lines = (
+            Path(self.log).read_text(errors="replace").strip().splitlines()
+            if self.log and Path(self.log).exists()
+            else []
+        )
         return lines[-1][:200] if lines else ""
 
     def _limit(self) -> str:
-        if self.stopped == "run_timeout": return "the run took longer than run_timeout in settings.ini"
-        if self.stopped == "disk_full": return "no space was left on the disk of the run records; free some and run again"
-        if not self.memory: return ""
+        if self.stopped == "run_timeout":
+            return "the run took longer than run_timeout in settings.ini"
+        if self.stopped == "disk_full":
+            return "no space was left on the disk of the run records; free some and run again"
+        if not self.memory:
+            return ""
         return f"it took {max(self.peak, self.child.ended.result().memory) / 1e9:.2f} GB of at most {self.memory / 1e9:.2f} GB; raise memory in settings.ini"
 
 # %% ../../nbs/pipeline/engine.ipynb #366478ff
-FORK_SAFE = ("numpy", "pandas", "scipy.stats", "xarray", "zarr", "dask.array", "sklearn.linear_model", "xgboost", "matplotlib.pyplot")
+FORK_SAFE = (
+    "numpy",
+    "pandas",
+    "scipy.stats",
+    "xarray",
+    "zarr",
+    "dask.array",
+    "sklearn.linear_model",
+    "xgboost",
+    "matplotlib.pyplot",
+)
+
 
 def preload(
-    code: str,      # source of the notebooks
-) -> list[str]:     # modules for the fork server
+    code: str,  # source of the notebooks
+) -> list[str]:  # modules for the fork server
     "The fork-safe modules that `code` will import"
     used = set(re.findall(r"^\s*(?:from|import)\s+(\w+)", code, re.M))
-    if "scalai_nb" in used: used |= {"numpy", "pandas", "xarray", "zarr", "dask"}
+    if "scalai_nb" in used:
+        used |= {"numpy", "pandas", "xarray", "zarr", "dask"}
     return [m for m in FORK_SAFE if m.split(".")[0] in used]

@@ -27,6 +27,7 @@ from ..errors import WorkFailed
 # %% ../../nbs/pipeline/forkserver.ipynb #87b1ab4b
 _KERNEL = [sys.executable, "-m", "ipykernel_launcher"]
 
+
 def _enter(request: dict) -> None:
     "Become the process that `request` asks for: group, folder, variables, log, memory limit"
     os.setsid()
@@ -35,14 +36,18 @@ def _enter(request: dict) -> None:
     os.environ.update(request["env"])
     log = os.open(request["log"] or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     null = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((null, 0), (log, 1), (log, 2)): os.dup2(source, target)
-    if request["memory"]: resource.setrlimit(resource.RLIMIT_DATA, (request["memory"], request["memory"]))
+    for source, target in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    if request["memory"]:
+        resource.setrlimit(resource.RLIMIT_DATA, (request["memory"], request["memory"]))
 
 # %% ../../nbs/pipeline/forkserver.ipynb #042d0bec
 def _kernel(argv: list[str]) -> None:
     "Run an IPython kernel in this freshly forked process; does not return"
     from ipykernel.kernelapp import IPKernelApp
-    if "numpy" in sys.modules: sys.modules["numpy"].random.seed()  # else every fork draws the same numbers
+
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()  # else every fork draws the same numbers
     sys.path.insert(0, "")  # as `python -m` has it
     sys.stdout = sys.__stdout__ = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = sys.__stderr__ = os.fdopen(2, "w", buffering=1, closefd=False)
@@ -53,20 +58,26 @@ def _kernel(argv: list[str]) -> None:
 # %% ../../nbs/pipeline/forkserver.ipynb #9a0cb32b
 def _fork(request: dict) -> int:
     "Fork the child that `request` asks for; its process id"
-    if pid := os.fork(): return pid
+    if pid := os.fork():
+        return pid
     try:
         signal.set_wakeup_fd(-1)
-        for signum in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM): signal.signal(signum, signal.SIG_DFL)
+        for signum in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         _enter(request)
         cmd = request["cmd"]
-        if cmd[:3] == _KERNEL: _kernel(cmd[3:])
-        else: os.execvpe(cmd[0], cmd, os.environ)
+        if cmd[:3] == _KERNEL:
+            _kernel(cmd[3:])
+        else:
+            os.execvpe(cmd[0], cmd, os.environ)
     except BaseException:
         import traceback
+
         traceback.print_exc()
     finally:
-        for stream in (sys.stdout, sys.stderr): stream.flush()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
         os._exit(1)
 
 # %% ../../nbs/pipeline/forkserver.ipynb #9a98759e
@@ -74,27 +85,54 @@ def _reap(children: set[int], notify) -> None:
     "Tell how each child that has ended did, and kill what is left of its group"
     while children:
         pid, status, used = os.wait4(-1, os.WNOHANG)
-        if pid == 0: return
+        if pid == 0:
+            return
         children.discard(pid)
         kill_group(pid)
-        notify(event="exited", pid=pid, status=os.waitstatus_to_exitcode(status), cpu=used.ru_utime + used.ru_stime, memory=used.ru_maxrss * 1024)
+        notify(
+            event="exited",
+            pid=pid,
+            status=os.waitstatus_to_exitcode(status),
+            cpu=used.ru_utime + used.ru_stime,
+            memory=used.ru_maxrss * 1024,
+        )
+
 
 def kill_group(pid: int, signum: int = signal.SIGKILL) -> None:
     "Signal the whole process group `pid`; one that is gone is fine"
-    try: os.killpg(pid, signum)
-    except (ProcessLookupError, PermissionError): pass
+    try:
+        os.killpg(pid, signum)
+    except (ProcessLookupError, PermissionError):
+        pass
 
 # %% ../../nbs/pipeline/forkserver.ipynb #ed682bee
-_KERNEL_NEEDS = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.debugger", "IPython.core.debugger", "IPython.core.completerlib", "IPython.core.oinspect",
-                 "IPython.extensions.storemagic", "psutil", "tornado.platform.asyncio", "faulthandler", "unicodedata", "pwd")  # seen to be imported at start
+_KERNEL_NEEDS = (
+    "ipykernel.kernelapp",
+    "ipykernel.ipkernel",
+    "ipykernel.debugger",
+    "IPython.core.debugger",
+    "IPython.core.completerlib",
+    "IPython.core.oinspect",
+    "IPython.extensions.storemagic",
+    "psutil",
+    "tornado.platform.asyncio",
+    "faulthandler",
+    "unicodedata",
+    "pwd",
+)  # seen to be imported at start
+
 
 def _preload(modules: list[str]) -> None:
     "Import what kernels will need; what cannot be imported here is the notebook's own affair"
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
-    sys.modules["debugpy"] = None  # as if not installed, while ipykernel looks for it: half a second, and nobody debugs a batch kernel
+    sys.modules["debugpy"] = (
+        None  # as if not installed, while ipykernel looks for it: half a second, and nobody debugs a batch kernel
+    )
     for name in (*_KERNEL_NEEDS, *modules):
-        try: import_module(name)
-        except Exception: pass
+        try:
+            import_module(name)
+        except Exception:
+            pass
     del sys.modules["debugpy"]
     gc.collect()
     gc.freeze()  # collected in no child, so the pages stay shared
@@ -104,20 +142,28 @@ def serve(modules: list[str]) -> None:
     "Serve fork requests from standard input until it ends, then kill every group that is left"
     notices = os.dup(1)
     os.dup2(2, 1)  # a stray print must not look like a notice
-    def notify(**notice): os.write(notices, json.dumps(notice).encode() + b"\n")
+
+    def notify(**notice):
+        os.write(notices, json.dumps(notice).encode() + b"\n")
+
     _preload(modules)
-    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # by OpenBLAS and jemalloc, which handle it
+    warnings.filterwarnings(
+        "ignore", "This process .* is multi-threaded", DeprecationWarning
+    )  # by OpenBLAS and jemalloc, which handle it
     wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    for signum in (signal.SIGINT, signal.SIGTERM): signal.signal(signum, signal.SIG_IGN)  # the runner decides
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)  # the runner decides
     signal.set_wakeup_fd(wake_w)
     children: set[int] = set()
     with selectors.DefaultSelector() as selector:
         selector.register(0, selectors.EVENT_READ)
         selector.register(wake_r, selectors.EVENT_READ)
-        try: _serve_forever(selector, wake_r, children, notify)
+        try:
+            _serve_forever(selector, wake_r, children, notify)
         finally:
-            for pid in children: kill_group(pid)
+            for pid in children:
+                kill_group(pid)
 
 # %% ../../nbs/pipeline/forkserver.ipynb #f0fdbd85
 def _serve_forever(selector, wake_r: int, children: set[int], notify) -> None:
@@ -130,7 +176,8 @@ def _serve_forever(selector, wake_r: int, children: set[int], notify) -> None:
                 _reap(children, notify)
                 continue
             chunk = os.read(0, 1 << 16)
-            if not chunk: return
+            if not chunk:
+                return
             *lines, rest = (rest + chunk).split(b"\n")
             for request in map(json.loads, lines):
                 children.add(pid := _fork(request))
@@ -140,46 +187,69 @@ def _serve_forever(selector, wake_r: int, children: set[int], notify) -> None:
 @dataclass(frozen=True)
 class Exit:
     "How a process ended, from the operating system's own accounting"
-    status: int    # exit code, or minus the signal that killed it
-    cpu: float     # seconds, user and system, the process and the children it waited for
-    memory: int    # bytes, largest resident set of the process
+
+    status: int  # exit code, or minus the signal that killed it
+    cpu: float  # seconds, user and system, the process and the children it waited for
+    memory: int  # bytes, largest resident set of the process
+
 
 @dataclass
 class Child:
     "A running process group"
+
     pid: int
     ended: Future = field(default_factory=Future)  # of Exit
+
     def signal(self, signum: int) -> None:
         "Signal the process alone, as Ctrl-C in a notebook does"
-        if not self.ended.done(): os.kill(self.pid, signum)
+        if not self.ended.done():
+            os.kill(self.pid, signum)
+
     def kill(self) -> None:
         "Kill the whole group"
-        if not self.ended.done(): kill_group(self.pid)
+        if not self.ended.done():
+            kill_group(self.pid)
 
 # %% ../../nbs/pipeline/forkserver.ipynb #a968171b
 class ForkServer:
     "Starts processes through a server that has imported `modules`; a context manager that leaves none behind"
-    def __init__(self,
+
+    def __init__(
+        self,
         modules=(),  # names to import once, say ["pandas", "xarray"]; they must not start threads when imported
     ):
         self._lock, self._asked, self._children = threading.Lock(), {}, {}
         code = f"from scalai_nb.pipeline.forkserver import serve; serve({list(modules)!r})"
-        self._process = subprocess.Popen([sys.executable, "-Xfrozen_modules=off", "-c", code],
-                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        self._process = subprocess.Popen(
+            [sys.executable, "-Xfrozen_modules=off", "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
         self.pid = self._process.pid
         self._reader = threading.Thread(target=self._read, name="forkserver", daemon=True)
         self._reader.start()
 
-    def spawn(self, cmd: list[str], env: dict[str, str], cwd=None, log=None, memory: int | None = None) -> Child:
+    def spawn(
+        self, cmd: list[str], env: dict[str, str], cwd=None, log=None, memory: int | None = None
+    ) -> Child:
         "Start `cmd` as a new process group; WorkFailed when the server is gone"
         started = Future()
         with self._lock:
-            request = {"id": len(self._asked), "cmd": cmd, "env": env, "cwd": str(cwd or ""), "log": str(log or ""), "memory": memory}
+            request = {
+                "id": len(self._asked),
+                "cmd": cmd,
+                "env": env,
+                "cwd": str(cwd or ""),
+                "log": str(log or ""),
+                "memory": memory,
+            }
             self._asked[request["id"]] = started
             try:
                 self._process.stdin.write(json.dumps(request).encode() + b"\n")
                 self._process.stdin.flush()
-            except (BrokenPipeError, ValueError): raise WorkFailed("The fork server has ended; start the run again.") from None
+            except (BrokenPipeError, ValueError):
+                raise WorkFailed("The fork server has ended; start the run again.") from None
         return started.result(timeout=60)
 
     def _read(self) -> None:
@@ -195,7 +265,10 @@ class ForkServer:
             kill_group(child.pid)
             child.ended.set_result(Exit(-signal.SIGKILL, 0.0, 0))
         for started in self._asked.values():
-            if not started.done(): started.set_exception(WorkFailed("The fork server ended before it started a kernel."))
+            if not started.done():
+                started.set_exception(
+                    WorkFailed("The fork server ended before it started a kernel.")
+                )
 
     def close(self) -> None:
         "End the server and every process that it started"
@@ -204,25 +277,46 @@ class ForkServer:
         self._reader.join()
         self._process.stdout.close()
 
-    def __enter__(self): return self
+    def __enter__(self):
+        return self
 
-    def __exit__(self, *exc): self.close()
+    def __exit__(self, *exc):
+        self.close()
 
 # %% ../../nbs/pipeline/forkserver.ipynb #98f9f4dd
 class _Popen:
     "The part of `subprocess.Popen` that a provisioner uses, over a `Child`"
+
     stdin = stdout = stderr = None
-    def __init__(self, child: Child): self.child, self.pid = child, child.pid
-    def poll(self): return self.child.ended.result().status if self.child.ended.done() else None
-    def wait(self, timeout=None): return self.child.ended.result(timeout).status
-    def send_signal(self, signum): self.child.signal(signum)
-    def kill(self): self.child.kill()
-    def terminate(self): self.child.signal(signal.SIGTERM)
+
+    def __init__(self, child: Child):
+        self.child, self.pid = child, child.pid
+
+    def poll(self):
+        return self.child.ended.result().status if self.child.ended.done() else None
+
+    def wait(self, timeout=None):
+        return self.child.ended.result(timeout).status
+
+    def send_signal(self, signum):
+        self.child.signal(signum)
+
+    def kill(self):
+        self.child.kill()
+
+    def terminate(self):
+        self.child.signal(signal.SIGTERM)
+
 
 class ForkProvisioner(LocalProvisioner):
     "Starts kernels through the fork server that the kernel manager carries as `fork_server`"
+
     async def launch_kernel(self, cmd, **kwargs):
         server, spawn = self.parent.fork_server, self.parent.fork_options
-        self.process = _Popen(server.spawn(cmd, env=kwargs.get("env") or dict(os.environ), cwd=kwargs.get("cwd"), **spawn))
+        self.process = _Popen(
+            server.spawn(
+                cmd, env=kwargs.get("env") or dict(os.environ), cwd=kwargs.get("cwd"), **spawn
+            )
+        )
         self.pid = self.pgid = self.process.pid
         return self.connection_info

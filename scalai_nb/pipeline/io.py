@@ -21,13 +21,15 @@ from ..errors import DatasetNotFound, ModelNotFound, ParameterError, unknown
 @dataclass(frozen=True)
 class Context:
     "What a runner tells the kernel of a step"
-    run: str           # id of the run
-    step: str          # name of the step
-    inputs: dict = field(default_factory=dict)   # name -> [kind, version]: what may be read, pinned
+
+    run: str  # id of the run
+    step: str  # name of the step
+    inputs: dict = field(default_factory=dict)  # name -> [kind, version]: what may be read, pinned
     outputs: dict = field(default_factory=dict)  # name -> kind: what may be written
-    branch: str = "main"     # where datasets are written
-    written: str = ""        # file that tells the runner what was written
-    checkpoints: str = ""    # folder of what `checkpoint` keeps
+    branch: str = "main"  # where datasets are written
+    written: str = ""  # file that tells the runner what was written
+    checkpoints: str = ""  # folder of what `checkpoint` keeps
+
 
 @lru_cache(1)
 def context() -> Context | None:
@@ -38,13 +40,16 @@ def context() -> Context | None:
 # %% ../../nbs/pipeline/io.ipynb #1864250c
 def _declared(name: str, declared: dict, verb: str, marker: str) -> None:
     "Refuse a name that the contract cell does not declare"
-    if name in declared: return
-    raise ParameterError(f"{verb}: {unknown(name, declared, 'the contract cell')} Declare it there: {name.replace('-', '_')}: {marker} = {name!r}")
+    if name in declared:
+        return
+    raise ParameterError(
+        f"{verb}: {unknown(name, declared, 'the contract cell')} Declare it there: {name.replace('-', '_')}: {marker} = {name!r}"
+    )
 
 # %% ../../nbs/pipeline/io.ipynb #db747fdf
 def read(
     name: str,  # a dataset, or a model where the lake has none of that name; name@version is accepted
-):              # lazy xarray.Dataset, or Model
+):  # lazy xarray.Dataset, or Model
     "Read the input `name`: pinned in a run, the latest elsewhere"
     env, ctx, kind, version = environment(), context(), None, None
     if ctx:
@@ -52,50 +57,74 @@ def read(
         kind, version = ctx.inputs[name]
         name = name.split("@")[0]
     from scalai_nb.data.lake import Lake
+
     if kind != "model":
-        try: return Lake(env.lake).read(name, version)
+        try:
+            return Lake(env.lake).read(name, version)
         except DatasetNotFound as e:
-            if kind: raise
+            if kind:
+                raise
             missing = e
     from scalai_nb.models.registry import Registry
-    try: return Registry(env).load(name, version if kind else "latest")
-    except ModelNotFound: raise missing from None
+
+    try:
+        return Registry(env).load(name, version if kind else "latest")
+    except ModelNotFound:
+        raise missing from None
 
 # %% ../../nbs/pipeline/io.ipynb #b109e70d
 def write(
-    name: str,          # what the contract cell calls an Out
-    value,              # xarray.Dataset, or Model
+    name: str,  # what the contract cell calls an Out
+    value,  # xarray.Dataset, or Model
     message: str = "",  # for whoever reads the log of the dataset
-    **about,            # of a model: metrics={}, tags={}
-):                      # Version, or ModelVersion
+    **about,  # of a model: metrics={}, tags={}
+):  # Version, or ModelVersion
     "Write `value` as the output `name`: published when the step completes in a run, at once elsewhere"
     env, ctx = environment(), context()
-    if ctx: _declared(name, ctx.outputs, "write", "Out")
+    if ctx:
+        _declared(name, ctx.outputs, "write", "Out")
     if hasattr(value, "data_vars"):
         from scalai_nb.data.lake import Lake
-        version = Lake(env.lake).write(name, value, message or (f"{ctx.step} in {ctx.run}" if ctx else ""), branch=ctx.branch if ctx else "main")
+
+        version = Lake(env.lake).write(
+            name,
+            value,
+            message or (f"{ctx.step} in {ctx.run}" if ctx else ""),
+            branch=ctx.branch if ctx else "main",
+        )
         told = {"name": name, "kind": "dataset", "version": version.id, "rows": version.rows}
     else:
         from scalai_nb.models.registry import Registry
-        if ctx: about["tags"] = {**about.get("tags", {}), "run": ctx.run, "step": ctx.step}
+
+        if ctx:
+            about["tags"] = {**about.get("tags", {}), "run": ctx.run, "step": ctx.step}
         version = Registry(env).register(value, name, **about)
-        told = {"name": name, "kind": "model", "version": str(version.version), "rows": None, "metrics": version.metrics}
+        told = {
+            "name": name,
+            "kind": "model",
+            "version": str(version.version),
+            "rows": None,
+            "metrics": version.metrics,
+        }
     if ctx:
-        with open(ctx.written, "a") as f: f.write(json.dumps(told) + "\n")
+        with open(ctx.written, "a") as f:
+            f.write(json.dumps(told) + "\n")
     return version
 
 # %% ../../nbs/pipeline/io.ipynb #6a4672c0
 def checkpoint(
     name: str,  # unique within the step
-    function,   # called when there is no checkpoint
+    function,  # called when there is no checkpoint
     *args,
     **kwargs,
-):              # what the function returns; it must pickle
+):  # what the function returns; it must pickle
     "`function(*args, **kwargs)`, remembered under `name` until the step completes"
     ctx = context()
-    if not ctx: return function(*args, **kwargs)
+    if not ctx:
+        return function(*args, **kwargs)
     path = Path(ctx.checkpoints) / f"{sha256(name.encode()).hexdigest()[:16]}.pkl"
-    if path.exists(): return pickle.loads(path.read_bytes())
+    if path.exists():
+        return pickle.loads(path.read_bytes())
     result = function(*args, **kwargs)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}")

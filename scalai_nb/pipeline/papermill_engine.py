@@ -19,34 +19,64 @@ from .run import Outputs
 # %% ../../nbs/pipeline/papermill_engine.ipynb #e5efb626
 class ScalaiEngine(Engine):
     "papermill's engine `scalai`"
+
     @classmethod
-    def execute_managed_notebook(cls, nb_man, kernel_name, execution_timeout=None, memory=None, **kw):
+    def execute_managed_notebook(
+        cls, nb_man, kernel_name, execution_timeout=None, memory=None, **kw
+    ):
         outputs = Outputs()
         code = "\n".join(c.source for c in nb_man.nb.cells if c.cell_type == "code")
         with ForkServer(preload(code)) as server:
-            execution = Execution(nb_man.nb, server, lambda e: _record(nb_man, outputs, e), kernel_name, memory=memory, cell_timeout=execution_timeout, cwd=os.getcwd())
+            execution = Execution(
+                nb_man.nb,
+                server,
+                lambda e: _record(nb_man, outputs, e),
+                kernel_name,
+                memory=memory,
+                cell_timeout=execution_timeout,
+                cwd=os.getcwd(),
+            )
             v = execution.run()
-        for i, outs in outputs.cells.items(): nb_man.nb.cells[i].outputs = [nbformat.from_dict(o) for o in outs]
-        if outputs.widgets: nb_man.nb.metadata["widgets"] = outputs.widgets
-        for count, i in enumerate(code_cells(nb_man.nb), 1): nb_man.nb.cells[i].execution_count = count
+        for i, outs in outputs.cells.items():
+            nb_man.nb.cells[i].outputs = [nbformat.from_dict(o) for o in outs]
+        if outputs.widgets:
+            nb_man.nb.metadata["widgets"] = outputs.widgets
+        for count, i in enumerate(code_cells(nb_man.nb), 1):
+            nb_man.nb.cells[i].execution_count = count
         _finish(nb_man, v)
-        if v.status != "completed" and v.cause != "cell_error": raise RunFailed(f"{v.cause}: {v.error}")
+        if v.status != "completed" and v.cause != "cell_error":
+            raise RunFailed(f"{v.cause}: {v.error}")
 
 # %% ../../nbs/pipeline/papermill_engine.ipynb #03274a4e
 def _record(nb_man, outputs: Outputs, event: dict) -> None:
     "Fold `event` into papermill's notebook"
-    if event["event"] == "output": return outputs.apply(event["cell"], event["type"], event["content"])
+    if event["event"] == "output":
+        return outputs.apply(event["cell"], event["type"], event["content"])
     papermill = nb_man.nb.cells[event["cell"]].metadata["papermill"]
     if event["status"] != "running":
-        papermill.update(status=event["status"], duration=event["seconds"], exception=event["status"] != "completed")
-        if nb_man.pbar: nb_man.pbar.update(1)
-    else: papermill["status"] = "running"
+        papermill.update(
+            status=event["status"],
+            duration=event["seconds"],
+            exception=event["status"] != "completed",
+        )
+        if nb_man.pbar:
+            nb_man.pbar.update(1)
+    else:
+        papermill["status"] = "running"
+
 
 def _finish(nb_man, v: Verdict) -> None:
     "Leave no cell pending or running, and write the notebook once"
-    if v.status != "completed": nb_man.nb.metadata.papermill.update(exception=True, cause=v.cause, error=v.error)
+    if v.status != "completed":
+        nb_man.nb.metadata.papermill.update(exception=True, cause=v.cause, error=v.error)
     for cell in nb_man.nb.cells:
         papermill = cell.metadata["papermill"]
-        if papermill["status"] == "running": papermill.update(status="failed", exception=True)
-        elif papermill["status"] == "pending" and cell.cell_type == "code" and v.status != "completed": papermill["status"] = "not_run"
+        if papermill["status"] == "running":
+            papermill.update(status="failed", exception=True)
+        elif (
+            papermill["status"] == "pending"
+            and cell.cell_type == "code"
+            and v.status != "completed"
+        ):
+            papermill["status"] = "not_run"
     nb_man.save()

@@ -21,37 +21,67 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import DatasetNotFound, GraphError, ModelNotFound, ParameterError, VersionNotFound, unknown
+from scalai_nb.errors import (
+    DatasetNotFound,
+    GraphError,
+    ModelNotFound,
+    ParameterError,
+    VersionNotFound,
+    unknown,
+)
 from .step import Step, source
 
 # %% ../../nbs/pipeline/plan.ipynb #e29f41ba
 def _notebooks(folder: Path) -> list[Path]:
     "The steps in `folder`, by number"
-    found = [p for p in folder.iterdir() if re.fullmatch(r"\d+[_-].+\.ipynb", p.name)] if folder.is_dir() else []
+    found = (
+        [p for p in folder.iterdir() if re.fullmatch(r"\d+[_-].+\.ipynb", p.name)]
+        if folder.is_dir()
+        else []
+    )
     return sorted(found, key=lambda p: (int(re.match(r"\d+", p.name)[0]), p.name))
 
+
 def pipelines(
-    env,                  # Environment, or anything with `pipelines`
-) -> dict[str, Path]:     # name -> folder, or notebook of a pipeline of one step
+    env,  # Environment, or anything with `pipelines`
+) -> dict[str, Path]:  # name -> folder, or notebook of a pipeline of one step
     "The pipelines that exist"
-    entries = [p for p in sorted(Path(env.pipelines).iterdir()) if p.name[0] != "."] if Path(env.pipelines).is_dir() else []
-    return {p.name.removesuffix(".ipynb"): p for p in entries if p.suffix == ".ipynb" or _notebooks(p)}
+    entries = (
+        [p for p in sorted(Path(env.pipelines).iterdir()) if p.name[0] != "."]
+        if Path(env.pipelines).is_dir()
+        else []
+    )
+    return {
+        p.name.removesuffix(".ipynb"): p for p in entries if p.suffix == ".ipynb" or _notebooks(p)
+    }
+
 
 def _find(path_or_name, env) -> tuple[str, Path, list[Path]]:
     "Name, place and notebooks of a pipeline; a notebook in a pipeline's folder is a part of that"
     known = pipelines(env)
     path = known.get(str(path_or_name), Path(path_or_name)).resolve()
-    if not path.exists(): raise GraphError(unknown(str(path_or_name), known, f"the pipelines of {env.pipelines}"))
-    if path.is_file(): return path.parent.name if path.parent in map(Path.resolve, known.values()) else path.stem, path, [path]
-    if notebooks := _notebooks(path): return path.name, path, notebooks
-    raise GraphError(f"{path}: has no steps; name its notebooks 01_name.ipynb, 02_name.ipynb and so on.")
+    if not path.exists():
+        raise GraphError(unknown(str(path_or_name), known, f"the pipelines of {env.pipelines}"))
+    if path.is_file():
+        return (
+            path.parent.name if path.parent in map(Path.resolve, known.values()) else path.stem,
+            path,
+            [path],
+        )
+    if notebooks := _notebooks(path):
+        return path.name, path, notebooks
+    raise GraphError(
+        f"{path}: has no steps; name its notebooks 01_name.ipynb, 02_name.ipynb and so on."
+    )
 
 # %% ../../nbs/pipeline/plan.ipynb #19b5c796
 class Edge(NamedTuple):
     "`target` reads `name`, which `source` writes"
+
     source: str
     target: str
     name: str
+
 
 def _writers(steps: list[Step]) -> dict[str, tuple[Step, str]]:
     "Name -> the step and parameter that write it; a name has one writer"
@@ -59,20 +89,27 @@ def _writers(steps: list[Step]) -> dict[str, tuple[Step, str]]:
     for step in steps:
         for parameter, ref in step.writes.items():
             if other := found.get(ref.name):
-                raise GraphError(f"{step.where(parameter)}: {ref.name} is written by {other[0].where(other[1])} already; rename one of the two.")
+                raise GraphError(
+                    f"{step.where(parameter)}: {ref.name} is written by {other[0].where(other[1])} already; rename one of the two."
+                )
             found[ref.name] = step, parameter
     return found
+
 
 def _edges(steps: list[Step]) -> list[Edge]:
     "Who waits for whom"
     writers, order, edges = _writers(steps), {s.name: i for i, s in enumerate(steps)}, []
     for step in steps:
         for parameter, ref in step.reads.items():
-            if ref.name not in writers: continue
+            if ref.name not in writers:
+                continue
             writer, out = writers[ref.name]
             if (kind := writer.writes[out].kind) != ref.kind:
-                raise GraphError(f"{step.where(parameter)}: {ref.name} is a {kind}, written by {writer.name}; write {'In[Model]' if kind == 'model' else 'In'}.")
-            if not ref.ref or order[writer.name] < order[step.name]: edges.append(Edge(writer.name, step.name, ref.name))
+                raise GraphError(
+                    f"{step.where(parameter)}: {ref.name} is a {kind}, written by {writer.name}; write {'In[Model]' if kind == 'model' else 'In'}."
+                )
+            if not ref.ref or order[writer.name] < order[step.name]:
+                edges.append(Edge(writer.name, step.name, ref.name))
     return list(dict.fromkeys(edges))
 
 # %% ../../nbs/pipeline/plan.ipynb #b5e39687
@@ -80,28 +117,54 @@ def _bound(pipeline: str, notebooks: list[Path], overrides: dict) -> list[Step]:
     "The steps in `notebooks`, with values passed"
     steps = {}
     for step in map(Step.load, notebooks):
-        if step.name in steps: raise GraphError(f"{step.path}: is named {step.name}, as is {steps[step.name].path.name}; rename one of the two.")
+        if step.name in steps:
+            raise GraphError(
+                f"{step.path}: is named {step.name}, as is {steps[step.name].path.name}; rename one of the two."
+            )
         steps[step.name] = step.bind(overrides.get(step.name, {}))
     for name in overrides:
-        if name not in steps: raise ParameterError(unknown(name, steps, f"the steps of {pipeline}"))
+        if name not in steps:
+            raise ParameterError(unknown(name, steps, f"the steps of {pipeline}"))
     return list(steps.values())
 
-def _before(edges: list[Edge], name: str) -> set[str]: return {e.source for e in edges if e.target == name}
+
+def _before(edges: list[Edge], name: str) -> set[str]:
+    return {e.source for e in edges if e.target == name}
+
 
 def _ordered(steps: list[Step], edges: list[Edge]) -> list[Step]:
     "`steps` so that each comes after what it waits for; notebooks' numbers decide the rest"
-    try: TopologicalSorter({s.name: _before(edges, s.name) for s in steps}).prepare()
-    except CycleError as e: raise GraphError(_cycle(steps, edges, e.args[1])) from None
+    try:
+        TopologicalSorter({s.name: _before(edges, s.name) for s in steps}).prepare()
+    except CycleError as e:
+        raise GraphError(_cycle(steps, edges, e.args[1])) from None
     rest, done = list(steps), []
-    while rest: done.append(rest.pop(next(i for i, s in enumerate(rest) if _before(edges, s.name) <= {d.name for d in done})))
+    while rest:
+        done.append(
+            rest.pop(
+                next(
+                    i
+                    for i, s in enumerate(rest)
+                    if _before(edges, s.name) <= {d.name for d in done}
+                )
+            )
+        )
     return done
+
 
 def _cycle(steps: list[Step], edges: list[Edge], names: list[str]) -> str:
     "Say where a cycle can be cut: at the step that reads what a later one writes"
     order = [s.name for s in steps]
-    edge = next(e for e in edges if (e.source, e.target) in zip(names, names[1:], strict=False) and order.index(e.source) >= order.index(e.target))
+    edge = next(
+        e
+        for e in edges
+        if (e.source, e.target) in zip(names, names[1:], strict=False)
+        and order.index(e.source) >= order.index(e.target)
+    )
     reader = steps[order.index(edge.target)]
-    parameter, ref = next((p, r) for p, r in reader.reads.items() if r.name == edge.name and not r.ref)
+    parameter, ref = next(
+        (p, r) for p, r in reader.reads.items() if r.name == edge.name and not r.ref
+    )
     pinned = f"{ref.name}@{'latest' if ref.kind == 'model' else 'main'}"
     return f"{reader.where(parameter)}: is part of the cycle {' -> '.join(names)}; write {pinned!r} to read what the last run wrote, or do not read it."
 
@@ -109,16 +172,19 @@ def _cycle(steps: list[Step], edges: list[Edge], names: list[str]) -> str:
 @dataclass(frozen=True)
 class Pipeline:
     "Steps, in the order in which they can run, and who waits for whom; `Pipeline.load` finds one"
+
     name: str
-    path: Path               # folder, or notebook
+    path: Path  # folder, or notebook
     steps: list[Step]
     edges: list[Edge]
 
     @classmethod
-    def load(cls,
-        path_or_name,        # folder, notebook or name of a pipeline
-        env,                 # Environment
-        overrides: dict | None = None,   # step -> parameter -> text or value, as from `parse_assignments`
+    def load(
+        cls,
+        path_or_name,  # folder, notebook or name of a pipeline
+        env,  # Environment
+        overrides: dict
+        | None = None,  # step -> parameter -> text or value, as from `parse_assignments`
     ) -> "Pipeline":
         "Read a pipeline; StepError, GraphError or ParameterError says what is wrong with it, and where"
         name, path, notebooks = _find(path_or_name, env)
@@ -128,10 +194,16 @@ class Pipeline:
     def __getitem__(self, name: str) -> Step:
         "The step called `name`, with or without its number"
         for step in self.steps:
-            if name in (step.name, step.stem): return step
-        raise ParameterError(unknown(name, [s.name for s in self.steps], f"the steps of {self.name}"))
+            if name in (step.name, step.stem):
+                return step
+        raise ParameterError(
+            unknown(name, [s.name for s in self.steps], f"the steps of {self.name}")
+        )
 
-    def before(self, name: str) -> set[str]: "Steps that `name` waits for"; return _before(self.edges, name)
+    def before(self, name: str) -> set[str]:
+        "Steps that `name` waits for"
+        return _before(self.edges, name)
+
     def after(self, name: str) -> set[str]:
         "Steps that depend on `name`, at any distance"
         near = {e.target for e in self.edges if e.source == name}
@@ -139,7 +211,8 @@ class Pipeline:
 
     def validate(self, env, head: Callable | None = None) -> None:
         "GraphError when a value, a secret, a kernel or an input is missing; `head` tells which version exists"
-        for check in (_check_values, _check_kernels): check(self)
+        for check in (_check_values, _check_kernels):
+            check(self)
         _check_inputs(self, head or heads(env))
 
 # %% ../../nbs/pipeline/plan.ipynb #dc44f0e8
@@ -147,16 +220,27 @@ def _check_values(pipeline: Pipeline) -> None:
     "Every parameter has a value, every secret its variable"
     for step in pipeline.steps:
         for p in step.parameters.values():
-            if p.name not in step.values: raise GraphError(f"{step.where(p.name)}: {p.name} has no value; pass -p {step.name}.{p.name}=… or write a default.")
+            if p.name not in step.values:
+                raise GraphError(
+                    f"{step.where(p.name)}: {p.name} has no value; pass -p {step.name}.{p.name}=… or write a default."
+                )
             if p.kind == "secret" and step.values[p.name] not in os.environ:
-                raise GraphError(f"{step.where(p.name)}: the environment variable {step.values[p.name]} is not set; export it and start again.")
+                raise GraphError(
+                    f"{step.where(p.name)}: the environment variable {step.values[p.name]} is not set; export it and start again."
+                )
+
 
 def _check_kernels(pipeline: Pipeline) -> None:
     "Every kernel is installed"
     from jupyter_client.kernelspec import KernelSpecManager
+
     known = KernelSpecManager().find_kernel_specs()
     for step in pipeline.steps:
-        if step.kernel not in known: raise GraphError(f"{step.path}: {unknown(step.kernel, known, 'the installed kernels')} Run: scalai kernel install")
+        if step.kernel not in known:
+            raise GraphError(
+                f"{step.path}: {unknown(step.kernel, known, 'the installed kernels')} Run: scalai kernel install"
+            )
+
 
 def _check_inputs(pipeline: Pipeline, head: Callable) -> None:
     "Every input is written by a step or exists already"
@@ -164,105 +248,155 @@ def _check_inputs(pipeline: Pipeline, head: Callable) -> None:
     for step in pipeline.steps:
         made = {e.name for e in pipeline.edges if e.target == step.name}
         for parameter, ref in step.reads.items():
-            if ref.name in made or head(*ref) is not None: continue
+            if ref.name in made or head(*ref) is not None:
+                continue
             store = "lake" if ref.kind == "dataset" else "registry"
-            raise GraphError(f"{step.where(parameter)}: {unknown(str(ref), written, f'the {store}, and no step before writes it')}")
+            raise GraphError(
+                f"{step.where(parameter)}: {unknown(str(ref), written, f'the {store}, and no step before writes it')}"
+            )
 
 # %% ../../nbs/pipeline/plan.ipynb #676b9203
 def heads(
-    env,            # Environment
-    lake=None,      # Lake; None: the environment's
+    env,  # Environment
+    lake=None,  # Lake; None: the environment's
     registry=None,  # Registry; None: the environment's
-) -> Callable:      # head(kind, name, ref=None) -> version id, or None where there is none
+) -> Callable:  # head(kind, name, ref=None) -> version id, or None where there is none
     "The function that tells which version of a dataset or model is there"
+
     def head(kind: str, name: str, ref: str | None = None) -> str | None:
         nonlocal lake, registry
         try:
             if kind == "dataset":
-                if lake is None and not _exists(env.lake): return None
-                if lake is None: lake = _lake(env)
+                if lake is None and not _exists(env.lake):
+                    return None
+                if lake is None:
+                    lake = _lake(env)
                 return lake.version(name, ref).id
-            if registry is None and not _exists(env.tracking): return None
-            if registry is None: registry = _registry(env)
+            if registry is None and not _exists(env.tracking):
+                return None
+            if registry is None:
+                registry = _registry(env)
             return str(registry.get(name, ref or "latest").version)
-        except (DatasetNotFound, ModelNotFound, VersionNotFound): return None
+        except (DatasetNotFound, ModelNotFound, VersionNotFound):
+            return None
+
     return head
 
-def _exists(place: str) -> bool: return "://" in (path := place.removeprefix("sqlite:///")) or Path(path).exists()
+
+def _exists(place: str) -> bool:
+    return "://" in (path := place.removeprefix("sqlite:///")) or Path(path).exists()
+
 
 def _lake(env):
     from scalai_nb.data.lake import Lake
+
     return Lake(env.lake)
+
 
 def _registry(env):
     from scalai_nb.models.registry import Registry
+
     return Registry(env)
 
 # %% ../../nbs/pipeline/plan.ipynb #3114a1d5
 _PARTS = ("contract", "code", "parameters", "inputs", "library", "python")
 
+
 @dataclass(frozen=True)
 class Key:
     "What the result of a step depends on"
-    parts: dict   # a value for each of _PARTS
+
+    parts: dict  # a value for each of _PARTS
 
     @property
-    def digest(self) -> str: "sha256 of the parts"; return _sha256(json.dumps(self.parts, sort_keys=True))
+    def digest(self) -> str:
+        "sha256 of the parts"
+        return _sha256(json.dumps(self.parts, sort_keys=True))
 
     def changes(self, new: "Key") -> list[str]:
         "What is different in `new`, in words; an input that one of the two does not know is not"
         old, new = self.parts, new.parts
         reasons = [part for part in ("contract", "code") if old[part] != new[part]]
-        for part, words, short in (("parameters", "parameter", _short), ("inputs", "input", _version)):
+        for part, words, short in (
+            ("parameters", "parameter", _short),
+            ("inputs", "input", _version),
+        ):
             both = [n for n in old[part] if n in new[part] and old[part][n] != new[part][n]]
-            reasons += [f"{words} {n}: {short(old[part][n])} -> {short(new[part][n])}" for n in both]
+            reasons += [
+                f"{words} {n}: {short(old[part][n])} -> {short(new[part][n])}" for n in both
+            ]
         a, b = old["library"], new["library"]
         reasons += [f"library {m}" for m in sorted(a.keys() | b.keys()) if a.get(m) != b.get(m)]
-        return reasons + [f"python {old['python']} -> {new['python']}"] * (old["python"] != new["python"])
+        return reasons + [f"python {old['python']} -> {new['python']}"] * (
+            old["python"] != new["python"]
+        )
 
-def _sha256(text: str) -> str: return hashlib.sha256(text.encode()).hexdigest()
-def _short(text: str) -> str: return text if len(text) <= 40 else f"{text[:39]}…"
-def _version(id: str | None) -> str: return "none" if id is None else id[:6]
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:39]}…"
+
+
+def _version(id: str | None) -> str:
+    return "none" if id is None else id[:6]
+
 
 def key(
-    step: Step,              # with its values bound
+    step: Step,  # with its values bound
     inputs: dict[str, str],  # what it reads, as its contract writes it -> version id
 ) -> Key:
     "The key of `step` when it reads those versions"
-    return Key({
-        "contract": _sha256(step.contract), "code": _sha256(step.code), "parameters": {n: source(v) for n, v in step.values.items()},
-        "inputs": dict(inputs), "library": step.modules, "python": "{}.{}".format(*sys.version_info),
-    })
+    return Key(
+        {
+            "contract": _sha256(step.contract),
+            "code": _sha256(step.code),
+            "parameters": {n: source(v) for n, v in step.values.items()},
+            "inputs": dict(inputs),
+            "library": step.modules,
+            "python": "{}.{}".format(*sys.version_info),
+        }
+    )
 
 # %% ../../nbs/pipeline/plan.ipynb #09148e3a
 @dataclass(frozen=True)
 class Entry:
     "The last good run of a step"
+
     key: Key
-    outputs: dict[str, list[str]]   # name -> [kind, version id]
-    run: str | None = None          # id of the run
+    outputs: dict[str, list[str]]  # name -> [kind, version id]
+    run: str | None = None  # id of the run
     seconds: float | None = None
-    rows: int | None = None         # rows written
+    rows: int | None = None  # rows written
     finished: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 # %% ../../nbs/pipeline/plan.ipynb #901e3494
 class Cache:
     "The last good run of each step of a pipeline"
-    def __init__(self, env, pipeline): self.folder = Path(env.runs) / "cache" / _called(pipeline)
-    def _file(self, step) -> Path: return self.folder / f"{_called(step)}.json"
+
+    def __init__(self, env, pipeline):
+        self.folder = Path(env.runs) / "cache" / _called(pipeline)
+
+    def _file(self, step) -> Path:
+        return self.folder / f"{_called(step)}.json"
 
     def get(self, step) -> Entry | None:
         "The entry of `step`, a Step or a name; None when there is none"
         try:
             record = json.loads(self._file(step).read_text())
             return Entry(**{**record, "key": Key({part: record["key"][part] for part in _PARTS})})
-        except (OSError, ValueError, KeyError, TypeError): return None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def put(self, step, key: Key, outputs: dict, **about) -> Entry:
         "Record that `step` ran well: its key, what it wrote, and `run`, `seconds`, `rows`"
         entry = Entry(key, {name: list(o) for name, o in outputs.items()}, **about)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=self.folder, suffix=".part", delete=False) as part:
+        with tempfile.NamedTemporaryFile(
+            "w", dir=self.folder, suffix=".part", delete=False
+        ) as part:
             try:
                 json.dump({**entry.__dict__, "key": key.parts}, part, indent=1)
                 part.flush()
@@ -272,135 +406,220 @@ class Cache:
                 raise
         return entry
 
-def _called(thing) -> str: return getattr(thing, "name", thing)
+
+def _called(thing) -> str:
+    return getattr(thing, "name", thing)
 
 # %% ../../nbs/pipeline/plan.ipynb #7b5fadcc
 @dataclass(frozen=True)
 class Planned:
     "What is to be done about a step"
-    step: Step
-    status: str            # cached or stale
-    reasons: list[str]     # why it is stale
-    key: Key               # as far as its inputs are known
-    inputs: dict           # what it reads -> version id, as far as known
-    entry: Entry | None    # its last good run
 
-def _judge(step: Step, inputs: dict, after: list[str], entry: Entry | None, forced: bool, head: Callable) -> Planned:
+    step: Step
+    status: str  # cached or stale
+    reasons: list[str]  # why it is stale
+    key: Key  # as far as its inputs are known
+    inputs: dict  # what it reads -> version id, as far as known
+    entry: Entry | None  # its last good run
+
+
+def _judge(
+    step: Step, inputs: dict, after: list[str], entry: Entry | None, forced: bool, head: Callable
+) -> Planned:
     "Decide about one step"
     now, reasons = key(step, inputs), ["forced"] if forced else []
-    if entry is None: reasons.append("never run")
+    if entry is None:
+        reasons.append("never run")
     else:
         reasons += entry.key.changes(now) + [f"after {name}" for name in after]
         for name, (kind, version) in entry.outputs.items():
-            if (newest := head(kind, name)) != version: reasons.append(f"output {name} {'is gone' if newest is None else 'was changed since'}")
+            if (newest := head(kind, name)) != version:
+                reasons.append(
+                    f"output {name} {'is gone' if newest is None else 'was changed since'}"
+                )
     return Planned(step, "stale" if reasons else "cached", reasons, now, inputs, entry)
+
 
 def _judge_all(pipeline: Pipeline, cache, forced: set[str], head: Callable) -> list[Planned]:
     "Decide about every step; what a stale step will write is not known yet"
     decided, stale = [], []
     for step in pipeline.steps:
         waits = [e for e in pipeline.edges if e.target == step.name and e.source in stale]
-        inputs = {str(r): head(*r) for r in step.reads.values() if r.name not in {e.name for e in waits}}
+        inputs = {
+            str(r): head(*r) for r in step.reads.values() if r.name not in {e.name for e in waits}
+        }
         after = [name for name in stale if name in {e.source for e in waits}]
         decided.append(_judge(step, inputs, after, cache.get(step), step.name in forced, head))
-        if decided[-1].status == "stale": stale.append(step.name)
+        if decided[-1].status == "stale":
+            stale.append(step.name)
     return decided
 
 # %% ../../nbs/pipeline/plan.ipynb #33e07c9a
 @dataclass(frozen=True)
 class Plan:
     "What of a pipeline has to run again, and why; `Plan.make` finds out"
+
     pipeline: Pipeline
-    steps: list[Planned]    # in the order in which they can run
+    steps: list[Planned]  # in the order in which they can run
     cache: Cache
-    head: Callable          # tells which version of a dataset or model is there
-    forced: set[str]        # steps that run whatever the cache says
+    head: Callable  # tells which version of a dataset or model is there
+    forced: set[str]  # steps that run whatever the cache says
 
     @classmethod
-    def make(cls,
+    def make(
+        cls,
         pipeline: Pipeline,
-        env,                 # Environment
-        force: bool = False,               # run every step
-        from_step: str | None = None,      # run this step and what depends on it
-        lake=None, registry=None,          # None: the environment's
-        head: Callable | None = None,      # None: asks the lake and the registry
+        env,  # Environment
+        force: bool = False,  # run every step
+        from_step: str | None = None,  # run this step and what depends on it
+        lake=None,
+        registry=None,  # None: the environment's
+        head: Callable | None = None,  # None: asks the lake and the registry
     ) -> "Plan":
         "Compare each step with its last run"
         forced = {s.name for s in pipeline.steps} if force else set()
-        if from_step: forced |= {pipeline[from_step].name} | pipeline.after(pipeline[from_step].name)
+        if from_step:
+            forced |= {pipeline[from_step].name} | pipeline.after(pipeline[from_step].name)
         cache, head = Cache(env, pipeline), head or heads(env, lake, registry)
-        return cls(pipeline, _judge_all(pipeline, cache, forced, lru_cache(None)(head)), cache, head, forced)
+        return cls(
+            pipeline,
+            _judge_all(pipeline, cache, forced, lru_cache(None)(head)),
+            cache,
+            head,
+            forced,
+        )
 
-    def decide(self,
-        step: str,                  # name of a step whose inputs are known by now
-        pins: dict[str, str],       # what it reads, as its contract writes it -> version id; what is left out: the newest
+    def decide(
+        self,
+        step: str,  # name of a step whose inputs are known by now
+        pins: dict[
+            str, str
+        ],  # what it reads, as its contract writes it -> version id; what is left out: the newest
     ) -> Planned:
         "Compare one step with its last run, reading the versions in `pins`"
         step = self.pipeline[step]
-        inputs = {str(r): pins[str(r)] if str(r) in pins else self.head(*r) for r in step.reads.values()}
+        inputs = {
+            str(r): pins[str(r)] if str(r) in pins else self.head(*r) for r in step.reads.values()
+        }
         return _judge(step, inputs, [], self.cache.get(step), step.name in self.forced, self.head)
 
-    def to_dict(self) -> dict: "The plan as JSON can hold it"; return _as_dict(self)
-    def draw(self): "The plan as rich can print it"; return _draw(self)
+    def to_dict(self) -> dict:
+        "The plan as JSON can hold it"
+        return _as_dict(self)
+
+    def draw(self):
+        "The plan as rich can print it"
+        return _draw(self)
 
 # %% ../../nbs/pipeline/plan.ipynb #bc5014f3
 def _as_dict(plan: Plan) -> dict:
-    return {"pipeline": plan.pipeline.name, "edges": [list(e) for e in plan.pipeline.edges], "steps": [{
-        "name": p.step.name, "notebook": str(p.step.path), "title": p.step.title, "status": p.status, "reasons": p.reasons, "key": p.key.digest,
-        "reads": [str(r) for r in p.step.reads.values()], "writes": [str(r) for r in p.step.writes.values()], "inputs": p.inputs,
-        "parameters": p.key.parts["parameters"], "seconds": p.entry.seconds if p.entry else None, "run": p.entry.run if p.entry else None,
-    } for p in plan.steps]}
+    return {
+        "pipeline": plan.pipeline.name,
+        "edges": [list(e) for e in plan.pipeline.edges],
+        "steps": [
+            {
+                "name": p.step.name,
+                "notebook": str(p.step.path),
+                "title": p.step.title,
+                "status": p.status,
+                "reasons": p.reasons,
+                "key": p.key.digest,
+                "reads": [str(r) for r in p.step.reads.values()],
+                "writes": [str(r) for r in p.step.writes.values()],
+                "inputs": p.inputs,
+                "parameters": p.key.parts["parameters"],
+                "seconds": p.entry.seconds if p.entry else None,
+                "run": p.entry.run if p.entry else None,
+            }
+            for p in plan.steps
+        ],
+    }
 
 # %% ../../nbs/pipeline/plan.ipynb #84a9a6ae
 def _lanes(pipeline: Pipeline) -> list[tuple[str, str, str]]:
     "For each step the rails left and right of its mark, and those below it"
     names, lanes, drawn = [s.name for s in pipeline.steps], [], []
-    last = {e.source: max(names.index(f.target) for f in pipeline.edges if f.source == e.source) for e in pipeline.edges}
+    last = {
+        e.source: max(names.index(f.target) for f in pipeline.edges if f.source == e.source)
+        for e in pipeline.edges
+    }
     for i, name in enumerate(names):
         joined = [c for c, lane in enumerate(lanes) if lane in pipeline.before(name)]
         ended = [c for c in joined if last[lanes[c]] == i]
-        at = max(ended or [next(c for c in range(len(lanes) + 1) if c > max(joined, default=-1) and (c == len(lanes) or not lanes[c]))])
+        at = max(
+            ended
+            or [
+                next(
+                    c
+                    for c in range(len(lanes) + 1)
+                    if c > max(joined, default=-1) and (c == len(lanes) or not lanes[c])
+                )
+            ]
+        )
         lanes += [None] * (at + 1 - len(lanes))
         row = _row(lanes, at, joined, ended)
-        for c in ended: lanes[c] = None
+        for c in ended:
+            lanes[c] = None
         lanes[at] = name if name in last else None
-        drawn.append((row[: 2 * at], row[2 * at + 1 :], " ".join("│" if lane else " " for lane in lanes)))
+        drawn.append(
+            (row[: 2 * at], row[2 * at + 1 :], " ".join("│" if lane else " " for lane in lanes))
+        )
     return drawn
+
 
 def _row(lanes: list, at: int, joined: list[int], ended: list[int]) -> str:
     "The rails beside a mark in lane `at`: those joined lead to it, others pass"
     low, high = min([at, *joined]), max([at, *joined])
     row = ""
     for c, lane in enumerate(lanes):
-        corner = ("╰" if c in ended else "├") if c == low else ("╯" if c in ended else "┤") if c == high else ("┴" if c in ended else "┼")
+        corner = (
+            ("╰" if c in ended else "├")
+            if c == low
+            else ("╯" if c in ended else "┤")
+            if c == high
+            else ("┴" if c in ended else "┼")
+        )
         row += corner if c in joined else "│" if lane else "─" if low < c < high else " "
         row += "─" if low <= c < high else " "
     return row
 
 # %% ../../nbs/pipeline/plan.ipynb #22b7a7e3
-def _follows(p: Planned) -> list[str]: "Steps whose reruns it follows"; return [r.removeprefix("after ") for r in p.reasons if r.startswith("after ")]
+def _follows(p: Planned) -> list[str]:
+    "Steps whose reruns it follows"
+    return [r.removeprefix("after ") for r in p.reasons if r.startswith("after ")]
+
 
 def _mark(p: Planned) -> tuple[str, str]:
     "A tick for a cached step, a circle for one that only follows others, a dot for one with a reason of its own"
-    if p.status == "cached": return "✓", "green"
+    if p.status == "cached":
+        return "✓", "green"
     return ("○", "yellow") if len(_follows(p)) == len(p.reasons) else ("●", "bold yellow")
+
 
 def _reasons(p: Planned) -> list[tuple[str, str]]:
     "Styled lines that say why"
-    if p.status == "cached": return [("cached", "green")]
+    if p.status == "cached":
+        return [("cached", "green")]
     own, after = [(r, "") for r in p.reasons if not r.startswith("after ")], ", ".join(_follows(p))
     return own + [(f"after {after}", "dim")] * bool(after)
+
 
 def _flow(step: Step) -> str:
     "What goes in and out: `flights, weather → features`"
     reads, writes = (", ".join(map(str, refs.values())) for refs in (step.reads, step.writes))
     return f"{reads} → {writes}".strip() if reads or writes else ""
 
+
 def _summary(plan: Plan) -> str:
     stale = [p for p in plan.steps if p.status == "stale"]
     took = [p.entry.seconds for p in stale if p.entry and p.entry.seconds is not None]
-    if not stale: return "Every step is cached: nothing has to run."
-    last = f"; {'they' if len(took) == len(stale) else f'{len(took)} of them'} took {sum(took):.1f} s last time" if took else ""
+    if not stale:
+        return "Every step is cached: nothing has to run."
+    last = (
+        f"; {'they' if len(took) == len(stale) else f'{len(took)} of them'} took {sum(took):.1f} s last time"
+        if took
+        else ""
+    )
     return f"{len(stale)} of {len(plan.steps)} steps have to run{last}."
 
 # %% ../../nbs/pipeline/plan.ipynb #efd2105c
@@ -408,13 +627,19 @@ def _draw(plan: Plan):
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
+
     line = lambda *parts: Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
     table, wide = Table.grid(padding=(0, 2, 0, 0)), max(len(p.step.name) for p in plan.steps) + 2
-    for justify in ("left", "left", "left", "right"): table.add_column(justify=justify)
+    for justify in ("left", "left", "left", "right"):
+        table.add_column(justify=justify)
     for p, (left, right, below) in zip(plan.steps, _lanes(plan.pipeline), strict=True):
         reasons, flow, seconds = _reasons(p), _flow(p.step), p.entry.seconds if p.entry else None
-        table.add_row(line((left, "dim"), _mark(p), (right, "dim")), line((p.step.name.ljust(wide), "bold"), p.step.title), line(reasons[0]),
-                      "" if seconds is None else f"{seconds:.1f} s")
+        table.add_row(
+            line((left, "dim"), _mark(p), (right, "dim")),
+            line((p.step.name.ljust(wide), "bold"), p.step.title),
+            line(reasons[0]),
+            "" if seconds is None else f"{seconds:.1f} s",
+        )
         for text, reason in zip_longest([flow] if flow else [], reasons[1:], fillvalue=""):
             table.add_row(line((below, "dim")), line((" " * wide + text, "dim")), line(reason), "")
     return Group(table, _summary(plan))

@@ -17,119 +17,240 @@ from rich.text import Text
 from .run import Run, StepRun
 
 # %% ../../nbs/pipeline/progress.ipynb #c4bbf569
-MARKS = {"pending": ("·", "dim"), "running": ("▶", "cyan"), "completed": ("✔", "green"), "cached": ("=", "blue"), "failed": ("✘", "bold red"),
-         "not_run": ("–", "dim"), "cancelled": ("■", "yellow"), "lost": ("?", "bold red")}
+MARKS = {
+    "pending": ("·", "dim"),
+    "running": ("▶", "cyan"),
+    "completed": ("✔", "green"),
+    "cached": ("=", "blue"),
+    "failed": ("✘", "bold red"),
+    "not_run": ("–", "dim"),
+    "cancelled": ("■", "yellow"),
+    "lost": ("?", "bold red"),
+}
+
 
 def duration(
     seconds: float | None,
 ) -> str:  # "0.4 s", "1 min 05 s", "2 h 03 min"
     "A time span as one says it"
-    if seconds is None: return ""
-    if seconds < 60: return f"{seconds:.1f} s"
+    if seconds is None:
+        return ""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
     minutes, s = divmod(round(seconds), 60)
     return f"{minutes} min {s:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
-def size(n: int | None) -> str: "Bytes as one says them"; return "" if not n else f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
-def status(word: str) -> Text: "Mark and word of a status"; mark, style = MARKS[word]; return Text(f"{mark} {word}", style)
+
+def size(n: int | None) -> str:
+    "Bytes as one says them"
+    return "" if not n else f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
+
+
+def status(word: str) -> Text:
+    "Mark and word of a status"
+    mark, style = MARKS[word]
+    return Text(f"{mark} {word}", style)
 
 # %% ../../nbs/pipeline/progress.ipynb #c41f1ed5
 def table(
-    rows,           # of values: text, numbers, or what rich can draw
+    rows,  # of values: text, numbers, or what rich can draw
     *columns: str,  # headings; one that ends in > is aligned right, one that ends in ~ wraps
-) -> Table:         # without lines
+) -> Table:  # without lines
     "Lay out `rows` as a table for a terminal"
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for c in columns: table.add_column(c.rstrip(">~"), justify="right" if c.endswith(">") else "left", no_wrap=not c.endswith("~"), overflow="fold")
-    for row in rows: table.add_row(*(Text("" if c is None else str(c)) if isinstance(c, str | int | float | None) else c for c in row))
+    for c in columns:
+        table.add_column(
+            c.rstrip(">~"),
+            justify="right" if c.endswith(">") else "left",
+            no_wrap=not c.endswith("~"),
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(
+            *(
+                Text("" if c is None else str(c)) if isinstance(c, str | int | float | None) else c
+                for c in row
+            )
+        )
     return table
+
 
 def steps_table(run: Run) -> Table:
     "What every step of `run` did and took"
-    rows = ((s.stem, status(s.status), "" if s.status == "cached" else duration(s.seconds), "" if s.cpu_seconds is None else f"{s.cpu_seconds:.1f}",
-             size(s.memory), f"{s.rows:,}" if s.rows else "", ", ".join(f"{name} ({version[:6]})" for name, version in s.written)) for s in run.steps)
-    return table(rows, "step", "status", "time>", "worker-s>", "memory>", "rows>", "written (version)~")
+    rows = (
+        (
+            s.stem,
+            status(s.status),
+            "" if s.status == "cached" else duration(s.seconds),
+            "" if s.cpu_seconds is None else f"{s.cpu_seconds:.1f}",
+            size(s.memory),
+            f"{s.rows:,}" if s.rows else "",
+            ", ".join(f"{name} ({version[:6]})" for name, version in s.written),
+        )
+        for s in run.steps
+    )
+    return table(
+        rows, "step", "status", "time>", "worker-s>", "memory>", "rows>", "written (version)~"
+    )
+
 
 def failures(run: Run) -> list[Text]:
     "A line for each step that did not complete, with the reason"
-    return [Text.assemble((f"{s.stem} {s.status}", MARKS[s.status][1]), f" ({s.cause}): " if s.cause else ": ", s.error or "") for s in run.steps if s.error]
+    return [
+        Text.assemble(
+            (f"{s.stem} {s.status}", MARKS[s.status][1]),
+            f" ({s.cause}): " if s.cause else ": ",
+            s.error or "",
+        )
+        for s in run.steps
+        if s.error
+    ]
+
 
 def summary(run: Run) -> Group:
     "The end of a run: the table, what went wrong, the total"
-    total = Text.assemble("\n", (run.id, "bold"), " ", status(run.status), f" in {duration(run.seconds)}, {run.worker_seconds:.1f} worker-seconds")
+    total = Text.assemble(
+        "\n",
+        (run.id, "bold"),
+        " ",
+        status(run.status),
+        f" in {duration(run.seconds)}, {run.worker_seconds:.1f} worker-seconds",
+    )
     return Group(steps_table(run), *(Text(""),) * bool(failures(run)), *failures(run), total)
 
 # %% ../../nbs/pipeline/progress.ipynb #f5052157
 def _last_line(event: dict) -> str:
     "The last line that an output event prints; empty when it shows a picture"
     text = event["content"].get("text") or event["content"].get("evalue") or ""
-    return next((line for line in reversed(text.replace("\r", "\n").splitlines()) if line.strip()), "")
+    return next(
+        (line for line in reversed(text.replace("\r", "\n").splitlines()) if line.strip()), ""
+    )
+
 
 class Plain:
     "A line for each thing that happens, and one every `every` seconds for what takes long"
-    def __init__(self, console: Console | None = None, every: float = 10):
-        self.console, self.every, self._lock, self._last, self._said = console or Console(highlight=False, soft_wrap=True), every, RLock(), {}, {}
 
-    def __enter__(self): return self
-    def __exit__(self, *exc): pass
+    def __init__(self, console: Console | None = None, every: float = 10):
+        self.console, self.every, self._lock, self._last, self._said = (
+            console or Console(highlight=False, soft_wrap=True),
+            every,
+            RLock(),
+            {},
+            {},
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        pass
 
     def __call__(self, run: Run, event: dict) -> None:
         with self._lock:
-            if event["event"] == "output": self._last[event["step"]] = _last_line(event) or self._last.get(event["step"], "")
-            if line := self._line(run, event): self.console.print(Text(f"[{duration(run.seconds):>10}] ") + line)
+            if event["event"] == "output":
+                self._last[event["step"]] = _last_line(event) or self._last.get(event["step"], "")
+            if line := self._line(run, event):
+                self.console.print(Text(f"[{duration(run.seconds):>10}] ") + line)
 
     def _line(self, run: Run, event: dict) -> Text | None:
         "What to say of `event`, if anything"
         kind = event["event"]
-        if kind == "run_started": return Text(f"{run.id} started in environment {run.env}: {len(run.steps)} steps, process {run.pid}")
-        if "step" not in event: return None
+        if kind == "run_started":
+            return Text(
+                f"{run.id} started in environment {run.env}: {len(run.steps)} steps, process {run.pid}"
+            )
+        if "step" not in event:
+            return None
         step = run.step(event["step"])
         if kind == "step_started":
             self._said[step.name] = time.monotonic()
             return Text(f"{step.stem} started: {'; '.join(step.reasons)}")
         if kind == "step_finished":
             took = f" in {duration(step.seconds)}" if step.seconds is not None else ""
-            return Text.assemble(f"{step.stem} ", status(step.status), took, f" ({step.cause}): {step.error}" if step.cause else "")
-        if time.monotonic() - self._said.get(step.name, 0) < self.every: return None
+            return Text.assemble(
+                f"{step.stem} ",
+                status(step.status),
+                took,
+                f" ({step.cause}): {step.error}" if step.cause else "",
+            )
+        if time.monotonic() - self._said.get(step.name, 0) < self.every:
+            return None
         self._said[step.name] = time.monotonic()
-        return Text(f"{step.stem} {_cell(step)}, {duration(time.time() - step.started)}: {self._last.get(step.name, '')}")
+        return Text(
+            f"{step.stem} {_cell(step)}, {duration(time.time() - step.started)}: {self._last.get(step.name, '')}"
+        )
 
 # %% ../../nbs/pipeline/progress.ipynb #08e0bfbc
 def _cell(step: StepRun) -> str:
     "Which cell of `step` is under way, as n/of"
-    if all(c.status == "pending" for c in step.cells): return "kernel starting"
+    if all(c.status == "pending" for c in step.cells):
+        return "kernel starting"
     done = sum(c.status not in ("pending", "running") for c in step.cells)
     return f"cell {min(done + 1, len(step.cells))}/{len(step.cells)}"
 
+
 class LiveTable:
     "A table that is drawn anew as things happen, for a terminal"
+
     def __init__(self, console: Console | None = None):
         self._lock, self._last, self._run = RLock(), {}, None
-        self.live = Live(get_renderable=self._draw, console=console, refresh_per_second=8, transient=True)
+        self.live = Live(
+            get_renderable=self._draw, console=console, refresh_per_second=8, transient=True
+        )
 
-    def __enter__(self): self.live.__enter__(); return self
-    def __exit__(self, *exc): self.live.__exit__(*exc)
+    def __enter__(self):
+        self.live.__enter__()
+        return self
+
+    def __exit__(self, *exc):
+        self.live.__exit__(*exc)
 
     def __call__(self, run: Run, event: dict) -> None:
         with self._lock:
             self._run = run
-            if event["event"] == "output": self._last[event["step"]] = _last_line(event) or self._last.get(event["step"], "")
+            if event["event"] == "output":
+                self._last[event["step"]] = _last_line(event) or self._last.get(event["step"], "")
 
     def _draw(self):
-        if not self._run: return Text("starting …", "dim")
+        if not self._run:
+            return Text("starting …", "dim")
         with self._lock:
-            steps = table(((s.stem, status(s.status), *self._now(s)) for s in self._run.steps), "step", "status", "cell>", "elapsed>", "last output or reason~")
-            return Group(steps, Text(f"{self._run.id}  {duration(self._run.seconds)}  (Ctrl-C cancels)", "dim"))
+            steps = table(
+                ((s.stem, status(s.status), *self._now(s)) for s in self._run.steps),
+                "step",
+                "status",
+                "cell>",
+                "elapsed>",
+                "last output or reason~",
+            )
+            return Group(
+                steps,
+                Text(f"{self._run.id}  {duration(self._run.seconds)}  (Ctrl-C cancels)", "dim"),
+            )
 
     def _now(self, s: StepRun) -> tuple[str, str, Text]:
         "Cell, elapsed time and last words of a step"
-        if s.status == "running": return _cell(s), duration(time.time() - s.started), Text(self._last.get(s.name) or "; ".join(s.reasons), "dim")
-        return "", duration(s.seconds) if s.status != "cached" else "", Text(s.error or "", MARKS[s.status][1])
+        if s.status == "running":
+            return (
+                _cell(s),
+                duration(time.time() - s.started),
+                Text(self._last.get(s.name) or "; ".join(s.reasons), "dim"),
+            )
+        return (
+            "",
+            duration(s.seconds) if s.status != "cached" else "",
+            Text(s.error or "", MARKS[s.status][1]),
+        )
 
 # %% ../../nbs/pipeline/progress.ipynb #529c8bdf
 def display(
     plain: bool | None = None,  # None: a live table where the output is a terminal
-    stderr: bool = False,       # on standard error, where standard output is for a script to read
-):                              # a context manager to call with (run, event)
+    stderr: bool = False,  # on standard error, where standard output is for a script to read
+):  # a context manager to call with (run, event)
     "The display that fits where the output goes"
     console = Console(highlight=False, stderr=stderr, soft_wrap=True)
-    return Plain(console) if plain or (plain is None and not console.is_terminal) else LiveTable(console)
+    return (
+        Plain(console)
+        if plain or (plain is None and not console.is_terminal)
+        else LiveTable(console)
+    )

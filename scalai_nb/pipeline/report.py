@@ -21,36 +21,68 @@ def _badge(status: str) -> str:
     "A status as mark and word, explained on hovering"
     return f'<span class="badge {status}" title="{escape(STATUSES[status])}">{MARKS[status][0]} {status.replace("_", " ")}</span>'
 
+
 def _facts(run: Run) -> str:
     "What was run, where, and by which code"
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started))
-    facts = {"run": run.id, "started": when, "took": f"{duration(run.seconds)} ({run.worker_seconds:.1f} worker-seconds)", "environment": run.env,
-             "code": run.about.get("code") or "not in git", "Python": run.about.get("python", ""), "command": run.about.get("command", "")}
-    return "<dl>" + "".join(f"<div><dt>{k}</dt><dd>{escape(str(v))}</dd></div>" for k, v in facts.items()) + "</dl>"
+    facts = {
+        "run": run.id,
+        "started": when,
+        "took": f"{duration(run.seconds)} ({run.worker_seconds:.1f} worker-seconds)",
+        "environment": run.env,
+        "code": run.about.get("code") or "not in git",
+        "Python": run.about.get("python", ""),
+        "command": run.about.get("command", ""),
+    }
+    return (
+        "<dl>"
+        + "".join(f"<div><dt>{k}</dt><dd>{escape(str(v))}</dd></div>" for k, v in facts.items())
+        + "</dl>"
+    )
+
 
 def _row(s: StepRun) -> str:
     "A step's line in the table"
     written = "<br>".join(f"{escape(n)}&nbsp;<code>{escape(v[:6])}</code>" for n, v in s.written)
     why = escape(s.error or "; ".join(s.reasons) or (f"from {s.run}" if s.run else ""))
-    cells = [f'<a href="#{s.stem}">{s.stem}</a>', _badge(s.status), duration(None if s.status == "cached" else s.seconds),
-             "" if s.cpu_seconds is None else f"{s.cpu_seconds:.1f}", size(s.memory), f"{s.rows:,}" if s.rows else "", written, why]
+    cells = [
+        f'<a href="#{s.stem}">{s.stem}</a>',
+        _badge(s.status),
+        duration(None if s.status == "cached" else s.seconds),
+        "" if s.cpu_seconds is None else f"{s.cpu_seconds:.1f}",
+        size(s.memory),
+        f"{s.rows:,}" if s.rows else "",
+        written,
+        why,
+    ]
     return "<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
+
 
 def _steps(run: Run) -> str:
     "The table of steps"
-    head = "".join(f"<th>{h}</th>" for h in ("step", "status", "time", "worker&#8209;s", "memory", "rows", "written", "why"))
+    head = "".join(
+        f"<th>{h}</th>"
+        for h in ("step", "status", "time", "worker&#8209;s", "memory", "rows", "written", "why")
+    )
     return f'<div class="wide"><table class="steps"><thead><tr>{head}</tr></thead><tbody>{"".join(map(_row, run.steps))}</tbody></table></div>'
 
 # %% ../../nbs/pipeline/report.ipynb #62176c21
 def _timeline(run: Run) -> str:
     "When each executed step ran, as bars"
     ran = [s for s in run.steps if s.started and s.seconds is not None]
-    if not ran: return ""
+    if not ran:
+        return ""
     total, rows = max(run.seconds, 0.1), []
     for i, s in enumerate(ran):
-        x, w, y = 140 + 640 * (s.started - run.started) / total, max(2, 640 * s.seconds / total), 24 * i
-        rows.append(f'<text x="130" y="{y + 15}" text-anchor="end">{s.stem}</text><rect x="{x:.1f}" y="{y + 4}" width="{w:.1f}" height="15" rx="3" class="{s.status}">'
-                    f'<title>{s.stem}: {duration(s.seconds)}</title></rect><text x="{min(x + w + 6, 790):.1f}" y="{y + 15}" class="dim">{duration(s.seconds)}</text>')
+        x, w, y = (
+            140 + 640 * (s.started - run.started) / total,
+            max(2, 640 * s.seconds / total),
+            24 * i,
+        )
+        rows.append(
+            f'<text x="130" y="{y + 15}" text-anchor="end">{s.stem}</text><rect x="{x:.1f}" y="{y + 4}" width="{w:.1f}" height="15" rx="3" class="{s.status}">'
+            f'<title>{s.stem}: {duration(s.seconds)}</title></rect><text x="{min(x + w + 6, 790):.1f}" y="{y + 15}" class="dim">{duration(s.seconds)}</text>'
+        )
     return f'<svg viewBox="0 0 860 {24 * len(ran)}" role="img" aria-label="Timeline of the steps">{"".join(rows)}</svg>'
 
 # %% ../../nbs/pipeline/report.ipynb #cdab4d92
@@ -58,40 +90,62 @@ def _notebook(run: Run, s: StepRun) -> dict | None:
     "The executed notebook of `s`, where there is one: from this run or from the one that it is cached from"
     folder = run.folder.parent / s.run if s.run else run.folder
     path = folder / f"{s.stem}.ipynb"
-    if not path.exists(): return None
+    if not path.exists():
+        return None
     return recover(run, s) if s.status == "lost" else read_notebook(path)
+
 
 def _section(run: Run, s: StepRun) -> str:
     "A step as its notebook tells it"
     nb = _notebook(run, s)
-    why = f'<p class="why">{escape(CAUSES.get(s.cause, ""))}: {escape(s.error)}</p>' if s.error else ""
-    body = "".join(map(_cell, nb["cells"])) if nb else "<p>It was not run, so there is nothing to show.</p>"
+    why = (
+        f'<p class="why">{escape(CAUSES.get(s.cause, ""))}: {escape(s.error)}</p>'
+        if s.error
+        else ""
+    )
+    body = (
+        "".join(map(_cell, nb["cells"]))
+        if nb
+        else "<p>It was not run, so there is nothing to show.</p>"
+    )
     return f'<section id="{s.stem}"><p class="step">{s.stem} {_badge(s.status)}</p>{why}{body}</section>'
 
 # %% ../../nbs/pipeline/report.ipynb #d426df0d
 _PROSE = MarkdownIt("commonmark").enable("table")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
-def _pre(words: str, kind: str = "text") -> str: return f'<pre class="{kind}">{escape(_ANSI.sub("", words))}</pre>'
+
+def _pre(words: str, kind: str = "text") -> str:
+    return f'<pre class="{kind}">{escape(_ANSI.sub("", words))}</pre>'
+
 
 _SHOW = {  # kind of output: how it is shown; the first that there is
     "text/html": lambda v: f'<div class="wide">{v}</div>',
-    "image/svg+xml": lambda v: v[v.index("<svg"):],
+    "image/svg+xml": lambda v: v[v.index("<svg") :],
     "image/png": lambda v: f'<img alt="" src="data:image/png;base64,{v.strip()}">',
     "text/markdown": _PROSE.render,
     "text/plain": _pre,
 }
 
+
 def _output(o: dict) -> str:
     "One output"
-    if o["output_type"] == "stream": return _pre(text(o["text"]), o["name"])
-    if o["output_type"] == "error": return _pre("\n".join(o["traceback"]) or f"{o['ename']}: {o['evalue']}", "stderr")
-    return next((show(text(o["data"][kind])) for kind, show in _SHOW.items() if kind in o["data"]), "")
+    if o["output_type"] == "stream":
+        return _pre(text(o["text"]), o["name"])
+    if o["output_type"] == "error":
+        return _pre("\n".join(o["traceback"]) or f"{o['ename']}: {o['evalue']}", "stderr")
+    return next(
+        (show(text(o["data"][kind])) for kind, show in _SHOW.items() if kind in o["data"]), ""
+    )
+
 
 def _cell(cell: dict) -> str:
     "One cell"
-    if cell["cell_type"] == "markdown": return _PROSE.render(cell["source"])
-    return f'<pre class="code">{escape(cell["source"])}</pre>' + "".join(map(_output, cell.get("outputs", [])))
+    if cell["cell_type"] == "markdown":
+        return _PROSE.render(cell["source"])
+    return f'<pre class="code">{escape(cell["source"])}</pre>' + "".join(
+        map(_output, cell.get("outputs", []))
+    )
 
 # %% ../../nbs/pipeline/report.ipynb #fbee3991
 _STYLE = """
@@ -114,18 +168,25 @@ pre { background: var(--ground); padding: .6rem .8rem; border-radius: 6px; white
 @media (max-width: 600px) { section, .card { padding: 1rem } }
 """
 
+
 def report(run: Run) -> str:
     "The report of `run`, a self-contained HTML page"
     title = f"{run.pipeline}: {run.status}"
-    head = f'<h1>{escape(run.pipeline)} {_badge(run.status)}</h1>{_facts(run)}'
+    head = f"<h1>{escape(run.pipeline)} {_badge(run.status)}</h1>{_facts(run)}"
     sections = "".join(_section(run, s) for s in run.steps)
-    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
-            f'<style>{_STYLE}</style></head><body><main><label><input type="checkbox" id="code"> show code</label>{head}'
-            f'<div class="card">{_steps(run)}</div><div class="card">{_timeline(run)}</div>{sections}</main></body></html>')
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
+        f'<style>{_STYLE}</style></head><body><main><label><input type="checkbox" id="code"> show code</label>{head}'
+        f'<div class="card">{_steps(run)}</div><div class="card">{_timeline(run)}</div>{sections}</main></body></html>'
+    )
+
 
 def write_report(run: Run) -> Path | None:
     "Write report.html into the folder of `run`; None when the disk is full"
     path = run.folder / "report.html"
-    try: path.write_text(report(run), encoding="utf-8")
-    except OSError: path.unlink(missing_ok=True); return None
+    try:
+        path.write_text(report(run), encoding="utf-8")
+    except OSError:
+        path.unlink(missing_ok=True)
+        return None
     return path

@@ -47,10 +47,12 @@ CAUSES = {
 # %% ../../nbs/pipeline/run.ipynb #964eb0cd
 class EventLog:
     "An append-only file of JSON lines that can still be written to when the disk is full"
+
     def __init__(self, path: Path, reserve: int = 1 << 18):
         self.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self.written, self._reserve = 0, path.with_suffix(".reserve") if reserve else None
-        if self._reserve: self._reserve.write_bytes(b"\0" * reserve)
+        if self._reserve:
+            self._reserve.write_bytes(b"\0" * reserve)
 
     def append(self, event: dict) -> None:
         "Append `event`; OSError when the disk is full, with the reserve given back for what has yet to be said"
@@ -63,12 +65,14 @@ class EventLog:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as e:
             os.ftruncate(self.fd, size)
-            if e.errno != errno.ENOSPC or not self.release(): raise
+            if e.errno != errno.ENOSPC or not self.release():
+                raise
             self.append(event)
 
     def release(self) -> bool:
         "Give the reserve back to the disk; False when there is none left"
-        if not (self._reserve and self._reserve.exists()): return False
+        if not (self._reserve and self._reserve.exists()):
+            return False
         self._reserve.unlink()
         return True
 
@@ -79,46 +83,52 @@ class EventLog:
 # %% ../../nbs/pipeline/run.ipynb #7543a05e
 def read_events(path: Path):
     "Yield the events in `path`; a last line that was cut short is not one"
-    if not path.exists(): return
+    if not path.exists():
+        return
     with path.open("rb") as lines:
         for line in lines:
-            if line.endswith(b"\n"): yield json.loads(line)
+            if line.endswith(b"\n"):
+                yield json.loads(line)
 
 # %% ../../nbs/pipeline/run.ipynb #b0ce58c5
 @dataclass
 class CellRun:
     "One code cell of an executed notebook"
-    index: int                     # position among all cells
-    title: str = ""                # first line of its source
+
+    index: int  # position among all cells
+    title: str = ""  # first line of its source
     status: str = "pending"
     seconds: float | None = None
+
 
 @dataclass
 class StepRun:
     "One step of a run"
+
     name: str
-    stem: str                      # file name without .ipynb
+    stem: str  # file name without .ipynb
     title: str = ""
     status: str = "pending"
-    reasons: list[str] = field(default_factory=list)   # why it was run again
+    reasons: list[str] = field(default_factory=list)  # why it was run again
     cause: str | None = None
-    error: str | None = None       # one sentence
-    started: float | None = None   # seconds since the epoch
+    error: str | None = None  # one sentence
+    started: float | None = None  # seconds since the epoch
     seconds: float | None = None
-    cpu_seconds: float | None = None   # worker-seconds: the kernel's and its Dask tasks'
-    memory: int | None = None      # bytes, the largest seen
-    rows: int | None = None        # rows written
-    inputs: dict = field(default_factory=dict)         # name -> version read
-    written: list = field(default_factory=list)        # (name, version)
-    parameters: dict = field(default_factory=dict)     # every value the step ran with
-    metrics: dict = field(default_factory=dict)        # of the models it has written
+    cpu_seconds: float | None = None  # worker-seconds: the kernel's and its Dask tasks'
+    memory: int | None = None  # bytes, the largest seen
+    rows: int | None = None  # rows written
+    inputs: dict = field(default_factory=dict)  # name -> version read
+    written: list = field(default_factory=list)  # (name, version)
+    parameters: dict = field(default_factory=dict)  # every value the step ran with
+    metrics: dict = field(default_factory=dict)  # of the models it has written
     cells: list[CellRun] = field(default_factory=list)
-    run: str | None = None         # of a cached step: the run that executed it
+    run: str | None = None  # of a cached step: the run that executed it
 
 # %% ../../nbs/pipeline/run.ipynb #bd10eda6
 @dataclass
 class Run:
     "A run, as its events tell it"
+
     id: str
     folder: Path
     pipeline: str = ""
@@ -126,9 +136,9 @@ class Run:
     pid: int | None = None
     status: str = "pending"
     cause: str | None = None
-    started: float | None = None   # seconds since the epoch
+    started: float | None = None  # seconds since the epoch
     finished: float | None = None
-    about: dict = field(default_factory=dict)          # code version, library versions, command
+    about: dict = field(default_factory=dict)  # code version, library versions, command
     steps: list[StepRun] = field(default_factory=list)
 
     def file(self, stem: str, kind: str) -> Path:
@@ -139,122 +149,204 @@ class Run:
     def seconds(self) -> float | None:
         "Wall seconds, so far or in all"
         return None if self.started is None else (self.finished or time.time()) - self.started
+
     @property
-    def worker_seconds(self) -> float: "Seconds of computing in all"; return sum(s.cpu_seconds or 0 for s in self.steps)
+    def worker_seconds(self) -> float:
+        "Seconds of computing in all"
+        return sum(s.cpu_seconds or 0 for s in self.steps)
 
     def step(self, name: str) -> StepRun:
         "The step called `name`, with or without its number; RunNotFound when there is none"
         for s in self.steps:
-            if name in (s.name, s.stem): return s
+            if name in (s.name, s.stem):
+                return s
         raise RunNotFound(unknown(name, [s.name for s in self.steps], f"run {self.id}"))
 
 # %% ../../nbs/pipeline/run.ipynb #7f9bf614
-def _started(run, e): run.__dict__.update({k: e[k] for k in ("pipeline", "env", "pid", "about")}, status="running", started=e["t"],
-                                          steps=[StepRun(**s) for s in e["steps"]])
+def _started(run, e):
+    run.__dict__.update(
+        {k: e[k] for k in ("pipeline", "env", "pid", "about")},
+        status="running",
+        started=e["t"],
+        steps=[StepRun(**s) for s in e["steps"]],
+    )
+
 
 def _step_started(run, e):
     step = run.step(e["step"])
-    step.__dict__.update(status="running", started=e["t"], cells=[CellRun(*c) for c in e["cells"]], **{k: e[k] for k in ("reasons", "inputs", "parameters")})
+    step.__dict__.update(
+        status="running",
+        started=e["t"],
+        cells=[CellRun(*c) for c in e["cells"]],
+        **{k: e[k] for k in ("reasons", "inputs", "parameters")},
+    )
+
 
 def _cell(run, e):
     step = run.step(e["step"])
     cell = next(c for c in step.cells if c.index == e["cell"])
     cell.status, cell.seconds = e["status"], e.get("seconds")
 
+
 def _step_finished(run, e):
     step = run.step(e["step"])
-    step.__dict__.update({k: v for k, v in e.items() if k in StepRun.__dataclass_fields__ and k != "name"})
-    if step.started is not None: step.seconds = e["t"] - step.started
+    step.__dict__.update(
+        {k: v for k, v in e.items() if k in StepRun.__dataclass_fields__ and k != "name"}
+    )
+    if step.started is not None:
+        step.seconds = e["t"] - step.started
     for cell in step.cells:
-        if cell.status == "running": cell.status = step.status
-        elif cell.status == "pending": cell.status = "not_run"
+        if cell.status == "running":
+            cell.status = step.status
+        elif cell.status == "pending":
+            cell.status = "not_run"
 
-def _finished(run, e): run.__dict__.update(status=e["status"], cause=e.get("cause"), finished=e["t"])
 
-_APPLY = {"run_started": _started, "step_started": _step_started, "cell": _cell, "step_finished": _step_finished, "run_finished": _finished}
+def _finished(run, e):
+    run.__dict__.update(status=e["status"], cause=e.get("cause"), finished=e["t"])
+
+
+_APPLY = {
+    "run_started": _started,
+    "step_started": _step_started,
+    "cell": _cell,
+    "step_finished": _step_finished,
+    "run_finished": _finished,
+}
+
 
 def apply(run: Run, event: dict) -> None:
     "Fold `event` into `run`; an event of a newer version is passed over"
-    if rule := _APPLY.get(event["event"]): rule(run, event)
+    if rule := _APPLY.get(event["event"]):
+        rule(run, event)
 
 # %% ../../nbs/pipeline/run.ipynb #00c6b929
 def _alive(folder: Path) -> bool:
     "Whether a runner holds the lock of the run in `folder`"
-    try: fd = os.open(folder / "alive", os.O_RDWR)
-    except FileNotFoundError: return False
-    try: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError: return True
-    finally: os.close(fd)
+    try:
+        fd = os.open(folder / "alive", os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
     return False
+
 
 def _lose(run: Run) -> None:
     "Mark what was under way when the runner ended without a word"
     run.status, run.finished = "lost", (run.folder / "events.jsonl").stat().st_mtime
     for step in run.steps:
-        if step.status == "running": step.status, step.error = "lost", "The runner ended without a word; what was printed is kept."
-        elif step.status == "pending": step.status = "not_run"
-        for cell in step.cells: cell.status = {"running": "lost", "pending": "not_run"}.get(cell.status, cell.status)
+        if step.status == "running":
+            step.status, step.error = (
+                "lost",
+                "The runner ended without a word; what was printed is kept.",
+            )
+        elif step.status == "pending":
+            step.status = "not_run"
+        for cell in step.cells:
+            cell.status = {"running": "lost", "pending": "not_run"}.get(cell.status, cell.status)
 
 # %% ../../nbs/pipeline/run.ipynb #00e2646d
 def read_run(folder: Path) -> Run:
     "The run whose record is in `folder`"
     run = Run(folder.name, folder)
-    for event in read_events(folder / "events.jsonl"): apply(run, event)
-    if run.status in ("pending", "running") and not _alive(folder): _lose(run)
+    for event in read_events(folder / "events.jsonl"):
+        apply(run, event)
+    if run.status in ("pending", "running") and not _alive(folder):
+        _lose(run)
     return run
+
 
 def run_folders(env) -> list[Path]:
     "Folders of run records, newest first"
-    return sorted((p.parent for p in Path(env.runs).glob("*/events.jsonl")), key=lambda p: p.name.rsplit("-", 2)[-2:], reverse=True)
+    return sorted(
+        (p.parent for p in Path(env.runs).glob("*/events.jsonl")),
+        key=lambda p: p.name.rsplit("-", 2)[-2:],
+        reverse=True,
+    )
+
 
 def all_runs(env, limit: int | None = None) -> list[Run]:
     "The runs of `env`, newest first"
     return [read_run(folder) for folder in run_folders(env)[:limit]]
 
+
 def load_run(
-    env,                # Environment, or anything with `runs`
-    id: str = "latest", # a run id, a unique part of one, or latest
+    env,  # Environment, or anything with `runs`
+    id: str = "latest",  # a run id, a unique part of one, or latest
 ) -> Run:
     "One run; RunNotFound names those that exist"
     folders = run_folders(env)
-    found = folders[:1] if id == "latest" else [f for f in folders if f.name == id] or [f for f in folders if id in f.name]
-    if len(found) == 1: return read_run(found[0])
-    if not folders: raise RunNotFound(f"There is no run in {env.runs} yet; start one with: scalai run PIPELINE")
-    raise RunNotFound(f"{id!r} is {'the part of more than one run' if found else 'not a run'}; the last are: {', '.join(f.name for f in folders[:5])}.")
+    found = (
+        folders[:1]
+        if id == "latest"
+        else [f for f in folders if f.name == id] or [f for f in folders if id in f.name]
+    )
+    if len(found) == 1:
+        return read_run(found[0])
+    if not folders:
+        raise RunNotFound(f"There is no run in {env.runs} yet; start one with: scalai run PIPELINE")
+    raise RunNotFound(
+        f"{id!r} is {'the part of more than one run' if found else 'not a run'}; the last are: {', '.join(f.name for f in folders[:5])}."
+    )
 
 # %% ../../nbs/pipeline/run.ipynb #db48dcf9
 _OVERWRITTEN = re.compile(r"[^\n]*\r(?!\n)")
 
+
 class Outputs:
     "The outputs of a notebook's cells, replayed message by message"
-    def __init__(self): self.cells, self._shown, self._clear, self.widgets = {}, {}, set(), None
+
+    def __init__(self):
+        self.cells, self._shown, self._clear, self.widgets = {}, {}, set(), None
 
     def apply(self, cell: int, type: str, content: dict) -> None:
         "Fold one kernel message into the outputs of `cell`"
         outputs = self.cells.setdefault(cell, [])
-        if type == "widgets": self.widgets = content
-        elif type == "clear_output": self._clear.add(cell) if content.get("wait") else outputs.clear()
+        if type == "widgets":
+            self.widgets = content
+        elif type == "clear_output":
+            self._clear.add(cell) if content.get("wait") else outputs.clear()
         elif type == "update_display_data":
-            for shown in self._shown.get(content["transient"]["display_id"], []): shown.update(data=content["data"], metadata=content["metadata"])
+            for shown in self._shown.get(content["transient"]["display_id"], []):
+                shown.update(data=content["data"], metadata=content["metadata"])
         else:
-            if cell in self._clear: outputs.clear()
+            if cell in self._clear:
+                outputs.clear()
             self._clear.discard(cell)
-            if type == "stream": self._stream(outputs, content)
-            else: outputs.append(self._display(type, content))
+            if type == "stream":
+                self._stream(outputs, content)
+            else:
+                outputs.append(self._display(type, content))
 
     def _stream(self, outputs: list, content: dict) -> None:
         if not (outputs and outputs[-1].get("name") == content["name"]):
             outputs.append({"output_type": "stream", "name": content["name"], "text": ""})
-        outputs[-1]["text"] = _OVERWRITTEN.sub("", outputs[-1]["text"] + content["text"]) if "\r" in content["text"] else outputs[-1]["text"] + content["text"]
+        outputs[-1]["text"] = (
+            _OVERWRITTEN.sub("", outputs[-1]["text"] + content["text"])
+            if "\r" in content["text"]
+            else outputs[-1]["text"] + content["text"]
+        )
 
     def _display(self, type: str, content: dict) -> dict:
-        keys = {"error": ("ename", "evalue", "traceback"), "execute_result": ("data", "metadata", "execution_count")}.get(type, ("data", "metadata"))
+        keys = {
+            "error": ("ename", "evalue", "traceback"),
+            "execute_result": ("data", "metadata", "execution_count"),
+        }.get(type, ("data", "metadata"))
         output = {"output_type": type, **{k: content[k] for k in keys}}
-        if shown := (content.get("transient") or {}).get("display_id"): self._shown.setdefault(shown, []).append(output)
+        if shown := (content.get("transient") or {}).get("display_id"):
+            self._shown.setdefault(shown, []).append(output)
         return output
 
 # %% ../../nbs/pipeline/run.ipynb #fb173391
-def text(value) -> str: "A notebook's text, which Jupyter writes as a list of lines"; return value if isinstance(value, str) else "".join(value)
+def text(value) -> str:
+    "A notebook's text, which Jupyter writes as a list of lines"
+    return value if isinstance(value, str) else "".join(value)
+
 
 def read_notebook(path: Path) -> dict:
     "The notebook at `path`, every source as one text"
@@ -264,44 +356,77 @@ def read_notebook(path: Path) -> dict:
 # %% ../../nbs/pipeline/run.ipynb #5bcacd7d
 def _small(output: dict, at_most: int | None) -> dict:
     "`output`, or a word in its place when it is larger than `at_most` bytes"
-    if at_most is None or (n := len(json.dumps(output))) <= at_most: return output
-    return {"output_type": "stream", "name": "stdout", "text": f"[{n:,} bytes, shown when the step has ended]\n"}
+    if at_most is None or (n := len(json.dumps(output))) <= at_most:
+        return output
+    return {
+        "output_type": "stream",
+        "name": "stdout",
+        "text": f"[{n:,} bytes, shown when the step has ended]\n",
+    }
+
 
 def executed(
-    nb: dict,         # the notebook that was run, parameters injected
-    step: StepRun,    # what happened to it
-    outputs: Outputs, # what it printed and showed
+    nb: dict,  # the notebook that was run, parameters injected
+    step: StepRun,  # what happened to it
+    outputs: Outputs,  # what it printed and showed
     at_most: int | None = None,  # leave out outputs of more bytes, as while the step is running
-    **about,          # metadata of the whole, say run="…"
-) -> dict:            # a new notebook
+    **about,  # metadata of the whole, say run="…"
+) -> dict:  # a new notebook
     "The executed notebook: sources of `nb`, statuses of `step`, `outputs`"
     ran, count, cells = {c.index: c for c in step.cells}, 0, []
     for i, cell in enumerate(nb["cells"]):
         if c := ran.get(i):
             count += (done := c.status not in ("pending", "not_run"))
-            status = {"status": c.status, "seconds": c.seconds, "cause": step.cause if c.status == step.status != "completed" else None}
-            cell = {**cell, "outputs": [_small(o, at_most) for o in outputs.cells.get(i, [])], "execution_count": count if done else None,
-                    "metadata": {**cell["metadata"], "scalai": {k: v for k, v in status.items() if v is not None}}}
+            status = {
+                "status": c.status,
+                "seconds": c.seconds,
+                "cause": step.cause if c.status == step.status != "completed" else None,
+            }
+            cell = {
+                **cell,
+                "outputs": [_small(o, at_most) for o in outputs.cells.get(i, [])],
+                "execution_count": count if done else None,
+                "metadata": {
+                    **cell["metadata"],
+                    "scalai": {k: v for k, v in status.items() if v is not None},
+                },
+            }
         cells.append(cell)
-    metadata = {**nb["metadata"], "scalai": {**about, "step": step.name, "status": step.status, "cause": step.cause, "error": step.error}}
-    if outputs.widgets: metadata["widgets"] = outputs.widgets
+    metadata = {
+        **nb["metadata"],
+        "scalai": {
+            **about,
+            "step": step.name,
+            "status": step.status,
+            "cause": step.cause,
+            "error": step.error,
+        },
+    }
+    if outputs.widgets:
+        metadata["widgets"] = outputs.widgets
     return {**nb, "cells": cells, "metadata": metadata}
+
 
 def write_notebook(path: Path, nb: dict) -> int:
     "Write `nb` to `path` whole or not at all; the bytes written"
     part = path.with_suffix(".part")
     try:
-        size = part.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        size = part.write_text(
+            json.dumps(nb, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         part.replace(path)
         return size
-    finally: part.unlink(missing_ok=True)
+    finally:
+        part.unlink(missing_ok=True)
 
 # %% ../../nbs/pipeline/run.ipynb #48a46935
 def read_outputs(run: Run, step: StepRun) -> Outputs:
     "Replay what `step` of `run` printed and showed"
     outputs = Outputs()
-    for o in read_events(run.file(step.stem, "outputs.jsonl")): outputs.apply(o["cell"], o["type"], o["content"])
+    for o in read_events(run.file(step.stem, "outputs.jsonl")):
+        outputs.apply(o["cell"], o["type"], o["content"])
     return outputs
+
 
 def recover(run: Run, step: StepRun) -> dict:
     "The executed notebook of `step` from the logs alone, as after a lost run"

@@ -30,71 +30,120 @@ from ..errors import Conflict, RunActive, ScalaiError, SettingsError
 from .engine import Execution, Verdict, code_cells, preload
 from .forkserver import ForkServer
 from .io import Context
-from .run import EventLog, Outputs, Run, apply, executed, load_run, read_events, read_notebook, write_notebook
+from scalai_nb.pipeline.run import (
+    EventLog,
+    Outputs,
+    Run,
+    apply,
+    executed,
+    load_run,
+    read_events,
+    read_notebook,
+    write_notebook,
+)
 from .tracker import Tracker, step_id
 
 # %% ../../nbs/pipeline/runner.ipynb #029ff295
 @contextmanager
 def exclusive(
-    path: Path,     # the lock's file
-    what: str,      # what it guards, for the error
-    owner: str,     # who takes it
+    path: Path,  # the lock's file
+    what: str,  # what it guards, for the error
+    owner: str,  # who takes it
     queue: bool = False,  # wait instead of refusing
 ):
     "Hold the lock at `path`; RunActive when another process does"
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try: fcntl.flock(fd, fcntl.LOCK_EX | (0 if queue else fcntl.LOCK_NB))
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if queue else fcntl.LOCK_NB))
         except BlockingIOError:
             other = os.pread(fd, 200, 0).decode()
-            raise RunActive(f"{what} is being run already, by {other}; wait for it with --queue, or end it with: scalai cancel {other}") from None
+            raise RunActive(
+                f"{what} is being run already, by {other}; wait for it with --queue, or end it with: scalai cancel {other}"
+            ) from None
         os.ftruncate(fd, 0)
         os.pwrite(fd, owner.encode(), 0)
         yield
-    finally: os.close(fd)
+    finally:
+        os.close(fd)
 
 # %% ../../nbs/pipeline/runner.ipynb #285a74d5
 @contextmanager
 def signals(handler):
     "Call `handler` on SIGINT, SIGTERM and the end of the terminal; only the main thread can, elsewhere nothing changes"
-    if threading.current_thread() is not threading.main_thread(): yield; return
-    hangup = [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)  # nohup ignores it on purpose
-    before = {s: signal.signal(s, lambda *_: handler()) for s in (signal.SIGINT, signal.SIGTERM, *hangup)}
-    try: yield
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    hangup = [signal.SIGHUP] * (
+        signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    )  # nohup ignores it on purpose
+    before = {
+        s: signal.signal(s, lambda *_: handler()) for s in (signal.SIGINT, signal.SIGTERM, *hangup)
+    }
+    try:
+        yield
     finally:
-        for s, h in before.items(): signal.signal(s, h)
+        for s, h in before.items():
+            signal.signal(s, h)
 
 # %% ../../nbs/pipeline/runner.ipynb #51b660c8
 def inject(
-    nb: dict,     # the step's notebook
+    nb: dict,  # the step's notebook
     source: str,  # assignments; empty: none
-) -> dict:        # a new notebook
+) -> dict:  # a new notebook
     "Put `source` in a cell of its own behind the contract cell, as papermill does"
-    if not source: return nb
+    if not source:
+        return nb
     at = next(i for i, c in enumerate(nb["cells"]) if "parameters" in c["metadata"].get("tags", []))
-    cell = {"cell_type": "code", "id": "injected-parameters", "metadata": {"tags": ["injected-parameters"]}, "source": source, "outputs": [], "execution_count": None}
-    return {**nb, "cells": [*nb["cells"][:at + 1], cell, *nb["cells"][at + 1:]]}
+    cell = {
+        "cell_type": "code",
+        "id": "injected-parameters",
+        "metadata": {"tags": ["injected-parameters"]},
+        "source": source,
+        "outputs": [],
+        "execution_count": None,
+    }
+    return {**nb, "cells": [*nb["cells"][: at + 1], cell, *nb["cells"][at + 1 :]]}
 
 # %% ../../nbs/pipeline/runner.ipynb #2989bb76
 def _git(root: Path) -> str | None:
     "Commit of the code, with `+changes` when the work tree differs from it"
-    def git(*words): return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10)
-    try: commit = git("rev-parse", "--short", "HEAD")
-    except (OSError, subprocess.TimeoutExpired): return None
-    if commit.returncode: return None
-    return commit.stdout.strip() + ("+changes" if git("status", "--porcelain", "--untracked-files=no").stdout else "")
+
+    def git(*words):
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10
+        )
+
+    try:
+        commit = git("rev-parse", "--short", "HEAD")
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if commit.returncode:
+        return None
+    return commit.stdout.strip() + (
+        "+changes" if git("status", "--porcelain", "--untracked-files=no").stdout else ""
+    )
+
 
 def about(env) -> dict:
     "Code, interpreter, library and command of this process"
-    return {"code": _git(env.root), "python": platform.python_version(), "scalai_nb": distribution_version("scalai-nb"), "machine": platform.node(),
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])}
+    return {
+        "code": _git(env.root),
+        "python": platform.python_version(),
+        "scalai_nb": distribution_version("scalai-nb"),
+        "machine": platform.node(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
 
 def _check_writable(env) -> None:
     "SettingsError unless the lake, the models and the run records can be written"
     for key in ("lake", "models", "runs"):
         if why := unwritable(path := getattr(env, key)):
-            raise SettingsError(f"{key} = {path} cannot be written ({why}); change it in [{env.name}] of settings.ini or set SCALAI_{key.upper()}.")
+            raise SettingsError(
+                f"{key} = {path} cannot be written ({why}); change it in [{env.name}] of settings.ini or set SCALAI_{key.upper()}."
+            )
 
 # %% ../../nbs/pipeline/runner.ipynb #0f1f575c
 _ENDED = ("completed", "cached")
@@ -102,48 +151,67 @@ _ENDED = ("completed", "cached")
 # %% ../../nbs/pipeline/runner.ipynb #74357f52
 def _cpu(process) -> float:
     "CPU seconds of a process; none of one that has just ended"
-    try: times = process.cpu_times()
-    except psutil.Error: return 0.0
+    try:
+        times = process.cpu_times()
+    except psutil.Error:
+        return 0.0
     return times.user + times.system
 
 # %% ../../nbs/pipeline/runner.ipynb #af1889b0
 def run(
-    pipeline: str,            # name of a folder in the environment's pipelines, or a path
-    env=None,                 # Environment or the name of one
+    pipeline: str,  # name of a folder in the environment's pipelines, or a path
+    env=None,  # Environment or the name of one
     parameters: dict | None = None,  # step -> {parameter: value or text}
-    show=None,                # a display of pipeline.progress; None: the one that fits where the output goes
-    **options,                # of Runner: jobs, force, from_step, queue
-) -> Run:                     # the run, whatever became of it
+    show=None,  # a display of pipeline.progress; None: the one that fits where the output goes
+    **options,  # of Runner: jobs, force, from_step, queue
+) -> Run:  # the run, whatever became of it
     "Run `pipeline` with progress, and write its report"
     from scalai_nb.pipeline.plan import Pipeline
     from scalai_nb.pipeline.progress import display
     from scalai_nb.pipeline.report import write_report
+
     env = env if isinstance(env, Environment) else environment(env)
     with show or display() as show:
-        runner = Runner(Pipeline.load(pipeline, env, parameters or {}), env, on_event=show, on_end=write_report, **options)
+        runner = Runner(
+            Pipeline.load(pipeline, env, parameters or {}),
+            env,
+            on_event=show,
+            on_end=write_report,
+            **options,
+        )
         done = runner()
-    for line in runner.tracker.said: print(line, file=sys.stderr)
+    for line in runner.tracker.said:
+        print(line, file=sys.stderr)
     return done
 
 # %% ../../nbs/pipeline/runner.ipynb #87ff8521
 class Recorder:
     "Where the events of one step's execution go"
+
     def __init__(self, runner, step, nb: dict):
         self.runner, self.step, self.nb, self.outputs = runner, step, nb, Outputs()
         self.path = runner.run.folder / f"{step.stem}.ipynb"
         self.log = EventLog(runner.run.file(step.stem, "outputs.jsonl"), reserve=0)
         self.execution, self._started = None, time.monotonic()
-        self.secrets = [value for p in step.parameters.values() if p.kind == "secret" and (value := os.environ[step.values[p.name]])]
+        self.secrets = [
+            value
+            for p in step.parameters.values()
+            if p.kind == "secret" and (value := os.environ[step.values[p.name]])
+        ]
         self.render(0)
 
     def __call__(self, event: dict) -> None:
         event = {**self._redacted(event), "step": self.step.name}
         try:
-            if event["event"] == "output": self._output(event)
-            else: self.runner.emit(event)
-            if time.monotonic() > self._due: self.render(2_000)
+            if event["event"] == "output":
+                self._output(event)
+            else:
+                self.runner.emit(event)
+            if time.monotonic() > self._due:
+                self.render(2_000)
         except OSError as e:
-            if e.errno != errno.ENOSPC: raise
+            if e.errno != errno.ENOSPC:
+                raise
             self.execution.stop("disk_full")
 
     def _output(self, event: dict) -> None:
@@ -154,80 +222,146 @@ class Recorder:
 
     def _redacted(self, event: dict) -> dict:
         "`event` with the values of secrets struck out"
-        if not self.secrets: return event
+        if not self.secrets:
+            return event
         text = json.dumps(event, default=str)
-        for secret in self.secrets: text = text.replace(json.dumps(secret)[1:-1], "***")
+        for secret in self.secrets:
+            text = text.replace(json.dumps(secret)[1:-1], "***")
         return json.loads(text)
 
     def render(self, at_most: int | None = None) -> None:
         "Write the notebook as it stands; the next time is due in 5 s, later as the step takes longer"
         run = self.runner.run
-        write_notebook(self.path, executed(self.nb, run.step(self.step.name), self.outputs, at_most, run=run.id))
+        write_notebook(
+            self.path,
+            executed(self.nb, run.step(self.step.name), self.outputs, at_most, run=run.id),
+        )
         self._due = time.monotonic() + max(5, 0.1 * (time.monotonic() - self._started))
 
     def close(self) -> None:
         "Write the notebook for the last time; OSError when the disk is full, with what was printed safe in the log"
         self.log.close()
         kernel_log = self.runner.run.file(self.step.stem, "log")
-        if kernel_log.exists() and not kernel_log.stat().st_size: kernel_log.unlink()
+        if kernel_log.exists() and not kernel_log.stat().st_size:
+            kernel_log.unlink()
         self.render()
 
 # %% ../../nbs/pipeline/runner.ipynb #c572b437
 class Runner:
     "Carries out one run of a pipeline"
-    def __init__(self,
-        pipeline,               # Pipeline, its parameters bound
-        env,                    # Environment
+
+    def __init__(
+        self,
+        pipeline,  # Pipeline, its parameters bound
+        env,  # Environment
         *,
-        jobs: int | None = None,        # steps at once; None: the environment's
-        force: bool = False,            # execute every step, cached or not
-        from_step: str | None = None,   # execute this step and what depends on it, cached or not
-        queue: bool = False,            # wait for another run of the pipeline to end instead of refusing
-        on_event=lambda run, event: None,   # called with every event, already folded into the run
-        on_end=lambda run: None,        # called when the run has ended and before the trackers are told, say to write the report
+        jobs: int | None = None,  # steps at once; None: the environment's
+        force: bool = False,  # execute every step, cached or not
+        from_step: str | None = None,  # execute this step and what depends on it, cached or not
+        queue: bool = False,  # wait for another run of the pipeline to end instead of refusing
+        on_event=lambda run, event: None,  # called with every event, already folded into the run
+        on_end=lambda run: (
+            None
+        ),  # called when the run has ended and before the trackers are told, say to write the report
     ):
-        self.pipeline, self.env, self.jobs, self.queue, self.on_event, self.on_end = pipeline, env, jobs or env.jobs, queue, on_event, on_end
+        self.pipeline, self.env, self.jobs, self.queue, self.on_event, self.on_end = (
+            pipeline,
+            env,
+            jobs or env.jobs,
+            queue,
+            on_event,
+            on_end,
+        )
         self.force, self.from_step = force, from_step
-        self.notebooks = {s.name: read_notebook(s.path) for s in pipeline.steps}  # as keyed, whatever is edited meanwhile
-        self.lock, self.stopping, self.executions, self._server, self._cluster, self._worker_used = threading.RLock(), None, {}, None, None, 0.0
+        self.notebooks = {
+            s.name: read_notebook(s.path) for s in pipeline.steps
+        }  # as keyed, whatever is edited meanwhile
+        (
+            self.lock,
+            self.stopping,
+            self.executions,
+            self._server,
+            self._cluster,
+            self._worker_used,
+        ) = threading.RLock(), None, {}, None, None, 0.0
         id = f"{pipeline.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         self.run = Run(id, Path(env.runs) / id)
-        self.secrets = sorted({name for s in pipeline.steps for p in s.parameters.values() if p.kind == "secret" and (name := s.values.get(p.name))})
+        self.secrets = sorted(
+            {
+                name
+                for s in pipeline.steps
+                for p in s.parameters.values()
+                if p.kind == "secret" and (name := s.values.get(p.name))
+            }
+        )
         self.tracker = Tracker(env, [os.environ.get(name) for name in self.secrets])
 
     def __call__(self) -> Run:
         "Do it; the run, whatever became of it. Errors are raised only before anything was started"
         from scalai_nb.pipeline.plan import Plan
+
         _check_writable(self.env)
-        if self.from_step: self.pipeline[self.from_step]  # ParameterError when there is none
+        if self.from_step:
+            self.pipeline[self.from_step]  # ParameterError when there is none
         self.pipeline.validate(self.env)
         with ExitStack() as stack:
-            stack.enter_context(exclusive(Path(self.env.runs) / f".{self.pipeline.name}.lock", self.pipeline.name, self.run.id, self.queue))
+            stack.enter_context(
+                exclusive(
+                    Path(self.env.runs) / f".{self.pipeline.name}.lock",
+                    self.pipeline.name,
+                    self.run.id,
+                    self.queue,
+                )
+            )
             stack.enter_context(self.tracker)
             self.plan = Plan.make(self.pipeline, self.env, self.force, self.from_step)
             self._open(stack)
             self.stack = stack
             stack.enter_context(signals(self.stop))
-            if self.env.run_timeout: stack.enter_context(self._alarm(self.env.run_timeout))
-            try: self._steps()
-            finally: self._close()
+            if self.env.run_timeout:
+                stack.enter_context(self._alarm(self.env.run_timeout))
+            try:
+                self._steps()
+            finally:
+                self._close()
         return self.run
 
     def _open(self, stack: ExitStack) -> None:
         "Make the folder and say that the run has started"
         while True:  # another pipeline of the same second has the same id only if it has the same name, and that one is excluded
-            try: (self.run.folder / "steps").mkdir(parents=True); break
-            except FileExistsError: self.run.id += "b"; self.run.folder = Path(self.env.runs) / self.run.id
+            try:
+                (self.run.folder / "steps").mkdir(parents=True)
+                break
+            except FileExistsError:
+                self.run.id += "b"
+                self.run.folder = Path(self.env.runs) / self.run.id
         stack.enter_context(exclusive(self.run.folder / "alive", self.run.id, str(os.getpid())))
         self.events = EventLog(self.run.folder / "events.jsonl")
         stack.callback(self.events.close)
         steps = [{"name": s.name, "stem": s.stem, "title": s.title} for s in self.pipeline.steps]
-        self.emit({"event": "run_started", "pipeline": self.pipeline.name, "env": self.env.name, "pid": os.getpid(), "about": about(self.env), "steps": steps})
+        self.emit(
+            {
+                "event": "run_started",
+                "pipeline": self.pipeline.name,
+                "env": self.env.name,
+                "pid": os.getpid(),
+                "about": about(self.env),
+                "steps": steps,
+            }
+        )
 
     def _close(self) -> None:
         "Say how the run ended"
         statuses = {s.status for s in self.run.steps}
-        status = "failed" if "failed" in statuses else "cancelled" if self.stopping == "cancelled" else "completed" if statuses <= set(_ENDED) else "failed"
+        status = (
+            "failed"
+            if "failed" in statuses
+            else "cancelled"
+            if self.stopping == "cancelled"
+            else "completed"
+            if statuses <= set(_ENDED)
+            else "failed"
+        )
         self.emit({"event": "run_finished", "status": status, "cause": self.stopping})
         self.on_end(self.run)
         self.tracker.end(self.run)
@@ -241,14 +375,17 @@ class Runner:
             self.events.append(event)
 
     def tell(self, event: dict) -> None:
-        with self.lock: self.on_event(self.run, event)
+        with self.lock:
+            self.on_event(self.run, event)
 
     def stop(self, cause: str = "cancelled") -> None:
         "Stop what is running and start nothing more; the second call kills"
         again, self.stopping = self.stopping is not None, self.stopping or cause
         for execution in list(self.executions.values()):
-            if again and execution.child: execution.child.kill()
-            else: execution.stop(cause)
+            if again and execution.child:
+                execution.child.kill()
+            else:
+                execution.stop(cause)
 
     @contextmanager
     def _alarm(self, seconds: float):
@@ -256,8 +393,10 @@ class Runner:
         timer = threading.Timer(seconds, self.stop, args=("run_timeout",))
         timer.daemon = True
         timer.start()
-        try: yield
-        finally: timer.cancel()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _steps(self) -> None:
         "Decide about each step when it is ready; execute up to `jobs` at once"
@@ -266,9 +405,12 @@ class Runner:
             while True:
                 for step in self._ready(set(running.values())):
                     planned = self._decide(step)
-                    if planned.status == "cached": self._reuse(step, planned)
-                    else: running[pool.submit(self._execute, step, planned)] = step.name
-                if not running and not self._ready(set()): return
+                    if planned.status == "cached":
+                        self._reuse(step, planned)
+                    else:
+                        running[pool.submit(self._execute, step, planned)] = step.name
+                if not running and not self._ready(set()):
+                    return
                 for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
                     del running[future]
                     future.result()
@@ -278,10 +420,13 @@ class Runner:
         ready = []
         for step in self.pipeline.steps:
             record = self.run.step(step.name)
-            if record.status != "pending" or step.name in running: continue
+            if record.status != "pending" or step.name in running:
+                continue
             before = {self.run.step(name).status for name in self.pipeline.before(step.name)}
-            if self.stopping or not before <= {*_ENDED, "pending", "running"}: self.emit({"event": "step_finished", "step": step.name, "status": "not_run"})
-            elif before <= set(_ENDED): ready.append(step)
+            if self.stopping or not before <= {*_ENDED, "pending", "running"}:
+                self.emit({"event": "step_finished", "step": step.name, "status": "not_run"})
+            elif before <= set(_ENDED):
+                ready.append(step)
         return ready
 
     def _pins(self, step) -> dict:
@@ -296,20 +441,44 @@ class Runner:
     def _reuse(self, step, planned) -> None:
         "Record that an earlier run's outputs stand"
         written = [[name, version] for name, (_, version) in planned.entry.outputs.items()]
-        self.emit({"event": "step_finished", "step": step.name, "status": "cached", "written": written, "rows": planned.entry.rows, "run": planned.entry.run,
-                   "inputs": planned.inputs, "parameters": step.values})
+        self.emit(
+            {
+                "event": "step_finished",
+                "step": step.name,
+                "status": "cached",
+                "written": written,
+                "rows": planned.entry.rows,
+                "run": planned.entry.run,
+                "inputs": planned.inputs,
+                "parameters": step.values,
+            }
+        )
         self._track(step)
 
-    def _track(self, step) -> None: "Tell the trackers how `step` stands"; self.tracker.step(self.run, self.run.step(step.name))
+    def _track(self, step) -> None:
+        "Tell the trackers how `step` stands"
+        self.tracker.step(self.run, self.run.step(step.name))
 
     def _execute(self, step, planned) -> None:
         "Carry out `step` in a thread of the pool; what the runner itself cannot do is recorded as well"
-        if self.stopping: return self.emit({"event": "step_finished", "step": step.name, "status": "not_run"})
-        try: self._carry_out(step, planned)
+        if self.stopping:
+            return self.emit({"event": "step_finished", "step": step.name, "status": "not_run"})
+        try:
+            self._carry_out(step, planned)
         except Exception as e:
-            self.emit({"event": "step_finished", "step": step.name, "status": "failed", "cause": "runner_error", "error": f"{type(e).__name__}: {e}"})
-            if not isinstance(e, ScalaiError | OSError): raise
-        finally: self._track(step)
+            self.emit(
+                {
+                    "event": "step_finished",
+                    "step": step.name,
+                    "status": "failed",
+                    "cause": "runner_error",
+                    "error": f"{type(e).__name__}: {e}",
+                }
+            )
+            if not isinstance(e, ScalaiError | OSError):
+                raise
+        finally:
+            self._track(step)
 
     def _carry_out(self, step, planned) -> None:
         "The life of a step: announce, execute, settle, finish"
@@ -319,58 +488,106 @@ class Runner:
         recorder = Recorder(self, step, nb)
         recorder.execution = self._execution(step, nb, recorder, self._context(step, planned, pins))
         self.executions[step.name] = recorder.execution
-        if self.stopping: recorder.execution.stop(self.stopping)
+        if self.stopping:
+            recorder.execution.stop(self.stopping)
         end = self._settle(step, recorder.execution.run())
         self._finish(step, planned, recorder, end)
 
     def _announce(self, step, planned, nb: dict, pins: dict) -> None:
         "Say that `step` starts: why, on what, with which parameters, and which cells it has"
-        cells = [[i, nb["cells"][i]["source"].strip().splitlines()[0][:100]] for i in code_cells(nb)]
-        self.emit({"event": "step_started", "step": step.name, "reasons": planned.reasons, "inputs": pins, "parameters": step.values, "cells": cells})
+        cells = [
+            [i, nb["cells"][i]["source"].strip().splitlines()[0][:100]] for i in code_cells(nb)
+        ]
+        self.emit(
+            {
+                "event": "step_started",
+                "step": step.name,
+                "reasons": planned.reasons,
+                "inputs": pins,
+                "parameters": step.values,
+                "cells": cells,
+            }
+        )
         self._track(step)
 
     def _context(self, step, planned, pins: dict) -> Path:
         "Write what the kernel must know; where it is"
         path = self.run.file(step.stem, "context.json")
-        context = Context(run=self.run.id, step=step.name, branch=f"{self.run.id}.{step.name}", written=str(self.run.file(step.stem, "written.jsonl")),
-                          inputs={str(r): [r.kind, pins[str(r)]] for r in step.reads.values()},
-                          outputs={r.name: r.kind for r in step.writes.values()},
-                          checkpoints=str(self._checkpoints(step) / planned.key.digest))
+        context = Context(
+            run=self.run.id,
+            step=step.name,
+            branch=f"{self.run.id}.{step.name}",
+            written=str(self.run.file(step.stem, "written.jsonl")),
+            inputs={str(r): [r.kind, pins[str(r)]] for r in step.reads.values()},
+            outputs={r.name: r.kind for r in step.writes.values()},
+            checkpoints=str(self._checkpoints(step) / planned.key.digest),
+        )
         path.write_text(json.dumps(asdict(context), indent=1))
         return path
 
-    def _checkpoints(self, step) -> Path: "Folder of the checkpoints of `step`, of all its keys"; return Path(self.env.runs) / "checkpoints" / self.pipeline.name / step.name
+    def _checkpoints(self, step) -> Path:
+        "Folder of the checkpoints of `step`, of all its keys"
+        return Path(self.env.runs) / "checkpoints" / self.pipeline.name / step.name
 
     def _execution(self, step, nb: dict, recorder: Recorder, context: Path) -> Execution:
         "The execution of `step` in a kernel that knows its run"
-        tracked = step_id(self.run, self.run.step(step.name))  # what the step records, say the trials of a search, is nested in its own record
-        variables = {**self.env.variables, "SCALAI_STEP": str(context), "SCALAI_TRACKED": tracked, "SCALAI_SECRETS": ",".join(self.secrets)}
-        if step.uses("connect") and (address := self._scheduler()): variables["SCALAI_SCHEDULER"] = address
-        return Execution(nb, self._forks(), recorder, kernel=step.kernel, cwd=Path(step.path).parent, env=variables, log=self.run.file(step.stem, "log"),
-                         memory=self.env.memory, cell_timeout=self.env.cell_timeout)
+        tracked = step_id(
+            self.run, self.run.step(step.name)
+        )  # what the step records, say the trials of a search, is nested in its own record
+        variables = {
+            **self.env.variables,
+            "SCALAI_STEP": str(context),
+            "SCALAI_TRACKED": tracked,
+            "SCALAI_SECRETS": ",".join(self.secrets),
+        }
+        if step.uses("connect") and (address := self._scheduler()):
+            variables["SCALAI_SCHEDULER"] = address
+        return Execution(
+            nb,
+            self._forks(),
+            recorder,
+            kernel=step.kernel,
+            cwd=Path(step.path).parent,
+            env=variables,
+            log=self.run.file(step.stem, "log"),
+            memory=self.env.memory,
+            cell_timeout=self.env.cell_timeout,
+        )
 
     def _forks(self) -> ForkServer:
         "The run's fork server, started when the first step needs it"
         with self.lock:
-            if not self._server: self._server = self.stack.enter_context(ForkServer(preload(self._sources())))
+            if not self._server:
+                self._server = self.stack.enter_context(ForkServer(preload(self._sources())))
             return self._server
 
     def _sources(self) -> str:
         "All the code of all the notebooks"
-        return "\n".join(c["source"] for nb in self.notebooks.values() for c in nb["cells"] if c["cell_type"] == "code")
+        return "\n".join(
+            c["source"]
+            for nb in self.notebooks.values()
+            for c in nb["cells"]
+            if c["cell_type"] == "code"
+        )
 
     def _scheduler(self) -> str | None:
         "Address of the run's Dask scheduler, started when the first step needs it"
         with self.lock:
             if not self._cluster:
                 from scalai_nb.compute.cluster import start
+
                 self._cluster = [self.stack.enter_context(start(self.env))]
             return self._cluster[0]
 
     def _worker_cpu(self) -> float:
         "CPU seconds that the workers of the run's own cluster have used since this was asked last"
         with self.lock:
-            workers = [p for child in psutil.Process().children() if child.pid not in (self._server.pid, self.tracker.pid) for p in (child, *child.children(recursive=True))]
+            workers = [
+                p
+                for child in psutil.Process().children()
+                if child.pid not in (self._server.pid, self.tracker.pid)
+                for p in (child, *child.children(recursive=True))
+            ]
             used = sum(_cpu(p) for p in workers)
             new, self._worker_used = used - self._worker_used, used
             return max(new, 0.0)
@@ -380,16 +597,30 @@ class Runner:
         told = {w["name"]: w for w in read_events(self.run.file(step.stem, "written.jsonl"))}
         missing = [r.name for r in step.writes.values() if r.name not in told]
         if v.status == "completed" and missing:
-            v = replace(v, status="failed", cause="contract", error=f"{missing[0]!r} is declared as an Out and was not written; add: write(…)")
+            v = replace(
+                v,
+                status="failed",
+                cause="contract",
+                error=f"{missing[0]!r} is declared as an Out and was not written; add: write(…)",
+            )
         for name in (w["name"] for w in told.values() if w["kind"] == "dataset"):
-            try: self._publish(name, f"{self.run.id}.{step.name}", v.status == "completed")
-            except Conflict as e: v = replace(v, status="failed", cause="conflict", error=str(e))
-            except (OSError, ScalaiError) as e: v = replace(v, status="failed", cause="disk_full" if "No space left" in str(e) else "runner_error", error=str(e))
+            try:
+                self._publish(name, f"{self.run.id}.{step.name}", v.status == "completed")
+            except Conflict as e:
+                v = replace(v, status="failed", cause="conflict", error=str(e))
+            except (OSError, ScalaiError) as e:
+                v = replace(
+                    v,
+                    status="failed",
+                    cause="disk_full" if "No space left" in str(e) else "runner_error",
+                    error=str(e),
+                )
         return v, list(told.values()) if v.status == "completed" else []
 
     def _publish(self, name: str, branch: str, completed: bool) -> None:
         "Make what is on `branch` the latest version of dataset `name`, or forget it"
         from scalai_nb.data.lake import Lake
+
         lake = Lake(self.env.lake)
         lake.publish(name, branch) if completed else lake.drop(name, branch)
 
@@ -398,30 +629,61 @@ class Runner:
         v, told = end
         written, rows = [[w["name"], w["version"]] for w in told], sum(w["rows"] or 0 for w in told)
         cpu = v.cpu + (self._worker_cpu() if step.uses("connect") else 0)
-        finished = {"event": "step_finished", "step": step.name, "status": v.status, "cause": v.cause, "error": v.error,
-                    "cpu_seconds": cpu, "memory": v.memory, "rows": rows, "written": written, "metrics": {k: m for w in told for k, m in w.get("metrics", {}).items()}}
+        finished = {
+            "event": "step_finished",
+            "step": step.name,
+            "status": v.status,
+            "cause": v.cause,
+            "error": v.error,
+            "cpu_seconds": cpu,
+            "memory": v.memory,
+            "rows": rows,
+            "written": written,
+            "metrics": {k: m for w in told for k, m in w.get("metrics", {}).items()},
+        }
         self.emit(finished)
-        try: recorder.close()
+        try:
+            recorder.close()
         except OSError as e:
-            if e.errno != errno.ENOSPC: raise
-            return self.emit({**finished, "status": "failed", "cause": "disk_full", "error": f"{step.stem}.ipynb could not be written: no space left on the disk; what was printed is in the log"})
-        if v.status != "completed": return
+            if e.errno != errno.ENOSPC:
+                raise
+            return self.emit(
+                {
+                    **finished,
+                    "status": "failed",
+                    "cause": "disk_full",
+                    "error": f"{step.stem}.ipynb could not be written: no space left on the disk; what was printed is in the log",
+                }
+            )
+        if v.status != "completed":
+            return
         shutil.rmtree(self._checkpoints(step), ignore_errors=True)
         seconds = self.run.step(step.name).seconds
-        self.plan.cache.put(step, planned.key, outputs={w["name"]: [w["kind"], w["version"]] for w in told}, run=self.run.id, seconds=seconds, rows=rows)
+        self.plan.cache.put(
+            step,
+            planned.key,
+            outputs={w["name"]: [w["kind"], w["version"]] for w in told},
+            run=self.run.id,
+            seconds=seconds,
+            rows=rows,
+        )
 
 # %% ../../nbs/pipeline/runner.ipynb #c98e0601
 def cancel(
-    id: str,             # run id, a unique part of one, or latest
-    env,                 # Environment
-    wait: float = 15,    # seconds until it must have ended
-) -> Run:                # the run as it ended
+    id: str,  # run id, a unique part of one, or latest
+    env,  # Environment
+    wait: float = 15,  # seconds until it must have ended
+) -> Run:  # the run as it ended
     "Ask a run to stop, as Ctrl-C does; RunActive when it does not end in time"
     run = load_run(env, id)
-    if run.status != "running": return run
+    if run.status != "running":
+        return run
     os.kill(run.pid, signal.SIGTERM)
     deadline = time.monotonic() + wait
     while (now := load_run(env, run.id)).status == "running":
-        if time.monotonic() > deadline: raise RunActive(f"{run.id} has not ended within {wait:.0f} s; kill process {run.pid} if it hangs.")
+        if time.monotonic() > deadline:
+            raise RunActive(
+                f"{run.id} has not ended within {wait:.0f} s; kill process {run.pid} if it hangs."
+            )
         time.sleep(0.1)
     return now

@@ -30,56 +30,96 @@ from ..goals import Goal
 # %% ../../nbs/pipeline/step.ipynb #23fc7cea
 class In:
     "A dataset that the step reads, or with `In[Model]` a model"
+
     __class_getitem__ = classmethod(GenericAlias)
+
 
 class Out:
     "A dataset that the step writes, or with `Out[Model]` a model"
+
     __class_getitem__ = classmethod(GenericAlias)
 
 # %% ../../nbs/pipeline/step.ipynb #3f761002
 class Secret(str):
     "The name of an environment variable, such as `API_TOKEN`; its `value` is read where it is used and never recorded"
+
     def __new__(cls, name: str):
-        if re.fullmatch(r"[A-Z_][A-Z0-9_]*", str(name), re.ASCII): return super().__new__(cls, name)
-        raise ParameterError("what was given does not name a secret; write the name of an environment variable, such as API_TOKEN.")
+        if re.fullmatch(r"[A-Z_][A-Z0-9_]*", str(name), re.ASCII):
+            return super().__new__(cls, name)
+        raise ParameterError(
+            "what was given does not name a secret; write the name of an environment variable, such as API_TOKEN."
+        )
 
     @property
     def value(self) -> str:
         "The secret itself; ParameterError when the variable is not set"
-        try: return os.environ[self]
-        except KeyError: raise ParameterError(f"the environment variable {self} is not set; export it and start again.") from None
+        try:
+            return os.environ[self]
+        except KeyError:
+            raise ParameterError(
+                f"the environment variable {self} is not set; export it and start again."
+            ) from None
 
 # %% ../../nbs/pipeline/step.ipynb #15cac1ec
 _TYPES = {  # name: how many arguments it takes; None: one or more
-    **dict.fromkeys(("int", "float", "str", "bool", "Path", "datetime", "date", "None", "Goal", "Secret"), (0,)),
-    "list": (0, 1), "dict": (0, 2), "In": (0, 1), "Out": (0, 1), "Union": None, "Literal": None,
+    **dict.fromkeys(
+        ("int", "float", "str", "bool", "Path", "datetime", "date", "None", "Goal", "Secret"), (0,)
+    ),
+    "list": (0, 1),
+    "dict": (0, 2),
+    "In": (0, 1),
+    "Out": (0, 1),
+    "Union": None,
+    "Literal": None,
 }
 _MARKERS = {"In": "in", "Out": "out", "Goal": "goal", "Secret": "secret"}
+
 
 def _split(node: ast.expr) -> tuple[str, list[ast.expr]]:
     "Name and arguments of an annotation: ('dict', [str, int]) of `dict[str, int]`, ('Union', [int, None]) of `int | None`"
     match node:
-        case ast.Constant(value=None): return "None", []
-        case ast.Constant(value=str(text)): return _split(ast.parse(text, mode="eval").body)
-        case ast.BinOp(op=ast.BitOr()): return "Union", [node.left, node.right]
-        case ast.Name(id=name) | ast.Attribute(attr=name): return name, []
-        case ast.Subscript(): name, args = _split(node.value)[0], getattr(node.slice, "elts", [node.slice])
-        case _: raise SyntaxError
-    if name == "Annotated": return _split(args[0])
+        case ast.Constant(value=None):
+            return "None", []
+        case ast.Constant(value=str(text)):
+            return _split(ast.parse(text, mode="eval").body)
+        case ast.BinOp(op=ast.BitOr()):
+            return "Union", [node.left, node.right]
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name, []
+        case ast.Subscript():
+            name, args = _split(node.value)[0], getattr(node.slice, "elts", [node.slice])
+        case _:
+            raise SyntaxError
+    if name == "Annotated":
+        return _split(args[0])
     return ("Union", [*args, ast.Constant(None)]) if name == "Optional" else (name, args)
 
 # %% ../../nbs/pipeline/step.ipynb #573fa06d
 def _known(node: ast.expr, inner: bool = False) -> None:
     "ParameterError unless `node` is a type that a contract may use; an `inner` one is an argument of another"
-    try: name, args = _split(node)
-    except (SyntaxError, IndexError): name, args = None, []
-    if name not in _TYPES: raise ParameterError(unknown(ast.unparse(node), _TYPES.keys() - {"None"}, "the types of a contract"))
+    try:
+        name, args = _split(node)
+    except (SyntaxError, IndexError):
+        name, args = None, []
+    if name not in _TYPES:
+        raise ParameterError(
+            unknown(ast.unparse(node), _TYPES.keys() - {"None"}, "the types of a contract")
+        )
     right = len(args) in _TYPES[name] if _TYPES[name] else bool(args)
-    if name in _MARKERS: right = not inner and [ast.unparse(a).strip("'\"").split(".")[-1] for a in args] in ([], ["Model"])
-    elif name == "Literal": right = right and all(isinstance(a, ast.Constant | ast.UnaryOp) for a in args)
+    if name in _MARKERS:
+        right = not inner and [ast.unparse(a).strip("'\"").split(".")[-1] for a in args] in (
+            [],
+            ["Model"],
+        )
+    elif name == "Literal":
+        right = right and all(isinstance(a, ast.Constant | ast.UnaryOp) for a in args)
     else:
-        for arg in args: _known(arg, inner=True)
-    if not right: raise ParameterError(f"`{ast.unparse(node)}` is not a type here; write one such as list[int], dict[str, float], In or In[Model].")
+        for arg in args:
+            _known(arg, inner=True)
+    if not right:
+        raise ParameterError(
+            f"`{ast.unparse(node)}` is not a type here; write one such as list[int], dict[str, float], In or In[Model]."
+        )
 
 # %% ../../nbs/pipeline/step.ipynb #b1e61e02
 def _fit(node: ast.expr, value, text: bool = False):
@@ -87,104 +127,171 @@ def _fit(node: ast.expr, value, text: bool = False):
     name, args = _split(node)
     typed = text and isinstance(value, str)
     match name:
-        case "Union": return _first(args, lambda arg: _fit(arg, value, text))
-        case "Literal" if any(type(value) is type(o) and value == o for o in map(ast.literal_eval, args)): return value
-        case "None" if value is None: return None
-        case "In" | "Out" if isinstance(value, str): return _name(value, name, bool(args))
-        case "Goal" | "Secret" if isinstance(value, str): return {"Goal": Goal, "Secret": Secret}[name](value)
-        case "list" if type(value) in ((list, tuple) if text else (list,)): return [_fit(*args, v, text) if args else v for v in value]
-        case "dict" if type(value) is dict: return {_fit(args[0], k, text): _fit(args[1], v, text) for k, v in value.items()} if args else value
-        case "float" if type(value) in (int, float): return float(value)
-        case "Path" if typed or isinstance(value, Path): return Path(value)
-        case "datetime" if typed or type(value) is datetime: return datetime.fromisoformat(value) if typed else value
-        case "date" if typed or type(value) is date: return date.fromisoformat(value) if typed else value
-        case "int" | "str" | "bool" if type(value).__name__ == name: return value
+        case "Union":
+            return _first(args, lambda arg: _fit(arg, value, text))
+        case "Literal" if any(
+            type(value) is type(o) and value == o for o in map(ast.literal_eval, args)
+        ):
+            return value
+        case "None" if value is None:
+            return None
+        case "In" | "Out" if isinstance(value, str):
+            return _name(value, name, bool(args))
+        case "Goal" | "Secret" if isinstance(value, str):
+            return {"Goal": Goal, "Secret": Secret}[name](value)
+        case "list" if type(value) in ((list, tuple) if text else (list,)):
+            return [_fit(*args, v, text) if args else v for v in value]
+        case "dict" if type(value) is dict:
+            return (
+                {_fit(args[0], k, text): _fit(args[1], v, text) for k, v in value.items()}
+                if args
+                else value
+            )
+        case "float" if type(value) in (int, float):
+            return float(value)
+        case "Path" if typed or isinstance(value, Path):
+            return Path(value)
+        case "datetime" if typed or type(value) is datetime:
+            return datetime.fromisoformat(value) if typed else value
+        case "date" if typed or type(value) is date:
+            return date.fromisoformat(value) if typed else value
+        case "int" | "str" | "bool" if type(value).__name__ == name:
+            return value
     raise ValueError
 
 # %% ../../nbs/pipeline/step.ipynb #6d21ff37
 def _first(args: list[ast.expr], fit: Callable):
     "What `fit` makes of the first of `args` that it fits; ValueError when it fits none"
     for arg in args:
-        try: return fit(arg)
-        except ValueError: pass
+        try:
+            return fit(arg)
+        except ValueError:
+            pass
     raise ValueError
+
 
 def _name(text: str, marker: str, model: bool) -> str:
     "`text`, if the lake or the registry takes it as a name; an input may pin a version"
-    name, pin = "[A-Za-z0-9_][\\w.-]*" if model else "[a-z0-9][a-z0-9._-]*", "(@[\\w./-]+)?" if marker == "In" else ""
-    if re.fullmatch(name + pin, text, re.ASCII): return text
-    raise ParameterError(f"{text!r} does not name {'a model' if model else 'a dataset'}; use {'letters' if model else 'lower-case letters'}, digits, "
-                         f"'-', '_' and '.'{', and @version to pin one' if pin else ''}.")
+    name, pin = (
+        "[A-Za-z0-9_][\\w.-]*" if model else "[a-z0-9][a-z0-9._-]*",
+        "(@[\\w./-]+)?" if marker == "In" else "",
+    )
+    if re.fullmatch(name + pin, text, re.ASCII):
+        return text
+    raise ParameterError(
+        f"{text!r} does not name {'a model' if model else 'a dataset'}; use {'letters' if model else 'lower-case letters'}, digits, "
+        f"'-', '_' and '.'{', and @version to pin one' if pin else ''}."
+    )
 
 # %% ../../nbs/pipeline/step.ipynb #b386ac5c
 def _literals(text: str) -> Iterator:
     "What `text` may mean: itself, a Python literal, JSON"
     yield text
     for read in (ast.literal_eval, json.loads):
-        try: yield read(text)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError): pass
+        try:
+            yield read(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            pass
+
 
 def _read(node: ast.expr, text: str):
     "The value of type `node` that `text` spells; ValueError when it spells none. None wins over str"
     name, args = _split(node)
-    if name == "Union": return _first(sorted(args, key=lambda a: _split(a)[0] != "None"), lambda arg: _read(arg, text))
+    if name == "Union":
+        return _first(
+            sorted(args, key=lambda a: _split(a)[0] != "None"), lambda arg: _read(arg, text)
+        )
     for value in _literals(text):
-        try: return _fit(node, value, text=True)
-        except ParameterError: raise
-        except (ValueError, OverflowError): pass
+        try:
+            return _fit(node, value, text=True)
+        except ParameterError:
+            raise
+        except (ValueError, OverflowError):
+            pass
     raise ValueError
 
 # %% ../../nbs/pipeline/step.ipynb #77686655
 def source(
-    value,             # a value of a contract type
+    value,  # a value of a contract type
     prefix: str = "",  # put before Path, date and datetime, for names that nothing else uses
-) -> str:              # Python source
+) -> str:  # Python source
     "Write `value` as Python would read it"
     match value:
-        case list(): return f"[{', '.join(source(v, prefix) for v in value)}]"
-        case dict(): return f"{{{', '.join(f'{source(k, prefix)}: {source(v, prefix)}' for k, v in value.items())}}}"
-        case Path(): return f"{prefix}Path({str(value)!r})"
-        case date(): return f"{prefix}{type(value).__name__}.fromisoformat({value.isoformat()!r})"
-        case float() if not math.isfinite(value): return f"float({str(value)!r})"
-        case _: return repr(value)
+        case list():
+            return f"[{', '.join(source(v, prefix) for v in value)}]"
+        case dict():
+            return f"{{{', '.join(f'{source(k, prefix)}: {source(v, prefix)}' for k, v in value.items())}}}"
+        case Path():
+            return f"{prefix}Path({str(value)!r})"
+        case date():
+            return f"{prefix}{type(value).__name__}.fromisoformat({value.isoformat()!r})"
+        case float() if not math.isfinite(value):
+            return f"float({str(value)!r})"
+        case _:
+            return repr(value)
 
 # %% ../../nbs/pipeline/step.ipynb #b03e7e75
-_CALLS = {"Path": Path, "datetime": datetime, "date": date, "float": float,
-          "datetime.fromisoformat": datetime.fromisoformat, "date.fromisoformat": date.fromisoformat}
+_CALLS = {
+    "Path": Path,
+    "datetime": datetime,
+    "date": date,
+    "float": float,
+    "datetime.fromisoformat": datetime.fromisoformat,
+    "date.fromisoformat": date.fromisoformat,
+}
+
 
 def _evaluate(node: ast.expr):
     "The value that `node` spells out; ValueError or TypeError when it would have to be computed"
     match node:
-        case ast.List(): return [_evaluate(e) for e in node.elts]
-        case ast.Dict() if None not in node.keys: return {_evaluate(k): _evaluate(v) for k, v in zip(node.keys, node.values, strict=True)}
+        case ast.List():
+            return [_evaluate(e) for e in node.elts]
+        case ast.Dict() if None not in node.keys:
+            return {_evaluate(k): _evaluate(v) for k, v in zip(node.keys, node.values, strict=True)}
         case ast.Call():
             words = ast.unparse(node.func).split(".")
             call = _CALLS.get(".".join(words[-2:])) or _CALLS.get(words[-1])
-            if call: return call(*map(_evaluate, node.args), **{k.arg: _evaluate(k.value) for k in node.keywords})
+            if call:
+                return call(
+                    *map(_evaluate, node.args), **{k.arg: _evaluate(k.value) for k in node.keywords}
+                )
     return ast.literal_eval(node)
 
 # %% ../../nbs/pipeline/step.ipynb #15161533
 @dataclass(frozen=True)
 class Parameter:
     "One line of a contract cell"
+
     name: str
-    type: str                  # the annotation, or the type of the literal
-    default: object = ...      # typed; `...`: it has none
-    help: str = ""             # the comment at the end of the line
-    line: int = 0              # in the contract cell, from 1
+    type: str  # the annotation, or the type of the literal
+    default: object = ...  # typed; `...`: it has none
+    help: str = ""  # the comment at the end of the line
+    line: int = 0  # in the contract cell, from 1
 
     def __post_init__(self):
-        try: _known(self._node)
-        except ParameterError as e: raise ParameterError(f"{self.name}: {e}") from None
+        try:
+            _known(self._node)
+        except ParameterError as e:
+            raise ParameterError(f"{self.name}: {e}") from None
 
     @cached_property
-    def _node(self) -> ast.expr: return ast.parse(self.type, mode="eval").body
+    def _node(self) -> ast.expr:
+        return ast.parse(self.type, mode="eval").body
+
     @property
-    def kind(self) -> str: "in, out, goal, secret or value"; return _MARKERS.get(_split(self._node)[0], "value")
+    def kind(self) -> str:
+        "in, out, goal, secret or value"
+        return _MARKERS.get(_split(self._node)[0], "value")
+
     @property
-    def model(self) -> bool: "Whether it names a model"; return self.kind in ("in", "out") and bool(_split(self._node)[1])
+    def model(self) -> bool:
+        "Whether it names a model"
+        return self.kind in ("in", "out") and bool(_split(self._node)[1])
+
     @property
-    def required(self) -> bool: "Whether it has no default"; return self.default is ...
+    def required(self) -> bool:
+        "Whether it has no default"
+        return self.default is ...
 
     def parse(self, text: str):
         "The typed value that `text`, from a command line, spells; ParameterError says what would"
@@ -195,53 +302,93 @@ class Parameter:
         return self._typed(_fit, value)
 
     def _typed(self, take: Callable, given):
-        try: return take(self._node, given)
-        except ParameterError as e: raise ParameterError(f"{self.name}: {e}") from None
+        try:
+            return take(self._node, given)
+        except ParameterError as e:
+            raise ParameterError(f"{self.name}: {e}") from None
         except (ValueError, OverflowError):
-            zeros = " A number has no leading zeros; declare str to keep them." if re.fullmatch(r"[-+]?0\d+", str(given)) else ""
-            raise ParameterError(f"{self.name}: {given!r} is not of type {self.type}; write a value such as {_example(self._node)}.{zeros}") from None
+            zeros = (
+                " A number has no leading zeros; declare str to keep them."
+                if re.fullmatch(r"[-+]?0\d+", str(given))
+                else ""
+            )
+            raise ParameterError(
+                f"{self.name}: {given!r} is not of type {self.type}; write a value such as {_example(self._node)}.{zeros}"
+            ) from None
 
 # %% ../../nbs/pipeline/step.ipynb #acd0af22
-_EXAMPLES = {"int": 7, "float": 0.5, "str": "text", "bool": True, "Path": Path("data/flights.csv"), "None": None,
-             "datetime": datetime(2013, 1, 31, 6), "date": date(2013, 1, 31), "list": [1, 2], "dict": {"a": 1}, "In": "flights", "Out": "flights"}
+_EXAMPLES = {
+    "int": 7,
+    "float": 0.5,
+    "str": "text",
+    "bool": True,
+    "Path": Path("data/flights.csv"),
+    "None": None,
+    "datetime": datetime(2013, 1, 31, 6),
+    "date": date(2013, 1, 31),
+    "list": [1, 2],
+    "dict": {"a": 1},
+    "In": "flights",
+    "Out": "flights",
+}
+
 
 def _example(node: ast.expr) -> str:
     "Source of a value of type `node`"
     name, args = _split(node)
     match name:
-        case "Literal" | "Union": return " or ".join(ast.unparse(a) if name == "Literal" else _example(a) for a in args)
-        case "list" if args: return f"[{_example(args[0])}]"
-        case "dict" if args: return f"{{{_example(args[0])}: {_example(args[1])}}}"
-        case "Goal": return '">= 0.60"'
-        case _: return source(_EXAMPLES.get(name, "API_TOKEN"))
+        case "Literal" | "Union":
+            return " or ".join(ast.unparse(a) if name == "Literal" else _example(a) for a in args)
+        case "list" if args:
+            return f"[{_example(args[0])}]"
+        case "dict" if args:
+            return f"{{{_example(args[0])}: {_example(args[1])}}}"
+        case "Goal":
+            return '">= 0.60"'
+        case _:
+            return source(_EXAMPLES.get(name, "API_TOKEN"))
 
 # %% ../../nbs/pipeline/step.ipynb #f3a30f51
 def _compiled(text: str) -> ast.Module:
     "Syntax tree of `text`; SyntaxError for all that Python refuses before it runs"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        compile(tree := ast.parse(text), "<cell>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+        compile(
+            tree := ast.parse(text),
+            "<cell>",
+            "exec",
+            ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
+            dont_inherit=True,
+        )
     return tree
+
 
 def _refused(error: SyntaxError, text: str, place: Callable) -> StepError:
     "What `error` says, with its place in `text`"
     line = min(error.lineno or 1, text.count("\n") + 1)
-    return StepError(f"{place(line)}: {error.msg}: `{text.split(chr(10))[line - 1].strip()}`; correct it.")
+    return StepError(
+        f"{place(line)}: {error.msg}: `{text.split(chr(10))[line - 1].strip()}`; correct it."
+    )
 
 # %% ../../nbs/pipeline/step.ipynb #741a679f
-_LINE_MAGIC = re.compile(r"^([ \t]*)(?:(?:%+\w|!+\S)(?:.*\\\n)*.*|\?.*|[^#\n]*\S\?{1,2}[ \t]*)$", re.M)
+_LINE_MAGIC = re.compile(
+    r"^([ \t]*)(?:(?:%+\w|!+\S)(?:.*\\\n)*.*|\?.*|[^#\n]*\S\?{1,2}[ \t]*)$", re.M
+)
 _ASSIGNED_MAGIC = re.compile(r"^([ \t]*[\w., \t]+=[ \t]*)(?:%+\w|!+\S)(?:.*\\\n)*.*$", re.M)
 _PYTHON_MAGICS = ("time", "timeit", "capture", "prun")  # cell magics whose body is Python
+
 
 def _plain(text: str) -> str:
     "`text` without IPython's own syntax, line by line"
     if cell := re.match(r"\s*%%(\w+).*", text):
-        if cell[1] not in _PYTHON_MAGICS: return ""
-        text = "\n" * cell[0].count("\n") + text[cell.end():]
+        if cell[1] not in _PYTHON_MAGICS:
+            return ""
+        text = "\n" * cell[0].count("\n") + text[cell.end() :]
     return _LINE_MAGIC.sub(r"\1pass", _ASSIGNED_MAGIC.sub(r"\1None", text))
 
 # %% ../../nbs/pipeline/step.ipynb #619c5f50
 _DOCUMENTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
 
 def _normal(tree: ast.Module, documented: tuple = _DOCUMENTED) -> str:
     "Source of `tree` without comments, layout and docstrings, which are taken out of it"
@@ -250,31 +397,47 @@ def _normal(tree: ast.Module, documented: tuple = _DOCUMENTED) -> str:
             node.body = node.body[1:] or ([] if isinstance(node, ast.Module) else [ast.Pass()])
     return ast.unparse(tree)
 
+
 def _cell(text: str, place: Callable) -> tuple[ast.Module, str]:
     "Syntax tree and normalised text of a code cell; one with IPython's own syntax keeps its text"
     try:
         tree = _compiled(text)
         return tree, _normal(tree)
-    except SyntaxError as e: error = e
+    except SyntaxError as e:
+        error = e
     try:
-        if (plain := _plain(text)) != text: return _compiled(plain), text.strip()
-    except SyntaxError as e: error = e
+        if (plain := _plain(text)) != text:
+            return _compiled(plain), text.strip()
+    except SyntaxError as e:
+        error = e
     raise _refused(error, text, place)
 
 # %% ../../nbs/pipeline/step.ipynb #dcfc8c3e
 def _comments(text: str) -> dict[int, str]:
     "The comment at the end of each line that has code before it"
     lines = text.split("\n")
-    return {t.start[0]: t.string.lstrip("# ") for t in tokenize.generate_tokens(io.StringIO(text).readline)
-            if t.type == tokenize.COMMENT and lines[t.start[0] - 1][:t.start[1]].strip()}
+    return {
+        t.start[0]: t.string.lstrip("# ")
+        for t in tokenize.generate_tokens(io.StringIO(text).readline)
+        if t.type == tokenize.COMMENT and lines[t.start[0] - 1][: t.start[1]].strip()
+    }
 
-def _parameter(name: str, annotation: ast.expr | None, value: ast.expr | None, help: str, line: int) -> Parameter:
+
+def _parameter(
+    name: str, annotation: ast.expr | None, value: ast.expr | None, help: str, line: int
+) -> Parameter:
     "The parameter that `name: annotation = value` declares"
-    try: default = ... if value is None else _evaluate(value)
+    try:
+        default = ... if value is None else _evaluate(value)
     except (ValueError, TypeError, SyntaxError, OverflowError):
-        raise ParameterError(f"{name}: `{ast.unparse(value)}` is not a literal; write the value out, or compute it in another cell.") from None
+        raise ParameterError(
+            f"{name}: `{ast.unparse(value)}` is not a literal; write the value out, or compute it in another cell."
+        ) from None
     if annotation is None:
-        if default is None: raise ParameterError(f"{name}: None does not tell the type; annotate it, as in `{name}: int | None = None`.")
+        if default is None:
+            raise ParameterError(
+                f"{name}: None does not tell the type; annotate it, as in `{name}: int | None = None`."
+            )
         annotation = ast.Name("Path" if isinstance(default, Path) else type(default).__name__)
     parameter = Parameter(name, ast.unparse(annotation), ..., help, line)
     return parameter if default is ... else replace(parameter, default=parameter.check(default))
@@ -283,31 +446,46 @@ def _parameter(name: str, annotation: ast.expr | None, value: ast.expr | None, h
 def _declared(statement: ast.stmt, comments: dict[int, str]) -> list[Parameter]:
     "The parameters that a statement of the contract cell declares"
     match statement:
-        case ast.Import() | ast.ImportFrom() | ast.Expr(value=ast.Constant(value=str())): return []
-        case ast.AnnAssign(target=ast.Name() as target, annotation=annotation): targets = [target]
-        case ast.Assign(targets=targets) if all(isinstance(t, ast.Name) for t in targets): annotation = None
-        case _: raise ParameterError("only imports and lines such as `months: list[int] = [1, 2]` belong in the contract cell; move this to another.")
+        case ast.Import() | ast.ImportFrom() | ast.Expr(value=ast.Constant(value=str())):
+            return []
+        case ast.AnnAssign(target=ast.Name() as target, annotation=annotation):
+            targets = [target]
+        case ast.Assign(targets=targets) if all(isinstance(t, ast.Name) for t in targets):
+            annotation = None
+        case _:
+            raise ParameterError(
+                "only imports and lines such as `months: list[int] = [1, 2]` belong in the contract cell; move this to another."
+            )
     help = comments.get(statement.end_lineno) or comments.get(statement.lineno, "")
     return [_parameter(t.id, annotation, statement.value, help, statement.lineno) for t in targets]
 
+
 def _contract(text: str, place: Callable) -> tuple[ast.Module, dict[str, Parameter]]:
     "Syntax tree and parameters of a contract cell"
-    try: tree, comments, parameters = _compiled(text), _comments(text), {}
-    except SyntaxError as e: raise _refused(e, text, place) from None
+    try:
+        tree, comments, parameters = _compiled(text), _comments(text), {}
+    except SyntaxError as e:
+        raise _refused(e, text, place) from None
     for statement in tree.body:
         try:
             for p in _declared(statement, comments):
-                if p.name in parameters: raise ParameterError(f"{p.name} is declared in line {parameters[p.name].line} already; remove one of the two.")
+                if p.name in parameters:
+                    raise ParameterError(
+                        f"{p.name} is declared in line {parameters[p.name].line} already; remove one of the two."
+                    )
                 parameters[p.name] = p
-        except ParameterError as e: raise StepError(f"{place(statement.lineno)}: {e}") from None
+        except ParameterError as e:
+            raise StepError(f"{place(statement.lineno)}: {e}") from None
     return tree, parameters
 
 # %% ../../nbs/pipeline/step.ipynb #dd6f3c94
 def _dotted(node: ast.AST) -> tuple[str | None, str]:
     "('sn', 'learn.drift') of `sn.learn.drift`; (None, …) of what does not start with a name"
     words = []
-    while isinstance(node, ast.Attribute): words, node = [node.attr, *words], node.value
+    while isinstance(node, ast.Attribute):
+        words, node = [node.attr, *words], node.value
     return node.id if words and isinstance(node, ast.Name) else None, ".".join(words)
+
 
 def _mentioned(tree: ast.Module, module: str = "", package: bool = False) -> set[str]:
     "Dotted names that `tree` imports, or reaches through an import; a relative one starts at `module`"
@@ -315,68 +493,116 @@ def _mentioned(tree: ast.Module, module: str = "", package: bool = False) -> set
     for node in nodes:
         if isinstance(node, ast.Import):
             names |= {a.name for a in node.names}
-            bound |= {a.asname or a.name.split(".")[0]: a.name if a.asname else a.name.split(".")[0] for a in node.names}
+            bound |= {
+                a.asname or a.name.split(".")[0]: a.name if a.asname else a.name.split(".")[0]
+                for a in node.names
+            }
         elif isinstance(node, ast.ImportFrom):
             up = node.level - package
             start = module.split(".")[: -up or None] if node.level else []
-            bound |= (found := {a.asname or a.name: ".".join([*start, *filter(None, [node.module]), a.name]) for a in node.names})
+            bound |= (
+                found := {
+                    a.asname or a.name: ".".join([*start, *filter(None, [node.module]), a.name])
+                    for a in node.names
+                }
+            )
             names |= {*found.values()}
     return names | {f"{bound[root]}.{rest}" for root, rest in map(_dotted, nodes) if root in bound}
 
 # %% ../../nbs/pipeline/step.ipynb #4e191670
 class _File(NamedTuple):
-    digest: str | None    # sha256 of the normalised source; None: there is no code in it
-    mentions: set[str]    # dotted names that it imports
+    digest: str | None  # sha256 of the normalised source; None: there is no code in it
+    mentions: set[str]  # dotted names that it imports
     lazy: dict[str, str]  # of a lazy package: name -> module that has it
 
-def _examine(module: str, file: Path) -> _File: "What is to be known of a module's file"; return _examined(module, file, file.read_text(encoding="utf-8"))
+
+def _examine(module: str, file: Path) -> _File:
+    "What is to be known of a module's file"
+    return _examined(module, file, file.read_text(encoding="utf-8"))
+
 
 @lru_cache(maxsize=1024)
 def _examined(module: str, file: Path, text: str) -> _File:
-    try: tree = _compiled(text)
-    except SyntaxError as e: raise _refused(e, text, lambda line: f"{file}:{line}") from None
-    code, mentions = _normal(tree, (*_DOCUMENTED, ast.Module)), _mentioned(tree, module, file.name == "__init__.py")
-    return _File(hashlib.sha256(code.encode()).hexdigest() if code else None, mentions, _lazy(tree, module, mentions))
+    try:
+        tree = _compiled(text)
+    except SyntaxError as e:
+        raise _refused(e, text, lambda line: f"{file}:{line}") from None
+    code, mentions = (
+        _normal(tree, (*_DOCUMENTED, ast.Module)),
+        _mentioned(tree, module, file.name == "__init__.py"),
+    )
+    return _File(
+        hashlib.sha256(code.encode()).hexdigest() if code else None,
+        mentions,
+        _lazy(tree, module, mentions),
+    )
+
 
 def _lazy(tree: ast.Module, module: str, mentions: set[str]) -> dict[str, str]:
     "Where a lazy package has its names: in its table `_WHERE`, and in what it imports"
-    tables = [ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "_WHERE"]
+    tables = [
+        ast.literal_eval(n.value)
+        for n in tree.body
+        if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "_WHERE"
+    ]
     top = module.split(".")[0]
-    imported = dict(reversed(name.rpartition(".")[::2]) for name in mentions if name.startswith(f"{top}.")) if tables else {}
-    return imported | {name: f"{top}.{where}" for table in tables for where, names in table.items() for name in names}
+    imported = (
+        dict(reversed(name.rpartition(".")[::2]) for name in mentions if name.startswith(f"{top}."))
+        if tables
+        else {}
+    )
+    return imported | {
+        name: f"{top}.{where}"
+        for table in tables
+        for where, names in table.items()
+        for name in names
+    }
 
 # %% ../../nbs/pipeline/step.ipynb #62a4d672
 _HOME = Path(find_spec("scalai_nb").origin).parents[1]
 _APART = re.compile(r"scalai_nb\.(pipeline|environment|errors|goals)(\.|$)")
+
 
 def _loaded(name: str, roots: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
     "The own modules that importing `name` runs, packages first; what it ends in may be attributes"
     words = name.split(".")
     for root in (*roots, _HOME) if words[0] == "scalai_nb" else roots:
         folders = [root.joinpath(*words[:i]) for i in range(1, len(words) + 1)]
-        files = [next((f for f in (folder / "__init__.py", folder.with_suffix(".py")) if f.is_file()), None) for folder in folders]
-        if any(files): return ((".".join(words[: i + 1]), file) for i, file in enumerate(files) if file)
+        files = [
+            next(
+                (f for f in (folder / "__init__.py", folder.with_suffix(".py")) if f.is_file()),
+                None,
+            )
+            for folder in folders
+        ]
+        if any(files):
+            return ((".".join(words[: i + 1]), file) for i, file in enumerate(files) if file)
     return iter(())
+
 
 def _behind(name: str, roots: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
     "The own modules behind the dotted `name`, through lazy packages"
     for module, file in _loaded(name, roots):
         yield module, file
-        word = name[len(module) + 1:].split(".")[0]
-        for target in {where for known, where in _examine(module, file).lazy.items() if word in (known, "*")}: yield from _loaded(target, roots)
+        word = name[len(module) + 1 :].split(".")[0]
+        for target in {
+            where for known, where in _examine(module, file).lazy.items() if word in (known, "*")
+        }:
+            yield from _loaded(target, roots)
 
 # %% ../../nbs/pipeline/step.ipynb #d15c6abc
 def own_modules(
-    tree: ast.Module,           # what imports
-    roots: tuple[Path, ...],    # folders in which a module is the project's own
-) -> dict[str, str]:            # dotted name -> sha256 of its normalised source
+    tree: ast.Module,  # what imports
+    roots: tuple[Path, ...],  # folders in which a module is the project's own
+) -> dict[str, str]:  # dotted name -> sha256 of its normalised source
     "The project's own modules that `tree` depends on, found without importing any"
     todo, seen, modules = _mentioned(tree), set(), {}
     while todo:
         seen.add(name := todo.pop())
         for module, file in _behind(name, roots):
             found = _examine(module, file)
-            if module in modules or _APART.match(module) or found.lazy or not found.digest: continue
+            if module in modules or _APART.match(module) or found.lazy or not found.digest:
+                continue
             modules[module] = found.digest
             todo |= found.mentions - seen
     return dict(sorted(modules.items()))
@@ -384,10 +610,14 @@ def own_modules(
 # %% ../../nbs/pipeline/step.ipynb #8fe2586d
 class Reference(NamedTuple):
     "A dataset or model that a step names, as `flights` or `late-flight@champion`"
-    kind: str               # dataset or model
+
+    kind: str  # dataset or model
     name: str
     ref: str | None = None  # version, tag, alias or branch; None: the newest
-    def __str__(self): return f"{self.name}@{self.ref}" if self.ref else self.name
+
+    def __str__(self):
+        return f"{self.name}@{self.ref}" if self.ref else self.name
+
 
 def _references(step, kind: str) -> dict[str, Reference]:
     "Parameter -> what it refers to, of those parameters of `kind` that have a value"
@@ -402,20 +632,23 @@ def _references(step, kind: str) -> dict[str, Reference]:
 @dataclass(frozen=True)
 class Step:
     "A notebook with a contract cell; `Step.load` reads one"
-    name: str           # file name without number and suffix: features of 03_features.ipynb
+
+    name: str  # file name without number and suffix: features of 03_features.ipynb
     path: Path
-    title: str          # first heading
-    promise: str        # first block quote
-    kernel: str         # kernel name
+    title: str  # first heading
+    promise: str  # first block quote
+    kernel: str  # kernel name
     parameters: dict[str, Parameter]
-    cell: int           # position of the contract cell among all cells, from 0
-    contract: str       # its imports, and `name: type` lines
-    code: str           # normalised source of all other code cells
-    tree: ast.Module = field(repr=False, compare=False)   # syntax tree of all code cells
-    overrides: dict = field(default_factory=dict)         # name -> typed value that was bound
+    cell: int  # position of the contract cell among all cells, from 0
+    contract: str  # its imports, and `name: type` lines
+    code: str  # normalised source of all other code cells
+    tree: ast.Module = field(repr=False, compare=False)  # syntax tree of all code cells
+    overrides: dict = field(default_factory=dict)  # name -> typed value that was bound
 
     @classmethod
-    def load(cls, path) -> "Step": "Read the notebook at `path`; StepError says what is wrong with it, and where"; return cls.of(_notebook(path), path)
+    def load(cls, path) -> "Step":
+        "Read the notebook at `path`; StepError says what is wrong with it, and where"
+        return cls.of(_notebook(path), path)
 
     @classmethod
     def of(cls, notebook: dict, path) -> "Step":
@@ -423,73 +656,153 @@ class Step:
         return cls(**_parts(notebook, Path(path).absolute()))
 
     @property
-    def stem(self) -> str: "File name without suffix: 03_features"; return self.path.stem
+    def stem(self) -> str:
+        "File name without suffix: 03_features"
+        return self.path.stem
+
     @property
     def values(self) -> dict:
         "Value of each parameter that has one"
-        return {p.name: p.default for p in self.parameters.values() if not p.required} | self.overrides
+        return {
+            p.name: p.default for p in self.parameters.values() if not p.required
+        } | self.overrides
+
     @property
-    def reads(self) -> dict[str, Reference]: "Parameter -> what is read"; return _references(self, "in")
+    def reads(self) -> dict[str, Reference]:
+        "Parameter -> what is read"
+        return _references(self, "in")
+
     @property
-    def writes(self) -> dict[str, Reference]: "Parameter -> what is written"; return _references(self, "out")
+    def writes(self) -> dict[str, Reference]:
+        "Parameter -> what is written"
+        return _references(self, "out")
+
     @cached_property
-    def modules(self) -> dict[str, str]: "The project's own modules that it depends on, with their digests"; return own_modules(self.tree, _roots(self.path))
-    def where(self, parameter: str) -> str: "Place of a parameter's declaration"; return _place(self.path, self.cell, self.parameters[parameter].line)
-    def uses(self, name: str) -> bool: "Whether the code mentions `name`"; return any(name in _names(n) for n in ast.walk(self.tree))
-    def bind(self, overrides: dict) -> "Step": "The step with values passed, texts or typed; ParameterError says what is wrong"; return _bind(self, overrides)
-    def injected(self) -> str: "Source of the cell that makes the bound values known to the notebook; empty when none is"; return _injected(self.overrides)
+    def modules(self) -> dict[str, str]:
+        "The project's own modules that it depends on, with their digests"
+        return own_modules(self.tree, _roots(self.path))
+
+    def where(self, parameter: str) -> str:
+        "Place of a parameter's declaration"
+        return _place(self.path, self.cell, self.parameters[parameter].line)
+
+    def uses(self, name: str) -> bool:
+        "Whether the code mentions `name`"
+        return any(name in _names(n) for n in ast.walk(self.tree))
+
+    def bind(self, overrides: dict) -> "Step":
+        "The step with values passed, texts or typed; ParameterError says what is wrong"
+        return _bind(self, overrides)
+
+    def injected(self) -> str:
+        "Source of the cell that makes the bound values known to the notebook; empty when none is"
+        return _injected(self.overrides)
 
 # %% ../../nbs/pipeline/step.ipynb #a2b8002e
 def _notebook(path) -> dict:
     "The notebook at `path`, as JSON"
-    try: notebook = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError: raise StepError(f"{path}: there is no such notebook; check the path.") from None
-    except (OSError, ValueError) as e: raise StepError(f"{path}: cannot be read as a notebook ({e}); save it again from Jupyter.") from None
-    if isinstance(notebook, dict) and isinstance(notebook.get("cells"), list): return notebook
-    raise StepError(f"{path}: has no cells; convert it with: jupyter nbconvert --to notebook --inplace {path}")
+    try:
+        notebook = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StepError(f"{path}: there is no such notebook; check the path.") from None
+    except (OSError, ValueError) as e:
+        raise StepError(
+            f"{path}: cannot be read as a notebook ({e}); save it again from Jupyter."
+        ) from None
+    if isinstance(notebook, dict) and isinstance(notebook.get("cells"), list):
+        return notebook
+    raise StepError(
+        f"{path}: has no cells; convert it with: jupyter nbconvert --to notebook --inplace {path}"
+    )
 
-def _place(path: Path, cell: int, line: int) -> str: return f"{path}:cell {cell + 1} line {line}"
-def _text(cell: dict) -> str: return "".join(cell.get("source", ""))
-def _tags(cell: dict) -> list[str]: return cell.get("metadata", {}).get("tags", [])
-def _is_code(cell: dict) -> bool: "A code cell that is the notebook's own"; return cell.get("cell_type") == "code" and "injected-parameters" not in _tags(cell)
+
+def _place(path: Path, cell: int, line: int) -> str:
+    return f"{path}:cell {cell + 1} line {line}"
+
+
+def _text(cell: dict) -> str:
+    return "".join(cell.get("source", ""))
+
+
+def _tags(cell: dict) -> list[str]:
+    return cell.get("metadata", {}).get("tags", [])
+
+
+def _is_code(cell: dict) -> bool:
+    "A code cell that is the notebook's own"
+    return cell.get("cell_type") == "code" and "injected-parameters" not in _tags(cell)
+
 
 def _contract_cell(cells: list[dict], path: Path) -> int:
     "Position of the one code cell tagged `parameters`"
     match [i for i, c in enumerate(cells) if _is_code(c) and "parameters" in _tags(c)]:
-        case [at]: return at
-        case []: raise StepError(f"{path}: has no contract cell; tag the code cell that declares its parameters with `parameters`.")
-        case [first, second, *_]: raise StepError(f"{_place(path, second, 1)}: is a second contract cell after cell {first + 1}; keep one and take the tag off the other.")
+        case [at]:
+            return at
+        case []:
+            raise StepError(
+                f"{path}: has no contract cell; tag the code cell that declares its parameters with `parameters`."
+            )
+        case [first, second, *_]:
+            raise StepError(
+                f"{_place(path, second, 1)}: is a second contract cell after cell {first + 1}; keep one and take the tag off the other."
+            )
 
 # %% ../../nbs/pipeline/step.ipynb #40c06128
 def _heading(cells: list[dict]) -> tuple[str, str]:
     "Title and promise: the first heading and the first block quote"
     prose = "\n\n".join(_text(c) for c in cells if c.get("cell_type") == "markdown")
-    title, promise = re.search(r"^#{1,6}[ \t]+(.+?)[# \t]*$", prose, re.M), re.search(r"^>.*(?:\n>.*)*", prose, re.M)
-    return title[1] if title else "", " ".join(line.lstrip("> ") for line in promise[0].split("\n")) if promise else ""
+    title, promise = (
+        re.search(r"^#{1,6}[ \t]+(.+?)[# \t]*$", prose, re.M),
+        re.search(r"^>.*(?:\n>.*)*", prose, re.M),
+    )
+    return title[1] if title else "", " ".join(
+        line.lstrip("> ") for line in promise[0].split("\n")
+    ) if promise else ""
+
 
 def _declaration(tree: ast.Module, parameters: dict[str, Parameter]) -> str:
     "What of a contract counts: imports, names and types. Defaults count as values"
     imports = [ast.unparse(s) for s in tree.body if isinstance(s, ast.Import | ast.ImportFrom)]
     return "\n".join([*imports, *(f"{p.name}: {p.type}" for p in parameters.values())])
 
+
 def _roots(path: Path) -> tuple[Path, ...]:
     "Folders whose modules are the project's own: the notebook's, and the nearest with settings.ini and its src"
     project = next((f for f in path.parents if (f / "settings.ini").is_file()), path.parent)
     return tuple(dict.fromkeys((path.parent, project, project / "src")))
 
-def _names(node: ast.AST) -> tuple: return getattr(node, "id", None), getattr(node, "attr", None), getattr(node, "name", None)
+
+def _names(node: ast.AST) -> tuple:
+    return getattr(node, "id", None), getattr(node, "attr", None), getattr(node, "name", None)
 
 # %% ../../nbs/pipeline/step.ipynb #e0a5fff4
 def _parts(notebook: dict, path: Path) -> dict:
     "The fields of the step that `notebook` is"
-    cells, kernel = notebook["cells"], notebook.get("metadata", {}).get("kernelspec", {}).get("name", "python3")
+    cells, kernel = (
+        notebook["cells"],
+        notebook.get("metadata", {}).get("kernelspec", {}).get("name", "python3"),
+    )
     at, (title, promise) = _contract_cell(cells, path), _heading(cells)
     contract, parameters = _contract(_text(cells[at]), lambda line: _place(path, at, line))
-    others = [_cell(_text(c), lambda line, i=i: _place(path, i, line)) for i, c in enumerate(cells) if i != at and _is_code(c)]
+    others = [
+        _cell(_text(c), lambda line, i=i: _place(path, i, line))
+        for i, c in enumerate(cells)
+        if i != at and _is_code(c)
+    ]
     return {
-        "name": re.sub(r"^\d+[\W_]*", "", path.stem) or path.stem, "path": path, "title": title, "promise": promise, "kernel": kernel,
-        "parameters": parameters, "cell": at, "contract": _declaration(contract, parameters), "code": "\n".join(code for _, code in others if code),
-        "tree": ast.Module([statement for tree in (contract, *(t for t, _ in others)) for statement in tree.body], []),
+        "name": re.sub(r"^\d+[\W_]*", "", path.stem) or path.stem,
+        "path": path,
+        "title": title,
+        "promise": promise,
+        "kernel": kernel,
+        "parameters": parameters,
+        "cell": at,
+        "contract": _declaration(contract, parameters),
+        "code": "\n".join(code for _, code in others if code),
+        "tree": ast.Module(
+            [statement for tree in (contract, *(t for t, _ in others)) for statement in tree.body],
+            [],
+        ),
     }
 
 # %% ../../nbs/pipeline/step.ipynb #5a2fb95d
@@ -497,29 +810,41 @@ def _bind(step: Step, overrides: dict) -> Step:
     "`step` with `overrides`, a text or a typed value each"
     typed = {}
     for name, given in overrides.items():
-        if name not in step.parameters: raise ParameterError(unknown(name, step.parameters, f"the parameters of {step.name}"))
+        if name not in step.parameters:
+            raise ParameterError(unknown(name, step.parameters, f"the parameters of {step.name}"))
         p = step.parameters[name]
-        try: typed[name] = p.parse(given) if isinstance(given, str) else p.check(given)
-        except ParameterError as e: raise ParameterError(f"{step.name}.{e}") from None
+        try:
+            typed[name] = p.parse(given) if isinstance(given, str) else p.check(given)
+        except ParameterError as e:
+            raise ParameterError(f"{step.name}.{e}") from None
     return replace(step, overrides=step.overrides | typed)
+
 
 def _injected(values: dict) -> str:
     "Assignments of `values`, with imports under names that no notebook uses"
     lines = [f"{name} = {source(value, '_')}" for name, value in values.items()]
     modules = {"Path": "pathlib", "date": "datetime", "datetime": "datetime"}
-    used = [f"from {module} import {name} as _{name}" for name, module in modules.items() if re.search(rf"\b_{name}\b", "\n".join(lines))]
+    used = [
+        f"from {module} import {name} as _{name}"
+        for name, module in modules.items()
+        if re.search(rf"\b_{name}\b", "\n".join(lines))
+    ]
     return "\n".join([*used, *lines])
 
 # %% ../../nbs/pipeline/step.ipynb #eefc3d00
 def parse_assignments(
-    words: list[str],              # as typed after -p: step.name=value
-) -> dict[str, dict[str, str]]:    # step -> name -> text
+    words: list[str],  # as typed after -p: step.name=value
+) -> dict[str, dict[str, str]]:  # step -> name -> text
     "Sort `-p` words by step; ParameterError when one is malformed or given twice"
     found = {}
     for word in words:
         match = re.fullmatch(r"([\w-]+)\.([^\W\d]\w*)=(.*)", word, re.DOTALL)
-        if not match: raise ParameterError(f"{word.split('=')[0]!r} does not begin a step.name=value; write, say, -p train.months=[1,2].")
+        if not match:
+            raise ParameterError(
+                f"{word.split('=')[0]!r} does not begin a step.name=value; write, say, -p train.months=[1,2]."
+            )
         step, name, text = match.groups()
-        if name in found.setdefault(step, {}): raise ParameterError(f"{step}.{name} is given twice; keep one of the two.")
+        if name in found.setdefault(step, {}):
+            raise ParameterError(f"{step}.{name} is given twice; keep one of the two.")
         found[step][name] = text
     return found

@@ -41,18 +41,26 @@ def _split(text: str) -> list[str]:
     "`'[1,2],[3]'` -> `['[1,2]', '[3]']`"
     parts, depth, quote = [""], 0, None
     for c in text:
-        if quote: quote = None if c == quote else quote
-        elif c in "'\"": quote = c
+        if quote:
+            quote = None if c == quote else quote
+        elif c in "'\"":
+            quote = c
         depth += (c in "[{(") - (c in "]})") if not quote else 0
-        if c == "," and not depth and not quote: parts.append("")
-        else: parts[-1] += c
+        if c == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += c
     return parts
 
+
 def parse_grid(
-    words: list[str],               # as typed after --sweep: step.name=value,value
-) -> dict[str, dict[str, list]]:    # step -> name -> texts
+    words: list[str],  # as typed after --sweep: step.name=value,value
+) -> dict[str, dict[str, list]]:  # step -> name -> texts
     "The values to try of each parameter; ParameterError when a word is malformed or a parameter given twice"
-    return {step: {name: _split(text) for name, text in given.items()} for step, given in parse_assignments(words).items()}
+    return {
+        step: {name: _split(text) for name, text in given.items()}
+        for step, given in parse_assignments(words).items()
+    }
 
 # %% ../../nbs/pipeline/sweep.ipynb #63bcaaaa
 def _above(pipeline: Pipeline, names: set[str]) -> set[str]:
@@ -60,45 +68,68 @@ def _above(pipeline: Pipeline, names: set[str]) -> set[str]:
     near = set().union(*map(pipeline.before, names)) - names
     return names if not near else _above(pipeline, names | near)
 
+
 def reached(
     pipeline: Pipeline,
-    swept: set[str],          # steps whose parameters vary
-    until: str | None = None, # the last step to run; None: the swept ones, up to the first that writes a model
-) -> list[str]:               # in the order in which they run
+    swept: set[str],  # steps whose parameters vary
+    until: str
+    | None = None,  # the last step to run; None: the swept ones, up to the first that writes a model
+) -> list[str]:  # in the order in which they run
     "The steps that each combination runs. ParameterError: `until` does not depend on the grid"
     after = swept.union(*map(pipeline.after, swept))
     order = [s.name for s in pipeline.steps if s.name in after]
-    if until and pipeline[until].name not in after: raise ParameterError(unknown(until, order, "the steps that the grid reaches"))
+    if until and pipeline[until].name not in after:
+        raise ParameterError(unknown(until, order, "the steps that the grid reaches"))
     models = [n for n in order if any(r.kind == "model" for r in pipeline[n].writes.values())]
-    ends = {pipeline[until].name} if until else swept if set(models) & swept else swept | set(models[:1])
+    ends = (
+        {pipeline[until].name}
+        if until
+        else swept
+        if set(models) & swept
+        else swept | set(models[:1])
+    )
     return [n for n in order if n in _above(pipeline, ends | swept)]
+
 
 def part(pipeline: Pipeline, names, called: str | None = None) -> Pipeline:
     "The pipeline of some of the steps"
-    return replace(pipeline, name=called or pipeline.name, steps=[s for s in pipeline.steps if s.name in names],
-                   edges=[e for e in pipeline.edges if e.source in names and e.target in names])
+    return replace(
+        pipeline,
+        name=called or pipeline.name,
+        steps=[s for s in pipeline.steps if s.name in names],
+        edges=[e for e in pipeline.edges if e.source in names and e.target in names],
+    )
 
 # %% ../../nbs/pipeline/sweep.ipynb #c4aa7889
 @dataclass(frozen=True)
 class Combination:
     "One set of values, and the pipeline that it makes of the steps that are reached"
-    values: dict          # step.name -> typed value
-    pipeline: Pipeline    # has a name of its own: so it has a lock, a cache and checkpoints of its own
+
+    values: dict  # step.name -> typed value
+    pipeline: (
+        Pipeline  # has a name of its own: so it has a lock, a cache and checkpoints of its own
+    )
 
     @property
-    def label(self) -> str: "As one would type it"; return " ".join(f"{name}={source(value)}" for name, value in self.values.items())
+    def label(self) -> str:
+        "As one would type it"
+        return " ".join(f"{name}={source(value)}" for name, value in self.values.items())
+
 
 def _called(pipeline: str, values: dict) -> str:
     "A name for a combination that can be that of a file and of a branch"
-    text = ".".join([pipeline, *(f"{name.partition('.')[2]}-{source(value)}" for name, value in values.items())])
+    text = ".".join(
+        [pipeline, *(f"{name.partition('.')[2]}-{source(value)}" for name, value in values.items())]
+    )
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", text)[:60].rstrip("._-")
     return f"{plain}-{sha256(repr(sorted((n, source(v)) for n, v in values.items())).encode()).hexdigest()[:6]}"
 
+
 def combine(
-    pipeline,               # name, folder or notebook
-    env,                    # Environment
-    grid: dict,             # step -> name -> values, texts or typed
-    parameters: dict | None = None,   # step -> name -> value: what does not vary
+    pipeline,  # name, folder or notebook
+    env,  # Environment
+    grid: dict,  # step -> name -> values, texts or typed
+    parameters: dict | None = None,  # step -> name -> value: what does not vary
     until: str | None = None,
 ) -> tuple[Pipeline, list[Combination]]:
     "The whole pipeline with the first values, and every combination. ParameterError says which value of which parameter is wrong, GraphError what is missing"
@@ -108,63 +139,121 @@ def combine(
     whole, combinations = [], []
     for chosen in product(*(values for *_, values in axes)):
         given = {step: dict(of) for step, of in parameters.items()}
-        for (step, name, _), value in zip(axes, chosen, strict=True): given.setdefault(step, {})[name] = value
+        for (step, name, _), value in zip(axes, chosen, strict=True):
+            given.setdefault(step, {})[name] = value
         whole.append(loaded := Pipeline.load(pipeline, env, given))
-        values = {f"{loaded[step].name}.{name}": loaded[step].values[name] for step, name, _ in axes}
-        combinations.append(Combination(values, part(loaded, reached(loaded, {loaded[step].name for step in grid}, until), _called(loaded.name, values))))
+        values = {
+            f"{loaded[step].name}.{name}": loaded[step].values[name] for step, name, _ in axes
+        }
+        combinations.append(
+            Combination(
+                values,
+                part(
+                    loaded,
+                    reached(loaded, {loaded[step].name for step in grid}, until),
+                    _called(loaded.name, values),
+                ),
+            )
+        )
     labels = [c.label for c in combinations]
-    if double := [x for x in labels if labels.count(x) > 1]: raise ParameterError(f"the grid has {double[0]} twice; give each value once.")
+    if double := [x for x in labels if labels.count(x) > 1]:
+        raise ParameterError(f"the grid has {double[0]} twice; give each value once.")
     part(whole[0], _above(whole[0], {s.name for s in combinations[0].pipeline.steps})).validate(env)
     return whole[0], combinations
 
 # %% ../../nbs/pipeline/sweep.ipynb #41147806
 def _check(pipeline: Pipeline, grid: dict, parameters: dict) -> None:
     "ParameterError for a parameter that cannot vary"
-    if not grid: raise ParameterError("the grid is empty; name a parameter and its values, say train.depth=4,6,8.")
+    if not grid:
+        raise ParameterError(
+            "the grid is empty; name a parameter and its values, say train.depth=4,6,8."
+        )
     for step, given in grid.items():
         known = pipeline[step].parameters
         for name, values in given.items():
-            if name not in known: raise ParameterError(unknown(name, known, f"the parameters of {pipeline[step].name}"))
+            if name not in known:
+                raise ParameterError(
+                    unknown(name, known, f"the parameters of {pipeline[step].name}")
+                )
             if known[name].kind in ("out", "secret"):
-                raise ParameterError(f"{step}.{name}: the name of {'an output' if known[name].kind == 'out' else 'a secret'} cannot vary; sweep another parameter.")
-            if name in parameters.get(step, {}): raise ParameterError(f"{step}.{name} is given twice, with -p and with --sweep; keep one of the two.")
-            if isinstance(values, str) or not len(values): raise ParameterError(f"{step}.{name}: {values!r} is no list of values; write, say, [4, 6, 8].")
+                raise ParameterError(
+                    f"{step}.{name}: the name of {'an output' if known[name].kind == 'out' else 'a secret'} cannot vary; sweep another parameter."
+                )
+            if name in parameters.get(step, {}):
+                raise ParameterError(
+                    f"{step}.{name} is given twice, with -p and with --sweep; keep one of the two."
+                )
+            if isinstance(values, str) or not len(values):
+                raise ParameterError(
+                    f"{step}.{name}: {values!r} is no list of values; write, say, [4, 6, 8]."
+                )
 
 # %% ../../nbs/pipeline/sweep.ipynb #7cfa23e8
 def apart(env, pipeline: str):
     "`env` with a model registry of the sweeps of `pipeline`, beside the runs"
     folder = Path(env.runs) / "sweeps" / pipeline
-    return replace(env, tracking=f"sqlite:///{folder / 'registry.db'}", models=str(folder / "models"))
+    return replace(
+        env, tracking=f"sqlite:///{folder / 'registry.db'}", models=str(folder / "models")
+    )
+
 
 class Shelf:
     "Which version of a dataset or model a combination finds; models that others wrote are copied to the sweep's registry when they are asked for"
+
     def __init__(self, env, own: Environment):
         self.env, self.own, self.lock, self.lent = env, own, RLock(), {}
-        self.there, self.here = lru_cache(None)(heads(env)), heads(own)  # what others write meanwhile, no combination sees
+        self.there, self.here = (
+            lru_cache(None)(heads(env)),
+            heads(own),
+        )  # what others write meanwhile, no combination sees
 
     def head(self, pipeline: Pipeline):
         "The function that tells, for one combination"
         writes = {r.name for s in pipeline.steps for r in s.writes.values()}
-        made = {name: version for s in pipeline.steps if (e := Cache(self.env, pipeline).get(s)) for name, (_, version) in e.outputs.items()}
+        made = {
+            name: version
+            for s in pipeline.steps
+            if (e := Cache(self.env, pipeline).get(s))
+            for name, (_, version) in e.outputs.items()
+        }
+
         def head(kind: str, name: str, ref: str | None = None) -> str | None:
-            if name in writes and not ref: return self.here(kind, name, made[name]) if name in made else None
+            if name in writes and not ref:
+                return self.here(kind, name, made[name]) if name in made else None
             return self.there(kind, name, ref) if kind == "dataset" else self._lend(name, ref)
+
         return head
 
     def _lend(self, name: str, ref: str | None) -> str | None:
         "The version, in the sweep's registry, of a model in the environment's"
         from scalai_nb.models.registry import Registry
+
         with self.lock:
-            if (version := self.there("model", name, ref)) is None: return None
+            if (version := self.there("model", name, ref)) is None:
+                return None
             if (name, version) not in self.lent:
                 original, here = Registry(self.env).get(name, version), Registry(self.own)
-                same = [v for v in (here.versions(name) if name in here.names() else []) if v.digest == original.digest]
-                self.lent[name, version] = str((same or [here.register(Registry(self.env).load(name, version), name, original.metrics)])[0].version)
+                same = [
+                    v
+                    for v in (here.versions(name) if name in here.names() else [])
+                    if v.digest == original.digest
+                ]
+                self.lent[name, version] = str(
+                    (
+                        same
+                        or [
+                            here.register(
+                                Registry(self.env).load(name, version), name, original.metrics
+                            )
+                        ]
+                    )[0].version
+                )
             return self.lent[name, version]
 
 # %% ../../nbs/pipeline/sweep.ipynb #dd54c883
 class RunApart(Runner):
     "Runs a combination, and leaves the lake's newest versions, the registry and the cache of the pipeline as they are"
+
     def __init__(self, combination: Combination, sweeper, **options):
         super().__init__(combination.pipeline, sweeper.env, **options)
         self.combination, self.sweeper, self.shelf = combination, sweeper, sweeper.shelf
@@ -174,154 +263,272 @@ class RunApart(Runner):
         return self._server
 
     def _open(self, stack: ExitStack) -> None:
-        self.plan = Plan.make(self.pipeline, self.env, self.force, head=self.shelf.head(self.pipeline))
+        self.plan = Plan.make(
+            self.pipeline, self.env, self.force, head=self.shelf.head(self.pipeline)
+        )
         super()._open(stack)
 
     def emit(self, event: dict) -> None:
         about = {"sweep": self.sweeper.id, "combination": self.combination.label}
-        if event["event"] == "run_started": event = {**event, "pipeline": self.sweeper.whole.name, "about": {**event["about"], **about}}
+        if event["event"] == "run_started":
+            event = {
+                **event,
+                "pipeline": self.sweeper.whole.name,
+                "about": {**event["about"], **about},
+            }
         super().emit(event)
 
     def _execution(self, *args):
         execution = super()._execution(*args)
-        execution.env |= {k: v for k, v in self.shelf.own.variables.items() if k in ("SCALAI_TRACKING", "SCALAI_MODELS")}
+        execution.env |= {
+            k: v
+            for k, v in self.shelf.own.variables.items()
+            if k in ("SCALAI_TRACKING", "SCALAI_MODELS")
+        }
         return execution
 
     def _publish(self, name: str, branch: str, completed: bool) -> None:
-        if not completed: super()._publish(name, branch, completed)
+        if not completed:
+            super()._publish(name, branch, completed)
 
 # %% ../../nbs/pipeline/sweep.ipynb #8827feb1
 @dataclass(frozen=True)
 class Row:
     "What came of a combination"
-    values: dict                # step.name -> value
-    status: str                 # completed, cached, failed, cancelled or not_run
-    run: str | None = None      # id of the run that executed it
-    metrics: dict = field(default_factory=dict)   # of the models that it wrote
-    missed: tuple = ()          # goals of the pipeline that its metrics miss
+
+    values: dict  # step.name -> value
+    status: str  # completed, cached, failed, cancelled or not_run
+    run: str | None = None  # id of the run that executed it
+    metrics: dict = field(default_factory=dict)  # of the models that it wrote
+    missed: tuple = ()  # goals of the pipeline that its metrics miss
     seconds: float | None = None
     error: str | None = None
+
 
 @dataclass(frozen=True)
 class Sweep:
     "The combinations of a sweep: those that missed the fewest goals first, and of those the best"
+
     pipeline: str
     rows: list[Row]
-    by: str | None              # the metric that decides; None: the grid's own order
+    by: str | None  # the metric that decides; None: the grid's own order
+
     @property
-    def failed(self) -> list[Row]: return [r for r in self.rows if r.status not in ("completed", "cached")]
+    def failed(self) -> list[Row]:
+        return [r for r in self.rows if r.status not in ("completed", "cached")]
+
     @property
     def command(self) -> str:
         "What runs the pipeline with the first combination"
-        return " ".join(["scalai run", self.pipeline, *(f"-p '{n}={_typed(v)}'" for n, v in self.rows[0].values.items())])
+        return " ".join(
+            [
+                "scalai run",
+                self.pipeline,
+                *(f"-p '{n}={_typed(v)}'" for n, v in self.rows[0].values.items()),
+            ]
+        )
+
     @property
     def table(self):
         "A DataFrame with a row a combination"
         import pandas as pd
-        return pd.DataFrame([{**r.values, **r.metrics, "status": r.status, "run": r.run} for r in self.rows])
 
-def _typed(value) -> str: "`value` as a command line spells it"; return value if isinstance(value, str) else str(value) if isinstance(value, Path) else source(value)
+        return pd.DataFrame(
+            [{**r.values, **r.metrics, "status": r.status, "run": r.run} for r in self.rows]
+        )
+
+
+def _typed(value) -> str:
+    "`value` as a command line spells it"
+    return (
+        value
+        if isinstance(value, str)
+        else str(value)
+        if isinstance(value, Path)
+        else source(value)
+    )
 
 # %% ../../nbs/pipeline/sweep.ipynb #d663a450
 def goals_of(pipeline: Pipeline) -> dict[str, Goal]:
     "The goals that the steps of a pipeline declare"
-    return {p.name: s.values[p.name] for s in pipeline.steps for p in s.parameters.values() if p.kind == "goal" and p.name in s.values}
+    return {
+        p.name: s.values[p.name]
+        for s in pipeline.steps
+        for p in s.parameters.values()
+        if p.kind == "goal" and p.name in s.values
+    }
+
 
 def ranked(
     rows: list[Row],
     goals: dict[str, Goal],
-    by: str | None = None,   # a metric, of which more is better; `-name`: less; None: the first goal that has a metric
+    by: str
+    | None = None,  # a metric, of which more is better; `-name`: less; None: the first goal that has a metric
 ) -> tuple[list[Row], str | None]:
     "The rows, the best first, and the metric that decided. ParameterError: no combination has the metric `by`"
     known = list(dict.fromkeys(name for r in rows for name in r.metrics))
-    if by and by.lstrip("-") not in known and known: raise ParameterError(unknown(by.lstrip("-"), known, "the metrics of the sweep"))
+    if by and by.lstrip("-") not in known and known:
+        raise ParameterError(unknown(by.lstrip("-"), known, "the metrics of the sweep"))
     name = by.lstrip("-") if by else next((g for g in goals if g in known), None)
     sign = 1 if by and by[0] == "-" or (not by and name and goals[name].op[0] == "<") else -1
-    return sorted(rows, key=lambda r: (r.status not in ("completed", "cached"), len(r.missed), sign * r.metrics.get(name, math.inf * sign) if name else 0)), name
+    return sorted(
+        rows,
+        key=lambda r: (
+            r.status not in ("completed", "cached"),
+            len(r.missed),
+            sign * r.metrics.get(name, math.inf * sign) if name else 0,
+        ),
+    ), name
 
 # %% ../../nbs/pipeline/sweep.ipynb #e996ae82
 class Labelled(Plain):
     "Plain lines that begin with the combination"
-    def __init__(self, label: str, console): super().__init__(console); self.label = label
-    def _line(self, run: Run, event: dict): line = super()._line(run, event); return line and Text(f"{self.label}  ") + line
+
+    def __init__(self, label: str, console):
+        super().__init__(console)
+        self.label = label
+
+    def _line(self, run: Run, event: dict):
+        line = super()._line(run, event)
+        return line and Text(f"{self.label}  ") + line
+
 
 def _metrics(env, run: Run) -> dict:
     "The metrics of the models that a run's steps have written, in this run or in the one that they were cached from"
-    return {k: v for s in run.steps for k, v in (load_run(env, s.run).step(s.name) if s.run else s).metrics.items()}
+    return {
+        k: v
+        for s in run.steps
+        for k, v in (load_run(env, s.run).step(s.name) if s.run else s).metrics.items()
+    }
+
 
 def _row(env, c: Combination, run: Run, goals: dict, status: str | None = None) -> Row:
-    metrics, error = _metrics(env, run), next((f"{s.name}: {s.error}" for s in run.steps if s.error), None)
-    return Row(c.values, status or run.status, run.id, metrics, tuple(g for g in goals if g in metrics and not goals[g].met(metrics[g])), run.seconds, error)
+    metrics, error = (
+        _metrics(env, run),
+        next((f"{s.name}: {s.error}" for s in run.steps if s.error), None),
+    )
+    return Row(
+        c.values,
+        status or run.status,
+        run.id,
+        metrics,
+        tuple(g for g in goals if g in metrics and not goals[g].met(metrics[g])),
+        run.seconds,
+        error,
+    )
+
 
 def run_shared(whole: Pipeline, env, combinations: list[Combination], show, **options) -> None:
     "Run the steps that the combinations share, unless they are cached. RunFailed: one of them did not complete"
     steps = _above(whole, some := {s.name for s in combinations[0].pipeline.steps}) - some
-    if not steps or all(p.status == "cached" for p in Plan.make(part(whole, steps), env).steps): return
+    if not steps or all(p.status == "cached" for p in Plan.make(part(whole, steps), env).steps):
+        return
     done = Runner(part(whole, steps), env, on_event=show, on_end=write_report, **options)()
-    if done.status != "completed": raise RunFailed(f"{done.id}, with the steps that all combinations share, is {done.status}; see: scalai show {done.id}")
+    if done.status != "completed":
+        raise RunFailed(
+            f"{done.id}, with the steps that all combinations share, is {done.status}; see: scalai show {done.id}"
+        )
 
 # %% ../../nbs/pipeline/sweep.ipynb #029d7188
 class _Sweeper:
     "Carries out the combinations, several at once"
-    def __init__(self, env, whole: Pipeline, console, force: bool, fail_fast: bool, stack: ExitStack):
-        self.env, self.whole, self.console, self.force, self.fail_fast, self.stack = env, whole, console, force, fail_fast, stack
-        self.goals, self.shelf, self.id = goals_of(whole), Shelf(env, apart(env, whole.name)), f"sweep-{time.strftime('%Y%m%d-%H%M%S')}"
+
+    def __init__(
+        self, env, whole: Pipeline, console, force: bool, fail_fast: bool, stack: ExitStack
+    ):
+        self.env, self.whole, self.console, self.force, self.fail_fast, self.stack = (
+            env,
+            whole,
+            console,
+            force,
+            fail_fast,
+            stack,
+        )
+        self.goals, self.shelf, self.id = (
+            goals_of(whole),
+            Shelf(env, apart(env, whole.name)),
+            f"sweep-{time.strftime('%Y%m%d-%H%M%S')}",
+        )
         self.running, self.stopped, self.lock, self._server = [], False, RLock(), None
 
     def forks(self, sources: str) -> ForkServer:
         "The fork server of all combinations, which has imported what their notebooks import"
         with self.lock:
-            if not self._server: self._server = self.stack.enter_context(ForkServer(preload(sources)))
+            if not self._server:
+                self._server = self.stack.enter_context(ForkServer(preload(sources)))
             return self._server
 
     def stop(self, *_) -> None:
         "Stop what is running and begin nothing more"
         self.stopped = True
-        for runner in list(self.running): runner.stop()
+        for runner in list(self.running):
+            runner.stop()
 
     def __call__(self, c: Combination) -> Row:
         "Run a combination, unless it was run before"
-        if self.stopped: return Row(c.values, "not_run")
-        planned = Plan.make(c.pipeline, self.env, self.force, head=self.shelf.head(c.pipeline)).steps
-        if all(p.status == "cached" for p in planned): return _row(self.env, c, load_run(self.env, planned[-1].entry.run), self.goals, "cached")
-        runner = RunApart(c, self, force=self.force, on_event=Labelled(c.label, self.console), on_end=write_report)
+        if self.stopped:
+            return Row(c.values, "not_run")
+        planned = Plan.make(
+            c.pipeline, self.env, self.force, head=self.shelf.head(c.pipeline)
+        ).steps
+        if all(p.status == "cached" for p in planned):
+            return _row(
+                self.env, c, load_run(self.env, planned[-1].entry.run), self.goals, "cached"
+            )
+        runner = RunApart(
+            c, self, force=self.force, on_event=Labelled(c.label, self.console), on_end=write_report
+        )
         self.running.append(runner)
-        try: row = _row(self.env, c, runner(), self.goals)
-        except ScalaiError as e: row = Row(c.values, "failed", error=str(e))
+        try:
+            row = _row(self.env, c, runner(), self.goals)
+        except ScalaiError as e:
+            row = Row(c.values, "failed", error=str(e))
         self.running.remove(runner)
-        if row.status == "failed" and self.fail_fast: self.stop()
+        if row.status == "failed" and self.fail_fast:
+            self.stop()
         return row
 
 # %% ../../nbs/pipeline/sweep.ipynb #8c527d9d
 @contextmanager
 def _one_cluster(env, combinations: list[Combination]):
     "`env` with a cluster that runs, if a step connects to one"
-    if env.cluster == "none" or not any(s.uses("connect") for c in combinations for s in c.pipeline.steps): yield env; return
-    with start(env) as address: yield replace(env, cluster=address)
+    if env.cluster == "none" or not any(
+        s.uses("connect") for c in combinations for s in c.pipeline.steps
+    ):
+        yield env
+        return
+    with start(env) as address:
+        yield replace(env, cluster=address)
+
 
 def sweep(
-    pipeline: str,             # name of a pipeline, folder of notebooks or a notebook
-    grid: dict,                # step -> name -> values, as from `parse_grid`
-    env=None,                  # Environment or its name
-    parameters: dict | None = None,   # step -> name -> value: what does not vary
+    pipeline: str,  # name of a pipeline, folder of notebooks or a notebook
+    grid: dict,  # step -> name -> values, as from `parse_grid`
+    env=None,  # Environment or its name
+    parameters: dict | None = None,  # step -> name -> value: what does not vary
     *,
     until: str | None = None,  # last step that each combination runs; None: see `reached`
-    jobs: int = 1,             # combinations at once
-    by: str | None = None,     # metric to rank by; see `ranked`
-    force: bool = False,       # run combinations again that are cached
-    fail_fast: bool = False,   # begin nothing more when one has failed
-    console=None,              # where progress goes; None: standard output
+    jobs: int = 1,  # combinations at once
+    by: str | None = None,  # metric to rank by; see `ranked`
+    force: bool = False,  # run combinations again that are cached
+    fail_fast: bool = False,  # begin nothing more when one has failed
+    console=None,  # where progress goes; None: standard output
 ) -> Sweep:
     "Run every combination. ParameterError: a value or a name; RunActive: another sweep of the pipeline is under way; RunFailed: a step that they share"
     env = env if isinstance(env, Environment) else environment(env)
     whole, combinations = combine(pipeline, env, grid, parameters, until)
     console = console or Console(highlight=False, soft_wrap=True)
-    with alone(Path(env.runs) / "sweeps", whole.name, "sweep"), _one_cluster(env, combinations) as env, ExitStack() as stack:
+    with (
+        alone(Path(env.runs) / "sweeps", whole.name, "sweep"),
+        _one_cluster(env, combinations) as env,
+        ExitStack() as stack,
+    ):
         run_shared(whole, env, combinations, Labelled("shared", console))
         sweeper = _Sweeper(env, whole, console, force, fail_fast, stack)
         with signals(sweeper.stop), ThreadPoolExecutor(jobs, thread_name_prefix="sweep") as pool:
             futures = [pool.submit(sweeper, c) for c in combinations]
-            while wait(futures, timeout=0.5).not_done: pass  # a signal that another thread gets waits for this one
+            while wait(futures, timeout=0.5).not_done:
+                pass  # a signal that another thread gets waits for this one
     rows = [f.result() for f in futures]
     return Sweep(whole.name, *ranked(rows, sweeper.goals, by))
 
@@ -329,17 +536,59 @@ def sweep(
 def show(s: Sweep):
     "A sweep as rich can print it: a row a combination, the best first, and how to take it"
     names = list(dict.fromkeys(name for r in s.rows for name in r.metrics))
-    def number(v): return "" if v is None else f"{v:.4g}"
-    def cells(r): return (*map(source, r.values.values()), *(number(r.metrics.get(n)) for n in names), ", ".join(r.missed), duration(r.seconds), status(r.status), r.run, r.error)
-    shown = table(map(cells, s.rows), *s.rows[0].values, *(f"{n}>" for n in names), "missed", "time>", "status", "run", "error~")
+
+    def number(v):
+        return "" if v is None else f"{v:.4g}"
+
+    def cells(r):
+        return (
+            *map(source, r.values.values()),
+            *(number(r.metrics.get(n)) for n in names),
+            ", ".join(r.missed),
+            duration(r.seconds),
+            status(r.status),
+            r.run,
+            r.error,
+        )
+
+    shown = table(
+        map(cells, s.rows),
+        *s.rows[0].values,
+        *(f"{n}>" for n in names),
+        "missed",
+        "time>",
+        "status",
+        "run",
+        "error~",
+    )
     best = f"\nbest by {s.by}: {s.command}" if s.by and s.rows[0].metrics else ""
-    return Group(shown, f"{best}\n{len(s.rows) - len(s.failed)} of {len(s.rows)} combinations completed")
+    return Group(
+        shown, f"{best}\n{len(s.rows) - len(s.failed)} of {len(s.rows)} combinations completed"
+    )
+
 
 def draw(whole: Pipeline, combinations: list[Combination], env):
     "What a sweep would run, as rich can print it"
     some = {s.name for s in combinations[0].pipeline.steps}
     shared, shelf = part(whole, _above(whole, some) - some), Shelf(env, apart(env, whole.name))
-    stale = [p.step.name for p in Plan.make(shared, env).steps if p.status == "stale"] if shared.steps else []
-    def to_run(c): return [p.step.name for p in Plan.make(c.pipeline, env, head=shelf.head(c.pipeline)).steps if stale or p.status == "stale"]
-    rows = [(*(source(v) for v in c.values.values()), ", ".join(to_run(c)) or "cached") for c in combinations]
-    return Group(f"shared by all: {', '.join(stale) or 'nothing'} to run\n", table(rows, *combinations[0].values, "runs~"))
+    stale = (
+        [p.step.name for p in Plan.make(shared, env).steps if p.status == "stale"]
+        if shared.steps
+        else []
+    )
+
+    def to_run(c):
+        return [
+            p.step.name
+            for p in Plan.make(c.pipeline, env, head=shelf.head(c.pipeline)).steps
+            if stale or p.status == "stale"
+        ]
+
+    rows = [
+        (*(source(v) for v in c.values.values()), ", ".join(to_run(c)) or "cached")
+        for c in combinations
+    ]
+    return Group(
+        f"shared by all: {', '.join(stale) or 'nothing'} to run\n",
+        table(rows, *combinations[0].values, "runs~"),
+    )

@@ -28,79 +28,170 @@ def run_id(run: Run) -> str:
     "Id of the record of `run`: that of the run, made unique among all machines that tell one tracker"
     return f"{run.pipeline}/{run.id}-{sha256(f'{platform.node()} {run.pid} {run.folder}'.encode()).hexdigest()[:8]}"
 
-def step_id(run: Run, step: StepRun) -> str: "Id of the record of a step"; return f"{run_id(run)}.{step.name}"
+
+def step_id(run: Run, step: StepRun) -> str:
+    "Id of the record of a step"
+    return f"{run_id(run)}.{step.name}"
+
 
 def _goals(step: StepRun) -> dict[str, Goal]:
     "The parameters of `step` that are goals"
     goals = {}
     for name, value in step.parameters.items():
-        try: goals[name] = Goal(value)
-        except ParameterError: pass
+        try:
+            goals[name] = Goal(value)
+        except ParameterError:
+            pass
     return goals
 
 # %% ../../nbs/pipeline/tracker.ipynb #d8707960
 def _metrics(step: StepRun, price: float | None) -> dict:
     "The numbers of `step`"
     cost = price and step.cpu_seconds and price * step.cpu_seconds / 3600
-    return {**step.metrics, "seconds": step.seconds, "worker_seconds": step.cpu_seconds, "memory": step.memory, "rows": step.rows, "cost": cost,
-            **{f"goal.{name}": goal.threshold for name, goal in _goals(step).items()}}
+    return {
+        **step.metrics,
+        "seconds": step.seconds,
+        "worker_seconds": step.cpu_seconds,
+        "memory": step.memory,
+        "rows": step.rows,
+        "cost": cost,
+        **{f"goal.{name}": goal.threshold for name, goal in _goals(step).items()},
+    }
+
 
 def _tags(step: StepRun) -> dict:
     "What else is to be known of `step`"
-    known = {"scalai.cause": step.cause, "scalai.error": step.error, "scalai.cached_from": step.run, "scalai.reasons": "; ".join(step.reasons)}
-    return {**{k: v for k, v in known.items() if v}, **{f"input.{k}": v for k, v in step.inputs.items()}, **{f"output.{k}": v for k, v in step.written},
-            **{f"goal.{n}": "met" if g.met(step.metrics[n]) else "missed" for n, g in _goals(step).items() if n in step.metrics}}
+    known = {
+        "scalai.cause": step.cause,
+        "scalai.error": step.error,
+        "scalai.cached_from": step.run,
+        "scalai.reasons": "; ".join(step.reasons),
+    }
+    return {
+        **{k: v for k, v in known.items() if v},
+        **{f"input.{k}": v for k, v in step.inputs.items()},
+        **{f"output.{k}": v for k, v in step.written},
+        **{
+            f"goal.{n}": "met" if g.met(step.metrics[n]) else "missed"
+            for n, g in _goals(step).items()
+            if n in step.metrics
+        },
+    }
+
 
 def step_record(
     run: Run,
     step: StepRun,
     price: float | None = None,  # of an hour of one worker
-) -> dict:                       # what `record` is to write down
+) -> dict:  # what `record` is to write down
     "What there is to tell of `step`"
-    return {"experiment": run.pipeline, "name": step.name, "id": step_id(run, step), "parent": run_id(run), "params": step.parameters,
-            "metrics": {} if step.status == "running" else _metrics(step, price), "tags": _tags(step),
-            "artifacts": [p for p in [run.folder / f"{step.stem}.ipynb"] if step.status != "running" and p.exists()], "status": step.status,
-            "started": step.started, "finished": step.started and step.seconds and step.started + step.seconds}
+    return {
+        "experiment": run.pipeline,
+        "name": step.name,
+        "id": step_id(run, step),
+        "parent": run_id(run),
+        "params": step.parameters,
+        "metrics": {} if step.status == "running" else _metrics(step, price),
+        "tags": _tags(step),
+        "artifacts": [
+            p
+            for p in [run.folder / f"{step.stem}.ipynb"]
+            if step.status != "running" and p.exists()
+        ],
+        "status": step.status,
+        "started": step.started,
+        "finished": step.started and step.seconds and step.started + step.seconds,
+    }
 
 # %% ../../nbs/pipeline/tracker.ipynb #6d1146f7
 def run_record(
     run: Run,
     price: float | None = None,  # of an hour of one worker
-) -> dict:                       # what `record` is to write down
+) -> dict:  # what `record` is to write down
     "What there is to tell of `run`: its own facts, and what each step has under the step's name"
-    def of_all(facts): return {f"{s.name}.{k}": v for s in run.steps for k, v in facts(s).items()}
-    count = {f"steps_{status}": sum(s.status == status for s in run.steps) for status in ("completed", "cached", "failed")}
+
+    def of_all(facts):
+        return {f"{s.name}.{k}": v for s in run.steps for k, v in facts(s).items()}
+
+    count = {
+        f"steps_{status}": sum(s.status == status for s in run.steps)
+        for status in ("completed", "cached", "failed")
+    }
     cost = price and price * run.worker_seconds / 3600
-    tags = {"scalai.env": run.env, "scalai.cause": run.cause, **{f"scalai.{k}": v for k, v in run.about.items()}}
-    return {"experiment": run.pipeline, "name": run.id, "id": run_id(run), "parent": "", "params": of_all(lambda s: s.parameters),
-            "metrics": {"seconds": run.seconds, "worker_seconds": run.worker_seconds, "cost": cost, **count, **of_all(lambda s: s.metrics)},
-            "tags": {k: v for k, v in tags.items() if v} | of_all(lambda s: {k: v for k, v in _tags(s).items() if k.startswith(("input.", "output."))}),
-            "artifacts": [p for p in [run.folder / "report.html"] if p.exists()], "status": run.status, "started": run.started, "finished": run.finished}
+    tags = {
+        "scalai.env": run.env,
+        "scalai.cause": run.cause,
+        **{f"scalai.{k}": v for k, v in run.about.items()},
+    }
+    return {
+        "experiment": run.pipeline,
+        "name": run.id,
+        "id": run_id(run),
+        "parent": "",
+        "params": of_all(lambda s: s.parameters),
+        "metrics": {
+            "seconds": run.seconds,
+            "worker_seconds": run.worker_seconds,
+            "cost": cost,
+            **count,
+            **of_all(lambda s: s.metrics),
+        },
+        "tags": {k: v for k, v in tags.items() if v}
+        | of_all(
+            lambda s: {k: v for k, v in _tags(s).items() if k.startswith(("input.", "output."))}
+        ),
+        "artifacts": [p for p in [run.folder / "report.html"] if p.exists()],
+        "status": run.status,
+        "started": run.started,
+        "finished": run.finished,
+    }
 
 # %% ../../nbs/pipeline/tracker.ipynb #5e7df260
-def _open(env, run: Run) -> Path: "The mark of a run that has been announced"; return spool(env) / f"{run.id}.open"
+def _open(env, run: Run) -> Path:
+    "The mark of a run that has been announced"
+    return spool(env) / f"{run.id}.open"
+
 
 def _known(folder: Path) -> Run | None:
     "The run whose record is in `folder`; None when it says nothing"
-    try: run = read_run(folder)
-    except (OSError, ValueError, KeyError): return None
+    try:
+        run = read_run(folder)
+    except (OSError, ValueError, KeyError):
+        return None
     return run if run.pipeline else None
+
 
 def settle(env) -> None:
     "Tell the rest of the runs that were announced and whose runners are gone"
     for mark in spool(env).glob("*.open"):
         run = _known(Path(env.runs) / mark.stem)
-        if run and run.status == "running": continue
-        for told in [*(step_record(run, s, env.worker_price) for s in run.steps), run_record(run, env.worker_price)] if run else []: record(env, **told)
+        if run and run.status == "running":
+            continue
+        for told in (
+            [
+                *(step_record(run, s, env.worker_price) for s in run.steps),
+                run_record(run, env.worker_price),
+            ]
+            if run
+            else []
+        ):
+            record(env, **told)
         mark.unlink(missing_ok=True)
 
-def catch_up(env) -> Delivery: "Tell the rest of lost runs, and send all that waits: `scalai runs send`"; settle(env); return deliver(env)
+
+def catch_up(env) -> Delivery:
+    "Tell the rest of lost runs, and send all that waits: `scalai runs send`"
+    settle(env)
+    return deliver(env)
 
 # %% ../../nbs/pipeline/tracker.ipynb #2a12e40e
 def _listen(ended: threading.Event) -> None:
     "Wait for the end of the run"
-    if os.read(0, 1): ended.set()
-    if not os.read(0, 1): os.killpg(0, signal.SIGKILL)
+    if os.read(0, 1):
+        ended.set()
+    if not os.read(0, 1):
+        os.killpg(0, signal.SIGKILL)
+
 
 def serve(start: float = 2, every: float = 1, again: float = 15) -> None:
     "Send what the run puts into the spool until the run has ended; prints what somebody should know whenever it changes, as a line of JSON"
@@ -108,74 +199,117 @@ def serve(start: float = 2, every: float = 1, again: float = 15) -> None:
     ended, said = threading.Event(), ""
     threading.Thread(target=_listen, args=(ended,), daemon=True).start()
     env = environment()
-    if ended.wait(start): return
-    with suppress(OSError): settle(env)  # the mark stays, and the next sender finds it
+    if ended.wait(start):
+        return
+    with suppress(OSError):
+        settle(env)  # the mark stays, and the next sender finds it
     while True:
         last = ended.is_set()
-        try: now = str(deliver(env))
-        except ScalaiError as e: now = f"tracking: {e}"
-        if now != said: print(json.dumps(said := now), flush=True)
-        if last: return
+        try:
+            now = str(deliver(env))
+        except ScalaiError as e:
+            now = f"tracking: {e}"
+        if now != said:
+            print(json.dumps(said := now), flush=True)
+        if last:
+            return
         ended.wait(again if said else every)
 
 # %% ../../nbs/pipeline/tracker.ipynb #a01a49cd
 class Tracker:
     "The runner's side: puts records into the spool, and has them sent; a context manager that leaves no process behind"
+
     def __init__(self, env, secrets=()):
-        self.env, self.secrets, self.process, self.said, self.run = env, tuple(secrets), None, [], None
+        self.env, self.secrets, self.process, self.said, self.run = (
+            env,
+            tuple(secrets),
+            None,
+            [],
+            None,
+        )
         self.lock = threading.Lock()
 
     @property
-    def on(self) -> bool: return self.env.trackers != "none"
+    def on(self) -> bool:
+        return self.env.trackers != "none"
+
     @property
-    def pid(self) -> int | None: "Process id of the sender"; return self.process and self.process.pid
+    def pid(self) -> int | None:
+        "Process id of the sender"
+        return self.process and self.process.pid
 
     def _record(self, told: dict) -> bool:
         "Put a record into the spool, if that is possible: a run does not fail for it"
-        try: return bool(record(self.env, **told, secrets=self.secrets))
-        except OSError as e: self.said.append(f"tracking: {told['name']} is not recorded: {e}")
+        try:
+            return bool(record(self.env, **told, secrets=self.secrets))
+        except OSError as e:
+            self.said.append(f"tracking: {told['name']} is not recorded: {e}")
 
     def step(self, run: Run, step: StepRun) -> None:
         "Tell how `step` stands; the first one that is executed starts the sender"
-        if not self.on: return
+        if not self.on:
+            return
         with self.lock:
-            if step.status == "running" and not self.process: self._announce(run)
+            if step.status == "running" and not self.process:
+                self._announce(run)
         self._record(step_record(run, step, self.env.worker_price))
 
-    def __enter__(self): return self
+    def __enter__(self):
+        return self
 
     def _announce(self, run: Run) -> None:
         "Tell that `run` goes on, and start the sender"
-        if self._record({**run_record(run), "metrics": {}}): _open(self.env, run).touch()
+        if self._record({**run_record(run), "metrics": {}}):
+            _open(self.env, run).touch()
         self.words = TemporaryFile()  # a pipe could be full
         code = "import os; from scalai_nb.pipeline.tracker import serve; serve(); os._exit(0)"  # MLflow takes most of a second to be cleared away
-        self.process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **self.env.variables},
-                                        stdin=subprocess.PIPE, stdout=self.words, stderr=subprocess.DEVNULL, start_new_session=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**os.environ, **self.env.variables},
+            stdin=subprocess.PIPE,
+            stdout=self.words,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
     def end(self, run: Run) -> None:
         "Tell what `run` has come to, and that nothing follows"
-        if not self.on: return
+        if not self.on:
+            return
         self.run = run
-        for step in (s for s in run.steps if s.status == "not_run"): self.step(run, step)
-        if self._record(run_record(run, self.env.worker_price)): _open(self.env, run).unlink(missing_ok=True)
+        for step in (s for s in run.steps if s.status == "not_run"):
+            self.step(run, step)
+        if self._record(run_record(run, self.env.worker_price)):
+            _open(self.env, run).unlink(missing_ok=True)
         with suppress(BrokenPipeError):  # somebody has killed it
-            if self.process: os.write(self.process.stdin.fileno(), b".")
+            if self.process:
+                os.write(self.process.stdin.fileno(), b".")
 
     def __exit__(self, *exc) -> None:
         "Give the sender of a run that took over ten seconds a tenth of them, at most 5 s, then end it; what it has not sent waits"
         if self.process:
-            try: self.process.wait(min(5, self.run.seconds / 10) if self.run and self.run.seconds > 10 else 0)
-            except subprocess.TimeoutExpired: pass
-            finally: self._kill()
+            try:
+                self.process.wait(
+                    min(5, self.run.seconds / 10) if self.run and self.run.seconds > 10 else 0
+                )
+            except subprocess.TimeoutExpired:
+                pass
+            finally:
+                self._kill()
         if self.on and not self.said and (n := len(waiting(self.env))):
-            self.said.append(f"tracking: {n} record{'s' * (n > 1)} wait{'s' * (n == 1)} for the next run to send them, or for: scalai runs send")
+            self.said.append(
+                f"tracking: {n} record{'s' * (n > 1)} wait{'s' * (n == 1)} for the next run to send them, or for: scalai runs send"
+            )
 
     def _kill(self) -> None:
         "End the sender and what it has started; what it said last is what counts"
-        try: os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError: pass
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
         self.process.wait()
         self.process.stdin.close()
         with self.words as words:
             words.seek(0)
-            if said := words.read().decode().splitlines(): self.said += filter(None, [json.loads(said[-1])])
+            if said := words.read().decode().splitlines():
+                self.said += filter(None, [json.loads(said[-1])])

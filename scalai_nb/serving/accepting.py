@@ -11,17 +11,27 @@ from mmap import mmap
 # %% ../../nbs/serving/accepting.ipynb #8340036b
 class Board:
     "What the processes of a service know of each other: of each worker, whether it is ready and how many connections it has"
+
     def __init__(self, workers: int):  # made before the workers are forked
-        self.ready, self.connections = (memoryview(mmap(-1, 4 * workers)).cast("i") for _ in range(2))
+        self.ready, self.connections = (
+            memoryview(mmap(-1, 4 * workers)).cast("i") for _ in range(2)
+        )
 
-    def clear(self, slot: int): "The worker is gone"; self.ready[slot] = self.connections[slot] = 0
+    def clear(self, slot: int):
+        "The worker is gone"
+        self.ready[slot] = self.connections[slot] = 0
 
-    def elsewhere(self, slot: int) -> bool: "Whether another worker is ready"; return any(ready for other, ready in enumerate(self.ready) if other != slot)
+    def elsewhere(self, slot: int) -> bool:
+        "Whether another worker is ready"
+        return any(ready for other, ready in enumerate(self.ready) if other != slot)
 
     def yields(self, slot: int) -> bool:
         "Whether another worker that is ready has fewer connections, by more than a sixteenth where they are many"
         mine = self.connections[slot]
-        return any(ready and n < mine - mine // 16 for ready, n in zip(self.ready, self.connections, strict=True))
+        return any(
+            ready and n < mine - mine // 16
+            for ready, n in zip(self.ready, self.connections, strict=True)
+        )
 
 # %% ../../nbs/serving/accepting.ipynb #b9f8aacf
 MOMENT, AT_ONCE = 0.005, 64  # seconds; connections in a turn of the loop
@@ -29,34 +39,52 @@ MOMENT, AT_ONCE = 0.005, 64  # seconds; connections in a turn of the loop
 # %% ../../nbs/serving/accepting.ipynb #fe5622a5
 class Accepting:
     "Takes connections from the socket of the service, as long as it is started"
-    def __init__(self,
+
+    def __init__(
+        self,
         loop,
-        sock,        # listening, non-blocking
+        sock,  # listening, non-blocking
         connection,  # makes a protocol
         board: Board,
         slot: int,
-        count,       # says how many connections are open here
+        count,  # says how many connections are open here
     ):
-        self.loop, self.sock, self.connection, self.board, self.slot, self.count = loop, sock, connection, board, slot, count
-        self.opening, self.left, self.started = set(), False, False  # tasks; whether one was left to others just now
+        self.loop, self.sock, self.connection, self.board, self.slot, self.count = (
+            loop,
+            sock,
+            connection,
+            board,
+            slot,
+            count,
+        )
+        self.opening, self.left, self.started = (
+            set(),
+            False,
+            False,
+        )  # tasks; whether one was left to others just now
 
     def start(self):
-        if not self.started: self.loop.add_reader(self.sock, self._next)
+        if not self.started:
+            self.loop.add_reader(self.sock, self._next)
         self.started = True
 
     def stop(self):
         "Take what still waits, then no more"
-        if not self.started: return
+        if not self.started:
+            return
         self.loop.remove_reader(self.sock)
         self.started = False
-        while self._take(): pass
+        while self._take():
+            pass
 
     def _next(self):
         for _ in range(AT_ONCE):
             self.board.connections[self.slot] = self.count() + len(self.opening)
-            if not self.left and self.board.yields(self.slot): return self._pause()
+            if not self.left and self.board.yields(self.slot):
+                return self._pause()
             self.left = False
-            if not self._take(): return
+            if not self._take():
+                return
 
     def _pause(self):
         self.left = True
@@ -64,14 +92,20 @@ class Accepting:
         self.loop.call_later(MOMENT, self._resume)
 
     def _resume(self):
-        if self.started: self.loop.add_reader(self.sock, self._next)
+        if self.started:
+            self.loop.add_reader(self.sock, self._next)
 
     def _take(self) -> bool:
         "Take one, if one is there"
-        try: conn, _ = self.sock.accept()
-        except BlockingIOError: return False  # another worker was faster
-        except ConnectionError: return True   # it has gone away
-        except OSError: self._pause(); return False  # no more files
+        try:
+            conn, _ = self.sock.accept()
+        except BlockingIOError:
+            return False  # another worker was faster
+        except ConnectionError:
+            return True  # it has gone away
+        except OSError:
+            self._pause()
+            return False  # no more files
         conn.setblocking(False)
         task = self.loop.create_task(self.loop.connect_accepted_socket(self.connection, conn))
         self.opening.add(task)
@@ -80,4 +114,5 @@ class Accepting:
 
     def _opened(self, task):
         self.opening.discard(task)
-        if not task.cancelled(): task.exception()  # it has gone away: nobody minds
+        if not task.cancelled():
+            task.exception()  # it has gone away: nobody minds

@@ -14,36 +14,66 @@ from .refusal import Refusal
 
 # %% ../../nbs/serving/admission.ipynb #9207846a
 SHARE = 0.5  # of the latency goal: how long the work of those who are in may take
-LOOP = 4     # how many times the seconds count that the loop itself takes for a call, where it scores too
-TURN = 0.1   # of the latency goal: how long a turn of the loop may take
+LOOP = (
+    4  # how many times the seconds count that the loop itself takes for a call, where it scores too
+)
+TURN = 0.1  # of the latency goal: how long a turn of the loop may take
+
 
 class Admission:
     "Whether a worker can answer one more request in time"
-    retry = 1.0  # seconds after which a refused client may come again: the queue is shorter than that
 
-    def __init__(self,
-        latency: float = 0.1,             # goal: seconds within which an answer is of use
-        metrics: Metrics | None = None,   # where the refused are counted
-        most: int = 256 << 20,            # bytes of rows in the queues
+    retry = (
+        1.0  # seconds after which a refused client may come again: the queue is shorter than that
+    )
+
+    def __init__(
+        self,
+        latency: float = 0.1,  # goal: seconds within which an answer is of use
+        metrics: Metrics | None = None,  # where the refused are counted
+        most: int = 256 << 20,  # bytes of rows in the queues
     ):
         self.latency, self.metrics, self.most = latency, metrics or Metrics(), most
-        self.full = False    # whether anybody would be refused now: asked before a request is parsed
+        self.full = False  # whether anybody would be refused now: asked before a request is parsed
         self.budget = SHARE * latency  # seconds; less when turns of the loop are too long
-        self.work, self.calls, self.rows, self.bytes = 0.0, 0, 0, 0  # of those who are in: seconds, and how many they are
-        self.turning = False # whether somebody has entered in this turn of the loop
-        self.held = {}       # seconds of work by client
-        self.seen, self.before, self.until = set(), set(), 0.0  # clients of this second and the last one
+        self.work, self.calls, self.rows, self.bytes = (
+            0.0,
+            0,
+            0,
+            0,
+        )  # of those who are in: seconds, and how many they are
+        self.turning = False  # whether somebody has entered in this turn of the loop
+        self.held = {}  # seconds of work by client
+        self.seen, self.before, self.until = (
+            set(),
+            set(),
+            0.0,
+        )  # clients of this second and the last one
 
     def check(self, client: str):
         "Refusal 503 where one more request would not be answered in time, 429 where the client has more than its share"
         clients = self._clients(client, perf_counter())
-        if self.full: self._refuse(503, "full", "The queue is as long as the latency goal allows; come again in a second.")
+        if self.full:
+            self._refuse(
+                503,
+                "full",
+                "The queue is as long as the latency goal allows; come again in a second.",
+            )
         if self.work > self.budget / 2 and self.held.get(client, 0.0) > self.budget / clients:
-            self._refuse(429, "share", f"{clients} clients share the queue, and this one has its part of it; come again in a second.")
+            self._refuse(
+                429,
+                "share",
+                f"{clients} clients share the queue, and this one has its part of it; come again in a second.",
+            )
 
     def enter(self, call, loop):
         "Count a call in, whose `cost`, `size` and `bytes` are known. Refusal 503: the queues hold as many bytes as they may"
-        if self.calls and self.bytes + call.bytes > self.most: self._refuse(503, "full", "The rows that wait fill the memory that is set aside; come again in a second.")
+        if self.calls and self.bytes + call.bytes > self.most:
+            self._refuse(
+                503,
+                "full",
+                "The rows that wait fill the memory that is set aside; come again in a second.",
+            )
         if not self.turning:
             self.turning = True
             loop.call_soon(self._turn_over, loop)
@@ -62,19 +92,32 @@ class Admission:
             self.bytes -= call.bytes
             self.work -= call.cost
             held[call.client] -= call.cost
-            if held[call.client] < 1e-9: del held[call.client]
+            if held[call.client] < 1e-9:
+                del held[call.client]
         self.calls -= len(calls)
-        if not self.calls: self.work = 0.0; held.clear()  # no error of rounding is carried on
+        if not self.calls:
+            self.work = 0.0
+            held.clear()  # no error of rounding is carried on
         self.full = self.work > self.budget
 
     def _turn_over(self, loop):
-        if self.work > self.budget / 4: loop.call_soon(self._adapt, perf_counter())  # runs when the loop has come round: it does not wait for events meanwhile
-        else: self._scale(1.1)
+        if self.work > self.budget / 4:
+            loop.call_soon(
+                self._adapt, perf_counter()
+            )  # runs when the loop has come round: it does not wait for events meanwhile
+        else:
+            self._scale(1.1)
         self.turning, self.full = False, self.work > self.budget
 
-    def _adapt(self, before: float): self._scale(max(0.5, min(1.1, TURN * self.latency / (perf_counter() - before))))
+    def _adapt(self, before: float):
+        self._scale(max(0.5, min(1.1, TURN * self.latency / (perf_counter() - before))))
 
-    def _scale(self, change: float): self.budget = max(0.05, min(1.0, self.budget / (SHARE * self.latency) * change)) * SHARE * self.latency
+    def _scale(self, change: float):
+        self.budget = (
+            max(0.05, min(1.0, self.budget / (SHARE * self.latency) * change))
+            * SHARE
+            * self.latency
+        )
 
     def _refuse(self, status: int, reason: str, message: str):
         self.metrics.count("scalai_shed_total", reason)
@@ -82,6 +125,11 @@ class Admission:
 
     def _clients(self, client: str, now: float) -> int:
         "How many have asked lately: who was refused a moment ago has a share too"
-        if now > self.until: self.before, self.seen, self.until = (self.seen if now < self.until + 1 else set()), set(), now + 1
+        if now > self.until:
+            self.before, self.seen, self.until = (
+                (self.seen if now < self.until + 1 else set()),
+                set(),
+                now + 1,
+            )
         self.seen.add(client)
         return max(len(self.seen), len(self.before))

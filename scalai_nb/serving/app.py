@@ -24,34 +24,58 @@ from .tensors import DATATYPES
 # %% ../../nbs/serving/app.ipynb #7303e488
 def submit(
     app,
-    protocol: str,        # v1, v2, predict or grpc
-    name: str,            # of the model
+    protocol: str,  # v1, v2, predict or grpc
+    name: str,  # of the model
     version: str | None,  # a number or an alias; None: who answers is for the routes to say
-    client: str,          # whose share of the queue it takes
-    received: float,      # perf_counter when its first byte came
-    deadline: float,      # perf_counter after which nobody waits for it
-    decode,               # from the scorer that answers to Rows
-    answer,               # called once with the scorer, the id and (row,) scores; or
-    fail,                 # called once with a Refusal
-    id: str = "",         # of the prediction; "": a new one
-    key: str = "",        # by which a canary takes its share; "": a column, where the routes say so, else the client
-    trace: str = "",      # W3C's traceparent, where the client sent one
+    client: str,  # whose share of the queue it takes
+    received: float,  # perf_counter when its first byte came
+    deadline: float,  # perf_counter after which nobody waits for it
+    decode,  # from the scorer that answers to Rows
+    answer,  # called once with the scorer, the id and (row,) scores; or
+    fail,  # called once with a Refusal
+    id: str = "",  # of the prediction; "": a new one
+    key: str = "",  # by which a canary takes its share; "": a column, where the routes say so, else the client
+    trace: str = "",  # W3C's traceparent, where the client sent one
 ) -> Call:
     "Queue the rows of a request. Refusal: it gets no scores"
     call = serving = None
-    def counted(status: int): _count(app, name, (call or serving) and (call or serving).scorer, protocol, status, perf_counter() - received, trace)
+
+    def counted(status: int):
+        _count(
+            app,
+            name,
+            (call or serving) and (call or serving).scorer,
+            protocol,
+            status,
+            perf_counter() - received,
+            trace,
+        )
+
     def answered(scores):
         answer(call.scorer, call.id, scores)
         counted(200)
+
     def failed(e: Refusal):
         fail(e)
         counted(e.status)
+
     try:
         app.admission.check(client)
         serving = app.models.choose(name, version, key or client)
         rows = decode(serving.scorer)
-        if not (version or key) and (column := app.models.canary_key(name)): serving, rows = _by_column(app, name, serving, rows, column, client, decode)
-        call = Call(serving.scorer, rows, checked(id) or next(app.ids), answered, failed, protocol=protocol, client=client, received=received, deadline=deadline)
+        if not (version or key) and (column := app.models.canary_key(name)):
+            serving, rows = _by_column(app, name, serving, rows, column, client, decode)
+        call = Call(
+            serving.scorer,
+            rows,
+            checked(id) or next(app.ids),
+            answered,
+            failed,
+            protocol=protocol,
+            client=client,
+            received=received,
+            deadline=deadline,
+        )
         serving.engine.add(call)
     except Refusal as e:
         counted(e.status)
@@ -59,12 +83,18 @@ def submit(
     return call
 
 # %% ../../nbs/serving/app.ipynb #84d321cf
-def _count(app, name: str, scorer: Scorer | None, protocol: str, status: int, seconds: float, trace: str):
+def _count(
+    app, name: str, scorer: Scorer | None, protocol: str, status: int, seconds: float, trace: str
+):
     "Count a request, and what it took if it was answered"
     labels = (name, scorer.version) if scorer else (name if name in app.models.names() else "", "")
     app.metrics.count("scalai_requests_total", *labels, protocol, str(status))
-    if status == 200: app.metrics.observe("scalai_request_seconds", *labels, protocol, value=seconds)
-    if app.tracing: app.tracing.request(seconds, trace, model=labels[0], version=labels[1], protocol=protocol, status=status)
+    if status == 200:
+        app.metrics.observe("scalai_request_seconds", *labels, protocol, value=seconds)
+    if app.tracing:
+        app.tracing.request(
+            seconds, trace, model=labels[0], version=labels[1], protocol=protocol, status=status
+        )
 
 # %% ../../nbs/serving/app.ipynb #a4f0f8f9
 def _by_column(app, name: str, serving, rows: Rows, column: str, client: str, decode) -> tuple:
@@ -72,16 +102,25 @@ def _by_column(app, name: str, serving, rows: Rows, column: str, client: str, de
     other = app.models.choose(name, None, first_value(serving.scorer, rows, column) or client)
     return (serving, rows) if other is serving else (other, decode(other.scorer))
 
+
 def first_value(scorer: Scorer, rows: Rows, column: str) -> str:
     "What the first row has in a column, as text; empty where there is no such column"
-    if column in scorer.numbers: return str(rows.numbers[0, scorer.numbers.index(column)])
-    return next((str(x[0, 0]) for c, x in zip(scorer.others, rows.others, strict=True) if c.name == column), "")
+    if column in scorer.numbers:
+        return str(rows.numbers[0, scorer.numbers.index(column)])
+    return next(
+        (str(x[0, 0]) for c, x in zip(scorer.others, rows.others, strict=True) if c.name == column),
+        "",
+    )
 
 # %% ../../nbs/serving/app.ipynb #dee06ace
 def checked(id: str) -> str:
     "An id that can be written anywhere. Refusal: it cannot"
-    if len(id) <= 128 and id.isascii() and id.isprintable(): return id
-    raise Refusal(400, f"The id {id!r:.40} has {len(id)} characters, or some that are not printable ASCII; accepted: up to 128.")
+    if len(id) <= 128 and id.isascii() and id.isprintable():
+        return id
+    raise Refusal(
+        400,
+        f"The id {id!r:.40} has {len(id)} characters, or some that are not printable ASCII; accepted: up to 128.",
+    )
 
 # %% ../../nbs/serving/app.ipynb #2bb30a0d
 def predict(
@@ -90,58 +129,117 @@ def predict(
     protocol: str,
     name: str,
     version: str | None,
-    decode,               # from the scorer that answers to Rows
-    encode,               # from the scorer, the id and (row,) scores to a body, its content type and further lines of the head
-    id: str = "",         # of the prediction, where the body says one
-    timeout: float = inf, # seconds, likewise
+    decode,  # from the scorer that answers to Rows
+    encode,  # from the scorer, the id and (row,) scores to a body, its content type and further lines of the head
+    id: str = "",  # of the prediction, where the body says one
+    timeout: float = inf,  # seconds, likewise
 ):
     "Answer the rows of an exchange by their scores"
     headers = exchange.headers
+
     def answer(scorer, id, scores):
         body, kind, more = encode(scorer, id, scores)
-        exchange.reply(200, body, kind, b"x-model-version: %b\r\nx-prediction-id: %b\r\n%b" % (scorer.version.encode(), id.encode(), more))
+        exchange.reply(
+            200,
+            body,
+            kind,
+            b"x-model-version: %b\r\nx-prediction-id: %b\r\n%b"
+            % (scorer.version.encode(), id.encode(), more),
+        )
+
     if milliseconds := headers.get(b"x-request-timeout-ms"):
-        if not milliseconds.isdigit() or len(milliseconds) > 9: raise Refusal(400, f"x-request-timeout-ms is {milliseconds.decode('latin-1')!r:.40}; accepted: a number of milliseconds.")
+        if not milliseconds.isdigit() or len(milliseconds) > 9:
+            raise Refusal(
+                400,
+                f"x-request-timeout-ms is {milliseconds.decode('latin-1')!r:.40}; accepted: a number of milliseconds.",
+            )
         timeout = min(timeout, int(milliseconds) / 1000)
     header = lambda name: headers[name].decode("latin-1") if name in headers else ""
     key = header(by.lower().encode()) if (by := app.models.canary_key(name)) else ""
-    exchange.call = app.submit(protocol, name, version, exchange.client, exchange.received, exchange.received + timeout, decode, answer, partial(refuse, exchange),
-                               id or header(b"x-request-id"), key, header(b"traceparent"))
+    exchange.call = app.submit(
+        protocol,
+        name,
+        version,
+        exchange.client,
+        exchange.received,
+        exchange.received + timeout,
+        decode,
+        answer,
+        partial(refuse, exchange),
+        id or header(b"x-request-id"),
+        key,
+        header(b"traceparent"),
+    )
 
 # %% ../../nbs/serving/app.ipynb #c6d9cbeb
 def scorer(app, name: str, version: str | None = None) -> Scorer:
     "The scorer of a version, by its number or alias; of the primary if none is named. Refusal 404: there is none"
     return app.models.choose(name, version or app.models.primary.get(name)).scorer
 
+
 def metadata(app, name: str, version: str | None = None) -> dict:
     "What a model takes and gives, as the Open Inference Protocol has it"
-    inputs = [{"name": c.name, "datatype": DATATYPES[c.kind], "shape": [-1, 1]} for c in app.scorer(name, version).columns]
+    inputs = [
+        {"name": c.name, "datatype": DATATYPES[c.kind], "shape": [-1, 1]}
+        for c in app.scorer(name, version).columns
+    ]
     outputs = [{"name": "score", "datatype": "FP32", "shape": [-1]}]
-    return {"name": name, "versions": [m["version"] for m in app.index() if m["name"] == name and m["state"] == "READY"], "platform": "onnx", "inputs": inputs, "outputs": outputs}
+    return {
+        "name": name,
+        "versions": [
+            m["version"] for m in app.index() if m["name"] == name and m["state"] == "READY"
+        ],
+        "platform": "onnx",
+        "inputs": inputs,
+        "outputs": outputs,
+    }
+
 
 def index(app) -> list[dict]:
     "All versions of all models and their states, as Triton's repository index has them"
-    ready = [{"name": name, "version": version, "state": "READY", "reason": ""} for name, version in app.models.loaded]
-    return ready + [{"name": name, "version": version, "state": "UNAVAILABLE", "reason": why} for (name, version), why in app.models.errors.items()]
+    ready = [
+        {"name": name, "version": version, "state": "READY", "reason": ""}
+        for name, version in app.models.loaded
+    ]
+    return ready + [
+        {"name": name, "version": version, "state": "UNAVAILABLE", "reason": why}
+        for (name, version), why in app.models.errors.items()
+    ]
+
 
 def server_metadata(app) -> dict:
     import scalai_nb
-    return {"name": "scalai-nb", "version": scalai_nb.__version__, "extensions": ["binary_tensor_data"]}
+
+    return {
+        "name": "scalai-nb",
+        "version": scalai_nb.__version__,
+        "extensions": ["binary_tensor_data"],
+    }
 
 # %% ../../nbs/serving/app.ipynb #b93d9069
 class App:
     "What a worker does with an exchange"
+
     routes = ROUTES
-    def __init__(self,
+
+    def __init__(
+        self,
         models: Models,
         admission: Admission,
         metrics: Metrics,
-        journal=None,      # serving.journal.Journal, which takes the feedback
+        journal=None,  # serving.journal.Journal, which takes the feedback
         prefix: str = "",  # of the ids of this worker's predictions: no other process has had it
-        copy=None,         # Path of its copy of the metrics; beside it are those of the service's other processes
-        tracing=None,      # serving.tracing.Tracing
+        copy=None,  # Path of its copy of the metrics; beside it are those of the service's other processes
+        tracing=None,  # serving.tracing.Tracing
     ):
-        self.models, self.admission, self.metrics, self.journal, self.copy, self.tracing = models, admission, metrics, journal, copy, tracing
+        self.models, self.admission, self.metrics, self.journal, self.copy, self.tracing = (
+            models,
+            admission,
+            metrics,
+            journal,
+            copy,
+            tracing,
+        )
         self.ids = (f"{prefix}{i}" for i in count())
 
     def __call__(self, exchange):
@@ -149,6 +247,14 @@ class App:
         try:
             handle, parameters = find(exchange.method, exchange.path)
             handle(self, exchange, **parameters)
-        except Refusal as e: refuse(exchange, e)
+        except Refusal as e:
+            refuse(exchange, e)
 
-    submit, predict, scorer, metadata, index, server_metadata = submit, predict, scorer, metadata, index, server_metadata
+    submit, predict, scorer, metadata, index, server_metadata = (
+        submit,
+        predict,
+        scorer,
+        metadata,
+        index,
+        server_metadata,
+    )

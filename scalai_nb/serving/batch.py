@@ -30,45 +30,61 @@ from ..models.package import Model, digest as digest_of
 @dataclass(frozen=True)
 class Scoring:
     "The package that scores"
+
     name: str
-    version: str   # in the registry; else the first letters of the digest
+    version: str  # in the registry; else the first letters of the digest
     digest: str
-    path: Path | None       # of the package; None: `model` is in memory only
+    path: Path | None  # of the package; None: `model` is in memory only
     model: Model
 
+
 def scoring(
-    model,     # Model, path of a package, or NAME[@alias] of the registry
+    model,  # Model, path of a package, or NAME[@alias] of the registry
     env=None,  # Environment whose registry it is
 ) -> Scoring:
     "Find a model. ModelNotFound, VersionNotFound: there is none"
-    if isinstance(model, Model): return Scoring(model.name, (d := digest_of(model))[:12], d, None, model)
+    if isinstance(model, Model):
+        return Scoring(model.name, (d := digest_of(model))[:12], d, None, model)
     if isinstance(model, Path) or "/" in model:
         found = Model.load(path := Path(model).expanduser().absolute())
         return Scoring(found.name, (d := digest_of(found))[:12], d, path, found)
     from scalai_nb.models.registry import Registry
+
     v = Registry(env or environment()).get(model)
     return Scoring(v.name, str(v.version), v.digest, v.path, Model.load(v.path, v.digest))
 
+
 @lru_cache(maxsize=4)
-def _loaded(path: str, digest: str) -> Model: "A package, loaded once a process"; return Model.load(path, digest)
+def _loaded(path: str, digest: str) -> Model:
+    "A package, loaded once a process"
+    return Model.load(path, digest)
 
 # %% ../../nbs/serving/batch.ipynb #e06eab07
 def _scores(model: Model, data, of: int, number: int, row: int) -> np.ndarray:
     "(row,) float32 scores of a block, which is block `number` of `of` rows and begins at `row`"
-    with naming(f"Block {number} (from row {row} on)"): return model.predict(data[0] if isinstance(data, Blocks) else data, of=of).values
+    with naming(f"Block {number} (from row {row} on)"):
+        return model.predict(data[0] if isinstance(data, Blocks) else data, of=of).values
+
 
 def _kept(path: str, digest: str, data, of: int, number: int, row: int, file: Path):
     "Put the scores of a block aside, by the package in `path`"
     scores = _scores(_loaded(path, digest), data, of, number, row)
-    with replacing(file) as f: np.save(f, scores)
+    with replacing(file) as f:
+        np.save(f, scores)
+
 
 def _pieces(blocks: Blocks) -> list[tuple]:
     "The data of each block, the number of all rows, its number and its first row. Chunks on Dask travel as they are, anything else as what is to be read"
     starts = np.cumsum([0, *blocks.sizes]).tolist()
-    parts = [blocks[i:i + 1] for i in range(len(blocks))]
-    return [(p.source.ds if on_dask(p) else p, starts[-1], i, starts[i]) for i, p in enumerate(parts)]
+    parts = [blocks[i : i + 1] for i in range(len(blocks))]
+    return [
+        (p.source.ds if on_dask(p) else p, starts[-1], i, starts[i]) for i, p in enumerate(parts)
+    ]
 
-def on_dask(blocks: Blocks) -> bool: "Whether the blocks are chunks of a graph of Dask's"; return blocks.travels and hasattr(blocks.source, "ds")
+
+def on_dask(blocks: Blocks) -> bool:
+    "Whether the blocks are chunks of a graph of Dask's"
+    return blocks.travels and hasattr(blocks.source, "ds")
 
 # %% ../../nbs/serving/batch.ipynb #309645bf
 def _here(work: list[tuple], done):
@@ -76,57 +92,100 @@ def _here(work: list[tuple], done):
     with ThreadPoolExecutor(2) as pool:
         futures = [pool.submit(_kept, *w) for w in work]
         try:
-            for future in futures: future.result(); done()
-        except BaseException: pool.shutdown(cancel_futures=True); raise
+            for future in futures:
+                future.result()
+                done()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
 
 def _there(work: list[tuple], done, client):
     "Keep the scores of some blocks, on the workers of a cluster"
     from distributed import KilledWorker, as_completed
+
     futures = client.compute([dask.delayed(_kept, pure=False)(*w) for w in work])
     try:
-        for future in as_completed(futures): future.result(); done()
+        for future in as_completed(futures):
+            future.result()
+            done()
     except BaseException as e:
         client.cancel(futures)
-        if not isinstance(e, KilledWorker): raise
-        raise WorkFailed(f"Workers died over the same rows again and again ({e}); give them more memory, or pass a smaller block=.") from e
+        if not isinstance(e, KilledWorker):
+            raise
+        raise WorkFailed(
+            f"Workers died over the same rows again and again ({e}); give them more memory, or pass a smaller block=."
+        ) from e
 
 # %% ../../nbs/serving/batch.ipynb #bb888e03
 def _column(blocks: Blocks, name: str):
     "Dims, lazy values and attributes of a column of Parquet or Arrow"
     import dask.array as da
+
     def load(part):
         x = part[0][name]
-        return np.array([*x.attrs["categories"], np.nan], object)[x.values] if "categories" in x.attrs else x.values
-    parts = [blocks[i:i + 1].select([name]) for i in range(len(blocks))]
+        return (
+            np.array([*x.attrs["categories"], np.nan], object)[x.values]
+            if "categories" in x.attrs
+            else x.values
+        )
+
+    parts = [blocks[i : i + 1].select([name]) for i in range(len(blocks))]
     dtype = load(parts[0]).dtype
-    return "row", da.concatenate([da.from_delayed(dask.delayed(load, pure=False)(p), p.sizes, dtype) for p in parts])
+    return "row", da.concatenate(
+        [da.from_delayed(dask.delayed(load, pure=False)(p), p.sizes, dtype) for p in parts]
+    )
+
 
 def _result(s: Scoring, data, blocks: Blocks, scores: list, keep: list, name: str, source: str):
     "The lazy Dataset of the lake, of the delayed scores of each block"
     import dask.array as da
     import xarray as xr
-    lazy = da.concatenate([da.from_delayed(x, (n,), np.float32) for x, n in zip(scores, blocks.sizes, strict=True)])
-    columns = {n: data[n].variable for n in keep} if hasattr(data, "data_vars") else {n: _column(Blocks.of(data, [n]), n) for n in keep}
+
+    lazy = da.concatenate(
+        [da.from_delayed(x, (n,), np.float32) for x, n in zip(scores, blocks.sizes, strict=True)]
+    )
+    columns = (
+        {n: data[n].variable for n in keep}
+        if hasattr(data, "data_vars")
+        else {n: _column(Blocks.of(data, [n]), n) for n in keep}
+    )
     about = {"model": s.name, "version": s.version, "digest": s.digest, "source": source}
-    return xr.Dataset({**columns, name: ("row", lazy, {"long_name": f"score of {s.name}"}),
-                       "version": ("row", da.zeros_like(lazy, np.int8), {"categories": [s.version]})}, attrs=about).unify_chunks()
+    return xr.Dataset(
+        {
+            **columns,
+            name: ("row", lazy, {"long_name": f"score of {s.name}"}),
+            "version": ("row", da.zeros_like(lazy, np.int8), {"categories": [s.version]}),
+        },
+        attrs=about,
+    ).unify_chunks()
 
 # %% ../../nbs/serving/batch.ipynb #33707566
 def _forget(lake, to: str, branch: str):
     "Drop a branch that a job which died has left"
-    try: lake.drop(to, branch)
-    except (DatasetNotFound, VersionNotFound): pass
+    try:
+        lake.drop(to, branch)
+    except (DatasetNotFound, VersionNotFound):
+        pass
+
 
 @contextmanager
 def publishing(lake, to: str, branch: str):
     "Yield a function that makes a Dataset the content of `to`. Conflict: somebody else wrote since the block was entered"
     _forget(lake, to, branch)
     before = lake.branch(to, branch).id if to in lake.names() else None
+
     def publish(ds, message):
-        if lake.write(to, ds, message, branch=branch).parent == before: return lake.publish(to, branch)
-        raise Conflict(f"Somebody else made {to!r} ({lake.version(to).message!r}) while it was to be made; nothing was written over. Call it again to replace that.")
-    try: yield publish
-    finally: _forget(lake, to, branch)
+        if lake.write(to, ds, message, branch=branch).parent == before:
+            return lake.publish(to, branch)
+        raise Conflict(
+            f"Somebody else made {to!r} ({lake.version(to).message!r}) while it was to be made; nothing was written over. Call it again to replace that."
+        )
+
+    try:
+        yield publish
+    finally:
+        _forget(lake, to, branch)
 
 # %% ../../nbs/serving/batch.ipynb #54d0dbcd
 def _found(ds, lake):
@@ -136,45 +195,72 @@ def _found(ds, lake):
         return lake.read(ds.partition("@")[0], version), f"{ds.partition('@')[0]}@{version.id}"
     return ds, str(ds) if isinstance(ds, str | Path) else type(ds).__name__
 
+
 def _blocks(data, s: Scoring, block: int, client) -> Blocks:
     "The blocks of the columns that the model takes"
-    blocks = Blocks.of(data, s.model.transform.columns(data) if hasattr(data, "data_vars") else s.model.transform.names, block)
-    if blocks.sizes is None: raise ParameterError("An iterator does not say how many rows it has; pass a dataset, Parquet files or an Arrow table, or call model.predict on each block.")
-    if client is None and persisted(getattr(blocks.source, "ds", None)): raise ParameterError("The dataset was persisted on a cluster; pass its client.")
+    blocks = Blocks.of(
+        data,
+        s.model.transform.columns(data) if hasattr(data, "data_vars") else s.model.transform.names,
+        block,
+    )
+    if blocks.sizes is None:
+        raise ParameterError(
+            "An iterator does not say how many rows it has; pass a dataset, Parquet files or an Arrow table, or call model.predict on each block."
+        )
+    if client is None and persisted(getattr(blocks.source, "ds", None)):
+        raise ParameterError("The dataset was persisted on a cluster; pass its client.")
     return blocks
+
 
 def _keys(s: Scoring, data, keep) -> list[str]:
     "The columns to copy beside the scores"
-    if keep is not None or s.model.contract is None: return list(keep or ())
-    return [c.name for c in s.model.contract.columns if c.role in ("key", "time") and c.name in (Blocks.of(data).columns)]
+    if keep is not None or s.model.contract is None:
+        return list(keep or ())
+    return [
+        c.name
+        for c in s.model.contract.columns
+        if c.role in ("key", "time") and c.name in (Blocks.of(data).columns)
+    ]
 
 # %% ../../nbs/serving/batch.ipynb #a087ca84
 def score(
-    ds,              # dataset of the lake, NAME or NAME@VERSION; Dataset, in memory or lazy; Parquet file, folder or list of files; Arrow table
-    model,           # Model, path of a package, or NAME[@alias] of the registry
+    ds,  # dataset of the lake, NAME or NAME@VERSION; Dataset, in memory or lazy; Parquet file, folder or list of files; Arrow table
+    model,  # Model, path of a package, or NAME[@alias] of the registry
     *,
-    to: str | None = None,     # dataset of the lake that gets the scores, whole or not at all; None: they are returned
-    keep=None,                 # columns to copy beside the scores into `to`; None: the key and the time of the model's contract
-    name: str = "score",       # of the column of scores
-    client=None,               # dask.distributed.Client whose workers read and score what they can reach; None: this process
-    env: Environment | None = None,  # whose lake and registry are meant; None: as `environment()` chooses
-    resume: bool = True,       # go on where an earlier call with the same data and model was interrupted
-    progress=None,             # function of (blocks done, of how many); True: a bar; None: a bar on a terminal; False: nothing
-    block: int = BLOCK,        # rows of a block, at least, where the data leave it open
-):                             # Version of `to`, or a lazy DataArray over `row`
+    to: str
+    | None = None,  # dataset of the lake that gets the scores, whole or not at all; None: they are returned
+    keep=None,  # columns to copy beside the scores into `to`; None: the key and the time of the model's contract
+    name: str = "score",  # of the column of scores
+    client=None,  # dask.distributed.Client whose workers read and score what they can reach; None: this process
+    env: Environment
+    | None = None,  # whose lake and registry are meant; None: as `environment()` chooses
+    resume: bool = True,  # go on where an earlier call with the same data and model was interrupted
+    progress=None,  # function of (blocks done, of how many); True: a bar; None: a bar on a terminal; False: nothing
+    block: int = BLOCK,  # rows of a block, at least, where the data leave it open
+):  # Version of `to`, or a lazy DataArray over `row`
     "Score a dataset of any size; the scores are those of `Model.predict`, whatever the blocks. Conflict: another wrote to `to` meanwhile"
     env = env or environment()
     lake, s = Lake(env.lake), scoring(model, env)
     data, source = _found(ds, lake)
     blocks = _blocks(data, s, block, client)
-    if not to: return _lazy(s, data, blocks, name)
-    if to == source.partition("@")[0]: raise ParameterError(f"The scores cannot replace {to!r}, which is scored; name another dataset.")
+    if not to:
+        return _lazy(s, data, blocks, name)
+    if to == source.partition("@")[0]:
+        raise ParameterError(
+            f"The scores cannot replace {to!r}, which is scored; name another dataset."
+        )
     keep = _keys(s, data, keep)
     mark = fingerprint((blocks.fingerprint(), s.digest, name))
-    with _aside(lake.path / ".scoring" / f"{to}-{mark}", resume and blocks.travels) as folder, publishing(lake, to, f"score-{mark}") as publish:
+    with (
+        _aside(lake.path / ".scoring" / f"{to}-{mark}", resume and blocks.travels) as folder,
+        publishing(lake, to, f"score-{mark}") as publish,
+    ):
         files = _all_kept(s, blocks, folder, client if blocks.travels else None, progress)
         parts = [dask.delayed(np.load, pure=False)(f) for f in files]
-        return publish(_result(s, data, blocks, parts, keep, name, source), f"{source} scored by {s.name}@{s.version}")
+        return publish(
+            _result(s, data, blocks, parts, keep, name, source),
+            f"{source} scored by {s.name}@{s.version}",
+        )
 
 # %% ../../nbs/serving/batch.ipynb #94292294
 @contextmanager
@@ -182,30 +268,54 @@ def _aside(folder: Path, resume: bool):
     "A folder for what is done, for one job at a time; it goes when the block has ended well"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(folder.with_suffix(".lock"), 1):
-        if not resume: shutil.rmtree(folder, ignore_errors=True)
+        if not resume:
+            shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(exist_ok=True)
         yield folder
         shutil.rmtree(folder)
 
+
 def _all_kept(s: Scoring, blocks: Blocks, folder: Path, client, progress) -> list[Path]:
     "The files of the scores of all blocks; those that are not there are made"
     path = s.path or folder / "model"
-    if not path.exists(): s.model.save(path)
-    pieces = _pieces(blocks) if client else [(blocks[i:i + 1], *rest) for i, (_, *rest) in enumerate(_pieces(blocks))]
+    if not path.exists():
+        s.model.save(path)
+    pieces = (
+        _pieces(blocks)
+        if client
+        else [(blocks[i : i + 1], *rest) for i, (_, *rest) in enumerate(_pieces(blocks))]
+    )
     work = [(str(path), s.digest, *p, folder / f"{p[2]}.npy") for p in pieces]
     todo = [w for w in work if not w[-1].exists()]
     with shown(progress, len(work)) as done:
         done(len(work) - len(todo))
-        if client: _there(todo, done, client)
-        else: _here(todo, done)
+        if client:
+            _there(todo, done, client)
+        else:
+            _here(todo, done)
     return [w[-1] for w in work]
+
 
 def _lazy(s: Scoring, data, blocks: Blocks, name: str):
     "The scores as a DataArray on Dask"
     import xarray as xr
     import dask.array as da
+
     model = dask.delayed(lambda: s.model, pure=False)()
     parts = [dask.delayed(_scores, pure=False)(model, *p) for p in _pieces(blocks)]
-    lazy = da.concatenate([da.from_delayed(x, (n,), np.float32) for x, n in zip(parts, blocks.sizes, strict=True)])
+    lazy = da.concatenate(
+        [da.from_delayed(x, (n,), np.float32) for x, n in zip(parts, blocks.sizes, strict=True)]
+    )
     coords = row_coords(data) if hasattr(data, "data_vars") else {}
-    return xr.DataArray(lazy, dims="row", coords=coords, name=name, attrs={"long_name": f"score of {s.name}", "model": s.name, "version": s.version, "digest": s.digest})
+    return xr.DataArray(
+        lazy,
+        dims="row",
+        coords=coords,
+        name=name,
+        attrs={
+            "long_name": f"score of {s.name}",
+            "model": s.name,
+            "version": s.version,
+            "digest": s.digest,
+        },
+    )

@@ -25,90 +25,177 @@ def _strings(values) -> np.ndarray:
     "Strings, and whole numbers as strings; None and NaN are missing"
     return np.array(["" if v is None or v != v else str(v) for v in values], object)
 
+
 def _seconds(x: np.ndarray) -> np.ndarray:
     "Times as seconds since 1970; NaT is NaN"
     return (x - np.datetime64(0, "s")) / np.timedelta64(1, "s")
 
+
 def column(
     name: str,
-    values,          # (row,) array or list; None, NaN and NaT are missing
+    values,  # (row,) array or list; None, NaN and NaT are missing
     datatype: str = "",  # that the server takes, where it says so
-) -> np.ndarray:     # of numbers, or of strings as objects
+) -> np.ndarray:  # of numbers, or of strings as objects
     "The values of a column as they are sent. ParameterError: there is no way to send them"
-    try: x = np.asarray(values)
-    except ValueError: raise ParameterError(f"Column {name!r} has values of different length; accepted: one value a row.") from None
-    if x.dtype == object and any(isinstance(v, datetime) for v in values): x = np.array(values, "M8[us]")
-    if x.ndim != 1: raise ParameterError(f"Column {name!r} has {x.ndim} dimensions; accepted: one value a row.")
-    if x.dtype.kind == "M": return _seconds(x)
-    if datatype == "BYTES" or x.dtype.kind in "US" or (x.dtype == object and any(isinstance(v, str) for v in values)): return _strings(x)
-    if x.dtype.kind in "biuf": return x
-    try: return np.array([np.nan if v is None else v for v in values], np.float64)
-    except (TypeError, ValueError): raise ParameterError(f"Column {name!r} holds values that are no numbers, strings or times; accepted: one of these kinds.") from None
+    try:
+        x = np.asarray(values)
+    except ValueError:
+        raise ParameterError(
+            f"Column {name!r} has values of different length; accepted: one value a row."
+        ) from None
+    if x.dtype == object and any(isinstance(v, datetime) for v in values):
+        x = np.array(values, "M8[us]")
+    if x.ndim != 1:
+        raise ParameterError(f"Column {name!r} has {x.ndim} dimensions; accepted: one value a row.")
+    if x.dtype.kind == "M":
+        return _seconds(x)
+    if (
+        datatype == "BYTES"
+        or x.dtype.kind in "US"
+        or (x.dtype == object and any(isinstance(v, str) for v in values))
+    ):
+        return _strings(x)
+    if x.dtype.kind in "biuf":
+        return x
+    try:
+        return np.array([np.nan if v is None else v for v in values], np.float64)
+    except (TypeError, ValueError):
+        raise ParameterError(
+            f"Column {name!r} holds values that are no numbers, strings or times; accepted: one of these kinds."
+        ) from None
 
 # %% ../../nbs/serving/client.ipynb #d37f1989
 def _of_dataset(ds, wanted) -> dict:
     "Values by column of a Dataset; codes as the categories that they stand for"
     known = [n for n, x in ds.variables.items() if x.dims == ("row",)]
-    def values(x): return np.array([*x.attrs["categories"], None], object)[x.values] if "categories" in x.attrs else x.values
+
+    def values(x):
+        return (
+            np.array([*x.attrs["categories"], None], object)[x.values]
+            if "categories" in x.attrs
+            else x.values
+        )
+
     return {n: values(ds.variables[n]) for n in known if n in (wanted or known)}
+
 
 def _of_records(records: list) -> dict:
     "Values by column of dicts"
     names = list(records[0])
     for i, r in enumerate(records):
-        if r.keys() != records[0].keys(): raise ParameterError(f"Row {i} has the columns {', '.join(map(str, r))}, the first {', '.join(map(str, names))}; send None where a value is missing.")
+        if r.keys() != records[0].keys():
+            raise ParameterError(
+                f"Row {i} has the columns {', '.join(map(str, r))}, the first {', '.join(map(str, names))}; send None where a value is missing."
+            )
     return {n: [r[n] for r in records] for n in names}
+
 
 def _of_array(rows, wanted) -> dict:
     "Values by column of a matrix"
-    try: x = np.asarray(rows)
-    except ValueError: raise ParameterError("What was given are no rows of equal length; accepted: a Dataset, a DataFrame, dicts, or a (row, column) array.") from None
+    try:
+        x = np.asarray(rows)
+    except ValueError:
+        raise ParameterError(
+            "What was given are no rows of equal length; accepted: a Dataset, a DataFrame, dicts, or a (row, column) array."
+        ) from None
     if x.ndim != 2 or not wanted or x.shape[1] != len(wanted):
-        raise ParameterError(f"The array has the shape {x.shape}; accepted: (row, column)" + (f" with the {len(wanted)} columns {', '.join(wanted)}." if wanted else ", of a server that names its columns."))
+        raise ParameterError(
+            f"The array has the shape {x.shape}; accepted: (row, column)"
+            + (
+                f" with the {len(wanted)} columns {', '.join(wanted)}."
+                if wanted
+                else ", of a server that names its columns."
+            )
+        )
     return dict(zip(wanted, x.T, strict=True))
 
+
 def columns_of(
-    rows,        # Dataset, DataFrame, dict of values or of columns, list of dicts, (row, column) array
-    inputs=None, # datatype by name of the columns that the model takes; None: not known
-) -> dict:       # (row,) array by name
+    rows,  # Dataset, DataFrame, dict of values or of columns, list of dicts, (row, column) array
+    inputs=None,  # datatype by name of the columns that the model takes; None: not known
+) -> dict:  # (row,) array by name
     "The columns of some rows"
     inputs = inputs or {}
     if hasattr(rows, "iloc") and hasattr(rows, "columns"):
         from scalai_nb.data.sources import from_frame
+
         rows = from_frame(rows)
-    if hasattr(rows, "data_vars"): found = _of_dataset(rows, inputs)
-    elif isinstance(rows, dict): found = {n: v if hasattr(v, "__len__") and not isinstance(v, str) else [v] for n, v in rows.items()}
-    elif isinstance(rows, list | tuple) and rows and isinstance(rows[0], dict): found = _of_records(rows)
-    else: found = _of_array(rows, list(inputs))
+    if hasattr(rows, "data_vars"):
+        found = _of_dataset(rows, inputs)
+    elif isinstance(rows, dict):
+        found = {
+            n: v if hasattr(v, "__len__") and not isinstance(v, str) else [v]
+            for n, v in rows.items()
+        }
+    elif isinstance(rows, list | tuple) and rows and isinstance(rows[0], dict):
+        found = _of_records(rows)
+    else:
+        found = _of_array(rows, list(inputs))
     found = {n: column(n, v, inputs.get(n, "")) for n, v in found.items()}
-    if len({len(x) for x in found.values()}) != 1: raise ParameterError(f"The columns have {', '.join(f'{len(x)} ({n})' for n, x in found.items()) or 'no'} rows; accepted: as many each.")
+    if len({len(x) for x in found.values()}) != 1:
+        raise ParameterError(
+            f"The columns have {', '.join(f'{len(x)} ({n})' for n, x in found.items()) or 'no'} rows; accepted: as many each."
+        )
     return found
 
 # %% ../../nbs/serving/client.ipynb #8c337c4e
-DATATYPES = {"b1": "BOOL", "i1": "INT8", "i2": "INT16", "i4": "INT32", "i8": "INT64", "u1": "UINT8", "u2": "UINT16", "u4": "UINT32", "u8": "UINT64",
-             "f2": "FP16", "f4": "FP32", "f8": "FP64", "O": "BYTES"}
+DATATYPES = {
+    "b1": "BOOL",
+    "i1": "INT8",
+    "i2": "INT16",
+    "i4": "INT32",
+    "i8": "INT64",
+    "u1": "UINT8",
+    "u2": "UINT16",
+    "u4": "UINT32",
+    "u8": "UINT64",
+    "f2": "FP16",
+    "f4": "FP32",
+    "f8": "FP64",
+    "O": "BYTES",
+}
 _DTYPES = {datatype: np.dtype("<" + kind) for kind, datatype in DATATYPES.items() if kind != "O"}
 BINARY = "binary_tensor_data"  # how a server names the extension
 
+
 def _packed(x: np.ndarray) -> bytes:
     "The values as they travel: little-endian numbers, strings behind their length"
-    if x.dtype != object: return x.astype(x.dtype.newbyteorder("<"), copy=False).tobytes()
+    if x.dtype != object:
+        return x.astype(x.dtype.newbyteorder("<"), copy=False).tobytes()
     return b"".join(len(b).to_bytes(4, "little") + b for b in (v.encode() for v in x))
 
-def _plain(x: np.ndarray) -> list: "The values as JSON has them"; return [None if v != v else v for v in x.tolist()]
+
+def _plain(x: np.ndarray) -> list:
+    "The values as JSON has them"
+    return [None if v != v else v for v in x.tolist()]
+
 
 def infer_request(
     columns: dict,  # (row,) array by name
-    binary: bool,   # whether the server knows the extension
+    binary: bool,  # whether the server knows the extension
     id: str = "",
 ) -> tuple[bytes, tuple]:  # body and headers
     "A request for scores"
-    def about(n, x): return {"name": n, "shape": [len(x), 1], "datatype": DATATYPES[x.dtype.str[1:]]}
-    if not binary: return json.dumps({"id": id, "inputs": [about(n, x) | {"data": _plain(x)} for n, x in columns.items()]}).encode(), (("content-type", "application/json"),)
+
+    def about(n, x):
+        return {"name": n, "shape": [len(x), 1], "datatype": DATATYPES[x.dtype.str[1:]]}
+
+    if not binary:
+        return json.dumps(
+            {"id": id, "inputs": [about(n, x) | {"data": _plain(x)} for n, x in columns.items()]}
+        ).encode(), (("content-type", "application/json"),)
     packed = {n: _packed(x) for n, x in columns.items()}
-    inputs = [about(n, x) | {"parameters": {"binary_data_size": len(packed[n])}} for n, x in columns.items()]
-    head = json.dumps({"id": id, "parameters": {"binary_data_output": True}, "inputs": inputs}).encode()
-    return b"".join([head, *packed.values()]), (("content-type", "application/octet-stream"), ("inference-header-content-length", str(len(head))))
+    inputs = [
+        about(n, x) | {"parameters": {"binary_data_size": len(packed[n])}}
+        for n, x in columns.items()
+    ]
+    head = json.dumps(
+        {"id": id, "parameters": {"binary_data_output": True}, "inputs": inputs}
+    ).encode()
+    return b"".join([head, *packed.values()]), (
+        ("content-type", "application/octet-stream"),
+        ("inference-header-content-length", str(len(head))),
+    )
 
 # %% ../../nbs/serving/client.ipynb #28d1d13f
 def infer_answer(answer: Answer) -> tuple[np.ndarray, dict]:
@@ -118,16 +205,27 @@ def infer_answer(answer: Answer) -> tuple[np.ndarray, dict]:
     at, found = length, {}
     for output in head["outputs"]:
         if size := output.get("parameters", {}).get("binary_data_size"):
-            found[output["name"]] = np.frombuffer(answer.body[at:at + size], _DTYPES[output["datatype"]])
+            found[output["name"]] = np.frombuffer(
+                answer.body[at : at + size], _DTYPES[output["datatype"]]
+            )
             at += size
-        else: found[output["name"]] = np.asarray(output["data"], _DTYPES[output["datatype"]]).ravel()
+        else:
+            found[output["name"]] = np.asarray(output["data"], _DTYPES[output["datatype"]]).ravel()
     return found.get("score", next(iter(found.values()))).copy(), head
 
 # %% ../../nbs/serving/client.ipynb #2041f21a
 def v1_request(columns: dict) -> bytes:
     "A request for scores in version 1: a record a row"
-    plain = {n: [v or None for v in x] if x.dtype == object else _plain(x) for n, x in columns.items()}
-    return json.dumps({"instances": [dict(zip(plain, row, strict=True)) for row in zip(*plain.values(), strict=True)]}).encode()
+    plain = {
+        n: [v or None for v in x] if x.dtype == object else _plain(x) for n, x in columns.items()
+    }
+    return json.dumps(
+        {
+            "instances": [
+                dict(zip(plain, row, strict=True)) for row in zip(*plain.values(), strict=True)
+            ]
+        }
+    ).encode()
 
 # %% ../../nbs/serving/client.ipynb #368ba00b
 def refused(
@@ -135,12 +233,18 @@ def refused(
     start: int = 0,  # the row that is row 0 of the request
 ) -> Exception:
     "The error that an answer stands for; `row` and `column` of a ContractViolation say where"
-    try: said = json.loads(answer.body)
-    except ValueError: said = {}
+    try:
+        said = json.loads(answer.body)
+    except ValueError:
+        said = {}
     said = said if isinstance(said, dict) else {}
-    text = said.get("error") or answer.body[:200].decode(errors="replace") or f"status {answer.status}"
-    if answer.status == 404: return ModelNotFound(f"{answer.url}: {text}")
-    if answer.status != 400: return WorkFailed(f"{answer.url} answers {answer.status}: {text}")
+    text = (
+        said.get("error") or answer.body[:200].decode(errors="replace") or f"status {answer.status}"
+    )
+    if answer.status == 404:
+        return ModelNotFound(f"{answer.url}: {text}")
+    if answer.status != 400:
+        return WorkFailed(f"{answer.url} answers {answer.status}: {text}")
     e = ContractViolation((f"In the rows from {start} on: " if start else "") + text)
     e.row, e.column = start + said["row"] if "row" in said else None, said.get("column")
     return e
@@ -148,60 +252,97 @@ def refused(
 # %% ../../nbs/serving/client.ipynb #5b0159ed
 ROWS = 4096  # of a request, at most: so that one caller's rows do not keep a worker from all others
 
+
 @dataclass(frozen=True)
 class Prediction:
     "What is known of the last predictions of a thread"
+
     ids: tuple[str, ...]  # of each row, for `Client.feedback`
-    version: str          # of the model
-    replica: str          # address of who answered the last request
-    seconds: float        # that the last request took
+    version: str  # of the model
+    replica: str  # address of who answered the last request
+    seconds: float  # that the last request took
+
 
 class Client:
     "Predictions of a served model; threads may share a client. Closed by `close`, a with block, or when it is forgotten"
-    def __init__(self,
-        url,                    # http://HOST:PORT, or a list of addresses that serve the same
+
+    def __init__(
+        self,
+        url,  # http://HOST:PORT, or a list of addresses that serve the same
         *,
-        model: str | None = None,  # NAME, or NAME@VERSION by number or alias; None: the one that is served
-        timeout: float = 1.0,   # seconds within which an answer is of use; the server is told and gives up what is too late
-        retries: int = 2,       # further tries of a request that was not answered
-        hedge=None,             # seconds after which a second replica is asked too; "auto": the time that 95 % of the answers take; None: never
-        protocol: str = "v2",   # or v1
-        client_id: str | None = None,  # who asks: a server under load gives each client its share; None: the address of this machine
+        model: str
+        | None = None,  # NAME, or NAME@VERSION by number or alias; None: the one that is served
+        timeout: float = 1.0,  # seconds within which an answer is of use; the server is told and gives up what is too late
+        retries: int = 2,  # further tries of a request that was not answered
+        hedge=None,  # seconds after which a second replica is asked too; "auto": the time that 95 % of the answers take; None: never
+        protocol: str = "v2",  # or v1
+        client_id: str
+        | None = None,  # who asks: a server under load gives each client its share; None: the address of this machine
     ):
-        if protocol not in ("v2", "v1"): raise ParameterError(unknown(protocol, ("v2", "v1"), "the protocols"))
-        if protocol == "v1" and not model: raise ParameterError("Version 1 of the protocol cannot say what is served; pass model=NAME.")
+        if protocol not in ("v2", "v1"):
+            raise ParameterError(unknown(protocol, ("v2", "v1"), "the protocols"))
+        if protocol == "v1" and not model:
+            raise ParameterError(
+                "Version 1 of the protocol cannot say what is served; pass model=NAME."
+            )
         self.replicas = Replicas([url] if isinstance(url, str) else url, retries, hedge)
-        self.model, self.timeout, self.protocol, self.client_id = model, timeout, protocol, client_id
+        self.model, self.timeout, self.protocol, self.client_id = (
+            model,
+            timeout,
+            protocol,
+            client_id,
+        )
         self._about, self._local = {}, threading.local()
         self.close = weakref.finalize(self, self.replicas.close)
 
-    def __enter__(self): return self
-    def __exit__(self, *_): self.close()
-    def __repr__(self): return f"Client({', '.join(r.url for r in self.replicas.replicas)})"
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def __repr__(self):
+        return f"Client({', '.join(r.url for r in self.replicas.replicas)})"
 
     @property
-    def last(self) -> Prediction | None: "The last predictions of this thread"; return getattr(self._local, "last", None)
+    def last(self) -> Prediction | None:
+        "The last predictions of this thread"
+        return getattr(self._local, "last", None)
 
     def _ask(self, method: str, path: str, body: bytes = b"", headers=(), start: int = 0) -> Answer:
         "An answer with status 200"
-        if self.client_id: headers = (*headers, ("x-client-id", self.client_id))
+        if self.client_id:
+            headers = (*headers, ("x-client-id", self.client_id))
         answer = self.replicas.ask(Request(method, path, body, tuple(headers)), self.timeout)
-        if answer.status != 200: raise refused(answer, start)
+        if answer.status != 200:
+            raise refused(answer, start)
         return answer
 
     def _place(self, kind: str = "v2") -> str:
         "Path of the model"
         if not self.model:
-            served = sorted({m["name"] for m in json.loads(self._ask("POST", "/v2/repository/index", b"{}").body)})
-            if len(served) != 1: raise ParameterError(f"{self} serves {', '.join(served) or 'nothing'}; say which: Client(url, model=NAME).")
+            served = sorted(
+                {
+                    m["name"]
+                    for m in json.loads(self._ask("POST", "/v2/repository/index", b"{}").body)
+                }
+            )
+            if len(served) != 1:
+                raise ParameterError(
+                    f"{self} serves {', '.join(served) or 'nothing'}; say which: Client(url, model=NAME)."
+                )
             self.model = served[0]
         name, _, version = self.model.partition("@")
-        return f"/{kind}/models/{quote(name, safe='')}" + (f"/versions/{quote(version, safe='')}" if version else "")
+        return f"/{kind}/models/{quote(name, safe='')}" + (
+            f"/versions/{quote(version, safe='')}" if version else ""
+        )
 
     def ready(self) -> bool:
         "Whether the service answers and has loaded its models"
-        try: return self.replicas.ask(Request("GET", "/v2/health/ready"), self.timeout).status == 200
-        except WorkFailed: return False
+        try:
+            return self.replicas.ask(Request("GET", "/v2/health/ready"), self.timeout).status == 200
+        except WorkFailed:
+            return False
 
     def metadata(self) -> dict:
         "The versions of the model and the columns that it takes, as the server says them"
@@ -209,38 +350,78 @@ class Client:
         self._about = about | {"extensions": server.get("extensions", [])}
         return self._about
 
-    def predict(self,
-        rows,                  # Dataset or DataFrame, from which the columns of the model are taken; dict; list of dicts; (row, column) array
-        id: str | None = None, # of the prediction, for the log and for feedback; None: made
-    ) -> np.ndarray:           # (row,) float32: the probability of the positive class, or the prediction
+    def predict(
+        self,
+        rows,  # Dataset or DataFrame, from which the columns of the model are taken; dict; list of dicts; (row, column) array
+        id: str | None = None,  # of the prediction, for the log and for feedback; None: made
+    ) -> np.ndarray:  # (row,) float32: the probability of the positive class, or the prediction
         "Score rows; very many are `score`'s. ContractViolation, ModelNotFound: the server refuses them; WorkFailed: it cannot answer in time"
         about = (self._about or self.metadata()) if self.protocol == "v2" else {}
         columns = columns_of(rows, {i["name"]: i["datatype"] for i in about.get("inputs", ())})
         count, id = len(next(iter(columns.values()))), id or uuid4().hex
-        parts = [self._part({n: x[a:a + ROWS] for n, x in columns.items()}, a, id if count <= ROWS else f"{id}.{a // ROWS}") for a in range(0, max(count, 1), ROWS)]
+        parts = [
+            self._part(
+                {n: x[a : a + ROWS] for n, x in columns.items()},
+                a,
+                id if count <= ROWS else f"{id}.{a // ROWS}",
+            )
+            for a in range(0, max(count, 1), ROWS)
+        ]
         ids = tuple(i for _, p in parts for i in p.ids)
-        self._local.last = Prediction(ids, *(getattr(parts[-1][1], n) for n in ("version", "replica", "seconds")))
+        self._local.last = Prediction(
+            ids, *(getattr(parts[-1][1], n) for n in ("version", "replica", "seconds"))
+        )
         return np.concatenate([scores for scores, _ in parts])
 
     def _part(self, columns: dict, start: int, id: str) -> tuple[np.ndarray, Prediction]:
         "The scores of as many rows as a request holds"
         headers = (("x-request-id", id),)
         if self.protocol == "v1":
-            answer = self._ask("POST", self._place("v1") + ":predict", v1_request(columns), (*headers, ("content-type", "application/json")), start)
-            scores, head = np.ravel(np.asarray(json.loads(answer.body)["predictions"], np.float32)), {}
+            answer = self._ask(
+                "POST",
+                self._place("v1") + ":predict",
+                v1_request(columns),
+                (*headers, ("content-type", "application/json")),
+                start,
+            )
+            scores, head = (
+                np.ravel(np.asarray(json.loads(answer.body)["predictions"], np.float32)),
+                {},
+            )
         else:
             body, more = infer_request(columns, BINARY in self._about["extensions"], id)
             answer = self._ask("POST", self._place() + "/infer", body, (*headers, *more), start)
             scores, head = infer_answer(answer)
         version = answer.headers.get("x-model-version") or head.get("model_version", "")
-        return scores, Prediction((id,) if len(scores) == 1 else tuple(f"{id}:{i}" for i in range(len(scores))), version, answer.url, answer.seconds)
+        return scores, Prediction(
+            (id,) if len(scores) == 1 else tuple(f"{id}:{i}" for i in range(len(scores))),
+            version,
+            answer.url,
+            answer.seconds,
+        )
 
-    def feedback(self,
-        id,     # of a prediction, as in `last.ids`, or a list of ids
+    def feedback(
+        self,
+        id,  # of a prediction, as in `last.ids`, or a list of ids
         truth,  # what came true: true or false, or a number; a list for a list of ids
-    ) -> int:   # how many were taken
+    ) -> int:  # how many were taken
         "Report what came true. What is reported again replaces what was reported before"
-        ids, truths = ([id], [truth]) if isinstance(id, str) else (list(id), np.asarray(truth).tolist())
-        if len(ids) != len(truths): raise ParameterError(f"There are {len(ids)} ids and {len(truths)} truths; accepted: as many each.")
-        records = [{"id": i, "truth": t.item() if isinstance(t, np.generic) else t} for i, t in zip(ids, truths, strict=True)]
-        return json.loads(self._ask("POST", "/feedback", json.dumps(records).encode(), (("content-type", "application/json"),)).body)["accepted"]
+        ids, truths = (
+            ([id], [truth]) if isinstance(id, str) else (list(id), np.asarray(truth).tolist())
+        )
+        if len(ids) != len(truths):
+            raise ParameterError(
+                f"There are {len(ids)} ids and {len(truths)} truths; accepted: as many each."
+            )
+        records = [
+            {"id": i, "truth": t.item() if isinstance(t, np.generic) else t}
+            for i, t in zip(ids, truths, strict=True)
+        ]
+        return json.loads(
+            self._ask(
+                "POST",
+                "/feedback",
+                json.dumps(records).encode(),
+                (("content-type", "application/json"),),
+            ).body
+        )["accepted"]

@@ -15,24 +15,41 @@ from .scorer import Scorer, example_arrays
 # %% ../../nbs/serving/cost.ipynb #f6ef0872
 class Cost:
     "Estimated seconds of a batch"
-    def __init__(self, batch: float = 5e-5, row: float = 1e-5): self.batch, self.row = batch, row
 
-    def of(self, rows: int) -> float: "Seconds of a batch of `rows`"; return self.batch + self.row * rows
-    def rows(self, seconds: float) -> int: "How many rows take `seconds`"; return int((seconds - self.batch) / self.row)
+    def __init__(self, batch: float = 5e-5, row: float = 1e-5):
+        self.batch, self.row = batch, row
+
+    def of(self, rows: int) -> float:
+        "Seconds of a batch of `rows`"
+        return self.batch + self.row * rows
+
+    def rows(self, seconds: float) -> int:
+        "How many rows take `seconds`"
+        return int((seconds - self.batch) / self.row)
 
     def learn(self, rows: int, seconds: float):
         "A batch of `rows` took `seconds`"
         change = 1 + 0.1 * (min(seconds / self.of(rows), 4.0) - 1)
         self.batch, self.row = self.batch * change, self.row * change
 
+
 def measured(scorer: Scorer) -> Cost:
     "The cost of a scorer that has just been loaded, which is warm afterwards"
     numbers, others = example_arrays(scorer)
-    one, many = (min(_seconds(scorer, _cycled(numbers, n), tuple(_cycled(o, n) for o in others)) for _ in range(3)) for n in (1, 64))
+    one, many = (
+        min(
+            _seconds(scorer, _cycled(numbers, n), tuple(_cycled(o, n) for o in others))
+            for _ in range(3)
+        )
+        for n in (1, 64)
+    )
     row = max((many - one) / 63, 1e-8)
     return Cost(max(one - row, 1e-6), row)
 
-def _cycled(x, rows): return x[np.arange(rows) % len(x)]
+
+def _cycled(x, rows):
+    return x[np.arange(rows) % len(x)]
+
 
 def _seconds(scorer: Scorer, numbers, others) -> float:
     start = perf_counter()
@@ -40,12 +57,14 @@ def _seconds(scorer: Scorer, numbers, others) -> float:
     return perf_counter() - start
 
 # %% ../../nbs/serving/cost.ipynb #8d31009b
-HEAVY = 5e-4    # seconds of a call above which a thread scores
+HEAVY = 5e-4  # seconds of a call above which a thread scores
 ON_LOOP = 2e-3  # seconds of a batch on the loop, and
-PART = 0.25     # of the latency goal: of a batch in the thread
+PART = 0.25  # of the latency goal: of a batch in the thread
+
 
 class Plan:
     "Where a scorer runs, and how many rows at once"
+
     def __init__(self, cost: Cost, latency: float, most: int):
         self.cost, self.latency, self.most, self.heavy, self.call = cost, latency, most, False, 1.0
         self.learn(1, 1, cost.of(1))
@@ -55,5 +74,9 @@ class Plan:
         self.cost.learn(rows, seconds)
         self.call += 0.1 * (rows / calls - self.call)  # rows of a call
         self.heavy = self.cost.of(self.call) > (HEAVY / 2 if self.heavy else HEAVY)
-        self.rows = max(1, min(self.most, self.cost.rows(PART * self.latency if self.heavy else ON_LOOP)))
-        self.row = self.cost.of(self.rows) / self.rows * (1 if self.heavy else 2)  # seconds; who is read in this turn of the loop has waited about as long before
+        self.rows = max(
+            1, min(self.most, self.cost.rows(PART * self.latency if self.heavy else ON_LOOP))
+        )
+        self.row = (
+            self.cost.of(self.rows) / self.rows * (1 if self.heavy else 2)
+        )  # seconds; who is read in this turn of the loop has waited about as long before

@@ -22,47 +22,82 @@ from .scorer import Scorer
 # %% ../../nbs/serving/engine.ipynb #e3b8f2e0
 class Call:
     "A request for scores, on its way through the engine"
-    __slots__ = ("scorer", "rows", "id", "protocol", "client", "received", "deadline", "answer", "fail", "gone", "size", "bytes", "cost", "parts", "done")
-    def __init__(self,
+
+    __slots__ = (
+        "scorer",
+        "rows",
+        "id",
+        "protocol",
+        "client",
+        "received",
+        "deadline",
+        "answer",
+        "fail",
+        "gone",
+        "size",
+        "bytes",
+        "cost",
+        "parts",
+        "done",
+    )
+
+    def __init__(
+        self,
         scorer: Scorer,
         rows: Rows,
-        id: str,              # of the prediction; of row i of several it is `id:i`
-        answer,               # called once with (row,) scores; or
-        fail,                 # called once with a Refusal
+        id: str,  # of the prediction; of row i of several it is `id:i`
+        answer,  # called once with (row,) scores; or
+        fail,  # called once with a Refusal
         *,
-        protocol: str = "",   # v1, v2, predict, grpc: for the metrics
-        client: str = "",     # whose share of the queue it takes
-        received: float = 0.0,             # perf_counter when its first byte came
-        deadline: float = float("inf"),    # perf_counter after which nobody waits for it
+        protocol: str = "",  # v1, v2, predict, grpc: for the metrics
+        client: str = "",  # whose share of the queue it takes
+        received: float = 0.0,  # perf_counter when its first byte came
+        deadline: float = float("inf"),  # perf_counter after which nobody waits for it
     ):
         self.scorer, self.rows, self.id, self.answer, self.fail = scorer, rows, id, answer, fail
-        self.protocol, self.client, self.received, self.deadline = protocol, client, received, deadline
+        self.protocol, self.client, self.received, self.deadline = (
+            protocol,
+            client,
+            received,
+            deadline,
+        )
         self.gone = False  # whoever asked has gone away
         self.size, self.cost = len(rows), 0.0  # rows; seconds of work, as estimated when it came
-        self.bytes = rows.numbers.nbytes + (64 * self.size * len(rows.others) if rows.others else 0)  # a string takes about as much
-        self.parts, self.done = [], 0  # scores of its first rows, and how many, where it has more than a batch takes
+        self.bytes = rows.numbers.nbytes + (
+            64 * self.size * len(rows.others) if rows.others else 0
+        )  # a string takes about as much
+        self.parts, self.done = (
+            [],
+            0,
+        )  # scores of its first rows, and how many, where it has more than a batch takes
 
 # %% ../../nbs/serving/engine.ipynb #dac78233
 class Queue:
     "The calls that wait for one scorer, and which of them are next"
-    def __init__(self,
+
+    def __init__(
+        self,
         drop,  # called with a call that nobody waits for any more, and why: gone or deadline
     ):
         self.drop, self.small, self.large, self.suspects = drop, deque(), deque(), deque()
         self.sides = [self.small, self.large]
 
-    def __bool__(self): return bool(self.small or self.large or self.suspects)
+    def __bool__(self):
+        return bool(self.small or self.large or self.suspects)
 
-    def put(self, call: Call, large: bool): (self.large if large else self.small).append(call)
+    def put(self, call: Call, large: bool):
+        (self.large if large else self.small).append(call)
 
-    def take(self,
+    def take(
+        self,
         rows: int,  # of a batch
     ) -> list[Call]:
         "A suspect, or in turns a large call and as many small ones as fit into a batch; empty: nobody waits"
         now = perf_counter()
         self.sides.reverse()
         for queue in (self.suspects, *self.sides):
-            if not self._head(queue, now): continue
+            if not self._head(queue, now):
+                continue
             calls = [queue.popleft()]
             left = rows - calls[0].size
             while queue is self.small and (call := self._head(queue, now)) and call.size <= left:
@@ -75,12 +110,14 @@ class Queue:
         "The first that somebody waits for; those before it are dropped"
         while queue:
             call = queue[0]
-            if not call.gone and call.deadline >= now: return call
+            if not call.gone and call.deadline >= now:
+                return call
             self.drop(queue.popleft(), "gone" if call.gone else "deadline")
 
     def blame(self, calls: list[Call]) -> list[Call]:
         "Of a batch that failed, the call that is to blame; where there are several they become suspects, and it is not known yet"
-        if len(calls) == 1: return calls
+        if len(calls) == 1:
+            return calls
         self.suspects.extend(calls)
         return []
 
@@ -88,33 +125,49 @@ class Queue:
         "All scores of a call of which a slice was scored; None: its next slice waits"
         call.parts.append(scores)
         call.done += len(scores)
-        if call.done == call.size: return np.concatenate(call.parts)
+        if call.done == call.size:
+            return np.concatenate(call.parts)
         self.large.append(call)
 
 # %% ../../nbs/serving/engine.ipynb #2c6222a6
 log = logging.getLogger(__name__)
 
+
 class Endings:
     "How the calls of a scorer end"
+
     def __init__(self, scorer: Scorer, admission: Admission, on_batch, metrics: Metrics):
-        self.scorer, self.admission, self.on_batch, self.metrics = scorer, admission, on_batch, metrics
+        self.scorer, self.admission, self.on_batch, self.metrics = (
+            scorer,
+            admission,
+            on_batch,
+            metrics,
+        )
         self.labels = scorer.name, scorer.version
         self.seconds = 2e-5  # to answer a call; it takes twice as many to read one
 
     def answer(self, calls: list[Call], rows: Rows, scores: np.ndarray, seconds: float):
         "The answers to a batch, which took `seconds`"
         start, at = perf_counter(), 0
-        try: self.on_batch(self.scorer, calls, rows.numbers, rows.others, scores)
-        except Exception: log.exception("%s@%s: what is told of each batch failed", *self.labels)
+        try:
+            self.on_batch(self.scorer, calls, rows.numbers, rows.others, scores)
+        except Exception:
+            log.exception("%s@%s: what is told of each batch failed", *self.labels)
         self.admission.leave(calls)
         for call in calls:
-            try: call.answer(scores[at:(at := at + call.size)])
-            except Exception as e: self._error(call, "answer", e)
-            call.answer = call.fail = None  # they know the call: it would be a cycle, and wait for the garbage collector
+            try:
+                call.answer(scores[at : (at := at + call.size)])
+            except Exception as e:
+                self._error(call, "answer", e)
+            call.answer = call.fail = (
+                None  # they know the call: it would be a cycle, and wait for the garbage collector
+            )
         self.metrics.observe("scalai_batch_rows", *self.labels, value=len(rows))
         self.metrics.observe("scalai_score_seconds", *self.labels, value=seconds)
         self.metrics.gauge("scalai_queue_rows", value=self.admission.rows)
-        self.seconds += 0.1 * (min((perf_counter() - start) / len(calls), 4 * self.seconds) - self.seconds)  # one that was interrupted says little
+        self.seconds += 0.1 * (
+            min((perf_counter() - start) / len(calls), 4 * self.seconds) - self.seconds
+        )  # one that was interrupted says little
 
     def fail(self, call: Call, error: Exception, spare):
         "The version failed on a call: `spare` takes it, or it fails"
@@ -124,84 +177,149 @@ class Endings:
     def _error(self, call: Call, kind: str, error: Exception, spare=lambda call: False):
         log.error("%s@%s failed on the call %r", *self.labels, call.id, exc_info=error)
         self.metrics.count("scalai_errors_total", self.scorer.name, kind)
-        if not spare(call): self._fail(call, Refusal(500, "The model failed on this request; the log of the server says why."))
+        if not spare(call):
+            self._fail(
+                call,
+                Refusal(500, "The model failed on this request; the log of the server says why."),
+            )
 
     def drop(self, call: Call, reason: str):
         self.admission.leave([call])
         self.metrics.count("scalai_shed_total", reason)
-        if not call.gone: self._fail(call, Refusal(504, "The deadline had passed before its turn came; allow more time or come again."))
+        if not call.gone:
+            self._fail(
+                call,
+                Refusal(
+                    504,
+                    "The deadline had passed before its turn came; allow more time or come again.",
+                ),
+            )
 
     def _fail(self, call: Call, refusal: Refusal):
-        try: call.fail(refusal)
-        except Exception: log.exception("%s@%s: the call %r could not be told that it failed", *self.labels, call.id)
+        try:
+            call.fail(refusal)
+        except Exception:
+            log.exception(
+                "%s@%s: the call %r could not be told that it failed", *self.labels, call.id
+            )
         call.answer = call.fail = None
 
 # %% ../../nbs/serving/engine.ipynb #407485b7
 def score(
     scorer: Scorer,
     calls: list[Call],
-    most: int,   # rows of one call that has more
-) -> tuple:      # Rows, (row,) scores or what was raised in their place, and seconds
+    most: int,  # rows of one call that has more
+) -> tuple:  # Rows, (row,) scores or what was raised in their place, and seconds
     "Score the rows of `calls`, or the next ones of a large call"
     start, rows, only = perf_counter(), calls[0].rows, len(calls) == 1
     try:
-        if not only: rows = Rows(np.concatenate([c.rows.numbers for c in calls]), tuple(map(np.concatenate, zip(*(c.rows.others for c in calls), strict=True))))
-        elif len(rows) > most: rows = Rows(rows.numbers[(at := calls[0].done):at + most], tuple(o[at:at + most] for o in rows.others))
+        if not only:
+            rows = Rows(
+                np.concatenate([c.rows.numbers for c in calls]),
+                tuple(map(np.concatenate, zip(*(c.rows.others for c in calls), strict=True))),
+            )
+        elif len(rows) > most:
+            rows = Rows(
+                rows.numbers[(at := calls[0].done) : at + most],
+                tuple(o[at : at + most] for o in rows.others),
+            )
         return rows, scorer.score(rows.numbers, rows.others), perf_counter() - start
-    except Exception as e: return rows, e, perf_counter() - start
+    except Exception as e:
+        return rows, e, perf_counter() - start
 
 # %% ../../nbs/serving/engine.ipynb #b4a8d1a1
 AWAKE = 1e-4  # seconds after the last answer in which the loop does not sleep
 
+
 class Engine:
     "The calls of one scorer in one worker"
-    def __init__(self,
-        scorer: Scorer, loop, admission: Admission,
-        on_batch=lambda scorer, calls, numbers, others, scores: None,  # called before the answers are given: the log
-        most: int = 256,                  # rows of a batch
-        *, cost: Cost | None = None,      # as measured
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        loop,
+        admission: Admission,
+        on_batch=lambda scorer, calls, numbers, others, scores: (
+            None
+        ),  # called before the answers are given: the log
+        most: int = 256,  # rows of a batch
+        *,
+        cost: Cost | None = None,  # as measured
         metrics: Metrics | None = None,
-        pool=None,                        # executor with the worker's scoring thread; None: the loop's own
-        watch=lambda seconds, calls, failed: None,  # told of each batch: a canary is compared with the primary
-        spare=lambda call: False,         # whether another version takes a call that failed here
+        pool=None,  # executor with the worker's scoring thread; None: the loop's own
+        watch=lambda seconds, calls, failed: (
+            None
+        ),  # told of each batch: a canary is compared with the primary
+        spare=lambda call: False,  # whether another version takes a call that failed here
     ):
-        self.scorer, self.loop, self.admission, self.pool, self.watch, self.spare, self.busy, self.looking = scorer, loop, admission, pool, watch, spare, False, False
+        (
+            self.scorer,
+            self.loop,
+            self.admission,
+            self.pool,
+            self.watch,
+            self.spare,
+            self.busy,
+            self.looking,
+        ) = scorer, loop, admission, pool, watch, spare, False, False
         self.endings = Endings(scorer, admission, on_batch, metrics or Metrics())
-        self.queue, self.plan = Queue(self.endings.drop), Plan(cost or Cost(), admission.latency, most)
+        self.queue, self.plan = (
+            Queue(self.endings.drop),
+            Plan(cost or Cost(), admission.latency, most),
+        )
 
     def add(self, call: Call):
         "Queue a call. Refusal 503: there is no memory for it"
         rows, plan = call.size, self.plan
-        call.cost = min(rows, plan.rows) * plan.row + 3 * self.endings.seconds * (1 if plan.heavy else LOOP)  # of a large call others wait for one slice
+        call.cost = min(rows, plan.rows) * plan.row + 3 * self.endings.seconds * (
+            1 if plan.heavy else LOOP
+        )  # of a large call others wait for one slice
         self.admission.enter(call, self.loop)
         self.queue.put(call, large=rows > plan.rows)
-        if not self.busy: self.busy = True; self.loop.call_soon(self._run)
+        if not self.busy:
+            self.busy = True
+            self.loop.call_soon(self._run)
 
     def _run(self):
         calls, most = self.queue.take(self.plan.rows), self.plan.rows
-        if not calls: self.busy = False
-        elif not self.plan.heavy: self._scored(calls, *score(self.scorer, calls, most))
-        else: self.loop.run_in_executor(self.pool, score, self.scorer, calls, most).add_done_callback(lambda f: self._scored(calls, *f.result()))
+        if not calls:
+            self.busy = False
+        elif not self.plan.heavy:
+            self._scored(calls, *score(self.scorer, calls, most))
+        else:
+            self.loop.run_in_executor(self.pool, score, self.scorer, calls, most).add_done_callback(
+                lambda f: self._scored(calls, *f.result())
+            )
 
     def _rest(self):
         "Nobody waits. The loop looks for the next request for a moment before it sleeps, as waking a core takes as long as an answer"
         self.busy, self.awake = False, perf_counter() + AWAKE
-        if not self.looking: self.looking = True; self.loop.call_soon(self._look)
+        if not self.looking:
+            self.looking = True
+            self.loop.call_soon(self._look)
 
     def _look(self):
         self.looking = not self.busy and perf_counter() < self.awake
-        if self.looking: self.loop.call_soon(self._look)
+        if self.looking:
+            self.loop.call_soon(self._look)
 
     def _scored(self, calls, rows, scores, seconds):
         "Begin the next batch, in the thread at once, here when the loop has looked who else came; then end the calls of this one"
-        if failed := isinstance(scores, Exception): calls = self.queue.blame(calls)
+        if failed := isinstance(scores, Exception):
+            calls = self.queue.blame(calls)
         else:
             self.plan.learn(len(calls), len(rows), seconds)
-            if len(rows) < calls[0].size and (scores := self.queue.whole(calls[0], scores)) is None: calls = []
+            if len(rows) < calls[0].size and (scores := self.queue.whole(calls[0], scores)) is None:
+                calls = []
         self.watch(seconds, len(calls), failed)
-        if not self.queue: self._rest()
-        elif self.plan.heavy: self._run()
-        else: self.loop.call_soon(self._run)
+        if not self.queue:
+            self._rest()
+        elif self.plan.heavy:
+            self._run()
+        else:
+            self.loop.call_soon(self._run)
         if failed:
-            for call in calls: self.endings.fail(call, scores, self.spare)
-        elif calls: self.endings.answer(calls, rows if len(calls) > 1 else calls[0].rows, scores, seconds)
+            for call in calls:
+                self.endings.fail(call, scores, self.spare)
+        elif calls:
+            self.endings.answer(calls, rows if len(calls) > 1 else calls[0].rows, scores, seconds)

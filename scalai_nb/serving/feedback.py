@@ -22,26 +22,32 @@ from .segments import feedback, predictions, record_of
 def _truth(told):
     "Series of what came true by id, of a Dataset of feedback; where it was said twice, what was said last"
     import pandas as pd
-    series = pd.Series(told.truth.values, told.id.values).iloc[np.argsort(told.received.values, kind="stable")]
+
+    series = pd.Series(told.truth.values, told.id.values).iloc[
+        np.argsort(told.received.values, kind="stable")
+    ]
     return series[~series.index.duplicated(keep="last")]
 
+
 def joined(
-    lake,                       # LakeReader
-    name: str,                  # of a model
-    version: str | None = None, # of the model; None: all
-    since=None,                 # predictions from this time on, UTC; None: all
-):                              # Dataset of predictions with a column `truth`; the inputs are lazy
+    lake,  # LakeReader
+    name: str,  # of a model
+    version: str | None = None,  # of the model; None: all
+    since=None,  # predictions from this time on, UTC; None: all
+):  # Dataset of predictions with a column `truth`; the inputs are lazy
     "The predictions of a model whose truth is known. DatasetNotFound: it has no predictions, or no feedback, in the lake"
     rows, truth = lake.read(predictions(name)), _truth(lake.read(feedback(name)))
     at, values, start = [], [], 0
     for block in row_blocks(rows[["id", "time", "version"]]):
         found = truth.index.get_indexer(block.id.values)
         keep = (found >= 0) & (since is None or block.time.values >= np.datetime64(since))
-        if version is not None: keep &= versions(block) == str(version)
+        if version is not None:
+            keep &= versions(block) == str(version)
         at.append(start + np.flatnonzero(keep))
         values.append(truth.to_numpy()[found[keep]])
         start += block.sizes["row"]
     return rows.isel(row=np.concatenate(at)).assign(truth=("row", np.concatenate(values)))
+
 
 def versions(ds) -> np.ndarray:
     "The version of the model in each row, as text"
@@ -49,115 +55,164 @@ def versions(ds) -> np.ndarray:
 
 # %% ../../nbs/serving/feedback.ipynb #4bcddb46
 def quality(
-    joined,                         # Dataset of `joined`
-    threshold: float | None = None, # probabilities from here on are alarms; None: as the model's card says
-):                                  # DataFrame, a row for each version
+    joined,  # Dataset of `joined`
+    threshold: float
+    | None = None,  # probabilities from here on are alarms; None: as the model's card says
+):  # DataFrame, a row for each version
     "How good each version is, by the truth that is known. ParameterError: truths that are not 0 or 1, for a model of probabilities"
     import pandas as pd
+
     threshold = joined.attrs.get("threshold", 0.5) if threshold is None else threshold
     truth, score, of = joined.truth.values, joined.score.values, versions(joined)
-    measured = {v: measures(truth[of == v], score[of == v], joined.attrs["output"], threshold) for v in sorted(set(of), key=lambda v: (len(v), v))}
+    measured = {
+        v: measures(truth[of == v], score[of == v], joined.attrs["output"], threshold)
+        for v in sorted(set(of), key=lambda v: (len(v), v))
+    }
     return pd.DataFrame(measured.values(), index=pd.Index(measured.keys(), name="version"))
+
 
 def measures(truth, score, output: str, threshold: float) -> dict[str, float]:
     "What is said about rows of one version"
     from scalai_nb.learn.evaluation import evaluate
     from scalai_nb.learn.residuals import evaluate_regression
+
     if output != "probability":
         e = evaluate_regression(truth, score)
         return {"count": e.count, "mae": e.mae, "rmse": e.rmse, "bias": e.bias}
     e = evaluate(truth, score)
     at = e.at(threshold)
-    return {"count": e.count, "precision": at.precision, "recall": at.recall, "brier": e.brier, "calibration_error": e.ece}
+    return {
+        "count": e.count,
+        "precision": at.precision,
+        "recall": at.recall,
+        "brier": e.brier,
+        "calibration_error": e.ece,
+    }
 
 # %% ../../nbs/serving/feedback.ipynb #9fbab76e
-RECENT = 100_000     # predictions, and truths without one, that are remembered
-WINDOW = 10_000      # predictions with a truth by which a version is measured
-LATE = 120.0         # seconds after which a truth is sought in the lake
-REACH = 1_000_000    # predictions of a model that are searched there
+RECENT = 100_000  # predictions, and truths without one, that are remembered
+WINDOW = 10_000  # predictions with a truth by which a version is measured
+LATE = 120.0  # seconds after which a truth is sought in the lake
+REACH = 1_000_000  # predictions of a model that are searched there
+
 
 def _keep(memory: OrderedDict, key, value, most: int):
     memory[key] = value
     memory.move_to_end(key)
-    if len(memory) > most: memory.popitem(last=False)
+    if len(memory) > most:
+        memory.popitem(last=False)
+
 
 class _Version(NamedTuple):
-    name: str; version: str; output: str; threshold: float
+    name: str
+    version: str
+    output: str
+    threshold: float
 
 # %% ../../nbs/serving/feedback.ipynb #f78f6e4e
 def _of(rows):
     "Id, version and score of each row of a Dataset of predictions"
     a = rows.attrs
-    of = {v: _Version(a["name"], v, a["output"], a["threshold"]) for v in rows.version.attrs["categories"]}
-    return ((id, of[v], score) for id, v, score in zip(rows.id.values, versions(rows), rows.score.values.tolist(), strict=True))
+    of = {
+        v: _Version(a["name"], v, a["output"], a["threshold"])
+        for v in rows.version.attrs["categories"]
+    }
+    return (
+        (id, of[v], score)
+        for id, v, score in zip(
+            rows.id.values, versions(rows), rows.score.values.tolist(), strict=True
+        )
+    )
 
 # %% ../../nbs/serving/feedback.ipynb #80275575
 def _found(lake, model: str, ids: set):
     "Id, version and score of the predictions of a model with these ids, the newest first"
-    try: rows = lake.read(predictions(model), columns=["id", "version", "score"])
-    except DatasetNotFound: return
+    try:
+        rows = lake.read(predictions(model), columns=["id", "version", "score"])
+    except DatasetNotFound:
+        return
     total, ids = rows.sizes["row"], set(ids)
     for stop in range(total, max(0, total - REACH), -RECENT):
         for found in _of(rows.isel(row=slice(max(0, stop - RECENT), stop)).compute()):
-            if found[0] in ids: yield found; ids.remove(found[0])
-        if not ids: return
+            if found[0] in ids:
+                yield found
+                ids.remove(found[0])
+        if not ids:
+            return
 
 # %% ../../nbs/serving/feedback.ipynb #54a79206
 class Running:
     "Measures of each version over its latest predictions whose truth is known, as gauges"
+
     def __init__(self, lake, metrics: Metrics):
         self.lake, self.metrics = lake, metrics
-        self.models = set()           # by the names that datasets have
-        self.recent = OrderedDict()   # (model, id) -> version, score
+        self.models = set()  # by the names that datasets have
+        self.recent = OrderedDict()  # (model, id) -> version, score
         self.waiting = OrderedDict()  # (model, id) -> truth, and since when it waits
-        self.known = {}               # version -> id -> score, truth
-        self.changed = set()          # versions since the last `export`
+        self.known = {}  # version -> id -> score, truth
+        self.changed = set()  # versions since the last `export`
 
     def seen(self, dataset: str, rows):
         "Take in what a journal held: a pyarrow.Table on its way to a dataset"
         model, _, what = dataset.rpartition("-")
-        if model not in self.models: self._remember(model)
+        if model not in self.models:
+            self._remember(model)
         ids, record = rows["id"].to_pylist(), record_of(rows.schema)
         if what == "feedback":
-            for id, truth in zip(ids, rows["truth"].to_pylist(), strict=True): self._told(model, id, truth)
+            for id, truth in zip(ids, rows["truth"].to_pylist(), strict=True):
+                self._told(model, id, truth)
         else:
-            version = _Version(record["name"], record["version"], record["output"], record["threshold"])
-            for id, score in zip(ids, rows["score"].to_pylist(), strict=True): self._predicted(model, id, version, score)
+            version = _Version(
+                record["name"], record["version"], record["output"], record["threshold"]
+            )
+            for id, score in zip(ids, rows["score"].to_pylist(), strict=True):
+                self._predicted(model, id, version, score)
 
     def _predicted(self, model: str, id: str, version: _Version, score: float):
         _keep(self.recent, (model, id), (version, score), RECENT)
-        if waits := self.waiting.pop((model, id), None): self._match(id, version, score, waits[0])
+        if waits := self.waiting.pop((model, id), None):
+            self._match(id, version, score, waits[0])
 
     def _told(self, model: str, id: str, truth: float):
-        if found := self.recent.get((model, id)): self._match(id, *found, truth)
-        elif not any((other, id) in self.recent for other in self.models): _keep(self.waiting, (model, id), (truth, monotonic()), RECENT)
+        if found := self.recent.get((model, id)):
+            self._match(id, *found, truth)
+        elif not any((other, id) in self.recent for other in self.models):
+            _keep(self.waiting, (model, id), (truth, monotonic()), RECENT)
 
     def _match(self, id: str, version: _Version, score: float, truth: float):
         known = self.known.setdefault(version, OrderedDict())
         self.metrics.count("scalai_feedback_total", "repeated" if id in known else "first")
         _keep(known, id, (score, truth), WINDOW)
         self.changed.add(version)
-        for model in self.models: self.waiting.pop((model, id), None)  # feedback that names no model waits for each
+        for model in self.models:
+            self.waiting.pop((model, id), None)  # feedback that names no model waits for each
 
     def _remember(self, model: str):
         "What the lake has of the last predictions of a model"
         self.models.add(model)
-        last = lambda name, columns: self.lake.read(name, columns=columns).isel(row=slice(-RECENT, None)).compute()
+        last = lambda name, columns: (
+            self.lake.read(name, columns=columns).isel(row=slice(-RECENT, None)).compute()
+        )
         try:
             rows = last(predictions(model), ["id", "version", "score"])
             truth = _truth(last(feedback(model), ["id", "truth", "received"])).to_dict()
-        except DatasetNotFound: return
+        except DatasetNotFound:
+            return
         for id, version, score in _of(rows):
             _keep(self.recent, (model, id), (version, score), RECENT)
-            if id in truth: _keep(self.known.setdefault(version, OrderedDict()), id, (score, truth[id]), WINDOW)
+            if id in truth:
+                _keep(self.known.setdefault(version, OrderedDict()), id, (score, truth[id]), WINDOW)
         self.changed |= set(self.known)
 
     def seek(self):
         "Look in the lake for the predictions of truths that wait for long"
         late = [*takewhile(lambda key: self.waiting[key][1] <= monotonic() - LATE, self.waiting)]
         for model in {model for model, _ in late}:
-            for id, version, score in _found(self.lake, model, {id for m, id in late if m == model}):
-                if waits := self.waiting.pop((model, id), None): self._match(id, version, score, waits[0])
+            for id, version, score in _found(
+                self.lake, model, {id for m, id in late if m == model}
+            ):
+                if waits := self.waiting.pop((model, id), None):
+                    self._match(id, version, score, waits[0])
         unknown = {id for model, id in late if self.waiting.pop((model, id), None)}
         self.metrics.count("scalai_feedback_total", "unknown", n=len(unknown))
 
@@ -169,5 +224,8 @@ class Running:
                 yes_or_no = (truth == 0) | (truth == 1)
                 score, truth = score[yes_or_no], truth[yes_or_no]
             for name, value in measures(truth, score, version.output, version.threshold).items():
-                if f"scalai_feedback_{name}" in METRICS: self.metrics.gauge(f"scalai_feedback_{name}", version.name, version.version, value=float(value))
+                if f"scalai_feedback_{name}" in METRICS:
+                    self.metrics.gauge(
+                        f"scalai_feedback_{name}", version.name, version.version, value=float(value)
+                    )
         self.changed.clear()

@@ -15,83 +15,134 @@ from struct import error, unpack_from
 import orjson
 
 from .refusal import Refusal
-from .rows import MOST, Rows, check_names, counted, from_columns, from_lists, from_records
+from scalai_nb.serving.rows import (
+    MOST,
+    Rows,
+    check_names,
+    counted,
+    from_columns,
+    from_lists,
+    from_records,
+)
 from .scorer import Column, Scorer
 
 # %% ../../nbs/serving/formats.ipynb #9534ac73
 JSON = b"application/json"
 
+
 def json_of(body: bytes):
     "What JSON says. Refusal: it is none, or holds more lists and objects than a request may have rows"
-    if len(body) > MOST and body.count(b"[") + body.count(b"{") > MOST + 100: counted(body.count(b"[") + body.count(b"{"))
-    try: return orjson.loads(body)
-    except orjson.JSONDecodeError as e: raise Refusal(400, f"The body is no JSON: {e}.") from None
+    if len(body) > MOST and body.count(b"[") + body.count(b"{") > MOST + 100:
+        counted(body.count(b"[") + body.count(b"{"))
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as e:
+        raise Refusal(400, f"The body is no JSON: {e}.") from None
+
 
 def object_of(body: bytes, *keys: str) -> dict:
     "A JSON object that has one of the keys"
     found = json_of(body)
-    if type(found) is not dict or not any(key in found for key in keys): raise Refusal(400, f"The body is no JSON object with {' or '.join(map(repr, keys))}.")
+    if type(found) is not dict or not any(key in found for key in keys):
+        raise Refusal(400, f"The body is no JSON object with {' or '.join(map(repr, keys))}.")
     return found
+
 
 def of_json(s: Scorer, values) -> Rows:
     "Rows as JSON has them: a list of records, of lists, or, where there is one column, of values"
-    if type(values) is not list: raise Refusal(400, "The rows are no JSON array; send a list of records or of lists.")
-    if values and type(values[0]) is dict: return from_records(s, values)
-    if values and type(values[0]) is not list and len(s.columns) == 1: values = [[v] for v in values]
+    if type(values) is not list:
+        raise Refusal(400, "The rows are no JSON array; send a list of records or of lists.")
+    if values and type(values[0]) is dict:
+        return from_records(s, values)
+    if values and type(values[0]) is not list and len(s.columns) == 1:
+        values = [[v] for v in values]
     return from_lists(s, values)
+
 
 def _json(s: Scorer, body: bytes) -> Rows:
     found = json_of(body)
-    if type(found) is dict: found = found["rows"] if found.keys() == {"rows"} else [found]
+    if type(found) is dict:
+        found = found["rows"] if found.keys() == {"rows"} else [found]
     return of_json(s, found)
+
 
 def lines_of(body: bytes) -> list:
     "What the lines of NDJSON say"
     lines = [line for line in body.splitlines() if line.strip()]
     counted(len(lines))
     for i, line in enumerate(lines):
-        try: lines[i] = orjson.loads(line)
-        except orjson.JSONDecodeError as e: raise Refusal(400, f"Row {i} is no JSON: {e}.", row=i) from None
+        try:
+            lines[i] = orjson.loads(line)
+        except orjson.JSONDecodeError as e:
+            raise Refusal(400, f"Row {i} is no JSON: {e}.", row=i) from None
     return lines
 
-def _ndjson(s: Scorer, body: bytes) -> Rows: return of_json(s, lines_of(body))
+
+def _ndjson(s: Scorer, body: bytes) -> Rows:
+    return of_json(s, lines_of(body))
 
 # %% ../../nbs/serving/formats.ipynb #214eebc6
 _BOOLEANS = {"true": True, "false": False, "True": True, "False": False}
 
+
 def _csv(s: Scorer, body: bytes) -> Rows:
-    try: cells = list(csv.reader(StringIO(body.decode("utf-8-sig"), newline=""), strict=True))
-    except (UnicodeDecodeError, csv.Error) as e: raise Refusal(400, f"The body is no CSV in UTF-8: {e}.") from None
+    try:
+        cells = list(csv.reader(StringIO(body.decode("utf-8-sig"), newline=""), strict=True))
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise Refusal(400, f"The body is no CSV in UTF-8: {e}.") from None
     names, *lines = [line for line in cells if line] or [[]]
-    if len(set(names)) < len(names): raise Refusal(400, "The header of the CSV names a column twice.")
+    if len(set(names)) < len(names):
+        raise Refusal(400, "The header of the CSV names a column twice.")
     check_names(s, names)
     counted(len(lines))
     for i, line in enumerate(lines):
-        if len(line) != len(names): raise Refusal(400, f"Row {i} has {len(line)} cells; the header has {len(names)}.", row=i)
+        if len(line) != len(names):
+            raise Refusal(
+                400, f"Row {i} has {len(line)} cells; the header has {len(names)}.", row=i
+            )
     columns = dict(zip(names, zip(*lines, strict=True), strict=True))
-    return from_columns(s, {c.name: [_cell(c, text) for text in columns[c.name]] for c in s.columns})
+    return from_columns(
+        s, {c.name: [_cell(c, text) for text in columns[c.name]] for c in s.columns}
+    )
+
 
 def _cell(c: Column, text: str):
     "What a cell says, as JSON would; text that is no number stays text"
-    if text == "": return None
-    if c.kind != "number": return text
-    if c.dtype == "bool" and text in _BOOLEANS: return _BOOLEANS[text]
-    try: return text if "_" in text else float(text)
-    except ValueError: return text
+    if text == "":
+        return None
+    if c.kind != "number":
+        return text
+    if c.dtype == "bool" and text in _BOOLEANS:
+        return _BOOLEANS[text]
+    try:
+        return text if "_" in text else float(text)
+    except ValueError:
+        return text
 
 # %% ../../nbs/serving/formats.ipynb #7088aaa2
 def _pyarrow(module: str):
-    try: return import_module(f"pyarrow.{module}")
-    except ImportError: raise Refusal(415, "This server has no pyarrow, which reads Arrow and Parquet; send JSON or CSV.") from None
+    try:
+        return import_module(f"pyarrow.{module}")
+    except ImportError:
+        raise Refusal(
+            415, "This server has no pyarrow, which reads Arrow and Parquet; send JSON or CSV."
+        ) from None
+
 
 def _arrow(s: Scorer, body: bytes) -> Rows:
     ipc = _pyarrow("ipc")
+
     def read():
-        stream = memoryview(body)[8 if body.startswith(b"ARROW1") else 0:]
+        stream = memoryview(body)[8 if body.startswith(b"ARROW1") else 0 :]
         for message in ipc.MessageReader.open_stream(stream):
-            if message.type == "record batch" and _compressed(message.metadata.to_pybytes()): raise Refusal(415, "The buffers of the Arrow stream are compressed; send them as they are.")
+            if message.type == "record batch" and _compressed(message.metadata.to_pybytes()):
+                raise Refusal(
+                    415, "The buffers of the Arrow stream are compressed; send them as they are."
+                )
         return ipc.open_stream(stream).read_all()
+
     return _of_table(s, read)
+
 
 def _compressed(message: bytes) -> bool:
     "Whether a message of Arrow, which holds a record batch, names a compression"
@@ -99,24 +150,42 @@ def _compressed(message: bytes) -> bool:
     batch += unpack_from("<I", message, batch)[0]
     return _field(message, batch, 3) != batch
 
+
 def _field(message: bytes, table: int, i: int) -> int:
     "Where the field `i` of a table of flatbuffers lies; where the table does, if it has none"
     vtable = table - unpack_from("<i", message, table)[0]
-    return table + (unpack_from("<H", message, vtable + 4 + 2 * i)[0] if 4 + 2 * i < unpack_from("<H", message, vtable)[0] else 0)
+    return table + (
+        unpack_from("<H", message, vtable + 4 + 2 * i)[0]
+        if 4 + 2 * i < unpack_from("<H", message, vtable)[0]
+        else 0
+    )
 
 # %% ../../nbs/serving/formats.ipynb #da55d0e7
 UNFOLDED = 512 << 20  # bytes that a file of Parquet may have when it is decompressed
 
+
 def _parquet(s: Scorer, body: bytes) -> Rows:
     parquet = _pyarrow("parquet")
+
     def read():
         file = parquet.ParquetFile(BytesIO(body))
         counted(file.metadata.num_rows)
-        if sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)) > UNFOLDED:
-            raise Refusal(413, f"The file unfolds to more than {UNFOLDED >> 20} MB; score it offline, with sn.score(ds, model).")
+        if (
+            sum(
+                file.metadata.row_group(i).total_byte_size
+                for i in range(file.metadata.num_row_groups)
+            )
+            > UNFOLDED
+        ):
+            raise Refusal(
+                413,
+                f"The file unfolds to more than {UNFOLDED >> 20} MB; score it offline, with sn.score(ds, model).",
+            )
         check_names(s, names := file.schema_arrow.names)
         return file.read([c.name for c in s.columns if c.name in names])
+
     return _of_table(s, read)
+
 
 def _of_table(s: Scorer, read) -> Rows:
     "The rows of the table that `read` gives"
@@ -125,61 +194,112 @@ def _of_table(s: Scorer, read) -> Rows:
         table = read()
         counted(table.num_rows)
         table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError, error) as e: raise Refusal(400, f"The body cannot be read: {str(e).partition(chr(10))[0]:.200}.") from None
-    if len(set(table.column_names)) < len(table.column_names): raise Refusal(400, "The table has a column twice.")
+    except (pa.ArrowException, OSError, ValueError, error) as e:
+        raise Refusal(
+            400, f"The body cannot be read: {str(e).partition(chr(10))[0]:.200}."
+        ) from None
+    if len(set(table.column_names)) < len(table.column_names):
+        raise Refusal(400, "The table has a column twice.")
     check_names(s, table.column_names)
     return from_columns(s, {c.name: _column(c, table[c.name]) for c in s.columns})
+
 
 def _column(c: Column, values):
     "A column of Arrow as `from_columns` takes it"
     types, name = _pyarrow("types"), str(values.type)
-    if types.is_dictionary(values.type): values = values.cast(values.type.value_type)
-    if types.is_date(values.type): values = values.cast("timestamp[s]")
-    if types.is_timestamp(values.type): return values.to_numpy()
-    if types.is_integer(values.type) and c.kind != "string" or types.is_floating(values.type): return values.cast("float64").to_numpy()
-    if types.is_string(values.type) or types.is_large_string(values.type) or types.is_boolean(values.type) or types.is_integer(values.type): return values.to_pylist()
-    raise Refusal(400, f"Column {c.name!r} is of type {name}; accepted: numbers, times, strings and booleans.", column=c.name)
+    if types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    if types.is_date(values.type):
+        values = values.cast("timestamp[s]")
+    if types.is_timestamp(values.type):
+        return values.to_numpy()
+    if types.is_integer(values.type) and c.kind != "string" or types.is_floating(values.type):
+        return values.cast("float64").to_numpy()
+    if (
+        types.is_string(values.type)
+        or types.is_large_string(values.type)
+        or types.is_boolean(values.type)
+        or types.is_integer(values.type)
+    ):
+        return values.to_pylist()
+    raise Refusal(
+        400,
+        f"Column {c.name!r} is of type {name}; accepted: numbers, times, strings and booleans.",
+        column=c.name,
+    )
 
 # %% ../../nbs/serving/formats.ipynb #46904e3a
 READERS = {
-    "application/json": _json, "application/x-ndjson": _ndjson, "text/csv": _csv, "application/vnd.apache.arrow.stream": _arrow,
-    "application/vnd.apache.arrow.file": _arrow, "application/vnd.apache.parquet": _parquet,
+    "application/json": _json,
+    "application/x-ndjson": _ndjson,
+    "text/csv": _csv,
+    "application/vnd.apache.arrow.stream": _arrow,
+    "application/vnd.apache.arrow.file": _arrow,
+    "application/vnd.apache.parquet": _parquet,
 }
-_ALSO = {"": "application/json", "application/x-www-form-urlencoded": "application/json", "application/jsonl": "application/x-ndjson"}  # what curl says, and other names
+_ALSO = {
+    "": "application/json",
+    "application/x-www-form-urlencoded": "application/json",
+    "application/jsonl": "application/x-ndjson",
+}  # what curl says, and other names
+
 
 def media(header: bytes) -> str:
     "The media type that a header names, without its parameters"
     kind = header.decode("latin-1").partition(";")[0].strip().lower()
     return _ALSO.get(kind, kind)
 
+
 def rows_of(s: Scorer, kind: str, body: bytes) -> Rows:
     "The rows of a body of a media type"
-    if kind not in READERS: raise Refusal(415, f"{kind:.60} is not read here; accepted: {', '.join(READERS)}.")
+    if kind not in READERS:
+        raise Refusal(415, f"{kind:.60} is not read here; accepted: {', '.join(READERS)}.")
     return READERS[kind](s, body)
 
 # %% ../../nbs/serving/formats.ipynb #9850e861
-def ids_of(id: str, n: int) -> list[str]: "The ids of the `n` rows of a prediction"; return [id] if n == 1 else [f"{id}:{i}" for i in range(n)]
+def ids_of(id: str, n: int) -> list[str]:
+    "The ids of the `n` rows of a prediction"
+    return [id] if n == 1 else [f"{id}:{i}" for i in range(n)]
 
-def _said(s: Scorer) -> str: return s.card.get("output", "probability")
+
+def _said(s: Scorer) -> str:
+    return s.card.get("output", "probability")
+
 
 def _to_json(s: Scorer, id: str, scores) -> bytes:
     name = _said(s)
     predictions = [{"id": i, name: v} for i, v in zip(ids_of(id, len(scores)), scores, strict=True)]
-    return orjson.dumps({"model": s.name, "version": s.version, "id": id, "predictions": predictions}, option=orjson.OPT_SERIALIZE_NUMPY)
+    return orjson.dumps(
+        {"model": s.name, "version": s.version, "id": id, "predictions": predictions},
+        option=orjson.OPT_SERIALIZE_NUMPY,
+    )
+
 
 def _to_csv(s: Scorer, id: str, scores) -> bytes:
     out = StringIO()
-    csv.writer(out, lineterminator="\n").writerows([("id", _said(s)), *zip(ids_of(id, len(scores)), scores.astype(str), strict=True)])
+    csv.writer(out, lineterminator="\n").writerows(
+        [("id", _said(s)), *zip(ids_of(id, len(scores)), scores.astype(str), strict=True)]
+    )
     return out.getvalue().encode()
+
 
 def _to_arrow(s: Scorer, id: str, scores) -> bytes:
     pa, out = import_module("pyarrow"), BytesIO()
     table = pa.table({"id": ids_of(id, len(scores)), _said(s): scores})
-    with pa.ipc.new_stream(out, table.schema) as stream: stream.write_table(table)
+    with pa.ipc.new_stream(out, table.schema) as stream:
+        stream.write_table(table)
     return out.getvalue()
 
-WRITERS = {"application/json": _to_json, "text/csv": _to_csv, "application/vnd.apache.arrow.stream": _to_arrow}
+
+WRITERS = {
+    "application/json": _to_json,
+    "text/csv": _to_csv,
+    "application/vnd.apache.arrow.stream": _to_arrow,
+}
+
 
 def accepted(header: bytes) -> str:
     "The first media type of an Accept header that is written here; JSON if it names none"
-    return next((kind for kind in map(media, header.split(b",")) if kind in WRITERS), "application/json")
+    return next(
+        (kind for kind in map(media, header.split(b",")) if kind in WRITERS), "application/json"
+    )

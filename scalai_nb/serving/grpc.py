@@ -25,140 +25,271 @@ from .tensors import from_tensors
 CODES = {400: 3, 404: 5, 405: 12, 408: 4, 413: 8, 415: 12, 429: 8, 500: 13, 503: 14, 504: 4}
 # INVALID_ARGUMENT, NOT_FOUND, UNIMPLEMENTED, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNIMPLEMENTED, RESOURCE_EXHAUSTED, INTERNAL, UNAVAILABLE, DEADLINE_EXCEEDED
 
-HEAD = literal((b":status", b"200"), (b"content-type", b"application/grpc"), (b"grpc-accept-encoding", b"identity,gzip"))
+HEAD = literal(
+    (b":status", b"200"),
+    (b"content-type", b"application/grpc"),
+    (b"grpc-accept-encoding", b"identity,gzip"),
+)
 OK = literal((b"grpc-status", b"0"))
 _PLAIN = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
+
 def trailers(e: Refusal) -> bytes:
     "The header block that ends a call which is refused"
-    fields = [(b"grpc-status", b"%d" % CODES.get(e.status, 2)), (b"grpc-message", quote(str(e)[:1000], safe=_PLAIN).encode())]
-    if e.retry: fields += [(b"retry-after", b"%d" % max(1, e.retry)), (b"grpc-retry-pushback-ms", b"%d" % (1000 * e.retry))]
+    fields = [
+        (b"grpc-status", b"%d" % CODES.get(e.status, 2)),
+        (b"grpc-message", quote(str(e)[:1000], safe=_PLAIN).encode()),
+    ]
+    if e.retry:
+        fields += [
+            (b"retry-after", b"%d" % max(1, e.retry)),
+            (b"grpc-retry-pushback-ms", b"%d" % (1000 * e.retry)),
+        ]
     return literal(*fields)
 
 # %% ../../nbs/serving/grpc.ipynb #988ba17a
 LARGEST = 32 << 20  # bytes of a message, as it is sent and when it is unpacked
 _PREFIX = Struct(">BI")
 
-def framed(message: bytes) -> bytes: return _PREFIX.pack(0, len(message)) + message
+
+def framed(message: bytes) -> bytes:
+    return _PREFIX.pack(0, len(message)) + message
+
 
 def taken(buffer: bytearray) -> bytes | None:
     "The first message, taken off `buffer`; None: it is not whole yet"
-    if len(buffer) < 5: return None
+    if len(buffer) < 5:
+        return None
     packed, n = _PREFIX.unpack_from(buffer)
-    if n > LARGEST: raise Refusal(413, f"A message of {n:,} bytes; accepted: {LARGEST:,}.")
-    if len(buffer) < 5 + n: return None
-    message = bytes(buffer[5:5 + n])
-    del buffer[:5 + n]
+    if n > LARGEST:
+        raise Refusal(413, f"A message of {n:,} bytes; accepted: {LARGEST:,}.")
+    if len(buffer) < 5 + n:
+        return None
+    message = bytes(buffer[5 : 5 + n])
+    del buffer[: 5 + n]
     return unpacked(message) if packed else message
+
 
 def unpacked(message: bytes) -> bytes:
     "Undo gzip, but for no more than `LARGEST` bytes"
     stream = zlib.decompressobj(31)
-    try: found = stream.decompress(message, LARGEST)
-    except zlib.error: raise Refusal(400, "The message is marked as compressed and is no gzip.") from None
-    if stream.unconsumed_tail: raise Refusal(413, f"A message that unpacks to more than the {LARGEST:,} bytes accepted.")
+    try:
+        found = stream.decompress(message, LARGEST)
+    except zlib.error:
+        raise Refusal(400, "The message is marked as compressed and is no gzip.") from None
+    if stream.unconsumed_tail:
+        raise Refusal(413, f"A message that unpacks to more than the {LARGEST:,} bytes accepted.")
     return found
+
 
 def only(body: bytes) -> bytes:
     "The one message of a body"
     buffer = bytearray(body)
     message = taken(buffer)
-    if message is None or buffer: raise Refusal(400, "The body is not one message after its length.")
+    if message is None or buffer:
+        raise Refusal(400, "The body is not one message after its length.")
     return message
 
 # %% ../../nbs/serving/grpc.ipynb #c171fe73
-_CONTENTS = {"BOOL": "bool_contents", "INT64": "int64_contents", "UINT64": "uint64_contents", "FP32": "fp32_contents", "FP64": "fp64_contents",
-             "BYTES": "bytes_contents", **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"), **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents")}
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    "INT64": "int64_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+}
+
 
 def tensors(request) -> list[tuple]:
     "The inputs of a ModelInferRequest, as `from_tensors` takes them"
     raw = request.raw_input_contents
-    if raw and len(raw) != len(request.inputs): raise Refusal(400, f"{len(raw)} raw contents for {len(request.inputs)} inputs; send one for each, or none.")
-    return [(t.name, t.datatype, list(t.shape), data) for t, data in zip(request.inputs, raw or map(_values, request.inputs), strict=True)]
+    if raw and len(raw) != len(request.inputs):
+        raise Refusal(
+            400,
+            f"{len(raw)} raw contents for {len(request.inputs)} inputs; send one for each, or none.",
+        )
+    return [
+        (t.name, t.datatype, list(t.shape), data)
+        for t, data in zip(request.inputs, raw or map(_values, request.inputs), strict=True)
+    ]
+
 
 def _values(tensor) -> list:
     values = list(getattr(tensor.contents, _CONTENTS.get(tensor.datatype, ""), ()))
-    if tensor.datatype != "BYTES": return values
-    try: return [v.decode() for v in values]
-    except UnicodeDecodeError: raise Refusal(400, f"Tensor {tensor.name!r:.60}: a value is no UTF-8.", column=tensor.name) from None
+    if tensor.datatype != "BYTES":
+        return values
+    try:
+        return [v.decode() for v in values]
+    except UnicodeDecodeError:
+        raise Refusal(
+            400, f"Tensor {tensor.name!r:.60}: a value is no UTF-8.", column=tensor.name
+        ) from None
+
 
 def response(request, version: str, id: str, scores):
     "The ModelInferResponse with the scores of a request"
     return messages().ModelInferResponse(
-        model_name=request.model_name, model_version=version, id=request.id, parameters=[{"key": "prediction_id", "value": {"string_param": id}}],
-        outputs=[{"name": "score", "datatype": "FP32", "shape": [len(scores)]}], raw_output_contents=[scores.tobytes()])
+        model_name=request.model_name,
+        model_version=version,
+        id=request.id,
+        parameters=[{"key": "prediction_id", "value": {"string_param": id}}],
+        outputs=[{"name": "score", "datatype": "FP32", "shape": [len(scores)]}],
+        raw_output_contents=[scores.tobytes()],
+    )
 
 # %% ../../nbs/serving/grpc.ipynb #1a9fd253
 _UNITS = {b"H": 3600, b"M": 60, b"S": 1, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+
 
 def deadline(stream, request, received: float) -> float:
     "When nobody waits for the answer any more, as perf_counter has it"
     timeout, until = stream.headers.get(b"grpc-timeout"), float("inf")
     if timeout:
-        if timeout[-1:] not in _UNITS or not timeout[:-1].isdigit() or len(timeout) > 9: raise Refusal(400, "grpc-timeout is not a number of at most 8 digits with one of H, M, S, m, u, n.")
+        if timeout[-1:] not in _UNITS or not timeout[:-1].isdigit() or len(timeout) > 9:
+            raise Refusal(
+                400,
+                "grpc-timeout is not a number of at most 8 digits with one of H, M, S, m, u, n.",
+            )
         until = stream.received + int(timeout[:-1]) * _UNITS[timeout[-1:]]
     for p in request.parameters:
-        if p.key == "timeout" and p.value.int64_param > 0: until = min(until, received + p.value.int64_param / 1e6)
+        if p.key == "timeout" and p.value.int64_param > 0:
+            until = min(until, received + p.value.int64_param / 1e6)
     return until
+
 
 def infer(app, stream, request, received: float, answer, fail):
     "Queue a ModelInferRequest; its Call. Refusal: it gets no scores"
-    def answered(scorer, id, scores): answer(response(request, scorer.version, id, scores))
+
+    def answered(scorer, id, scores):
+        answer(response(request, scorer.version, id, scores))
+
     for wanted in request.outputs:
-        if wanted.name != "score": raise Refusal(400, f"There is no output {wanted.name!r:.60}; accepted: score.")
-    return app.submit("grpc", request.model_name, request.model_version or None, stream.client, received, deadline(stream, request, received),
-                      lambda scorer: from_tensors(scorer, tensors(request)), answered, fail, id=request.id)
+        if wanted.name != "score":
+            raise Refusal(400, f"There is no output {wanted.name!r:.60}; accepted: score.")
+    return app.submit(
+        "grpc",
+        request.model_name,
+        request.model_version or None,
+        stream.client,
+        received,
+        deadline(stream, request, received),
+        lambda scorer: from_tensors(scorer, tensors(request)),
+        answered,
+        fail,
+        id=request.id,
+    )
 
 # %% ../../nbs/serving/grpc.ipynb #493d695a
-def server_live(app, request): return messages().ServerLiveResponse(live=True)
-def server_ready(app, request): return messages().ServerReadyResponse(ready=app.models.ready)
+def server_live(app, request):
+    return messages().ServerLiveResponse(live=True)
+
+
+def server_ready(app, request):
+    return messages().ServerReadyResponse(ready=app.models.ready)
+
+
 def model_ready(app, request):
     app.metadata(request.name, request.version or None)
     return messages().ModelReadyResponse(ready=True)
-def server_metadata(app, request): return messages().ServerMetadataResponse(**app.server_metadata())
-def model_metadata(app, request): return messages().ModelMetadataResponse(**app.metadata(request.name, request.version or None))
+
+
+def server_metadata(app, request):
+    return messages().ServerMetadataResponse(**app.server_metadata())
+
+
+def model_metadata(app, request):
+    return messages().ModelMetadataResponse(**app.metadata(request.name, request.version or None))
+
+
 def repository_index(app, request):
     models = [m for m in app.index() if m["state"] == "READY" or not request.ready]
     return messages().RepositoryIndexResponse(models=models)
 
 # %% ../../nbs/serving/grpc.ipynb #4d64b706
 _SERVICE = "/inference.GRPCInferenceService/"
-CALLS = {f"{_SERVICE}{name}".encode(): (kind, call) for name, kind, call in (  # by path: the message that it takes, and what it does
-    ("ServerLive", "ServerLiveRequest", server_live), ("ServerReady", "ServerReadyRequest", server_ready), ("ServerMetadata", "ServerMetadataRequest", server_metadata),
-    ("ModelReady", "ModelReadyRequest", model_ready), ("ModelMetadata", "ModelMetadataRequest", model_metadata), ("RepositoryIndex", "RepositoryIndexRequest", repository_index),
-    ("ModelInfer", "ModelInferRequest", infer), ("ModelStreamInfer", "ModelInferRequest", None))}
+CALLS = {
+    f"{_SERVICE}{name}".encode(): (kind, call)
+    for name, kind, call in (  # by path: the message that it takes, and what it does
+        ("ServerLive", "ServerLiveRequest", server_live),
+        ("ServerReady", "ServerReadyRequest", server_ready),
+        ("ServerMetadata", "ServerMetadataRequest", server_metadata),
+        ("ModelReady", "ModelReadyRequest", model_ready),
+        ("ModelMetadata", "ModelMetadataRequest", model_metadata),
+        ("RepositoryIndex", "RepositoryIndexRequest", repository_index),
+        ("ModelInfer", "ModelInferRequest", infer),
+        ("ModelStreamInfer", "ModelInferRequest", None),
+    )
+}
+
 
 def parsed(kind: str, message: bytes):
     "A message of a kind"
     from google.protobuf.message import DecodeError
-    try: return getattr(messages(), kind).FromString(message)
-    except DecodeError: raise Refusal(400, f"The message is no {kind}.") from None
+
+    try:
+        return getattr(messages(), kind).FromString(message)
+    except DecodeError:
+        raise Refusal(400, f"The message is no {kind}.") from None
 
 # %% ../../nbs/serving/grpc.ipynb #fef3f96c
 class Grpc:
     "Who serves the calls of a connection"
-    def __init__(self, app): self.app = app
+
+    def __init__(self, app):
+        self.app = app
 
     def begin(self, stream):
         "A call has been announced"
         stream.service, encoding = self, stream.headers.get(b"grpc-encoding", b"identity")
-        if stream.path not in CALLS: self.refuse(stream, Refusal(405, f"There is no call {stream.path.decode(errors='replace'):.100}; known: {', '.join(p.decode()[len(_SERVICE):] for p in CALLS)}."))
-        elif encoding not in (b"identity", b"gzip"): self.refuse(stream, Refusal(415, f"grpc-encoding {encoding.decode(errors='replace'):.40}; accepted: identity, gzip."))
-        elif CALLS[stream.path][1] is None: Conversation(self.app, stream)
+        if stream.path not in CALLS:
+            self.refuse(
+                stream,
+                Refusal(
+                    405,
+                    f"There is no call {stream.path.decode(errors='replace'):.100}; known: {', '.join(p.decode()[len(_SERVICE) :] for p in CALLS)}.",
+                ),
+            )
+        elif encoding not in (b"identity", b"gzip"):
+            self.refuse(
+                stream,
+                Refusal(
+                    415,
+                    f"grpc-encoding {encoding.decode(errors='replace'):.40}; accepted: identity, gzip.",
+                ),
+            )
+        elif CALLS[stream.path][1] is None:
+            Conversation(self.app, stream)
 
     def __call__(self, stream):
         kind, call = CALLS[stream.path]
         try:
-            if call is infer: self._infer(stream)
-            else: self.answer(stream, call(self.app, parsed(kind, only(stream.body))))
-        except Refusal as e: self.refuse(stream, e)
+            if call is infer:
+                self._infer(stream)
+            else:
+                self.answer(stream, call(self.app, parsed(kind, only(stream.body))))
+        except Refusal as e:
+            self.refuse(stream, e)
 
     def _infer(self, stream):
         if self.app.admission.full:
             self.app.metrics.count("scalai_shed_total", "full")
-            raise Refusal(503, "The server has as much to do as it can do in time; come again later.", retry=self.app.admission.retry)
+            raise Refusal(
+                503,
+                "The server has as much to do as it can do in time; come again later.",
+                retry=self.app.admission.retry,
+            )
         request = parsed("ModelInferRequest", only(stream.body))
-        stream.call = infer(self.app, stream, request, stream.received, partial(self.answer, stream), partial(self.refuse, stream))
+        stream.call = infer(
+            self.app,
+            stream,
+            request,
+            stream.received,
+            partial(self.answer, stream),
+            partial(self.refuse, stream),
+        )
 
     def answer(self, stream, message):
         stream.open(HEAD)
@@ -172,27 +303,49 @@ class Grpc:
 # %% ../../nbs/serving/grpc.ipynb #29eddeef
 class Turn:
     "A request of a conversation and, some time, its answer"
+
     __slots__ = ("call", "answer")
-    def __init__(self): self.call = self.answer = None
+
+    def __init__(self):
+        self.call = self.answer = None
 
 # %% ../../nbs/serving/grpc.ipynb #89dcff8f
 class Conversation:
     "Who serves a stream of requests"
+
     def __init__(self, app, stream):
-        self.app, self.stream, self.turns, self.end = app, stream, deque(), None  # `end`: the trailers, when no more requests are taken
+        self.app, self.stream, self.turns, self.end = (
+            app,
+            stream,
+            deque(),
+            None,
+        )  # `end`: the trailers, when no more requests are taken
         stream.service, stream.early, stream.call = self, True, self
         stream.open(HEAD)
 
     def __call__(self, stream):
         "Requests have come"
-        if self.end: return
+        if self.end:
+            return
         try:
-            while (message := taken(stream.body)) is not None: self._ask(parsed("ModelInferRequest", message))
-            if stream.whole and stream.body: raise Refusal(400, "The last message is not whole.")
-        except Refusal as e: return self.refuse(stream, e)
-        if stream.whole: self._close(OK)
+            while (message := taken(stream.body)) is not None:
+                self._ask(parsed("ModelInferRequest", message))
+            if stream.whole and stream.body:
+                raise Refusal(400, "The last message is not whole.")
+        except Refusal as e:
+            return self.refuse(stream, e)
+        if stream.whole:
+            self._close(OK)
 
-    def finish(self): self._close(self.end or trailers(Refusal(503, "The server is about to stop; ask again, another will answer.", retry=1)))
+    def finish(self):
+        self._close(
+            self.end
+            or trailers(
+                Refusal(
+                    503, "The server is about to stop; ask again, another will answer.", retry=1
+                )
+            )
+        )
 
     def refuse(self, stream, e: Refusal):
         "End it now, whatever is still to be said"
@@ -201,27 +354,43 @@ class Conversation:
         self._close(trailers(e))
 
     @property
-    def gone(self) -> bool: return self.stream.closed
+    def gone(self) -> bool:
+        return self.stream.closed
+
     @gone.setter
     def gone(self, value: bool):
         for turn in self.turns:
-            if turn.call: turn.call.gone = value
+            if turn.call:
+                turn.call.gone = value
 
     def _ask(self, request):
         turn = Turn()
         self.turns.append(turn)
-        def answer(message): self._say(turn, infer_response=message)
-        def fail(e): self._say(turn, error_message=str(e), infer_response={"model_name": request.model_name, "id": request.id})
-        try: turn.call = infer(self.app, self.stream, request, perf_counter(), answer, fail)
-        except Refusal as e: fail(e)
+
+        def answer(message):
+            self._say(turn, infer_response=message)
+
+        def fail(e):
+            self._say(
+                turn,
+                error_message=str(e),
+                infer_response={"model_name": request.model_name, "id": request.id},
+            )
+
+        try:
+            turn.call = infer(self.app, self.stream, request, perf_counter(), answer, fail)
+        except Refusal as e:
+            fail(e)
 
     def _say(self, turn: Turn, **fields):
         turn.answer = framed(messages().ModelStreamInferResponse(**fields).SerializeToString())
         self._flush()
 
     def _flush(self):
-        while self.turns and self.turns[0].answer: self.stream.send(self.turns.popleft().answer)
-        if self.end and not self.turns: self.stream.close(self.end)
+        while self.turns and self.turns[0].answer:
+            self.stream.send(self.turns.popleft().answer)
+        if self.end and not self.turns:
+            self.stream.close(self.end)
 
     def _close(self, end: bytes):
         self.end = end

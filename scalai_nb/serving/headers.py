@@ -14,13 +14,16 @@ from hpack import Decoder
 # %% ../../nbs/serving/headers.ipynb #ec8f07d8
 class Head(NamedTuple):
     "What comes before the body of a request"
+
     method: bytes
-    path: bytes   # decoded, without the query
+    path: bytes  # decoded, without the query
     query: bytes
     headers: dict[bytes, bytes]  # names in lower case; not to be changed: requests share it
 
+
 _TOKEN = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz"
 _OF_HTTP1 = {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
+
 
 def request(
     fields: list[tuple[bytes, bytes]],
@@ -29,43 +32,66 @@ def request(
     special, headers = {}, {}
     for name, value in fields:
         if name[:1] == b":":
-            if headers or name in special: return None
+            if headers or name in special:
+                return None
             special[name] = value
-        elif not name or name.translate(None, _TOKEN) or name in _OF_HTTP1 or (name == b"te" and value != b"trailers"): return None
-        else: headers[name] = headers[name] + b", " + value if name in headers else value
+        elif (
+            not name
+            or name.translate(None, _TOKEN)
+            or name in _OF_HTTP1
+            or (name == b"te" and value != b"trailers")
+        ):
+            return None
+        else:
+            headers[name] = headers[name] + b", " + value if name in headers else value
     host = special.pop(b":authority", None)
-    if host is not None: headers.setdefault(b"host", host)
-    if special.keys() != {b":method", b":scheme", b":path"} or not special[b":path"]: return None
-    if any(byte in value for byte in b"\0\r\n" for value in (*special.values(), *headers.values())): return None
+    if host is not None:
+        headers.setdefault(b"host", host)
+    if special.keys() != {b":method", b":scheme", b":path"} or not special[b":path"]:
+        return None
+    if any(byte in value for byte in b"\0\r\n" for value in (*special.values(), *headers.values())):
+        return None
     path, _, query = special[b":path"].partition(b"?")
     return Head(special[b":method"], unquote_to_bytes(path), query, headers)
 
 # %% ../../nbs/serving/headers.ipynb #4eaa16fd
 MOST = 16_384  # bytes of a header list, and of its block
 
+
 class Blocks:
     "The header blocks that a connection receives"
-    def __init__(self): self.decoder, self.known = Decoder(max_header_list_size=MOST), {}
+
+    def __init__(self):
+        self.decoder, self.known = Decoder(max_header_list_size=MOST), {}
 
     def read(self, block: bytes) -> Head | None:  # None: it is malformed, or trailers
         "What a block says. HPACKError: it cannot be read, nor can any that follows"
-        if block in self.known: return self.known[block]
+        if block in self.known:
+            return self.known[block]
         table = self.decoder.header_table.dynamic_entries
         before = len(table), table[0] if table else None
         head = request(self.decoder.decode(block, raw=True))
         same = len(table) == before[0] and (not table or table[0] is before[1])
-        if not same or len(self.known) >= 64: self.known.clear()
-        if same: self.known[block] = head
+        if not same or len(self.known) >= 64:
+            self.known.clear()
+        if same:
+            self.known[block] = head
         return head
 
 # %% ../../nbs/serving/headers.ipynb #b98ba925
 def literal(*fields: tuple[bytes, bytes]) -> bytes:
     "The header block of some fields, without use of the table"
-    return b"".join(b"\0" + _length(len(name)) + name + _length(len(value)) + value for name, value in fields)
+    return b"".join(
+        b"\0" + _length(len(name)) + name + _length(len(value)) + value for name, value in fields
+    )
+
 
 def _length(n: int) -> bytes:
     "An integer of 7 bits, or more (RFC 7541, 5.1)"
-    if n < 127: return bytes((n,))
+    if n < 127:
+        return bytes((n,))
     more, n = [127], n - 127
-    while n > 127: more.append(n & 127 | 128); n >>= 7
+    while n > 127:
+        more.append(n & 127 | 128)
+        n >>= 7
     return bytes((*more, n))

@@ -28,53 +28,85 @@ from .refusal import Refusal, refuse
 @dataclass(frozen=True)
 class Limits:
     "What a worker gives to its clients before it refuses"
-    head: int = 16_384         # bytes of a request's first line and headers
-    url: int = 8_192           # bytes
-    headers: int = 100         # headers of a request
-    body: int = 32 << 20       # bytes of a body, sent and decompressed
+
+    head: int = 16_384  # bytes of a request's first line and headers
+    url: int = 8_192  # bytes
+    headers: int = 100  # headers of a request
+    body: int = 32 << 20  # bytes of a body, sent and decompressed
     unfinished: int = 256 << 20  # bytes of all bodies that are not whole yet
-    ahead: int = 128           # requests that a client sends without waiting for answers
+    ahead: int = 128  # requests that a client sends without waiting for answers
     connections: int = 10_000
-    head_time: float = 10.0    # seconds within which a head comes
-    body_time: float = 30.0    # seconds for a body, and one more for each `rate` bytes that came
-    rate: int = 65_536         # bytes
-    idle: float = 75.0         # seconds between requests
-    stuck: float = 30.0        # seconds in which a client reads nothing of its answer
-    linger: float = 2.0        # seconds in which a refused client may read why
-    sweep: float = 1.0         # seconds between looks at the times above
+    head_time: float = 10.0  # seconds within which a head comes
+    body_time: float = 30.0  # seconds for a body, and one more for each `rate` bytes that came
+    rate: int = 65_536  # bytes
+    idle: float = 75.0  # seconds between requests
+    stuck: float = 30.0  # seconds in which a client reads nothing of its answer
+    linger: float = 2.0  # seconds in which a refused client may read why
+    sweep: float = 1.0  # seconds between looks at the times above
 
 # %% ../../nbs/serving/http.ipynb #df7c564a
 _WBITS = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}  # of zlib
 
+
 def decompressed(
     body: bytes,
     encoding: bytes,  # as the header content-encoding has it
-    most: int,        # bytes
+    most: int,  # bytes
 ) -> bytes:
     "The content of a body. Refusal: 415 other encodings, 413 more than `most`, 400 it is broken"
     encoding = encoding.strip().lower()
-    if encoding in (b"", b"identity"): return body
-    if encoding not in _WBITS: raise Refusal(415, f"The content-encoding is {encoding.decode('latin-1')!r:.40}; accepted: gzip, deflate, or none.")
+    if encoding in (b"", b"identity"):
+        return body
+    if encoding not in _WBITS:
+        raise Refusal(
+            415,
+            f"The content-encoding is {encoding.decode('latin-1')!r:.40}; accepted: gzip, deflate, or none.",
+        )
     stream = zlib.decompressobj(_WBITS[encoding])
-    try: content = stream.decompress(body, most + 1)
-    except zlib.error: raise Refusal(400, f"The body is no {encoding.decode()}.") from None
-    if len(content) > most: raise Refusal(413, f"The body decompresses to more than {most:,} bytes; send fewer rows a request.")
-    if not stream.eof or stream.unused_data: raise Refusal(400, f"The body is not one whole {encoding.decode()} stream.")
+    try:
+        content = stream.decompress(body, most + 1)
+    except zlib.error:
+        raise Refusal(400, f"The body is no {encoding.decode()}.") from None
+    if len(content) > most:
+        raise Refusal(
+            413, f"The body decompresses to more than {most:,} bytes; send fewer rows a request."
+        )
+    if not stream.eof or stream.unused_data:
+        raise Refusal(400, f"The body is not one whole {encoding.decode()} stream.")
     return content
 
 # %% ../../nbs/serving/http.ipynb #91fe766d
 class Exchange:
     "A request and the place for its answer"
-    __slots__ = ("connection", "method", "path", "query", "headers", "body", "received", "client", "call", "keep")
-    def __init__(self, connection, received: float):
-        self.connection, self.received = connection, received  # who answers; perf_counter at the first byte
-        self.method = self.path = self.query = self.body = b""  # the path decoded, without the query
-        self.headers = {}  # by lower-case name
-        self.client = ""   # who has a share of the queue
-        self.call = None   # in the engine
-        self.keep = True   # whether the client goes on with this connection
 
-    def reply(self,
+    __slots__ = (
+        "connection",
+        "method",
+        "path",
+        "query",
+        "headers",
+        "body",
+        "received",
+        "client",
+        "call",
+        "keep",
+    )
+
+    def __init__(self, connection, received: float):
+        self.connection, self.received = (
+            connection,
+            received,
+        )  # who answers; perf_counter at the first byte
+        self.method = self.path = self.query = self.body = (
+            b""  # the path decoded, without the query
+        )
+        self.headers = {}  # by lower-case name
+        self.client = ""  # who has a share of the queue
+        self.call = None  # in the engine
+        self.keep = True  # whether the client goes on with this connection
+
+    def reply(
+        self,
         status: int,
         body: bytes,
         kind: bytes = b"application/json",
@@ -90,84 +122,151 @@ class Exchange:
 # %% ../../nbs/serving/http.ipynb #c541875b
 _FIRST = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\ncontent-type: ".encode() for s in HTTPStatus}
 
+
 def response(status: int, body: bytes, kind: bytes, headers: bytes) -> bytes:
     "An answer as it is sent"
-    return b"%b%b\r\ncontent-length: %d\r\n%b\r\n%b" % (_FIRST[status], kind, len(body), headers, body)
+    return b"%b%b\r\ncontent-length: %d\r\n%b\r\n%b" % (
+        _FIRST[status],
+        kind,
+        len(body),
+        headers,
+        body,
+    )
 
 # %% ../../nbs/serving/http.ipynb #ac020d5b
 def target(url: bytes) -> tuple[bytes, bytes]:
     "The decoded path and the query of a request's url. Refusal: it is none"
     try:
-        if not url.startswith(b"/"): url = urlunsplit((b"", b"", *urlsplit(url)[2:4], b"")) or b"/"  # as clients write it to a proxy
+        if not url.startswith(b"/"):
+            url = (
+                urlunsplit((b"", b"", *urlsplit(url)[2:4], b"")) or b"/"
+            )  # as clients write it to a proxy
         path, _, query = url.partition(b"?")
-        if b"%" in path: (path := unquote_to_bytes(path)).decode()
-    except ValueError: raise Refusal(400, "The url is none, or its path is no UTF-8.") from None
+        if b"%" in path:
+            (path := unquote_to_bytes(path)).decode()
+    except ValueError:
+        raise Refusal(400, "The url is none, or its path is no UTF-8.") from None
     return path, query
 
 # %% ../../nbs/serving/http.ipynb #4f53d5dd
-def head_size(url: bytes, headers: dict) -> int: return len(url) + sum(len(name) + len(value) + 4 for name, value in headers.items())
+def head_size(url: bytes, headers: dict) -> int:
+    return len(url) + sum(len(name) + len(value) + 4 for name, value in headers.items())
+
 
 def check_version(x: Exchange, version: str):
     "Refusal: what RFC 9112 forbids, by version, and the parser allows"
-    if version not in ("1.0", "1.1"): raise Refusal(505, f"The version is HTTP/{version}; accepted: 1.1 and 1.0, or 2 from the first byte.")
-    if version == "1.1" and b"host" not in x.headers: raise Refusal(400, "The request has no header host.")
+    if version not in ("1.0", "1.1"):
+        raise Refusal(
+            505, f"The version is HTTP/{version}; accepted: 1.1 and 1.0, or 2 from the first byte."
+        )
+    if version == "1.1" and b"host" not in x.headers:
+        raise Refusal(400, "The request has no header host.")
     coding = x.headers.get(b"transfer-encoding", b"chunked").lower()
-    if coding != b"chunked": raise Refusal(501, f"The transfer-encoding is {coding.decode('latin-1')!r:.40}; accepted: chunked.")
-    if version == "1.0" and b"transfer-encoding" in x.headers: x.keep = False  # it may have come through a proxy that does not know it
+    if coding != b"chunked":
+        raise Refusal(
+            501, f"The transfer-encoding is {coding.decode('latin-1')!r:.40}; accepted: chunked."
+        )
+    if version == "1.0" and b"transfer-encoding" in x.headers:
+        x.keep = False  # it may have come through a proxy that does not know it
 
 # %% ../../nbs/serving/http.ipynb #74daf506
 class Requests:
     "What one client sends"
+
     def __init__(self, limits: Limits, connection=None):
-        self.limits, self.connection, self.parser = limits, connection, httptools.HttpRequestParser(self)
-        self.whole, self.next = [], None   # exchanges that nobody has begun to answer; the one that is not whole yet
-        self.now, self.fed = 0.0, 0        # when `data` came, and its bytes
-        self.url, self.fields, self.vain = b"", 0, 0  # of `next`; its headers; bytes that have come in vain since the last part of it
+        self.limits, self.connection, self.parser = (
+            limits,
+            connection,
+            httptools.HttpRequestParser(self),
+        )
+        self.whole, self.next = (
+            [],
+            None,
+        )  # exchanges that nobody has begun to answer; the one that is not whole yet
+        self.now, self.fed = 0.0, 0  # when `data` came, and its bytes
+        self.url, self.fields, self.vain = (
+            b"",
+            0,
+            0,
+        )  # of `next`; its headers; bytes that have come in vain since the last part of it
 
     def feed(self, data: bytes):
         "Add to `whole` what `data` makes whole. Refusal: this is no request, or more than the limits allow"
         self.now, self.fed, rest = perf_counter(), len(data), None
-        try: self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as e: rest = data[e.args[0]:]
-        except httptools.HttpParserCallbackError as e: raise e.__context__ from None  # by one of the methods that follow
-        except httptools.HttpParserError as e: raise Refusal(400, f"This is no request of HTTP/1.1: {e}.") from None
-        if rest is not None: return self._decline(rest)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as e:
+            rest = data[e.args[0] :]
+        except httptools.HttpParserCallbackError as e:
+            raise e.__context__ from None  # by one of the methods that follow
+        except httptools.HttpParserError as e:
+            raise Refusal(400, f"This is no request of HTTP/1.1: {e}.") from None
+        if rest is not None:
+            return self._decline(rest)
         self.vain += self.fed
-        if self.next and self.vain > self.limits.head: raise self._long_head()
+        if self.next and self.vain > self.limits.head:
+            raise self._long_head()
 
     def on_message_begin(self):
-        if len(self.whole) == self.limits.ahead: raise Refusal(429, f"More than {self.limits.ahead} requests came before their answers; wait for answers.")
-        self.next, self.url, self.fields, self.vain = Exchange(self.connection, self.now), b"", 0, -self.fed
+        if len(self.whole) == self.limits.ahead:
+            raise Refusal(
+                429,
+                f"More than {self.limits.ahead} requests came before their answers; wait for answers.",
+            )
+        self.next, self.url, self.fields, self.vain = (
+            Exchange(self.connection, self.now),
+            b"",
+            0,
+            -self.fed,
+        )
 
     def on_url(self, url):
         self.url += url
-        if len(self.url) > self.limits.url: raise Refusal(414, f"The url is longer than {self.limits.url:,} bytes; send data in the body.")
+        if len(self.url) > self.limits.url:
+            raise Refusal(
+                414, f"The url is longer than {self.limits.url:,} bytes; send data in the body."
+            )
 
     def on_header(self, name, value):
-        if self.next.method: return  # after the body
+        if self.next.method:
+            return  # after the body
         name, value, headers = name.lower(), value.rstrip(), self.next.headers
         headers[name] = b"%b, %b" % (headers[name], value) if name in headers else value
         self.fields += 1
-        if self.fields > self.limits.headers: raise Refusal(431, f"The request has more than {self.limits.headers} headers; send fewer.")
+        if self.fields > self.limits.headers:
+            raise Refusal(
+                431, f"The request has more than {self.limits.headers} headers; send fewer."
+            )
 
     def on_headers_complete(self):
         x, headers, parser = self.next, self.next.headers, self.parser
-        if (self.fed > self.limits.head or x.received != self.now) and head_size(self.url, headers) > self.limits.head: raise self._long_head()
-        if int(headers.get(b"content-length", 0)) > self.limits.body: raise self._long_body()
+        if (self.fed > self.limits.head or x.received != self.now) and head_size(
+            self.url, headers
+        ) > self.limits.head:
+            raise self._long_head()
+        if int(headers.get(b"content-length", 0)) > self.limits.body:
+            raise self._long_body()
         x.method, x.keep, self.vain = parser.get_method(), parser.should_keep_alive(), -self.fed
         x.path, x.query = target(self.url)
-        if not x.keep or b"transfer-encoding" in headers or b"host" not in headers: check_version(x, parser.get_http_version())
+        if not x.keep or b"transfer-encoding" in headers or b"host" not in headers:
+            check_version(x, parser.get_http_version())
 
     def on_body(self, data):
         x, self.vain = self.next, -self.fed
-        if not x.body: x.body = data
-        elif type(x.body) is bytes: x.body = bytearray(x.body) + data
-        else: x.body += data
-        if len(x.body) > self.limits.body: raise self._long_body()
+        if not x.body:
+            x.body = data
+        elif type(x.body) is bytes:
+            x.body = bytearray(x.body) + data
+        else:
+            x.body += data
+        if len(x.body) > self.limits.body:
+            raise self._long_body()
 
     def on_message_complete(self):
-        if self.parser.should_upgrade(): return
-        if type(self.next.body) is bytearray: self.next.body = bytes(self.next.body)
+        if self.parser.should_upgrade():
+            return
+        if type(self.next.body) is bytearray:
+            self.next.body = bytes(self.next.body)
         self.whole.append(self.next)
         self.next = None
 
@@ -179,25 +278,44 @@ class Requests:
     def _decline(self, rest: bytes):
         "Read on as if the client had not offered to speak another protocol: the parser takes even the body for that protocol"
         x = self.next
-        if x.method == b"CONNECT": raise Refusal(405, "The method is CONNECT; this is no proxy.")
-        headers = b"".join(b"%b: %b\r\n" % header for header in x.headers.items() if header[0] != b"upgrade")
-        self.feed(b"%b %b HTTP/%b\r\n%b\r\n%b" % (x.method, self.url, self.parser.get_http_version().encode(), headers, rest))
+        if x.method == b"CONNECT":
+            raise Refusal(405, "The method is CONNECT; this is no proxy.")
+        headers = b"".join(
+            b"%b: %b\r\n" % header for header in x.headers.items() if header[0] != b"upgrade"
+        )
+        self.feed(
+            b"%b %b HTTP/%b\r\n%b\r\n%b"
+            % (x.method, self.url, self.parser.get_http_version().encode(), headers, rest)
+        )
 
-    def _long_head(self): return Refusal(431, f"The head of the request is longer than {self.limits.head:,} bytes; send data in the body.")
+    def _long_head(self):
+        return Refusal(
+            431,
+            f"The head of the request is longer than {self.limits.head:,} bytes; send data in the body.",
+        )
 
-    def _long_body(self): return Refusal(413, f"The body is longer than {self.limits.body:,} bytes; send fewer rows a request.")
+    def _long_body(self):
+        return Refusal(
+            413, f"The body is longer than {self.limits.body:,} bytes; send fewer rows a request."
+        )
 
 # %% ../../nbs/serving/http.ipynb #07662569
-_BUSY = orjson.dumps({"error": "The server has more to do than it can do in time; come again later."})
-_PREDICT = re.compile(rb"POST /(?:v[12]/models/[^ ]+(?::predict|/infer)|predict[^ ]*) HTTP/1\.1\r\n").match
+_BUSY = orjson.dumps(
+    {"error": "The server has more to do than it can do in time; come again later."}
+)
+_PREDICT = re.compile(
+    rb"POST /(?:v[12]/models/[^ ]+(?::predict|/infer)|predict[^ ]*) HTTP/1\.1\r\n"
+).match
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d{1,9})\r\n").search
 _UNUSUAL = re.compile(rb"\r\n(?:transfer-encoding|expect|upgrade|connection: *close)").search
+
 
 @lru_cache(maxsize=4096)
 def _plain_body(head: bytes) -> int:
     "Bytes of the body that follows the head of a request for a prediction; less than 0: it is no such head, or an unusual one"
     length = _LENGTH(lower := head.lower())
     return int(length[1]) if _PREDICT(head) and length and not _UNUSUAL(lower) else -1 << 30
+
 
 def plain_predict(data: bytes) -> bool:
     "Whether `data` is one whole request for a prediction, and nothing more"
@@ -207,27 +325,48 @@ def plain_predict(data: bytes) -> bool:
 # %% ../../nbs/serving/http.ipynb #a5e3a55a
 log = logging.getLogger(__name__)
 
+
 class Ending(asyncio.Protocol):
     "A client's connection, as far as it is written to and closed"
+
     def __init__(self, server):
         self.server, self.requests = server, Requests(server.limits, self)
-        self.transport = self.exchange = self.refusal = None  # the exchange that is open; why the connection is to end
-        self.blocked = self.eof = self.deaf = False  # the client does not read, will not send, is no longer listened to
-        self.deadline, self.unsent, self.held = inf, inf, 0  # perf_counter; bytes when last looked at; bytes of an unfinished body
+        self.transport = self.exchange = self.refusal = (
+            None  # the exchange that is open; why the connection is to end
+        )
+        self.blocked = self.eof = self.deaf = (
+            False  # the client does not read, will not send, is no longer listened to
+        )
+        self.deadline, self.unsent, self.held = (
+            inf,
+            inf,
+            0,
+        )  # perf_counter; bytes when last looked at; bytes of an unfinished body
 
     def answer(self, x: Exchange, status: int, body: bytes, kind: bytes, headers: bytes):
         "Write the answer to the exchange that is open"
-        if x is not self.exchange: return
+        if x is not self.exchange:
+            return
         keep = x.keep and not self.server.draining
-        line = b"connection: close\r\n" if not keep else b"connection: keep-alive\r\n" if b"connection" in x.headers else b""
+        line = (
+            b"connection: close\r\n"
+            if not keep
+            else b"connection: keep-alive\r\n"
+            if b"connection" in x.headers
+            else b""
+        )
         sent = response(status, body, kind, b"%b%b%b" % (self.server.date, line, headers))
         self.exchange = x.call = None
         self.wait(self.server.limits.idle)
-        self.transport.write(sent if x.method != b"HEAD" else sent[:len(sent) - len(body)])
-        if not keep: self.close()
-        elif self.requests.whole or self.requests.next or self.ahead or self.refusal or self.eof: self.server.loop.call_soon(self.go_on)
+        self.transport.write(sent if x.method != b"HEAD" else sent[: len(sent) - len(body)])
+        if not keep:
+            self.close()
+        elif self.requests.whole or self.requests.next or self.ahead or self.refusal or self.eof:
+            self.server.loop.call_soon(self.go_on)
 
-    def wait(self, seconds: float): "For the client"; self.deadline = perf_counter() + seconds
+    def wait(self, seconds: float):
+        "For the client"
+        self.deadline = perf_counter() + seconds
 
     def refuse(self, e: Refusal):
         "Say why, and end"
@@ -248,15 +387,23 @@ class Ending(asyncio.Protocol):
 
     def finish(self):
         "Close if nothing is open, as the server is to stop"
-        if not (self.exchange or self.requests.whole or self.requests.next or self.ahead): self.close()
+        if not (self.exchange or self.requests.whole or self.requests.next or self.ahead):
+            self.close()
 
     def expire(self, now: float):
         "The time for what the client does is over"
         unsent = self.transport.get_write_buffer_size()
-        if 0 < unsent < self.unsent: self.unsent, self.deadline = unsent, now + self.server.limits.stuck  # it reads, if slowly
-        elif unsent or self.deaf or self.transport.is_closing(): self.transport.abort()
-        elif self.requests.next or self.early: self.refuse(Refusal(408, "The rest of the request did not come in time."))
-        else: self.close()
+        if 0 < unsent < self.unsent:
+            self.unsent, self.deadline = (
+                unsent,
+                now + self.server.limits.stuck,
+            )  # it reads, if slowly
+        elif unsent or self.deaf or self.transport.is_closing():
+            self.transport.abort()
+        elif self.requests.next or self.early:
+            self.refuse(Refusal(408, "The rest of the request did not come in time."))
+        else:
+            self.close()
 
     def pause_writing(self):
         self.blocked, self.unsent = True, inf
@@ -264,7 +411,8 @@ class Ending(asyncio.Protocol):
 
     def resume_writing(self):
         self.blocked = False
-        if not self.deaf: self.wait(self.server.limits.idle)
+        if not self.deaf:
+            self.wait(self.server.limits.idle)
         self.go_on()
 
     def eof_received(self):
@@ -272,7 +420,8 @@ class Ending(asyncio.Protocol):
         return bool(self.exchange or self.requests.whole)  # whether to stay open for answers
 
     def connection_lost(self, exc):
-        if self.exchange and self.exchange.call: self.exchange.call.gone = True
+        if self.exchange and self.exchange.call:
+            self.exchange.call.gone = True
         self.server.hold(self.held, 0)
         self.server.closed(self)
         self.exchange = None
@@ -281,53 +430,86 @@ class Ending(asyncio.Protocol):
 # %% ../../nbs/serving/http.ipynb #eca76ef3
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # with which a connection that speaks HTTP/2 begins
 
+
 class Connection(Ending):
     "A client's connection"
+
     def __init__(self, server):
         super().__init__(server)
-        self.early, self.ahead = b"", b""  # what may become the preface; what came while an exchange was open
-        self.fresh = True                  # nothing was parsed yet
+        self.early, self.ahead = (
+            b"",
+            b"",
+        )  # what may become the preface; what came while an exchange was open
+        self.fresh = True  # nothing was parsed yet
 
     def connection_made(self, transport):
-        self.transport, peer, limits = transport, transport.get_extra_info("peername"), self.server.limits
+        self.transport, peer, limits = (
+            transport,
+            transport.get_extra_info("peername"),
+            self.server.limits,
+        )
         self.client = peer[0] if isinstance(peer, tuple) else ""
         self.server.opened(self)
         self.wait(limits.idle)
-        if len(self.server.connections) > limits.connections: self.refuse(Refusal(503, "There are too many connections; come again later.", retry=1))
+        if len(self.server.connections) > limits.connections:
+            self.refuse(Refusal(503, "There are too many connections; come again later.", retry=1))
 
     def data_received(self, data):
-        if self.deaf: return
+        if self.deaf:
+            return
         if self.exchange or self.blocked:
             self.ahead += data
             return self.transport.pause_reading()
-        if self.server.admission.full and not self.requests.next and not self.server.draining and plain_predict(data): return self._shed()
-        if self.fresh and not (data := self._first(data)): return
-        try: self.requests.feed(data)
-        except Refusal as e: self.refusal, self.deaf = e, True
+        if (
+            self.server.admission.full
+            and not self.requests.next
+            and not self.server.draining
+            and plain_predict(data)
+        ):
+            return self._shed()
+        if self.fresh and not (data := self._first(data)):
+            return
+        try:
+            self.requests.feed(data)
+        except Refusal as e:
+            self.refusal, self.deaf = e, True
         self.go_on()
 
     def go_on(self):
         "With what the client sent: the next whole request; then what waited; and when there is no more, the end"
-        while not (self.exchange or self.blocked or self.transport.is_closing()) and self.requests.whole: self._open(self.requests.whole.pop(0))
-        if self.exchange or self.blocked or self.transport.is_closing(): return
+        while (
+            not (self.exchange or self.blocked or self.transport.is_closing())
+            and self.requests.whole
+        ):
+            self._open(self.requests.whole.pop(0))
+        if self.exchange or self.blocked or self.transport.is_closing():
+            return
         if self.ahead:
             data, self.ahead = self.ahead, b""
             self.transport.resume_reading()
             self.data_received(data)
-        elif self.refusal: self.refuse(self.refusal)
-        elif self.eof: self.close()
-        elif self.requests.next: self._partial(self.requests.next)
+        elif self.refusal:
+            self.refuse(self.refusal)
+        elif self.eof:
+            self.close()
+        elif self.requests.next:
+            self._partial(self.requests.next)
 
     def _open(self, x: Exchange):
         "Hand a request to the app"
         self.exchange, self.deadline = x, inf
-        if self.held: self.held = self.server.hold(self.held, 0)
+        if self.held:
+            self.held = self.server.hold(self.held, 0)
         client = x.headers.get(b"x-client-id")
         x.client = client.decode("latin-1") if client else self.client
         try:
-            if b"content-encoding" in x.headers: x.body = decompressed(x.body, x.headers[b"content-encoding"], self.server.limits.body)
+            if b"content-encoding" in x.headers:
+                x.body = decompressed(
+                    x.body, x.headers[b"content-encoding"], self.server.limits.body
+                )
             self.server.app(x)
-        except Refusal as e: x.refuse(e)
+        except Refusal as e:
+            x.refuse(e)
         except Exception:
             log.exception("%s %s failed", x.method.decode(), x.path.decode())
             x.refuse(Refusal(500, "The server made a mistake; it is in its log."))
@@ -336,9 +518,15 @@ class Connection(Ending):
         "Wait for the rest of a request"
         limits = self.server.limits
         self.held = self.server.hold(self.held, len(x.body))
-        if self.server.unfinished > limits.unfinished: return self.refuse(Refusal(503, "Too much is being sent to this server; come again later.", retry=1))
-        self.deadline = x.received + (limits.body_time + len(x.body) / limits.rate if x.method else limits.head_time)
-        if x.method and not x.body and x.headers.pop(b"expect", b"").lower() == b"100-continue": self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if self.server.unfinished > limits.unfinished:
+            return self.refuse(
+                Refusal(503, "Too much is being sent to this server; come again later.", retry=1)
+            )
+        self.deadline = x.received + (
+            limits.body_time + len(x.body) / limits.rate if x.method else limits.head_time
+        )
+        if x.method and not x.body and x.headers.pop(b"expect", b"").lower() == b"100-continue":
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _shed(self):
         "Refuse a plain request for a prediction: in a few microseconds, since there are many when this is needed"
@@ -349,7 +537,8 @@ class Connection(Ending):
     def _first(self, data: bytes) -> bytes:
         "What of the first bytes is HTTP/1.1; none yet while they may become the preface of HTTP/2"
         self.early += data
-        if self.early.startswith(PREFACE): return self._upgrade()
+        if self.early.startswith(PREFACE):
+            return self._upgrade()
         if PREFACE.startswith(self.early):
             self.wait(self.server.limits.head_time)
             return b""
@@ -359,6 +548,7 @@ class Connection(Ending):
     def _upgrade(self):
         "Hand the connection over to HTTP/2"
         from scalai_nb.serving.http2 import Http2
+
         h2 = Http2(self.server.app, self.server)
         self.transport.set_protocol(h2)
         h2.connection_made(self.transport)
@@ -369,27 +559,43 @@ class Connection(Ending):
 # %% ../../nbs/serving/http.ipynb #1619fb8e
 class Server:
     "The connections of a worker, of HTTP/1.1 and of HTTP/2"
-    def __init__(self,
+
+    def __init__(
+        self,
         app,  # called with each exchange; has `admission` and `metrics`
         limits: Limits = Limits(),
     ):
-        self.app, self.limits, self.admission, self.metrics = app, limits, app.admission, app.metrics
+        self.app, self.limits, self.admission, self.metrics = (
+            app,
+            limits,
+            app.admission,
+            app.metrics,
+        )
         self.connections = set()  # each has `transport`, `deadline`, `expire(now)` and `finish()`
-        self.loop, self.timer, self.date, self.busy = asyncio.get_running_loop(), None, b"", b""  # busy: the refusal of a plain request
-        self.unfinished = 0       # bytes of bodies that are not whole yet
+        self.loop, self.timer, self.date, self.busy = (
+            asyncio.get_running_loop(),
+            None,
+            b"",
+            b"",
+        )  # busy: the refusal of a plain request
+        self.unfinished = 0  # bytes of bodies that are not whole yet
         self.draining, self.empty = False, asyncio.Event()
 
-    def connection(self) -> Connection: "For `loop.create_server` and `loop.connect_accepted_socket`"; return Connection(self)
+    def connection(self) -> Connection:
+        "For `loop.create_server` and `loop.connect_accepted_socket`"
+        return Connection(self)
 
     def opened(self, connection):
         "Look after a connection"
         self.connections.add(connection)
-        if not self.timer: self._sweep()
+        if not self.timer:
+            self._sweep()
 
     def closed(self, connection):
         "Look after it no more"
         self.connections.discard(connection)
-        if self.draining and not self.connections: self.empty.set()
+        if self.draining and not self.connections:
+            self.empty.set()
 
     def hold(self, before: int, now: int) -> int:
         "`now`, bytes of an unfinished body that were `before`"
@@ -398,20 +604,33 @@ class Server:
 
     def _sweep(self):
         now, self.date = perf_counter(), b"date: %b\r\n" % formatdate(usegmt=True).encode()
-        self.busy = response(503, _BUSY, b"application/json", b"%bretry-after: %d\r\n" % (self.date, max(1, ceil(self.admission.retry))))
+        self.busy = response(
+            503,
+            _BUSY,
+            b"application/json",
+            b"%bretry-after: %d\r\n" % (self.date, max(1, ceil(self.admission.retry))),
+        )
         for connection in tuple(self.connections):
-            if now > connection.deadline: connection.expire(now)
-        self.timer = self.loop.call_later(self.limits.sweep, self._sweep) if self.connections else None
+            if now > connection.deadline:
+                connection.expire(now)
+        self.timer = (
+            self.loop.call_later(self.limits.sweep, self._sweep) if self.connections else None
+        )
 
-    async def drain(self,
+    async def drain(
+        self,
         seconds: float,
     ) -> int:  # connections that were cut off
         "Answer what is open, close what is not, and cut off what is not done within `seconds`"
         self.draining = True
-        for connection in tuple(self.connections): connection.finish()
+        for connection in tuple(self.connections):
+            connection.finish()
         if self.connections:
-            try: await asyncio.wait_for(self.empty.wait(), seconds)
-            except TimeoutError: pass
+            try:
+                await asyncio.wait_for(self.empty.wait(), seconds)
+            except TimeoutError:
+                pass
         cut = tuple(self.connections)
-        for connection in cut: connection.transport.abort()
+        for connection in cut:
+            connection.transport.abort()
         return len(cut)

@@ -27,13 +27,44 @@ from .http import PREFACE, decompressed
 from .refusal import Refusal, refuse
 
 # %% ../../nbs/serving/http2.ipynb #85453c0e
-DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
+(
+    DATA,
+    HEADERS,
+    PRIORITY,
+    RST_STREAM,
+    SETTINGS,
+    PUSH_PROMISE,
+    PING,
+    GOAWAY,
+    WINDOW_UPDATE,
+    CONTINUATION,
+) = range(10)
 END_STREAM, ACK, END_HEADERS, PADDED, PRIORITIZED = 1, 1, 4, 8, 32  # flags
-(NO_ERROR, PROTOCOL_ERROR, INTERNAL_ERROR, FLOW_CONTROL_ERROR, SETTINGS_TIMEOUT, STREAM_CLOSED, FRAME_SIZE_ERROR,
- REFUSED_STREAM, CANCEL, COMPRESSION_ERROR, CONNECT_ERROR, ENHANCE_YOUR_CALM) = range(12)
-HEADER_TABLE_SIZE, ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = range(1, 7)  # settings
+(
+    NO_ERROR,
+    PROTOCOL_ERROR,
+    INTERNAL_ERROR,
+    FLOW_CONTROL_ERROR,
+    SETTINGS_TIMEOUT,
+    STREAM_CLOSED,
+    FRAME_SIZE_ERROR,
+    REFUSED_STREAM,
+    CANCEL,
+    COMPRESSION_ERROR,
+    CONNECT_ERROR,
+    ENHANCE_YOUR_CALM,
+) = range(12)
+(
+    HEADER_TABLE_SIZE,
+    ENABLE_PUSH,
+    MAX_CONCURRENT_STREAMS,
+    INITIAL_WINDOW_SIZE,
+    MAX_FRAME_SIZE,
+    MAX_HEADER_LIST_SIZE,
+) = range(1, 7)  # settings
 
 _HEAD, _SETTING, _NUMBER = Struct(">IBI"), Struct(">HI"), Struct(">I")
+
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     "A frame as it is sent"
@@ -42,34 +73,58 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 # %% ../../nbs/serving/http2.ipynb #4f9fd3de
 log = logging.getLogger(__name__)
 
+
 class Broken(Exception):
     "Frames break the rules: those of a stream, which is reset, or of the connection, which is closed"
+
     def __init__(self, code: int, stream: int = 0, reason: str = ""):
         super().__init__(reason)
         self.code, self.stream = code, stream
 
+
 def unpadded(flags: int, payload: bytes) -> bytes:
     "A payload without its padding"
-    if not flags & PADDED: return payload
-    if not payload or payload[0] >= len(payload): raise Broken(PROTOCOL_ERROR, reason="padding longer than the frame")
-    return payload[1:len(payload) - payload[0]]
+    if not flags & PADDED:
+        return payload
+    if not payload or payload[0] >= len(payload):
+        raise Broken(PROTOCOL_ERROR, reason="padding longer than the frame")
+    return payload[1 : len(payload) - payload[0]]
 
 # %% ../../nbs/serving/http2.ipynb #667e1b42
-STREAMS = 1000         # open at a time
-FRAME = 16_384         # bytes of a frame
-WINDOW = 1 << 20       # bytes that a stream may send before it is told to go on; a connection, 16 times that
+STREAMS = 1000  # open at a time
+FRAME = 16_384  # bytes of a frame
+WINDOW = (
+    1 << 20
+)  # bytes that a stream may send before it is told to go on; a connection, 16 times that
 RESTLESS = 1000, 10.0  # frames that bring nothing, in seconds
 
-HELLO = (frame(SETTINGS, 0, 0, b"".join(_SETTING.pack(*s) for s in ((MAX_CONCURRENT_STREAMS, STREAMS), (INITIAL_WINDOW_SIZE, WINDOW), (MAX_HEADER_LIST_SIZE, MOST))))
-         + frame(WINDOW_UPDATE, 0, 0, _NUMBER.pack(16 * WINDOW - 65_535)))
+HELLO = frame(
+    SETTINGS,
+    0,
+    0,
+    b"".join(
+        _SETTING.pack(*s)
+        for s in (
+            (MAX_CONCURRENT_STREAMS, STREAMS),
+            (INITIAL_WINDOW_SIZE, WINDOW),
+            (MAX_HEADER_LIST_SIZE, MOST),
+        )
+    ),
+) + frame(WINDOW_UPDATE, 0, 0, _NUMBER.pack(16 * WINDOW - 65_535))
 
 # %% ../../nbs/serving/http2.ipynb #535478d3
 class Answering:
     "The half of a stream that is sent"
+
     __slots__ = ("connection", "id", "closed", "held", "window", "unsent", "last")
+
     def __init__(self, connection, id: int):
         self.connection, self.id, self.closed, self.held = connection, id, False, 0
-        self.window, self.unsent, self.last = connection.initial, bytearray(), b""  # bytes that may be sent; that wait; the frame after them
+        self.window, self.unsent, self.last = (
+            connection.initial,
+            bytearray(),
+            b"",
+        )  # bytes that may be sent; that wait; the frame after them
 
     def hold(self, n: int):
         "Count bytes that wait in the memory of the worker, or wait no more"
@@ -78,118 +133,207 @@ class Answering:
 
     def open(self, head: bytes):
         "Begin the answer with a header block"
-        if not self.closed: self.connection.write(frame(HEADERS, END_HEADERS, self.id, head))
+        if not self.closed:
+            self.connection.write(frame(HEADERS, END_HEADERS, self.id, head))
 
     def send(self, data: bytes):
         "More of the answer"
-        if self.closed: return
+        if self.closed:
+            return
         self.unsent += data
         self.hold(len(data))
         self.flush()
 
     def close(self, trailers: bytes | None = None):
         "End the answer, with a header block or without"
-        if self.closed: return
-        self.last = frame(DATA, END_STREAM, self.id) if trailers is None else frame(HEADERS, END_STREAM | END_HEADERS, self.id, trailers)
+        if self.closed:
+            return
+        self.last = (
+            frame(DATA, END_STREAM, self.id)
+            if trailers is None
+            else frame(HEADERS, END_STREAM | END_HEADERS, self.id, trailers)
+        )
         self.flush()
 
     def flush(self):
         "Send what may be sent"
         c = self.connection
-        while self.unsent and not c.paused and (n := min(len(self.unsent), self.window, c.window, c.largest)) > 0:
+        while (
+            self.unsent
+            and not c.paused
+            and (n := min(len(self.unsent), self.window, c.window, c.largest)) > 0
+        ):
             c.write(frame(DATA, 0, self.id, bytes(self.unsent[:n])))
             del self.unsent[:n]
             self.window, c.window = self.window - n, c.window - n
             self.hold(-n)
-        if self.unsent: c.waiting.add(self)
-        elif self.last: c.write(self.last); c.end(self)
+        if self.unsent:
+            c.waiting.add(self)
+        elif self.last:
+            c.write(self.last)
+            c.end(self)
 
 # %% ../../nbs/serving/http2.ipynb #a2850d20
 class Stream(Answering):
     "A request of a connection, and the place for its answer"
-    __slots__ = ("method", "path", "query", "headers", "received", "client", "body", "whole", "credit", "service", "early", "call")
+
+    __slots__ = (
+        "method",
+        "path",
+        "query",
+        "headers",
+        "received",
+        "client",
+        "body",
+        "whole",
+        "credit",
+        "service",
+        "early",
+        "call",
+    )
+
     def __init__(self, connection, id: int, head: Head, received: float):
         super().__init__(connection, id)
         self.method, self.path, self.query, self.headers = head
-        self.received, self.client = received, self.headers.get(b"x-client-id", b"").decode("latin-1") or connection.client
-        self.body, self.whole, self.credit = bytearray(), False, WINDOW  # what has come; whether that is all; how much more may come
+        self.received, self.client = (
+            received,
+            self.headers.get(b"x-client-id", b"").decode("latin-1") or connection.client,
+        )
+        self.body, self.whole, self.credit = (
+            bytearray(),
+            False,
+            WINDOW,
+        )  # what has come; whether that is all; how much more may come
         self.service, self.early, self.call = connection.plain, False, None
 
     def take(self, chunk: bytes, end: bool):
         "More of the body, or its end"
         server, before, self.whole = self.connection.server, len(self.body), end
         self.body += chunk
-        if len(self.body) > server.limits.body: return self.refuse(Refusal(413, f"The body is larger than the {server.limits.body:,} bytes accepted; send fewer rows a request."))
-        if not end and server.unfinished > server.limits.unfinished: return self.refuse(Refusal(503, "Too much is being sent to this server; come again later.", retry=1))
-        if end or self.early: self._serve()
-        if self.closed: return
+        if len(self.body) > server.limits.body:
+            return self.refuse(
+                Refusal(
+                    413,
+                    f"The body is larger than the {server.limits.body:,} bytes accepted; send fewer rows a request.",
+                )
+            )
+        if not end and server.unfinished > server.limits.unfinished:
+            return self.refuse(
+                Refusal(503, "Too much is being sent to this server; come again later.", retry=1)
+            )
+        if end or self.early:
+            self._serve()
+        if self.closed:
+            return
         self.hold(len(self.body) - before)
         self.refill()
 
     def _serve(self):
-        if not self.early: self.body = bytes(self.body)
-        try: self.service(self)
+        if not self.early:
+            self.body = bytes(self.body)
+        try:
+            self.service(self)
         except Exception:
             log.exception("%s %s failed", self.method.decode(), self.path.decode(errors="replace"))
             self.refuse(Refusal(500, "The server made a mistake; it is in its log."))
-        if self.whole: self.body = b""
+        if self.whole:
+            self.body = b""
 
-    def refuse(self, e: Refusal): self.service.refuse(self, e)
+    def refuse(self, e: Refusal):
+        self.service.refuse(self, e)
 
     def refill(self):
         "Let the client go on"
-        if self.credit > WINDOW // 2 or self.whole or self.unsent or self.closed: return
+        if self.credit > WINDOW // 2 or self.whole or self.unsent or self.closed:
+            return
         self.connection.write(frame(WINDOW_UPDATE, 0, self.id, _NUMBER.pack(WINDOW - self.credit)))
         self.credit = WINDOW
 
-    def reply(self, status: int, body: bytes, kind: bytes = b"application/json", headers: bytes = b""):
+    def reply(
+        self, status: int, body: bytes, kind: bytes = b"application/json", headers: bytes = b""
+    ):
         "Answer as http.Exchange does"
         more = (tuple(line.split(b": ", 1)) for line in headers.splitlines())
-        self.open(literal((b":status", b"%d" % status), (b"content-type", kind), (b"content-length", b"%d" % len(body)), *more))
+        self.open(
+            literal(
+                (b":status", b"%d" % status),
+                (b"content-type", kind),
+                (b"content-length", b"%d" % len(body)),
+                *more,
+            )
+        )
         self.send(b"" if self.method == b"HEAD" else body)
         self.close()
 
 # %% ../../nbs/serving/http2.ipynb #137fa20b
 class Plain:
     "Who serves the requests of a connection that are no calls"
-    def __init__(self, app, limits): self.app, self.limits = app, limits
+
+    def __init__(self, app, limits):
+        self.app, self.limits = app, limits
 
     def __call__(self, stream: Stream):
-        length, encoding = stream.headers.get(b"content-length"), stream.headers.get(b"content-encoding", b"")
+        length, encoding = (
+            stream.headers.get(b"content-length"),
+            stream.headers.get(b"content-encoding", b""),
+        )
         try:
-            if length not in (None, b"%d" % len(stream.body)): raise Refusal(400, "The content-length is not the length of the body.")
+            if length not in (None, b"%d" % len(stream.body)):
+                raise Refusal(400, "The content-length is not the length of the body.")
             stream.body = decompressed(stream.body, encoding, self.limits.body)
             self.app(stream)
-        except Refusal as e: self.refuse(stream, e)
+        except Refusal as e:
+            self.refuse(stream, e)
 
-    def refuse(self, stream: Stream, e: Refusal): refuse(stream, e)
+    def refuse(self, stream: Stream, e: Refusal):
+        refuse(stream, e)
 
 # %% ../../nbs/serving/http2.ipynb #61e62885
 class Link(asyncio.Protocol):
     "The state of a connection"
+
     deadline = 0.0  # it is looked at each second
+
     def __init__(self, app, server):
         self.server, self.plain, self.grpc = server, Plain(app, server.limits), Grpc(app)
-        self.streams, self.newest, self.leaving = {}, 0, False            # open ones by id; the last id; whether no more are taken
-        self.window, self.initial, self.largest = 65_535, 65_535, FRAME   # what the client takes: from all streams, from a new one, in a frame
-        self.credit, self.paused, self.waiting = 16 * WINDOW, False, set()  # bytes that may still come; whether the socket takes no more; streams with unsent bytes
+        self.streams, self.newest, self.leaving = (
+            {},
+            0,
+            False,
+        )  # open ones by id; the last id; whether no more are taken
+        self.window, self.initial, self.largest = (
+            65_535,
+            65_535,
+            FRAME,
+        )  # what the client takes: from all streams, from a new one, in a frame
+        self.credit, self.paused, self.waiting = (
+            16 * WINDOW,
+            False,
+            set(),
+        )  # bytes that may still come; whether the socket takes no more; streams with unsent bytes
         self.restless, self.since, self.now = 0, 0.0, perf_counter()
 
     def connection_made(self, transport):
-        self.transport, self.write, peer = transport, transport.write, transport.get_extra_info("peername")
+        self.transport, self.write, peer = (
+            transport,
+            transport.write,
+            transport.get_extra_info("peername"),
+        )
         self.client = peer[0] if isinstance(peer, tuple) else ""
         self.server.opened(self)
         self.write(HELLO)
 
     def end(self, stream: Stream):
         "A stream that is over"
-        if not stream.whole: self.write(frame(RST_STREAM, 0, stream.id, _NUMBER.pack(NO_ERROR)))
+        if not stream.whole:
+            self.write(frame(RST_STREAM, 0, stream.id, _NUMBER.pack(NO_ERROR)))
         self.restless -= 1
         self._remove(stream)
 
     def abandon(self, stream: Stream):
         "A stream whose answer nobody waits for any more"
-        if stream.call: stream.call.gone = True
+        if stream.call:
+            stream.call.gone = True
         self._remove(stream)
 
     def _remove(self, stream: Stream):
@@ -197,82 +341,117 @@ class Link(asyncio.Protocol):
         stream.hold(-stream.held)
         del self.streams[stream.id]
         self.waiting.discard(stream)
-        if self.leaving and not self.streams: self.transport.close()
+        if self.leaving and not self.streams:
+            self.transport.close()
 
     def bother(self):
         "Count a frame that brings nothing"
-        if self.now - self.since > RESTLESS[1]: self.restless, self.since = 0, self.now
+        if self.now - self.since > RESTLESS[1]:
+            self.restless, self.since = 0, self.now
         self.restless += 1
-        if self.restless > RESTLESS[0]: raise Broken(ENHANCE_YOUR_CALM)
+        if self.restless > RESTLESS[0]:
+            raise Broken(ENHANCE_YOUR_CALM)
 
     def flush(self):
         "Send what waited"
         waiting, self.waiting = self.waiting, set()
         for stream in waiting:
-            if not stream.closed: stream.flush()
-            if not stream.closed: stream.refill()
+            if not stream.closed:
+                stream.flush()
+            if not stream.closed:
+                stream.refill()
 
     def finish(self):
         "Answer what has been asked, and take no more"
-        if not self.leaving: self.write(frame(GOAWAY, 0, 0, _NUMBER.pack(self.newest) + _NUMBER.pack(NO_ERROR)))
+        if not self.leaving:
+            self.write(frame(GOAWAY, 0, 0, _NUMBER.pack(self.newest) + _NUMBER.pack(NO_ERROR)))
         self.leaving = True
         for stream in tuple(self.streams.values()):
-            if stream.early: stream.service.finish()
-        if not self.streams: self.transport.close()
+            if stream.early:
+                stream.service.finish()
+        if not self.streams:
+            self.transport.close()
 
-    def pause_writing(self): self.paused, self.now = True, perf_counter(); self.transport.pause_reading()
+    def pause_writing(self):
+        self.paused, self.now = True, perf_counter()
+        self.transport.pause_reading()
 
-    def resume_writing(self): self.paused = False; self.transport.resume_reading(); self.flush()
+    def resume_writing(self):
+        self.paused = False
+        self.transport.resume_reading()
+        self.flush()
 
     def eof_received(self):
         for stream in tuple(self.streams.values()):
-            if not stream.whole: self.abandon(stream)
+            if not stream.whole:
+                self.abandon(stream)
         self.finish()
         return bool(self.streams)  # whether to stay open: what was asked is still answered
 
     def connection_lost(self, exc):
-        for stream in tuple(self.streams.values()): self.abandon(stream)
+        for stream in tuple(self.streams.values()):
+            self.abandon(stream)
         self.server.closed(self)
 
 # %% ../../nbs/serving/http2.ipynb #f3cf73d2
 class Http2(Link):
     "A connection of a client that speaks HTTP/2"
+
     def __init__(self, app, server):
         super().__init__(app, server)
-        self.buffer, self.greeted, self.expected = b"", False, SETTINGS  # part of a frame; whether the preface came; what the next frame must be, None: any
-        self.blocks, self.block = Blocks(), None                         # and the header block that is not whole: stream, whether it ends it, bytes
+        self.buffer, self.greeted, self.expected = (
+            b"",
+            False,
+            SETTINGS,
+        )  # part of a frame; whether the preface came; what the next frame must be, None: any
+        self.blocks, self.block = (
+            Blocks(),
+            None,
+        )  # and the header block that is not whole: stream, whether it ends it, bytes
 
     def data_received(self, data: bytes):
         self.now = perf_counter()
-        if self.buffer: data = self.buffer + data
-        try: self.buffer = data[self._frames(data):]
-        except Broken as e: self._fail(e)
+        if self.buffer:
+            data = self.buffer + data
+        try:
+            self.buffer = data[self._frames(data) :]
+        except Broken as e:
+            self._fail(e)
 
     def _frames(self, data: bytes) -> int:
         "Act on the frames in `data`; how many bytes they are"
         at = 0
         if not self.greeted:
-            if not PREFACE.startswith(data[:24]): raise Broken(PROTOCOL_ERROR)
-            if len(data) < 24: return 0
+            if not PREFACE.startswith(data[:24]):
+                raise Broken(PROTOCOL_ERROR)
+            if len(data) < 24:
+                return 0
             self.greeted, at = True, 24
         while at + 9 <= len(data):
             head, flags, id = _HEAD.unpack_from(data, at)
             end = at + 9 + (head >> 8)
-            if head >> 8 > FRAME: raise Broken(FRAME_SIZE_ERROR)
-            if end > len(data): break
-            self._act(head & 255, flags, id & 0x7FFF_FFFF, data[at + 9:end])
+            if head >> 8 > FRAME:
+                raise Broken(FRAME_SIZE_ERROR)
+            if end > len(data):
+                break
+            self._act(head & 255, flags, id & 0x7FFF_FFFF, data[at + 9 : end])
             at = end
         return at
 
     def _act(self, kind: int, flags: int, id: int, payload: bytes):
-        if self.expected is not None and kind != self.expected: raise Broken(PROTOCOL_ERROR)
+        if self.expected is not None and kind != self.expected:
+            raise Broken(PROTOCOL_ERROR)
         act, size = FRAMES.get(kind, (ignore, None))
-        if size is not None and len(payload) != size: raise Broken(FRAME_SIZE_ERROR)
-        try: act(self, flags, id, payload)
+        if size is not None and len(payload) != size:
+            raise Broken(FRAME_SIZE_ERROR)
+        try:
+            act(self, flags, id, payload)
         except Broken as e:
-            if not e.stream: raise
+            if not e.stream:
+                raise
             self.write(frame(RST_STREAM, 0, e.stream, _NUMBER.pack(e.code)))
-            if e.stream in self.streams: self.abandon(self.streams[e.stream])
+            if e.stream in self.streams:
+                self.abandon(self.streams[e.stream])
             self.bother()
 
     def _fail(self, e: Broken):
@@ -282,121 +461,196 @@ class Http2(Link):
     def expire(self, now: float):
         "Once a second: end what takes too long"
         limits, quiet = self.server.limits, now - self.now
-        stuck, started = self.paused or self.waiting or self.transport.is_closing(), self.buffer or self.expected is not None
-        if (stuck and quiet > limits.stuck) or (started and quiet > limits.head_time): return self.transport.abort()
-        if quiet > limits.idle and not self.streams: return self.finish()
+        stuck, started = (
+            self.paused or self.waiting or self.transport.is_closing(),
+            self.buffer or self.expected is not None,
+        )
+        if (stuck and quiet > limits.stuck) or (started and quiet > limits.head_time):
+            return self.transport.abort()
+        if quiet > limits.idle and not self.streams:
+            return self.finish()
         for stream in tuple(self.streams.values()):
-            if stream.whole or stream.early or now < stream.received + limits.body_time + len(stream.body) / limits.rate: continue
+            if (
+                stream.whole
+                or stream.early
+                or now < stream.received + limits.body_time + len(stream.body) / limits.rate
+            ):
+                continue
             stream.refuse(Refusal(408, "The rest of the request did not come in time."))
 
 # %% ../../nbs/serving/http2.ipynb #597fe56f
 def on_headers(c: Http2, flags: int, id: int, payload: bytes):
-    if not id & 1: raise Broken(PROTOCOL_ERROR)
+    if not id & 1:
+        raise Broken(PROTOCOL_ERROR)
     payload = unpadded(flags, payload)
-    if flags & PRIORITIZED: payload = payload[5:]
+    if flags & PRIORITIZED:
+        payload = payload[5:]
     c.block, c.expected = (id, flags & END_STREAM, b""), CONTINUATION
     on_continuation(c, flags, id, payload)
 
+
 def on_continuation(c: Http2, flags: int, id: int, payload: bytes):
-    if not c.block or c.block[0] != id: raise Broken(PROTOCOL_ERROR)
+    if not c.block or c.block[0] != id:
+        raise Broken(PROTOCOL_ERROR)
     _, end, block = c.block
     c.block = id, end, block + payload
-    if len(c.block[2]) > MOST: raise Broken(ENHANCE_YOUR_CALM)
-    if not flags & END_HEADERS: return c.bother()
+    if len(c.block[2]) > MOST:
+        raise Broken(ENHANCE_YOUR_CALM)
+    if not flags & END_HEADERS:
+        return c.bother()
     block, c.block, c.expected = c.block[2], None, None
-    try: head = c.blocks.read(block)
-    except HPACKError: raise Broken(COMPRESSION_ERROR) from None
-    if id in c.streams: on_trailers(c.streams[id], end)
-    elif id <= c.newest: raise Broken(STREAM_CLOSED)
-    elif not c.leaving: on_request(c, id, head, end)
+    try:
+        head = c.blocks.read(block)
+    except HPACKError:
+        raise Broken(COMPRESSION_ERROR) from None
+    if id in c.streams:
+        on_trailers(c.streams[id], end)
+    elif id <= c.newest:
+        raise Broken(STREAM_CLOSED)
+    elif not c.leaving:
+        on_request(c, id, head, end)
+
 
 def on_request(c: Http2, id: int, head: Head | None, end: bool):
     c.newest = id
-    if head is None: raise Broken(PROTOCOL_ERROR, id)
-    if len(c.streams) >= STREAMS: raise Broken(REFUSED_STREAM, id)
+    if head is None:
+        raise Broken(PROTOCOL_ERROR, id)
+    if len(c.streams) >= STREAMS:
+        raise Broken(REFUSED_STREAM, id)
     stream = c.streams[id] = Stream(c, id, head, c.now)
-    if head.headers.get(b"content-type", b"").startswith(b"application/grpc"): c.grpc.begin(stream)
-    if end and not stream.closed: stream.take(b"", True)
+    if head.headers.get(b"content-type", b"").startswith(b"application/grpc"):
+        c.grpc.begin(stream)
+    if end and not stream.closed:
+        stream.take(b"", True)
+
 
 def on_trailers(stream: Stream, end: bool):
-    if stream.whole: raise Broken(STREAM_CLOSED, stream.id)
-    if not end: raise Broken(PROTOCOL_ERROR, stream.id)
+    if stream.whole:
+        raise Broken(STREAM_CLOSED, stream.id)
+    if not end:
+        raise Broken(PROTOCOL_ERROR, stream.id)
     stream.take(b"", True)
 
 # %% ../../nbs/serving/http2.ipynb #b46c26ae
 def on_data(c: Http2, flags: int, id: int, payload: bytes):
-    if id == 0: raise Broken(PROTOCOL_ERROR)
+    if id == 0:
+        raise Broken(PROTOCOL_ERROR)
     c.credit -= len(payload)
-    if c.credit < 0: raise Broken(FLOW_CONTROL_ERROR)
+    if c.credit < 0:
+        raise Broken(FLOW_CONTROL_ERROR)
     if c.credit < 8 * WINDOW:
         c.write(frame(WINDOW_UPDATE, 0, 0, _NUMBER.pack(16 * WINDOW - c.credit)))
         c.credit = 16 * WINDOW
     stream = c.streams.get(id) or closed(c, id)
-    if not stream: return
-    if stream.whole: raise Broken(STREAM_CLOSED, id)
+    if not stream:
+        return
+    if stream.whole:
+        raise Broken(STREAM_CLOSED, id)
     stream.credit -= len(payload)
-    if stream.credit < 0: raise Broken(FLOW_CONTROL_ERROR, id)
+    if stream.credit < 0:
+        raise Broken(FLOW_CONTROL_ERROR, id)
     chunk, end = unpadded(flags, payload), flags & END_STREAM
-    if not (chunk or end): c.bother()
+    if not (chunk or end):
+        c.bother()
     stream.take(chunk, bool(end))
+
 
 def closed(c: Http2, id: int):
     "A frame for a stream that is not open: late, since the answer ended it or it was reset, or wrong, since it never began"
-    if id > c.newest and not c.leaving: raise Broken(PROTOCOL_ERROR)
+    if id > c.newest and not c.leaving:
+        raise Broken(PROTOCOL_ERROR)
 
 # %% ../../nbs/serving/http2.ipynb #837f3114
 def on_reset(c: Http2, flags: int, id: int, payload: bytes):
     stream = c.streams.get(id) or closed(c, id or 1 << 31)
     c.bother()
-    if stream: c.abandon(stream)
+    if stream:
+        c.abandon(stream)
+
 
 def on_settings(c: Http2, flags: int, id: int, payload: bytes):
-    if id: raise Broken(PROTOCOL_ERROR)
-    if len(payload) % 6 or (flags & ACK and payload): raise Broken(FRAME_SIZE_ERROR)
+    if id:
+        raise Broken(PROTOCOL_ERROR)
+    if len(payload) % 6 or (flags & ACK and payload):
+        raise Broken(FRAME_SIZE_ERROR)
     c.expected = None
-    if flags & ACK: return
+    if flags & ACK:
+        return
     for name, value in _SETTING.iter_unpack(payload):
-        if name == INITIAL_WINDOW_SIZE: resize(c, value)
+        if name == INITIAL_WINDOW_SIZE:
+            resize(c, value)
         elif name == MAX_FRAME_SIZE:
-            if not FRAME <= value < 1 << 24: raise Broken(PROTOCOL_ERROR)
+            if not FRAME <= value < 1 << 24:
+                raise Broken(PROTOCOL_ERROR)
             c.largest = value
-        elif name == ENABLE_PUSH and value > 1: raise Broken(PROTOCOL_ERROR)
+        elif name == ENABLE_PUSH and value > 1:
+            raise Broken(PROTOCOL_ERROR)
     c.write(frame(SETTINGS, ACK, 0))
     c.bother()
 
+
 def resize(c: Http2, window: int):
-    if window >= 1 << 31: raise Broken(FLOW_CONTROL_ERROR)
-    for stream in c.streams.values(): stream.window += window - c.initial
+    if window >= 1 << 31:
+        raise Broken(FLOW_CONTROL_ERROR)
+    for stream in c.streams.values():
+        stream.window += window - c.initial
     c.initial = window
     c.flush()
 
+
 def on_ping(c: Http2, flags: int, id: int, payload: bytes):
-    if id: raise Broken(PROTOCOL_ERROR)
-    if flags & ACK: return
+    if id:
+        raise Broken(PROTOCOL_ERROR)
+    if flags & ACK:
+        return
     c.write(frame(PING, ACK, 0, payload))
     c.bother()
 
 # %% ../../nbs/serving/http2.ipynb #93fa9454
 def on_window(c: Http2, flags: int, id: int, payload: bytes):
-    n, stream = _NUMBER.unpack(payload)[0] & 0x7FFF_FFFF, None if id == 0 else c.streams.get(id) or closed(c, id)
-    if id and not stream: return
+    n, stream = (
+        _NUMBER.unpack(payload)[0] & 0x7FFF_FFFF,
+        None if id == 0 else c.streams.get(id) or closed(c, id),
+    )
+    if id and not stream:
+        return
     owner = stream or c
     owner.window += n
-    if n == 0 or owner.window >= 1 << 31: raise Broken(FLOW_CONTROL_ERROR if n else PROTOCOL_ERROR, id)
-    if c.waiting: c.flush()
+    if n == 0 or owner.window >= 1 << 31:
+        raise Broken(FLOW_CONTROL_ERROR if n else PROTOCOL_ERROR, id)
+    if c.waiting:
+        c.flush()
+
 
 def on_goaway(c: Http2, flags: int, id: int, payload: bytes):
-    if id: raise Broken(PROTOCOL_ERROR)
+    if id:
+        raise Broken(PROTOCOL_ERROR)
     c.finish()
 
+
 def on_priority(c: Http2, flags: int, id: int, payload: bytes):
-    if id == 0: raise Broken(PROTOCOL_ERROR)
+    if id == 0:
+        raise Broken(PROTOCOL_ERROR)
     c.bother()
 
-def on_push(c: Http2, flags: int, id: int, payload: bytes): raise Broken(PROTOCOL_ERROR)
-def ignore(c: Http2, flags: int, id: int, payload: bytes): c.bother()
+
+def on_push(c: Http2, flags: int, id: int, payload: bytes):
+    raise Broken(PROTOCOL_ERROR)
+
+
+def ignore(c: Http2, flags: int, id: int, payload: bytes):
+    c.bother()
+
 
 FRAMES = {  # by type: what to do, and the length that the payload must have
-    DATA: (on_data, None), HEADERS: (on_headers, None), PRIORITY: (on_priority, 5), RST_STREAM: (on_reset, 4), SETTINGS: (on_settings, None),
-    PUSH_PROMISE: (on_push, None), PING: (on_ping, 8), GOAWAY: (on_goaway, None), WINDOW_UPDATE: (on_window, 4), CONTINUATION: (on_continuation, None),
+    DATA: (on_data, None),
+    HEADERS: (on_headers, None),
+    PRIORITY: (on_priority, 5),
+    RST_STREAM: (on_reset, 4),
+    SETTINGS: (on_settings, None),
+    PUSH_PROMISE: (on_push, None),
+    PING: (on_ping, 8),
+    GOAWAY: (on_goaway, None),
+    WINDOW_UPDATE: (on_window, 4),
+    CONTINUATION: (on_continuation, None),
 }

@@ -32,18 +32,21 @@ FORMAT = b"\1"
 MODEL, PREDICTIONS, FEEDBACK = b"M", b"P", b"F"
 _HEAD = Struct("<II")  # bytes of format, kind and content; their crc32
 
+
 def frame(kind: bytes, *parts: bytes) -> bytes:
     "`parts` as one frame"
     body = b"".join((FORMAT, kind, *parts))
     return _HEAD.pack(len(body), crc32(body)) + body
+
 
 def frames(data: bytes):
     "Kind and content of each frame, up to the first that is not whole"
     at = 0
     while at + 10 <= len(data):
         length, crc = _HEAD.unpack_from(data, at)
-        body = data[at + 8:at + 8 + length]
-        if not 2 <= length == len(body) or crc32(body) != crc or body[:1] != FORMAT: return
+        body = data[at + 8 : at + 8 + length]
+        if not 2 <= length == len(body) or crc32(body) != crc or body[:1] != FORMAT:
+            return
         yield body[1:2], body[2:]
         at += 8 + length
 
@@ -51,9 +54,15 @@ def frames(data: bytes):
 @dataclass(frozen=True, eq=False)
 class Layout:
     "How the inputs of a version lie in a frame: a matrix of the numbers that may be read, then the other columns one by one"
-    clear: list[int] | None               # which numbers may be read; None: all
-    rest: tuple[tuple[Column, int], ...]  # the other columns, and where each is among the numbers or the others
-    record: dict                          # name and version of the model, what it gives, and the columns as they are written
+
+    clear: list[int] | None  # which numbers may be read; None: all
+    rest: tuple[
+        tuple[Column, int], ...
+    ]  # the other columns, and where each is among the numbers or the others
+    record: (
+        dict  # name and version of the model, what it gives, and the columns as they are written
+    )
+
 
 def layout(s: Scorer) -> Layout:
     "The layout of a version"
@@ -61,40 +70,65 @@ def layout(s: Scorer) -> Layout:
     place = {c: i for columns in (numbers, s.others) for i, c in enumerate(columns)}
     clear = [c for c in numbers if not c.pii]
     rest = tuple((c, place[c]) for c in s.columns if c not in clear)
-    columns = [{"name": c.name, "kind": c.kind, "dtype": c.dtype, "categories": c.categories} for c in clear]
-    columns += [{"name": c.name, "kind": "string" if c.pii else c.kind, "dtype": "" if c.pii else c.dtype, "categories": None if c.pii else c.categories} for c, _ in rest]
+    columns = [
+        {"name": c.name, "kind": c.kind, "dtype": c.dtype, "categories": c.categories}
+        for c in clear
+    ]
+    columns += [
+        {
+            "name": c.name,
+            "kind": "string" if c.pii else c.kind,
+            "dtype": "" if c.pii else c.dtype,
+            "categories": None if c.pii else c.categories,
+        }
+        for c, _ in rest
+    ]
     record = {"name": s.name, "version": s.version, **_card(s.card), "columns": columns}
     return Layout(None if clear == numbers else [place[c] for c in clear], rest, record)
 
-def _card(card: dict) -> dict: return {"output": card.get("output", "probability"), "threshold": card.get("threshold") or 0.5}
+
+def _card(card: dict) -> dict:
+    return {"output": card.get("output", "probability"), "threshold": card.get("threshold") or 0.5}
 
 # %% ../../nbs/serving/journal.ipynb #6f572983
 _BATCH = Struct("<HII")  # number of the version in the file; calls; rows
-_CALL = Struct("<qfIH")  # when its first byte came, µs since 1970; seconds that it had taken; rows; bytes of protocol and id
+_CALL = Struct(
+    "<qfIH"
+)  # when its first byte came, µs since 1970; seconds that it had taken; rows; bytes of protocol and id
+
 
 def batch(
-    number: int,         # of the version in this file
+    number: int,  # of the version in this file
     lay: Layout,
-    calls: list,         # of engine.Call
-    numbers: np.ndarray, # (row, number) float32
-    others: tuple,       # a (row, 1) array for each other column
+    calls: list,  # of engine.Call
+    numbers: np.ndarray,  # (row, number) float32
+    others: tuple,  # a (row, 1) array for each other column
     scores: np.ndarray,  # (row,) float32
-    key: bytes,          # of the pseudonyms
+    key: bytes,  # of the pseudonyms
 ) -> bytes:
     "A batch as a frame"
     now = perf_counter()
     start, parts = time() - now, [_BATCH.pack(number, len(calls), len(scores))]
     for call in calls:
         text = f"{call.protocol} {call.id}".encode()
-        parts += _CALL.pack(int((start + call.received) * 1e6), now - call.received, len(call.rows), len(text)), text
+        parts += (
+            _CALL.pack(
+                int((start + call.received) * 1e6), now - call.received, len(call.rows), len(text)
+            ),
+            text,
+        )
     return frame(PREDICTIONS, *parts, scores.tobytes(), *_inputs(lay, numbers, others, key))
+
 
 def _inputs(lay: Layout, numbers, others, key: bytes):
     yield (numbers if lay.clear is None else numbers[:, lay.clear]).tobytes()
     for column, i in lay.rest:
         values = numbers[:, i] if column.kind == "number" else others[i][:, 0]
-        if column.pii: yield _strings([pseudonym(v, key) for v in values.tolist()])
-        else: yield values.tobytes() if column.kind == "time" else _strings(values.tolist())
+        if column.pii:
+            yield _strings([pseudonym(v, key) for v in values.tolist()])
+        else:
+            yield values.tobytes() if column.kind == "time" else _strings(values.tolist())
+
 
 def _strings(values: list) -> bytes:
     text = orjson.dumps(values)
@@ -104,21 +138,26 @@ def _strings(values: list) -> bytes:
 @dataclass
 class Predictions:
     "What was predicted by one version"
-    record: dict            # of the version, as `Layout.record`, with the share of predictions that is written
+
+    record: (
+        dict  # of the version, as `Layout.record`, with the share of predictions that is written
+    )
     ids: list[str]
-    time: np.ndarray        # (row,) M8[us]
+    time: np.ndarray  # (row,) M8[us]
     protocol: list[str]
-    latency: np.ndarray     # (row,) milliseconds
-    score: np.ndarray       # (row,) float32
-    numbers: np.ndarray     # (row, number) float32: the first of the record's columns
-    others: list            # each of the others: (row,) float64 seconds since 1970, or a list of strings
+    latency: np.ndarray  # (row,) milliseconds
+    score: np.ndarray  # (row,) float32
+    numbers: np.ndarray  # (row, number) float32: the first of the record's columns
+    others: list  # each of the others: (row,) float64 seconds since 1970, or a list of strings
+
 
 class _Collected:
     "The batches of a version, as they are read"
+
     def __init__(self, record: dict):
         self.record, kinds = record, [c["kind"] for c in record["columns"]]
         self.width = kinds.count("number")
-        self.others = [(kind, []) for kind in kinds[self.width:]]
+        self.others = [(kind, []) for kind in kinds[self.width :]]
         self.calls, self.texts, self.scores, self.numbers = [], [], [], []
 
     def add(self, body: bytes):
@@ -127,57 +166,90 @@ class _Collected:
         for _ in range(calls):
             *call, length = _CALL.unpack_from(body, at)
             self.calls.append(call)
-            self.texts.append(body[at + _CALL.size:(at := at + _CALL.size + length)])
-        self.scores.append(body[at:(at := at + 4 * rows)])
-        self.numbers.append(body[at:(at := at + 4 * rows * self.width)])
+            self.texts.append(body[at + _CALL.size : (at := at + _CALL.size + length)])
+        self.scores.append(body[at : (at := at + 4 * rows)])
+        self.numbers.append(body[at : (at := at + 4 * rows * self.width)])
         for kind, values in self.others:
-            length = 8 * rows if kind == "time" else 4 + int.from_bytes(body[at:at + 4], "little")
-            values.append(body[at:at + length] if kind == "time" else orjson.loads(body[at + 4:at + length]))
+            length = 8 * rows if kind == "time" else 4 + int.from_bytes(body[at : at + 4], "little")
+            values.append(
+                body[at : at + length]
+                if kind == "time"
+                else orjson.loads(body[at + 4 : at + length])
+            )
             at += length
 
 # %% ../../nbs/serving/journal.ipynb #c9e13a19
 def _predictions(c: _Collected) -> Predictions:
     received, seconds, rows = zip(*c.calls, strict=True)
-    protocols, _, ids = zip(*(text.partition(" ") for text in b"\n".join(c.texts).decode().split("\n")), strict=True)
-    named = chain.from_iterable([id] if n == 1 else [f"{id}:{i}" for i in range(n)] for id, n in zip(ids, rows, strict=True))
-    def floats(parts, dtype="<f4"): return np.frombuffer(b"".join(parts), dtype)
+    protocols, _, ids = zip(
+        *(text.partition(" ") for text in b"\n".join(c.texts).decode().split("\n")), strict=True
+    )
+    named = chain.from_iterable(
+        [id] if n == 1 else [f"{id}:{i}" for i in range(n)] for id, n in zip(ids, rows, strict=True)
+    )
+
+    def floats(parts, dtype="<f4"):
+        return np.frombuffer(b"".join(parts), dtype)
+
     score = floats(c.scores)
-    others = [floats(values, "<f8") if kind == "time" else list(chain.from_iterable(values)) for kind, values in c.others]
-    return Predictions(c.record, list(named), np.repeat(np.array(received, "M8[us]"), rows), np.repeat(np.array(protocols, object), rows).tolist(),
-                       np.repeat(np.float32(seconds) * 1000, rows), score, floats(c.numbers).reshape(len(score), c.width), others)
+    others = [
+        floats(values, "<f8") if kind == "time" else list(chain.from_iterable(values))
+        for kind, values in c.others
+    ]
+    return Predictions(
+        c.record,
+        list(named),
+        np.repeat(np.array(received, "M8[us]"), rows),
+        np.repeat(np.array(protocols, object), rows).tolist(),
+        np.repeat(np.float32(seconds) * 1000, rows),
+        score,
+        floats(c.numbers).reshape(len(score), c.width),
+        others,
+    )
+
 
 def read(
     data: bytes,  # of a file
-) -> tuple[list[Predictions], list[dict]]:  # of each version, and the records of the feedback, in the order in which they came
+) -> tuple[
+    list[Predictions], list[dict]
+]:  # of each version, and the records of the feedback, in the order in which they came
     "What a journal holds"
     versions, told = [], []
     for kind, body in frames(data):
-        if kind == MODEL: versions.append(_Collected(orjson.loads(body)))
-        elif kind == PREDICTIONS: versions[_BATCH.unpack_from(body)[0]].add(body)
-        else: told += orjson.loads(body)
+        if kind == MODEL:
+            versions.append(_Collected(orjson.loads(body)))
+        elif kind == PREDICTIONS:
+            versions[_BATCH.unpack_from(body)[0]].add(body)
+        else:
+            told += orjson.loads(body)
     return [_predictions(v) for v in versions if v.calls], told
 
 # %% ../../nbs/serving/journal.ipynb #bb202b0c
 def sync_folder(folder: Path):
     "Bring the names in a folder to the disk"
     fd = os.open(folder, os.O_RDONLY)
-    try: os.fsync(fd)
-    finally: os.close(fd)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
 
 class _File:
     "A journal that is being written, `TIME.open`; once it is closed it is `TIME.journal`"
+
     def __init__(self, folder: Path):
         self.path = folder / f"{time_ns():020d}.open"
         self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
         self.opened, self.named, self.size, self.whole = monotonic(), False, 0, True
         self.rows, self.synced = 0, 0  # that were written, and that are known to be on the disk
-        self.versions = {}             # Scorer -> its number here, and its Layout
+        self.versions = {}  # Scorer -> its number here, and its Layout
 
     def write(self, data: bytes):
         "Append all or nothing. OSError: nothing"
         self.whole = False
         try:
-            if (n := os.write(self.fd, data)) < len(data): raise OSError(errno.ENOSPC, f"{n} of {len(data)} bytes were written")
+            if (n := os.write(self.fd, data)) < len(data):
+                raise OSError(errno.ENOSPC, f"{n} of {len(data)} bytes were written")
         except OSError:
             os.ftruncate(self.fd, self.size)
             self.whole = True
@@ -187,11 +259,13 @@ class _File:
     def sync(self):
         rows = self.rows
         os.fsync(self.fd)
-        if not self.named: sync_folder(self.path.parent)
+        if not self.named:
+            sync_folder(self.path.parent)
         self.named, self.synced = True, rows
 
     def close(self):
-        try: self.sync()
+        try:
+            self.sync()
         finally:
             os.close(self.fd)
             self.path.rename(self.path.with_suffix(".journal"))
@@ -199,28 +273,34 @@ class _File:
 # %% ../../nbs/serving/journal.ipynb #a8ddaac2
 def held(
     folder: Path,  # of a slot
-):                 # the open file that holds the lock; None: another process does
+):  # the open file that holds the lock; None: another process does
     "Hold the lock of a slot, as long as the file is open"
     file = open(folder / "lock", "a")
-    try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError: return file.close()
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return file.close()
     return file
+
 
 def close_orphans(folder: Path):
     "Close the journals in a slot whose worker died"
-    if not (lock := held(folder)): return
+    if not (lock := held(folder)):
+        return
     with lock:
-        for path in folder.glob("*.open"): path.rename(path.with_suffix(".journal"))
+        for path in folder.glob("*.open"):
+            path.rename(path.with_suffix(".journal"))
 
 # %% ../../nbs/serving/journal.ipynb #0794ba93
-COMMIT = 0.05      # seconds that a batch waits for others before the fsync
+COMMIT = 0.05  # seconds that a batch waits for others before the fsync
 SIZE = 16 * 2**20  # bytes after which a file is closed
-AGE = 2.0          # seconds after which it is
+AGE = 2.0  # seconds after which it is
 log = logging.getLogger(__name__)
 
 # %% ../../nbs/serving/journal.ipynb #4c7ce2aa
 class _Disk:
     "The files of a slot. Nothing is raised: rows that are lost are in `scalai_log_lost_total`, and `scalai_log_failing` is 1 meanwhile"
+
     def __init__(self, folder: Path, metrics: Metrics):
         self.folder, self.metrics = folder, metrics
         self.lock, self.written, self.closing = Lock(), Event(), Event()
@@ -235,28 +315,36 @@ class _Disk:
         try:
             with self.lock:
                 file = self.file or self.open()
-                try: file.write(frames(file))
+                try:
+                    file.write(frames(file))
                 finally:
-                    if file.size >= SIZE or not file.whole: self.set_aside()
+                    if file.size >= SIZE or not file.whole:
+                        self.set_aside()
                 file.rows += rows
-        except Exception as e: return _lose(self, rows, e)
-        if not self.written.is_set(): self.written.set()
+        except Exception as e:
+            return _lose(self, rows, e)
+        if not self.written.is_set():
+            self.written.set()
         return True
 
     def open(self) -> _File:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.slot = self.slot or held(self.folder)
-        if not self.slot: raise BlockingIOError(errno.EAGAIN, "another process has the slot")
+        if not self.slot:
+            raise BlockingIOError(errno.EAGAIN, "another process has the slot")
         self.file = _File(self.folder)
         return self.file
 
-    def set_aside(self): self.full.append(self.file); self.file = None
+    def set_aside(self):
+        self.full.append(self.file)
+        self.file = None
 
     def close(self):
         self.closing.set()
         self.written.set()
         self.thread.join()
-        if self.slot: self.slot.close()
+        if self.slot:
+            self.slot.close()
 
 # %% ../../nbs/serving/journal.ipynb #a5269244
 def _lose(disk: _Disk, rows: int, e: Exception) -> bool:
@@ -278,58 +366,89 @@ def _run(disk: _Disk):
         disk.written.clear()
         _commit(disk)
 
+
 def _commit(disk: _Disk):
     "Sync what was written so far, and close what is large or old"
     with disk.lock:
-        if disk.file and (disk.closing.is_set() or monotonic() >= disk.file.opened + AGE): disk.set_aside()
+        if disk.file and (disk.closing.is_set() or monotonic() >= disk.file.opened + AGE):
+            disk.set_aside()
         file, full, disk.full = disk.file, disk.full, []
     for f in [*full, file] if file else full:
-        try: f.sync() if f is file else f.close()
-        except OSError as e: _abandon(disk, f, e)
+        try:
+            f.sync() if f is file else f.close()
+        except OSError as e:
+            _abandon(disk, f, e)
     if disk.failed and monotonic() >= disk.failed + 1:
         disk.failed = None
         disk.metrics.gauge("scalai_log_failing", value=0)
+
 
 def _abandon(disk: _Disk, file: _File, e: OSError):
     "Count what no fsync covers; after a failed one nobody knows what is in the file, so nothing more is written to it"
     _lose(disk, file.rows - file.synced, e)
     with disk.lock:
         file.synced = file.rows
-        if disk.file is file: disk.set_aside()
+        if disk.file is file:
+            disk.set_aside()
     disk.written.set()
 
 # %% ../../nbs/serving/journal.ipynb #dd10e403
 def sampled(
     share: float,
-    calls: list, numbers: np.ndarray, others: tuple, scores: np.ndarray,
+    calls: list,
+    numbers: np.ndarray,
+    others: tuple,
+    scores: np.ndarray,
 ) -> tuple:  # the same of the calls that are kept
     "The share of a batch that is written, by a hash of the ids"
-    keep = [int.from_bytes(blake2b(c.id.encode(), digest_size=4).digest(), "big") < share * 2**32 for c in calls]
+    keep = [
+        int.from_bytes(blake2b(c.id.encode(), digest_size=4).digest(), "big") < share * 2**32
+        for c in calls
+    ]
     rows = np.repeat(keep, [len(c.rows) for c in calls])
-    return [c for c, k in zip(calls, keep, strict=True) if k], numbers[rows], tuple(o[rows] for o in others), scores[rows]
+    return (
+        [c for c, k in zip(calls, keep, strict=True) if k],
+        numbers[rows],
+        tuple(o[rows] for o in others),
+        scores[rows],
+    )
 
 # %% ../../nbs/serving/journal.ipynb #f281292d
 class Journal:
     "What a worker predicts, and what it is told came true. No method raises"
-    def __init__(self,
-        folder: Path,         # of the service
-        slot: int,            # of the worker
+
+    def __init__(
+        self,
+        folder: Path,  # of the service
+        slot: int,  # of the worker
         *,
-        secret: bytes,        # key of the pseudonyms
+        secret: bytes,  # key of the pseudonyms
         sample: float = 1.0,  # share of the predictions that is written
         metrics: Metrics | None = None,
     ):
-        self.secret, self.sample, self.disk = secret, sample, _Disk(Path(folder) / "log" / f"worker-{slot}", metrics or Metrics())
+        self.secret, self.sample, self.disk = (
+            secret,
+            sample,
+            _Disk(Path(folder) / "log" / f"worker-{slot}", metrics or Metrics()),
+        )
 
-    def append(self,
+    def append(
+        self,
         scorer: Scorer,
-        calls: list,          # of engine.Call
-        numbers: np.ndarray, others: tuple,  # as `Scorer.score` took them
-        scores: np.ndarray,   # and what it gave
+        calls: list,  # of engine.Call
+        numbers: np.ndarray,
+        others: tuple,  # as `Scorer.score` took them
+        scores: np.ndarray,  # and what it gave
     ) -> bool:
         "Write a batch, before its answers are given; whether it is written"
-        if self.sample < 1: calls, numbers, others, scores = sampled(self.sample, calls, numbers, others, scores)
-        return not calls or self.disk.write(lambda file: batch(*self._version(file, scorer), calls, numbers, others, scores, self.secret), len(scores))
+        if self.sample < 1:
+            calls, numbers, others, scores = sampled(self.sample, calls, numbers, others, scores)
+        return not calls or self.disk.write(
+            lambda file: batch(
+                *self._version(file, scorer), calls, numbers, others, scores, self.secret
+            ),
+            len(scores),
+        )
 
     def _version(self, file: _File, scorer: Scorer) -> tuple[int, Layout]:
         if scorer not in file.versions:
@@ -338,11 +457,15 @@ class Journal:
             file.versions[scorer] = number, lay
         return file.versions[scorer]
 
-    def feedback(self,
+    def feedback(
+        self,
         records: list[dict],  # id, truth, and perhaps time and model
     ) -> bool:
         "Write what came true; whether it is written"
-        return self.disk.write(lambda _: frame(FEEDBACK, orjson.dumps([r | {"received": time()} for r in records])), len(records))
+        return self.disk.write(
+            lambda _: frame(FEEDBACK, orjson.dumps([r | {"received": time()} for r in records])),
+            len(records),
+        )
 
     def close(self):
         "Bring everything to the disk, under its final name"

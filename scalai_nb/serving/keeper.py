@@ -23,83 +23,138 @@ from .scorer import Scorer
 # %% ../../nbs/serving/keeper.ipynb #b68a8ae8
 def routes(registry: Registry, options: Options) -> dict:
     "What the workers are to serve now. ModelNotFound, VersionNotFound"
-    return {"models": {name: _route(registry, name, refs, options) for name, refs in options.asked.items()}}
+    return {
+        "models": {
+            name: _route(registry, name, refs, options) for name, refs in options.asked.items()
+        }
+    }
+
 
 def _route(registry: Registry, name: str, refs: list[str], options: Options) -> dict:
     by_alias = {alias: v for v in registry.versions(name) for alias in v.aliases}
     asked = [_asked(registry, name, ref) for ref in refs]
     primary = asked[0]
     canary, shadow = (by_alias.get(alias) for alias in (options.canary, options.shadow))
-    if canary == primary: canary = None  # it has become the champion
-    if shadow == primary: shadow = None
+    if canary == primary:
+        canary = None  # it has become the champion
+    if shadow == primary:
+        shadow = None
     former = by_alias.get("previous") if refs[0] == "champion" else None
     loaded = {v.version: v for v in (*asked, canary, shadow, former) if v}
     return {
         "primary": str(primary.version),
-        "canary": canary and {"version": str(canary.version), "share": options.share, "key": options.key},
+        "canary": canary
+        and {"version": str(canary.version), "share": options.share, "key": options.key},
         "shadow": shadow and str(shadow.version),
-        "versions": {str(v.version): {"path": str(v.path), "digest": v.digest, "aliases": list(v.aliases)} for _, v in sorted(loaded.items())},
+        "versions": {
+            str(v.version): {"path": str(v.path), "digest": v.digest, "aliases": list(v.aliases)}
+            for _, v in sorted(loaded.items())
+        },
     }
 
+
 def _asked(registry: Registry, name: str, ref: str) -> ModelVersion:
-    try: return registry.get(name, ref)
+    try:
+        return registry.get(name, ref)
     except VersionNotFound as e:
-        if ref != "champion": raise
+        if ref != "champion":
+            raise
         newest = registry.get(name, "latest").version
-        raise VersionNotFound(f"{e} Make one the champion, scalai models promote {name} {newest}, or name a version, {name}@{newest}.") from None
+        raise VersionNotFound(
+            f"{e} Make one the champion, scalai models promote {name} {newest}, or name a version, {name}@{newest}."
+        ) from None
 
 # %% ../../nbs/serving/keeper.ipynb #a62ad31a
 def prove(wanted: dict, folder: Path):
     "Load each version of the routes. Raises where a primary cannot be served"
     for name, route in wanted["models"].items():
         for version, v in route["versions"].items():
-            try: Scorer.load(v["path"], version, v["digest"], folder / "graphs", name)
+            try:
+                Scorer.load(v["path"], version, v["digest"], folder / "graphs", name)
             except Exception:
-                if version == route["primary"]: raise
+                if version == route["primary"]:
+                    raise
+
 
 def without_fallen(wanted: dict, folder: Path) -> dict:
     "The routes without the canaries that a worker took out: it left a note, and the other workers follow"
     for name, route in wanted["models"].items():
-        if (canary := route["canary"]) and (folder / "fallback" / f"{name}-{canary['version']}.json").exists(): route["canary"] = None
+        if (canary := route["canary"]) and (
+            folder / "fallback" / f"{name}-{canary['version']}.json"
+        ).exists():
+            route["canary"] = None
     return wanted
+
 
 def publish(wanted: dict, folder: Path):
     "Let the workers know, and remove the graphs of versions that nobody serves any more"
-    with replacing(folder / "routes.json") as file: file.write(json.dumps(wanted, indent=1).encode())
-    served = {v["digest"] for route in wanted["models"].values() for v in route["versions"].values()}
+    with replacing(folder / "routes.json") as file:
+        file.write(json.dumps(wanted, indent=1).encode())
+    served = {
+        v["digest"] for route in wanted["models"].values() for v in route["versions"].values()
+    }
     for graph in (folder / "graphs").glob("*.onnx"):
-        if graph.stem not in served: graph.unlink(missing_ok=True)
+        if graph.stem not in served:
+            graph.unlink(missing_ok=True)
 
 # %% ../../nbs/serving/keeper.ipynb #e98d2307
 class Follower:
     "Brings what the registry says to the workers, as long as it can be asked"
-    def __init__(self, registry: Registry, options: Options, folder: Path, metrics: Metrics, changed=lambda: None):
-        self.registry, self.options, self.folder, self.metrics, self.changed = registry, options, folder, metrics, changed
-        self.served, self.refused, self.trouble = json.loads((folder / "routes.json").read_text()), None, ""
+
+    def __init__(
+        self,
+        registry: Registry,
+        options: Options,
+        folder: Path,
+        metrics: Metrics,
+        changed=lambda: None,
+    ):
+        self.registry, self.options, self.folder, self.metrics, self.changed = (
+            registry,
+            options,
+            folder,
+            metrics,
+            changed,
+        )
+        self.served, self.refused, self.trouble = (
+            json.loads((folder / "routes.json").read_text()),
+            None,
+            "",
+        )
         self.stamp = None  # of the registry, as it was last seen
 
     def look(self):
         "Publish what has changed. What goes wrong is said once, and the workers go on with what they have"
-        stamp, canaries = self.registry.stamp(), any(route["canary"] for route in self.served["models"].values())
-        if stamp and stamp == self.stamp and not self.trouble and not canaries: return  # a canary falls without the registry
+        stamp, canaries = (
+            self.registry.stamp(),
+            any(route["canary"] for route in self.served["models"].values()),
+        )
+        if stamp and stamp == self.stamp and not self.trouble and not canaries:
+            return  # a canary falls without the registry
         trouble, self.stamp = self._look(), stamp
-        if trouble and not self.trouble: say(f"{trouble} What is served stays as it is.")
-        if self.trouble and not trouble: say("the registry is followed again")
+        if trouble and not self.trouble:
+            say(f"{trouble} What is served stays as it is.")
+        if self.trouble and not trouble:
+            say("the registry is followed again")
         self.trouble = trouble
 
     def _look(self) -> str:
         "What went wrong"
-        try: wanted = without_fallen(routes(self.registry, self.options), self.folder)
+        try:
+            wanted = without_fallen(routes(self.registry, self.options), self.folder)
         except Exception as e:
             self.metrics.gauge("scalai_registry_up", value=0)
             return f"the registry does not say what to serve: {_line(e)}"
         self.metrics.gauge("scalai_registry_up", value=1)
-        if wanted == self.served: return ""
-        if wanted == self.refused: return self.trouble
+        if wanted == self.served:
+            return ""
+        if wanted == self.refused:
+            return self.trouble
         try:
             prove(wanted, self.folder)
             publish(wanted, self.folder)
-        except OSError as e: return _line(e)  # a full disk, say: it is tried again
+        except OSError as e:
+            return _line(e)  # a full disk, say: it is tried again
         except Exception as e:
             self.refused = wanted
             return _line(e)
@@ -107,9 +162,13 @@ class Follower:
         self.changed()
         return ""
 
-    def forget(self): "Try again what was refused"; self.refused = self.stamp = None
+    def forget(self):
+        "Try again what was refused"
+        self.refused = self.stamp = None
 
-def _line(e: Exception) -> str: return f"{str(e).splitlines()[0] if str(e) else type(e).__name__}"
+
+def _line(e: Exception) -> str:
+    return f"{str(e).splitlines()[0] if str(e) else type(e).__name__}"
 
 # %% ../../nbs/serving/keeper.ipynb #b2719f44
 def keep(
@@ -119,15 +178,23 @@ def keep(
     "Be the keeper of a service until SIGTERM"
     from scalai_nb.data.lake import Lake
     from scalai_nb.serving.log import LogKeeper
+
     follow_parent(parent)
     os.nice(19)  # whoever waits for an answer comes first
     signals, folder, env = Signals(signal.SIGTERM, signal.SIGHUP), Path(folder), environment()
     copy = folder / "metrics" / "keeper.json"
     metrics, came = resumed(copy), b""
-    follower = Follower(Registry(env), Options.read(folder), folder, metrics, changed=lambda: os.kill(parent, signal.SIGHUP))  # it wakes the workers
+    follower = Follower(
+        Registry(env),
+        Options.read(folder),
+        folder,
+        metrics,
+        changed=lambda: os.kill(parent, signal.SIGHUP),
+    )  # it wakes the workers
     log = LogKeeper(folder, Lake(env.lake), metrics)
     while signal.SIGTERM not in came:
-        if signal.SIGHUP in came: follower.forget()
+        if signal.SIGHUP in came:
+            follower.forget()
         follower.look()
         log.step()
         save(metrics, copy)

@@ -29,113 +29,187 @@ from .segments import OWN, columns_of, convert, dataset, rows_of
 # %% ../../nbs/serving/log.ipynb #cfb1298c
 MANY = 1000  # categories of a column; beyond, it is one of strings
 
-def kinds(ds) -> dict[str, str]: "Type of each column"; return {name: type_of(ds[name]) for name in ds.variables}
+
+def kinds(ds) -> dict[str, str]:
+    "Type of each column"
+    return {name: type_of(ds[name]) for name in ds.variables}
+
 
 def common(
-    a, b,             # Datasets
+    a,
+    b,  # Datasets
 ) -> dict[str, str]:  # type by column
     "A schema that holds the rows of both"
     one, two = kinds(a), kinds(b)
     found = {name: _common(one.get(name), two.get(name)) for name in one | two}
-    names = lambda name: {c for ds in (a, b) if name in ds for c in ds[name].attrs.get("categories", ())}
-    return {name: "string" if kind == "category" and name not in OWN and len(names(name)) > MANY else kind for name, kind in found.items()}
+    names = lambda name: {
+        c for ds in (a, b) if name in ds for c in ds[name].attrs.get("categories", ())
+    }
+    return {
+        name: "string"
+        if kind == "category" and name not in OWN and len(names(name)) > MANY
+        else kind
+        for name, kind in found.items()
+    }
+
 
 def _common(a: str | None, b: str | None) -> str:
-    if a == b: return a
-    if not (a and b): return "float64" if (a or b).startswith(("int", "uint", "bool")) else a or b  # these know no missing value
-    try: return str(np.result_type(a, b))
-    except TypeError: return "string"
+    if a == b:
+        return a
+    if not (a and b):
+        return (
+            "float64" if (a or b).startswith(("int", "uint", "bool")) else a or b
+        )  # these know no missing value
+    try:
+        return str(np.result_type(a, b))
+    except TypeError:
+        return "string"
 
 # %% ../../nbs/serving/log.ipynb #063a5b03
 def fitted(
-    ds,                      # Dataset, in memory or lazy
+    ds,  # Dataset, in memory or lazy
     schema: dict[str, str],  # type by column
 ):
     "`ds` with the columns and types of `schema`, in its order"
     import xarray as xr
-    return xr.Dataset({name: _column(ds, name, kind) for name, kind in schema.items()}, attrs=ds.attrs)
+
+    return xr.Dataset(
+        {name: _column(ds, name, kind) for name, kind in schema.items()}, attrs=ds.attrs
+    )
+
 
 def _column(ds, name: str, kind: str):
     import xarray as xr
-    if name in ds and type_of(ds[name]) == kind: return ds[name]
+
+    if name in ds and type_of(ds[name]) == kind:
+        return ds[name]
     known = {"category": (np.dtype("i1"), -1), "string": (np.dtype(object), np.nan)}
-    dtype, missing = known.get(kind) or (np.dtype(kind), np.array("NaT" if "time" in kind else np.nan, kind))
-    if name not in ds: make, column = lambda ids: np.full(len(ids), missing, dtype), ds["id"]
-    else: make, column = partial(_words, ds[name].attrs.get("categories")) if kind == "string" else lambda values: values.astype(dtype), ds[name]
-    made = xr.apply_ufunc(make, column, dask="parallelized", output_dtypes=[dtype], keep_attrs=False)
+    dtype, missing = known.get(kind) or (
+        np.dtype(kind),
+        np.array("NaT" if "time" in kind else np.nan, kind),
+    )
+    if name not in ds:
+        make, column = lambda ids: np.full(len(ids), missing, dtype), ds["id"]
+    else:
+        make, column = (
+            partial(_words, ds[name].attrs.get("categories"))
+            if kind == "string"
+            else lambda values: values.astype(dtype),
+            ds[name],
+        )
+    made = xr.apply_ufunc(
+        make, column, dask="parallelized", output_dtypes=[dtype], keep_attrs=False
+    )
     return made.assign_attrs(categories=[]) if kind == "category" else made
+
 
 def _words(categories: list[str] | None, values: np.ndarray) -> np.ndarray:
     import pandas as pd
-    if categories is not None: return np.array([*categories, np.nan], object)[values]
+
+    if categories is not None:
+        return np.array([*categories, np.nan], object)[values]
     return np.where(pd.isnull(values), np.nan, values.astype(str).astype(object))
 
 # %% ../../nbs/serving/log.ipynb #c877407f
 _BRANCH = "schema"
 
+
 def _append(lake, name: str, ds, message: str):
     "Add rows to a dataset that may have to be made, or to get other columns"
-    try: stored = lake.read(name, rows=(0, 0))
-    except DatasetNotFound: return lake.write(name, ds, message)
+    try:
+        stored = lake.read(name, rows=(0, 0))
+    except DatasetNotFound:
+        return lake.write(name, ds, message)
     schema = common(stored, ds)
-    if schema != kinds(stored): _widen(lake, name, schema)
+    if schema != kinds(stored):
+        _widen(lake, name, schema)
     return lake.append(name, fitted(ds, schema), message)
 
+
 def _widen(lake, name: str, schema: dict[str, str]):
-    try: lake.drop(name, _BRANCH)  # of a keeper that was killed
-    except VersionNotFound: pass
+    try:
+        lake.drop(name, _BRANCH)  # of a keeper that was killed
+    except VersionNotFound:
+        pass
     lake.branch(name, _BRANCH)
-    lake.write(name, fitted(lake.read(name, _BRANCH), schema), f"{len(schema)} columns", branch=_BRANCH)
+    lake.write(
+        name, fitted(lake.read(name, _BRANCH), schema), f"{len(schema)} columns", branch=_BRANCH
+    )
     lake.publish(name, _BRANCH)
 
 # %% ../../nbs/serving/log.ipynb #3560796b
 def _plan(folder: Path, lake, segments: list[Path]):
     "Write down what `_finish` is to do"
-    try: parent = lake.version(folder.name).id
-    except DatasetNotFound: parent = None
-    with replacing(folder / "plan.json") as file: file.write(json.dumps({"parent": parent, "token": uuid4().hex, "segments": [s.name for s in segments]}).encode())
+    try:
+        parent = lake.version(folder.name).id
+    except DatasetNotFound:
+        parent = None
+    with replacing(folder / "plan.json") as file:
+        file.write(
+            json.dumps(
+                {"parent": parent, "token": uuid4().hex, "segments": [s.name for s in segments]}
+            ).encode()
+        )
     sync_folder(folder)
+
 
 def _finish(
     folder: Path,  # of the segments of a dataset
     lake,
-):                 # rows that the lake has now, and their Version; None: there was no plan
+):  # rows that the lake has now, and their Version; None: there was no plan
     "Do what is planned, or what is left of it"
-    if not (path := folder / "plan.json").exists(): return None
+    if not (path := folder / "plan.json").exists():
+        return None
     plan = json.loads(path.read_bytes())
     segments = [folder / name for name in plan["segments"]]
     rows = sum(map(rows_of, segments))
-    version = _committed(lake, folder.name, plan) or _append(lake, folder.name, dataset(segments), f"{rows:,} rows of the log, {plan['token']}")
+    version = _committed(lake, folder.name, plan) or _append(
+        lake, folder.name, dataset(segments), f"{rows:,} rows of the log, {plan['token']}"
+    )
     os.sync()
-    for segment in segments: segment.unlink(missing_ok=True)
+    for segment in segments:
+        segment.unlink(missing_ok=True)
     sync_folder(folder)
     path.unlink()
     return rows, version
 
+
 def _committed(lake, name: str, plan: dict):
     "The version that has the token; None: there is none"
-    try: version = lake.version(name)
-    except DatasetNotFound: return None
+    try:
+        version = lake.version(name)
+    except DatasetNotFound:
+        return None
     while version.id != plan["parent"]:
-        if version.message.endswith(plan["token"]): return version
-        if not version.parent: return None
+        if version.message.endswith(plan["token"]):
+            return version
+        if not version.parent:
+            return None
         version = lake.version(name, version.parent)
 
 # %% ../../nbs/serving/log.ipynb #3a485469
 BYTES = 2**26  # of the segments of one commit, but for the first
 
+
 def _due(folder: Path, now: float, rows: int, seconds: float) -> list[Path]:
     "The segments of a dataset that are to be committed together, the oldest first: all have the same columns"
     segments = sorted(folder.glob("*.arrow"))
-    if not segments or sum(map(rows_of, segments)) < rows and now < segments[0].stat().st_mtime + seconds: return []
+    if (
+        not segments
+        or sum(map(rows_of, segments)) < rows
+        and now < segments[0].stat().st_mtime + seconds
+    ):
+        return []
     columns = columns_of(segments[0])
     same = [s for s in segments if columns_of(s) == columns]
     before = accumulate((s.stat().st_size for s in same), initial=0)
     return [s for s, size in zip(same, before, strict=False) if size < BYTES]
 
+
 def _into(folder: Path, lake, now: float, rows: int, seconds: float):
     "Commit what is due in the segments of a dataset; rows and Version of each commit"
-    if done := _finish(folder, lake): yield done
+    if done := _finish(folder, lake):
+        yield done
     while due := _due(folder, now, rows, seconds):
         _plan(folder, lake, due)
         yield _finish(folder, lake)
@@ -144,53 +218,79 @@ def _into(folder: Path, lake, now: float, rows: int, seconds: float):
 @dataclass(frozen=True)
 class Compacted:
     "What a compaction did"
-    rows: int = 0         # that came into the lake
+
+    rows: int = 0  # that came into the lake
     versions: tuple = ()  # of the lake, that were made
-    waiting: int = 0      # rows in segments
+    waiting: int = 0  # rows in segments
+
 
 def compact(
-    folder,                            # of the service
-    lake,                              # Lake
+    folder,  # of the service
+    lake,  # Lake
     *,
-    now: float | None = None,          # seconds since 1970; None: the clock says
-    rows: int = 100_000,               # of a dataset that are committed at once
-    seconds: float = 60,               # after which fewer are
-    force: bool = False,               # whether any are
+    now: float | None = None,  # seconds since 1970; None: the clock says
+    rows: int = 100_000,  # of a dataset that are committed at once
+    seconds: float = 60,  # after which fewer are
+    force: bool = False,  # whether any are
     seen=lambda dataset, table: None,  # called with what each journal holds
 ) -> Compacted:
     "Move what workers wrote towards the lake. LakeError, Conflict: the lake is as it was, or has the rows; the next call goes on from there"
     log, done, failed = Path(folder) / "log", [], []
-    if not any(chain(log.glob("worker-*/*.*"), log.glob("segments/*/*.*"))): return Compacted()
+    if not any(chain(log.glob("worker-*/*.*"), log.glob("segments/*/*.*"))):
+        return Compacted()
     with file_lock(log / "keeper.lock", 60):
-        for slot in log.glob("worker-*"): close_orphans(slot)
+        for slot in log.glob("worker-*"):
+            close_orphans(slot)
         for journal in sorted(log.glob("worker-*/*.journal"), key=lambda path: path.name):
             try:
-                for made in convert(journal, log / "segments", _models(Path(folder))): seen(*made)
-            except Exception as e: failed.append(e)  # the others go on
+                for made in convert(journal, log / "segments", _models(Path(folder))):
+                    seen(*made)
+            except Exception as e:
+                failed.append(e)  # the others go on
         for segments in sorted(log.glob("segments/*")):
-            try: done += _into(segments, lake, now or time(), 1 if force else rows, seconds)
-            except Exception as e: failed.append(e)
-    if failed: raise failed[0]
-    return Compacted(sum(n for n, _ in done), tuple(v for _, v in done), sum(map(rows_of, log.glob("segments/*/*.arrow"))))
+            try:
+                done += _into(segments, lake, now or time(), 1 if force else rows, seconds)
+            except Exception as e:
+                failed.append(e)
+    if failed:
+        raise failed[0]
+    return Compacted(
+        sum(n for n, _ in done),
+        tuple(v for _, v in done),
+        sum(map(rows_of, log.glob("segments/*/*.arrow"))),
+    )
+
 
 def _models(folder: Path) -> list[str]:
     "The models of a service"
-    try: return [*json.loads((folder / "routes.json").read_bytes())["models"]]
-    except FileNotFoundError: return [folder.name]
+    try:
+        return [*json.loads((folder / "routes.json").read_bytes())["models"]]
+    except FileNotFoundError:
+        return [folder.name]
 
 # %% ../../nbs/serving/log.ipynb #f569a5f2
 log = logging.getLogger(__name__)
 
+
 class LogKeeper:
     "What the keeper of a service does for its log, every second or so"
-    def __init__(self,
-        folder,            # of the service
-        lake,              # Lake
+
+    def __init__(
+        self,
+        folder,  # of the service
+        lake,  # Lake
         metrics: Metrics,  # of the keeper
     ):
-        self.folder, self.lake, self.metrics, self.running, self.trouble = Path(folder), lake, metrics, Running(lake, metrics), ""
+        self.folder, self.lake, self.metrics, self.running, self.trouble = (
+            Path(folder),
+            lake,
+            metrics,
+            Running(lake, metrics),
+            "",
+        )
 
-    def step(self,
+    def step(
+        self,
         force: bool = False,  # whether all goes into the lake now, however little it is
     ) -> Compacted | None:
         "Move the log on, and measure the feedback. What goes wrong is said once; None, and `scalai_log_failing` is 1, until it goes well"
@@ -198,10 +298,14 @@ class LogKeeper:
             done = compact(self.folder, self.lake, force=force, seen=self.running.seen)
             self.running.seek()
             self.running.export()
-        except Exception as e: return self._say(f"{type(e).__name__}: {e}")  # whatever it is, the keeper has more to do
+        except Exception as e:
+            return self._say(
+                f"{type(e).__name__}: {e}"
+            )  # whatever it is, the keeper has more to do
         return self._say("") or done
 
     def _say(self, trouble: str) -> None:
-        if trouble and not self.trouble: log.error("The log stays in %s: %s", self.folder / "log", trouble)
+        if trouble and not self.trouble:
+            log.error("The log stays in %s: %s", self.folder / "log", trouble)
         self.metrics.gauge("scalai_log_failing", value=int(bool(trouble)))
         self.trouble = trouble

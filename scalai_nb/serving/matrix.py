@@ -13,27 +13,40 @@ from ..files import replacing
 # %% ../../nbs/serving/matrix.ipynb #73515cd5
 NUMBERS = "/numbers"  # name of the input; no column can have it
 
+
 def matrix_graph(
-    graph: bytes,          # ONNX, of a package
-    numbers: list[str],    # its inputs of numbers, in the order in which the matrix has them
+    graph: bytes,  # ONNX, of a package
+    numbers: list[str],  # its inputs of numbers, in the order in which the matrix has them
 ) -> bytes:
     "The graph with one input `NUMBERS` (row, number) float32 instead of those"
     import onnx
     from onnx import helper
+
     model = onnx.load_from_string(graph)
     g = model.graph
     others = [i for i in g.input if i.name not in numbers]
     whole = next((n for n in g.node if n.op_type == "Concat" and list(n.input) == numbers), None)
     del g.input[:]
-    g.input.extend([helper.make_tensor_value_info(NUMBERS, onnx.TensorProto.FLOAT, [None, len(numbers)]), *others])
-    if whole: _replace(g, whole)
-    else: g.node.insert(0, helper.make_node("Split", [NUMBERS], numbers, axis=1, num_outputs=len(numbers)))
+    g.input.extend(
+        [
+            helper.make_tensor_value_info(NUMBERS, onnx.TensorProto.FLOAT, [None, len(numbers)]),
+            *others,
+        ]
+    )
+    if whole:
+        _replace(g, whole)
+    else:
+        g.node.insert(
+            0, helper.make_node("Split", [NUMBERS], numbers, axis=1, num_outputs=len(numbers))
+        )
     return model.SerializeToString()
+
 
 def _replace(g, whole):
     "Read `NUMBERS` where the result of `whole` was read"
     g.node.remove(whole)
-    for node in g.node: node.input[:] = [NUMBERS if name == whole.output[0] else name for name in node.input]
+    for node in g.node:
+        node.input[:] = [NUMBERS if name == whole.output[0] else name for name in node.input]
 
 # %% ../../nbs/serving/matrix.ipynb #2dd25fc6
 def prepared(
@@ -42,10 +55,14 @@ def prepared(
     path: Path | None,  # where the result is kept, and made when it is not there; None: nowhere
 ) -> bytes:
     "`matrix_graph`, made once"
-    if not numbers: return graph
-    if path and path.is_file(): return path.read_bytes()
+    if not numbers:
+        return graph
+    if path and path.is_file():
+        return path.read_bytes()
     made = matrix_graph(graph, numbers)
-    if not path: return made
+    if not path:
+        return made
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file: file.write(made)
+    with replacing(path) as file:
+        file.write(made)
     return made

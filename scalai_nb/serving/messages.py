@@ -22,20 +22,20 @@ SCHEMA = {
     "ModelMetadataRequest": "string name = 1; string version = 2",
     "TensorMetadata": "string name = 1; string datatype = 2; repeated int64 shape = 3",
     "ModelMetadataResponse": "string name = 1; repeated string versions = 2; string platform = 3; "
-                             "repeated TensorMetadata inputs = 4; repeated TensorMetadata outputs = 5",
+    "repeated TensorMetadata inputs = 4; repeated TensorMetadata outputs = 5",
     "RepositoryIndexRequest": "string repository_name = 1; bool ready = 2",
     "ModelIndex": "string name = 1; string version = 2; string state = 3; string reason = 4",
     "RepositoryIndexResponse": "repeated ModelIndex models = 1",
     "InferParameter": "oneof bool bool_param = 1; oneof int64 int64_param = 2; oneof string string_param = 3; oneof double double_param = 4; oneof uint64 uint64_param = 5",
     "Parameter": "string key = 1; InferParameter value = 2",
     "InferTensorContents": "repeated bool bool_contents = 1; repeated int32 int_contents = 2; repeated int64 int64_contents = 3; repeated uint32 uint_contents = 4; "
-                           "repeated uint64 uint64_contents = 5; repeated float fp32_contents = 6; repeated double fp64_contents = 7; repeated bytes bytes_contents = 8",
+    "repeated uint64 uint64_contents = 5; repeated float fp32_contents = 6; repeated double fp64_contents = 7; repeated bytes bytes_contents = 8",
     "InferTensor": "string name = 1; string datatype = 2; repeated int64 shape = 3; repeated Parameter parameters = 4; InferTensorContents contents = 5",
     "InferRequestedOutputTensor": "string name = 1; repeated Parameter parameters = 2",
     "ModelInferRequest": "string model_name = 1; string model_version = 2; string id = 3; repeated Parameter parameters = 4; "
-                         "repeated InferTensor inputs = 5; repeated InferRequestedOutputTensor outputs = 6; repeated bytes raw_input_contents = 7",
+    "repeated InferTensor inputs = 5; repeated InferRequestedOutputTensor outputs = 6; repeated bytes raw_input_contents = 7",
     "ModelInferResponse": "string model_name = 1; string model_version = 2; string id = 3; repeated Parameter parameters = 4; "
-                          "repeated InferTensor outputs = 5; repeated bytes raw_output_contents = 6",
+    "repeated InferTensor outputs = 5; repeated bytes raw_output_contents = 6",
     "ModelStreamInferResponse": "string error_message = 1; ModelInferResponse infer_response = 2",
 }
 
@@ -44,24 +44,37 @@ SCHEMA = {
 def messages() -> SimpleNamespace:  # a class for each name of `SCHEMA`
     "The classes of the messages"
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-    file = descriptor_pb2.FileDescriptorProto(name="inference.proto", package="inference", syntax="proto3")
+
+    file = descriptor_pb2.FileDescriptorProto(
+        name="inference.proto", package="inference", syntax="proto3"
+    )
     for name, fields in SCHEMA.items():
         message = file.message_type.add(name=name)
-        for line in filter(None, fields.split("; ")): _add_field(message, *line.replace(" = ", " ").rsplit(maxsplit=2))
+        for line in filter(None, fields.split("; ")):
+            _add_field(message, *line.replace(" = ", " ").rsplit(maxsplit=2))
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return SimpleNamespace(**{name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"inference.{name}")) for name in SCHEMA})
+    return SimpleNamespace(
+        **{
+            name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"inference.{name}"))
+            for name in SCHEMA
+        }
+    )
+
 
 def _add_field(
-    message,      # DescriptorProto
-    kind: str,    # type, after `repeated` or `oneof` if it is that
+    message,  # DescriptorProto
+    kind: str,  # type, after `repeated` or `oneof` if it is that
     name: str,
     number: str,
 ):
     kind, label = kind.split()[-1], kind.split()[0]
     field = message.field.add(name=name, number=int(number), label=3 if label == "repeated" else 1)
-    if kind in SCHEMA: field.type, field.type_name = field.TYPE_MESSAGE, f".inference.{kind}"
-    else: field.type = getattr(field, f"TYPE_{kind.upper()}")
+    if kind in SCHEMA:
+        field.type, field.type_name = field.TYPE_MESSAGE, f".inference.{kind}"
+    else:
+        field.type = getattr(field, f"TYPE_{kind.upper()}")
     if label == "oneof":
-        if not message.oneof_decl: message.oneof_decl.add(name="choice")
+        if not message.oneof_decl:
+            message.oneof_decl.add(name="choice")
         field.oneof_index = 0

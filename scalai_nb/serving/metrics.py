@@ -17,45 +17,107 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 SHARES = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 METRICS = {  # name: (kind, labels, help)
-    "scalai_requests_total": ("counter", ("model", "version", "protocol", "status"), "Requests answered, refusals included"),
-    "scalai_shed_total": ("counter", ("reason",), "Requests refused or dropped to keep the others in time: full, share, deadline, gone"),
-    "scalai_errors_total": ("counter", ("model", "kind"), "What went wrong on this side: load, score, answer, shadow"),
+    "scalai_requests_total": (
+        "counter",
+        ("model", "version", "protocol", "status"),
+        "Requests answered, refusals included",
+    ),
+    "scalai_shed_total": (
+        "counter",
+        ("reason",),
+        "Requests refused or dropped to keep the others in time: full, share, deadline, gone",
+    ),
+    "scalai_errors_total": (
+        "counter",
+        ("model", "kind"),
+        "What went wrong on this side: load, score, answer, shadow",
+    ),
     "scalai_log_lost_total": ("counter", (), "Predictions that could not be written to the log"),
-    "scalai_rollback_total": ("counter", ("model", "version", "reason"), "Canaries taken out: errors or latency"),
-    "scalai_shadow_flips_total": ("counter", ("model", "version"), "Rows that the shadow decides otherwise, at a probability of 0.5"),
-    "scalai_shadow_dropped_total": ("counter", ("model", "version"), "Rows that the shadow did not score, as it had no time"),
+    "scalai_rollback_total": (
+        "counter",
+        ("model", "version", "reason"),
+        "Canaries taken out: errors or latency",
+    ),
+    "scalai_shadow_flips_total": (
+        "counter",
+        ("model", "version"),
+        "Rows that the shadow decides otherwise, at a probability of 0.5",
+    ),
+    "scalai_shadow_dropped_total": (
+        "counter",
+        ("model", "version"),
+        "Rows that the shadow did not score, as it had no time",
+    ),
     "scalai_feedback_total": ("counter", ("kind",), "Feedback received: first, repeated, unknown"),
     "scalai_restarts_total": ("counter", (), "Workers started again after they died"),
-    "scalai_request_seconds": (SECONDS, ("model", "version", "protocol"), "From a request's first byte to its answer"),
+    "scalai_request_seconds": (
+        SECONDS,
+        ("model", "version", "protocol"),
+        "From a request's first byte to its answer",
+    ),
     "scalai_score_seconds": (SECONDS, ("model", "version"), "What the model takes for a batch"),
     "scalai_batch_rows": (ROWS, ("model", "version"), "Rows of a batch"),
-    "scalai_shadow_difference": (SHARES, ("model", "version"), "How far the shadow's scores are from those that were answered"),
+    "scalai_shadow_difference": (
+        SHARES,
+        ("model", "version"),
+        "How far the shadow's scores are from those that were answered",
+    ),
     "scalai_queue_rows": ("gauge", (), "Rows that wait for their batch: what to scale replicas by"),
     "scalai_workers": ("gauge", (), "Workers that are ready"),
     "scalai_connections": ("gauge", (), "Open connections"),
     "scalai_log_failing": ("gauge", (), "Processes that cannot write the prediction log: an alarm"),
-    "scalai_registry_up": ("gauge", (), "Whether the registry can be asked; the last known versions are served while it cannot"),
+    "scalai_registry_up": (
+        "gauge",
+        (),
+        "Whether the registry can be asked; the last known versions are served while it cannot",
+    ),
     "scalai_model_info": ("gauge", ("model", "version", "aliases"), "Workers that serve a version"),
     "scalai_feedback_count": ("gauge", ("model", "version"), "Predictions whose truth is known"),
-    "scalai_feedback_precision": ("gauge", ("model", "version"), "Of those with an alarm, the share that was right"),
-    "scalai_feedback_recall": ("gauge", ("model", "version"), "Of those that came true, the share with an alarm"),
-    "scalai_feedback_brier": ("gauge", ("model", "version"), "Mean squared difference of probability and truth"),
-    "scalai_feedback_calibration_error": ("gauge", ("model", "version"), "Mean difference of probability and truth, over bins of the probability"),
+    "scalai_feedback_precision": (
+        "gauge",
+        ("model", "version"),
+        "Of those with an alarm, the share that was right",
+    ),
+    "scalai_feedback_recall": (
+        "gauge",
+        ("model", "version"),
+        "Of those that came true, the share with an alarm",
+    ),
+    "scalai_feedback_brier": (
+        "gauge",
+        ("model", "version"),
+        "Mean squared difference of probability and truth",
+    ),
+    "scalai_feedback_calibration_error": (
+        "gauge",
+        ("model", "version"),
+        "Mean difference of probability and truth, over bins of the probability",
+    ),
 }
 
 # %% ../../nbs/serving/metrics.ipynb #869f067e
 class Metrics:
     "Counters, gauges and histograms of one process, each by its name and the values of its labels"
-    def __init__(self): self.counters, self.gauges, self.histograms = defaultdict(float), {}, {}
 
-    def count(self, name: str, *labels: str, n: float = 1): "Add `n` to a counter"; self.counters[name, *labels] += n
-    def gauge(self, name: str, *labels: str, value: float): "Set a gauge"; self.gauges[name, *labels] = value
+    def __init__(self):
+        self.counters, self.gauges, self.histograms = defaultdict(float), {}, {}
+
+    def count(self, name: str, *labels: str, n: float = 1):
+        "Add `n` to a counter"
+        self.counters[name, *labels] += n
+
+    def gauge(self, name: str, *labels: str, value: float):
+        "Set a gauge"
+        self.gauges[name, *labels] = value
 
     def observe(self, name: str, *labels: str, value: float):
         "Count a value in its bucket of a histogram"
         buckets = METRICS[name][0]
         found = self.histograms.get((name, *labels))
-        if found is None: found = self.histograms[name, *labels] = [0] * (len(buckets) + 1) + [0.0]  # the last one: the sum
+        if found is None:
+            found = self.histograms[name, *labels] = [0] * (len(buckets) + 1) + [
+                0.0
+            ]  # the last one: the sum
         found[bisect_left(buckets, value)] += 1
         found[-1] += value
 
@@ -63,35 +125,47 @@ class Metrics:
         "Both together"
         both = Metrics()
         for m in (self, other):
-            for key, n in m.counters.items(): both.counters[key] += n
-            for key, n in m.gauges.items(): both.gauges[key] = both.gauges.get(key, 0) + n
-            for key, h in m.histograms.items(): both.histograms[key] = [a + b for a, b in zip(both.histograms.get(key, [0] * len(h)), h, strict=True)]
+            for key, n in m.counters.items():
+                both.counters[key] += n
+            for key, n in m.gauges.items():
+                both.gauges[key] = both.gauges.get(key, 0) + n
+            for key, h in m.histograms.items():
+                both.histograms[key] = [
+                    a + b for a, b in zip(both.histograms.get(key, [0] * len(h)), h, strict=True)
+                ]
         return both
 
 # %% ../../nbs/serving/metrics.ipynb #dfd71cc9
-def _listed(values: dict) -> list: return [[*key, value] for key, value in values.items()]
+def _listed(values: dict) -> list:
+    return [[*key, value] for key, value in values.items()]
+
 
 def save(
     m: Metrics,
     path: Path,  # PROCESS.json in the folder `metrics` of the service
-) -> bool:       # whether there was space for it
+) -> bool:  # whether there was space for it
     "Leave a copy for the other processes"
     new = path.with_suffix(".new")
     try:
         new.write_text(json.dumps([_listed(m.counters), _listed(m.gauges), _listed(m.histograms)]))
         new.replace(path)
-    except OSError: return False
+    except OSError:
+        return False
     return True
+
 
 def load(path: Path) -> Metrics:
     "The copy that a process left; of one that is not there, or cannot be read, nothing"
     m = Metrics()
-    try: counters, gauges, histograms = json.loads(path.read_text())
-    except (OSError, ValueError): return m
+    try:
+        counters, gauges, histograms = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return m
     m.counters.update({tuple(key): n for *key, n in counters})
     m.gauges.update({tuple(key): n for *key, n in gauges})
     m.histograms.update({tuple(key): h for *key, h in histograms})
     return m
+
 
 def resumed(path: Path) -> Metrics:
     "What a process goes on from that takes the place of one that died: all but the gauges"
@@ -99,9 +173,10 @@ def resumed(path: Path) -> Metrics:
     m.gauges.clear()
     return m
 
+
 def together(
-    m: Metrics,    # of this process
-    path: Path,    # of its own copy, which does not count beside it
+    m: Metrics,  # of this process
+    path: Path,  # of its own copy, which does not count beside it
 ) -> Metrics:
     "What all processes of the service have counted"
     return sum((load(other) for other in sorted(path.parent.glob("*.json")) if other != path), m)
@@ -110,14 +185,23 @@ def together(
 def _families(m: Metrics):
     "Yield what `prometheus_client` writes"
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
     for name, (kind, labels, text) in METRICS.items():
-        make = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}.get(kind, HistogramMetricFamily)
+        make = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}.get(
+            kind, HistogramMetricFamily
+        )
         family = make(name, text, labels=labels)
-        for (n, *values), found in (m.counters if kind == "counter" else m.gauges if kind == "gauge" else m.histograms).items():
-            if n != name: continue
-            if make is HistogramMetricFamily: family.add_metric(values, _cumulative(kind, found), found[-1])
-            else: family.add_metric(values, found)
+        for (n, *values), found in (
+            m.counters if kind == "counter" else m.gauges if kind == "gauge" else m.histograms
+        ).items():
+            if n != name:
+                continue
+            if make is HistogramMetricFamily:
+                family.add_metric(values, _cumulative(kind, found), found[-1])
+            else:
+                family.add_metric(values, found)
         yield family
+
 
 def _cumulative(buckets, found) -> list:
     "The counts up to the end of each bucket, as Prometheus wants them"
@@ -127,18 +211,27 @@ def _cumulative(buckets, found) -> list:
         out.append((str(end), total))
     return out
 
+
 def page(
     m: Metrics,
-    accept: str = "",        # what the client takes: OpenMetrics, or the text format
-) -> tuple[bytes, bytes]:    # the page and its content type
+    accept: str = "",  # what the client takes: OpenMetrics, or the text format
+) -> tuple[bytes, bytes]:  # the page and its content type
     "The metrics as Prometheus reads them"
     from prometheus_client.exposition import choose_encoder
-    undeclared = {key[0] for kind in (m.counters, m.gauges, m.histograms) for key in kind} - METRICS.keys()
+
+    undeclared = {
+        key[0] for kind in (m.counters, m.gauges, m.histograms) for key in kind
+    } - METRICS.keys()
     assert not undeclared, f"not in METRICS: {undeclared}"
     encoder, kind = choose_encoder(accept)
     return encoder(_Collected(m)), kind.encode()
 
+
 class _Collected:
     "A registry of `prometheus_client`, as far as its encoders use one"
-    def __init__(self, m: Metrics): self.m = m
-    def collect(self): return _families(self.m)
+
+    def __init__(self, m: Metrics):
+        self.m = m
+
+    def collect(self):
+        return _families(self.m)

@@ -33,56 +33,83 @@ from .shadow import Shadow
 @dataclass(eq=False)
 class Serving:
     "A loaded version and its engine"
+
     scorer: Scorer
     engine: Engine
+
 
 @dataclass(frozen=True, eq=False)
 class Canary:
     "A version on trial"
+
     serving: Serving
-    share: float      # of the keys that it answers
-    key: str | None   # header or column whose value is the key; None: the client
+    share: float  # of the keys that it answers
+    key: str | None  # header or column whose value is the key; None: the client
+
 
 @dataclass(frozen=True, eq=False)
 class Route:
     "Who answers for one model"
+
     primary: Serving
-    versions: dict[str, Serving]   # by number and by alias
+    versions: dict[str, Serving]  # by number and by alias
     canary: Canary | None = None
 
     @property
-    def servings(self) -> set[Serving]: return {self.primary, *self.versions.values(), *([self.canary.serving] if self.canary else [])}
+    def servings(self) -> set[Serving]:
+        return {
+            self.primary,
+            *self.versions.values(),
+            *([self.canary.serving] if self.canary else []),
+        }
 
     def choose(self, key: str) -> Serving:
         "Who answers a request that names no version"
-        return self.canary.serving if self.canary and takes_canary(key or str(next(_TURNS)), self.canary.share) else self.primary
+        return (
+            self.canary.serving
+            if self.canary and takes_canary(key or str(next(_TURNS)), self.canary.share)
+            else self.primary
+        )
+
 
 _TURNS = count()  # of requests without a key
 
 # %% ../../nbs/serving/models.ipynb #c7cf8d09
 def take_over(primary: Serving, call: Call) -> bool:
     "Whether `primary` answers a call that another version failed on"
-    if (rows := arranged(call.rows, call.scorer, primary.scorer)) is None: return False
+    if (rows := arranged(call.rows, call.scorer, primary.scorer)) is None:
+        return False
     call.scorer, call.rows, call.parts, call.done = primary.scorer, rows, [], 0
-    try: primary.engine.add(call)
-    except Refusal: return False
+    try:
+        primary.engine.add(call)
+    except Refusal:
+        return False
     return True
 
 # %% ../../nbs/serving/models.ipynb #a69b3a98
 log = logging.getLogger(__name__)
 
+
 class Shelf:
     "The versions that a worker has loaded"
+
     def __init__(self, loop, folder: Path | None, metrics: Metrics, engine):
-        self.loop, self.graphs, self.metrics, self.engine = loop, folder and folder / "graphs", metrics, engine
+        self.loop, self.graphs, self.metrics, self.engine = (
+            loop,
+            folder and folder / "graphs",
+            metrics,
+            engine,
+        )
         self.loaded: dict[tuple[str, str], Serving] = {}  # by name and version
-        self.errors: dict[tuple[str, str], str] = {}      # why one could not be loaded
+        self.errors: dict[tuple[str, str], str] = {}  # why one could not be loaded
 
     async def load(self, name: str, version: str, wanted: dict):
         "Have a version loaded, or know why it cannot be"
         found = self.loaded.get((name, version))
-        if found and found.scorer.digest == wanted["digest"]: return
-        try: scorer, cost = await self.loop.run_in_executor(None, self._load, name, version, wanted)
+        if found and found.scorer.digest == wanted["digest"]:
+            return
+        try:
+            scorer, cost = await self.loop.run_in_executor(None, self._load, name, version, wanted)
         except Exception as e:
             self.errors[name, version] = str(e)
             self.metrics.count("scalai_errors_total", name, "load")
@@ -98,106 +125,225 @@ class Shelf:
     def keep(self, wanted: set):
         "Forget what is not among the names and versions `wanted`"
         for known in (self.loaded, self.errors):
-            for key in known.keys() - wanted: del known[key]
+            for key in known.keys() - wanted:
+                del known[key]
 
 # %% ../../nbs/serving/models.ipynb #f43caeed
 class Roles:
     "Makes the engines of versions as their roles are"
-    def __init__(self, loop, admission: Admission, on_batch, folder: Path | None, metrics: Metrics, on_shadow, shadow_share: float, take_out):
-        self.loop, self.admission, self.on_batch, self.notes, self.metrics = loop, admission, on_batch, folder and folder / "fallback", metrics
-        self.on_shadow, self.shadow_share, self.take_out, self.pool = on_shadow, shadow_share, take_out, ThreadPoolExecutor(1, "score")
+
+    def __init__(
+        self,
+        loop,
+        admission: Admission,
+        on_batch,
+        folder: Path | None,
+        metrics: Metrics,
+        on_shadow,
+        shadow_share: float,
+        take_out,
+    ):
+        self.loop, self.admission, self.on_batch, self.notes, self.metrics = (
+            loop,
+            admission,
+            on_batch,
+            folder and folder / "fallback",
+            metrics,
+        )
+        self.on_shadow, self.shadow_share, self.take_out, self.pool = (
+            on_shadow,
+            shadow_share,
+            take_out,
+            ThreadPoolExecutor(1, "score"),
+        )
 
     def engine(self, scorer: Scorer, cost: Cost, on_batch=None, **hooks) -> Engine:
-        return Engine(scorer, self.loop, self.admission, on_batch or self.on_batch, cost=cost, metrics=self.metrics, pool=self.pool, **hooks)
+        return Engine(
+            scorer,
+            self.loop,
+            self.admission,
+            on_batch or self.on_batch,
+            cost=cost,
+            metrics=self.metrics,
+            pool=self.pool,
+            **hooks,
+        )
 
     def again(self, serving: Serving, **hooks) -> Serving:
         "The same version in another role"
-        return Serving(serving.scorer, self.engine(serving.scorer, serving.engine.plan.cost, **hooks))
+        return Serving(
+            serving.scorer, self.engine(serving.scorer, serving.engine.plan.cost, **hooks)
+        )
 
-    def route(self, name: str, wanted: dict, loaded: dict[str, Serving], former: Serving | None) -> Route | None:
+    def route(
+        self, name: str, wanted: dict, loaded: dict[str, Serving], former: Serving | None
+    ) -> Route | None:
         "A route of routes.json; None: nobody can answer"
-        primary, canary, shadow = loaded.get(wanted["primary"], former), wanted.get("canary"), loaded.get(wanted.get("shadow"))
-        if not primary: return None
+        primary, canary, shadow = (
+            loaded.get(wanted["primary"], former),
+            wanted.get("canary"),
+            loaded.get(wanted.get("shadow")),
+        )
+        if not primary:
+            return None
         trial = Trial(self.admission.latency)
-        primary = self.again(primary, on_batch=self._copied(shadow) if shadow else None, watch=trial.of_primary)
+        primary = self.again(
+            primary, on_batch=self._copied(shadow) if shadow else None, watch=trial.of_primary
+        )
         versions = loaded | {primary.scorer.version: primary}
-        aliases = {a: versions[v] for v, entry in wanted["versions"].items() if v in versions for a in entry.get("aliases", ())}
-        return Route(primary, versions | aliases, canary and self._canary(name, canary, loaded.get(canary["version"]), primary, trial))
+        aliases = {
+            a: versions[v]
+            for v, entry in wanted["versions"].items()
+            if v in versions
+            for a in entry.get("aliases", ())
+        }
+        return Route(
+            primary,
+            versions | aliases,
+            canary and self._canary(name, canary, loaded.get(canary["version"]), primary, trial),
+        )
 
-    def _canary(self, name: str, wanted: dict, serving: Serving | None, primary: Serving, trial: Trial) -> Canary | None:
-        if not serving or self.notes and self.note(name, wanted["version"]).exists(): return None
+    def _canary(
+        self, name: str, wanted: dict, serving: Serving | None, primary: Serving, trial: Trial
+    ) -> Canary | None:
+        if not serving or self.notes and self.note(name, wanted["version"]).exists():
+            return None
+
         def watch(*batch):
-            if reason := trial.of_canary(*batch): self.take_out(name, canary, reason)
-        canary = Canary(self.again(serving, watch=watch, spare=partial(take_over, primary)), wanted["share"], wanted.get("key"))
+            if reason := trial.of_canary(*batch):
+                self.take_out(name, canary, reason)
+
+        canary = Canary(
+            self.again(serving, watch=watch, spare=partial(take_over, primary)),
+            wanted["share"],
+            wanted.get("key"),
+        )
         return canary
 
     def _copied(self, shadow: Serving):
         "`on_batch` that also gives the batch to a shadow"
-        offer = Shadow(shadow.scorer, self.loop, self.admission, self.metrics, self.pool, self.on_shadow, self.shadow_share).offer
-        def both(*batch): self.on_batch(*batch); offer(*batch)
+        offer = Shadow(
+            shadow.scorer,
+            self.loop,
+            self.admission,
+            self.metrics,
+            self.pool,
+            self.on_shadow,
+            self.shadow_share,
+        ).offer
+
+        def both(*batch):
+            self.on_batch(*batch)
+            offer(*batch)
+
         return both
 
-    def note(self, name: str, version: str) -> Path: return self.notes / f"{name}-{version}.json"
+    def note(self, name: str, version: str) -> Path:
+        return self.notes / f"{name}-{version}.json"
 
     def write_note(self, name: str, version: str, reason: str):
         try:
             self.notes.mkdir(parents=True, exist_ok=True)
-            with replacing(self.note(name, version)) as file: file.write(json.dumps({"model": name, "version": version, "reason": reason, "time": time()}).encode())
-        except OSError: log.exception("%s@%s is out in this worker only: no note of it could be written", name, version)
+            with replacing(self.note(name, version)) as file:
+                file.write(
+                    json.dumps(
+                        {"model": name, "version": version, "reason": reason, "time": time()}
+                    ).encode()
+                )
+        except OSError:
+            log.exception(
+                "%s@%s is out in this worker only: no note of it could be written", name, version
+            )
 
 # %% ../../nbs/serving/models.ipynb #775dfea7
 class Served:
     "The models that requests can name"
+
     def __init__(self):
         self.routes: dict[str, Route] = {}
-        self.wanted = {}               # by name, as in routes.json
+        self.wanted = {}  # by name, as in routes.json
         self.errors: dict[tuple[str, str], str] = {}  # why a version could not be loaded
-        self.ready = False             # whether somebody answers for each name that is wanted
+        self.ready = False  # whether somebody answers for each name that is wanted
 
     @property
-    def primary(self) -> dict[str, str]: "The version that answers who names none, by name"; return {name: r.primary.scorer.version for name, r in self.routes.items()}
+    def primary(self) -> dict[str, str]:
+        "The version that answers who names none, by name"
+        return {name: r.primary.scorer.version for name, r in self.routes.items()}
 
-    def names(self) -> list[str]: "Of the models that are served"; return list(self.routes)
+    def names(self) -> list[str]:
+        "Of the models that are served"
+        return list(self.routes)
 
     def canary_key(self, name: str) -> str | None:
         "The header or column by whose value the canary of a model takes its share; None: by the client"
         return (route := self.routes.get(name)) and route.canary and route.canary.key
 
-    def choose(self,
+    def choose(
+        self,
         name: str,
-        version: str | None = None,  # a number or an alias; None: the primary, or the canary for its share
-        key: str = "",               # who asks: a canary answers always the same ones
+        version: str
+        | None = None,  # a number or an alias; None: the primary, or the canary for its share
+        key: str = "",  # who asks: a canary answers always the same ones
     ) -> Serving:
         "Who answers. Refusal 404: there is no such model or version; 503: it is not loaded"
         route = self.routes.get(name)
         found = route and (route.versions.get(version) if version else route.choose(key))
-        if not found: raise self._absent(name, version)
+        if not found:
+            raise self._absent(name, version)
         return found
 
     def _absent(self, name: str, version: str | None) -> Refusal:
-        if name not in self.wanted: return Refusal(404, unknown(name, self.wanted, "the models that are served"))
-        known = {v: {v, *entry.get("aliases", ())} for v, entry in self.wanted[name]["versions"].items()}
-        asked = next((v for v, words in known.items() if (version or self.wanted[name]["primary"]) in words), None)
-        if not asked: return Refusal(404, unknown(version, set().union(*known.values()), f"the versions of {name} that are served"))
-        return Refusal(503, f"{name}@{asked} is not loaded: {self.errors.get((name, asked), 'it will be in a moment')}", retry=1.0)
+        if name not in self.wanted:
+            return Refusal(404, unknown(name, self.wanted, "the models that are served"))
+        known = {
+            v: {v, *entry.get("aliases", ())} for v, entry in self.wanted[name]["versions"].items()
+        }
+        asked = next(
+            (v for v, words in known.items() if (version or self.wanted[name]["primary"]) in words),
+            None,
+        )
+        if not asked:
+            return Refusal(
+                404,
+                unknown(
+                    version, set().union(*known.values()), f"the versions of {name} that are served"
+                ),
+            )
+        return Refusal(
+            503,
+            f"{name}@{asked} is not loaded: {self.errors.get((name, asked), 'it will be in a moment')}",
+            retry=1.0,
+        )
 
 # %% ../../nbs/serving/models.ipynb #58121e3b
 class Models(Served):
     "What a worker serves"
-    def __init__(self,
-        loop, admission: Admission,
-        on_batch=lambda scorer, calls, numbers, others, scores: None,  # told of each batch before it is answered: the log
-        folder: Path | None = None,        # of the service: prepared graphs, and notes of canaries taken out
+
+    def __init__(
+        self,
+        loop,
+        admission: Admission,
+        on_batch=lambda scorer, calls, numbers, others, scores: (
+            None
+        ),  # told of each batch before it is answered: the log
+        folder: Path
+        | None = None,  # of the service: prepared graphs, and notes of canaries taken out
         metrics: Metrics | None = None,
-        *, on_shadow=lambda scorer, calls, scores: None,  # told what the shadow says
-        shadow_share: float = 1.0,         # of the batches
+        *,
+        on_shadow=lambda scorer, calls, scores: None,  # told what the shadow says
+        shadow_share: float = 1.0,  # of the batches
     ):
         super().__init__()
         self.loop, self.metrics, folder = loop, metrics or Metrics(), folder and Path(folder)
-        self.roles = Roles(loop, admission, on_batch, folder, self.metrics, on_shadow, shadow_share, self._take_out)
+        self.roles = Roles(
+            loop, admission, on_batch, folder, self.metrics, on_shadow, shadow_share, self._take_out
+        )
         self.shelf = Shelf(loop, folder, self.metrics, self.roles.engine)
         self.loaded, self.errors = self.shelf.loaded, self.shelf.errors
-        self.applying, self.former = asyncio.Lock(), WeakSet()  # former: servings that answer what they have, if anything
+        self.applying, self.former = (
+            asyncio.Lock(),
+            WeakSet(),
+        )  # former: servings that answer what they have, if anything
 
     async def apply(self, routes: dict):
         "Serve what routes.json says"
@@ -205,48 +351,101 @@ class Models(Served):
         async with self.applying:
             for name, route in wanted.items():
                 for version, entry in route["versions"].items():
-                    if self.wanted is not wanted: return
+                    if self.wanted is not wanted:
+                        return
                     await self.shelf.load(name, version, entry)
-            if self.wanted is wanted: self._swap()
+            if self.wanted is wanted:
+                self._swap()
 
     def _swap(self):
-        for r in self.routes.values(): self.former.update(r.servings)
+        for r in self.routes.values():
+            self.former.update(r.servings)
         routes = {name: self._route(name, route) for name, route in self.wanted.items()}
         self.routes = {name: route for name, route in routes.items() if route}
         self.ready = len(self.routes) == len(self.wanted)
-        self.shelf.keep({(name, v) for name, route in self.wanted.items() for v in route["versions"]})
+        self.shelf.keep(
+            {(name, v) for name, route in self.wanted.items() for v in route["versions"]}
+        )
         self._tell()
 
     def _route(self, name: str, wanted: dict) -> Route | None:
         former = self.routes.get(name)
-        return self.roles.route(name, wanted, {v: self.loaded[name, v] for v in wanted["versions"] if (name, v) in self.loaded}, former and former.primary)
+        return self.roles.route(
+            name,
+            wanted,
+            {v: self.loaded[name, v] for v in wanted["versions"] if (name, v) in self.loaded},
+            former and former.primary,
+        )
 
     def _tell(self):
         gauges = self.metrics.gauges
-        for key in [k for k in gauges if k[0] == "scalai_model_info"]: del gauges[key]
-        for (name, version) in self.loaded: self.metrics.gauge("scalai_model_info", name, version, ",".join(self.wanted[name]["versions"][version].get("aliases", ())), value=1)
+        for key in [k for k in gauges if k[0] == "scalai_model_info"]:
+            del gauges[key]
+        for name, version in self.loaded:
+            self.metrics.gauge(
+                "scalai_model_info",
+                name,
+                version,
+                ",".join(self.wanted[name]["versions"][version].get("aliases", ())),
+                value=1,
+            )
 
     def _take_out(self, name: str, canary: Canary, reason: str):
         "Send no more to a canary, and let the keeper and the other workers know"
         route, version = self.routes.get(name), canary.serving.scorer.version
-        if not route or route.canary is not canary: return
+        if not route or route.canary is not canary:
+            return
         self.routes[name] = replace(route, canary=None)
         self.metrics.count("scalai_rollback_total", name, version, reason)
         log.error("%s@%s is a canary no more: %s", name, version, reason)
-        if self.roles.notes: self.loop.run_in_executor(None, self.roles.write_note, name, version, reason)
+        if self.roles.notes:
+            self.loop.run_in_executor(None, self.roles.write_note, name, version, reason)
 
 # %% ../../nbs/serving/models.ipynb #c42fa8d5
-def status(m: Models) -> list[dict]:  # name, version, aliases, role, state (READY, LOADING, UNAVAILABLE, DRAINING) and reason
+def status(
+    m: Models,
+) -> list[
+    dict
+]:  # name, version, aliases, role, state (READY, LOADING, UNAVAILABLE, DRAINING) and reason
     "Every version that is wanted, and those that are no more but still answer what they have"
-    told = [_entry(m, name, version, entry) for name, route in m.wanted.items() for version, entry in route["versions"].items()]
+    told = [
+        _entry(m, name, version, entry)
+        for name, route in m.wanted.items()
+        for version, entry in route["versions"].items()
+    ]
     wanted = {(t["name"], t["version"]) for t in told}
     leaving = {(s.scorer.name, s.scorer.version) for s in m.former if s.engine.busy} - wanted
     staying = {(name, version) for name, version in m.primary.items()} - wanted
-    return told + [{"name": n, "version": v, "aliases": [], "role": "primary" if (n, v) in staying else "", "state": "READY" if (n, v) in staying else "DRAINING", "reason": ""}
-                   for n, v in sorted(staying | leaving)]
+    return told + [
+        {
+            "name": n,
+            "version": v,
+            "aliases": [],
+            "role": "primary" if (n, v) in staying else "",
+            "state": "READY" if (n, v) in staying else "DRAINING",
+            "reason": "",
+        }
+        for n, v in sorted(staying | leaving)
+    ]
+
 
 def _entry(m: Models, name: str, version: str, entry: dict) -> dict:
     route, reason = m.routes.get(name), m.errors.get((name, version), "")
     state = "READY" if (name, version) in m.loaded else "UNAVAILABLE" if reason else "LOADING"
-    roles = {"primary": route.primary.scorer.version, "canary": route.canary and route.canary.serving.scorer.version, "shadow": m.wanted[name].get("shadow")} if route else {}
-    return {"name": name, "version": version, "aliases": entry.get("aliases", []), "role": next((r for r, v in roles.items() if v == version), ""), "state": state, "reason": reason}
+    roles = (
+        {
+            "primary": route.primary.scorer.version,
+            "canary": route.canary and route.canary.serving.scorer.version,
+            "shadow": m.wanted[name].get("shadow"),
+        }
+        if route
+        else {}
+    )
+    return {
+        "name": name,
+        "version": version,
+        "aliases": entry.get("aliases", []),
+        "role": next((r for r, v in roles.items() if v == version), ""),
+        "state": state,
+        "reason": reason,
+    }

@@ -17,80 +17,179 @@ from .tensors import DATATYPES, TYPES
 # %% ../../nbs/serving/openapi.ipynb #618c75dc
 LARGE = 3.4e38  # beyond it a limit is only that of float32
 
+
 def column_schema(c: Column) -> dict:
     "What JSON may hold for a column"
     kind = {"number": "number", "time": "string", "string": "string"}[c.kind]
     kinds = [kind, *["boolean"] * (c.kind == "number" and c.dtype == "bool"), *["null"] * c.missing]
     said = {"type": kinds if len(kinds) > 1 else kind}
-    if c.kind == "time": said["format"] = "date-time"
-    if c.kind == "number" and c.low > -LARGE: said["minimum"] = c.low
-    if c.kind == "number" and c.high < LARGE: said["maximum"] = c.high
-    if c.kind == "string" and not c.missing: said["minLength"] = 1
-    if c.categories: said["examples"] = [*c.categories[:20]]
+    if c.kind == "time":
+        said["format"] = "date-time"
+    if c.kind == "number" and c.low > -LARGE:
+        said["minimum"] = c.low
+    if c.kind == "number" and c.high < LARGE:
+        said["maximum"] = c.high
+    if c.kind == "string" and not c.missing:
+        said["minLength"] = 1
+    if c.categories:
+        said["examples"] = [*c.categories[:20]]
     return said
+
 
 def record_schema(s: Scorer) -> dict:
     "What JSON may hold for a row"
-    properties = {c.name: column_schema(c) for c in s.columns} | {name: {} for name in sorted(s.extras)}
-    return {"type": "object", "properties": properties, "required": [c.name for c in s.columns], "additionalProperties": False}
+    properties = {c.name: column_schema(c) for c in s.columns} | {
+        name: {} for name in sorted(s.extras)
+    }
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [c.name for c in s.columns],
+        "additionalProperties": False,
+    }
 
 # %% ../../nbs/serving/openapi.ipynb #d1cb40b1
-def example(s: Scorer) -> dict: "A record that is accepted"; return {c.name: _first(s, c) for c in s.columns}
+def example(s: Scorer) -> dict:
+    "A record that is accepted"
+    return {c.name: _first(s, c) for c in s.columns}
+
 
 def _first(s: Scorer, c: Column):
     "The first value of a column's examples that is accepted, and not missing if there is one"
     alone, values = Scorer(s.name, s.version, (c,), {}, {}, None), s.examples["rows"][c.name]
     for v in sorted(values, key=lambda v: v is None or v == ""):
-        try: from_records(alone, [{c.name: v}])
-        except Refusal: continue
+        try:
+            from_records(alone, [{c.name: v}])
+        except Refusal:
+            continue
         return v
 
 # %% ../../nbs/serving/openapi.ipynb #0d74b634
-def _array(items: dict) -> dict: return {"type": "array", "minItems": 1, "items": items}
-def _object(required: tuple[str, ...], **properties) -> dict: return {"type": "object", "properties": properties, "required": [*required]}
+def _array(items: dict) -> dict:
+    return {"type": "array", "minItems": 1, "items": items}
 
-def _tensor(c: Column, value) -> dict: return {"name": c.name, "datatype": "BYTES" if c.kind == "time" else DATATYPES[c.kind], "shape": [1], "data": [value]}
 
-_TENSOR = _object(("name", "datatype", "shape", "data"), name={"type": "string"}, datatype={"enum": [*TYPES]},
-                  shape=_array({"type": "integer", "minimum": 1}), data={"type": "array"}, parameters={"type": "object"})
+def _object(required: tuple[str, ...], **properties) -> dict:
+    return {"type": "object", "properties": properties, "required": [*required]}
+
+
+def _tensor(c: Column, value) -> dict:
+    return {
+        "name": c.name,
+        "datatype": "BYTES" if c.kind == "time" else DATATYPES[c.kind],
+        "shape": [1],
+        "data": [value],
+    }
+
+
+_TENSOR = _object(
+    ("name", "datatype", "shape", "data"),
+    name={"type": "string"},
+    datatype={"enum": [*TYPES]},
+    shape=_array({"type": "integer", "minimum": 1}),
+    data={"type": "array"},
+    parameters={"type": "object"},
+)
 
 BODIES = {  # by the name that the table of routes has: a scorer's schema, and its example
-    "rows": (lambda s: {"anyOf": [_array(record_schema(s)), record_schema(s)]}, lambda s: [example(s)]),
-    "v1": (lambda s: _object(("instances",), instances=_array(record_schema(s))), lambda s: {"instances": [example(s)]}),
-    "v2": (lambda s: _object(("inputs",), id={"type": "string", "maxLength": 128, "pattern": "^[ -~]*$"}, inputs=_array(_TENSOR)),
-           lambda s: {"inputs": [_tensor(c, v) for c, v in zip(s.columns, example(s).values(), strict=True)]}),
+    "rows": (
+        lambda s: {"anyOf": [_array(record_schema(s)), record_schema(s)]},
+        lambda s: [example(s)],
+    ),
+    "v1": (
+        lambda s: _object(("instances",), instances=_array(record_schema(s))),
+        lambda s: {"instances": [example(s)]},
+    ),
+    "v2": (
+        lambda s: _object(
+            ("inputs",),
+            id={"type": "string", "maxLength": 128, "pattern": "^[ -~]*$"},
+            inputs=_array(_TENSOR),
+        ),
+        lambda s: {
+            "inputs": [_tensor(c, v) for c, v in zip(s.columns, example(s).values(), strict=True)]
+        },
+    ),
 }
-_TRUTH = _object(("id", "truth"), id={"type": "string", "minLength": 1, "maxLength": 160}, truth={"type": ["number", "boolean"]}, time={"type": "string", "format": "date-time"},
-                 model={"type": "string"}) | {"additionalProperties": False}
+_TRUTH = _object(
+    ("id", "truth"),
+    id={"type": "string", "minLength": 1, "maxLength": 160},
+    truth={"type": ["number", "boolean"]},
+    time={"type": "string", "format": "date-time"},
+    model={"type": "string"},
+) | {"additionalProperties": False}
 FEEDBACK = {"anyOf": [_array(_TRUTH), _TRUTH]}
 
 # %% ../../nbs/serving/openapi.ipynb #93f8d798
-_REFUSED = {400: "A shape, a type, a value or a name is not as it should be; `row` and `column` say where", 404: "No such model, version or path",
-            413: "Too many rows or bytes", 415: "A format that is not read here", 429: "This client has more than its share of the queue; come again",
-            503: "The queue is full, or nothing can answer yet; come again", 504: "The request's own deadline had passed"}
-_ERROR = _object(("error",), error={"type": "string"}, row={"type": "integer"}, column={"type": "string"})
+_REFUSED = {
+    400: "A shape, a type, a value or a name is not as it should be; `row` and `column` say where",
+    404: "No such model, version or path",
+    413: "Too many rows or bytes",
+    415: "A format that is not read here",
+    429: "This client has more than its share of the queue; come again",
+    503: "The queue is full, or nothing can answer yet; come again",
+    504: "The request's own deadline had passed",
+}
+_ERROR = _object(
+    ("error",), error={"type": "string"}, row={"type": "integer"}, column={"type": "string"}
+)
+
 
 def document(app) -> dict:
     "What can be asked of an app, as OpenAPI 3.1 describes it"
     served, paths = [app.scorer(name) for name in app.models.names()], {}
-    for route in app.routes: paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, served)
-    return {"openapi": "3.1.0", "info": {"title": "Predictions", "version": scalai_nb.__version__}, "paths": paths, "components": {"schemas": {"Error": _ERROR}}}
+    for route in app.routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, served)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Predictions", "version": scalai_nb.__version__},
+        "paths": paths,
+        "components": {"schemas": {"Error": _ERROR}},
+    }
+
 
 def _operation(route, served: list[Scorer]) -> dict:
-    refused = {status: {"description": text, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}} for status, text in _REFUSED.items()}
-    said = {"summary": route.summary, "parameters": [_parameter(name, served) for name in re.findall(r"{(\w+)}", route.path)],
-            "responses": {"200": {"description": "Done"}} | {str(k): v for k, v in refused.items()}}
-    if not route.body: return said
+    refused = {
+        status: {
+            "description": text,
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+        }
+        for status, text in _REFUSED.items()
+    }
+    said = {
+        "summary": route.summary,
+        "parameters": [_parameter(name, served) for name in re.findall(r"{(\w+)}", route.path)],
+        "responses": {"200": {"description": "Done"}} | {str(k): v for k, v in refused.items()},
+    }
+    if not route.body:
+        return said
     schema, example = _body(route.body, served)
-    return said | {"requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}}
+    return said | {
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": schema, "example": example}},
+        }
+    }
+
 
 def _parameter(name: str, served: list[Scorer]) -> dict:
-    known = {"model": sorted({s.name for s in served}), "version": sorted({s.version for s in served})}.get(name, [])
-    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"} | ({"enum": known} if name == "model" else {"examples": known} if known else {})}
+    known = {
+        "model": sorted({s.name for s in served}),
+        "version": sorted({s.version for s in served}),
+    }.get(name, [])
+    return {
+        "name": name,
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string"}
+        | ({"enum": known} if name == "model" else {"examples": known} if known else {}),
+    }
+
 
 def _body(name: str, served: list[Scorer]) -> tuple[dict, object]:
     "The schema of what is sent, which may be for any of the models, and an example for the first"
-    if name == "feedback": return FEEDBACK, [{"id": "b7-0", "truth": True}]
+    if name == "feedback":
+        return FEEDBACK, [{"id": "b7-0", "truth": True}]
     schema, example = BODIES[name]
     schemas = [schema(s) for s in served]
     return (schemas[0] if len(schemas) == 1 else {"anyOf": schemas}), example(served[0])
@@ -98,7 +197,16 @@ def _body(name: str, served: list[Scorer]) -> tuple[dict, object]:
 # %% ../../nbs/serving/openapi.ipynb #198519d3
 def examples(app, route) -> list[tuple[str, object]]:
     "The paths of a route and a body that each accepts; none where nothing is sent"
-    if not route.body: return []
+    if not route.body:
+        return []
     served = [app.scorer(name) for name in app.models.names()]
-    if "{model}" not in route.path: return [(route.path, _body(route.body, served)[1])] if len(served) == 1 or route.body == "feedback" else []
-    return [(route.path.format(model=s.name, version=s.version), BODIES[route.body][1](s)) for s in served]
+    if "{model}" not in route.path:
+        return (
+            [(route.path, _body(route.body, served)[1])]
+            if len(served) == 1 or route.body == "feedback"
+            else []
+        )
+    return [
+        (route.path.format(model=s.name, version=s.version), BODIES[route.body][1](s))
+        for s in served
+    ]

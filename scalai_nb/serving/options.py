@@ -19,25 +19,41 @@ from ..files import replacing
 @dataclass(frozen=True)
 class Options:
     "What was asked of a service"
-    names: tuple[str, ...]      # NAME, NAME@alias or NAME@version; of a name's several the first answers who names no version
-    host: str = "127.0.0.1"     # where to listen
-    port: int = 8080            # 0: a free one
-    workers: int = 1            # processes that answer
-    latency: float = 0.1        # seconds within which an answer is of use; who would get it later is refused
-    shadow: str | None = None   # alias of the version that gets a copy of the traffic and never answers
-    canary: str | None = None   # alias of the version that answers a share of the requests
-    share: float = 0.05         # of the canary
-    key: str | None = None      # request header or column that says who is the canary's; None: the client
-    sample: float = 1.0         # share of the predictions that are logged
-    drain: float = 30.0         # seconds that open requests have when the service ends
+
+    names: tuple[
+        str, ...
+    ]  # NAME, NAME@alias or NAME@version; of a name's several the first answers who names no version
+    host: str = "127.0.0.1"  # where to listen
+    port: int = 8080  # 0: a free one
+    workers: int = 1  # processes that answer
+    latency: float = (
+        0.1  # seconds within which an answer is of use; who would get it later is refused
+    )
+    shadow: str | None = (
+        None  # alias of the version that gets a copy of the traffic and never answers
+    )
+    canary: str | None = None  # alias of the version that answers a share of the requests
+    share: float = 0.05  # of the canary
+    key: str | None = (
+        None  # request header or column that says who is the canary's; None: the client
+    )
+    sample: float = 1.0  # share of the predictions that are logged
+    drain: float = 30.0  # seconds that open requests have when the service ends
 
     def __post_init__(self):
         for name, what, fine in (
-            ("names", "at least one model", bool(self.names)), ("port", "0 to 65535", 0 <= self.port <= 65535), ("workers", "1 or more", self.workers >= 1),
-            ("latency", "seconds, above 0", self.latency > 0), ("share", "0 to 1", 0 <= self.share <= 1), ("sample", "0 to 1", 0 <= self.sample <= 1),
+            ("names", "at least one model", bool(self.names)),
+            ("port", "0 to 65535", 0 <= self.port <= 65535),
+            ("workers", "1 or more", self.workers >= 1),
+            ("latency", "seconds, above 0", self.latency > 0),
+            ("share", "0 to 1", 0 <= self.share <= 1),
+            ("sample", "0 to 1", 0 <= self.sample <= 1),
             ("drain", "seconds, 0 or more", self.drain >= 0),
         ):
-            if not fine: raise ParameterError(f"{name}={getattr(self, name)!r} is not valid; accepted: {what}.")
+            if not fine:
+                raise ParameterError(
+                    f"{name}={getattr(self, name)!r} is not valid; accepted: {what}."
+                )
 
     @property
     def url(self) -> str:
@@ -60,7 +76,10 @@ class Options:
         return asked
 
     def write(self, folder: Path):
-        with replacing(folder / "options.json") as file: file.write(json.dumps(asdict(self)).encode())
+        with replacing(folder / "options.json") as file:
+            file.write(json.dumps(asdict(self)).encode())
 
 # %% ../../nbs/serving/options.ipynb #a1e76ba0
-def cores() -> int: "That this process may use"; return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores() -> int:
+    "That this process may use"
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

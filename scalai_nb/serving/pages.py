@@ -20,7 +20,9 @@ def metrics(app, exchange):
     counted = together(app.metrics, app.copy) if app.copy else app.metrics
     exchange.reply(200, *page(counted, exchange.headers.get(b"accept", b"").decode("latin-1")))
 
-def openapi(app, exchange): exchange.reply(200, orjson.dumps(document(app)))
+
+def openapi(app, exchange):
+    exchange.reply(200, orjson.dumps(document(app)))
 
 # %% ../../nbs/serving/pages.ipynb #3bf72f8c
 _HTML = b"text/html; charset=utf-8"
@@ -30,30 +32,47 @@ padding:.6rem;width:100%;box-sizing:border-box;overflow:auto;white-space:pre-wra
 @media(prefers-color-scheme:dark){{body{{background:#111;color:#ddd}}a{{color:#8bf}}pre,textarea{{background:#222;color:#ddd}}}}</style>
 <h1>{title}</h1>{body}</html>"""
 
+
 def home(app, exchange):
     "What is served, and where to go"
-    rows = "".join(f"<tr><td>{escape(m['name'])}<td>{escape(m['version'])}<td>{escape(m['state'])} {escape(m['reason'])}" for m in app.index())
-    links = " · ".join(f'<a href="{path}">{path}</a>' for path in ("/docs", "/openapi.json", "/metrics", "/v2/health/ready"))
+    rows = "".join(
+        f"<tr><td>{escape(m['name'])}<td>{escape(m['version'])}<td>{escape(m['state'])} {escape(m['reason'])}"
+        for m in app.index()
+    )
+    links = " · ".join(
+        f'<a href="{path}">{path}</a>'
+        for path in ("/docs", "/openapi.json", "/metrics", "/v2/health/ready")
+    )
     table = f"<table><tr><th>model<th>version<th>state{rows}</table>"
-    exchange.reply(200, _PAGE.format(title="scalai-nb", body=f"<p>{links}</p>{table}").encode(), _HTML)
+    exchange.reply(
+        200, _PAGE.format(title="scalai-nb", body=f"<p>{links}</p>{table}").encode(), _HTML
+    )
 
 # %% ../../nbs/serving/pages.ipynb #2c45ea0d
 _TRY = """<script>for(const f of document.forms)f.onsubmit=async e=>{e.preventDefault();const o=f.querySelector("output");
 try{const r=await fetch(f.getAttribute("action"),{method:"POST",headers:{"content-type":"application/json"},body:f.body.value});o.textContent=r.status+" "+await r.text()}
 catch(e){o.textContent=e}}</script>"""
 
+
 def docs(app, exchange):
     "Each operation, with an example"
     host = exchange.headers.get(b"host", b"localhost").decode("latin-1")
     body = "".join(_operation(app, route, host) for route in app.routes)
-    exchange.reply(200, _PAGE.format(title="How to ask for predictions", body=body + _TRY).encode(), _HTML)
+    exchange.reply(
+        200, _PAGE.format(title="How to ask for predictions", body=body + _TRY).encode(), _HTML
+    )
+
 
 def _operation(app, route, host: str) -> str:
     "A route for a reader; one with a body has an example for each model"
     head = f"<h2>{route.method} {escape(route.path)}</h2><p>{escape(route.summary)}.</p>"
-    return head + "".join(_example(f"http://{host}", path, orjson.dumps(body).decode()) for path, body in examples(app, route))
+    return head + "".join(
+        _example(f"http://{host}", path, orjson.dumps(body).decode())
+        for path, body in examples(app, route)
+    )
+
 
 def _example(url: str, path: str, body: str) -> str:
     command = f"curl -s {quote(url + path)} -H 'content-type: application/json' -d {quote(body)}"
-    form = f"<form action=\"{escape(path)}\"><textarea name=body>{escape(body)}</textarea><button>Try it</button> <output></output></form>"
+    form = f'<form action="{escape(path)}"><textarea name=body>{escape(body)}</textarea><button>Try it</button> <output></output></form>'
     return f"<pre>{escape(command)}</pre>{form}"

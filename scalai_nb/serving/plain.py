@@ -16,13 +16,31 @@ from .rows import counted, seconds
 def predict(app, exchange, model: str = "", version: str | None = None):
     "Answer rows by their scores"
     model = model or _only(app.models.names())
-    kind, wanted = media(exchange.headers.get(b"content-type", b"")), accepted(exchange.headers.get(b"accept", b""))
-    def encode(scorer, id, scores): return WRITERS[wanted](scorer, id, scores), wanted.encode(), b""
-    app.predict(exchange, "predict", model, version, lambda scorer: rows_of(scorer, kind, exchange.body), encode)
+    kind, wanted = (
+        media(exchange.headers.get(b"content-type", b"")),
+        accepted(exchange.headers.get(b"accept", b"")),
+    )
+
+    def encode(scorer, id, scores):
+        return WRITERS[wanted](scorer, id, scores), wanted.encode(), b""
+
+    app.predict(
+        exchange,
+        "predict",
+        model,
+        version,
+        lambda scorer: rows_of(scorer, kind, exchange.body),
+        encode,
+    )
+
 
 def _only(names: list[str]) -> str:
-    if len(names) == 1: return names[0]
-    raise Refusal(404, f"{len(names)} models are served; name one in the path: {', '.join(f'/predict/{n}' for n in names)}.")
+    if len(names) == 1:
+        return names[0]
+    raise Refusal(
+        404,
+        f"{len(names)} models are served; name one in the path: {', '.join(f'/predict/{n}' for n in names)}.",
+    )
 
 # %% ../../nbs/serving/plain.ipynb #9a2835d2
 def feedback(app, exchange):
@@ -31,15 +49,42 @@ def feedback(app, exchange):
     found = lines_of(exchange.body) if kind == "application/x-ndjson" else json_of(exchange.body)
     records = [_record(i, r) for i, r in enumerate(found if type(found) is list else [found])]
     counted(len(records))
-    if app.journal is None or not app.journal.feedback(records): raise Refusal(503, "The log cannot take feedback now; send it again later.", retry=5)
+    if app.journal is None or not app.journal.feedback(records):
+        raise Refusal(503, "The log cannot take feedback now; send it again later.", retry=5)
     exchange.reply(200, b'{"accepted":%d}' % len(records))
 
+
 def _record(i: int, r) -> dict:
-    if type(r) is not dict or type(r.get("id")) is not str or "truth" not in r or not r.keys() <= {"id", "truth", "time", "model"}:
-        raise Refusal(400, f"Row {i} is no object with the 'id' of a prediction, its 'truth' and, if known, the 'time'.", row=i)
+    if (
+        type(r) is not dict
+        or type(r.get("id")) is not str
+        or "truth" not in r
+        or not r.keys() <= {"id", "truth", "time", "model"}
+    ):
+        raise Refusal(
+            400,
+            f"Row {i} is no object with the 'id' of a prediction, its 'truth' and, if known, the 'time'.",
+            row=i,
+        )
     truth, time = r["truth"], r.get("time")
-    if not 0 < len(r["id"]) <= 160: raise Refusal(400, f"Row {i}: the id has {len(r['id'])} characters; accepted: 1 to 160.", row=i, column="id")
-    if type(truth) not in (bool, int, float) or not isfinite(truth): raise Refusal(400, f"Row {i}: the truth {truth!r:.60} is no number or boolean.", row=i, column="truth")
-    try: time is None or seconds(time)
-    except (ValueError, TypeError): raise Refusal(400, f"Row {i}: {time!r:.60} is no time; accepted: ISO 8601, as 2013-01-31T06:00:00.", row=i, column="time") from None
+    if not 0 < len(r["id"]) <= 160:
+        raise Refusal(
+            400,
+            f"Row {i}: the id has {len(r['id'])} characters; accepted: 1 to 160.",
+            row=i,
+            column="id",
+        )
+    if type(truth) not in (bool, int, float) or not isfinite(truth):
+        raise Refusal(
+            400, f"Row {i}: the truth {truth!r:.60} is no number or boolean.", row=i, column="truth"
+        )
+    try:
+        time is None or seconds(time)
+    except (ValueError, TypeError):
+        raise Refusal(
+            400,
+            f"Row {i}: {time!r:.60} is no time; accepted: ISO 8601, as 2013-01-31T06:00:00.",
+            row=i,
+            column="time",
+        ) from None
     return r

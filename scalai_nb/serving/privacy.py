@@ -15,25 +15,30 @@ from uuid import uuid4
 # %% ../../nbs/serving/privacy.ipynb #16512550
 def secret(
     folder: Path,  # of the service
-) -> bytes:        # 32 bytes
+) -> bytes:  # 32 bytes
     "The key of the service's pseudonyms, made once"
     path, new = folder / "secret", folder / f".secret.{uuid4().hex}"
-    if path.exists(): return path.read_bytes()
+    if path.exists():
+        return path.read_bytes()
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(token_bytes(32))
         file.flush()
         os.fsync(file.fileno())
-    try: os.link(new, path)
-    except FileExistsError: pass
-    finally: new.unlink()
+    try:
+        os.link(new, path)
+    except FileExistsError:
+        pass
+    finally:
+        new.unlink()
     return path.read_bytes()
 
 # %% ../../nbs/serving/privacy.ipynb #b8f8da02
 def pseudonym(
-    value,       # str, or a number
+    value,  # str, or a number
     key: bytes,  # of the service
-) -> str:        # 32 hexadecimal digits; "" of what is missing
+) -> str:  # 32 hexadecimal digits; "" of what is missing
     "What a log has in the place of `value`"
-    if value == "" or value is None or value != value: return ""
+    if value == "" or value is None or value != value:
+        return ""
     text = value if isinstance(value, str) else f"{value:.17g}"
     return blake2b(text.encode(), digest_size=16, key=key).hexdigest()

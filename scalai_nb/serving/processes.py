@@ -23,21 +23,25 @@ from ..errors import ScalaiError
 # %% ../../nbs/serving/processes.ipynb #8100f1c7
 QUICK = 5.0  # seconds; a process that dies sooner after its start has not worked
 
+
 def pause(failures: int) -> float:
     "Seconds to wait after so many quick deaths in a row"
     return 0.0 if failures < 2 else min(30.0, 0.5 * 2 ** (failures - 2))
 
+
 @dataclass
 class Child:
     "A process of the service"
+
     name: str
     start: Callable[[], int]  # starts it; its process id
-    pid: int = 0              # 0: it is not running
-    since: float = 0.0        # when it was started
-    due: float = 0.0          # when it may be started
-    failures: int = 0         # quick deaths in a row
+    pid: int = 0  # 0: it is not running
+    since: float = 0.0  # when it was started
+    due: float = 0.0  # when it may be started
+    failures: int = 0  # quick deaths in a row
 
-    def begin(self): self.pid, self.since = self.start(), time.monotonic()
+    def begin(self):
+        self.pid, self.since = self.start(), time.monotonic()
 
     def ended(self):
         now = time.monotonic()
@@ -47,25 +51,39 @@ class Child:
 # %% ../../nbs/serving/processes.ipynb #18aa9f5a
 def killed_for_memory() -> int:
     "How many processes the kernel of this machine has killed as memory was short; 0 where it does not say"
-    try: return int(next(line.split()[1] for line in Path("/proc/vmstat").read_text().splitlines() if line.startswith("oom_kill ")))
-    except (OSError, StopIteration): return 0
+    try:
+        return int(
+            next(
+                line.split()[1]
+                for line in Path("/proc/vmstat").read_text().splitlines()
+                if line.startswith("oom_kill ")
+            )
+        )
+    except (OSError, StopIteration):
+        return 0
+
 
 def why(
-    status: int,   # as `os.waitpid` gives it
-    short: bool,   # whether memory was short
+    status: int,  # as `os.waitpid` gives it
+    short: bool,  # whether memory was short
 ) -> str:
     "How a process ended, in words"
     code = os.waitstatus_to_exitcode(status)
-    if code >= 0: return f"ended with exit code {code}"
+    if code >= 0:
+        return f"ended with exit code {code}"
     return f"was killed by {signal.Signals(-code).name}{', as memory was short' if short and -code == signal.SIGKILL else ''}"
 
 # %% ../../nbs/serving/processes.ipynb #0f1c302d
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1)
 
+
 def follow_parent(parent: int):
     "Have this process told to end when its parent dies; end it if that has happened already"
-    if sys.platform == "linux": CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent: sys.exit(0)
+    if sys.platform == "linux":
+        CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        sys.exit(0)
+
 
 def fork(work: Callable[[], None]) -> int:
     "Run `work` in a process of its own, which ends with it; its process id"
@@ -77,15 +95,22 @@ def fork(work: Callable[[], None]) -> int:
     code = 1
     try:
         signal.set_wakeup_fd(-1)
-        for signum in SIGNALS: signal.signal(signum, signal.SIG_DFL)
-        for signum in (signal.SIGINT, signal.SIGHUP): signal.signal(signum, signal.SIG_IGN)  # Ctrl-C reaches the whole group, and the parent decides
+        for signum in SIGNALS:
+            signal.signal(signum, signal.SIG_DFL)
+        for signum in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(
+                signum, signal.SIG_IGN
+            )  # Ctrl-C reaches the whole group, and the parent decides
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         follow_parent(parent)
         work()
         code = 0
-    except SystemExit as e: code = e.code or 0
-    except ScalaiError as e: print(f"error: {e}", file=sys.stderr)
-    except BaseException: traceback.print_exc()
+    except SystemExit as e:
+        code = e.code or 0
+    except ScalaiError as e:
+        print(f"error: {e}", file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(code)
@@ -93,17 +118,25 @@ def fork(work: Callable[[], None]) -> int:
 # %% ../../nbs/serving/processes.ipynb #7bfdee45
 class Signals:
     "Signals as something to wait for"
+
     def __init__(self, *wanted):
         self.reading, self.writing = socket.socketpair()
-        for end in (self.reading, self.writing): end.setblocking(False)
+        for end in (self.reading, self.writing):
+            end.setblocking(False)
         signal.set_wakeup_fd(self.writing.fileno())
-        for signum in wanted: signal.signal(signum, lambda *_: None)
+        for signum in wanted:
+            signal.signal(signum, lambda *_: None)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, wanted)
 
     def wait(self, timeout: float | None) -> bytes:
         "The numbers of those that came, after `timeout` seconds at most; None: whenever one comes"
         select.select([self.reading], [], [], timeout)
-        try: return self.reading.recv(4096)
-        except BlockingIOError: return b""
+        try:
+            return self.reading.recv(4096)
+        except BlockingIOError:
+            return b""
 
-def say(text: str): "A line for whoever looks after the service"; print(f"scalai serve: {text}", file=sys.stderr, flush=True)
+
+def say(text: str):
+    "A line for whoever looks after the service"
+    print(f"scalai serve: {text}", file=sys.stderr, flush=True)

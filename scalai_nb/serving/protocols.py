@@ -17,38 +17,88 @@ from .refusal import Refusal
 @dataclass(frozen=True)
 class Route:
     "A method of a path"
+
     method: str
-    path: str        # as OpenAPI writes it
-    handle: object   # answers an exchange: called with the app, the exchange, and the parameters in the path
+    path: str  # as OpenAPI writes it
+    handle: object  # answers an exchange: called with the app, the exchange, and the parameters in the path
     summary: str
-    body: str = ""   # what is sent, by its name in `serving.openapi`; "": nothing
+    body: str = ""  # what is sent, by its name in `serving.openapi`; "": nothing
 
     @cached_property
-    def pattern(self): "Matches the paths; a parameter ends at / : or @"; return re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/:@]+)", self.path))
+    def pattern(self):
+        "Matches the paths; a parameter ends at / : or @"
+        return re.compile(re.sub(r"{(\w+)}", r"(?P<\1>[^/:@]+)", self.path))
 
 # %% ../../nbs/serving/protocols.ipynb #641e42bf
 ROUTES = (
     Route("POST", "/predict", plain.predict, "Scores of rows, where one model is served", "rows"),
     Route("POST", "/predict/{model}", plain.predict, "Scores of rows by a model", "rows"),
-    Route("POST", "/predict/{model}@{version}", plain.predict, "Scores of rows by a version or alias", "rows"),
+    Route(
+        "POST",
+        "/predict/{model}@{version}",
+        plain.predict,
+        "Scores of rows by a version or alias",
+        "rows",
+    ),
     Route("POST", "/feedback", plain.feedback, "What came true of earlier predictions", "feedback"),
     Route("GET", "/v1/models", v1.models, "The names of the models"),
     Route("GET", "/v1/models/{model}", v1.model, "Whether a model answers, and its versions"),
     Route("GET", "/v1/models/{model}/versions/{version}", v1.model, "Whether a version answers"),
     Route("GET", "/v1/models/{model}/labels/{version}", v1.model, "Whether an alias answers"),
-    Route("POST", "/v1/models/{model}:predict", v1.predict, "Scores, as KServe v1 and TensorFlow Serving ask for them", "v1"),
-    Route("POST", "/v1/models/{model}/versions/{version}:predict", v1.predict, "Scores by a version", "v1"),
-    Route("POST", "/v1/models/{model}/labels/{version}:predict", v1.predict, "Scores by an alias", "v1"),
-    Route("POST", "/v1/models/{model}:{verb}", v1.unsupported, "Not here: models give scores, not classes or explanations"),
+    Route(
+        "POST",
+        "/v1/models/{model}:predict",
+        v1.predict,
+        "Scores, as KServe v1 and TensorFlow Serving ask for them",
+        "v1",
+    ),
+    Route(
+        "POST",
+        "/v1/models/{model}/versions/{version}:predict",
+        v1.predict,
+        "Scores by a version",
+        "v1",
+    ),
+    Route(
+        "POST",
+        "/v1/models/{model}/labels/{version}:predict",
+        v1.predict,
+        "Scores by an alias",
+        "v1",
+    ),
+    Route(
+        "POST",
+        "/v1/models/{model}:{verb}",
+        v1.unsupported,
+        "Not here: models give scores, not classes or explanations",
+    ),
     Route("GET", "/v2", v2.server, "The server, as the Open Inference Protocol describes one"),
     Route("GET", "/v2/health/live", v2.live, "Whether the process answers"),
     Route("GET", "/v2/health/ready", v2.ready, "Whether all models are loaded and proved"),
     Route("GET", "/v2/models/{model}", v2.metadata, "What a model takes and gives"),
-    Route("GET", "/v2/models/{model}/versions/{version}", v2.metadata, "What a version takes and gives"),
+    Route(
+        "GET",
+        "/v2/models/{model}/versions/{version}",
+        v2.metadata,
+        "What a version takes and gives",
+    ),
     Route("GET", "/v2/models/{model}/ready", v2.model_ready, "Whether a model answers"),
-    Route("GET", "/v2/models/{model}/versions/{version}/ready", v2.model_ready, "Whether a version answers"),
-    Route("POST", "/v2/models/{model}/infer", v2.infer, "Scores of tensors, as JSON or bytes", "v2"),
-    Route("POST", "/v2/models/{model}/versions/{version}/infer", v2.infer, "Scores of tensors by a version or alias", "v2"),
+    Route(
+        "GET",
+        "/v2/models/{model}/versions/{version}/ready",
+        v2.model_ready,
+        "Whether a version answers",
+    ),
+    Route(
+        "POST", "/v2/models/{model}/infer", v2.infer, "Scores of tensors, as JSON or bytes", "v2"
+    ),
+    Route(
+        "POST",
+        "/v2/models/{model}/versions/{version}/infer",
+        v2.infer,
+        "Scores of tensors by a version or alias",
+        "v2",
+    ),
     Route("POST", "/v2/repository/index", v2.index, "All versions and their states"),
     Route("GET", "/metrics", pages.metrics, "Counters, for Prometheus"),
     Route("GET", "/openapi.json", pages.openapi, "This description"),
@@ -63,10 +113,21 @@ def find(
     path: bytes,
 ) -> tuple:  # what answers, and the parameters in the path
     "Who answers a request. Refusal 404, 405: nobody, or not to this method"
-    text, verb, allowed = path.decode(errors="replace"), {b"HEAD": "GET"}.get(method) or method.decode("latin-1"), set()
+    text, verb, allowed = (
+        path.decode(errors="replace"),
+        {b"HEAD": "GET"}.get(method) or method.decode("latin-1"),
+        set(),
+    )
     for route in ROUTES:
-        if not (found := route.pattern.fullmatch(text)): continue
-        if route.method == verb: return route.handle, found.groupdict()
+        if not (found := route.pattern.fullmatch(text)):
+            continue
+        if route.method == verb:
+            return route.handle, found.groupdict()
         allowed |= {"GET", "HEAD"} if route.method == "GET" else {route.method}
-    if allowed: raise Refusal(405, f"{verb:.20} is no method of {text:.80}; accepted: {', '.join(sorted(allowed))}.", allow=", ".join(sorted(allowed)))
+    if allowed:
+        raise Refusal(
+            405,
+            f"{verb:.20} is no method of {text:.80}; accepted: {', '.join(sorted(allowed))}.",
+            allow=", ".join(sorted(allowed)),
+        )
     raise Refusal(404, f"There is nothing at {text:.80}; see /docs.")

@@ -11,17 +11,25 @@ import orjson
 # %% ../../nbs/serving/refusal.ipynb #c6eb7037
 class Refusal(Exception):
     "A request that gets no prediction"
-    def __init__(self,
-        status: int,               # of HTTP
-        message: str,              # one sentence: what was given, what is accepted, what to do
+
+    def __init__(
+        self,
+        status: int,  # of HTTP
+        message: str,  # one sentence: what was given, what is accepted, what to do
         *,
-        row: int | None = None,    # of the request, from 0
+        row: int | None = None,  # of the request, from 0
         column: str | None = None,
         retry: float | None = None,  # seconds after which to come again
-        allow: str = "",             # the methods that a path has
+        allow: str = "",  # the methods that a path has
     ):
         super().__init__(message)
-        self.status, self.row, self.column, self.retry, self.allow = status, row, column, retry, allow
+        self.status, self.row, self.column, self.retry, self.allow = (
+            status,
+            row,
+            column,
+            retry,
+            allow,
+        )
 
     def to_dict(self) -> dict:
         "As JSON says it; `error` is the key of the Open Inference Protocol"
@@ -31,7 +39,11 @@ class Refusal(Exception):
     @property
     def headers(self) -> bytes:
         "The lines of HTTP's head that go with it"
-        return (b"retry-after: %d\r\n" % max(1, round(self.retry)) if self.retry else b"") + (b"allow: %b\r\n" % self.allow.encode() if self.allow else b"")
+        return (b"retry-after: %d\r\n" % max(1, round(self.retry)) if self.retry else b"") + (
+            b"allow: %b\r\n" % self.allow.encode() if self.allow else b""
+        )
 
 # %% ../../nbs/serving/refusal.ipynb #a7fe839a
-def refuse(exchange, e: Refusal): "Answer an exchange, of whichever version of HTTP, that there is no answer"; exchange.reply(e.status, orjson.dumps(e.to_dict()), headers=e.headers)
+def refuse(exchange, e: Refusal):
+    "Answer an exchange, of whichever version of HTTP, that there is no answer"
+    exchange.reply(e.status, orjson.dumps(e.to_dict()), headers=e.headers)

@@ -22,92 +22,131 @@ from ..errors import ParameterError, WorkFailed
 # %% ../../nbs/serving/replicas.ipynb #1d2fcb68
 class Budget:
     "What may be sent beside ordinary requests"
-    def __init__(self, share: float, first: float, most: float): self.share, self.left, self.most, self.lock = share, first, most, Lock()
+
+    def __init__(self, share: float, first: float, most: float):
+        self.share, self.left, self.most, self.lock = share, first, most, Lock()
+
     def earn(self):
         "An ordinary request was made"
-        with self.lock: self.left = min(self.most, self.left + self.share)
+        with self.lock:
+            self.left = min(self.most, self.left + self.share)
+
     def spend(self) -> bool:
         "Whether one extra request may be made"
         with self.lock:
-            if self.left < 1: return False
+            if self.left < 1:
+                return False
             self.left -= 1
             return True
 
 # %% ../../nbs/serving/replicas.ipynb #de33e944
-FAILURES = 3      # in a row, after which a replica is left alone
-LONGEST = 10.0    # seconds that it is left alone, at most
-FORGET = 1.0      # seconds after which half of what was known of a latency is forgotten
-IDLE = 64         # connections kept open to a replica
+FAILURES = 3  # in a row, after which a replica is left alone
+LONGEST = 10.0  # seconds that it is left alone, at most
+FORGET = 1.0  # seconds after which half of what was known of a latency is forgotten
+IDLE = 64  # connections kept open to a replica
+
 
 class Replica:
     "A server, the connections to it, and how it has done"
+
     def __init__(self, url: str):
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname: raise ParameterError(f"{url!r} is no address of a service; accepted: http://HOST:PORT.")
-        self.url, self.host, self.port, self.path = url.rstrip("/"), parts.hostname, parts.port, parts.path.rstrip("/")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ParameterError(f"{url!r} is no address of a service; accepted: http://HOST:PORT.")
+        self.url, self.host, self.port, self.path = (
+            url.rstrip("/"),
+            parts.hostname,
+            parts.port,
+            parts.path.rstrip("/"),
+        )
         self.kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         self.idle, self.owner, self.lock = [], os.getpid(), Lock()
-        self.busy, self.latency, self.seen = 0, 0.0, 0.0  # requests on their way; seconds, and when it was measured
-        self.failures, self.resting = 0, 0.0              # in a row; when it may be asked again
+        self.busy, self.latency, self.seen = (
+            0,
+            0.0,
+            0.0,
+        )  # requests on their way; seconds, and when it was measured
+        self.failures, self.resting = 0, 0.0  # in a row; when it may be asked again
 
-    def cost(self, now: float) -> float: "What one more request would have to wait, by guess"; return (self.busy + 1) * max(1e-3, self.latency * 2 ** ((self.seen - now) / FORGET))
+    def cost(self, now: float) -> float:
+        "What one more request would have to wait, by guess"
+        return (self.busy + 1) * max(1e-3, self.latency * 2 ** ((self.seen - now) / FORGET))
+
     def ended(self, seconds: float, ok: bool | None):
         "A request ended: well or not after some seconds, or None: it was no longer waited for"
         self.busy -= 1
-        if not ok: seconds = max(seconds, self.latency)  # a refusal is quick, and makes nobody attractive
-        self.latency, self.seen = (0.8 * self.latency + 0.2 * seconds if self.seen else seconds), monotonic()
-        if ok: self.failures, self.resting = 0, 0.0
+        if not ok:
+            seconds = max(seconds, self.latency)  # a refusal is quick, and makes nobody attractive
+        self.latency, self.seen = (
+            (0.8 * self.latency + 0.2 * seconds if self.seen else seconds),
+            monotonic(),
+        )
+        if ok:
+            self.failures, self.resting = 0, 0.0
         elif ok is False:
             self.failures += 1
             self.rest()
 
     def rest(self):
         "Leave it alone for some time, if it has failed too often"
-        if (n := self.failures - FAILURES) >= 0: self.resting = monotonic() + min(LONGEST, 2.0 ** n)
+        if (n := self.failures - FAILURES) >= 0:
+            self.resting = monotonic() + min(LONGEST, 2.0**n)
 
 # %% ../../nbs/serving/replicas.ipynb #a5886837
 def readable(sockets, seconds: float) -> list:
     "Those of the sockets where something can be read, after at most some seconds"
     poll = select.poll()
-    for s in sockets: poll.register(s, select.POLLIN)
+    for s in sockets:
+        poll.register(s, select.POLLIN)
     found = {number for number, _ in poll.poll(max(0, seconds) * 1000)}
     return [s for s in sockets if s.fileno() in found]
+
 
 def connected(r: Replica, seconds: float) -> HTTPConnection:
     "An open connection, a kept one where there is one. OSError: there is none in time"
     while connection := _kept(r):
-        if not readable([connection.sock], 0): return connection
+        if not readable([connection.sock], 0):
+            return connection
         connection.close()
     connection = r.kind(r.host, r.port, timeout=seconds)
     connection.connect()
     return connection
 
+
 def _kept(r: Replica) -> HTTPConnection | None:
     "The connection that was used last; the process that was forked does not take those of its parent"
     with r.lock:
-        if r.owner != os.getpid(): r.idle, r.owner = [], os.getpid()
+        if r.owner != os.getpid():
+            r.idle, r.owner = [], os.getpid()
         return r.idle.pop() if r.idle else None
+
 
 def _keep(r: Replica, connection: HTTPConnection):
     "Let another request have the connection, if the server leaves it open"
-    if connection.sock is None or len(r.idle) >= IDLE: connection.close()
-    else: r.idle.append(connection)
+    if connection.sock is None or len(r.idle) >= IDLE:
+        connection.close()
+    else:
+        r.idle.append(connection)
 
 # %% ../../nbs/serving/replicas.ipynb #fec69b97
 AGAIN = (429, 502, 503)  # who answers so has done nothing: another may, or the same one later
 
+
 @dataclass(frozen=True)
 class Answer:
     "What a replica answered"
+
     status: int
     headers: object  # http.client.HTTPMessage: names in any case
     body: bytes
     url: str
-    seconds: float   # from the sending to the last byte
+    seconds: float  # from the sending to the last byte
+
 
 @dataclass(frozen=True)
 class Request:
     "What is asked of any replica"
+
     method: str
     path: str
     body: bytes = b""
@@ -116,14 +155,24 @@ class Request:
 # %% ../../nbs/serving/replicas.ipynb #946cb05d
 class Flight:
     "A request that was sent to one replica. OSError, HTTPException: it could not be"
+
     def __init__(self, replica: Replica, request: Request, deadline: float):
         self.replica, self.connection, self.begun = replica, None, monotonic()
         left = max(1e-3, deadline - self.begun)
         try:
-            self.connection = connected(replica, left / 2)  # so that there is time for another, where nobody takes the call
+            self.connection = connected(
+                replica, left / 2
+            )  # so that there is time for another, where nobody takes the call
             self.connection.sock.settimeout(left)
-            self.connection.request(request.method, replica.path + request.path, request.body, {**dict(request.headers), "x-request-timeout-ms": str(int(left * 1000))})
-        except BaseException: self.end(ok=False); raise
+            self.connection.request(
+                request.method,
+                replica.path + request.path,
+                request.body,
+                {**dict(request.headers), "x-request-timeout-ms": str(int(left * 1000))},
+            )
+        except BaseException:
+            self.end(ok=False)
+            raise
 
     def answer(self, deadline: float) -> Answer:
         "Read what came. OSError, HTTPException: it was no answer"
@@ -131,7 +180,9 @@ class Flight:
             self.connection.sock.settimeout(max(1e-3, deadline - monotonic()))
             response = self.connection.getresponse()
             body, seconds = response.read(), monotonic() - self.begun
-        except BaseException: self.end(ok=False); raise
+        except BaseException:
+            self.end(ok=False)
+            raise
         _keep(self.replica, self.connection)
         self.connection = None
         self.end(ok=response.status not in AGAIN)
@@ -139,23 +190,31 @@ class Flight:
 
     def end(self, ok: bool | None = None):
         "It went well or not; None: nobody waits for it any more. An open connection is closed, which tells the server"
-        if self.connection: self.connection.close()
-        with self.replica.lock: self.replica.ended(monotonic() - self.begun, ok)
+        if self.connection:
+            self.connection.close()
+        with self.replica.lock:
+            self.replica.ended(monotonic() - self.begun, ok)
 
 # %% ../../nbs/serving/replicas.ipynb #3b2543f2
-AFTER = 5.0              # seconds that a server can put a client off, at most
-PAUSE = 0.02             # seconds before the first retry, at most; doubles with each
+AFTER = 5.0  # seconds that a server can put a client off, at most
+PAUSE = 0.02  # seconds before the first retry, at most; doubles with each
 UNREACHED = (OSError, HTTPException)
+
 
 class Replicas:
     "Servers of which any can answer a request; used by many threads at once"
-    def __init__(self,
-        urls,                 # http://HOST:PORT of each
-        retries: int = 2,     # further tries of a request
-        hedge=None,           # seconds after which another replica is asked too; "auto": what 95 % of the answers take; None: never
+
+    def __init__(
+        self,
+        urls,  # http://HOST:PORT of each
+        retries: int = 2,  # further tries of a request
+        hedge=None,  # seconds after which another replica is asked too; "auto": what 95 % of the answers take; None: never
     ):
         self.replicas = [Replica(url) for url in dict.fromkeys(urls)]
-        if not self.replicas: raise ParameterError("There is no address of a service; accepted: http://HOST:PORT, or a list of these.")
+        if not self.replicas:
+            raise ParameterError(
+                "There is no address of a service; accepted: http://HOST:PORT, or a list of these."
+            )
         self.retries, self.hedge = retries, hedge
         self.retrying, self.hedging = Budget(0.1, first=10, most=10), Budget(0.05, first=1, most=5)
         self.times, self.lock = deque(maxlen=200), Lock()  # seconds that the last answers took
@@ -163,9 +222,11 @@ class Replicas:
     def close(self):
         "Close the connections that are not in use"
         for r in self.replicas:
-            while r.idle: r.idle.pop().close()
+            while r.idle:
+                r.idle.pop().close()
 
-    def ask(self, request: Request, seconds: float) -> Answer: return _ask(self, request, monotonic() + seconds)
+    def ask(self, request: Request, seconds: float) -> Answer:
+        return _ask(self, request, monotonic() + seconds)
 
 # %% ../../nbs/serving/replicas.ipynb #c8ef1f47
 def _pick(rs: Replicas, tried=(), only_others=False) -> Replica | None:
@@ -174,9 +235,14 @@ def _pick(rs: Replicas, tried=(), only_others=False) -> Replica | None:
         now = monotonic()
         awake = [r for r in rs.replicas if r.resting <= now]
         fresh = [r for r in awake if r not in tried]
-        if only_others and not fresh: return None
+        if only_others and not fresh:
+            return None
         some = fresh or awake
-        found = min(random.sample(some, min(2, len(some))), key=lambda r: r.cost(now)) if some else min(rs.replicas, key=lambda r: r.resting)
+        found = (
+            min(random.sample(some, min(2, len(some))), key=lambda r: r.cost(now))
+            if some
+            else min(rs.replicas, key=lambda r: r.resting)
+        )
     with found.lock:
         found.busy += 1
         found.rest()  # where it had failed, until it is known how this request fares
@@ -185,18 +251,23 @@ def _pick(rs: Replicas, tried=(), only_others=False) -> Replica | None:
 # %% ../../nbs/serving/replicas.ipynb #660046ee
 def _patience(rs: Replicas) -> float:
     "Seconds after which a second replica is asked"
-    if rs.hedge is None or len(rs.replicas) < 2: return float("inf")
-    if rs.hedge != "auto": return rs.hedge
+    if rs.hedge is None or len(rs.replicas) < 2:
+        return float("inf")
+    if rs.hedge != "auto":
+        return rs.hedge
     times = sorted(rs.times)
     return times[int(0.95 * len(times))] if len(times) >= 20 else float("inf")
+
 
 def _race(rs: Replicas, request: Request, deadline: float, tried: list) -> Answer:
     "The answer of the first replica that has one, else of one that refused. OSError, HTTPException: none has; TimeoutError: none in time"
     flights, refusal, failure = {}, None, TimeoutError("there was no answer in time")
+
     def launch(replica):
         tried.append(replica)
         flight = Flight(replica, request, deadline)
         flights[flight.connection.sock] = flight
+
     try:
         launch(_pick(rs, tried))
         hedge_at = monotonic() + _patience(rs)
@@ -204,43 +275,60 @@ def _race(rs: Replicas, request: Request, deadline: float, tried: list) -> Answe
             try:
                 if ready := readable(flights, min(deadline, hedge_at) - now):
                     answer = flights.pop(ready[0]).answer(deadline)
-                    if answer.status not in AGAIN: return answer
+                    if answer.status not in AGAIN:
+                        return answer
                     refusal = answer
                 elif now >= hedge_at:
                     hedge_at = float("inf")
-                    if rs.hedging.spend() and (other := _pick(rs, tried, only_others=True)): launch(other)
-            except UNREACHED as e: failure = e
-        if refusal: return refusal
+                    if rs.hedging.spend() and (other := _pick(rs, tried, only_others=True)):
+                        launch(other)
+            except UNREACHED as e:
+                failure = e
+        if refusal:
+            return refusal
         raise failure
     finally:
         late = monotonic() >= deadline
-        for flight in flights.values(): flight.end(ok=False if late else None)
+        for flight in flights.values():
+            flight.end(ok=False if late else None)
 
 # %% ../../nbs/serving/replicas.ipynb #4e67583f
 def _put_off(rs: Replicas, answer: Answer):
     "Leave a replica alone for as long as it asks"
-    try: seconds = int(answer.headers.get("retry-after", 0))
-    except ValueError: return  # a date
+    try:
+        seconds = int(answer.headers.get("retry-after", 0))
+    except ValueError:
+        return  # a date
     for r in rs.replicas:
-        if r.url == answer.url: r.resting = monotonic() + min(AFTER, seconds)
+        if r.url == answer.url:
+            r.resting = monotonic() + min(AFTER, seconds)
+
 
 def _ask(rs: Replicas, request: Request, deadline: float) -> Answer:
     "The answer of any replica, or of the last one that refused. WorkFailed: none answers"
-    rs.retrying.earn(); rs.hedging.earn()
+    rs.retrying.earn()
+    rs.hedging.earn()
     tried, answer, failure = [], None, None
     for attempt in range(rs.retries + 1):
-        try: answer = _race(rs, request, deadline, tried)
-        except UNREACHED as e: failure = e
+        try:
+            answer = _race(rs, request, deadline, tried)
+        except UNREACHED as e:
+            failure = e
         else:
             if answer.status not in AGAIN:
                 rs.times.append(answer.seconds)
                 return answer
             _put_off(rs, answer)
-        pause = random.uniform(0, PAUSE * 2 ** attempt)
-        if all(r.resting > monotonic() for r in rs.replicas): pause = max(pause, min(r.resting for r in rs.replicas) - monotonic())
-        if attempt == rs.retries or monotonic() + pause > deadline or not rs.retrying.spend(): break
+        pause = random.uniform(0, PAUSE * 2**attempt)
+        if all(r.resting > monotonic() for r in rs.replicas):
+            pause = max(pause, min(r.resting for r in rs.replicas) - monotonic())
+        if attempt == rs.retries or monotonic() + pause > deadline or not rs.retrying.spend():
+            break
         sleep(pause)
-    if answer: return answer
+    if answer:
+        return answer
     late = isinstance(failure, TimeoutError)
-    raise WorkFailed(f"{', '.join(r.url for r in rs.replicas)}: {'no answer within the timeout' if late else failure}, {len(tried)} time{'s' * (len(tried) > 1)}; "
-                     f"{'pass a longer timeout, or fewer rows' if late else 'see that the service runs: scalai serve NAME'}.") from failure
+    raise WorkFailed(
+        f"{', '.join(r.url for r in rs.replicas)}: {'no answer within the timeout' if late else failure}, {len(tried)} time{'s' * (len(tried) > 1)}; "
+        f"{'pass a longer timeout, or fewer rows' if late else 'see that the service runs: scalai serve NAME'}."
+    ) from failure

@@ -18,43 +18,62 @@ from .scorer import Scorer
 
 # %% ../../nbs/serving/rollout.ipynb #d7d22ee5
 def takes_canary(
-    key: str,      # who asks, or what it is about
+    key: str,  # who asks, or what it is about
     share: float,  # of the keys, 0 to 1
 ) -> bool:
     "Whether `key` is among the share of keys that the canary answers"
     return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") < share * 2**64
 
 # %% ../../nbs/serving/rollout.ipynb #c0a3376c
-LAST = 1000   # calls of each version that are compared
-LEAST = 100   # calls of the canary before it is judged, or
-ERRORS = 20   # errors
+LAST = 1000  # calls of each version that are compared
+LEAST = 100  # calls of the canary before it is judged, or
+ERRORS = 20  # errors
+
 
 def verdict(
-    canary,         # seconds of its last calls; inf: it failed
-    primary,        # of its last calls
-    latency: float, # goal, in seconds; a quarter of it is what a batch may take
+    canary,  # seconds of its last calls; inf: it failed
+    primary,  # of its last calls
+    latency: float,  # goal, in seconds; a quarter of it is what a batch may take
 ) -> str:
     "Why the canary has to go: `errors`, `latency`, or empty: it may stay"
     failed, c, p = canary.count(inf), _finite(canary), _finite(primary)
-    if len(canary) < LEAST and failed < ERRORS: return ""
-    if failed / len(canary) > 2 * primary.count(inf) / max(1, len(primary)) + 0.01: return "errors"
+    if len(canary) < LEAST and failed < ERRORS:
+        return ""
+    if failed / len(canary) > 2 * primary.count(inf) / max(1, len(primary)) + 0.01:
+        return "errors"
     slow = len(c) and np.percentile(c, 95)
-    return "latency" if slow > latency / 4 and slow > 2 * (np.percentile(p, 95) if len(p) else 0) else ""
+    return (
+        "latency"
+        if slow > latency / 4 and slow > 2 * (np.percentile(p, 95) if len(p) else 0)
+        else ""
+    )
 
-def _finite(seconds): x = np.fromiter(seconds, float); return x[np.isfinite(x)]
+
+def _finite(seconds):
+    x = np.fromiter(seconds, float)
+    return x[np.isfinite(x)]
 
 # %% ../../nbs/serving/rollout.ipynb #f3233f96
 class Trial:
     "The last calls of a canary and of the primary beside it"
-    def __init__(self, latency: float): self.latency, self.canary, self.primary, self.new = latency, deque(maxlen=LAST), deque(maxlen=LAST), 0
 
-    def of_primary(self, seconds: float, calls: int, failed: bool): self.primary.extend(repeat(inf if failed else seconds, calls))
+    def __init__(self, latency: float):
+        self.latency, self.canary, self.primary, self.new = (
+            latency,
+            deque(maxlen=LAST),
+            deque(maxlen=LAST),
+            0,
+        )
+
+    def of_primary(self, seconds: float, calls: int, failed: bool):
+        self.primary.extend(repeat(inf if failed else seconds, calls))
 
     def of_canary(self, seconds: float, calls: int, failed: bool) -> str:
         "The verdict, each time that ten more calls are known"
         self.canary.extend(repeat(inf if failed else seconds, calls))
         self.new += calls
-        if self.new < 10: return ""
+        if self.new < 10:
+            return ""
         self.new = 0
         return verdict(self.canary, self.primary, self.latency)
 
@@ -63,10 +82,15 @@ def arranged(
     rows: Rows,
     source: Scorer,  # whose columns they have
     target: Scorer,  # which needs them in its own order
-) -> Rows | None:    # None: it has a column that the source has not
+) -> Rows | None:  # None: it has a column that the source has not
     "Rows as another version takes them"
     there, have = [(c.name, c.kind) for c in source.others], source.numbers
     wanted = [(c.name, c.kind) for c in target.others]
-    if not (set(target.numbers) <= set(have) and set(wanted) <= set(there)): return None
-    numbers = rows.numbers if target.numbers == have else np.ascontiguousarray(rows.numbers[:, [have.index(n) for n in target.numbers]])
+    if not (set(target.numbers) <= set(have) and set(wanted) <= set(there)):
+        return None
+    numbers = (
+        rows.numbers
+        if target.numbers == have
+        else np.ascontiguousarray(rows.numbers[:, [have.index(n) for n in target.numbers]])
+    )
     return Rows(numbers, tuple(rows.others[there.index(c)] for c in wanted))

@@ -20,34 +20,51 @@ from .scorer import Column, Scorer
 @dataclass(slots=True)
 class Rows:
     "Checked rows, as `Scorer.score` takes them"
-    numbers: np.ndarray   # (row, number) float32
-    others: tuple = ()    # a (row, 1) array for each other column
 
-    def __len__(self): return len(self.numbers)
+    numbers: np.ndarray  # (row, number) float32
+    others: tuple = ()  # a (row, 1) array for each other column
+
+    def __len__(self):
+        return len(self.numbers)
 
 # %% ../../nbs/serving/rows.ipynb #95084921
 MOST = 1_000_000  # rows of a request
 
+
 def counted(n: int) -> int:
     "The number of rows of a request. Refusal: there are none, or too many"
-    if n == 0: raise Refusal(400, "There are no rows; send at least one.")
-    if n > MOST: raise Refusal(413, f"{n:,} rows are too many for a request; accepted: up to {MOST:,}. Score them offline, with sn.score(ds, model).")
+    if n == 0:
+        raise Refusal(400, "There are no rows; send at least one.")
+    if n > MOST:
+        raise Refusal(
+            413,
+            f"{n:,} rows are too many for a request; accepted: up to {MOST:,}. Score them offline, with sn.score(ds, model).",
+        )
     return n
 
 # %% ../../nbs/serving/rows.ipynb #4b2a7bbe
 def within(
     s: Scorer,
     x: np.ndarray,  # (row, number) of any type of numbers, NaN is missing
-) -> np.ndarray:    # as float32
+) -> np.ndarray:  # as float32
     "Numbers that the contract accepts. Refusal naming the first that it does not"
     low, high, missing = s.limits
     fine = (x >= low) & (x <= high)
-    if np.count_nonzero(fine) < fine.size and (wrong := ~fine & ~(np.isnan(x) & missing)).any(): raise _outside(s, x, *np.argwhere(wrong)[0].tolist())
+    if np.count_nonzero(fine) < fine.size and (wrong := ~fine & ~(np.isnan(x) & missing)).any():
+        raise _outside(s, x, *np.argwhere(wrong)[0].tolist())
     return x.astype(np.float32)
+
 
 def _outside(s: Scorer, x, row: int, number: int) -> Refusal:
     column, v = [c for c in s.columns if c.kind == "number"][number], float(x[row, number])
-    return wrong(row, column, "is missing, which the contract does not allow" if np.isnan(v) else f"{v:g} is outside {column.low:g} to {column.high:g}")
+    return wrong(
+        row,
+        column,
+        "is missing, which the contract does not allow"
+        if np.isnan(v)
+        else f"{v:g} is outside {column.low:g} to {column.high:g}",
+    )
+
 
 def wrong(row: int, column: Column, what: str) -> Refusal:
     "The refusal of one value"
@@ -56,26 +73,45 @@ def wrong(row: int, column: Column, what: str) -> Refusal:
 # %% ../../nbs/serving/rows.ipynb #a89064aa
 _NUMBERS = {int, float}
 
+
 def _matrix(s: Scorer, values: list) -> np.ndarray:
     "(row, number) float32 of a list of sequences of JSON values"
     found = set()
-    for row in values: found.update(map(type, row))
-    if not found <= _NUMBERS: _judge(s, values, found)
+    for row in values:
+        found.update(map(type, row))
+    if not found <= _NUMBERS:
+        _judge(s, values, found)
     return within(s, np.array(values, np.float64))
+
 
 def _judge(s: Scorer, values: list, found: set):
     "Refusal where one of the values that are no numbers is not null, or a boolean of a column of booleans"
-    if found <= {*_NUMBERS, type(None)}: return
+    if found <= {*_NUMBERS, type(None)}:
+        return
     columns = [c for c in s.columns if c.kind == "number"]
     for i, row in enumerate(values):
-        for column, v in zip(columns, row, strict=True): _number(i, column, v)
+        for column, v in zip(columns, row, strict=True):
+            _number(i, column, v)
+
 
 def _number(row: int, column: Column, v):
-    if type(v) not in _NUMBERS and v is not None and not (type(v) is bool and column.dtype == "bool"):
+    if (
+        type(v) not in _NUMBERS
+        and v is not None
+        and not (type(v) is bool and column.dtype == "bool")
+    ):
         raise wrong(row, column, f"{v!r:.60} is of type {_json_type(v)}; accepted: a number")
 
+
 def _json_type(v) -> str:
-    return {str: "string", bool: "boolean", list: "array", dict: "object", int: "number", float: "number"}.get(type(v), type(v).__name__)
+    return {
+        str: "string",
+        bool: "boolean",
+        list: "array",
+        dict: "object",
+        int: "number",
+        float: "number",
+    }.get(type(v), type(v).__name__)
 
 # %% ../../nbs/serving/rows.ipynb #663f2ec1
 def seconds(text: str) -> float:
@@ -83,18 +119,26 @@ def seconds(text: str) -> float:
     t = datetime.fromisoformat(text)
     return (t if t.tzinfo else t.replace(tzinfo=UTC)).timestamp()
 
+
 def times(column: Column, values: list) -> np.ndarray:
     "(row,) float64 seconds since 1970 of ISO 8601 strings; None is missing"
     x = np.full(len(values), np.nan)
     for i, v in enumerate(values):
-        if v is None or v == "": continue
-        try: x[i] = seconds(v)
-        except (ValueError, TypeError, OverflowError): raise wrong(i, column, f"{v!r:.60} is no time; accepted: ISO 8601, as 2013-01-31T06:00:00") from None
+        if v is None or v == "":
+            continue
+        try:
+            x[i] = seconds(v)
+        except (ValueError, TypeError, OverflowError):
+            raise wrong(
+                i, column, f"{v!r:.60} is no time; accepted: ISO 8601, as 2013-01-31T06:00:00"
+            ) from None
     return x
+
 
 def name_of(v) -> str:
     "What a value is called among categories, as `learn.recipes.category_name` has it"
     return str(int(v)) if isinstance(v, float) and v.is_integer() else str(v)
+
 
 def strings(column: Column, values: list) -> np.ndarray:
     "(row,) object strings; None becomes the empty string, which is missing"
@@ -102,17 +146,26 @@ def strings(column: Column, values: list) -> np.ndarray:
     if not found <= {str}:
         numeric = column.dtype and column.dtype not in ("string", "category")
         for i, v in enumerate(values):
-            if not (type(v) is str or v is None or numeric and isinstance(v, (int, float))): raise wrong(i, column, f"{v!r:.60} is of type {_json_type(v)}; accepted: a string")
-        values = ["" if v is None or v != v else v if type(v) is str else name_of(v) for v in values]
+            if not (type(v) is str or v is None or numeric and isinstance(v, (int, float))):
+                raise wrong(i, column, f"{v!r:.60} is of type {_json_type(v)}; accepted: a string")
+        values = [
+            "" if v is None or v != v else v if type(v) is str else name_of(v) for v in values
+        ]
     return np.fromiter(values, object, len(values))
+
 
 def present(column: Column, x: np.ndarray) -> np.ndarray:
     "The (row,) times or strings `x` as (row, 1). Refusal: one is missing that must not be"
-    if not column.missing and (missing := x == "" if column.kind == "string" else np.isnan(x)).any():
+    if (
+        not column.missing
+        and (missing := x == "" if column.kind == "string" else np.isnan(x)).any()
+    ):
         raise wrong(int(missing.argmax()), column, "is missing, which the contract does not allow")
     return x.reshape(-1, 1)
 
-def _other(column: Column, values: list) -> np.ndarray: return present(column, (strings if column.kind == "string" else times)(column, values))
+
+def _other(column: Column, values: list) -> np.ndarray:
+    return present(column, (strings if column.kind == "string" else times)(column, values))
 
 # %% ../../nbs/serving/rows.ipynb #5953ab1a
 def from_records(
@@ -124,28 +177,54 @@ def from_records(
     try:
         numbers = [s.numbers_of(r) for r in records]
         others = [[r[c.name] for r in records] for c in s.others]
-    except (KeyError, TypeError, IndexError): raise _no_record(s, records) from None
+    except (KeyError, TypeError, IndexError):
+        raise _no_record(s, records) from None
     for i, r in enumerate(records):
-        if len(r) != width: check_names(s, r, i)
-    return Rows(_matrix(s, numbers) if s.numbers else np.empty((n, 0), np.float32), tuple(map(_other, s.others, others)))
+        if len(r) != width:
+            check_names(s, r, i)
+    return Rows(
+        _matrix(s, numbers) if s.numbers else np.empty((n, 0), np.float32),
+        tuple(map(_other, s.others, others)),
+    )
+
 
 def _no_record(s: Scorer, records: list) -> Refusal:
     for i, r in enumerate(records):
-        if type(r) is not dict: return Refusal(400, f"Row {i} is of type {_json_type(r)}; accepted: an object with a value for each of {len(s.columns)} columns.", row=i)
-        try: check_names(s, r, i)
-        except Refusal as e: return e
+        if type(r) is not dict:
+            return Refusal(
+                400,
+                f"Row {i} is of type {_json_type(r)}; accepted: an object with a value for each of {len(s.columns)} columns.",
+                row=i,
+            )
+        try:
+            check_names(s, r, i)
+        except Refusal as e:
+            return e
+
 
 def check_names(
     s: Scorer,
-    names,                  # that a request has
-    row: int | None = None, # where; None: in all rows
+    names,  # that a request has
+    row: int | None = None,  # where; None: in all rows
 ):
     "Refusal where a column is not known or not there"
     where, known = "" if row is None else f"Row {row}: ", {c.name for c in s.columns}
     for name in names:
-        if name not in known and name not in s.extras: raise Refusal(400, where + unknown(name[:80], known, f"the columns of {s.name}"), row=row, column=name[:80])
+        if name not in known and name not in s.extras:
+            raise Refusal(
+                400,
+                where + unknown(name[:80], known, f"the columns of {s.name}"),
+                row=row,
+                column=name[:80],
+            )
     for c in s.columns:
-        if c.name not in names: raise Refusal(400, f"{where or ''}Column {c.name!r} is not there; a missing value is sent as null, NaN or an empty string.", row=row, column=c.name)
+        if c.name not in names:
+            raise Refusal(
+                400,
+                f"{where or ''}Column {c.name!r} is not there; a missing value is sent as null, NaN or an empty string.",
+                row=row,
+                column=c.name,
+            )
 
 # %% ../../nbs/serving/rows.ipynb #ed5ff6ad
 def from_lists(
@@ -155,16 +234,31 @@ def from_lists(
     "The rows of lists"
     n, width = counted(len(lists)), len(s.columns)
     for i, r in enumerate(lists):
-        if type(r) is not list or len(r) != width: raise _no_list(s, i, r)
-    if not s.others: return Rows(_matrix(s, lists))
+        if type(r) is not list or len(r) != width:
+            raise _no_list(s, i, r)
+    if not s.others:
+        return Rows(_matrix(s, lists))
     columns = dict(zip((c.name for c in s.columns), zip(*lists, strict=True), strict=True))
     numbers = list(zip(*(columns[name] for name in s.numbers), strict=True))
-    return Rows(_matrix(s, numbers) if numbers else np.empty((n, 0), np.float32), tuple(_other(c, columns[c.name]) for c in s.others))
+    return Rows(
+        _matrix(s, numbers) if numbers else np.empty((n, 0), np.float32),
+        tuple(_other(c, columns[c.name]) for c in s.others),
+    )
+
 
 def _no_list(s: Scorer, row: int, r) -> Refusal:
-    width, names = len(s.columns), ", ".join(c.name for c in s.columns[:5]) + ", …" * (len(s.columns) > 5)
-    given = f"has {len(r)} value{'s' * (len(r) != 1)}" if type(r) is list else f"is of type {_json_type(r)}"
-    return Refusal(400, f"Row {row} {given}; accepted: an array of {width}, those of {names}.", row=row)
+    width, names = (
+        len(s.columns),
+        ", ".join(c.name for c in s.columns[:5]) + ", …" * (len(s.columns) > 5),
+    )
+    given = (
+        f"has {len(r)} value{'s' * (len(r) != 1)}"
+        if type(r) is list
+        else f"is of type {_json_type(r)}"
+    )
+    return Refusal(
+        400, f"Row {row} {given}; accepted: an array of {width}, those of {names}.", row=row
+    )
 
 # %% ../../nbs/serving/rows.ipynb #282ddcc0
 def from_columns(
@@ -176,23 +270,46 @@ def from_columns(
     lengths = {name: len(columns[name]) for name in (c.name for c in s.columns)}
     n = counted(max(lengths.values()))
     for name, length in lengths.items():
-        if length != n: raise Refusal(400, f"Column {name!r} has {length} rows, and others {n}; send all columns equally long.", column=name)
+        if length != n:
+            raise Refusal(
+                400,
+                f"Column {name!r} has {length} rows, and others {n}; send all columns equally long.",
+                column=name,
+            )
     arrays = {c.name: _column(c, columns[c.name]) for c in s.columns}
-    numbers = np.stack([arrays[name] for name in s.numbers], axis=1) if s.numbers else np.empty((n, 0), np.float32)
+    numbers = (
+        np.stack([arrays[name] for name in s.numbers], axis=1)
+        if s.numbers
+        else np.empty((n, 0), np.float32)
+    )
     return Rows(within(s, numbers), tuple(present(c, arrays[c.name]) for c in s.others))
+
 
 def _column(c: Column, values) -> np.ndarray:
     "(row,) numbers, float64 seconds or object strings"
-    if isinstance(values, list) or values.dtype == object: return _values(c, list(values))
+    if isinstance(values, list) or values.dtype == object:
+        return _values(c, list(values))
     kind = values.dtype.kind
-    if c.kind == "string" and kind in "biuf": return strings(c, values.tolist())
-    if c.kind == "time" and kind == "M": return np.where(np.isnat(values), np.nan, (values - np.datetime64(0, "s")) / np.timedelta64(1, "s"))
-    if c.kind != "string" and (kind in "iuf" or kind == "b" and c.dtype == "bool"): return values if c.kind == "number" else values.astype(np.float64)
-    accepted = {"number": "numbers", "time": "times or seconds since 1970", "string": "strings"}[c.kind]
-    raise Refusal(400, f"Column {c.name!r} is of type {values.dtype}; accepted: {accepted}.", column=c.name)
+    if c.kind == "string" and kind in "biuf":
+        return strings(c, values.tolist())
+    if c.kind == "time" and kind == "M":
+        return np.where(
+            np.isnat(values), np.nan, (values - np.datetime64(0, "s")) / np.timedelta64(1, "s")
+        )
+    if c.kind != "string" and (kind in "iuf" or kind == "b" and c.dtype == "bool"):
+        return values if c.kind == "number" else values.astype(np.float64)
+    accepted = {"number": "numbers", "time": "times or seconds since 1970", "string": "strings"}[
+        c.kind
+    ]
+    raise Refusal(
+        400, f"Column {c.name!r} is of type {values.dtype}; accepted: {accepted}.", column=c.name
+    )
+
 
 def _values(c: Column, values: list) -> np.ndarray:
     "(row,) of JSON values"
-    if c.kind != "number": return (strings if c.kind == "string" else times)(c, values)
-    for i, v in enumerate(values): _number(i, c, v)
+    if c.kind != "number":
+        return (strings if c.kind == "string" else times)(c, values)
+    for i, v in enumerate(values):
+        _number(i, c, v)
     return np.array(values, np.float64)

@@ -22,103 +22,173 @@ from .matrix import NUMBERS, prepared
 @dataclass(frozen=True)
 class Column:
     "A raw column that a model takes"
-    name: str
-    kind: str                # number, time or string
-    dtype: str = ""          # in the contract; "" without one
-    low: float = -math.inf   # a number below or above is refused
-    high: float = math.inf
-    missing: bool = True     # whether a value may be missing
-    categories: tuple[str, ...] | None = None  # known ones; others may come
-    pii: bool = False        # about a person: no log holds its values
 
-_KINDS = {"FLOAT": "number", "DOUBLE": "time", "STRING": "string"}  # by the type of the graph's input
+    name: str
+    kind: str  # number, time or string
+    dtype: str = ""  # in the contract; "" without one
+    low: float = -math.inf  # a number below or above is refused
+    high: float = math.inf
+    missing: bool = True  # whether a value may be missing
+    categories: tuple[str, ...] | None = None  # known ones; others may come
+    pii: bool = False  # about a person: no log holds its values
+
+
+_KINDS = {
+    "FLOAT": "number",
+    "DOUBLE": "time",
+    "STRING": "string",
+}  # by the type of the graph's input
 _FLOAT32 = float(np.finfo(np.float32).max)
+
 
 def columns_of(
     inputs: dict[str, str],  # ONNX type by name, as the card has them
-    contract,                # Contract of the data it learnt from, or None
+    contract,  # Contract of the data it learnt from, or None
 ) -> tuple[Column, ...]:
     "The columns that a model takes, as its contract has them"
     known = {c.name: c for c in contract.columns} if contract else {}
     return tuple(_column(name, _KINDS[kind], known.get(name)) for name, kind in inputs.items())
 
+
 def _column(name: str, kind: str, c) -> Column:
-    if not c: return Column(name, kind, low=-_FLOAT32, high=_FLOAT32)
+    if not c:
+        return Column(name, kind, low=-_FLOAT32, high=_FLOAT32)
     low, high = c.bounds
-    return Column(name, kind, c.dtype, max(low, -_FLOAT32), min(high, _FLOAT32), c.missing > 0, c.categories, c.role == "pii")
+    return Column(
+        name,
+        kind,
+        c.dtype,
+        max(low, -_FLOAT32),
+        min(high, _FLOAT32),
+        c.missing > 0,
+        c.categories,
+        c.role == "pii",
+    )
 
 # %% ../../nbs/serving/scorer.ipynb #541ed5ca
 @dataclass(frozen=True, eq=False)
 class Scorer:
     "A version of a model, ready to score"
+
     name: str
     version: str
     columns: tuple[Column, ...]
     card: dict = field(repr=False)
-    examples: dict = field(repr=False)  # rows, as JSON has them, and the scores that the estimator gave them
+    examples: dict = field(
+        repr=False
+    )  # rows, as JSON has them, and the scores that the estimator gave them
     session: object = field(repr=False)
-    extras: frozenset = frozenset()     # further columns that the contract knows: a request may bring them, and they are not looked at
+    extras: frozenset = frozenset()  # further columns that the contract knows: a request may bring them, and they are not looked at
     digest: str = ""
 
     @cached_property
-    def numbers(self): "Names of the columns of numbers"; return tuple(c.name for c in self.columns if c.kind == "number")
+    def numbers(self):
+        "Names of the columns of numbers"
+        return tuple(c.name for c in self.columns if c.kind == "number")
+
     @cached_property
-    def others(self): "The columns of times and strings"; return tuple(c for c in self.columns if c.kind != "number")
+    def others(self):
+        "The columns of times and strings"
+        return tuple(c for c in self.columns if c.kind != "number")
+
     @cached_property
-    def numbers_of(self): "A function that takes the numbers out of a record"; return itemgetter(*self.numbers) if len(self.numbers) > 1 else lambda r: tuple(r[n] for n in self.numbers)
+    def numbers_of(self):
+        "A function that takes the numbers out of a record"
+        return (
+            itemgetter(*self.numbers)
+            if len(self.numbers) > 1
+            else lambda r: tuple(r[n] for n in self.numbers)
+        )
+
     @cached_property
     def limits(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         "(1, number) the lowest and the highest value accepted, also where float32 rounds them outward, and whether one may be missing"
         columns = [c for c in self.columns if c.kind == "number"]
         low, high = (np.array([[getattr(c, end) for c in columns]]) for end in ("low", "high"))
-        low, high = np.minimum(low, low.astype(np.float32)), np.maximum(high, high.astype(np.float32))
+        low, high = (
+            np.minimum(low, low.astype(np.float32)),
+            np.maximum(high, high.astype(np.float32)),
+        )
         return low, high, np.array([[c.missing for c in columns]], bool)
 
-    def score(self,
-        numbers: np.ndarray,        # (row, number) float32, NaN is missing
-        others: tuple = (),         # a (row, 1) array for each of `others`: float64 seconds since 1970, or object strings, "" is missing
-    ) -> np.ndarray:                # (row,) float32 probabilities or predictions
+    def score(
+        self,
+        numbers: np.ndarray,  # (row, number) float32, NaN is missing
+        others: tuple = (),  # a (row, 1) array for each of `others`: float64 seconds since 1970, or object strings, "" is missing
+    ) -> np.ndarray:  # (row,) float32 probabilities or predictions
         "Score rows"
         feed = {NUMBERS: numbers} if self.numbers else {}
-        for column, array in zip(self.others, others, strict=True): feed[column.name] = array
+        for column, array in zip(self.others, others, strict=True):
+            feed[column.name] = array
         return self.session.run(None, feed)[0].ravel()
 
     @classmethod
-    def load(cls, folder, version, digest=None, cache=None, name=None): return _load(cls, Path(folder), str(version), digest, cache, name)
+    def load(cls, folder, version, digest=None, cache=None, name=None):
+        return _load(cls, Path(folder), str(version), digest, cache, name)
 
 # %% ../../nbs/serving/scorer.ipynb #e6ac42a5
-def _load(cls,
-    folder: Path,         # of the package
+def _load(
+    cls,
+    folder: Path,  # of the package
     version: str,
-    digest: str | None,   # of the package; None: any
-    cache,                # folder of prepared graphs; None: it is prepared anew
-    name: str | None,     # in the registry; None: that of the package
+    digest: str | None,  # of the package; None: any
+    cache,  # folder of prepared graphs; None: it is prepared anew
+    name: str | None,  # in the registry; None: that of the package
 ) -> "Scorer":
     "Read a version and prove it. ModelNotFound, ModelMismatch: it is not there, or not what was registered"
     from scalai_nb.data.contract import Contract
+
     content = contents(folder, digest, f"version {version}")
-    card, contract = json.loads(content["card.json"]), json.loads(content["contract.json"]) and Contract.from_json(content["contract.json"].decode())
+    card, contract = (
+        json.loads(content["card.json"]),
+        json.loads(content["contract.json"])
+        and Contract.from_json(content["contract.json"].decode()),
+    )
     columns = columns_of(card["inputs"], contract)
     numbers = [c.name for c in columns if c.kind == "number"]
-    graph = prepared(content["model.onnx"], numbers, Path(cache) / f"{digest}.onnx" if cache and digest else None)
-    extras = frozenset(c.name for c in contract.columns) - {c.name for c in columns} if contract else frozenset()
-    scorer = cls(name or card["name"], version, columns, card, json.loads(content["examples.json"]), session(graph), extras, digest or "")
+    graph = prepared(
+        content["model.onnx"], numbers, Path(cache) / f"{digest}.onnx" if cache and digest else None
+    )
+    extras = (
+        frozenset(c.name for c in contract.columns) - {c.name for c in columns}
+        if contract
+        else frozenset()
+    )
+    scorer = cls(
+        name or card["name"],
+        version,
+        columns,
+        card,
+        json.loads(content["examples.json"]),
+        session(graph),
+        extras,
+        digest or "",
+    )
     prove(scorer)
     return scorer
 
+
 def prove(s: Scorer):
     "Score the examples. ModelMismatch: one scores otherwise"
-    same_scores(s.score(*example_arrays(s)), s.examples["scores"], s.card, f"{s.name}@{s.version}: example")
+    same_scores(
+        s.score(*example_arrays(s)), s.examples["scores"], s.card, f"{s.name}@{s.version}: example"
+    )
 
 # %% ../../nbs/serving/scorer.ipynb #0fb990c1
 def example_arrays(s: Scorer) -> tuple:
     "The examples as `Scorer.score` takes them"
     rows = s.examples["rows"]
-    numbers = np.array([rows[n] for n in s.numbers], np.float32).T if s.numbers else np.empty((len(s.examples["scores"]), 0), np.float32)
+    numbers = (
+        np.array([rows[n] for n in s.numbers], np.float32).T
+        if s.numbers
+        else np.empty((len(s.examples["scores"]), 0), np.float32)
+    )
     return np.ascontiguousarray(numbers), tuple(array_of(c, rows[c.name]) for c in s.others)
+
 
 def array_of(column: Column, values: list) -> np.ndarray:
     "(row, 1): a column of times, ISO 8601 strings, or of strings; None is missing"
-    if column.kind == "string": return np.array([["" if v is None else v] for v in values], object)
+    if column.kind == "string":
+        return np.array([["" if v is None else v] for v in values], object)
     seconds = np.array(["NaT" if v is None else v for v in values], "M8[ms]")
     return np.where(np.isnat(seconds), np.nan, seconds.astype(np.int64) / 1000).reshape(-1, 1)

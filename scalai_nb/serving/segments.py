@@ -18,116 +18,201 @@ from ..files import replacing
 from .journal import Predictions, read, sync_folder
 
 # %% ../../nbs/serving/segments.ipynb #2c7542d8
-OWN = {"id": "what feedback names", "time": "when the request came, UTC", "version": "of the model", "protocol": "v1, v2, predict or grpc",
-       "score": "what the model gave", "latency_ms": "milliseconds from the first byte of the request to the score", "share": "of the predictions that were written"}
+OWN = {
+    "id": "what feedback names",
+    "time": "when the request came, UTC",
+    "version": "of the model",
+    "protocol": "v1, v2, predict or grpc",
+    "score": "what the model gave",
+    "latency_ms": "milliseconds from the first byte of the request to the score",
+    "share": "of the predictions that were written",
+}
 
-def logged(name: str) -> str: "What the log calls the column `name` of a model"; return f"input_{name}" if name in OWN else name
 
-def predictions(model: str) -> str: "The dataset of a model's predictions"; return f"{_plain(model)}-predictions"
-def feedback(model: str) -> str: "The dataset of what came true"; return f"{_plain(model)}-feedback"
-def _plain(model: str) -> str: return re.sub("[^a-z0-9._-]", "-", model.lower()).lstrip("._-")
+def logged(name: str) -> str:
+    "What the log calls the column `name` of a model"
+    return f"input_{name}" if name in OWN else name
+
+
+def predictions(model: str) -> str:
+    "The dataset of a model's predictions"
+    return f"{_plain(model)}-predictions"
+
+
+def feedback(model: str) -> str:
+    "The dataset of what came true"
+    return f"{_plain(model)}-feedback"
+
+
+def _plain(model: str) -> str:
+    return re.sub("[^a-z0-9._-]", "-", model.lower()).lstrip("._-")
 
 # %% ../../nbs/serving/segments.ipynb #088305e0
 def table(
     p: Predictions,
-):                   # pyarrow.Table; an empty string is missing
+):  # pyarrow.Table; an empty string is missing
     "Predictions by columns"
     import pyarrow as pa
+
     text = lambda values: pa.array(values, pa.string())
-    own = {"id": text(p.ids), "time": p.time, "protocol": text(p.protocol), "score": p.score, "latency_ms": p.latency}
-    inputs = {logged(c["name"]): column for c, column in zip(p.record["columns"], (*p.numbers.T, *map(_array, p.others)), strict=True)}
-    version, share = text([p.record["version"]] * len(p.score)), np.full(len(p.score), p.record["share"], np.float32)
-    return pa.table(own | {"version": version, "share": share} | inputs).replace_schema_metadata({"record": json.dumps(p.record)})
+    own = {
+        "id": text(p.ids),
+        "time": p.time,
+        "protocol": text(p.protocol),
+        "score": p.score,
+        "latency_ms": p.latency,
+    }
+    inputs = {
+        logged(c["name"]): column
+        for c, column in zip(
+            p.record["columns"], (*p.numbers.T, *map(_array, p.others)), strict=True
+        )
+    }
+    version, share = (
+        text([p.record["version"]] * len(p.score)),
+        np.full(len(p.score), p.record["share"], np.float32),
+    )
+    return pa.table(own | {"version": version, "share": share} | inputs).replace_schema_metadata(
+        {"record": json.dumps(p.record)}
+    )
+
 
 def _array(values):
     import pyarrow as pa
-    if isinstance(values, list): return pa.array([v or None for v in values], pa.string())
-    return np.where(np.isfinite(values), np.round(np.nan_to_num(values) * 1e6), np.iinfo(np.int64).min).astype("M8[us]")
+
+    if isinstance(values, list):
+        return pa.array([v or None for v in values], pa.string())
+    return np.where(
+        np.isfinite(values), np.round(np.nan_to_num(values) * 1e6), np.iinfo(np.int64).min
+    ).astype("M8[us]")
 
 # %% ../../nbs/serving/segments.ipynb #ec761a87
 def truths(
     records: list[dict],  # of feedback
-):                        # pyarrow.Table
+):  # pyarrow.Table
     "What came true, by columns"
     import pyarrow as pa
+
     micro = pa.timestamp("us")
-    return pa.table({
-        "id": pa.array([r["id"] for r in records], pa.string()), "truth": pa.array([float(r["truth"]) for r in records], pa.float64()),
-        "time": pa.array([_time(r.get("time")) for r in records], micro), "received": pa.array([_time(r["received"]) for r in records], micro)})
+    return pa.table(
+        {
+            "id": pa.array([r["id"] for r in records], pa.string()),
+            "truth": pa.array([float(r["truth"]) for r in records], pa.float64()),
+            "time": pa.array([_time(r.get("time")) for r in records], micro),
+            "received": pa.array([_time(r["received"]) for r in records], micro),
+        }
+    )
+
 
 def _time(value) -> datetime | None:
     "ISO 8601 or seconds since 1970 as UTC; None where it is neither"
-    try: at = datetime.fromisoformat(value) if isinstance(value, str) else datetime.fromtimestamp(value, UTC)
-    except (TypeError, ValueError, OverflowError, OSError): return None
+    try:
+        at = (
+            datetime.fromisoformat(value)
+            if isinstance(value, str)
+            else datetime.fromtimestamp(value, UTC)
+        )
+    except (TypeError, ValueError, OverflowError, OSError):
+        return None
     return at.astimezone(UTC).replace(tzinfo=None) if at.tzinfo else at
 
 # %% ../../nbs/serving/segments.ipynb #501e594e
 def tables(
-    data: bytes,         # of a journal
-    models: list[str],   # that the service has
+    data: bytes,  # of a journal
+    models: list[str],  # that the service has
 ):
     "Dataset and pyarrow.Table of each version and of the feedback in a journal"
     versions, records = read(data)
-    for p in versions: yield predictions(p.record["name"]), table(p)
+    for p in versions:
+        yield predictions(p.record["name"]), table(p)
     told = {}
     for r in records:
-        for model in [r["model"]] if "model" in r else models: told.setdefault(model, []).append(r)
-    for model, records in told.items(): yield feedback(model), truths(records)
+        for model in [r["model"]] if "model" in r else models:
+            told.setdefault(model, []).append(r)
+    for model, records in told.items():
+        yield feedback(model), truths(records)
 
 # %% ../../nbs/serving/segments.ipynb #79658a58
 def convert(
-    journal: Path,      # closed; deleted at the end
-    folder: Path,       # of the segments; each dataset has a folder in it
+    journal: Path,  # closed; deleted at the end
+    folder: Path,  # of the segments; each dataset has a folder in it
     models: list[str],  # that the service has
-) -> list:              # (dataset, pyarrow.Table) pairs
+) -> list:  # (dataset, pyarrow.Table) pairs
     "Make segments of a journal. Doing it again, wherever it was cut off, makes the same files"
     import pyarrow as pa
+
     made = list(tables(journal.read_bytes(), models))
     for i, (dataset, rows) in enumerate(made):
         path = folder / dataset / f"{journal.stem}-{journal.parent.name}-{i}-{rows.num_rows}.arrow"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file, pa.ipc.new_file(file, rows.schema) as writer: writer.write_table(rows)
+        with replacing(path) as file, pa.ipc.new_file(file, rows.schema) as writer:
+            writer.write_table(rows)
         sync_folder(path.parent)
     journal.unlink()
     sync_folder(journal.parent)
     return made
 
+
 def columns_of(segment: Path) -> list[dict]:
     "The columns of a model, as a segment has them"
     import pyarrow as pa
-    with pa.memory_map(str(segment)) as file: return record_of(pa.ipc.open_file(file).schema)["columns"]
 
-def record_of(schema) -> dict: "What Arrow's schema says of the version; of feedback, nothing"; return json.loads((schema.metadata or {}).get(b"record", b'{"columns": []}'))
-def rows_of(segment: Path) -> int: "Rows of a segment, as its name says"; return int(segment.stem.rpartition("-")[2])
+    with pa.memory_map(str(segment)) as file:
+        return record_of(pa.ipc.open_file(file).schema)["columns"]
+
+
+def record_of(schema) -> dict:
+    "What Arrow's schema says of the version; of feedback, nothing"
+    return json.loads((schema.metadata or {}).get(b"record", b'{"columns": []}'))
+
+
+def rows_of(segment: Path) -> int:
+    "Rows of a segment, as its name says"
+    return int(segment.stem.rpartition("-")[2])
 
 # %% ../../nbs/serving/segments.ipynb #a0f4db98
 def dataset(
     segments: list[Path],  # with the same columns
-):                         # xarray.Dataset over `row`, in memory
+):  # xarray.Dataset over `row`, in memory
     "The rows of segments as the lake has them"
     import pyarrow as pa
     import xarray as xr
-    rows = pa.concat_tables([pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in segments])
+
+    rows = pa.concat_tables(
+        [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in segments]
+    )
     record = record_of(rows.schema)
-    told = {logged(c["name"]): c for c in record["columns"]} | {name: {"dtype": "category", "categories": []} for name in ("version", "protocol")}
+    told = {logged(c["name"]): c for c in record["columns"]} | {
+        name: {"dtype": "category", "categories": []} for name in ("version", "protocol")
+    }
     attrs = {k: v for k, v in record.items() if k in ("name", "output", "threshold")}
-    return xr.Dataset({name: _variable(rows[name], told.get(name)) for name in rows.column_names}, attrs=attrs)
+    return xr.Dataset(
+        {name: _variable(rows[name], told.get(name)) for name in rows.column_names}, attrs=attrs
+    )
+
 
 def _variable(column, told: dict | None) -> tuple:
     import pyarrow.compute as pc
-    if told and told["dtype"] == "category": return _category(column, told["categories"] or [])
+
+    if told and told["dtype"] == "category":
+        return _category(column, told["categories"] or [])
     values = column.to_numpy()
-    if values.dtype == object: return "row", np.where(pc.is_null(column).to_numpy(), np.nan, values)
+    if values.dtype == object:
+        return "row", np.where(pc.is_null(column).to_numpy(), np.nan, values)
     return "row", _typed(values, told["dtype"]) if told and told["dtype"] else values
+
 
 def _typed(values: np.ndarray, dtype: str) -> np.ndarray:
     "`values` as `dtype`, unless that changes one"
-    with np.errstate(invalid="ignore"): typed = values.astype(dtype)
+    with np.errstate(invalid="ignore"):
+        typed = values.astype(dtype)
     return typed if ((typed == values) | (typed != typed) & (values != values)).all() else values
+
 
 def _category(column, known: list[str]) -> tuple:
     import pyarrow as pa
     import pyarrow.compute as pc
+
     names = [*known, *sorted({*pc.unique(column).drop_null().to_pylist()} - {*known})]
     codes = pc.fill_null(pc.index_in(column, pa.array(names, pa.string())), -1).to_numpy()
     return "row", codes.astype(np.min_scalar_type(-max(1, len(names)))), {"categories": names}

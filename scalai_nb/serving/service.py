@@ -28,59 +28,91 @@ from .options import Options, cores
 
 # %% ../../nbs/serving/service.ipynb #1cfc5d46
 def planned(
-    names,                         # models: NAME, NAME@alias or NAME@version; one or several
+    names,  # models: NAME, NAME@alias or NAME@version; one or several
     env: Environment,
     *,
-    workers: int | None = None,    # None: one a core, at most four
-    latency: float | None = None,  # seconds; None: the least goal `latency_ms` of the models' cards, else 0.1
-    **options,                     # as `Options` has them
-) -> tuple[Options, dict]:         # and the first routes
+    workers: int | None = None,  # None: one a core, at most four
+    latency: float
+    | None = None,  # seconds; None: the least goal `latency_ms` of the models' cards, else 0.1
+    **options,  # as `Options` has them
+) -> tuple[Options, dict]:  # and the first routes
     "What a service would be. Nothing is written. ParameterError, ModelNotFound, VersionNotFound"
-    options = Options((names,) if isinstance(names, str) else tuple(names), workers=workers or min(cores(), 4), **options)
+    options = Options(
+        (names,) if isinstance(names, str) else tuple(names),
+        workers=workers or min(cores(), 4),
+        **options,
+    )
     wanted = routes(Registry(env), options)
     return replace(options, latency=latency or least_latency(wanted)), wanted
+
 
 def least_latency(wanted: dict) -> float:
     "Seconds: the least goal of the models that answer"
     goals = [_card(route).get("goals") or {} for route in wanted["models"].values()]
-    return min((Goal(g["latency_ms"]).threshold / 1000 for g in goals if "latency_ms" in g), default=0.1)
+    return min(
+        (Goal(g["latency_ms"]).threshold / 1000 for g in goals if "latency_ms" in g), default=0.1
+    )
+
 
 def _card(route: dict) -> dict:
     path = Path(route["versions"][route["primary"]]["path"])
-    try: return json.loads((path / "card.json").read_text())
-    except (OSError, ValueError): return {}  # loading it will say what is wrong
+    try:
+        return json.loads((path / "card.json").read_text())
+    except (OSError, ValueError):
+        return {}  # loading it will say what is wrong
 
 # %% ../../nbs/serving/service.ipynb #fa6f6a95
 def _lock(folder: Path):
     "The service is ours, as long as the file is open. Conflict: it runs"
     file = open(folder / "lock", "a")
-    try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         state = _state(folder)
-        raise Conflict(f"{folder.name} is served by process {state.get('pid')} at {state.get('url')}; end that one, or name this one otherwise with --service.") from None
+        raise Conflict(
+            f"{folder.name} is served by process {state.get('pid')} at {state.get('url')}; end that one, or name this one otherwise with --service."
+        ) from None
     return file
+
 
 def _listen(host: str, port: int):
     "A socket for all workers. Conflict: the port is taken. ParameterError: the host is not one of this machine"
-    try: sock = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=4096)
+    try:
+        sock = socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=4096
+        )
     except (OSError, OverflowError) as e:
-        if getattr(e, "errno", 0) == errno.EADDRINUSE: raise Conflict(f"Port {port} is taken{_by(port)}; choose another with --port, 0 for a free one.") from None
+        if getattr(e, "errno", 0) == errno.EADDRINUSE:
+            raise Conflict(
+                f"Port {port} is taken{_by(port)}; choose another with --port, 0 for a free one."
+            ) from None
         raise ParameterError(f"Cannot listen on {host}:{port}: {e}.") from None
     sock.setblocking(False)
     return sock
 
+
 def _by(port: int) -> str:
     "Who listens on a port, as far as the system tells"
     import psutil
-    try: pid = min(c.pid for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port and c.pid)
-    except (ValueError, psutil.Error): return ""
+
+    try:
+        pid = min(
+            c.pid
+            for c in psutil.net_connections("tcp")
+            if c.status == psutil.CONN_LISTEN and c.laddr.port == port and c.pid
+        )
+    except (ValueError, psutil.Error):
+        return ""
     return f" by process {pid}, {psutil.Process(pid).name()}"
+
 
 def _state(folder: Path) -> dict:
     "What a supervisor says of its service"
-    try: return json.loads((folder / "state.json").read_text())
-    except (OSError, ValueError): return {}
+    try:
+        return json.loads((folder / "state.json").read_text())
+    except (OSError, ValueError):
+        return {}
 
 # %% ../../nbs/serving/service.ipynb #aead345f
 @contextmanager
@@ -91,11 +123,13 @@ def _prepared(names, env: Environment, service: str | None, options: dict):
     (folder / "metrics").mkdir(parents=True, exist_ok=True)
     with _lock(folder) as lock, _listen(options.host, options.port) as sock:
         options = replace(options, port=sock.getsockname()[1])
-        for copy in (folder / "metrics").iterdir(): copy.unlink()  # of a service that has ended
+        for copy in (folder / "metrics").iterdir():
+            copy.unlink()  # of a service that has ended
         prove(wanted, folder)
         publish(wanted, folder)
         options.write(folder)
         yield folder, options, wanted, sock, lock
+
 
 def _command(folder: Path, sock, lock, owner: int | None = None) -> list[str]:
     "What starts the supervisor"
@@ -104,41 +138,58 @@ def _command(folder: Path, sock, lock, owner: int | None = None) -> list[str]:
 
 # %% ../../nbs/serving/service.ipynb #38d0955b
 def serve(
-    names,                      # models: NAME, NAME@alias or NAME@version; one or several
+    names,  # models: NAME, NAME@alias or NAME@version; one or several
     env: Environment,
     *,
-    service: str | None = None,              # its name, and that of its folder; None: that of the first model
-    announce=lambda options, routes: None,   # called when everything is prepared
-    **options,                               # of `planned`
+    service: str | None = None,  # its name, and that of its folder; None: that of the first model
+    announce=lambda options, routes: None,  # called when everything is prepared
+    **options,  # of `planned`
 ):
     "Become a service: this process is its supervisor and ends with it. Conflict, ModelNotFound, ModelMismatch, ParameterError, VersionNotFound: nothing is started"
     with _prepared(names, env, service, options) as (folder, options, wanted, sock, lock):
         announce(options, wanted)
-        for file in (sock, lock): os.set_inheritable(file.fileno(), True)
+        for file in (sock, lock):
+            os.set_inheritable(file.fileno(), True)
         sys.stdout.flush()
         os.execve(sys.executable, _command(folder, sock, lock), {**os.environ, **env.variables})
 
 # %% ../../nbs/serving/service.ipynb #9688b237
 class Service:
     "A service that runs beside this process"
-    def __init__(self, folder: Path, process): self.folder, self.process = folder, process
+
+    def __init__(self, folder: Path, process):
+        self.folder, self.process = folder, process
 
     @property
-    def state(self) -> dict: "Its processes and its url"; return _state(self.folder)
-    @property
-    def url(self) -> str: return self.state["url"]
-    @property
-    def pids(self) -> list[int]: "The workers, then the keeper and the supervisor"; return [*self.state["workers"], self.state["keeper"], self.process.pid]
+    def state(self) -> dict:
+        "Its processes and its url"
+        return _state(self.folder)
 
-    def metrics(self) -> Metrics: "What its processes have counted, a second ago at most"; return together(Metrics(), self.folder / "metrics" / "none")
-    def log(self) -> str: "What it has said"; return (self.folder / "service.log").read_text()
+    @property
+    def url(self) -> str:
+        return self.state["url"]
+
+    @property
+    def pids(self) -> list[int]:
+        "The workers, then the keeper and the supervisor"
+        return [*self.state["workers"], self.state["keeper"], self.process.pid]
+
+    def metrics(self) -> Metrics:
+        "What its processes have counted, a second ago at most"
+        return together(Metrics(), self.folder / "metrics" / "none")
+
+    def log(self) -> str:
+        "What it has said"
+        return (self.folder / "service.log").read_text()
 
     def wait(self, timeout: float):
         "Wait until it is ready. WorkFailed: it has ended, or takes longer than `timeout` seconds"
         deadline = time.monotonic() + timeout
         while not ((state := self.state).get("pid") == self.process.pid and state["ready"]):
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise WorkFailed(f"{self.folder.name} is not served: {self.log().strip() or 'it says nothing'}")
+                raise WorkFailed(
+                    f"{self.folder.name} is not served: {self.log().strip() or 'it says nothing'}"
+                )
             time.sleep(0.02)
 
     def stop(self) -> int:
@@ -153,17 +204,28 @@ def running(
     env: Environment,
     *,
     service: str | None = None,
-    port: int = 0,          # a free one
+    port: int = 0,  # a free one
     timeout: float = 60.0,  # seconds until it must be ready
-    **options,              # of `planned`
+    **options,  # of `planned`
 ):
     "Run a service as long as the block lasts, and as this process does; yields a Service"
-    with _prepared(names, env, service, {"port": port, **options}) as (folder, _, _, sock, lock), open(folder / "service.log", "w") as log:
-        process = subprocess.Popen(_command(folder, sock, lock, os.getpid()), pass_fds=(sock.fileno(), lock.fileno()), env={**os.environ, **env.variables},
-                                   stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)  # an interrupt of a notebook is not for it
+    with (
+        _prepared(names, env, service, {"port": port, **options}) as (folder, _, _, sock, lock),
+        open(folder / "service.log", "w") as log,
+    ):
+        process = subprocess.Popen(
+            _command(folder, sock, lock, os.getpid()),
+            pass_fds=(sock.fileno(), lock.fileno()),
+            env={**os.environ, **env.variables},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )  # an interrupt of a notebook is not for it
     s = Service(folder, process)
     try:
         s.wait(timeout)
         yield s
     finally:
-        if process.poll() is None: s.stop()
+        if process.poll() is None:
+            s.stop()

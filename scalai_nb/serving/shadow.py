@@ -18,47 +18,84 @@ from .rows import Rows
 from .scorer import Scorer
 
 # %% ../../nbs/serving/shadow.ipynb #24f8195c
-WAITING = 16   # batches that may wait for the shadow
-MOST = 256     # rows of a batch that it looks at
+WAITING = 16  # batches that may wait for the shadow
+MOST = 256  # rows of a batch that it looks at
 
 log = logging.getLogger(__name__)
 
+
 class Shadow:
     "A version that scores copies of what another answered"
-    def __init__(self,
-        scorer: Scorer, loop, admission: Admission, metrics: Metrics,
-        pool=None,                                     # executor with the worker's scoring thread
-        on_shadow=lambda scorer, calls, scores: None,  # told what the shadow would have said: the log
-        share: float = 1.0,                            # of the batches
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        loop,
+        admission: Admission,
+        metrics: Metrics,
+        pool=None,  # executor with the worker's scoring thread
+        on_shadow=lambda scorer, calls, scores: (
+            None
+        ),  # told what the shadow would have said: the log
+        share: float = 1.0,  # of the batches
     ):
-        self.scorer, self.loop, self.admission, self.metrics, self.pool, self.on_shadow, self.share = scorer, loop, admission, metrics, pool, on_shadow, share
-        self.labels, self.waiting, self.busy, self.due = (scorer.name, scorer.version), deque(), False, 0.0
+        (
+            self.scorer,
+            self.loop,
+            self.admission,
+            self.metrics,
+            self.pool,
+            self.on_shadow,
+            self.share,
+        ) = scorer, loop, admission, metrics, pool, on_shadow, share
+        self.labels, self.waiting, self.busy, self.due = (
+            (scorer.name, scorer.version),
+            deque(),
+            False,
+            0.0,
+        )
 
     def offer(self, source: Scorer, calls, numbers, others, scores):
         "Copy a batch that `source` scored"
         self.due += self.share
-        if self.due < 1: return
+        if self.due < 1:
+            return
         self.due -= 1
         rows = arranged(Rows(numbers, others), source, self.scorer)
-        if rows is None or len(rows) > MOST or len(self.waiting) == WAITING: return self.metrics.count("scalai_shadow_dropped_total", *self.labels, n=len(scores))
+        if rows is None or len(rows) > MOST or len(self.waiting) == WAITING:
+            return self.metrics.count("scalai_shadow_dropped_total", *self.labels, n=len(scores))
         self.waiting.append((calls, rows, scores))
-        if not self.busy: self.busy = True; self.loop.call_soon(self._next)
+        if not self.busy:
+            self.busy = True
+            self.loop.call_soon(self._next)
 
     def _next(self):
         "Score the oldest copy if no call is in; if one is, its own batch will come by here"
-        if not self.waiting or self.admission.calls: self.busy = False; return
+        if not self.waiting or self.admission.calls:
+            self.busy = False
+            return
         calls, rows, scores = self.waiting.popleft()
-        self.loop.run_in_executor(self.pool, self.scorer.score, rows.numbers, rows.others).add_done_callback(lambda f: self._scored(calls, scores, f))
+        self.loop.run_in_executor(
+            self.pool, self.scorer.score, rows.numbers, rows.others
+        ).add_done_callback(lambda f: self._scored(calls, scores, f))
 
     def _scored(self, calls, scores, future):
-        try: self._compare(calls, scores, future.result())
+        try:
+            self._compare(calls, scores, future.result())
         except Exception:
             self.metrics.count("scalai_errors_total", self.scorer.name, "shadow")
-            log.warning("%s@%s: the shadow failed; nobody was waiting for it", *self.labels, exc_info=True)
+            log.warning(
+                "%s@%s: the shadow failed; nobody was waiting for it", *self.labels, exc_info=True
+            )
         self._next()
 
     def _compare(self, calls, scores, other):
-        for difference in np.abs(scores - other).tolist(): self.metrics.observe("scalai_shadow_difference", *self.labels, value=difference)
+        for difference in np.abs(scores - other).tolist():
+            self.metrics.observe("scalai_shadow_difference", *self.labels, value=difference)
         if self.scorer.card.get("output") == "probability":
-            self.metrics.count("scalai_shadow_flips_total", *self.labels, n=int(((scores >= 0.5) != (other >= 0.5)).sum()))
+            self.metrics.count(
+                "scalai_shadow_flips_total",
+                *self.labels,
+                n=int(((scores >= 0.5) != (other >= 0.5)).sum()),
+            )
         self.on_shadow(self.scorer, calls, other)

@@ -21,7 +21,16 @@ from ..files import replacing
 from .accepting import Board
 from .metrics import Metrics, save
 from .options import Options
-from .processes import SIGNALS, Child, Signals, fork, killed_for_memory, pause, say, why
+from scalai_nb.serving.processes import (
+    SIGNALS,
+    Child,
+    Signals,
+    fork,
+    killed_for_memory,
+    pause,
+    say,
+    why,
+)
 
 # %% ../../nbs/serving/supervisor.ipynb #3245cfe4
 def preload():
@@ -29,73 +38,120 @@ def preload():
     os.environ.update(OPENBLAS_NUM_THREADS="1", ORT_DISABLE_TELEMETRY="1")
     import httptools, onnxruntime, orjson, uvloop  # noqa: F401
     from scalai_nb.serving.worker import tidy
+
     tidy()
+
 
 def start_worker(folder: Path, options: Options, sock, board: Board, slot: int) -> int:
     "Fork a worker; its process id"
     from scalai_nb.serving.worker import work
+
     ready = partial(os.kill, os.getpid(), signal.SIGUSR1)
-    return fork(lambda: work(sock, folder, slot, options.latency, options.sample, options.drain, board, ready))
+    return fork(
+        lambda: work(
+            sock, folder, slot, options.latency, options.sample, options.drain, board, ready
+        )
+    )
+
 
 def start_keeper(folder: Path) -> int:
     "Start the keeper, in a group of its own, which Ctrl-C does not reach; its process id"
     code = f"from scalai_nb.serving.keeper import keep; keep({str(folder)!r}, {os.getpid()})"
-    return os.posix_spawn(sys.executable, [sys.executable, "-P", "-c", code], os.environ, setpgroup=0, setsigmask=[signal.SIGHUP])  # until it can listen
+    return os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-P", "-c", code],
+        os.environ,
+        setpgroup=0,
+        setsigmask=[signal.SIGHUP],
+    )  # until it can listen
 
 # %% ../../nbs/serving/supervisor.ipynb #e93c353d
 GRACE = 10.0  # seconds after those of the drain; then a process is killed
 
+
 class Supervisor:
     "A service and its processes"
+
     def __init__(self, folder: Path, options: Options, sock, owner: int | None):
         self.folder, self.options, self.sock, self.owner = folder, options, sock, owner
-        self.board, self.metrics, self.killed = Board(options.workers), Metrics(), killed_for_memory()
-        self.workers = [Child(f"worker {i}", partial(start_worker, folder, options, sock, self.board, i)) for i in range(options.workers)]
+        self.board, self.metrics, self.killed = (
+            Board(options.workers),
+            Metrics(),
+            killed_for_memory(),
+        )
+        self.workers = [
+            Child(f"worker {i}", partial(start_worker, folder, options, sock, self.board, i))
+            for i in range(options.workers)
+        ]
         self.keeper = Child("keeper", partial(start_keeper, folder))
-        self.ready, self.noted = False, None  # whether every worker was ready at once; what `state.json` says
-        self.deadline, self.code = None, 0  # when what still runs is killed, once the service ends; how it ends
+        self.ready, self.noted = (
+            False,
+            None,
+        )  # whether every worker was ready at once; what `state.json` says
+        self.deadline, self.code = (
+            None,
+            0,
+        )  # when what still runs is killed, once the service ends; how it ends
 
-    def children(self) -> list[Child]: "Workers and keeper"; return [*self.workers, self.keeper]
-    def running(self) -> list[Child]: "Those that run"; return [c for c in self.children() if c.pid]
+    def children(self) -> list[Child]:
+        "Workers and keeper"
+        return [*self.workers, self.keeper]
+
+    def running(self) -> list[Child]:
+        "Those that run"
+        return [c for c in self.children() if c.pid]
+
     def tell(self, signum: int, children: list[Child]):
         "Send them a signal"
-        for c in children: os.kill(c.pid, signum)
-
+        for c in children:
+            os.kill(c.pid, signum)
 
     def run(self) -> int:
         "Supervise until all have ended; the exit code"
         signals = Signals(*SIGNALS)
         while self.deadline is None or self.running():
-            if self.deadline is None: _go_on(self)
-            else: _finish(self)
+            if self.deadline is None:
+                _go_on(self)
+            else:
+                _finish(self)
             _note(self)
-            for signum in signals.wait(_patience(self)): _heed(self, signum)
+            for signum in signals.wait(_patience(self)):
+                _heed(self, signum)
             _reap(self)
         return self.code
 
 # %% ../../nbs/serving/supervisor.ipynb #1400aff9
 def _go_on(s: Supervisor):
     "Start what is due, and say when the service is ready"
-    if s.owner and os.getppid() != s.owner: return _end(s)
+    if s.owner and os.getppid() != s.owner:
+        return _end(s)
     for c in s.children():
-        if not c.pid and c.due <= time.monotonic(): c.begin()
+        if not c.pid and c.due <= time.monotonic():
+            c.begin()
     if not s.ready and all(s.board.ready):
         s.ready, n = True, len(s.workers)
         say(f"ready: {n} worker{'s' * (n > 1)} at {s.options.url}")
+
 
 def _patience(s: Supervisor) -> float | None:
     "Seconds until something is due without a signal; None: nothing is"
     now = time.monotonic()
     dues = [c.due for c in s.children() if not c.pid] if s.deadline is None else [s.deadline]
-    if s.owner: dues.append(now + 1)
+    if s.owner:
+        dues.append(now + 1)
     return max(0.05, min(dues) - now) if dues else None
+
 
 def _heed(s: Supervisor, signum: int):
     "Do what a signal asks for"
-    if signum == signal.SIGHUP: s.tell(signum, s.running())
-    if signum not in (signal.SIGTERM, signal.SIGINT): return
-    if s.deadline is None: _end(s)
-    else: s.tell(signal.SIGKILL, s.running())
+    if signum == signal.SIGHUP:
+        s.tell(signum, s.running())
+    if signum not in (signal.SIGTERM, signal.SIGINT):
+        return
+    if s.deadline is None:
+        _end(s)
+    else:
+        s.tell(signal.SIGKILL, s.running())
 
 # %% ../../nbs/serving/supervisor.ipynb #c1c88865
 def _end(s: Supervisor, code: int = 0):
@@ -103,12 +159,18 @@ def _end(s: Supervisor, code: int = 0):
     s.code, s.deadline = code, time.monotonic() + s.options.drain + GRACE
     s.sock.close()  # when the workers have closed theirs too, the system refuses whoever comes
     s.tell(signal.SIGTERM, [c for c in s.workers if c.pid])
-    if s.ready: say(f"ending: what is open has {s.options.drain:g} s to be answered; once more ends it at once")
+    if s.ready:
+        say(
+            f"ending: what is open has {s.options.drain:g} s to be answered; once more ends it at once"
+        )
+
 
 def _finish(s: Supervisor):
     "End the keeper when the workers have ended, and what takes too long"
-    if time.monotonic() > s.deadline: s.tell(signal.SIGKILL, s.running())
-    elif s.running() == [s.keeper]: s.tell(signal.SIGTERM, [s.keeper])
+    if time.monotonic() > s.deadline:
+        s.tell(signal.SIGKILL, s.running())
+    elif s.running() == [s.keeper]:
+        s.tell(signal.SIGTERM, [s.keeper])
 
 # %% ../../nbs/serving/supervisor.ipynb #deff7ec9
 def _reap(s: Supervisor):
@@ -116,36 +178,62 @@ def _reap(s: Supervisor):
     with suppress(ChildProcessError):
         while (found := os.waitpid(-1, os.WNOHANG))[0]:
             for c in s.children():
-                if c.pid == found[0]: _ended(s, c, found[1])
+                if c.pid == found[0]:
+                    _ended(s, c, found[1])
+
 
 def _ended(s: Supervisor, child: Child, status: int):
     "Go on without a child, and say why it ended where it should not have"
     child.ended()
     before, s.killed = s.killed, killed_for_memory()
-    if child in s.workers: s.board.clear(s.workers.index(child))
-    if s.deadline is not None: s.code = s.code or int(status not in (0, signal.SIGTERM))  # SIGTERM: it had only begun
-    elif child in s.workers and not s.ready: say(f"{child.name} {why(status, s.killed > before)}"); _end(s, 1)
-    else: say(f"{child.name} {why(status, s.killed > before)}; it is started again{f' in {wait:g} s' if (wait := pause(child.failures)) else ''}")
-    if child in s.workers and s.ready: s.metrics.count("scalai_restarts_total"); save(s.metrics, s.folder / "metrics" / "supervisor.json")
+    if child in s.workers:
+        s.board.clear(s.workers.index(child))
+    if s.deadline is not None:
+        s.code = s.code or int(status not in (0, signal.SIGTERM))  # SIGTERM: it had only begun
+    elif child in s.workers and not s.ready:
+        say(f"{child.name} {why(status, s.killed > before)}")
+        _end(s, 1)
+    else:
+        say(
+            f"{child.name} {why(status, s.killed > before)}; it is started again{f' in {wait:g} s' if (wait := pause(child.failures)) else ''}"
+        )
+    if child in s.workers and s.ready:
+        s.metrics.count("scalai_restarts_total")
+        save(s.metrics, s.folder / "metrics" / "supervisor.json")
 
 # %% ../../nbs/serving/supervisor.ipynb #2c179567
 def _note(s: Supervisor):
     "Write what others may want to know, if it has changed"
-    state = {"pid": os.getpid(), "url": s.options.url, "workers": [c.pid for c in s.workers], "keeper": s.keeper.pid, "ready": s.ready and s.deadline is None}
-    if state == s.noted: return
-    with suppress(OSError), replacing(s.folder / "state.json") as file: file.write(json.dumps(state).encode())
+    state = {
+        "pid": os.getpid(),
+        "url": s.options.url,
+        "workers": [c.pid for c in s.workers],
+        "keeper": s.keeper.pid,
+        "ready": s.ready and s.deadline is None,
+    }
+    if state == s.noted:
+        return
+    with suppress(OSError), replacing(s.folder / "state.json") as file:
+        file.write(json.dumps(state).encode())
     s.noted = state
 
 # %% ../../nbs/serving/supervisor.ipynb #197489af
 def supervise(
     folder: str,  # of the service
-    sock: int,    # file descriptor of the listening socket
-    lock: int,    # file descriptor of the lock on the folder, which the kernel frees when the last process of the service is gone
+    sock: int,  # file descriptor of the listening socket
+    lock: int,  # file descriptor of the lock on the folder, which the kernel frees when the last process of the service is gone
     owner: int | None = None,  # process id of the parent; the service ends when it does
 ):
     "Be the supervisor of a service until it ends"
-    for fd in (sock, lock): os.set_inheritable(fd, False)
+    for fd in (sock, lock):
+        os.set_inheritable(fd, False)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a worker may have more connections than the usual 1,024
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (most, most)
+    )  # a worker may have more connections than the usual 1,024
     preload()
-    sys.exit(Supervisor(Path(folder), Options.read(Path(folder)), socket.socket(fileno=sock), owner).run())
+    sys.exit(
+        Supervisor(
+            Path(folder), Options.read(Path(folder)), socket.socket(fileno=sock), owner
+        ).run()
+    )

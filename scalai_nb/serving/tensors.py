@@ -19,35 +19,82 @@ from .scorer import Scorer
 
 # %% ../../nbs/serving/tensors.ipynb #80974676
 TYPES = {
-    "BOOL": "?", "INT8": "<i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8", "UINT8": "<u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8",
-    "FP16": "<f2", "FP32": "<f4", "FP64": "<f8", "BYTES": None,
+    "BOOL": "?",
+    "INT8": "<i1",
+    "INT16": "<i2",
+    "INT32": "<i4",
+    "INT64": "<i8",
+    "UINT8": "<u1",
+    "UINT16": "<u2",
+    "UINT32": "<u4",
+    "UINT64": "<u8",
+    "FP16": "<f2",
+    "FP32": "<f4",
+    "FP64": "<f8",
+    "BYTES": None,
 }
-DATATYPES = {"number": "FP32", "time": "FP64", "string": "BYTES"}  # what metadata says of each kind of column, and the graph takes
+DATATYPES = {
+    "number": "FP32",
+    "time": "FP64",
+    "string": "BYTES",
+}  # what metadata says of each kind of column, and the graph takes
 
 # %% ../../nbs/serving/tensors.ipynb #ef69552f
 def _values(name: str, datatype: str, shape, data):
     "The values of a tensor, flat: an array of numbers, or a list of strings"
-    if type(datatype) is not str or datatype not in TYPES: raise Refusal(400, f"Tensor {name!r:.60}: " + unknown(str(datatype)[:20], TYPES, "the data types"), column=name)
-    if not all(type(n) is int and n >= 0 for n in shape): raise Refusal(400, f"Tensor {name!r:.60}: {shape!r:.60} is no shape; accepted: a list of sizes.", column=name)
-    if isinstance(data, list): values = _of_json(name, datatype, data)
-    elif datatype == "BYTES": values = _strings(name, data)
+    if type(datatype) is not str or datatype not in TYPES:
+        raise Refusal(
+            400,
+            f"Tensor {name!r:.60}: " + unknown(str(datatype)[:20], TYPES, "the data types"),
+            column=name,
+        )
+    if not all(type(n) is int and n >= 0 for n in shape):
+        raise Refusal(
+            400,
+            f"Tensor {name!r:.60}: {shape!r:.60} is no shape; accepted: a list of sizes.",
+            column=name,
+        )
+    if isinstance(data, list):
+        values = _of_json(name, datatype, data)
+    elif datatype == "BYTES":
+        values = _strings(name, data)
     else:
         dtype = np.dtype(TYPES[datatype])
-        if len(data) % dtype.itemsize: raise Refusal(400, f"Tensor {name!r:.60}: {len(data)} bytes are no whole number of {datatype}.", column=name)
+        if len(data) % dtype.itemsize:
+            raise Refusal(
+                400,
+                f"Tensor {name!r:.60}: {len(data)} bytes are no whole number of {datatype}.",
+                column=name,
+            )
         values = np.frombuffer(data, dtype)
-    if len(values) != prod(shape): raise Refusal(400, f"Tensor {name!r:.60} has {len(values)} of the {prod(shape)} values of its shape {list(shape)}.", column=name)
+    if len(values) != prod(shape):
+        raise Refusal(
+            400,
+            f"Tensor {name!r:.60} has {len(values)} of the {prod(shape)} values of its shape {list(shape)}.",
+            column=name,
+        )
     return values
+
 
 def _of_json(name: str, datatype: str, data: list):
     "JSON values, nested as deep as the shape or flat"
     try:
-        while data and type(data[0]) is list: data = list(chain.from_iterable(data))
-    except TypeError: raise Refusal(400, f"Tensor {name!r:.60} has lists and values side by side; send it flat, or nested by its shape.", column=name) from None
-    if datatype == "BYTES": return data
+        while data and type(data[0]) is list:
+            data = list(chain.from_iterable(data))
+    except TypeError:
+        raise Refusal(
+            400,
+            f"Tensor {name!r:.60} has lists and values side by side; send it flat, or nested by its shape.",
+            column=name,
+        ) from None
+    if datatype == "BYTES":
+        return data
     accepted = {bool} if datatype == "BOOL" else {int, float, type(None)}
     if not accepted.issuperset(map(type, data)):
         i = next(i for i, v in enumerate(data) if type(v) not in accepted)
-        raise Refusal(400, f"Tensor {name!r:.60}: {data[i]!r:.60} is not of type {datatype}.", column=name)
+        raise Refusal(
+            400, f"Tensor {name!r:.60}: {data[i]!r:.60} is not of type {datatype}.", column=name
+        )
     return np.array(data, bool if datatype == "BOOL" else np.float64)
 
 # %% ../../nbs/serving/tensors.ipynb #253c7871
@@ -58,10 +105,15 @@ def _strings(name: str, data) -> list[str]:
         while at < len(data):
             start = at + 4
             at = start + unpack_from("<I", data, at)[0]
-            if at > len(data): raise ValueError
+            if at > len(data):
+                raise ValueError
             found.append(data[start:at].decode())
     except (ValueError, error):
-        raise Refusal(400, f"Tensor {name!r:.60}: its bytes are no strings in UTF-8, each after its length in 4 bytes.", column=name) from None
+        raise Refusal(
+            400,
+            f"Tensor {name!r:.60}: its bytes are no strings in UTF-8, each after its length in 4 bytes.",
+            column=name,
+        ) from None
     return found
 
 # %% ../../nbs/serving/tensors.ipynb #da31fa09
@@ -70,19 +122,38 @@ def from_tensors(
     tensors: list,  # of (name, datatype, shape, data); data: bytes, or a list of JSON values
 ) -> Rows:
     "The rows of tensors"
-    if len(tensors) == 1 and not s.others and tensors[0][0] not in s.numbers: return Rows(_matrix(s, *tensors[0]))
+    if len(tensors) == 1 and not s.others and tensors[0][0] not in s.numbers:
+        return Rows(_matrix(s, *tensors[0]))
     columns = {}
     for name, datatype, shape, data in tensors:
-        if name in columns: raise Refusal(400, f"Tensor {name!r:.60} comes twice; send each column once.", column=name)
+        if name in columns:
+            raise Refusal(
+                400, f"Tensor {name!r:.60} comes twice; send each column once.", column=name
+            )
         if len(shape) not in (1, 2) or len(shape) == 2 and shape[1] != 1:
-            raise Refusal(400, f"Tensor {name!r:.60} has the shape {list(shape)}; accepted: [rows] or [rows, 1].", column=name)
+            raise Refusal(
+                400,
+                f"Tensor {name!r:.60} has the shape {list(shape)}; accepted: [rows] or [rows, 1].",
+                column=name,
+            )
         columns[name] = _values(name, datatype, shape, data)
     return from_columns(s, columns)
+
 
 def _matrix(s: Scorer, name: str, datatype: str, shape, data) -> np.ndarray:
     "(row, number) float32 of the one tensor that holds all columns"
     k = len(s.numbers)
-    if len(shape) != 2 or shape[1] != k: raise Refusal(400, f"Tensor {name!r:.60} has the shape {list(shape)}; accepted: [rows, {k}], or a tensor for each of the {k} columns.", column=name)
-    if datatype in ("BYTES", "BOOL"): raise Refusal(400, f"Tensor {name!r:.60} is of type {datatype}; accepted: numbers, say FP32.", column=name)
+    if len(shape) != 2 or shape[1] != k:
+        raise Refusal(
+            400,
+            f"Tensor {name!r:.60} has the shape {list(shape)}; accepted: [rows, {k}], or a tensor for each of the {k} columns.",
+            column=name,
+        )
+    if datatype in ("BYTES", "BOOL"):
+        raise Refusal(
+            400,
+            f"Tensor {name!r:.60} is of type {datatype}; accepted: numbers, say FP32.",
+            column=name,
+        )
     x = _values(name, datatype, shape, data)
     return within(s, x.reshape(counted(shape[0]), k))

@@ -14,40 +14,62 @@ from ..errors import extra
 # %% ../../nbs/serving/tracing.ipynb #43a0fc6c
 class Tracing:
     "Spans of one process"
+
     def __init__(self, provider):
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-        self.provider, self.tracer, self.parent = provider, provider.get_tracer("scalai_nb.serving"), TraceContextTextMapPropagator()
 
-    def request(self,
-        seconds: float,       # that it took, until now
+        self.provider, self.tracer, self.parent = (
+            provider,
+            provider.get_tracer("scalai_nb.serving"),
+            TraceContextTextMapPropagator(),
+        )
+
+    def request(
+        self,
+        seconds: float,  # that it took, until now
         traceparent: str = "",  # W3C's header, where the client sent one
-        **attributes,         # model, version, protocol, rows, status
+        **attributes,  # model, version, protocol, rows, status
     ):
         "Record a request that has just been answered"
         from opentelemetry.trace import SpanKind, StatusCode
+
         end = time.time_ns()
         context = self.parent.extract({"traceparent": traceparent}) if traceparent else None
-        span = self.tracer.start_span("predict", context, SpanKind.SERVER, {f"scalai.{k}": v for k, v in attributes.items()}, start_time=end - int(seconds * 1e9))
-        if attributes.get("status", 200) >= 500: span.set_status(StatusCode.ERROR)
+        span = self.tracer.start_span(
+            "predict",
+            context,
+            SpanKind.SERVER,
+            {f"scalai.{k}": v for k, v in attributes.items()},
+            start_time=end - int(seconds * 1e9),
+        )
+        if attributes.get("status", 200) >= 500:
+            span.set_status(StatusCode.ERROR)
         span.end(end)
 
-    def close(self): "Send what is left"; self.provider.shutdown()
+    def close(self):
+        "Send what is left"
+        self.provider.shutdown()
 
 # %% ../../nbs/serving/tracing.ipynb #9e0e1d11
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+
 
 def tracing(
     service: str,  # its name in the traces, unless OTEL_SERVICE_NAME says another
 ) -> Tracing | None:
     "How this process traces; None where no endpoint is set. MissingExtra: one is, and OpenTelemetry is not installed"
-    if not any(os.environ.get(name) for name in ENDPOINTS): return None
+    if not any(os.environ.get(name) for name in ENDPOINTS):
+        return None
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    except ImportError: raise extra("opentelemetry-sdk", "otel") from None
-    resource = Resource.create({} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": service})
+    except ImportError:
+        raise extra("opentelemetry-sdk", "otel") from None
+    resource = Resource.create(
+        {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": service}
+    )
     provider = TracerProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return Tracing(provider)

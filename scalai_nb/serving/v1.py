@@ -17,25 +17,64 @@ def predict(app, exchange, model: str, version: str | None = None):
     "Answer `instances` by `predictions`, or `inputs` by `outputs`"
     request = object_of(exchange.body, "instances", "inputs")
     by_row = "instances" in request
-    decode = (lambda scorer: of_json(scorer, request["instances"])) if by_row else (lambda scorer: _of_inputs(scorer, request["inputs"]))
+    decode = (
+        (lambda scorer: of_json(scorer, request["instances"]))
+        if by_row
+        else (lambda scorer: _of_inputs(scorer, request["inputs"]))
+    )
     key = "predictions" if by_row else "outputs"
-    app.predict(exchange, "v1", model, version, decode, lambda scorer, id, scores: (orjson.dumps({key: scores}, option=orjson.OPT_SERIALIZE_NUMPY), JSON, b""))
+    app.predict(
+        exchange,
+        "v1",
+        model,
+        version,
+        decode,
+        lambda scorer, id, scores: (
+            orjson.dumps({key: scores}, option=orjson.OPT_SERIALIZE_NUMPY),
+            JSON,
+            b"",
+        ),
+    )
+
 
 def _of_inputs(scorer, inputs):
     "Rows of a list of values for each column, or of the one tensor that a model of numbers takes"
-    if type(inputs) is not dict: return of_json(scorer, inputs)
+    if type(inputs) is not dict:
+        return of_json(scorer, inputs)
     for name, values in inputs.items():
-        if type(values) is not list: raise Refusal(400, f"Column {name!r:.60} is no JSON array; send a value for each row.", column=name)
-    return from_columns(scorer, {name: [v[0] if type(v) is list and len(v) == 1 else v for v in values] for name, values in inputs.items()})
+        if type(values) is not list:
+            raise Refusal(
+                400,
+                f"Column {name!r:.60} is no JSON array; send a value for each row.",
+                column=name,
+            )
+    return from_columns(
+        scorer,
+        {
+            name: [v[0] if type(v) is list and len(v) == 1 else v for v in values]
+            for name, values in inputs.items()
+        },
+    )
+
 
 def unsupported(app, exchange, model: str, verb: str):
-    raise Refusal(404, f"There is no :{verb} here, as models give a score for each row; use /v1/models/{model}:predict.")
+    raise Refusal(
+        404,
+        f"There is no :{verb} here, as models give a score for each row; use /v1/models/{model}:predict.",
+    )
 
 # %% ../../nbs/serving/v1.ipynb #b00528a3
-def models(app, exchange): exchange.reply(200, orjson.dumps({"models": app.models.names()}))
+def models(app, exchange):
+    exchange.reply(200, orjson.dumps({"models": app.models.names()}))
+
 
 def model(app, exchange, model: str, version: str | None = None):
     "Whether a model answers"
     versions = [app.scorer(model, version).version] if version else app.metadata(model)["versions"]
-    status = [{"version": v, "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}} for v in versions]
-    exchange.reply(200, orjson.dumps({"name": model, "ready": True, "model_version_status": status}))
+    status = [
+        {"version": v, "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
+        for v in versions
+    ]
+    exchange.reply(
+        200, orjson.dumps({"name": model, "ready": True, "model_version_status": status})
+    )

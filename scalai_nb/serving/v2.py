@@ -17,72 +17,169 @@ from .tensors import from_tensors
 # %% ../../nbs/serving/v2.ipynb #bd9bce81
 _LENGTH = b"inference-header-content-length"
 
+
 def _split(exchange) -> tuple[dict, memoryview]:
     "The JSON of a body, and the bytes that follow it"
     length = exchange.headers.get(_LENGTH)
-    if length is None: return object_of(exchange.body, "inputs"), memoryview(b"")
-    if not length.isdigit() or int(length) > len(exchange.body): raise Refusal(400, f"Inference-Header-Content-Length is {length!r}; accepted: the bytes of JSON, of {len(exchange.body)}.")
-    return object_of(exchange.body[:int(length)], "inputs"), memoryview(exchange.body)[int(length):]
+    if length is None:
+        return object_of(exchange.body, "inputs"), memoryview(b"")
+    if not length.isdigit() or int(length) > len(exchange.body):
+        raise Refusal(
+            400,
+            f"Inference-Header-Content-Length is {length!r}; accepted: the bytes of JSON, of {len(exchange.body)}.",
+        )
+    return object_of(exchange.body[: int(length)], "inputs"), memoryview(exchange.body)[
+        int(length) :
+    ]
+
 
 def _tensors(inputs, binary: memoryview) -> list[tuple]:
     "(name, datatype, shape, data) of each input. Refusal: one is not as it should be, or bytes are too few or too many"
-    if type(inputs) is not list or not inputs: raise Refusal(400, "'inputs' is no JSON array of tensors.")
+    if type(inputs) is not list or not inputs:
+        raise Refusal(400, "'inputs' is no JSON array of tensors.")
     found, at = [], 0
     for tensor in inputs:
-        try: name, datatype, shape, size = tensor["name"], tensor["datatype"], tensor["shape"], tensor.get("parameters", {}).get("binary_data_size")
-        except (TypeError, KeyError, AttributeError): raise Refusal(400, "An input is no object with 'name', 'datatype', 'shape' and 'data'.") from None
-        if type(name) is not str or type(shape) is not list or "shared_memory_region" in tensor.get("parameters", {}):
-            raise Refusal(400, f"Input {name!r:.60} has no name or no shape, or is in shared memory, which is not read here.")
-        if size is None: data = tensor.get("data")
+        try:
+            name, datatype, shape, size = (
+                tensor["name"],
+                tensor["datatype"],
+                tensor["shape"],
+                tensor.get("parameters", {}).get("binary_data_size"),
+            )
+        except (TypeError, KeyError, AttributeError):
+            raise Refusal(
+                400, "An input is no object with 'name', 'datatype', 'shape' and 'data'."
+            ) from None
+        if (
+            type(name) is not str
+            or type(shape) is not list
+            or "shared_memory_region" in tensor.get("parameters", {})
+        ):
+            raise Refusal(
+                400,
+                f"Input {name!r:.60} has no name or no shape, or is in shared memory, which is not read here.",
+            )
+        if size is None:
+            data = tensor.get("data")
         else:
-            if type(size) is not int or not 0 <= size <= len(binary) - at: raise Refusal(400, f"Input {name!r:.60} asks for {size!r:.20} bytes; there are {len(binary) - at}.", column=name)
-            data, at = binary[at:at + size], at + size
-        if type(data) not in (list, memoryview): raise Refusal(400, f"Input {name!r:.60} has no 'data', a JSON array.", column=name)
+            if type(size) is not int or not 0 <= size <= len(binary) - at:
+                raise Refusal(
+                    400,
+                    f"Input {name!r:.60} asks for {size!r:.20} bytes; there are {len(binary) - at}.",
+                    column=name,
+                )
+            data, at = binary[at : at + size], at + size
+        if type(data) not in (list, memoryview):
+            raise Refusal(400, f"Input {name!r:.60} has no 'data', a JSON array.", column=name)
         found.append((name, datatype, shape, data))
-    if at < len(binary): raise Refusal(400, f"{len(binary) - at} bytes belong to no input; each says its own in 'binary_data_size'.")
+    if at < len(binary):
+        raise Refusal(
+            400,
+            f"{len(binary) - at} bytes belong to no input; each says its own in 'binary_data_size'.",
+        )
     return found
 
 # %% ../../nbs/serving/v2.ipynb #e6476fa3
 def infer(app, exchange, model: str, version: str | None = None):
     "Answer tensors of columns by a tensor of scores"
     request, binary = _split(exchange)
-    tensors, as_bytes, parameters = _tensors(request["inputs"], binary), _wants_bytes(request), _object(request, "parameters")
+    tensors, as_bytes, parameters = (
+        _tensors(request["inputs"], binary),
+        _wants_bytes(request),
+        _object(request, "parameters"),
+    )
     id, timeout = request.get("id", ""), parameters.get("timeout")
-    if type(id) is not str: raise Refusal(400, f"The id {id!r:.60} is no string.")
-    if timeout is not None and (type(timeout) is not int or timeout < 0): raise Refusal(400, f"The timeout {timeout!r:.60} is no number of microseconds.")
-    app.predict(exchange, "v2", model, version, lambda scorer: from_tensors(scorer, tensors), _encode_bytes if as_bytes else _encode, id, timeout / 1e6 if timeout else inf)
+    if type(id) is not str:
+        raise Refusal(400, f"The id {id!r:.60} is no string.")
+    if timeout is not None and (type(timeout) is not int or timeout < 0):
+        raise Refusal(400, f"The timeout {timeout!r:.60} is no number of microseconds.")
+    app.predict(
+        exchange,
+        "v2",
+        model,
+        version,
+        lambda scorer: from_tensors(scorer, tensors),
+        _encode_bytes if as_bytes else _encode,
+        id,
+        timeout / 1e6 if timeout else inf,
+    )
+
 
 def _object(of: dict, key: str) -> dict:
-    if type(found := of.get(key) or {}) is not dict: raise Refusal(400, f"{key!r} is no JSON object.")
+    if type(found := of.get(key) or {}) is not dict:
+        raise Refusal(400, f"{key!r} is no JSON object.")
     return found
+
 
 def _wants_bytes(request: dict) -> bool:
     "Whether the client asks for the scores as bytes. Refusal: it asks for something else than scores"
-    default, outputs = _object(request, "parameters").get("binary_data_output", False), request.get("outputs") or []
-    if type(outputs) is not list or not all(type(o) is dict for o in outputs): raise Refusal(400, "'outputs' is no JSON array of objects.")
+    default, outputs = (
+        _object(request, "parameters").get("binary_data_output", False),
+        request.get("outputs") or [],
+    )
+    if type(outputs) is not list or not all(type(o) is dict for o in outputs):
+        raise Refusal(400, "'outputs' is no JSON array of objects.")
     for output in outputs:
-        if output.get("name") != "score": raise Refusal(400, f"There is no output {output.get('name')!r:.60}; accepted: 'score'.")
-        if _object(output, "parameters").keys() & {"classification", "shared_memory_region"}: raise Refusal(400, "A score is no class, and goes back in the answer; leave out 'classification' and shared memory.")
-    return bool(_object(outputs[0], "parameters").get("binary_data", default) if outputs else default)
+        if output.get("name") != "score":
+            raise Refusal(400, f"There is no output {output.get('name')!r:.60}; accepted: 'score'.")
+        if _object(output, "parameters").keys() & {"classification", "shared_memory_region"}:
+            raise Refusal(
+                400,
+                "A score is no class, and goes back in the answer; leave out 'classification' and shared memory.",
+            )
+    return bool(
+        _object(outputs[0], "parameters").get("binary_data", default) if outputs else default
+    )
+
 
 def _answer(scorer, id: str, scores, **data) -> bytes:
     output = {"name": "score", "datatype": "FP32", "shape": [len(scores)], **data}
-    said = {"model_name": scorer.name, "model_version": scorer.version, "id": id, "parameters": {"prediction_id": id}, "outputs": [output]}
+    said = {
+        "model_name": scorer.name,
+        "model_version": scorer.version,
+        "id": id,
+        "parameters": {"prediction_id": id},
+        "outputs": [output],
+    }
     return orjson.dumps(said, option=orjson.OPT_SERIALIZE_NUMPY)
 
-def _encode(scorer, id: str, scores) -> tuple[bytes, bytes, bytes]: return _answer(scorer, id, scores, data=scores), JSON, b""
+
+def _encode(scorer, id: str, scores) -> tuple[bytes, bytes, bytes]:
+    return _answer(scorer, id, scores, data=scores), JSON, b""
+
 
 def _encode_bytes(scorer, id: str, scores) -> tuple[bytes, bytes, bytes]:
     said = _answer(scorer, id, scores, parameters={"binary_data_size": scores.nbytes})
-    return said + scores.tobytes(), b"application/octet-stream", b"inference-header-content-length: %d\r\n" % len(said)
+    return (
+        said + scores.tobytes(),
+        b"application/octet-stream",
+        b"inference-header-content-length: %d\r\n" % len(said),
+    )
 
 # %% ../../nbs/serving/v2.ipynb #54c0f47d
-def _ready(exchange, ready: bool, **said): exchange.reply(200 if ready else 503, orjson.dumps({**said, "ready": ready}))
+def _ready(exchange, ready: bool, **said):
+    exchange.reply(200 if ready else 503, orjson.dumps({**said, "ready": ready}))
 
-def live(app, exchange): exchange.reply(200, b'{"live":true}')
-def ready(app, exchange): _ready(exchange, app.models.ready)
-def model_ready(app, exchange, model: str, version: str | None = None): _ready(exchange, bool(app.scorer(model, version)), name=model)
 
-def server(app, exchange): exchange.reply(200, orjson.dumps(app.server_metadata()))
-def metadata(app, exchange, model: str, version: str | None = None): exchange.reply(200, orjson.dumps(app.metadata(model, version)))
-def index(app, exchange): exchange.reply(200, orjson.dumps(app.index()))
+def live(app, exchange):
+    exchange.reply(200, b'{"live":true}')
+
+
+def ready(app, exchange):
+    _ready(exchange, app.models.ready)
+
+
+def model_ready(app, exchange, model: str, version: str | None = None):
+    _ready(exchange, bool(app.scorer(model, version)), name=model)
+
+
+def server(app, exchange):
+    exchange.reply(200, orjson.dumps(app.server_metadata()))
+
+
+def metadata(app, exchange, model: str, version: str | None = None):
+    exchange.reply(200, orjson.dumps(app.metadata(model, version)))
+
+
+def index(app, exchange):
+    exchange.reply(200, orjson.dumps(app.index()))

@@ -31,40 +31,65 @@ from .tracing import tracing
 # %% ../../nbs/serving/worker.ipynb #c05e90bf
 COLLECT = 20_000  # new objects
 
+
 def tidy():
     "Give back what is free, and keep the garbage collector from what is there"
     gc.collect()
     gc.freeze()
     gc.set_threshold(COLLECT)
-    if sys.platform == "linux": CDLL(None).malloc_trim(0)
+    if sys.platform == "linux":
+        CDLL(None).malloc_trim(0)
 
 # %% ../../nbs/serving/worker.ipynb #28f1de68
 class Worker:
     "The parts of a worker, put together"
-    def __init__(self, loop, sock, folder: Path, slot: int, latency: float, sample: float, board: Board):
+
+    def __init__(
+        self, loop, sock, folder: Path, slot: int, latency: float, sample: float, board: Board
+    ):
         self.folder, self.slot, self.board = folder, slot, board
         self.followed = self.told = None  # what the routes were, and the counters
-        self.called = asyncio.Event()     # by SIGHUP
+        self.called = asyncio.Event()  # by SIGHUP
         self.copy = folder / "metrics" / f"worker-{slot}.json"
         self.metrics = resumed(self.copy)
         admission = Admission(latency, self.metrics)
-        self.journal = Journal(folder, slot, sample=sample, secret=secret(folder), metrics=self.metrics)
-        self.models, self.tracing = Models(loop, admission, self.journal.append, folder, self.metrics), tracing(folder.name)
-        self.server = Server(App(self.models, admission, self.metrics, self.journal, f"{os.urandom(5).hex()}-", self.copy, self.tracing))
-        self.accepting = Accepting(loop, sock, self.server.connection, board, slot, lambda: len(self.server.connections))
+        self.journal = Journal(
+            folder, slot, sample=sample, secret=secret(folder), metrics=self.metrics
+        )
+        self.models, self.tracing = (
+            Models(loop, admission, self.journal.append, folder, self.metrics),
+            tracing(folder.name),
+        )
+        self.server = Server(
+            App(
+                self.models,
+                admission,
+                self.metrics,
+                self.journal,
+                f"{os.urandom(5).hex()}-",
+                self.copy,
+                self.tracing,
+            )
+        )
+        self.accepting = Accepting(
+            loop, sock, self.server.connection, board, slot, lambda: len(self.server.connections)
+        )
 
     async def tend(self, announce):
         "Get ready, say so, and follow the routes. WorkFailed: a model cannot be served"
-        if not self.board.elsewhere(self.slot): self.accepting.start()  # whoever comes is told that it is not ready
+        if not self.board.elsewhere(self.slot):
+            self.accepting.start()  # whoever comes is told that it is not ready
         await self.follow()
-        if not self.models.ready: raise WorkFailed("; ".join(self.models.errors.values()))
+        if not self.models.ready:
+            raise WorkFailed("; ".join(self.models.errors.values()))
         self.metrics.gauge("scalai_workers", value=1)
         self.board.ready[self.slot] = 1
         self.accepting.start()
         announce()
         while True:
             self.tell()
-            with suppress(TimeoutError): await asyncio.wait_for(self.called.wait(), 1.0)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.called.wait(), 1.0)
             self.called.clear()
             await self.follow()
 
@@ -73,9 +98,11 @@ class Worker:
         path = self.folder / "routes.json"
         try:
             found = path.stat()
-            if (at := (found.st_mtime_ns, found.st_ino)) == self.followed: return
+            if (at := (found.st_mtime_ns, found.st_ino)) == self.followed:
+                return
             routes = json.loads(path.read_text())
-        except OSError: return
+        except OSError:
+            return
         self.followed = at
         await self.models.apply(routes)
         tidy()
@@ -89,7 +116,8 @@ class Worker:
         "Leave the counters for the other processes, if they have changed"
         self.metrics.gauge("scalai_connections", value=len(self.server.connections))
         now = sum(self.metrics.counters.values()), dict(self.metrics.gauges)
-        if now != self.told and save(self.metrics, self.copy): self.told = now
+        if now != self.told and save(self.metrics, self.copy):
+            self.told = now
 
     async def end(self, seconds: float):
         "Take nothing new, answer what is open, and leave everything on the disk"
@@ -99,24 +127,29 @@ class Worker:
         await asyncio.gather(*self.accepting.opening, return_exceptions=True)
         await self.server.drain(seconds)
         self.journal.close()
-        if self.tracing: self.tracing.close()
+        if self.tracing:
+            self.tracing.close()
         self.metrics.gauges.clear()
         save(self.metrics, self.copy)
 
 # %% ../../nbs/serving/worker.ipynb #ea6712a8
 def work(
-    sock,                       # listening, non-blocking; shared with the other workers
-    folder: Path,               # of the service
-    slot: int = 0,              # which of the workers
-    latency: float = 0.1,       # seconds within which an answer is of use
-    sample: float = 1.0,        # share of the predictions that are logged
-    drain: float = 30.0,        # seconds that open requests have at the end
-    board: Board | None = None, # what the workers know of each other
-    announce=lambda: None,      # called when it is ready
+    sock,  # listening, non-blocking; shared with the other workers
+    folder: Path,  # of the service
+    slot: int = 0,  # which of the workers
+    latency: float = 0.1,  # seconds within which an answer is of use
+    sample: float = 1.0,  # share of the predictions that are logged
+    drain: float = 30.0,  # seconds that open requests have at the end
+    board: Board | None = None,  # what the workers know of each other
+    announce=lambda: None,  # called when it is ready
 ):
     "Serve what `folder`/routes.json says until SIGTERM; a second one ends it at once. WorkFailed: it cannot"
     import uvloop
-    uvloop.run(_work(sock, folder, slot, latency, sample, drain, board or Board(slot + 1), announce))
+
+    uvloop.run(
+        _work(sock, folder, slot, latency, sample, drain, board or Board(slot + 1), announce)
+    )
+
 
 async def _work(sock, folder, slot, latency, sample, drain, board, announce):
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
@@ -124,8 +157,11 @@ async def _work(sock, folder, slot, latency, sample, drain, board, announce):
     worker = Worker(loop, sock, folder, slot, latency, sample, board)
     loop.add_signal_handler(signal.SIGHUP, worker.forget)
     tending = loop.create_task(worker.tend(announce))
-    await asyncio.wait({tending, loop.create_task(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)
-    if tending.done(): tending.result()  # raises
+    await asyncio.wait(
+        {tending, loop.create_task(stop.wait())}, return_when=asyncio.FIRST_COMPLETED
+    )
+    if tending.done():
+        tending.result()  # raises
     tending.cancel()
     loop.remove_signal_handler(signal.SIGTERM)
     await worker.end(drain)

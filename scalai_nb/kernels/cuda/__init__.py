@@ -14,14 +14,34 @@ import numpy as np
 from ...errors import ParameterError, extra
 
 SOURCES = Path(__file__).parent.parent
-MODULES = "columns", "scores", "features", "linear", "clusters", "groups"  # each `<name>.cu` beside its launcher
-OPTIONS = "-std=c++17", "-diag-suppress=177"  # 177: a constant of common.cuh is not used. What CuPy and the tests compile with
+MODULES = (
+    "columns",
+    "scores",
+    "features",
+    "linear",
+    "clusters",
+    "groups",
+)  # each `<name>.cu` beside its launcher
+OPTIONS = (
+    "-std=c++17",
+    "-diag-suppress=177",
+)  # 177: a constant of common.cuh is not used. What CuPy and the tests compile with
 
 
 def source(name: str) -> str:
     "The text of `<name>.cu` with its local headers in their places (CuPy's cache on disk knows a source by this text alone)"
-    def inline(include): return source_of(include[1])
-    def source_of(file): return re.sub(r'^#include "([\w.]+)".*$', inline, (SOURCES / file).read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+    def inline(include):
+        return source_of(include[1])
+
+    def source_of(file):
+        return re.sub(
+            r'^#include "([\w.]+)".*$',
+            inline,
+            (SOURCES / file).read_text(encoding="utf-8"),
+            flags=re.MULTILINE,
+        )
+
     return source_of(f"{name}.cu")
 
 
@@ -32,14 +52,17 @@ def instances(name: str) -> tuple[str, ...]:
 
 # ---- what touches the device
 
+
 class Cupy:
     "The device as CuPy shows it; tests put a host in its place"
 
     @property
     def library(self):
         "CuPy; MissingExtra without it"
-        try: import cupy
-        except ImportError: raise extra("cupy", "gpu") from None
+        try:
+            import cupy
+        except ImportError:
+            raise extra("cupy", "gpu") from None
         return cupy
 
     def host(self, x) -> np.ndarray:
@@ -63,18 +86,23 @@ DEVICE = Cupy()
 
 
 @cache
-def _processors(device: int) -> int: return DEVICE.library.cuda.Device(device).attributes["MultiProcessorCount"]
+def _processors(device: int) -> int:
+    return DEVICE.library.cuda.Device(device).attributes["MultiProcessorCount"]
 
 
 @cache
-def _shared_limit(device: int) -> int: return DEVICE.library.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"]
+def _shared_limit(device: int) -> int:
+    return DEVICE.library.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"]
 
 
 @cache
 def _kernel(name: str, instance: str, device: int):
-    module = DEVICE.library.RawModule(code=source(name), options=OPTIONS, name_expressions=[instance])
+    module = DEVICE.library.RawModule(
+        code=source(name), options=OPTIONS, name_expressions=[instance]
+    )
     function = module.get_function(instance)
-    if _shared_limit(device) > SHARED: function.max_dynamic_shared_size_bytes = _shared_limit(device) - function.shared_size_bytes
+    if _shared_limit(device) > SHARED:
+        function.max_dynamic_shared_size_bytes = _shared_limit(device) - function.shared_size_bytes
     return function
 
 
@@ -95,24 +123,38 @@ FREE = np.uint64(2**64 - 1)  # what an empty slot of a hash table holds
 FLOATS = "float32", "float64"
 SHARED = 48 * 1024  # bytes of shared memory that any block may ask for
 THREADS = 256  # of a block, where a kernel does not say more
-C = {"float32": "float", "float64": "double", "int8": "signed char", "int16": "short", "int32": "int", "int64": "long long",
-     "uint8": "unsigned char", "uint16": "unsigned short", "uint32": "unsigned int", "uint64": "unsigned long long", "bool": "bool"}
+C = {
+    "float32": "float",
+    "float64": "double",
+    "int8": "signed char",
+    "int16": "short",
+    "int32": "int",
+    "int64": "long long",
+    "uint8": "unsigned char",
+    "uint16": "unsigned short",
+    "uint32": "unsigned int",
+    "uint64": "unsigned long long",
+    "bool": "bool",
+}
 
 
 def launch(
-    name: str,      # of the `.cu` file
+    name: str,  # of the `.cu` file
     instance: str,  # of a template in it, one of `instances(name)`
-    work: int,      # items; a block takes `each` of them at a time and comes back for more
-    args,           # arrays of the device and NumPy scalars, in the kernel's order and of its very types
+    work: int,  # items; a block takes `each` of them at a time and comes back for more
+    args,  # arrays of the device and NumPy scalars, in the kernel's order and of its very types
     *,
-    each: int = THREADS,     # items of a block at a time
-    most: int = 8,           # blocks a multiprocessor
+    each: int = THREADS,  # items of a block at a time
+    most: int = 8,  # blocks a multiprocessor
     threads: int = THREADS,  # of a block
-    shared: int = 0,         # bytes of dynamic shared memory
+    shared: int = 0,  # bytes of dynamic shared memory
 ):
     "Start `instance` over `work` items on the current stream"
-    if instance not in instances(name): raise ParameterError(f"{name}.cu has no {instance}; it has: {', '.join(instances(name))}.")
-    DEVICE.kernel(name, instance)((blocks(work, each, most),), (threads,), tuple(args), shared_mem=shared)
+    if instance not in instances(name):
+        raise ParameterError(f"{name}.cu has no {instance}; it has: {', '.join(instances(name))}.")
+    DEVICE.kernel(name, instance)(
+        (blocks(work, each, most),), (threads,), tuple(args), shared_mem=shared
+    )
 
 
 def shared_limit() -> int:
@@ -126,20 +168,29 @@ def blocks(work: int, each: int, most: int = 8) -> int:
 
 
 def check(
-    what: str,           # name of the argument
-    x,                   # array of the device
-    dtypes,              # names of the types that are accepted
+    what: str,  # name of the argument
+    x,  # array of the device
+    dtypes,  # names of the types that are accepted
     ndim: int = 1,
 ):
     "`x`, one that kernels can read by a pointer; ParameterError for another type, number of dimensions or layout"
-    if not isinstance(x, library().ndarray): raise ParameterError(f"{what} is a {type(x).__name__}; accepted: an array on the device, like the block.")
-    if x.dtype.name not in dtypes: raise ParameterError(f"{what} is of type {x.dtype}; accepted: {', '.join(dtypes)}.")
-    if x.ndim != ndim: raise ParameterError(f"{what} has {x.ndim} dimensions; accepted: {ndim}.")
-    if not x.flags.c_contiguous: raise ParameterError(f"{what} is not contiguous (strides {x.strides}); pass cupy.ascontiguousarray of it.")
+    if not isinstance(x, library().ndarray):
+        raise ParameterError(
+            f"{what} is a {type(x).__name__}; accepted: an array on the device, like the block."
+        )
+    if x.dtype.name not in dtypes:
+        raise ParameterError(f"{what} is of type {x.dtype}; accepted: {', '.join(dtypes)}.")
+    if x.ndim != ndim:
+        raise ParameterError(f"{what} has {x.ndim} dimensions; accepted: {ndim}.")
+    if not x.flags.c_contiguous:
+        raise ParameterError(
+            f"{what} is not contiguous (strides {x.strides}); pass cupy.ascontiguousarray of it."
+        )
     return x
 
 
 def shaped(what: str, x, shape: tuple):
     "`x` if it has this shape"
-    if x.shape != shape: raise ParameterError(f"{what} has shape {x.shape}; accepted: {shape}.")
+    if x.shape != shape:
+        raise ParameterError(f"{what} has shape {x.shape}; accepted: {shape}.")
     return x

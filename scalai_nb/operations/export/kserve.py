@@ -11,15 +11,51 @@ from .kubernetes import VOLUMES, called, container, document, flags
 
 # %% ../../../nbs/operations/export/kserve.ipynb #e27f8e83
 def _runtime(image: str, workers: int) -> dict:
-    return {"apiVersion": "serving.kserve.io/v1alpha1", "kind": "ServingRuntime", "metadata": {"name": "scalai-nb"}, "spec": {
-        "annotations": {"prometheus.kserve.io/port": "8080", "prometheus.kserve.io/path": "/metrics"},
-        "supportedModelFormats": [{"name": "scalai-nb", "version": "1", "autoSelect": True}], "protocolVersions": ["v1", "v2", "grpc-v2"],
-        "containers": [container("kserve-container", {"command": ["scalai", "serve"], "args": flags(workers)}, image, workers)], "volumes": VOLUMES}}
+    return {
+        "apiVersion": "serving.kserve.io/v1alpha1",
+        "kind": "ServingRuntime",
+        "metadata": {"name": "scalai-nb"},
+        "spec": {
+            "annotations": {
+                "prometheus.kserve.io/port": "8080",
+                "prometheus.kserve.io/path": "/metrics",
+            },
+            "supportedModelFormats": [{"name": "scalai-nb", "version": "1", "autoSelect": True}],
+            "protocolVersions": ["v1", "v2", "grpc-v2"],
+            "containers": [
+                container(
+                    "kserve-container",
+                    {"command": ["scalai", "serve"], "args": flags(workers)},
+                    image,
+                    workers,
+                )
+            ],
+            "volumes": VOLUMES,
+        },
+    }
+
 
 def _service(name: str, least: int, most: int, model: dict) -> dict:
-    return {"apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService",
-            "metadata": {"name": name, "annotations": {"serving.kserve.io/deploymentMode": "RawDeployment", "serving.kserve.io/autoscalerClass": "hpa"}},
-            "spec": {"predictor": {"minReplicas": least, "maxReplicas": most, "scaleMetric": "cpu", "scaleTarget": 70, "model": model}}}
+    return {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {
+            "name": name,
+            "annotations": {
+                "serving.kserve.io/deploymentMode": "RawDeployment",
+                "serving.kserve.io/autoscalerClass": "hpa",
+            },
+        },
+        "spec": {
+            "predictor": {
+                "minReplicas": least,
+                "maxReplicas": most,
+                "scaleMetric": "cpu",
+                "scaleTarget": 70,
+                "model": model,
+            }
+        },
+    }
 
 # %% ../../../nbs/operations/export/kserve.ipynb #20e3eea0
 _RUNTIME = """{served} of scalai-nb in KServe: the runtime, once for all models, and the model. KServe appends the model's arguments to the runtime's.
@@ -28,17 +64,41 @@ The registry lies on the volume of environments/cluster.yaml, so there is no sto
 _TRITON = """The same graph in KServe's own Triton. Write the model repository where the storageUri says first:
   scalai export triton {model} --to REPOSITORY"""
 
+
 def files(
     v: ModelVersion,
-    ref: str = "champion",             # alias that the runtime follows, or a version
+    ref: str = "champion",  # alias that the runtime follows, or a version
     image: str = "scalai-nb:cluster",  # made by environments/Dockerfile
-    replicas: int = 2,                 # pods, at least
-    most: int = 10,                    # pods, at most
-    workers: int = 2,                  # processes of a pod, a core each
+    replicas: int = 2,  # pods, at least
+    most: int = 10,  # pods, at most
+    workers: int = 2,  # processes of a pod, a core each
     storage: str = "pvc://scalai/triton",  # where Triton finds its model repository
 ) -> dict[str, bytes]:
     "Manifests of both ways"
-    name, own = called(v), {"modelFormat": {"name": "scalai-nb", "version": "1"}, "runtime": "scalai-nb", "protocolVersion": "v2", "args": [f"{v.name}@{ref}"]}
-    triton = {"modelFormat": {"name": "onnx", "version": "1"}, "runtime": "kserve-tritonserver", "protocolVersion": "v2", "storageUri": storage}
-    return {f"{name}.yaml": document((_RUNTIME.format(served=f"{v.name}@{ref}", name=name), _runtime(image, workers)), ("", _service(name, replicas, most, own))),
-            f"{name}-triton.yaml": document((_TRITON.format(model=f"{v.name}@{v.version}"), _service(f"{name}-triton", replicas, most, triton)))}
+    name, own = (
+        called(v),
+        {
+            "modelFormat": {"name": "scalai-nb", "version": "1"},
+            "runtime": "scalai-nb",
+            "protocolVersion": "v2",
+            "args": [f"{v.name}@{ref}"],
+        },
+    )
+    triton = {
+        "modelFormat": {"name": "onnx", "version": "1"},
+        "runtime": "kserve-tritonserver",
+        "protocolVersion": "v2",
+        "storageUri": storage,
+    }
+    return {
+        f"{name}.yaml": document(
+            (_RUNTIME.format(served=f"{v.name}@{ref}", name=name), _runtime(image, workers)),
+            ("", _service(name, replicas, most, own)),
+        ),
+        f"{name}-triton.yaml": document(
+            (
+                _TRITON.format(model=f"{v.name}@{v.version}"),
+                _service(f"{name}-triton", replicas, most, triton),
+            )
+        ),
+    }

@@ -11,70 +11,235 @@ import re
 from ...models.registry import ModelVersion
 
 # %% ../../../nbs/operations/export/kubernetes.ipynb #a9cb8e33
-PORT, DRAIN, LEAVE = 8080, 30, 5  # seconds that open requests have at the end, after those in which the pod is taken off the list of endpoints
+PORT, DRAIN, LEAVE = (
+    8080,
+    30,
+    5,
+)  # seconds that open requests have at the end, after those in which the pod is taken off the list of endpoints
 
-def called(v: ModelVersion) -> str: "The name of a model as Kubernetes takes it"; return re.sub("[^a-z0-9]+", "-", f"serve-{v.name}".lower()).strip("-")[:50].rstrip("-")
+
+def called(v: ModelVersion) -> str:
+    "The name of a model as Kubernetes takes it"
+    return re.sub("[^a-z0-9]+", "-", f"serve-{v.name}".lower()).strip("-")[:50].rstrip("-")
+
 
 def document(*parts) -> bytes:
     "YAML of some objects, each a comment and a dict"
     import yaml
-    def text(comment, x): return "".join(f"# {line}\n" for line in comment.splitlines()) + yaml.safe_dump(x, sort_keys=False, default_flow_style=None, width=160, allow_unicode=True)
+
+    def text(comment, x):
+        return "".join(f"# {line}\n" for line in comment.splitlines()) + yaml.safe_dump(
+            x, sort_keys=False, default_flow_style=None, width=160, allow_unicode=True
+        )
+
     return "---\n".join(text(*p) for p in parts).encode()
 
 # %% ../../../nbs/operations/export/kubernetes.ipynb #ea8d9927
 def container(
     name: str,
-    command: dict,   # its command, and its arguments where they are apart
+    command: dict,  # its command, and its arguments where they are apart
     image: str,
     workers: int,
 ) -> dict:
     "The container that serves a model"
-    def probe(path, **times): return {"httpGet": {"path": path, "port": "http"}, **times}
-    env = [{"name": "HOME", "value": "/tmp"}, {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
-           {"name": "SCALAI_SERVING", "value": "/work/.scalai/serving/$(POD_NAME)"}]
-    return {"name": name, "image": image, **command, "ports": [{"name": "http", "containerPort": PORT}], "env": env,
-            "startupProbe": probe("/v2/health/ready", periodSeconds=2, failureThreshold=60), "readinessProbe": probe("/v2/health/ready", periodSeconds=2, failureThreshold=2),
-            "livenessProbe": probe("/v2/health/live", periodSeconds=5, timeoutSeconds=3, failureThreshold=6),
-            "resources": {"requests": {"cpu": str(workers), "memory": f"{768 + 128 * workers}Mi"}, "limits": {"memory": f"{1536 + 256 * workers}Mi"}},
-            "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(LEAVE)]}}},
-            "securityContext": {"runAsNonRoot": True, "runAsUser": 10001, "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}},
-            "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, {"name": "scalai", "mountPath": "/work/.scalai"}]}
 
-VOLUMES = [{"name": "tmp", "emptyDir": {}}, {"name": "scalai", "persistentVolumeClaim": {"claimName": "scalai"}}]
+    def probe(path, **times):
+        return {"httpGet": {"path": path, "port": "http"}, **times}
 
-def flags(workers: int) -> list[str]: "Options of `scalai serve` in a pod"; return ["--host", "0.0.0.0", "--port", str(PORT), "--workers", str(workers), "--drain", str(DRAIN)]
+    env = [
+        {"name": "HOME", "value": "/tmp"},
+        {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+        {"name": "SCALAI_SERVING", "value": "/work/.scalai/serving/$(POD_NAME)"},
+    ]
+    return {
+        "name": name,
+        "image": image,
+        **command,
+        "ports": [{"name": "http", "containerPort": PORT}],
+        "env": env,
+        "startupProbe": probe("/v2/health/ready", periodSeconds=2, failureThreshold=60),
+        "readinessProbe": probe("/v2/health/ready", periodSeconds=2, failureThreshold=2),
+        "livenessProbe": probe(
+            "/v2/health/live", periodSeconds=5, timeoutSeconds=3, failureThreshold=6
+        ),
+        "resources": {
+            "requests": {"cpu": str(workers), "memory": f"{768 + 128 * workers}Mi"},
+            "limits": {"memory": f"{1536 + 256 * workers}Mi"},
+        },
+        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(LEAVE)]}}},
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 10001,
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [
+            {"name": "tmp", "mountPath": "/tmp"},
+            {"name": "scalai", "mountPath": "/work/.scalai"},
+        ],
+    }
+
+
+VOLUMES = [
+    {"name": "tmp", "emptyDir": {}},
+    {"name": "scalai", "persistentVolumeClaim": {"claimName": "scalai"}},
+]
+
+
+def flags(workers: int) -> list[str]:
+    "Options of `scalai serve` in a pod"
+    return [
+        "--host",
+        "0.0.0.0",
+        "--port",
+        str(PORT),
+        "--workers",
+        str(workers),
+        "--drain",
+        str(DRAIN),
+    ]
 
 # %% ../../../nbs/operations/export/kubernetes.ipynb #57d7f6c8
-def _deployment(v: ModelVersion, meta: dict, labels: dict, ref: str, image: str, replicas: int, workers: int) -> dict:
-    pod = {"automountServiceAccountToken": False, "terminationGracePeriodSeconds": LEAVE + DRAIN + 10,
-           "securityContext": {"runAsNonRoot": True, "runAsUser": 10001, "fsGroup": 10001, "seccompProfile": {"type": "RuntimeDefault"}},
-           "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": {"matchLabels": labels}}],
-           "containers": [container("serve", {"command": ["scalai", "serve", f"{v.name}@{ref}", *flags(workers)]}, image, workers)], "volumes": VOLUMES}
-    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta, "spec": {
-        "replicas": replicas, "selector": {"matchLabels": labels}, "strategy": {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-        "template": {"metadata": {"labels": labels, "annotations": {"prometheus.io/scrape": "true", "prometheus.io/port": str(PORT)}}, "spec": pod}}}
+def _deployment(
+    v: ModelVersion, meta: dict, labels: dict, ref: str, image: str, replicas: int, workers: int
+) -> dict:
+    pod = {
+        "automountServiceAccountToken": False,
+        "terminationGracePeriodSeconds": LEAVE + DRAIN + 10,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 10001,
+            "fsGroup": 10001,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1,
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": labels},
+            }
+        ],
+        "containers": [
+            container(
+                "serve",
+                {"command": ["scalai", "serve", f"{v.name}@{ref}", *flags(workers)]},
+                image,
+                workers,
+            )
+        ],
+        "volumes": VOLUMES,
+    }
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": meta,
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": labels},
+            "strategy": {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+            "template": {
+                "metadata": {
+                    "labels": labels,
+                    "annotations": {
+                        "prometheus.io/scrape": "true",
+                        "prometheus.io/port": str(PORT),
+                    },
+                },
+                "spec": pod,
+            },
+        },
+    }
+
 
 def _service(meta: dict, labels: dict) -> dict:
-    return {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": {"selector": labels, "ports": [{"name": "http", "port": 80, "targetPort": "http"}]}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": meta,
+        "spec": {"selector": labels, "ports": [{"name": "http", "port": 80, "targetPort": "http"}]},
+    }
+
 
 def _scaler(meta: dict, replicas: int, most: int, queue: int) -> dict:
-    load = [{"type": "Pods", "pods": {"metric": {"name": "scalai_queue_rows"}, "target": {"type": "AverageValue", "averageValue": str(queue)}}},
-            {"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 70}}}]
-    return {"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": meta, "spec": {
-        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": meta["name"]}, "minReplicas": replicas, "maxReplicas": most, "metrics": load,
-        "behavior": {"scaleUp": {"stabilizationWindowSeconds": 0}, "scaleDown": {"stabilizationWindowSeconds": 300}}}}
+    load = [
+        {
+            "type": "Pods",
+            "pods": {
+                "metric": {"name": "scalai_queue_rows"},
+                "target": {"type": "AverageValue", "averageValue": str(queue)},
+            },
+        },
+        {
+            "type": "Resource",
+            "resource": {
+                "name": "cpu",
+                "target": {"type": "Utilization", "averageUtilization": 70},
+            },
+        },
+    ]
+    return {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": meta,
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": meta["name"]},
+            "minReplicas": replicas,
+            "maxReplicas": most,
+            "metrics": load,
+            "behavior": {
+                "scaleUp": {"stabilizationWindowSeconds": 0},
+                "scaleDown": {"stabilizationWindowSeconds": 300},
+            },
+        },
+    }
+
 
 def _budget(meta: dict, labels: dict) -> dict:
-    return {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": meta, "spec": {"maxUnavailable": 1, "selector": {"matchLabels": labels}}}
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": meta,
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": labels}},
+    }
+
 
 def _policy(meta: dict, labels: dict) -> dict:
-    return {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": meta, "spec": {
-        "podSelector": {"matchLabels": labels}, "policyTypes": ["Ingress"],
-        "ingress": [{"from": [{"podSelector": {}}, {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}], "ports": [{"port": PORT}]}]}}
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": meta,
+        "spec": {
+            "podSelector": {"matchLabels": labels},
+            "policyTypes": ["Ingress"],
+            "ingress": [
+                {
+                    "from": [
+                        {"podSelector": {}},
+                        {
+                            "namespaceSelector": {
+                                "matchLabels": {"kubernetes.io/metadata.name": "monitoring"}
+                            }
+                        },
+                    ],
+                    "ports": [{"port": PORT}],
+                }
+            ],
+        },
+    }
+
 
 def _monitor(meta: dict, labels: dict) -> dict:
-    return {"apiVersion": "monitoring.coreos.com/v1", "kind": "ServiceMonitor", "metadata": meta, "spec": {
-        "selector": {"matchLabels": labels}, "endpoints": [{"port": "http", "path": "/metrics", "interval": "15s"}]}}
+    return {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "ServiceMonitor",
+        "metadata": meta,
+        "spec": {
+            "selector": {"matchLabels": labels},
+            "endpoints": [{"port": "http", "path": "/metrics", "interval": "15s"}],
+        },
+    }
 
 # %% ../../../nbs/operations/export/kubernetes.ipynb #efb3c775
 _HEAD = """{served} of scalai-nb as pods, beside the volume of environments/cluster.yaml:
@@ -87,21 +252,29 @@ _SCALE = """As many pods as keep the queue short. scalai_queue_rows reaches Kube
     metricsQuery: 'sum(<<.Series>>{<<.LabelMatchers>>}) by (<<.GroupBy>>)'
 Until it is there, the second metric decides."""
 
+
 def files(
     v: ModelVersion,
-    ref: str = "champion",             # alias that the pods follow, or a version
+    ref: str = "champion",  # alias that the pods follow, or a version
     image: str = "scalai-nb:cluster",  # made by environments/Dockerfile
-    replicas: int = 2,                 # pods, at least
-    most: int = 10,                    # pods, at most
-    workers: int = 2,                  # processes of a pod, a core each
-    queue: int = 64,                   # rows that may wait in a pod, on average, before there is another
-    monitor: bool = False,             # write a ServiceMonitor, for the operator of Prometheus
+    replicas: int = 2,  # pods, at least
+    most: int = 10,  # pods, at most
+    workers: int = 2,  # processes of a pod, a core each
+    queue: int = 64,  # rows that may wait in a pod, on average, before there is another
+    monitor: bool = False,  # write a ServiceMonitor, for the operator of Prometheus
 ) -> dict[str, bytes]:
     "The manifest of a service"
     name = called(v)
     labels = {"app": "scalai-serve", "model": name}
     meta = {"name": name, "labels": labels}
-    parts = [(_HEAD.format(served=f"{v.name}@{ref}", name=name), _deployment(v, meta, labels, ref, image, replicas, workers)), ("", _service(meta, labels)),
-             (_SCALE, _scaler(meta, replicas, most, queue)), ("Nodes are drained one pod at a time.", _budget(meta, labels)),
-             ("Who may ask: pods of this namespace, and Prometheus.", _policy(meta, labels))]
+    parts = [
+        (
+            _HEAD.format(served=f"{v.name}@{ref}", name=name),
+            _deployment(v, meta, labels, ref, image, replicas, workers),
+        ),
+        ("", _service(meta, labels)),
+        (_SCALE, _scaler(meta, replicas, most, queue)),
+        ("Nodes are drained one pod at a time.", _budget(meta, labels)),
+        ("Who may ask: pods of this namespace, and Prometheus.", _policy(meta, labels)),
+    ]
     return {f"{name}.yaml": document(*parts, *([("", _monitor(meta, labels))] if monitor else []))}

@@ -17,61 +17,92 @@ from ...files import replacing
 from ...models.registry import ModelVersion
 
 # %% ../../../nbs/operations/export/targets.ipynb #bdf01d7b
-TARGETS = {name: f"scalai_nb.operations.export.{name}" for name in ("triton", "kserve", "kubernetes")}
+TARGETS = {
+    name: f"scalai_nb.operations.export.{name}" for name in ("triton", "kserve", "kubernetes")
+}
 
-def register(name: str, module: str): "Add a target: a module with a function `files`"; TARGETS[name] = module
+
+def register(name: str, module: str):
+    "Add a target: a module with a function `files`"
+    TARGETS[name] = module
+
 
 def target(name: str):
     "The function that makes the files of a target. ParameterError: there is no such target"
-    if name not in TARGETS: raise ParameterError(unknown(name, TARGETS, "the targets of an export"))
+    if name not in TARGETS:
+        raise ParameterError(unknown(name, TARGETS, "the targets of an export"))
     return import_module(TARGETS[name]).files
 
-def options_of(name: str) -> dict: "The options of a target, as `inspect` describes them"; return dict(list(signature(target(name)).parameters.items())[1:])
+
+def options_of(name: str) -> dict:
+    "The options of a target, as `inspect` describes them"
+    return dict(list(signature(target(name)).parameters.items())[1:])
+
 
 def parsed(
-    name: str,       # of a target
-    words,           # KEY=VALUE of each
+    name: str,  # of a target
+    words,  # KEY=VALUE of each
 ) -> dict:
     "Options of a target, each of the type that the target declares. ParameterError: one is not known or not of its type"
     known, options = options_of(name), {}
     for key, _, text in (word.partition("=") for word in words):
-        if key not in known: raise ParameterError(unknown(key, known, f"the options of {name}"))
+        if key not in known:
+            raise ParameterError(unknown(key, known, f"the options of {name}"))
         kind = known[key].annotation
-        try: options[key] = {"true": True, "false": False}[text] if kind is bool else kind(text)
-        except (KeyError, ValueError): raise ParameterError(f"{key}={text!r} is not of the type {kind.__name__}; accepted: {'true or false' if kind is bool else 'a whole number'}.") from None
+        try:
+            options[key] = {"true": True, "false": False}[text] if kind is bool else kind(text)
+        except (KeyError, ValueError):
+            raise ParameterError(
+                f"{key}={text!r} is not of the type {kind.__name__}; accepted: {'true or false' if kind is bool else 'a whole number'}."
+            ) from None
     return options
 
 # %% ../../../nbs/operations/export/targets.ipynb #026f7c75
 MARK = ".scalai-export.json"
 
-def _hash(data: bytes) -> str: return sha256(data).hexdigest()
+
+def _hash(data: bytes) -> str:
+    return sha256(data).hexdigest()
+
 
 def write(
     files: dict[str, bytes],  # content by path in the folder
     folder,
-    force: bool = False,      # replace files that an export did not write
-    dry_run: bool = False,    # write nothing
+    force: bool = False,  # replace files that an export did not write
+    dry_run: bool = False,  # write nothing
 ) -> list[Path]:
     "Write files. Conflict: one is there that an export did not write"
     folder = Path(folder)
     mark = folder / MARK
     ours = json.loads(mark.read_bytes()) if mark.exists() else {}
-    alien = [n for n, data in files.items() if (p := folder / n).exists() and _hash(p.read_bytes()) not in (ours.get(n), _hash(data))]
-    if alien and not force: raise Conflict(f"{', '.join(alien)} in {folder} {'were' if alien[1:] else 'was'} not written by an export, or changed since; nothing was written. Move it away, or pass --force.")
+    alien = [
+        n
+        for n, data in files.items()
+        if (p := folder / n).exists() and _hash(p.read_bytes()) not in (ours.get(n), _hash(data))
+    ]
+    if alien and not force:
+        raise Conflict(
+            f"{', '.join(alien)} in {folder} {'were' if alien[1:] else 'was'} not written by an export, or changed since; nothing was written. Move it away, or pass --force."
+        )
     if not dry_run:
-        for name, data in {**files, MARK: json.dumps(ours | {n: _hash(d) for n, d in files.items()}, indent=1).encode()}.items():
+        for name, data in {
+            **files,
+            MARK: json.dumps(ours | {n: _hash(d) for n, d in files.items()}, indent=1).encode(),
+        }.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            with replacing(folder / name) as f: f.write(data)
+            with replacing(folder / name) as f:
+                f.write(data)
     return [folder / name for name in files]
 
+
 def export(
-    name: str,              # triton, kserve, kubernetes, or what was registered
+    name: str,  # triton, kserve, kubernetes, or what was registered
     version: ModelVersion,
     folder,
     *,
     force: bool = False,
     dry_run: bool = False,
-    **options,              # of the target
+    **options,  # of the target
 ) -> list[Path]:
     "Write what a target needs to serve a version"
     return write(target(name)(version, **options), folder, force, dry_run)

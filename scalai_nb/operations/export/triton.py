@@ -15,7 +15,11 @@ from ...models.runtime import contents
 from ...serving.scorer import Column, array_of
 
 # %% ../../../nbs/operations/export/triton.ipynb #f6545f58
-_TYPES = {"FLOAT": "TYPE_FP32", "DOUBLE": "TYPE_FP64", "STRING": "TYPE_STRING"}  # by the type of the graph's input
+_TYPES = {
+    "FLOAT": "TYPE_FP32",
+    "DOUBLE": "TYPE_FP64",
+    "STRING": "TYPE_STRING",
+}  # by the type of the graph's input
 _CONFIG = """# {version} of scalai-nb, package {digest}; version_policy names the one version that serves: export again to move it
 name: {name}
 backend: "onnxruntime"
@@ -39,26 +43,54 @@ model_warmup [ {{ name: "example" batch_size: 1
 # %% ../../../nbs/operations/export/triton.ipynb #3dd29ad8
 def raw(
     kind: str,  # FLOAT, DOUBLE or STRING
-    value,      # as the examples of a package have it
+    value,  # as the examples of a package have it
 ) -> bytes:
     "A value as Triton reads it from a file"
-    if kind == "FLOAT": return np.float32(np.nan if value is None else value).tobytes()
+    if kind == "FLOAT":
+        return np.float32(np.nan if value is None else value).tobytes()
     x = array_of(Column("", "time" if kind == "DOUBLE" else "string"), [value])[0, 0]
-    return np.float64(x).tobytes() if kind == "DOUBLE" else len(x.encode()).to_bytes(4, "little") + x.encode()
+    return (
+        np.float64(x).tobytes()
+        if kind == "DOUBLE"
+        else len(x.encode()).to_bytes(4, "little") + x.encode()
+    )
+
 
 def files(
     v: ModelVersion,
-    instances: int = 1,    # copies of the model that run at once
-    gpu: bool = False,     # on each GPU, rather than on the CPU
-    batch: int = 256,      # rows of a batch, at most
-) -> dict[str, bytes]:     # by path in the repository
+    instances: int = 1,  # copies of the model that run at once
+    gpu: bool = False,  # on each GPU, rather than on the CPU
+    batch: int = 256,  # rows of a batch, at most
+) -> dict[str, bytes]:  # by path in the repository
     "The model repository of a version. ModelNotFound, ModelMismatch: the package is not there, or not what was registered"
     content = contents(v.path, v.digest or None)
-    inputs, rows = json.loads(content["card.json"])["inputs"], json.loads(content["examples.json"])["rows"]
+    inputs, rows = (
+        json.loads(content["card.json"])["inputs"],
+        json.loads(content["examples.json"])["rows"],
+    )
     quoted = {n: json.dumps(n) for n in inputs}
     config = _CONFIG.format(
-        version=v, digest=v.digest, name=json.dumps(v.name), batch=batch, number=v.version, kind="KIND_GPU" if gpu else "KIND_CPU", instances=instances,
-        inputs="\n".join(f"input [ {{ name: {quoted[n]}, data_type: {_TYPES[t]}, dims: [ 1 ] }} ]" for n, t in inputs.items()),
-        warmup="\n".join(f'  inputs {{ key: {quoted[n]} value {{ data_type: {_TYPES[t]}, dims: [ 1 ], input_data_file: "{i}" }} }}' for i, (n, t) in enumerate(inputs.items())))
-    examples = {f"{v.name}/warmup/{i}": raw(t, rows[n][0]) for i, (n, t) in enumerate(inputs.items())}
-    return {f"{v.name}/config.pbtxt": config.encode(), f"{v.name}/{v.version}/model.onnx": content["model.onnx"], **examples}
+        version=v,
+        digest=v.digest,
+        name=json.dumps(v.name),
+        batch=batch,
+        number=v.version,
+        kind="KIND_GPU" if gpu else "KIND_CPU",
+        instances=instances,
+        inputs="\n".join(
+            f"input [ {{ name: {quoted[n]}, data_type: {_TYPES[t]}, dims: [ 1 ] }} ]"
+            for n, t in inputs.items()
+        ),
+        warmup="\n".join(
+            f'  inputs {{ key: {quoted[n]} value {{ data_type: {_TYPES[t]}, dims: [ 1 ], input_data_file: "{i}" }} }}'
+            for i, (n, t) in enumerate(inputs.items())
+        ),
+    )
+    examples = {
+        f"{v.name}/warmup/{i}": raw(t, rows[n][0]) for i, (n, t) in enumerate(inputs.items())
+    }
+    return {
+        f"{v.name}/config.pbtxt": config.encode(),
+        f"{v.name}/{v.version}/model.onnx": content["model.onnx"],
+        **examples,
+    }
