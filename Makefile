@@ -13,12 +13,13 @@ BIN       := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed
 EXTRAS    := serve otel trees torch search convert wandb lab flights bench dev
 LESSONS   := --n-workers $(PROCESSES) --skip-folder-re '^([_.]|pipelines$$)' nbs
+KERNELS   := $$(find scalai_nb/kernels -name '*.py')
 LEAN      := --override environments/overrides.txt
 COMPILE    = uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header $(EXTRAS:%=--extra %) pyproject.toml
 
 export PATH := $(BIN):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench lock test-services clean
+.PHONY: help demo test check export update format style bench lock test-services clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
@@ -36,6 +37,23 @@ check: $(INSTALLED)  ## What a commit must pass: ruff, the export in sync, clean
 	@$(BIN)/ruff check
 	@$(BIN)/pytest -m "not slow" tests/test_hygiene.py tests/test_project.py tests/test_docs.py $(ARGS)
 	@$(BIN)/nbdev-test $(LESSONS)
+
+export: $(INSTALLED)  ## Write the notebooks of nbs/ into the modules of scalai_nb/, formatted and clean
+	@$(BIN)/ruff format --quiet
+	@$(BIN)/ruff format --quiet $(KERNELS)
+	@$(BIN)/nbdev-clean && $(BIN)/nbdev-export
+
+update: $(INSTALLED)  ## Bring edits of the modules of scalai_nb/ back into their notebooks
+	@$(BIN)/python -c "from scalai_nb.jupyter.docstrings import undo; undo('scalai_nb')"
+	@$(BIN)/nbdev-update
+	@$(MAKE) --no-print-directory export
+
+format: $(INSTALLED)  ## Check that notebooks, kernels and tests are as ruff formats them
+	@$(BIN)/ruff format --check --quiet
+	@$(BIN)/ruff format --check --quiet $(KERNELS)
+
+style: $(INSTALLED)  ## Measure how the code reads: lines, patches, examples, outputs, types
+	@$(BIN)/python tests/style.py
 
 bench: $(INSTALLED)  ## Measure the hot path and a run against their peers, side by side (about ten minutes)
 	@$(BIN)/scalai bench hotpath

@@ -175,7 +175,7 @@ def run(
 # %% ../nbs/cli.ipynb #571f2867
 def _look(run, env) -> None:
     "What to look at after a run, and what to do"
-    from scalai_nb.models.registry import Registry
+    from scalai_nb.models.registry.registry import Registry
 
     registry, written = Registry(env), {name for s in run.steps for name, _ in s.written}
     try:

@@ -57,7 +57,7 @@ def _cluster(text: str) -> str:
 
 
 def _trackers(text: str) -> str:
-    "Trackers that `models.sinks` can write to, between commas"
+    "Trackers that `tracking.sinks` can write to, between commas"
     if text == "none" or set(re.split(r"\s*,\s*", text)) <= {"mlflow", "wandb"}:
         return text
     raise ValueError
@@ -74,7 +74,30 @@ def _setting(default, parse=str, help=""):
 # %% ../nbs/environment.ipynb #7e2d16a7
 @dataclass(frozen=True)
 class Environment:
-    "Where the data, the models and the run records are, and what computes"
+    """Where the data, the models and the run records are, and what computes
+
+    Attributes
+    ----------
+    name : str
+        the section
+    root : Path
+        folder of settings.ini
+    pipelines : str
+    dashboards : str
+    lake : str
+    models : str
+    tracking : str
+    trackers : str
+    runs : str
+    serving : str
+    cluster : str
+    workers : int | None
+    memory : int | None
+    worker_price : float | None
+    jobs : int
+    cell_timeout : float | None
+    run_timeout : float | None
+    """
 
     name: str  # the section
     root: Path  # folder of settings.ini
@@ -133,7 +156,18 @@ SETTINGS = {f.name: f for f in fields(Environment) if f.metadata}
 def unwritable(
     path,  # a folder, which need not exist yet
 ) -> str | None:  # why nothing can be written there; None: it can
-    "Try to write beside or above `path`, leaving nothing behind"
+    """Try to write beside or above `path`, leaving nothing behind
+
+    Parameters
+    ----------
+    path
+        a folder, which need not exist yet
+
+    Returns
+    -------
+    str | None
+        why nothing can be written there; None: it can
+    """
     there = next(p for p in (Path(path), *Path(path).parents) if p.exists())
     try:
         with TemporaryFile(dir=there):
@@ -145,7 +179,18 @@ def unwritable(
 def find_settings(
     start=None,  # folder to look in first; None: the working directory
 ) -> Path:  # the nearest settings.ini, in `start` or above
-    "Find `settings.ini` upwards, as git finds `.git`; SCALAI_SETTINGS names it outright"
+    """Find `settings.ini` upwards, as git finds `.git`; SCALAI_SETTINGS names it outright
+
+    Parameters
+    ----------
+    start : default None
+        folder to look in first; None: the working directory
+
+    Returns
+    -------
+    Path
+        the nearest settings.ini, in `start` or above
+    """
     if not start and (path := os.environ.get("SCALAI_SETTINGS")):
         return Path(path)
     start = Path(start or Path.cwd()).resolve()
@@ -176,7 +221,18 @@ def _read(path: Path) -> ConfigParser:
 def sections(
     settings=None,  # path of settings.ini; None: found
 ) -> list[str]:  # in the order of the file
-    "Names of the environments that settings.ini has"
+    """Names of the environments that settings.ini has
+
+    Parameters
+    ----------
+    settings : default None
+        path of settings.ini; None: found
+
+    Returns
+    -------
+    list[str]
+        in the order of the file
+    """
     return _read(Path(settings) if settings else find_settings()).sections()
 
 # %% ../nbs/environment.ipynb #a3ec91b2
@@ -212,7 +268,22 @@ def environment(
     settings=None,  # path of settings.ini; None: found upwards from the working directory
     **overrides,  # settings that win over everything else, say workers=2
 ) -> Environment:  # every value typed, every path absolute
-    "Read the environment `name` from settings.ini"
+    """Read the environment `name` from settings.ini
+
+    Parameters
+    ----------
+    name : str | None, default None
+        a section; None: SCALAI_ENV, else gpu if one is visible, else laptop
+    settings : default None
+        path of settings.ini; None: found upwards from the working directory
+    **overrides
+        settings that win over everything else, say workers=2
+
+    Returns
+    -------
+    Environment
+        every value typed, every path absolute
+    """
     path = Path(settings).resolve() if settings else find_settings()
     ini = _read(path)
     name = (

@@ -95,7 +95,22 @@ def unknown(
     known,  # names that exist
     place: str,  # where they exist, as in "is not in settings.ini"
 ) -> str:  # one sentence
-    "Say that `given` is not in `place`, and what is"
+    """Say that `given` is not in `place`, and what is
+
+    Parameters
+    ----------
+    given : str
+        what was asked for
+    known
+        names that exist
+    place : str
+        where they exist, as in "is not in settings.ini"
+
+    Returns
+    -------
+    str
+        one sentence
+    """
     known = sorted(map(str, known))
     near = get_close_matches(given, known, n=1)
     meant = f" Did you mean {near[0]!r}?" if near else ""
@@ -106,5 +121,17 @@ def extra(
     module: str,  # what could not be imported, say "xgboost"
     name: str,  # the extra that brings it, say "trees"
 ) -> MissingExtra:
-    "The error that names the extra to install"
+    """The error that names the extra to install
+
+    Parameters
+    ----------
+    module : str
+        what could not be imported, say "xgboost"
+    name : str
+        the extra that brings it, say "trees"
+
+    Returns
+    -------
+    MissingExtra
+    """
     return MissingExtra(f"{module} is not installed; run: pip install 'scalai-nb[{name}]'")

@@ -22,7 +22,15 @@ def file_lock(
     path: Path,  # lock file; made when it is not there
     timeout: float,  # seconds to wait for another holder
 ):
-    "Hold the lock on `path`; raises Conflict, naming the holder, when it is not free in time"
+    """Hold the lock on `path`; raises Conflict, naming the holder, when it is not free in time
+
+    Parameters
+    ----------
+    path : Path
+        lock file; made when it is not there
+    timeout : float
+        seconds to wait for another holder
+    """
     with open(path, "a+") as file:
         deadline = time.monotonic() + timeout
         while True:
@@ -63,7 +71,18 @@ def whoami() -> str:
 def replacing(
     path: Path,  # file; replaced if it is there
 ):  # yields a binary file to write to
-    "Write a file that takes its place when the block has ended, and is gone when the block fails. OSError: the disk says no"
+    """Write a file that takes its place when the block has ended, and is gone when the block fails. OSError: the disk says no
+
+    Parameters
+    ----------
+    path : Path
+        file; replaced if it is there
+
+    Returns
+    -------
+    result
+        yields a binary file to write to
+    """
     new = path.with_name(f".{path.name}.{uuid4().hex}.new")
     try:
         with open(new, "wb") as file:

@@ -101,7 +101,7 @@ def tool(name: str) -> Path:
 @pytest.fixture(scope="session")
 def database(tmp_path_factory):
     "MLflow's file, set up once: its migrations take seconds"
-    from scalai_nb.models.sinks import client
+    from scalai_nb.tracking.sinks import client
 
     file = tmp_path_factory.mktemp("mlflow") / "tracking.db"
     client(SimpleNamespace(tracking=f"sqlite:///{file}"))
@@ -110,7 +110,7 @@ def database(tmp_path_factory):
 
 @pytest.fixture
 def registry(database, tmp_path):
-    from scalai_nb.models.registry import Registry
+    from scalai_nb.models.registry.registry import Registry
 
     shutil.copy(database, tmp_path / "tracking.db")
     return Registry(
@@ -126,7 +126,7 @@ def registry(database, tmp_path):
 @pytest.fixture
 def small_disk(tmp_path, request):
     "A file system of as many MB as the test's module says in DISK"
-    from scalai_nb.operations import soak
+    from scalai_nb.bench import soak
 
     with soak.small_disk(tmp_path / "small", request.module.DISK) as there:
         if not there:

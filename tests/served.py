@@ -17,7 +17,7 @@ import scalai_nb as sn
 _WORK = """
 import socket, sys
 from pathlib import Path
-from scalai_nb.serving.worker import work
+from scalai_nb.serving.process.worker import work
 work(socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2]), announce=lambda: print("ready", flush=True))
 """
 

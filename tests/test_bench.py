@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from scalai_nb.errors import ParameterError
-from scalai_nb.operations import hotpath, training
-from scalai_nb.operations.compare import Case, Figure, chosen, compare, measure, timed
+from scalai_nb.bench import hotpath
+from scalai_nb.bench import learning as training
+from scalai_nb.bench.compare import Case, Figure, chosen, compare, measure, timed
 
 BROKEN = Case("Fails", lambda scale, folder: None, lambda data: lambda: 1 / 0, {}, {})
 QUICK = Case(

@@ -19,7 +19,7 @@ from scalai_nb.compute.reduce import Mergeable, reduce
 from scalai_nb.data import layout
 from scalai_nb.data.lake import Lake
 from scalai_nb.errors import LakeError, MissingExtra, ParameterError, WorkFailed
-from scalai_nb.learn.summary import summarize
+from scalai_nb.describe.summary import summarize
 
 RNG = np.random.default_rng
 ROWS = 1000

@@ -9,8 +9,8 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 from scalai_nb.errors import ContractViolation, ParameterError
-from scalai_nb.learn import calibration
-from scalai_nb.learn.calibration import (
+from scalai_nb.evaluation import calibration
+from scalai_nb.evaluation.calibration import (
     Calibrated,
     Calibration,
     calibrate,
@@ -18,7 +18,7 @@ from scalai_nb.learn.calibration import (
     log_odds,
     pooled,
 )
-from scalai_nb.learn.evaluation import evaluate
+from scalai_nb.evaluation.evaluation import evaluate
 
 
 def rows(n, seed=0, power=2.0, dtype=np.float64):

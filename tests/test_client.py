@@ -19,8 +19,8 @@ import xarray as xr
 
 import scalai_nb as sn
 from scalai_nb.errors import ContractViolation, ModelNotFound, ParameterError, WorkFailed
-from scalai_nb.serving.client import Client
-from scalai_nb.serving.replicas import FAILURES, Replicas, Request
+from scalai_nb.client.client import Client
+from scalai_nb.client.replicas import FAILURES, Replicas, Request
 
 ASK = Request("GET", "/")
 
@@ -396,7 +396,7 @@ def test_rows_that_cannot_be_sent(rows, text):
 WORK = """
 import socket, sys
 from pathlib import Path
-from scalai_nb.serving.worker import work
+from scalai_nb.serving.process.worker import work
 sock = socket.socket(fileno=int(sys.argv[1]))
 sock.setblocking(False)
 work(sock, Path(sys.argv[2]))
@@ -529,7 +529,7 @@ def test_version_1_gives_the_same(url, model, data):
 
 
 def test_many_rows_are_several_requests(url, model, data, monkeypatch):
-    monkeypatch.setattr("scalai_nb.serving.client.ROWS", 150)
+    monkeypatch.setattr("scalai_nb.client.client.ROWS", 150)
     with Client(url, timeout=30) as client:
         assert np.array_equal(client.predict(data, id="mine"), model.predict(data))
         assert (

@@ -14,11 +14,12 @@ from scalai_nb.compute.reduce import check_mergeable
 from scalai_nb.environment import Environment
 from scalai_nb.errors import ParameterError, ScalaiError
 from scalai_nb.kernels import clusters as kernels
-from scalai_nb.learn import clusters as module, rows as rows_module
-from scalai_nb.learn.clusters import KMeans, assign, farthest
-from scalai_nb.learn.components import PCA
-from scalai_nb.learn.rows import Rows
-from scalai_nb.learn.transform import Transform
+from scalai_nb.learn.linear import kmeans as module
+from scalai_nb.learn.features import rows as rows_module
+from scalai_nb.learn.linear.kmeans import KMeans, assign, farthest
+from scalai_nb.learn.linear.pca import PCA
+from scalai_nb.learn.features.rows import Rows
+from scalai_nb.learn.features.transform import Transform
 
 LOCAL = Environment(
     name="test", root=None, cluster="local", workers=2, memory=2_000_000_000

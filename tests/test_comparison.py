@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalai_nb.errors import ParameterError
-from scalai_nb.learn.comparison import BETTER, compare, placements, together
-from scalai_nb.learn.evaluation import evaluate
+from scalai_nb.evaluation.comparison import BETTER, compare, placements, together
+from scalai_nb.evaluation.evaluation import evaluate
 
 
 def two_models(rows, seed=0, days=None, gap=0.3, spread=0.0):

@@ -328,26 +328,26 @@ def test_a_launcher_has_the_functions_of_its_twin(name):
 
 
 def described(x):
-    from scalai_nb.compute.sketches import describe
+    from scalai_nb.describe.sketches import describe
 
     return describe(x)
 
 
 def evaluated(label, score, weight):
-    from scalai_nb.learn.scores import Rows, scores
+    from scalai_nb.evaluation.histogram import Rows, scores
 
     return scores(Rows(label, score, weight, 2**-24))
 
 
 def assigned(X, weight):
-    from scalai_nb.learn.clusters import assign
+    from scalai_nb.learn.linear.kmeans import assign
 
     pass_ = assign(np.linspace(-1, 1, 15).reshape(3, 5))
     return pass_.update(pass_.init(), (X, None, weight))
 
 
 def learnt(X, y, weight):
-    from scalai_nb.learn.solver import slopes
+    from scalai_nb.learn.linear.solver import slopes
 
     pass_ = slopes(np.full((1, 6), 0.1), "logistic", curved=True)
     return pass_.update(pass_.init(), (X, y, weight))

@@ -12,7 +12,7 @@ from scipy.spatial.distance import jensenshannon
 
 from scalai_nb.compute.reduce import alike
 from scalai_nb.errors import ParameterError
-from scalai_nb.learn.drift import (
+from scalai_nb.describe.drift import (
     BINS,
     FREQUENT,
     drift,
@@ -23,7 +23,7 @@ from scalai_nb.learn.drift import (
     wasserstein,
     wasserstein_error,
 )
-from scalai_nb.learn.summary import Summary, summarize
+from scalai_nb.describe.summary import Summary, summarize
 
 RNG = np.random.default_rng
 
@@ -179,7 +179,7 @@ def test_psi_and_js_are_those_of_the_deciles():
 
 
 def test_bins_are_about_deciles_of_the_reference():
-    from scalai_nb.learn.drift import _bins
+    from scalai_nb.describe.drift import _bins
 
     a = summarize(ds(x=RNG(0).lognormal(0, 2, 40_000)))["x"]
     m, n = _bins(a, a)

@@ -14,10 +14,10 @@ from conftest import tool
 from sklearn.linear_model import LogisticRegression
 
 from scalai_nb.errors import Conflict, ModelMismatch, ModelNotFound, ParameterError
-from scalai_nb.learn.transform import Transform
-from scalai_nb.models.dvc import contents, folder_md5, track
-from scalai_nb.models.package import Model, package
-from scalai_nb.models.registry import ModelVersion
+from scalai_nb.learn.features.transform import Transform
+from scalai_nb.models.registry.dvc import contents, folder_md5, track
+from scalai_nb.models.package.package import Model, package
+from scalai_nb.models.registry.registry import ModelVersion
 
 HOURS = xr.Dataset({"hour": ("row", np.arange(24.0))})
 
@@ -247,7 +247,7 @@ def test_a_link_is_refused(tmp_path):
 
 
 def test_a_crash_leaves_a_pointer_that_can_be_followed(repo, packages, monkeypatch):
-    from scalai_nb.models import dvc as module
+    from scalai_nb.models.registry import dvc as module
 
     pointer = track(packages[0], repo / "models/late")
     before = pointer.read_text()

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalai_nb.serving.admission import LOOP, Admission
-from scalai_nb.serving.cost import HEAVY, Cost, Plan
-from scalai_nb.serving.engine import AWAKE, Call, Engine
+from scalai_nb.serving.scoring.admission import LOOP, Admission
+from scalai_nb.serving.scoring.cost import HEAVY, Cost, Plan
+from scalai_nb.serving.scoring.batching import AWAKE, Call, Engine
 from scalai_nb.serving.metrics import Metrics
 from scalai_nb.serving.refusal import Refusal
-from scalai_nb.serving.rows import Rows
+from scalai_nb.serving.scoring.validation import Rows
 
 BAD = 666.0  # a number that the stand-in cannot bear
 FAST, SLOW = Cost(1e-5, 1e-7), Cost(1.0, 1e-3)

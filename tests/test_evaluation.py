@@ -15,10 +15,10 @@ from scalai_nb.compute import state
 from scalai_nb.compute.reduce import ALGORITHMS, alike, check_mergeable, reduce
 from scalai_nb.errors import ParameterError
 from scalai_nb.kernels import of, scores as kernel
-from scalai_nb.learn.evaluation import EVALUATION, Evaluation, Point, evaluate, evaluation
-from scalai_nb.learn.multiclass import ClassEvaluation, class_evaluation, evaluate_classes
-from scalai_nb.learn.residuals import evaluate_regression, middles, regression_evaluation
-from scalai_nb.learn.scores import (
+from scalai_nb.evaluation.evaluation import EVALUATION, Evaluation, Point, evaluate, evaluation
+from scalai_nb.evaluation.multiclass import ClassEvaluation, class_evaluation, evaluate_classes
+from scalai_nb.evaluation.residuals import evaluate_regression, middles, regression_evaluation
+from scalai_nb.evaluation.histogram import (
     BITS,
     LIMIT,
     SLICE_BITS,

@@ -13,12 +13,12 @@ from conftest import tool
 from typer.testing import CliRunner
 
 import scalai_nb as sn
-from scalai_nb.commands.export import export as command
+from scalai_nb.commands import export as command
 from scalai_nb.commands.serve import serve
 from scalai_nb.errors import Conflict, ModelMismatch, ParameterError
-from scalai_nb.models.runtime import session
-from scalai_nb.operations.export import targets
-from scalai_nb.operations.export.targets import MARK, export
+from scalai_nb.models.package.runtime import session
+from scalai_nb.export import targets
+from scalai_nb.export.targets import MARK, export
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +279,7 @@ def test_kserve_knows_every_field(version, tmp_path):
 
 @pytest.mark.parametrize("name", ["A_b.C", "x" * 80, "_", "9.-"])
 def test_any_name_of_a_model_is_a_name_for_kubernetes(name):
-    from scalai_nb.operations.export.kubernetes import called
+    from scalai_nb.export.kubernetes import called
 
     found = called(SimpleNamespace(name=name))
     assert (

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from scalai_nb.data.lake import Lake
-from scalai_nb.learn.evaluation import evaluate
-from scalai_nb.serving import feedback
-from scalai_nb.serving.engine import Call
-from scalai_nb.serving.feedback import joined, quality, versions
-from scalai_nb.serving.journal import Journal
-from scalai_nb.serving.log import LogKeeper
+from scalai_nb.evaluation.evaluation import evaluate
+from scalai_nb.serving.log import feedback
+from scalai_nb.serving.scoring.batching import Call
+from scalai_nb.serving.log.feedback import joined, quality, versions
+from scalai_nb.serving.log.journal import Journal
+from scalai_nb.serving.log.ingest import LogKeeper
 from scalai_nb.serving.metrics import METRICS, Metrics
-from scalai_nb.serving.rows import Rows
-from scalai_nb.serving.scorer import Column, Scorer
+from scalai_nb.serving.scoring.validation import Rows
+from scalai_nb.serving.scoring.scorer import Column, Scorer
 
 
 class Service:

@@ -14,9 +14,9 @@ from scalai_nb.data.lake import Lake
 from scalai_nb.data.sources import to_frame
 from scalai_nb.environment import environment
 from scalai_nb.errors import WorkFailed
-from scalai_nb.models import gate
-from scalai_nb.models.registry import Registry
-from scalai_nb.models.release import release
+from scalai_nb.models.registry import gate
+from scalai_nb.models.registry.registry import Registry
+from scalai_nb.models.registry.release import release
 
 STEPS = ["use_case", "ingest", "quality", "features", "train", "evaluate", "release", "replay"]
 pytestmark = pytest.mark.slow

@@ -11,13 +11,13 @@ from sklearn.linear_model import LogisticRegression
 
 import scalai_nb as sn
 from scalai_nb.errors import Conflict, ContractViolation, ParameterError, ScalaiError, WorkFailed
-from scalai_nb.learn.transform import Transform
-from scalai_nb.models import gate as module
-from scalai_nb.models.compatibility import incompatibilities, narrowed
-from scalai_nb.models.gate import Check, Verdict, judge, latencies
-from scalai_nb.models.package import package
-from scalai_nb.models.registry import Registry
-from scalai_nb.models.release import examine, release
+from scalai_nb.learn.features.transform import Transform
+from scalai_nb.models.registry import gate as module
+from scalai_nb.models.registry.compatibility import incompatibilities, narrowed
+from scalai_nb.models.registry.gate import Check, Verdict, judge, latencies
+from scalai_nb.models.package.package import package
+from scalai_nb.models.registry.registry import Registry
+from scalai_nb.models.registry.release import examine, release
 
 GOALS = {"auc": ">= 0.65", "recall": ">= 0.5", "alerts": "<= 0.6", "ece": "<= 0.06"}
 

@@ -25,11 +25,13 @@ from sklearn import (
 
 import scalai_nb as sn
 from scalai_nb.errors import MissingExtra, ModelMismatch, ParameterError
-from scalai_nb.learn.calibration import Calibrated, Calibration, calibrate
-from scalai_nb.learn.transform import Transform
-from scalai_nb.models import graph, heads, runtime
-from scalai_nb.models.examples import edge_rows, example_rows, threshold_rows
-from scalai_nb.models.package import Model, estimate, package
+from scalai_nb.evaluation.calibration import Calibrated, Calibration, calibrate
+from scalai_nb.learn.features.transform import Transform
+from scalai_nb.models.package import graph
+from scalai_nb.models.package import heads
+from scalai_nb.models.package import runtime
+from scalai_nb.models.package.examples import edge_rows, example_rows, threshold_rows
+from scalai_nb.models.package.package import Model, estimate, package
 
 xgboost, torch, skl2onnx = (
     pytest.mark.skipif(not find_spec(m), reason=f"{m} is not installed: extra `{e}`")
@@ -168,7 +170,7 @@ def test_boosted_trees():
 
 
 def sn_trees(**options):
-    from scalai_nb.learn.trees import BoostedTrees
+    from scalai_nb.learn.trees.trees import BoostedTrees
 
     return BoostedTrees(**options)
 
@@ -218,7 +220,7 @@ def make_net(features, width=1, softmax=False):
 
 @torch
 def test_our_network():
-    from scalai_nb.learn.networks import Network
+    from scalai_nb.learn.networks.networks import Network
 
     parity(
         FILLED,
@@ -465,7 +467,7 @@ def test_a_keras_net_is_packaged_saved_and_registered(registry, tmp_path):
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory):
-    from scalai_nb.models.registry import Registry
+    from scalai_nb.models.registry.registry import Registry
 
     folder = tmp_path_factory.mktemp("registry")
     return Registry(

@@ -12,7 +12,7 @@ import xarray as xr
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from scalai_nb.compute import reduce as reduction
-from scalai_nb.compute.groups import AGGREGATES, GroupBy, Rolling, forget, group_by, rolling
+from scalai_nb.describe.grouping import AGGREGATES, GroupBy, Rolling, forget, group_by, rolling
 from scalai_nb.compute.reduce import ALGORITHMS, Mergeable, check_mergeable, reduce
 from scalai_nb.errors import ParameterError, WorkFailed
 from scalai_nb.kernels.groups import fold, periods
@@ -235,7 +235,7 @@ class Moved(np.ndarray):
 def test_columns_on_a_device_stay_there(monkeypatch):
     "Keys and values on a device, or some of them"
     from scalai_nb import kernels
-    from scalai_nb.compute import groups as module
+    from scalai_nb.describe import grouping as module
 
     seen = []
 

@@ -12,8 +12,8 @@ from conftest import tool
 from hypothesis import given, settings, strategies as st
 from served import flights, late_model, plain_model, worker
 
-from scalai_nb.serving.grpc import framed, only, parsed, tensors
-from scalai_nb.serving.messages import SCHEMA, messages
+from scalai_nb.serving.wire.grpc import framed, only, parsed, tensors
+from scalai_nb.serving.wire.messages import SCHEMA, messages
 from scalai_nb.serving.refusal import Refusal
 
 

@@ -25,7 +25,7 @@ import pytest
 import uvloop
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from scalai_nb.serving.http import Connection, Exchange, Limits, Server
+from scalai_nb.serving.wire.http import Connection, Exchange, Limits, Server
 from scalai_nb.serving.metrics import Metrics
 
 GET = b"GET /echo HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -12,8 +12,8 @@ from hpack import Decoder, Encoder
 from hypothesis import HealthCheck, given, settings, strategies as st
 from test_http import Served, serving, until
 
-from scalai_nb.serving.headers import literal
-from scalai_nb.serving.http2 import (
+from scalai_nb.serving.wire.headers import literal
+from scalai_nb.serving.wire.http2 import (
     ACK,
     COMPRESSION_ERROR,
     CONTINUATION,

@@ -363,7 +363,7 @@ def test_memory_is_bounded_by_the_block(tmp_path):
     script = """
 import sys, dask.array as da, numpy as np, psutil, xarray as xr
 from scalai_nb.data.lake import Lake
-from scalai_nb.operations.compare import resident
+from scalai_nb.bench.compare import resident
 ds = lambda n: xr.Dataset({f"c{i}": ("row", da.arange(n, chunks=500_000, dtype="f8") * i) for i in range(10)})
 lake = Lake(sys.argv[1])
 lake.write("warm", ds(10))

@@ -19,8 +19,9 @@ from scalai_nb.compute.reduce import alike, check_mergeable
 from scalai_nb.environment import Environment
 from scalai_nb.errors import ContractViolation, ParameterError, ScalaiError
 from scalai_nb.kernels import linear as kernels
-from scalai_nb.learn import rows as rows_module, solver
-from scalai_nb.learn.linear import (
+from scalai_nb.learn.features import rows as rows_module
+from scalai_nb.learn.linear import solver
+from scalai_nb.learn.linear.regression import (
     COUNTS,
     LABELS,
     SCATTER,
@@ -28,9 +29,9 @@ from scalai_nb.learn.linear import (
     LogisticRegression,
     PoissonRegression,
 )
-from scalai_nb.learn.rows import Rows, fold_arrays
-from scalai_nb.learn.solver import slopes
-from scalai_nb.learn.transform import Transform
+from scalai_nb.learn.features.rows import Rows, fold_arrays
+from scalai_nb.learn.linear.solver import slopes
+from scalai_nb.learn.features.transform import Transform
 
 LOCAL = Environment(
     name="test", root=None, cluster="local", workers=2, memory=2_000_000_000

@@ -13,10 +13,12 @@ import pytest
 from conftest import tool
 
 from scalai_nb.errors import ParameterError, WorkFailed
-from scalai_nb.operations import peers, serving, soak
-from scalai_nb.operations.load import LOST, UNANSWERED, Load, send
-from scalai_nb.operations.peers import Peer, grpc_bodies
-from scalai_nb.operations.served import subject
+from scalai_nb.bench import peers
+from scalai_nb.bench import services as serving
+from scalai_nb.bench import soak
+from scalai_nb.bench.load import LOST, UNANSWERED, Load, send
+from scalai_nb.bench.peers import Peer, grpc_bodies
+from scalai_nb.bench.served import subject
 
 
 class Answering(asyncio.Protocol):

@@ -14,14 +14,15 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from scalai_nb.data.lake import Lake
-from scalai_nb.serving import journal as journals, log as logs
-from scalai_nb.serving.engine import Call
-from scalai_nb.serving.journal import Journal, frame, frames, read
-from scalai_nb.serving.log import Compacted, LogKeeper, compact
+from scalai_nb.serving.log import journal as journals
+from scalai_nb.serving.log import ingest as logs
+from scalai_nb.serving.scoring.batching import Call
+from scalai_nb.serving.log.journal import Journal, frame, frames, read
+from scalai_nb.serving.log.ingest import Compacted, LogKeeper, compact
 from scalai_nb.serving.metrics import Metrics
-from scalai_nb.serving.privacy import secret
-from scalai_nb.serving.rows import Rows
-from scalai_nb.serving.scorer import Column, Scorer
+from scalai_nb.serving.log.pseudonyms import secret
+from scalai_nb.serving.scoring.validation import Rows
+from scalai_nb.serving.scoring.scorer import Column, Scorer
 
 HOUR, TEMP = Column("hour", "number", "int64"), Column("temp", "number", "float64")
 CARRIER = Column("carrier", "string", "category", categories=("AA", "UA"))
@@ -503,7 +504,7 @@ def test_the_key_is_made_once_by_workers_that_start_together(tmp_path):
 
 
 def test_a_worker_loads_nothing_heavy_for_it():
-    code = "import sys, scalai_nb.serving.journal; print([m for m in ('pandas', 'pyarrow', 'xarray', 'fastcore', 'onnxruntime') if m in sys.modules])"
+    code = "import sys, scalai_nb.serving.log.journal; print([m for m in ('pandas', 'pyarrow', 'xarray', 'fastcore', 'onnxruntime') if m in sys.modules])"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
         == "[]"

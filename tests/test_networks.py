@@ -28,12 +28,21 @@ from scalai_nb.errors import (
     ScalaiError,
     WorkFailed,
 )
-from scalai_nb.learn import descent, gang
-from scalai_nb.learn.batches import WINDOW, Spans, Stream, batches, of_arrays, steps_of, strips
-from scalai_nb.learn.linear import LogisticRegression
-from scalai_nb.learn.networks import Network
-from scalai_nb.learn.rows import Rows
-from scalai_nb.learn.transform import Transform
+from scalai_nb.learn.networks import descent
+from scalai_nb.learn.networks import gang
+from scalai_nb.learn.networks.batches import (
+    WINDOW,
+    Spans,
+    Stream,
+    batches,
+    of_arrays,
+    steps_of,
+    strips,
+)
+from scalai_nb.learn.linear.regression import LogisticRegression
+from scalai_nb.learn.networks.networks import Network
+from scalai_nb.learn.features.rows import Rows
+from scalai_nb.learn.features.transform import Transform
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -667,7 +676,7 @@ def test_without_torch_the_estimator_is_there_and_says_what_to_install(monkeypat
 
 
 def test_the_module_loads_without_torch():
-    code = "import sys; from scalai_nb.learn.networks import Network; print(Network(hidden=(3,))); sys.exit('torch' in sys.modules)"
+    code = "import sys; from scalai_nb.learn.networks.networks import Network; print(Network(hidden=(3,))); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=100).returncode == 0
 
 
@@ -699,7 +708,7 @@ def test_more_rows_than_memory():
         import numpy as np, torch, torch._dynamo
         from test_networks import Network, large
         Network(epochs=1).fit(*large(10_000, 2, 100))
-        from scalai_nb.operations.compare import resident
+        from scalai_nb.bench.compare import resident
         before = resident("VmHWM")
         net = Network(hidden=(8,), epochs=1, batch_size=8192, learning_rate=0.01).fit(*large(100_000, 28, 100), validation=large(100_000, 5, 100))
         grown = (resident("VmHWM") - before) / 1e6
@@ -840,9 +849,7 @@ def test_three_times_the_memory_of_the_workers():
         )
         assert client.run(os.getpid) == pids, "no worker was killed for its memory"
         most = client.run(
-            lambda: __import__("scalai_nb.operations.compare", fromlist=["resident"]).resident(
-                "VmHWM"
-            )
+            lambda: __import__("scalai_nb.bench.compare", fromlist=["resident"]).resident("VmHWM")
         )  # ru_maxrss is that of who started it, too
     assert max(most.values()) < limit and net.history_[0]["loss"] < 0.5
 

@@ -20,11 +20,23 @@ from scalai_nb.errors import (
     ModelNotFound,
     ParameterError,
 )
-from scalai_nb.learn.drift import drift
-from scalai_nb.learn.summary import summarize
-from scalai_nb.learn.transform import Transform
-from scalai_nb.models import card as cards, graph as graphs, heads, package as packages, runtime
-from scalai_nb.models.package import BATCH, Model, digest, estimate, example_rows, files, package
+from scalai_nb.describe.drift import drift
+from scalai_nb.describe.summary import summarize
+from scalai_nb.learn.features.transform import Transform
+from scalai_nb.models.package import card as cards
+from scalai_nb.models.package import graph as graphs
+from scalai_nb.models.package import heads
+from scalai_nb.models.package import package as packages
+from scalai_nb.models.package import runtime
+from scalai_nb.models.package.package import (
+    BATCH,
+    Model,
+    digest,
+    estimate,
+    example_rows,
+    files,
+    package,
+)
 
 needs_xgboost = pytest.mark.skipif(
     not find_spec("xgboost"), reason="xgboost is not installed: extra `trees`"
@@ -488,7 +500,7 @@ def test_many_rows_go_through_the_booster(full, tmp_path, monkeypatch):
 def test_without_xgboost_the_graph_does_it(full, tmp_path, monkeypatch):
     folder, ds = full.save(tmp_path / "m"), table(BATCH + 100, seed=4, new=True)
     expected = full.predict(ds)
-    monkeypatch.setattr("scalai_nb.models.package.find_spec", lambda name: None)
+    monkeypatch.setattr("scalai_nb.models.package.package.find_spec", lambda name: None)
     model = Model.load(folder)
     assert model.twin is None
     np.testing.assert_allclose(model.predict(ds), expected, atol=1e-6)

@@ -61,8 +61,8 @@ def env(tmp_path):
     for name, text in {
         "settings.ini": "[laptop]",
         "scalai_nb/__init__.py": "_WHERE = {'learn.drift': ['drift'], 'learn.summary': ['summarize'], 'data.sources': ['from_frame']}",
-        "scalai_nb/learn/drift.py": "def drift(a, b): return a - b",
-        "scalai_nb/learn/summary.py": "from math import sqrt",
+        "scalai_nb/describe/drift.py": "def drift(a, b): return a - b",
+        "scalai_nb/describe/summary.py": "from math import sqrt",
     }.items():
         (tmp_path / name).write_text(text)
     return SimpleNamespace(
@@ -596,16 +596,16 @@ def test_a_default_passed_by_hand_changes_nothing(world):
 def test_touching_the_library_runs_only_what_uses_it(world, tmp_path):
     package = tmp_path / "scalai_nb"
     world.run()
-    (package / "learn/drift.py").write_text(
+    (package / "describe/drift.py").write_text(
         'def drift(a, b):\n    "What moved"\n    return a - b  # so far'
     )
     assert world.why() == {}
-    (package / "learn/drift.py").write_text("def drift(a, b): return b - a")
-    assert world.why() == {"replay": ["library scalai_nb.learn.drift"]}
-    (package / "learn/summary.py").write_text("from .drift import drift")
+    (package / "describe/drift.py").write_text("def drift(a, b): return b - a")
+    assert world.why() == {"replay": ["library scalai_nb.describe.drift"]}
+    (package / "describe/summary.py").write_text("from .drift import drift")
     assert world.why() == {
-        "quality": ["library scalai_nb.learn.drift", "library scalai_nb.learn.summary"],
-        "replay": ["library scalai_nb.learn.drift"],
+        "quality": ["library scalai_nb.describe.drift", "library scalai_nb.describe.summary"],
+        "replay": ["library scalai_nb.describe.drift"],
     }
 
 

@@ -16,17 +16,17 @@ from dask import array as da
 from hypothesis import HealthCheck, given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 
-import scalai_nb.learn.evaluation
-import scalai_nb.learn.summary  # noqa: F401  both register algorithms
+import scalai_nb.evaluation.evaluation
+import scalai_nb.describe.summary  # noqa: F401  both register algorithms
 from scalai_nb.compute import reduce as module
 from scalai_nb.compute.blocks import Blocks
 from scalai_nb.compute.cluster import connect
 from scalai_nb.compute.reduce import ALGORITHMS, Mergeable, alike, check_mergeable, each, on, reduce
-from scalai_nb.compute.sketches import LIMIT, Values, distinct
+from scalai_nb.describe.sketches import LIMIT, Values, distinct
 from scalai_nb.environment import Environment
 from scalai_nb.errors import ContractViolation, ParameterError, WorkFailed
-from scalai_nb.learn.evaluation import EVALUATION
-from scalai_nb.learn.summary import SUMMARY, Column, summarize
+from scalai_nb.evaluation.evaluation import EVALUATION
+from scalai_nb.describe.summary import SUMMARY, Column, summarize
 
 CLOSE = partial(
     alike, rtol=1e-8, atol=1e-5

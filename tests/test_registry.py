@@ -29,12 +29,12 @@ from scalai_nb.errors import (
     ParameterError,
     VersionNotFound,
 )
-from scalai_nb.learn.transform import Transform
-from scalai_nb.models import registry as module
-from scalai_nb.models.history import append
-from scalai_nb.models.package import package
-from scalai_nb.models.registry import Registry
-from scalai_nb.models.sinks import client
+from scalai_nb.learn.features.transform import Transform
+from scalai_nb.models.registry import registry as module
+from scalai_nb.models.registry.history import append
+from scalai_nb.models.package.package import package
+from scalai_nb.models.registry.registry import Registry
+from scalai_nb.tracking.sinks import client
 
 HOURS = xr.Dataset({"hour": ("row", np.arange(24.0))})
 
@@ -197,7 +197,7 @@ def test_reading_needs_no_mlflow(four):
     code = f"""
     import sys
     from types import SimpleNamespace
-    from scalai_nb.models.registry import Registry
+    from scalai_nb.models.registry.registry import Registry
     r = Registry(SimpleNamespace(**{vars(four.env)!r}))
     print(r.get("late").version, len(r.versions("late")), len(r.history("late")), "mlflow" in sys.modules, "xarray" in sys.modules)
     """
@@ -360,8 +360,8 @@ def test_of_two_processes_one_wins(four, tmp_path):
     from pathlib import Path
     from types import SimpleNamespace
     from scalai_nb.errors import Conflict
-    from scalai_nb.models.registry import Registry
-    from scalai_nb.models.sinks import client
+    from scalai_nb.models.registry.registry import Registry
+    from scalai_nb.tracking.sinks import client
     r, mine = Registry(SimpleNamespace(**{vars(four.env)!r})), sys.argv[1]
     client(r.env)
     Path("{tmp_path}", f"ready{{mine}}").touch()
@@ -409,7 +409,7 @@ def test_a_promoter_killed_in_the_middle_has_promoted(four):
     code = f"""
     import os, signal
     from types import SimpleNamespace
-    from scalai_nb.models import registry
+    from scalai_nb.models.registry import registry
     registry._apply = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
     registry.Registry(SimpleNamespace(**{vars(four.env)!r})).promote("late", 2)
     """

@@ -18,15 +18,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import scalai_nb as sn
-from scalai_nb.serving import models as module
-from scalai_nb.serving.admission import Admission
-from scalai_nb.serving.engine import Call
+from scalai_nb.serving.scoring import versions as module
+from scalai_nb.serving.scoring.admission import Admission
+from scalai_nb.serving.scoring.batching import Call
 from scalai_nb.serving.metrics import Metrics
-from scalai_nb.serving.models import Models, status
+from scalai_nb.serving.scoring.versions import Models, status
 from scalai_nb.serving.refusal import Refusal
-from scalai_nb.serving.rollout import takes_canary, verdict
-from scalai_nb.serving.rows import Rows
-from scalai_nb.serving.scorer import Scorer
+from scalai_nb.serving.scoring.rollout import takes_canary, verdict
+from scalai_nb.serving.scoring.validation import Rows
+from scalai_nb.serving.scoring.scorer import Scorer
 
 HOURS = xr.Dataset({"hour": ("row", np.arange(24.0))})
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from scalai_nb.learn.recipes import category_name
+from scalai_nb.learn.features.recipes import category_name
 from scalai_nb.serving.refusal import Refusal
-from scalai_nb.serving.rows import (
+from scalai_nb.serving.scoring.validation import (
     MOST,
     counted,
     from_columns,
@@ -18,8 +18,8 @@ from scalai_nb.serving.rows import (
     name_of,
     seconds,
 )
-from scalai_nb.serving.scorer import Column, Scorer
-from scalai_nb.serving.tensors import from_tensors
+from scalai_nb.serving.scoring.scorer import Column, Scorer
+from scalai_nb.serving.protocols.tensors import from_tensors
 
 COLUMNS = (
     Column("temp", "number", "float32", low=-50, high=150),

@@ -21,8 +21,8 @@ from scalai_nb.errors import (
     ParameterError,
     WorkFailed,
 )
-from scalai_nb.serving import batch
-from scalai_nb.serving.batch import score
+from scalai_nb.serving import offline as batch
+from scalai_nb.serving.offline import score
 
 ROWS = 7003
 

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from scalai_nb.compute.cluster import connect, start
 from scalai_nb.environment import Environment, environment
 from scalai_nb.errors import ParameterError, RunActive, WorkFailed
-from scalai_nb.learn.linear import LinearRegression, LogisticRegression
-from scalai_nb.learn.transform import Transform
-from scalai_nb.models import search as module
-from scalai_nb.models.search import search
-from scalai_nb.models.space import Budget, Space, digest, distributions, points, values
-from scalai_nb.models.tracking import spool, waiting
+from scalai_nb.learn.linear.regression import LinearRegression, LogisticRegression
+from scalai_nb.learn.features.transform import Transform
+from scalai_nb.models.search import search as module
+from scalai_nb.models.search.search import search
+from scalai_nb.models.search.space import Budget, Space, digest, distributions, points, values
+from scalai_nb.tracking.outbox import spool, waiting
 
 LINE = {"x": (-1.0, 1.0)}
 
@@ -388,8 +388,8 @@ def test_an_interrupted_search_goes_on_as_it_would_have(env):
 KILLED = """
 import os, signal
 from scalai_nb.environment import environment
-from scalai_nb.models.search import search
-import scalai_nb.models.search as module
+from scalai_nb.models.search.search import search
+import scalai_nb.models.search.search as module
 module.deliver = lambda env: ""
 calls = []
 def objective(params, report):

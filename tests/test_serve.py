@@ -26,12 +26,12 @@ from scalai_nb.errors import (
     VersionNotFound,
     WorkFailed,
 )
-from scalai_nb.learn.linear import LogisticRegression
-from scalai_nb.learn.transform import Transform
-from scalai_nb.models.package import package
-from scalai_nb.models.registry import Registry
-from scalai_nb.serving import keeper
-from scalai_nb.serving.service import planned, running
+from scalai_nb.learn.linear.regression import LogisticRegression
+from scalai_nb.learn.features.transform import Transform
+from scalai_nb.models.package.package import package
+from scalai_nb.models.registry.registry import Registry
+from scalai_nb.serving.process import keeper
+from scalai_nb.serving.process.service import planned, running
 
 HOURS = xr.Dataset({"hour": ("row", np.arange(24.0))})
 
@@ -381,7 +381,7 @@ def test_nothing_outlives_a_killed_supervisor(env):
 
 
 def test_ends_with_whoever_started_it(env):
-    code = f"import scalai_nb as sn, time; from scalai_nb.serving.service import running\nwith running('late', sn.environment('laptop', settings={str(env.root / 'settings.ini')!r}), workers=1) as s: print(*s.pids, flush=True); time.sleep(60)"
+    code = f"import scalai_nb as sn, time; from scalai_nb.serving.process.service import running\nwith running('late', sn.environment('laptop', settings={str(env.root / 'settings.ini')!r}), workers=1) as s: print(*s.pids, flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     pids = [int(word) for word in process.stdout.readline().split()]
     process.kill()

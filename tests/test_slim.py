@@ -23,14 +23,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 
 from scalai_nb.errors import ContractViolation, ParameterError
-from scalai_nb.learn.evaluation import evaluate
-from scalai_nb.learn.transform import Transform
-from scalai_nb.models.curves import curve_of, fewer_points, with_curve
-from scalai_nb.models.graph import FEATURES
-from scalai_nb.models.runtime import session
-from scalai_nb.models.neurons import fewer_neurons, hidden, refitted, surgeon
-from scalai_nb.models.package import Model, digest, package
-from scalai_nb.models.pruning import (
+from scalai_nb.evaluation.evaluation import evaluate
+from scalai_nb.learn.features.transform import Transform
+from scalai_nb.models.slim.curves import curve_of, fewer_points, with_curve
+from scalai_nb.models.package.graph import FEATURES
+from scalai_nb.models.package.runtime import session
+from scalai_nb.models.slim.neurons import fewer_neurons, hidden, refitted, surgeon
+from scalai_nb.models.package.package import Model, digest, package
+from scalai_nb.models.slim.pruning import (
     MODES,
     Forest,
     _attributes,
@@ -46,7 +46,7 @@ from scalai_nb.models.pruning import (
     tensor,
     with_forest,
 )
-from scalai_nb.models.quantise import (
+from scalai_nb.models.slim.quantise import (
     DoesNotApply,
     arrays,
     compact,
@@ -58,7 +58,7 @@ from scalai_nb.models.quantise import (
     parsed,
     tidy,
 )
-from scalai_nb.models.slim import METHODS, slim
+from scalai_nb.models.slim.slim import METHODS, slim
 
 needs_xgboost = pytest.mark.skipif(
     not find_spec("xgboost"), reason="xgboost is not installed: extra `trees`"
@@ -112,7 +112,7 @@ def model(kind) -> Model:
         trees = XGBClassifier(n_estimators=60, max_depth=5, learning_rate=0.15, n_jobs=1).fit(X, y)
         if kind == "xgboost":
             return package(t, trees, name="late")
-        from scalai_nb.learn.calibration import Calibrated, calibrate
+        from scalai_nb.evaluation.calibration import Calibrated, calibrate
 
         return package(t, Calibrated(trees, calibrate(y, trees.predict_proba(X)[:, 1])))
     estimators = {
@@ -631,7 +631,7 @@ def test_batch_normalisation_and_gates_are_cut_with_their_neurons():
 
 def curved(points=60):
     "A calibrated linear model"
-    from scalai_nb.learn.calibration import Calibrated, Calibration
+    from scalai_nb.evaluation.calibration import Calibrated, Calibration
 
     t = Transform(NUMBERS, NAMES).fit(TRAIN)
     x = np.linspace(0.02, 0.98, points)
@@ -833,7 +833,7 @@ def test_a_method_that_harms_a_small_slice_is_not_proposed():
         whole, later, "y", goals={"auc": ">= 0.5"}, by="group", tolerance=0.03, methods=["rounds"]
     ).variants[0]
     assert aware.model is None or len(forest_of(parsed(aware.model.graph))[1].roots) > len(f.roots)
-    from scalai_nb.models import slim as module
+    from scalai_nb.models.slim import slim as module
 
     blinded = module.METHODS | {"blinded": (lambda proto, rows: parsed(blind.model.graph),)}
     with pytest.MonkeyPatch.context() as patch:
@@ -958,7 +958,7 @@ def test_a_regression_is_judged_by_its_errors():
 
 
 def test_rows_to_learn_and_to_judge_are_apart_and_bounded():
-    from scalai_nb.models.slim import _chosen
+    from scalai_nb.models.slim.slim import _chosen
 
     y = np.random.default_rng(0).random(10_000) < 0.02
     learn, test = _chosen(y.astype(np.int8), 3000, False, 0)

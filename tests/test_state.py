@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from scalai_nb.compute.reduce import alike, reduce
 from scalai_nb.compute.state import KNOWN, fingerprint, load, register_state, save, through_file
 from scalai_nb.errors import ParameterError, WorkFailed
-from scalai_nb.learn.summary import SUMMARY
+from scalai_nb.describe.summary import SUMMARY
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def forged(path, text, arrays=()):
         '{"format": "scalai-nb state 1", "state": {"~": "os:system", "is": {"command": "true"}}}',
         '{"format": "scalai-nb state 1", "state": {"~": "scalai_nb.cli:main", "is": {}}}',
         '{"format": "scalai-nb state 1", "state": {"~": "scalai_nb.nowhere:X", "is": {}}}',
-        '{"format": "scalai-nb state 1", "state": {"~": "scalai_nb.compute.sketches:Moments", "is": {"q": 1}}}',
+        '{"format": "scalai-nb state 1", "state": {"~": "scalai_nb.describe.sketches:Moments", "is": {"q": 1}}}',
         '{"format": "scalai-nb state 1", "state": {"x": 1}}',
     ],
 )

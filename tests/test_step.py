@@ -610,10 +610,10 @@ def project(tmp_path):
             "scalai_nb/environment.py": "import helpers",
             "scalai_nb/errors.py": "x = 1",
             "scalai_nb/learn/__init__.py": '"Learning"',
-            "scalai_nb/learn/drift.py": '"Drift"\nfrom ..errors import x\nfrom .summary import summarize\ndef drift(a):\n    "doc"\n    return summarize(a)  # one',
-            "scalai_nb/learn/summary.py": "def summarize(a):\n    from scalai_nb.compute import reduce as r\n    return r.reduce(a)",
+            "scalai_nb/describe/drift.py": '"Drift"\nfrom ..errors import x\nfrom .summary import summarize\ndef drift(a):\n    "doc"\n    return summarize(a)  # one',
+            "scalai_nb/describe/summary.py": "def summarize(a):\n    from scalai_nb.compute import reduce as r\n    return r.reduce(a)",
             "scalai_nb/compute/reduce.py": "reduce = sum",
-            "scalai_nb/models/package.py": "import scalai_nb as sn\nclass Model:\n    def check(self): return sn.drift",
+            "scalai_nb/models/package/package.py": "import scalai_nb as sn\nclass Model:\n    def check(self): return sn.drift",
             "scalai_nb/pipeline/__init__.py": "_WHERE = {'models.package': ['Model'], 'pipeline.io': ['read']}",
             "scalai_nb/pipeline/io.py": "from scalai_nb import summarize",
             "helpers.py": "import carriers.names",
@@ -629,7 +629,7 @@ def project(tmp_path):
     return step, write
 
 
-DRIFT = ["scalai_nb.compute.reduce", "scalai_nb.learn.drift", "scalai_nb.learn.summary"]
+DRIFT = ["scalai_nb.compute.reduce", "scalai_nb.describe.drift", "scalai_nb.describe.summary"]
 
 
 @pytest.mark.parametrize(
@@ -640,14 +640,14 @@ DRIFT = ["scalai_nb.compute.reduce", "scalai_nb.learn.drift", "scalai_nb.learn.s
         ("import scalai_nb\nscalai_nb.drift(1)", DRIFT),
         ("from scalai_nb import drift as d\nd(1)", DRIFT),
         ("def f():\n    from scalai_nb.learn import drift\n    return drift.drift", DRIFT),
-        ("import scalai_nb.learn.drift as d", DRIFT),
+        ("import scalai_nb.describe.drift as d", DRIFT),
         ("import scalai_nb as sn\nsn.learn.drift.drift(1)", DRIFT),
         ("import scalai_nb as sn\nsn.summarize(1)", [DRIFT[0], DRIFT[2]]),
         ("import scalai_nb as sn\nsn.environment()\nsn.__version__", []),
         ("import scalai_nb as sn", []),
-        ("from scalai_nb import *", [*DRIFT, "scalai_nb.models.package"]),
+        ("from scalai_nb import *", [*DRIFT, "scalai_nb.models.package.package"]),
         ("from scalai_nb.pipeline import read", []),
-        ("from scalai_nb.pipeline import Model", [*DRIFT, "scalai_nb.models.package"]),
+        ("from scalai_nb.pipeline import Model", [*DRIFT, "scalai_nb.models.package.package"]),
         ("import numpy as np, json\nnp.drift(json.x)", []),
         ("import helpers", ["carriers", "carriers.codes", "carriers.names", "helpers"]),
         ("import carriers", ["carriers", "carriers.codes"]),
@@ -666,7 +666,7 @@ def test_own_modules_are_followed_by_path(project, code, modules):
 def test_the_contract_cell_imports_too(project):
     step, _ = project
     assert (
-        "scalai_nb.models.package"
+        "scalai_nb.models.package.package"
         in step(contract="from scalai_nb.pipeline import In, Model\nm: In[Model] = 'm'").modules
     )
     cells = step("import scalai_nb as sn", "def f():\n    return sn.drift")
@@ -678,7 +678,7 @@ def test_digests_follow_code_and_nothing_else(project):
     before = step("from scalai_nb import drift").modules
     write(
         {
-            "scalai_nb/learn/drift.py": '"Other words"\nfrom ..errors import x\nfrom .summary import summarize\n\ndef drift( a ):\n    return summarize(a)\n'
+            "scalai_nb/describe/drift.py": '"Other words"\nfrom ..errors import x\nfrom .summary import summarize\n\ndef drift( a ):\n    return summarize(a)\n'
         }
     )
     assert step("from scalai_nb import drift").modules == before
@@ -692,12 +692,12 @@ def test_digests_follow_code_and_nothing_else(project):
     assert step("from scalai_nb import drift").modules == before
     write(
         {
-            "scalai_nb/learn/summary.py": "def summarize(a):\n    from scalai_nb.compute import reduce as r\n    return r.reduce(a) + 1"
+            "scalai_nb/describe/summary.py": "def summarize(a):\n    from scalai_nb.compute import reduce as r\n    return r.reduce(a) + 1"
         }
     )
     after = step("from scalai_nb import drift").modules
-    assert {m for m in after if after[m] != before[m]} == {"scalai_nb.learn.summary"}
-    write({"scalai_nb/learn/summary.py": "def summarize(a:"})
+    assert {m for m in after if after[m] != before[m]} == {"scalai_nb.describe.summary"}
+    write({"scalai_nb/describe/summary.py": "def summarize(a:"})
     with pytest.raises(StepError, match=r"summary\.py:1: .*correct it"):
         step("from scalai_nb import drift").modules  # noqa: B018
 

@@ -15,9 +15,9 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from scalai_nb.compute import sketches
+from scalai_nb.describe import sketches
 from scalai_nb.compute.reduce import alike, check_mergeable
-from scalai_nb.compute.sketches import (
+from scalai_nb.describe.sketches import (
     LIMIT,
     Buckets,
     Moments,
@@ -34,7 +34,7 @@ from scalai_nb.compute.sketches import (
 )
 from scalai_nb.errors import ParameterError
 from scalai_nb.kernels import columns as kernel
-from scalai_nb.learn.summary import (
+from scalai_nb.describe.summary import (
     BINS,
     PLACES,
     SUMMARY,
@@ -465,7 +465,7 @@ def test_summaries_stored_by_earlier_versions_load_and_merge():
 
 
 def sketches_text(x):
-    from scalai_nb.learn.summary import _plain
+    from scalai_nb.describe.summary import _plain
 
     return _plain(x)["zlib"]
 

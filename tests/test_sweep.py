@@ -18,8 +18,8 @@ from scalai_nb.data.lake import Lake
 from scalai_nb.environment import environment
 from scalai_nb.errors import ParameterError, RunActive, RunFailed
 from scalai_nb.goals import Goal
-from scalai_nb.models.registry import Registry
-from scalai_nb.models.study import alone
+from scalai_nb.models.registry.registry import Registry
+from scalai_nb.models.search.study import alone
 from scalai_nb.pipeline import sweep as module
 from scalai_nb.pipeline.run import all_runs, load_run
 from scalai_nb.pipeline.runner import run

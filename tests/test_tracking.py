@@ -20,9 +20,9 @@ from conftest import tool
 from toy import Project, gone
 
 from scalai_nb.environment import environment
-from scalai_nb.models import tracking
-from scalai_nb.models.sinks import MLflow, client
-from scalai_nb.models.tracking import deliver, record, send, spool, waiting
+from scalai_nb.tracking import outbox as tracking
+from scalai_nb.tracking.sinks import MLflow, client
+from scalai_nb.tracking.outbox import deliver, record, send, spool, waiting
 from scalai_nb.pipeline.run import Run, StepRun
 from scalai_nb.pipeline.tracker import Tracker, catch_up
 
@@ -179,7 +179,7 @@ def test_a_sender_that_dies_repeats_nothing(env, monkeypatch):
 SENDER = """
 import sys
 from types import SimpleNamespace
-from scalai_nb.models.tracking import send
+from scalai_nb.tracking.outbox import send
 print(send(SimpleNamespace(runs=sys.argv[1], tracking=sys.argv[2], trackers="mlflow")))
 """
 
@@ -449,10 +449,10 @@ def test_quiet_and_private(tmp_path):
     import numpy as np, xarray as xr
     from types import SimpleNamespace
     from sklearn.linear_model import LogisticRegression
-    from scalai_nb.learn.transform import Transform
-    from scalai_nb.models.package import package
-    from scalai_nb.models.registry import Registry
-    from scalai_nb.models.tracking import record, send
+    from scalai_nb.learn.features.transform import Transform
+    from scalai_nb.models.package.package import package
+    from scalai_nb.models.registry.registry import Registry
+    from scalai_nb.tracking.outbox import record, send
     env = SimpleNamespace(models="{tmp_path}/store/models", runs="{tmp_path}/store/runs", tracking="sqlite:///{tmp_path}/store/tracking.db", trackers="mlflow")
     hours = xr.Dataset({{"hour": ("row", np.arange(24.0))}})
     t = Transform(["hour"]).fit(hours)
@@ -525,9 +525,9 @@ def project(tmp_path, env):
 
 
 def test_a_run_is_told_with_its_steps_trials_and_cost(project, env):
-    trial = "from scalai_nb.environment import environment\nfrom scalai_nb.models.tracking import record\nrecord(environment(), 'mine', 'trial 0', params={'key': Secret(token).value}, metrics={'loss': 0.5})"
+    trial = "from scalai_nb.environment import environment\nfrom scalai_nb.tracking.outbox import record\nrecord(environment(), 'mine', 'trial 0', params={'key': Secret(token).value}, metrics={'loss': 0.5})"
     model = (
-        "import numpy as np, xarray as xr\nfrom sklearn.linear_model import LogisticRegression\nfrom scalai_nb.learn.transform import Transform\nfrom scalai_nb.models.package import package\n"
+        "import numpy as np, xarray as xr\nfrom sklearn.linear_model import LogisticRegression\nfrom scalai_nb.learn.features.transform import Transform\nfrom scalai_nb.models.package.package import package\n"
         "from scalai_nb.pipeline import write\nhours = xr.Dataset({'hour': ('row', np.arange(24.0))})\nt = Transform(['hour']).fit(hours)\n"
         "write(scorer, package(t, LogisticRegression().fit(t.transform(hours).values, hours.hour > 15)), metrics={'roc_auc': 0.75, 'recall': 0.5})\n"
     )

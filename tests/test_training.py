@@ -24,19 +24,20 @@ from scalai_nb.data.contract import Contract
 from scalai_nb.data.lake import Lake
 from scalai_nb.environment import Environment
 from scalai_nb.errors import ContractViolation, ParameterError, WorkFailed
-from scalai_nb.learn import fits, leaks
-from scalai_nb.learn.calibration import Calibrated
-from scalai_nb.learn.evaluation import evaluate
-from scalai_nb.learn.importance import importances
-from scalai_nb.learn.linear import LinearRegression, LogisticRegression
-from scalai_nb.learn.networks import Network
-from scalai_nb.learn.outside import SAMPLE, learn, sampled
-from scalai_nb.learn.splits import split
-from scalai_nb.learn.summary import SUMMARY
-from scalai_nb.learn.task import task_of
-from scalai_nb.learn.training import train
-from scalai_nb.learn.transform import Transform
-from scalai_nb.learn.trees import BoostedTrees
+from scalai_nb.learn.training import fits
+from scalai_nb.learn.training import leaks
+from scalai_nb.evaluation.calibration import Calibrated
+from scalai_nb.evaluation.evaluation import evaluate
+from scalai_nb.learn.training.importance import importances
+from scalai_nb.learn.linear.regression import LinearRegression, LogisticRegression
+from scalai_nb.learn.networks.networks import Network
+from scalai_nb.learn.training.adapter import SAMPLE, learn, sampled
+from scalai_nb.evaluation.splits import split
+from scalai_nb.describe.summary import SUMMARY
+from scalai_nb.evaluation.task import task_of
+from scalai_nb.learn.training.training import train
+from scalai_nb.learn.features.transform import Transform
+from scalai_nb.learn.trees.trees import BoostedTrees
 
 
 def data(n=3000, seed=0, weeks=30):
@@ -654,7 +655,7 @@ def test_card_and_fit(done):
 
 
 def test_it_is_packaged():
-    from scalai_nb.models.package import package
+    from scalai_nb.models.package.package import package
 
     ds = data()
     for kind in (None, "isotonic", "sigmoid"):

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 
 from scalai_nb.errors import ContractViolation, ParameterError
 from scalai_nb.kernels import features as kernels
-from scalai_nb.learn import recipes
-from scalai_nb.learn import transform as module
-from scalai_nb.learn.summary import Summary, summarize
-from scalai_nb.learn.transform import THREADS, TILE, Transform, codes, numbers
+from scalai_nb.learn.features import recipes
+from scalai_nb.learn.features import transform as module
+from scalai_nb.describe.summary import Summary, summarize
+from scalai_nb.learn.features.transform import THREADS, TILE, Transform, codes, numbers
 
 NUMERIC, CATEGORICAL = ["temp", "month", "flag", "flat"], ["carrier", "origin"]
 EVERYTHING = {

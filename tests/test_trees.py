@@ -27,11 +27,11 @@ from scalai_nb.compute.cluster import connect
 from scalai_nb.data.lake import Lake
 from scalai_nb.environment import Environment
 from scalai_nb.errors import ContractViolation, ParameterError, WorkFailed
-from scalai_nb.learn import ranks
-from scalai_nb.learn.boosting import joined
-from scalai_nb.learn.rows import Rows
-from scalai_nb.learn.transform import Transform
-from scalai_nb.learn.trees import BoostedTrees
+from scalai_nb.learn.trees import ranks
+from scalai_nb.learn.trees.boosting import joined
+from scalai_nb.learn.features.rows import Rows
+from scalai_nb.learn.features.transform import Transform
+from scalai_nb.learn.trees.trees import BoostedTrees
 
 LOCAL = Environment(name="test", root=None, cluster="local", workers=2, memory=2_000_000_000)
 N, F = 270_000, 6
@@ -394,9 +394,9 @@ def test_memory_is_bounded_when_the_rows_are_many(tmp_path):
     script = textwrap.dedent("""
         import sys, tempfile
         import numpy as np
-        from scalai_nb.learn.rows import Rows
-        from scalai_nb.learn.trees import BoostedTrees
-        from scalai_nb.operations.compare import resident
+        from scalai_nb.learn.features.rows import Rows
+        from scalai_nb.learn.trees.trees import BoostedTrees
+        from scalai_nb.bench.compare import resident
         tempfile.tempdir = sys.argv[1]
         def blocks(count):
             for i in range(count):

@@ -25,7 +25,7 @@ def bench_pipeline(
     json: Json = False,
 ):
     "A run's overhead and the bytes it writes, beside plain papermill."
-    from scalai_nb.operations.bench import bench_pipeline as bench, show
+    from scalai_nb.bench.notebooks import bench_pipeline as bench, show
 
     out(bench(rounds), json, show)
 
@@ -50,13 +50,13 @@ Output = Annotated[
 def _compare(
     name: str, cases, scale: float, rounds: int, output: str | None, as_json: bool
 ) -> None:
-    "Measure cases of the module `operations.name`, write the figures and print them"
+    "Measure cases of the module `bench.name`, write the figures and print them"
     from importlib import import_module
     from pathlib import Path
     from scalai_nb.errors import WorkFailed
-    from scalai_nb.operations.compare import chosen, compare, show
+    from scalai_nb.bench.compare import chosen, compare, show
 
-    module = f"scalai_nb.operations.{name}"
+    module = f"scalai_nb.bench.{name}"
     figures = compare(
         module, chosen(import_module(module).CASES, cases or ()), scale=scale, rounds=rounds
     )
@@ -102,7 +102,7 @@ def bench_train(
     json: Json = False,
 ):
     "Training, and scoring by a package, beside XGBoost on Dask and scikit-learn's pipelines."
-    _compare("training", cases, scale, rounds, output, json)
+    _compare("learning", cases, scale, rounds, output, json)
 
 
 @bench_app.command("serve")
@@ -116,7 +116,7 @@ def bench_serve(
     "A service under load, beside KServe, MLServer, Triton and others (environments/peers installs them); overload; faults."
     from pathlib import Path
     from scalai_nb.errors import WorkFailed
-    from scalai_nb.operations.serving import measure, show
+    from scalai_nb.bench.services import measure, show
 
     figures = measure(
         cases or (), scale, rounds, path := Path(output or ".scalai/bench/serving.json")

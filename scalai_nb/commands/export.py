@@ -37,7 +37,7 @@ def export(
     env: Env = None,
 ):
     "Write what another serving engine needs to run a model."
-    from scalai_nb.operations.export.targets import (
+    from scalai_nb.export.targets import (
         export as write,
         options_of,
         parsed,

@@ -22,7 +22,7 @@ models_app = typer.Typer(help="The registered models.", no_args_is_help=True)
 
 def registry_of(env: str | None):
     "The models of an environment"
-    from scalai_nb.models.registry import Registry
+    from scalai_nb.models.registry.registry import Registry
 
     return Registry(environment(env))
 
@@ -147,7 +147,7 @@ def models_gate(
     json: Json = False,
 ):
     "Judge a version by the goals and against the champion; the verdict goes into the history."
-    from scalai_nb.models.release import examine
+    from scalai_nb.models.registry.release import examine
 
     v, verdict = examine(
         registry_of(env),
@@ -201,7 +201,7 @@ def models_promote(
     ] = None,
 ):
     "Give a version of a model an alias; champion only if the gate lets it pass."
-    from scalai_nb.models.release import release
+    from scalai_nb.models.registry.release import release
 
     registry = registry_of(env)
     if alias == "champion":
@@ -235,7 +235,7 @@ def models_dvc(
     env: Env = None,
 ):
     "Put a version into the working tree with a DVC pointer, so that Git goes back to it."
-    from scalai_nb.models.dvc import track
+    from scalai_nb.models.registry.dvc import track
 
     v = registry_of(env).get(name)
     pointer = track(v, to)
@@ -312,7 +312,7 @@ def models_slim(
     env: Env = None,
 ):
     "Try to make a model smaller: size, time, and what each slice loses."
-    from scalai_nb.models.slim import slim
+    from scalai_nb.models.slim.slim import slim
 
     registry = registry_of(env)
     model = registry.load(name)

@@ -19,7 +19,13 @@ from ..environment import environment
 def versions(
     routes: dict,  # as `routes.json` has them
 ):
-    "The versions that are loaded, and what each of them does"
+    """The versions that are loaded, and what each of them does
+
+    Parameters
+    ----------
+    routes : dict
+        as `routes.json` has them
+    """
     return tabulate(
         (
             (name, version, ", ".join(v["aliases"]), _part(route, version))
@@ -48,9 +54,21 @@ def curl(
     name: str,
     package: Path,  # folder of the version that answers
 ) -> str:
-    "A line that asks for a prediction of an example"
-    from scalai_nb.serving.openapi import example
-    from scalai_nb.serving.scorer import Scorer
+    """A line that asks for a prediction of an example
+
+    Parameters
+    ----------
+    url : str
+    name : str
+    package : Path
+        folder of the version that answers
+
+    Returns
+    -------
+    str
+    """
+    from scalai_nb.serving.protocols.openapi import example
+    from scalai_nb.serving.scoring.scorer import Scorer
 
     return f"curl {url}/v1/models/{name}:predict -d '{json.dumps({'instances': [example(Scorer.load(package, ''))]})}'"
 
@@ -117,7 +135,7 @@ def serve(
     env: Env = None,
 ):
     "Serve models over HTTP and gRPC until Ctrl-C: what an alias names is followed, and no request is dropped."
-    from scalai_nb.serving.service import planned, serve as become
+    from scalai_nb.serving.process.service import planned, serve as become
 
     options = {
         "host": host,

@@ -27,7 +27,19 @@ def even(
     rows: int,
     least: int = BLOCK,  # rows of a block, at least
 ) -> list[int]:  # an empty dataset is one empty block
-    "Rows of each block of data in memory"
+    """Rows of each block of data in memory
+
+    Parameters
+    ----------
+    rows : int
+    least : int, default BLOCK
+        rows of a block, at least
+
+    Returns
+    -------
+    list[int]
+        an empty dataset is one empty block
+    """
     size = least if least < BLOCK else max(least, min(LARGEST, -(-rows // SHARES)))
     return [min(size, rows - start) for start in range(0, rows, size)] or [0]
 
@@ -36,7 +48,19 @@ def joined(
     sizes,  # rows of each stored piece
     least: int = BLOCK,
 ) -> list[int]:  # how many pieces make each block
-    "Small neighbours joined to blocks of at most `least` rows; a larger piece is a block of its own"
+    """Small neighbours joined to blocks of at most `least` rows; a larger piece is a block of its own
+
+    Parameters
+    ----------
+    sizes
+        rows of each stored piece
+    least : int, default BLOCK
+
+    Returns
+    -------
+    list[int]
+        how many pieces make each block
+    """
     counts, rows = [], 0
     for size in sizes:
         if counts and rows + size <= least:
@@ -288,7 +312,23 @@ def arrow_values(
     nulls=False,  # whether a column of whole numbers or booleans has nulls in some block, if not in this
     text=False,  # whether a dictionary stands for plain strings
 ):  # dims, values, attributes
-    "What an Arrow column is in the data model; ParameterError for a type that has no place in it"
+    """What an Arrow column is in the data model; ParameterError for a type that has no place in it
+
+    Parameters
+    ----------
+    name : str
+    x
+        Arrow array or chunked array
+    nulls : default False
+        whether a column of whole numbers or booleans has nulls in some block, if not in this
+    text : default False
+        whether a dictionary stands for plain strings
+
+    Returns
+    -------
+    result
+        dims, values, attributes
+    """
     import pyarrow as pa
 
     t = x.type
@@ -357,7 +397,22 @@ def arrow_block(
     nulls=(),  # columns of whole numbers or booleans that have nulls in some block
     texts=(),  # columns of strings that were read as dictionaries
 ):  # Dataset over `row`
-    "The Dataset of Arrow columns"
+    """The Dataset of Arrow columns
+
+    Parameters
+    ----------
+    table
+        Arrow table or record batch
+    nulls : default ()
+        columns of whole numbers or booleans that have nulls in some block
+    texts : default ()
+        columns of strings that were read as dictionaries
+
+    Returns
+    -------
+    result
+        Dataset over `row`
+    """
     import xarray as xr
 
     def variable(n, x):
@@ -431,7 +486,18 @@ def _opened(path: str, texts=()):
 def parquet_files(
     path,  # file, folder, or a list of these
 ) -> list[str]:  # absolute paths, those of a folder by name
-    "The Parquet files that `path` means; ParameterError if there is none"
+    """The Parquet files that `path` means; ParameterError if there is none
+
+    Parameters
+    ----------
+    path
+        file, folder, or a list of these
+
+    Returns
+    -------
+    list[str]
+        absolute paths, those of a folder by name
+    """
     if isinstance(path, list | tuple):
         return [f for p in path for f in parquet_files(p)]
     path = Path(path).expanduser().absolute()
@@ -601,7 +667,20 @@ def check_columns(
     names,  # names of columns; None: all
     known,  # names that there are
 ) -> list:  # in the order of `known`
-    "The columns that are wanted; ParameterError for one that is not there"
+    """The columns that are wanted; ParameterError for one that is not there
+
+    Parameters
+    ----------
+    names
+        names of columns; None: all
+    known
+        names that there are
+
+    Returns
+    -------
+    list
+        in the order of `known`
+    """
     if names is None:
         return list(known)
     for name in [names] if isinstance(names, str) else names:
@@ -672,7 +751,20 @@ def on_device(
     block,  # Dataset in memory
     device,  # None, "cpu" or "cuda"
 ):  # Dataset
-    "`block` with its numbers where they are to be reduced; strings stay on the host. MissingExtra without CuPy, WorkFailed without a card"
+    """`block` with its numbers where they are to be reduced; strings stay on the host. MissingExtra without CuPy, WorkFailed without a card
+
+    Parameters
+    ----------
+    block
+        Dataset in memory
+    device
+        None, "cpu" or "cuda"
+
+    Returns
+    -------
+    result
+        Dataset
+    """
     if device != "cuda":
         return block
     try:
@@ -706,7 +798,24 @@ class Blocks:
         rows: int = BLOCK,  # rows of a block, at least, where the data leave it open
         device=None,  # "cuda": numbers are moved to the card of the process that loads the block
     ) -> "Blocks":
-        "The blocks of `data`; raises ParameterError for data, columns or a device that cannot be read"
+        """The blocks of `data`; raises ParameterError for data, columns or a device that cannot be read
+
+        Parameters
+        ----------
+        data
+            Dataset (in memory, on dask, of the lake), Parquet file, folder or list of files, Arrow
+            table or batches, iterable of these; Blocks
+        columns : default None
+            names of columns to load; None: all
+        rows : int, default BLOCK
+            rows of a block, at least, where the data leave it open
+        device : default None
+            "cuda": numbers are moved to the card of the process that loads the block
+
+        Returns
+        -------
+        'Blocks'
+        """
         if device not in (None, "cpu", "cuda"):
             raise ParameterError(unknown(str(device), ("cpu", "cuda"), "the devices"))
         if isinstance(data, Blocks):

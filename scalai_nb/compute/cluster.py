@@ -144,7 +144,20 @@ def connect(
     | None = None,  # an environment or its name; None: as `environment()` chooses
     **options,  # passed to the cluster that is started, say threads_per_worker=2
 ):  # dask.distributed.Client; closing it also closes a cluster that was started for it
-    "Join the cluster of the run ($SCALAI_SCHEDULER) or of the environment, or start what the environment asks for"
+    """Join the cluster of the run ($SCALAI_SCHEDULER) or of the environment, or start what the environment asks for
+
+    Parameters
+    ----------
+    env : Environment | str | None, default None
+        an environment or its name; None: as `environment()` chooses
+    **options
+        passed to the cluster that is started, say threads_per_worker=2
+
+    Returns
+    -------
+    result
+        dask.distributed.Client; closing it also closes a cluster that was started for it
+    """
     env = env if isinstance(env, Environment) else environment(env)
     address, source = _address(env)
     if not address:
@@ -192,7 +205,21 @@ def fetched(
     future,  # of a task that only one worker may do, and has done
     worker: str,  # address
 ):  # what the task has returned
-    "The result of such a task, or its error. TimeoutError: it went with the worker; the task would be done again when that comes back, and it never does"
+    """The result of such a task, or its error. TimeoutError: it went with the worker; the task would be done again when that comes back, and it never does
+
+    Parameters
+    ----------
+    client
+    future
+        of a task that only one worker may do, and has done
+    worker : str
+        address
+
+    Returns
+    -------
+    result
+        what the task has returned
+    """
     for seconds in FETCH:
         try:
             return future.result(timeout=seconds)
@@ -221,7 +248,18 @@ def turn(client):
 def start(
     env: Environment,  # says what to start
 ):  # yields the address of a scheduler; None where `env.cluster` is `none`
-    "The cluster of a run, while the block lasts; one at `tcp://…` must answer and is left running"
+    """The cluster of a run, while the block lasts; one at `tcp://…` must answer and is left running
+
+    Parameters
+    ----------
+    env : Environment
+        says what to start
+
+    Returns
+    -------
+    result
+        yields the address of a scheduler; None where `env.cluster` is `none`
+    """
     if env.cluster == "none":
         yield None
     elif "://" in env.cluster:

@@ -25,7 +25,21 @@ from ..errors import ParameterError, WorkFailed
 # %% ../../nbs/compute/reduce.ipynb #90c4462a
 @dataclass(frozen=True)
 class Mergeable:
-    "An algorithm as four pure functions over a small state"
+    """An algorithm as four pure functions over a small state
+
+    Attributes
+    ----------
+    init : Callable
+        () -> the state of no rows
+    update : Callable
+        (state, block) -> the state with the rows of `block` added
+    merge : Callable
+        (state, state) -> the state of the rows of both
+    finalize : Callable
+        state -> result
+    ordered : bool, default False
+    columns : tuple | None, default None
+    """
 
     init: Callable  # () -> the state of no rows
     update: Callable  # (state, block) -> the state with the rows of `block` added
@@ -43,7 +57,20 @@ def on(
     column: str,  # name of a variable of the dataset
     algorithm: Mergeable,  # whose blocks are arrays
 ) -> Mergeable:  # whose blocks are datasets
-    "`algorithm` over one column"
+    """`algorithm` over one column
+
+    Parameters
+    ----------
+    column : str
+        name of a variable of the dataset
+    algorithm : Mergeable
+        whose blocks are arrays
+
+    Returns
+    -------
+    Mergeable
+        whose blocks are datasets
+    """
 
     def update(state, block):
         with naming(f"column {column!r}"):
@@ -55,14 +82,35 @@ def on(
 def columns(
     ds,  # dataset over `row`
 ) -> list[str]:
-    "The variables over `row`, without the index of that dimension"
+    """The variables over `row`, without the index of that dimension
+
+    Parameters
+    ----------
+    ds
+        dataset over `row`
+
+    Returns
+    -------
+    list[str]
+    """
     return over_rows(ds)
 
 
 def each(
     algorithm: Mergeable,  # whose blocks are DataArrays
 ) -> Mergeable:  # whose blocks are datasets; state and result are dicts by column
-    "`algorithm` over every column"
+    """`algorithm` over every column
+
+    Parameters
+    ----------
+    algorithm : Mergeable
+        whose blocks are DataArrays
+
+    Returns
+    -------
+    Mergeable
+        whose blocks are datasets; state and result are dicts by column
+    """
 
     def update(states, block):
         return states | {
@@ -89,7 +137,18 @@ def each(
 def together(
     algorithms: dict[str, Mergeable],  # by the name of their result
 ) -> Mergeable:  # its result is a dict by the same names
-    "Several algorithms as one that shares a pass over the data"
+    """Several algorithms as one that shares a pass over the data
+
+    Parameters
+    ----------
+    algorithms : dict[str, Mergeable]
+        by the name of their result
+
+    Returns
+    -------
+    Mergeable
+        its result is a dict by the same names
+    """
 
     def all_of(call):
         return {name: call(name, algorithm) for name, algorithm in algorithms.items()}
@@ -463,7 +522,32 @@ def reduce(
     progress=None,  # function of (blocks done, of how many); True: a bar; None: a bar on a terminal; False: nothing
     checkpoint=None,  # file that keeps what is done if the work is interrupted, and from which it goes on; see `compute.state` for what a state may hold
 ):  # what `finalize` returns; a dict by the same names for a dict
-    "Run a mergeable algorithm over all rows of `data`; `WorkFailed` names the block and column that failed"
+    """Run a mergeable algorithm over all rows of `data`; `WorkFailed` names the block and column that failed
+
+    Parameters
+    ----------
+    algorithm : Mergeable | dict[str, Mergeable]
+        a dict shares one pass over the data
+    data
+        what `Blocks.of` takes: a dataset over `row` (in memory, lazy or of the lake), Parquet
+        files, Arrow, an iterable; Blocks
+    client : default None
+        dask.distributed.Client whose workers read and reduce what they can reach; None: threads of
+        this process. Data that are in memory, and a stream, are reduced where they are
+    columns : default None
+        names of columns to read; None: those that the algorithm names, else all
+    progress : default None
+        function of (blocks done, of how many); True: a bar; None: a bar on a terminal; False:
+        nothing
+    checkpoint : default None
+        file that keeps what is done if the work is interrupted, and from which it goes on; see
+        `compute.state` for what a state may hold
+
+    Returns
+    -------
+    result
+        what `finalize` returns; a dict by the same names for a dict
+    """
     if isinstance(algorithm, dict):
         algorithm = together(algorithm)
     blocks = Blocks.of(data, algorithm.columns if columns is None else columns, BLOCK)
@@ -505,7 +589,23 @@ def alike(
     rtol=1e-9,  # relative tolerance of floats
     atol=0.0,  # absolute tolerance of floats
 ) -> bool:  # NaN equals NaN, NaT equals NaT; the order of a dict does not matter
-    "Whether two results, or two blocks, are the same, up to rounding"
+    """Whether two results, or two blocks, are the same, up to rounding
+
+    Parameters
+    ----------
+    a
+    b
+        results or states: numbers, strings, arrays, and dataclasses, dicts and sequences of them
+    rtol : default 1e-09
+        relative tolerance of floats
+    atol : default 0.0
+        absolute tolerance of floats
+
+    Returns
+    -------
+    bool
+        NaN equals NaN, NaT equals NaT; the order of a dict does not matter
+    """
     import numpy as np
 
     if hasattr(a, "identical"):
@@ -553,7 +653,18 @@ def check_mergeable(
     concat,  # [block] -> block: what joins the rows of blocks
     same=alike,  # (result, result) -> bool: a looser one where a result is inexact
 ) -> None:
-    "Check the laws of a mergeable algorithm on `blocks`; `AssertionError` names the law that does not hold"
+    """Check the laws of a mergeable algorithm on `blocks`; `AssertionError` names the law that does not hold
+
+    Parameters
+    ----------
+    algorithm : Mergeable
+    blocks : list
+        three blocks
+    concat
+        [block] -> block: what joins the rows of blocks
+    same : default alike
+        (result, result) -> bool: a looser one where a result is inexact
+    """
     from pickle import dumps, loads
 
     init, update, merge, finalize = (

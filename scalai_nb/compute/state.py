@@ -140,7 +140,17 @@ def _npy(x: np.ndarray) -> bytes:
 def fingerprint(
     state,  # as `save` takes it
 ) -> str:
-    "A name of the content of a state"
+    """A name of the content of a state
+
+    Parameters
+    ----------
+    state
+        as `save` takes it
+
+    Returns
+    -------
+    str
+    """
     text = json.dumps(_encode(state, arrays := []))
     return blake2b(b"".join([text.encode(), *map(_npy, arrays)]), digest_size=12).hexdigest()
 
@@ -148,7 +158,18 @@ def fingerprint(
 def through_file(
     state,  # as `save` takes it
 ):  # what `load` gives back
-    "A state as it comes back from a file, without the file"
+    """A state as it comes back from a file, without the file
+
+    Parameters
+    ----------
+    state
+        as `save` takes it
+
+    Returns
+    -------
+    result
+        what `load` gives back
+    """
     text = json.dumps(_encode(state, arrays := []), allow_nan=False)
     return _decode(
         json.loads(text),
@@ -160,7 +181,15 @@ def save(
     path,  # file; replaced if it is there
     state,  # of dataclasses, dicts, lists, tuples, sets, numbers, strings, None and arrays
 ) -> None:
-    "Write a state; ParameterError for what it cannot hold, WorkFailed when the file cannot be written"
+    """Write a state; ParameterError for what it cannot hold, WorkFailed when the file cannot be written
+
+    Parameters
+    ----------
+    path
+        file; replaced if it is there
+    state
+        of dataclasses, dicts, lists, tuples, sets, numbers, strings, None and arrays
+    """
     arrays, path = [], Path(path)
     text = json.dumps({"format": FORMAT, "state": _encode(state, arrays)}, allow_nan=False)
     try:
@@ -187,7 +216,18 @@ class _Arrays:
 def load(
     path,  # file that `save` wrote
 ):  # the state
-    "Read a state; ParameterError when the file is not there, is no state, is damaged or comes from a version that had other fields"
+    """Read a state; ParameterError when the file is not there, is no state, is damaged or comes from a version that had other fields
+
+    Parameters
+    ----------
+    path
+        file that `save` wrote
+
+    Returns
+    -------
+    result
+        the state
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             content = json.loads(archive.read("state.json"))

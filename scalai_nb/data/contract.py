@@ -105,7 +105,26 @@ def _names(ds) -> list[str]:
 # %% ../../nbs/data/contract.ipynb #900ab04e
 @dataclass(frozen=True)
 class Column:
-    "What is expected of one column"
+    """What is expected of one column
+
+    Attributes
+    ----------
+    name : str
+    dtype : str
+        as data.sources.type_of says
+    role : str, default 'feature'
+        pii, label, time, later, key or feature
+    units : str, default ''
+    min : float | None, default None
+        of its numbers; None: not checked
+    max : float | None, default None
+    missing : float, default 0.0
+        share of the values
+    categories : tuple[str, ...] | None, default None
+        None: not checked
+    tolerance : float, default 0.5
+        how much may differ; 0: nothing
+    """
 
     name: str
     dtype: str  # as data.sources.type_of says
@@ -139,7 +158,13 @@ class Column:
 # %% ../../nbs/data/contract.ipynb #e67d8b6d
 @dataclass(frozen=True)
 class Check:
-    "What a dataset does that its contract does not allow"
+    """What a dataset does that its contract does not allow
+
+    Attributes
+    ----------
+    found : tuple[dict, ...]
+        column, rule, expected, found and count of values or rows, of each violation
+    """
 
     found: tuple[
         dict, ...
@@ -322,7 +347,26 @@ class Contract(_Record):
         pii=(),  # one or several
         later=(),  # one or several: known only after the moment of prediction, so that no model may learn from them
     ) -> "Contract":
-        "The contract that `ds` keeps; raises ParameterError for a column that is not there, a key that is none, an infinite number"
+        """The contract that `ds` keeps; raises ParameterError for a column that is not there, a key that is none, an infinite number
+
+        Parameters
+        ----------
+        ds
+            Dataset that is known to be good, in memory or lazy
+        label : default None
+        time : default None
+            name of a column each
+        key : default ()
+        pii : default ()
+            one or several
+        later : default ()
+            one or several: known only after the moment of prediction, so that no model may learn
+            from them
+
+        Returns
+        -------
+        'Contract'
+        """
         key, pii, later = (
             (names,) if isinstance(names, str) else tuple(names) for names in (key, pii, later)
         )
@@ -359,7 +403,17 @@ class Contract(_Record):
         self,
         ds,  # Dataset, in memory or lazy; further columns are none of the contract's business
     ) -> Check:
-        "Whether `ds` keeps the contract: every rule that is broken, in one pass"
+        """Whether `ds` keeps the contract: every rule that is broken, in one pass
+
+        Parameters
+        ----------
+        ds
+            Dataset, in memory or lazy; further columns are none of the contract's business
+
+        Returns
+        -------
+        Check
+        """
         here = [c for c in self.columns if c.name in ds.variables]
         key = self.key if set(self.key) <= {c.name for c in here} else ()
         seen, twice, keyless = _scan(

@@ -31,7 +31,21 @@ from ..files import file_lock, whoami
 # %% ../../nbs/data/lake.ipynb #84bdfaf6
 @dataclass(frozen=True)
 class Version:
-    "One state of a dataset"
+    """One state of a dataset
+
+    Attributes
+    ----------
+    id : str
+        snapshot, 20 letters and digits; the first 6 will do where one is asked for
+    time : datetime
+        of the commit, UTC
+    rows : int
+    message : str
+    author : str
+    parent : str | None, default None
+        id of the version before; None: the first
+    tags : tuple[str, ...], default ()
+    """
 
     id: str  # snapshot, 20 letters and digits; the first 6 will do where one is asked for
     time: datetime  # of the commit, UTC
@@ -208,7 +222,18 @@ def _flat(schema: dict) -> dict:
 
 @dataclass(frozen=True)
 class Diff:
-    "What differs between two versions; each mapping is name -> (before, after), None where there is none"
+    """What differs between two versions; each mapping is name -> (before, after), None where there is none
+
+    Attributes
+    ----------
+    name : str
+    before : Version
+    after : Version
+    columns : dict
+        types of columns that came, went or changed
+    attrs : dict
+        attributes: 'title' of the dataset, 'temp.units' of a column
+    """
 
     name: str
     before: Version
@@ -307,7 +332,19 @@ class LakeReader(_Repositories):
         name: str,  # dataset, or dataset@ref
         ref=None,  # tag, branch, id, its first 6 or more letters, or a Version; None: the newest on main
     ) -> Version:
-        "One version of a dataset"
+        """One version of a dataset
+
+        Parameters
+        ----------
+        name : str
+            dataset, or dataset@ref
+        ref : default None
+            tag, branch, id, its first 6 or more letters, or a Version; None: the newest on main
+
+        Returns
+        -------
+        Version
+        """
         _, repo, info = self._find(name, ref)
         return _version(info, _tags(repo))
 
@@ -316,7 +353,19 @@ class LakeReader(_Repositories):
         name: str,  # dataset, or dataset@ref
         branch=None,  # where to begin: a branch or any other ref; None: main
     ) -> list[Version]:
-        "Versions of a dataset, the newest first"
+        """Versions of a dataset, the newest first
+
+        Parameters
+        ----------
+        name : str
+            dataset, or dataset@ref
+        branch : default None
+            where to begin: a branch or any other ref; None: main
+
+        Returns
+        -------
+        list[Version]
+        """
         _, repo, info = self._find(name, branch)
         tags = _tags(repo)
         return [
@@ -330,7 +379,24 @@ class LakeReader(_Repositories):
         columns=None,  # names of columns to read; None: all
         rows=None,  # (start, stop) or a slice of consecutive rows; None: all
     ):  # lazy Dataset, chunked on `row`
-        "The content of a dataset; a block is loaded when it is computed, a column when it is used"
+        """The content of a dataset; a block is loaded when it is computed, a column when it is used
+
+        Parameters
+        ----------
+        name : str
+            dataset, or dataset@ref
+        version : default None
+            as `ref` in `version`
+        columns : default None
+            names of columns to read; None: all
+        rows : default None
+            (start, stop) or a slice of consecutive rows; None: all
+
+        Returns
+        -------
+        result
+            lazy Dataset, chunked on `row`
+        """
         name, _, info = self._find(name, version)
         return read_group(partial(_group, str(self.path / name), info.id), info.id, columns, rows)
 
@@ -340,7 +406,21 @@ class LakeReader(_Repositories):
         a,  # version to begin with
         b=None,  # version to end with; None: the newest on main
     ) -> Diff:
-        "What changed between two versions"
+        """What changed between two versions
+
+        Parameters
+        ----------
+        name : str
+            dataset
+        a
+            version to begin with
+        b : default None
+            version to end with; None: the newest on main
+
+        Returns
+        -------
+        Diff
+        """
         before, after = self.version(name, a), self.version(name, b)
         one, two = (
             json.loads(_group(str(self._folder(name)), v.id).attrs["schema"])
@@ -391,7 +471,22 @@ class LakeWriter(LakeReader):
         message: str = "",  # why
         branch: str = "main",
     ) -> Version:
-        "Make `ds` the content of the dataset; raises LakeError, or Conflict when another writer holds it too long"
+        """Make `ds` the content of the dataset; raises LakeError, or Conflict when another writer holds it too long
+
+        Parameters
+        ----------
+        name : str
+            dataset
+        ds
+            Dataset with a dimension `row`, in memory or lazy; streamed block by block
+        message : str, default ''
+            why
+        branch : str, default 'main'
+
+        Returns
+        -------
+        Version
+        """
         import zarr
 
         return self._commit(
@@ -405,7 +500,22 @@ class LakeWriter(LakeReader):
         message: str = "",  # why
         branch: str = "main",
     ) -> Version:
-        "Add the rows of `ds`; none make no version; raises LakeError, naming the column, for rows of another kind"
+        """Add the rows of `ds`; none make no version; raises LakeError, naming the column, for rows of another kind
+
+        Parameters
+        ----------
+        name : str
+            dataset
+        ds
+            Dataset of the same columns; new categories are added to the list
+        message : str, default ''
+            why
+        branch : str, default 'main'
+
+        Returns
+        -------
+        Version
+        """
         import zarr
 
         self._find(name, branch)
@@ -423,7 +533,21 @@ class Lake(LakeWriter):
         tag: str,  # letters, digits, '.', '_', '-'; new
         version=None,  # None: the newest on main
     ) -> Version:
-        "Name a version; the name stays with it"
+        """Name a version; the name stays with it
+
+        Parameters
+        ----------
+        name : str
+            dataset, or dataset@ref
+        tag : str
+            letters, digits, '.', '_', '-'; new
+        version : default None
+            None: the newest on main
+
+        Returns
+        -------
+        Version
+        """
         name, _, info = self._find(name, version)
         with self._locked(name) as repo, _explained(self.path / name):
             repo.create_tag(_new_ref(repo, name, tag), info.id)
@@ -435,7 +559,22 @@ class Lake(LakeWriter):
         branch: str,  # letters, digits, '.', '_', '-'; new
         version=None,  # None: the newest on main
     ) -> Version:  # where it begins
-        "Begin a branch at a version"
+        """Begin a branch at a version
+
+        Parameters
+        ----------
+        name : str
+            dataset, or dataset@ref
+        branch : str
+            letters, digits, '.', '_', '-'; new
+        version : default None
+            None: the newest on main
+
+        Returns
+        -------
+        Version
+            where it begins
+        """
         name, _, info = self._find(name, version)
         with self._locked(name) as repo, _explained(self.path / name):
             repo.create_branch(_new_ref(repo, name, branch), info.id)
@@ -446,7 +585,20 @@ class Lake(LakeWriter):
         name: str,  # dataset
         branch: str,  # it is dropped when it is published
     ) -> Version:  # the newest on main
-        "Make the tip of `branch` the tip of main; raises Conflict when main has moved since the branch was cut"
+        """Make the tip of `branch` the tip of main; raises Conflict when main has moved since the branch was cut
+
+        Parameters
+        ----------
+        name : str
+            dataset
+        branch : str
+            it is dropped when it is published
+
+        Returns
+        -------
+        Version
+            the newest on main
+        """
         self._find(name, branch)
         with self._locked(name) as repo, _explained(self.path / name):
             tip, main = repo.lookup_branch(_own(repo, name, branch)), repo.lookup_branch("main")
@@ -471,6 +623,19 @@ class Lake(LakeWriter):
         name: str,  # dataset
         version,  # the version whose content comes back
     ) -> Version:  # a new version on main; those in between stay in the log
-        "Make the content of an old version the newest"
+        """Make the content of an old version the newest
+
+        Parameters
+        ----------
+        name : str
+            dataset
+        version
+            the version whose content comes back
+
+        Returns
+        -------
+        Version
+            a new version on main; those in between stay in the log
+        """
         old = self.version(name, version)
         return self.write(name, self.read(name, old), f"restore {old.id[:6]}: {old.message}")

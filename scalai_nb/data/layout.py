@@ -65,7 +65,18 @@ def _column(name, variable, coordinate: bool) -> dict:
 def schema(
     ds,  # Dataset with a dimension `row`
 ) -> dict:  # sizes, attrs and columns; JSON
-    "What `ds` is, without a value of it; raises LakeError for what cannot be stored"
+    """What `ds` is, without a value of it; raises LakeError for what cannot be stored
+
+    Parameters
+    ----------
+    ds
+        Dataset with a dimension `row`
+
+    Returns
+    -------
+    dict
+        sizes, attrs and columns; JSON
+    """
     if "row" not in ds.dims:
         raise LakeError(
             f"The dataset has the dimensions {tuple(ds.dims)}; one must be 'row': ds.rename(time='row'), say."
@@ -119,7 +130,13 @@ def _row_bytes(schema: dict) -> int:
 def chunk_rows(
     schema: dict,
 ) -> int:  # rows in a stored chunk
-    "How many rows to store together"
+    """How many rows to store together
+
+    Returns
+    -------
+    int
+        rows in a stored chunk
+    """
     row = max(1, _row_bytes(schema))
     return max(1, min(CHUNK, BLOCK // row, max(schema["sizes"]["row"], SMALL // row)))
 
@@ -193,7 +210,20 @@ def write_group(
     group,  # zarr.Group; emptied
     ds,  # Dataset, in memory or lazy
 ) -> dict:  # its schema, with the rows of a chunk
-    "Store `ds` as the content of `group`"
+    """Store `ds` as the content of `group`
+
+    Parameters
+    ----------
+    group
+        zarr.Group; emptied
+    ds
+        Dataset, in memory or lazy
+
+    Returns
+    -------
+    dict
+        its schema, with the rows of a chunk
+    """
     plan = schema(ds)
     plan["chunk"] = chunk_rows(plan)
     for name, column in plan["columns"].items():
@@ -276,7 +306,22 @@ class Rows:
         start: int,  # first row, counted from the first of these rows
         stop: int,  # end
     ) -> dict:  # arrays by name
-        "The values of `names` from `start` to `stop`"
+        """The values of `names` from `start` to `stop`
+
+        Parameters
+        ----------
+        names : list[str]
+            columns over `row`
+        start : int
+            first row, counted from the first of these rows
+        stop : int
+            end
+
+        Returns
+        -------
+        dict
+            arrays by name
+        """
         start, stop = start + self.start, stop + self.start
         direct = [n for n in names if self._array(n)[1] and stop > start]
         loaded = self._decoded(direct, start, stop) if direct else {}
@@ -411,7 +456,24 @@ def read_group(
     columns=None,  # names to read; None: all
     rows=None,  # (start, stop) or slice; None: all
 ):  # lazy Dataset in chunks of whole stored chunks
-    "The Dataset in a group; raises LakeError for an unknown column"
+    """The Dataset in a group; raises LakeError for an unknown column
+
+    Parameters
+    ----------
+    opened
+        function that gives the zarr.Group; called here and where blocks are loaded
+    token : str
+        names the content: equal tokens, equal content
+    columns : default None
+        names to read; None: all
+    rows : default None
+        (start, stop) or slice; None: all
+
+    Returns
+    -------
+    result
+        lazy Dataset in chunks of whole stored chunks
+    """
     import dask.array as da
     import xarray as xr
 
@@ -522,7 +584,20 @@ def append_group(
     group,  # zarr.Group that `write_group` filled
     ds,  # Dataset with the same columns; attributes of the dataset itself stay as they were
 ) -> dict:  # its new schema
-    "Add the rows of `ds` at the end; raises LakeError, before anything is written, for rows of another kind"
+    """Add the rows of `ds` at the end; raises LakeError, before anything is written, for rows of another kind
+
+    Parameters
+    ----------
+    group
+        zarr.Group that `write_group` filled
+    ds
+        Dataset with the same columns; attributes of the dataset itself stay as they were
+
+    Returns
+    -------
+    dict
+        its new schema
+    """
     plan = json.loads(group.attrs["schema"])
     _agree(plan, schema(ds))
     for name, variable in _still(ds).variables.items():

@@ -18,7 +18,18 @@ from ..errors import MissingExtra, ParameterError, unknown
 def type_of(
     column,  # DataArray
 ) -> str:  # "category", "string" or the name of the NumPy dtype
-    "What `column` holds; raises ParameterError when the data model has no place for it"
+    """What `column` holds; raises ParameterError when the data model has no place for it
+
+    Parameters
+    ----------
+    column
+        DataArray
+
+    Returns
+    -------
+    str
+        "category", "string" or the name of the NumPy dtype
+    """
     if "categories" in column.attrs:
         return "category"
     if column.dtype.kind in "OU":
@@ -82,7 +93,18 @@ def _variable(column):
 def from_frame(
     df,  # pandas DataFrame; a named index becomes columns, an unnamed one is dropped
 ):  # xarray.Dataset over `row`
-    "The Dataset of a DataFrame; raises ParameterError for names or dtypes that have no place in it"
+    """The Dataset of a DataFrame; raises ParameterError for names or dtypes that have no place in it
+
+    Parameters
+    ----------
+    df
+        pandas DataFrame; a named index becomes columns, an unnamed one is dropped
+
+    Returns
+    -------
+    result
+        xarray.Dataset over `row`
+    """
     import xarray as xr
 
     if any(name is not None for name in df.index.names):
@@ -119,7 +141,18 @@ def _series(column):
 def to_frame(
     ds,  # Dataset over `row` alone; loaded when it is lazy
 ):  # pandas DataFrame
-    "The DataFrame of a table; raises ParameterError when `ds` has other dimensions"
+    """The DataFrame of a table; raises ParameterError when `ds` has other dimensions
+
+    Parameters
+    ----------
+    ds
+        Dataset over `row` alone; loaded when it is lazy
+
+    Returns
+    -------
+    result
+        pandas DataFrame
+    """
     import pandas as pd
 
     for name, column in ds.variables.items():
@@ -154,7 +187,24 @@ def read_csv(
     times=(),  # columns to hold as datetimes; with an offset or a Z they become UTC
     **kw,  # more options of pandas.read_csv
 ):  # Dataset over `row`
-    "Read a CSV file; raises ParameterError for a column that is not there or not a time"
+    """Read a CSV file; raises ParameterError for a column that is not there or not a time
+
+    Parameters
+    ----------
+    path
+        file or buffer, as in pandas.read_csv; .zip and .gz too
+    categories : default ()
+        columns to hold as categories, sorted by name
+    times : default ()
+        columns to hold as datetimes; with an offset or a Z they become UTC
+    **kw
+        more options of pandas.read_csv
+
+    Returns
+    -------
+    result
+        Dataset over `row`
+    """
     import pandas as pd
 
     df = pd.read_csv(
@@ -174,7 +224,20 @@ def package_file(
     package: str,  # an installed package; it is not imported
     *parts: str,  # path inside it
 ) -> Path:  # a file that exists
-    "A data file inside an installed package; raises MissingExtra or ParameterError"
+    """A data file inside an installed package; raises MissingExtra or ParameterError
+
+    Parameters
+    ----------
+    package : str
+        an installed package; it is not imported
+    *parts : str
+        path inside it
+
+    Returns
+    -------
+    Path
+        a file that exists
+    """
     spec = find_spec(package)
     if spec is None:
         raise MissingExtra(f"{package} is not installed; run: pip install {package}")
@@ -189,7 +252,20 @@ def row_blocks(
     ds,  # Dataset with a dimension `row`, in memory or lazy
     rows: int = 2**18,  # rows in a block; at least that many when dask blocks are joined
 ):  # iterator of Datasets in memory
-    "Consecutive pieces of `ds` that cover all its rows"
+    """Consecutive pieces of `ds` that cover all its rows
+
+    Parameters
+    ----------
+    ds
+        Dataset with a dimension `row`, in memory or lazy
+    rows : int
+        rows in a block; at least that many when dask blocks are joined
+
+    Returns
+    -------
+    result
+        iterator of Datasets in memory
+    """
     total = ds.sizes["row"]
     if ds.chunks:
         ds = ds.unify_chunks()

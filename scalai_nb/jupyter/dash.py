@@ -42,7 +42,28 @@ from scalai_nb.jupyter.widgets import (
 # %% ../../nbs/jupyter/dash.ipynb #8d553e91
 @dataclass(frozen=True)
 class Light:
-    "A goal of the use case and how it stands"
+    """A goal of the use case and how it stands
+
+    Attributes
+    ----------
+    name : str
+    goal : str
+        a comparison, ">= 0.60"
+    unit : str, default ''
+        ms, days, "share of …"
+    why : str, default ''
+        what the goal is for
+    value : float, default nan
+        what was measured last; NaN: not yet
+    where : str, default ''
+        on what it was measured
+    months : int, default 0
+        in how many months it was measured
+    missed : tuple, default ()
+        those that missed it
+    decides : bool, default True
+        whether the release depends on it
+    """
 
     name: str
     goal: str  # a comparison, ">= 0.60"
@@ -68,7 +89,17 @@ class Light:
 # %% ../../nbs/jupyter/dash.ipynb #3e450371
 @dataclass(frozen=True)
 class Measure:
-    "One figure over the months"
+    """One figure over the months
+
+    Attributes
+    ----------
+    title : str
+    unit : str
+    goal : str
+        a comparison
+    lines : dict[str, list]
+        name of a line -> its value in each month; NaN where there is none
+    """
 
     title: str
     unit: str
@@ -78,7 +109,23 @@ class Measure:
 
 @dataclass(frozen=True)
 class Page:
-    "Everything that a dashboard shows, read once"
+    """Everything that a dashboard shows, read once
+
+    Attributes
+    ----------
+    env : Environment
+    pipeline : str, default 'flights'
+    lights : list[Light]
+    months : list[str]
+    measures : dict[str, Measure]
+        goal -> what the months say to it
+    facts : dict[str, dict]
+        month -> what else is known of it
+    verdict : tuple[str, str] | None, default None
+        of the last release: promoted or refused, and why
+    runs : list
+        pipeline.run.Run, newest first
+    """
 
     env: Environment
     pipeline: str = "flights"
@@ -185,7 +232,20 @@ def read(
     pipeline: str = "flights",
     limit: int = 8,  # how many runs
 ) -> Page:
-    "Read all that a page shows; nothing is written"
+    """Read all that a page shows; nothing is written
+
+    Parameters
+    ----------
+    env : Environment | None, default None
+        None: as `environment()` chooses
+    pipeline : str, default 'flights'
+    limit : int, default 8
+        how many runs
+
+    Returns
+    -------
+    Page
+    """
     from scalai_nb.pipeline.run import all_runs
 
     env = env or environment()
@@ -587,7 +647,20 @@ def serve(
     open_browser: bool = False,
     idle: float = 300,  # seconds until a kernel without a page is ended
 ) -> None:
-    "Show a dashboard on 127.0.0.1 until Ctrl-C: `ParameterError` names those that exist, `MissingExtra` what to install"
+    """Show a dashboard on 127.0.0.1 until Ctrl-C: `ParameterError` names those that exist, `MissingExtra` what to install
+
+    Parameters
+    ----------
+    name : str, default 'index'
+        a notebook in the folder of dashboards
+    env : default None
+        an Environment or the name of one; None: as `environment()` chooses
+    port : int, default 0
+        0: any that is free
+    open_browser : bool, default False
+    idle : float, default 300
+        seconds until a kernel without a page is ended
+    """
     env = env if isinstance(env, Environment) else environment(env)
     notebook, port = _dashboard(env, name), _port(port)
     try:

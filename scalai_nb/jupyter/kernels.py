@@ -60,7 +60,24 @@ def install(
 ) -> list[
     tuple[str, str]
 ]:  # (kernel, folder) of each that was written; one that was there is replaced
-    "Add a Jupyter kernel for each environment: raises `SettingsError` if one is not valid, and then adds none"
+    """Add a Jupyter kernel for each environment: raises `SettingsError` if one is not valid, and then adds none
+
+    Parameters
+    ----------
+    env_names : default None
+        sections of settings.ini; None: all of them
+    user : bool, default False
+        for every Python of this user, not only for this one
+    prefix : default None
+        root of an installation; None: the one that this Python belongs to
+    settings : default None
+        path of settings.ini; None: SCALAI_SETTINGS, else found upwards from the working directory
+
+    Returns
+    -------
+    list[tuple[str, str]]
+        (kernel, folder) of each that was written; one that was there is replaced
+    """
     settings = Path(settings or find_settings()).resolve()
     place = {"user": True} if user else {"prefix": str(prefix or sys.prefix)}
     manager, done = KernelSpecManager(), []
@@ -79,7 +96,13 @@ def install(
 
 # %% ../../nbs/jupyter/kernels.ipynb #a0069564
 def installed() -> list[tuple[str, str]]:  # (kernel, folder), sorted
-    "The kernels of environments that Jupyter finds"
+    """The kernels of environments that Jupyter finds
+
+    Returns
+    -------
+    list[tuple[str, str]]
+        (kernel, folder), sorted
+    """
     specs = KernelSpecManager().get_all_specs().items()
     return sorted(
         (name, s["resource_dir"]) for name, s in specs if "SCALAI_ENV" in s["spec"]["env"]
@@ -89,7 +112,18 @@ def installed() -> list[tuple[str, str]]:  # (kernel, folder), sorted
 def remove(
     env_names=None,  # environments whose kernels go, with or without `scalai-`; None: all
 ) -> list[tuple[str, str]]:  # (kernel, folder) of each that was removed
-    "Remove kernels that `install` added: raises `EnvironmentNotFound`, and then removes none"
+    """Remove kernels that `install` added: raises `EnvironmentNotFound`, and then removes none
+
+    Parameters
+    ----------
+    env_names : default None
+        environments whose kernels go, with or without `scalai-`; None: all
+
+    Returns
+    -------
+    list[tuple[str, str]]
+        (kernel, folder) of each that was removed
+    """
     known = dict(installed())
     names = (
         [f"scalai-{name.removeprefix('scalai-')}" for name in env_names]

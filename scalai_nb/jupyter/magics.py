@@ -44,7 +44,19 @@ def dataset(
     env,
     name: str,  # a dataset, `flights` or `flights@version`
 ) -> Part:  # raises DatasetNotFound, VersionNotFound
-    "The columns and the versions of one dataset"
+    """The columns and the versions of one dataset
+
+    Parameters
+    ----------
+    env
+    name : str
+        a dataset, `flights` or `flights@version`
+
+    Returns
+    -------
+    Part
+        raises DatasetNotFound, VersionNotFound
+    """
     from scalai_nb.data.lake import LakeReader
     from scalai_nb.data.sources import type_of
 

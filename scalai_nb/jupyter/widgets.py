@@ -63,7 +63,19 @@ def status(
     word: str,  # a status; `_` is shown as a space
     label: str | None = None,  # words to show instead
 ) -> Part:
-    "A status as a sign, a word and a colour"
+    """A status as a sign, a word and a colour
+
+    Parameters
+    ----------
+    word : str
+        a status; `_` is shown as a space
+    label : str | None, default None
+        words to show instead
+
+    Returns
+    -------
+    Part
+    """
     from scalai_nb.pipeline.progress import MARKS
 
     tone = TONES.get(word, "plain")
@@ -133,7 +145,19 @@ def table(
     columns,  # headings
     rows,  # a list of rows, each with a value or `Part` for every column
 ) -> Part:
-    "A table of anything"
+    """A table of anything
+
+    Parameters
+    ----------
+    columns
+        headings
+    rows
+        a list of rows, each with a value or `Part` for every column
+
+    Returns
+    -------
+    Part
+    """
     head, body = [part(c) for c in columns], [[part(c) for c in row] for row in rows]
     right = [_numeric([row[i] for row in body]) for i in range(len(head))]
     width = [max(len(row[i].text) for row in [head, *body]) for i in range(len(head))]
@@ -205,7 +229,17 @@ def choice(
     value=None,  # what is chosen first; None: the first
     kind: str = "segments",  # or "list"
 ):
-    "A choice of one of `options`; hidden when there are none"
+    """A choice of one of `options`; hidden when there are none
+
+    Parameters
+    ----------
+    options
+        a list, or a dict of label -> value
+    value : default None
+        what is chosen first; None: the first
+    kind : str, default 'segments'
+        or "list"
+    """
     import ipywidgets
 
     options = options if isinstance(options, dict) else {o: o for o in options}

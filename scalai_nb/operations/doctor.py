@@ -20,7 +20,19 @@ from ..errors import ScalaiError
 # %% ../../nbs/operations/doctor.ipynb #247dcaad
 @dataclass(frozen=True)
 class Check:
-    "What one check found"
+    """What one check found
+
+    Attributes
+    ----------
+    name : str
+    ok : bool
+    needed : bool
+        whether a run fails without it
+    found : str
+        what is there
+    remedy : str, default ''
+        what to do when it is not well
+    """
 
     name: str
     ok: bool
@@ -120,7 +132,7 @@ def _package(name: str, extra: str = ""):
 
 def _tracker(env) -> str:
     from urllib.parse import urlsplit
-    from scalai_nb.models.tracking import waiting
+    from scalai_nb.tracking.outbox import waiting
 
     url, n = urlsplit(env.tracking), len(waiting(env))
     if url.scheme in ("http", "https"):
@@ -164,7 +176,18 @@ def examine(
     | str
     | None = None,  # an environment, its name, or None for the one that is chosen here
 ) -> list[Check]:  # one for each line of CHECKS, after one for settings.ini
-    "Carry out every check; never raises for what it finds"
+    """Carry out every check; never raises for what it finds
+
+    Parameters
+    ----------
+    env : Environment | str | None, default None
+        an environment, its name, or None for the one that is chosen here
+
+    Returns
+    -------
+    list[Check]
+        one for each line of CHECKS, after one for settings.ini
+    """
     try:
         env = env if isinstance(env, Environment) else environment(env)
     except ScalaiError as e:

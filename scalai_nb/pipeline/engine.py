@@ -39,7 +39,21 @@ from .forkserver import Exit, ForkProvisioner, ForkServer
 # %% ../../nbs/pipeline/engine.ipynb #3d45599d
 @dataclass(frozen=True)
 class Verdict:
-    "How an execution ended"
+    """How an execution ended
+
+    Attributes
+    ----------
+    status : str
+        completed, failed or cancelled
+    cause : str | None, default None
+        one of pipeline.run.CAUSES
+    error : str | None, default None
+        one sentence
+    cpu : float, default 0.0
+        seconds
+    memory : int, default 0
+        bytes, the largest resident set of the group
+    """
 
     status: str  # completed, failed or cancelled
     cause: str | None = None  # one of pipeline.run.CAUSES
@@ -80,7 +94,27 @@ def verdict(
     log: str = "",  # the last line of the kernel's own log
     limit: str = "",  # the limits that were set, in words
 ) -> Verdict:
-    "Why the execution ended"
+    """Why the execution ended
+
+    Parameters
+    ----------
+    error : Exception | None
+        what ended the execution; None: nothing did
+    exit : Exit
+        how the kernel's process ended
+    stop : str | None
+        the cause for which the engine stopped it: cancelled, run_timeout, kernel_oom, disk_full
+    cell : str, default ''
+        where it was, say "cell 4"
+    log : str, default ''
+        the last line of the kernel's own log
+    limit : str, default ''
+        the limits that were set, in words
+
+    Returns
+    -------
+    Verdict
+    """
     if error is None:
         return Verdict("completed")
     if stop == "cancelled":
@@ -200,7 +234,31 @@ def code_cells(nb: dict) -> list[int]:
 
 # %% ../../nbs/pipeline/engine.ipynb #fa1cf1e9
 class Execution:
-    "One notebook executed once, in a kernel of its own"
+    """One notebook executed once, in a kernel of its own
+
+    Parameters
+    ----------
+    nb : dict
+        the notebook, parameters injected; it is not changed
+    server : ForkServer
+        starts the kernel
+    on_event
+        called with each event, from another thread: {"event": "cell" | "output", "cell": …}
+    kernel : str | None, default None
+        kernel name; None: the notebook's own
+    cwd : default None
+        working directory of the kernel
+    env : dict | None, default None
+        variables added to this process's own
+    log : Path | None, default None
+        where the kernel's process writes what no cell prints
+    memory : int | None, default None
+        bytes that the kernel's group may take
+    cell_timeout : float | None, default None
+        seconds that a cell may take
+    grace : float, default 3.0
+        seconds between an interrupt and a kill
+    """
 
     def __init__(
         self,
@@ -385,7 +443,18 @@ FORK_SAFE = (
 def preload(
     code: str,  # source of the notebooks
 ) -> list[str]:  # modules for the fork server
-    "The fork-safe modules that `code` will import"
+    """The fork-safe modules that `code` will import
+
+    Parameters
+    ----------
+    code : str
+        source of the notebooks
+
+    Returns
+    -------
+    list[str]
+        modules for the fork server
+    """
     used = set(re.findall(r"^\s*(?:from|import)\s+(\w+)", code, re.M))
     if "scalai_nb" in used:
         used |= {"numpy", "pandas", "xarray", "zarr", "dask"}

@@ -186,7 +186,17 @@ def _serve_forever(selector, wake_r: int, children: set[int], notify) -> None:
 # %% ../../nbs/pipeline/forkserver.ipynb #39b05460
 @dataclass(frozen=True)
 class Exit:
-    "How a process ended, from the operating system's own accounting"
+    """How a process ended, from the operating system's own accounting
+
+    Attributes
+    ----------
+    status : int
+        exit code, or minus the signal that killed it
+    cpu : float
+        seconds, user and system, the process and the children it waited for
+    memory : int
+        bytes, largest resident set of the process
+    """
 
     status: int  # exit code, or minus the signal that killed it
     cpu: float  # seconds, user and system, the process and the children it waited for
@@ -195,7 +205,14 @@ class Exit:
 
 @dataclass
 class Child:
-    "A running process group"
+    """A running process group
+
+    Attributes
+    ----------
+    pid : int
+    ended : Future
+        of Exit
+    """
 
     pid: int
     ended: Future = field(default_factory=Future)  # of Exit
@@ -212,7 +229,13 @@ class Child:
 
 # %% ../../nbs/pipeline/forkserver.ipynb #a968171b
 class ForkServer:
-    "Starts processes through a server that has imported `modules`; a context manager that leaves none behind"
+    """Starts processes through a server that has imported `modules`; a context manager that leaves none behind
+
+    Parameters
+    ----------
+    modules : default ()
+        names to import once, say ["pandas", "xarray"]; they must not start threads when imported
+    """
 
     def __init__(
         self,

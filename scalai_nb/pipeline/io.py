@@ -20,7 +20,25 @@ from ..errors import DatasetNotFound, ModelNotFound, ParameterError, unknown
 # %% ../../nbs/pipeline/io.ipynb #79a4178b
 @dataclass(frozen=True)
 class Context:
-    "What a runner tells the kernel of a step"
+    """What a runner tells the kernel of a step
+
+    Attributes
+    ----------
+    run : str
+        id of the run
+    step : str
+        name of the step
+    inputs : dict
+        name -> [kind, version]: what may be read, pinned
+    outputs : dict
+        name -> kind: what may be written
+    branch : str, default 'main'
+        where datasets are written
+    written : str, default ''
+        file that tells the runner what was written
+    checkpoints : str, default ''
+        folder of what `checkpoint` keeps
+    """
 
     run: str  # id of the run
     step: str  # name of the step
@@ -50,7 +68,18 @@ def _declared(name: str, declared: dict, verb: str, marker: str) -> None:
 def read(
     name: str,  # a dataset, or a model where the lake has none of that name; name@version is accepted
 ):  # lazy xarray.Dataset, or Model
-    "Read the input `name`: pinned in a run, the latest elsewhere"
+    """Read the input `name`: pinned in a run, the latest elsewhere
+
+    Parameters
+    ----------
+    name : str
+        a dataset, or a model where the lake has none of that name; name@version is accepted
+
+    Returns
+    -------
+    result
+        lazy xarray.Dataset, or Model
+    """
     env, ctx, kind, version = environment(), context(), None, None
     if ctx:
         _declared(name, ctx.inputs, "read", "In")
@@ -65,7 +94,7 @@ def read(
             if kind:
                 raise
             missing = e
-    from scalai_nb.models.registry import Registry
+    from scalai_nb.models.registry.registry import Registry
 
     try:
         return Registry(env).load(name, version if kind else "latest")
@@ -79,7 +108,24 @@ def write(
     message: str = "",  # for whoever reads the log of the dataset
     **about,  # of a model: metrics={}, tags={}
 ):  # Version, or ModelVersion
-    "Write `value` as the output `name`: published when the step completes in a run, at once elsewhere"
+    """Write `value` as the output `name`: published when the step completes in a run, at once elsewhere
+
+    Parameters
+    ----------
+    name : str
+        what the contract cell calls an Out
+    value
+        xarray.Dataset, or Model
+    message : str, default ''
+        for whoever reads the log of the dataset
+    **about
+        of a model: metrics={}, tags={}
+
+    Returns
+    -------
+    result
+        Version, or ModelVersion
+    """
     env, ctx = environment(), context()
     if ctx:
         _declared(name, ctx.outputs, "write", "Out")
@@ -94,7 +140,7 @@ def write(
         )
         told = {"name": name, "kind": "dataset", "version": version.id, "rows": version.rows}
     else:
-        from scalai_nb.models.registry import Registry
+        from scalai_nb.models.registry.registry import Registry
 
         if ctx:
             about["tags"] = {**about.get("tags", {}), "run": ctx.run, "step": ctx.step}
@@ -118,7 +164,22 @@ def checkpoint(
     *args,
     **kwargs,
 ):  # what the function returns; it must pickle
-    "`function(*args, **kwargs)`, remembered under `name` until the step completes"
+    """`function(*args, **kwargs)`, remembered under `name` until the step completes
+
+    Parameters
+    ----------
+    name : str
+        unique within the step
+    function
+        called when there is no checkpoint
+    *args
+    **kwargs
+
+    Returns
+    -------
+    result
+        what the function returns; it must pickle
+    """
     ctx = context()
     if not ctx:
         return function(*args, **kwargs)

@@ -45,7 +45,18 @@ def _notebooks(folder: Path) -> list[Path]:
 def pipelines(
     env,  # Environment, or anything with `pipelines`
 ) -> dict[str, Path]:  # name -> folder, or notebook of a pipeline of one step
-    "The pipelines that exist"
+    """The pipelines that exist
+
+    Parameters
+    ----------
+    env
+        Environment, or anything with `pipelines`
+
+    Returns
+    -------
+    dict[str, Path]
+        name -> folder, or notebook of a pipeline of one step
+    """
     entries = (
         [p for p in sorted(Path(env.pipelines).iterdir()) if p.name[0] != "."]
         if Path(env.pipelines).is_dir()
@@ -171,7 +182,16 @@ def _cycle(steps: list[Step], edges: list[Edge], names: list[str]) -> str:
 # %% ../../nbs/pipeline/plan.ipynb #15d5be61
 @dataclass(frozen=True)
 class Pipeline:
-    "Steps, in the order in which they can run, and who waits for whom; `Pipeline.load` finds one"
+    """Steps, in the order in which they can run, and who waits for whom; `Pipeline.load` finds one
+
+    Attributes
+    ----------
+    name : str
+    path : Path
+        folder, or notebook
+    steps : list[Step]
+    edges : list[Edge]
+    """
 
     name: str
     path: Path  # folder, or notebook
@@ -186,7 +206,21 @@ class Pipeline:
         overrides: dict
         | None = None,  # step -> parameter -> text or value, as from `parse_assignments`
     ) -> "Pipeline":
-        "Read a pipeline; StepError, GraphError or ParameterError says what is wrong with it, and where"
+        """Read a pipeline; StepError, GraphError or ParameterError says what is wrong with it, and where
+
+        Parameters
+        ----------
+        path_or_name
+            folder, notebook or name of a pipeline
+        env
+            Environment
+        overrides : dict | None, default None
+            step -> parameter -> text or value, as from `parse_assignments`
+
+        Returns
+        -------
+        'Pipeline'
+        """
         name, path, notebooks = _find(path_or_name, env)
         steps = _bound(name, notebooks, overrides or {})
         return cls(name, path, _ordered(steps, edges := _edges(steps)), edges)
@@ -261,7 +295,22 @@ def heads(
     lake=None,  # Lake; None: the environment's
     registry=None,  # Registry; None: the environment's
 ) -> Callable:  # head(kind, name, ref=None) -> version id, or None where there is none
-    "The function that tells which version of a dataset or model is there"
+    """The function that tells which version of a dataset or model is there
+
+    Parameters
+    ----------
+    env
+        Environment
+    lake : default None
+        Lake; None: the environment's
+    registry : default None
+        Registry; None: the environment's
+
+    Returns
+    -------
+    Callable
+        head(kind, name, ref=None) -> version id, or None where there is none
+    """
 
     def head(kind: str, name: str, ref: str | None = None) -> str | None:
         nonlocal lake, registry
@@ -294,7 +343,7 @@ def _lake(env):
 
 
 def _registry(env):
-    from scalai_nb.models.registry import Registry
+    from scalai_nb.models.registry.registry import Registry
 
     return Registry(env)
 
@@ -304,7 +353,13 @@ _PARTS = ("contract", "code", "parameters", "inputs", "library", "python")
 
 @dataclass(frozen=True)
 class Key:
-    "What the result of a step depends on"
+    """What the result of a step depends on
+
+    Attributes
+    ----------
+    parts : dict
+        a value for each of _PARTS
+    """
 
     parts: dict  # a value for each of _PARTS
 
@@ -348,7 +403,19 @@ def key(
     step: Step,  # with its values bound
     inputs: dict[str, str],  # what it reads, as its contract writes it -> version id
 ) -> Key:
-    "The key of `step` when it reads those versions"
+    """The key of `step` when it reads those versions
+
+    Parameters
+    ----------
+    step : Step
+        with its values bound
+    inputs : dict[str, str]
+        what it reads, as its contract writes it -> version id
+
+    Returns
+    -------
+    Key
+    """
     return Key(
         {
             "contract": _sha256(step.contract),
@@ -363,7 +430,20 @@ def key(
 # %% ../../nbs/pipeline/plan.ipynb #09148e3a
 @dataclass(frozen=True)
 class Entry:
-    "The last good run of a step"
+    """The last good run of a step
+
+    Attributes
+    ----------
+    key : Key
+    outputs : dict[str, list[str]]
+        name -> [kind, version id]
+    run : str | None, default None
+        id of the run
+    seconds : float | None, default None
+    rows : int | None, default None
+        rows written
+    finished : str
+    """
 
     key: Key
     outputs: dict[str, list[str]]  # name -> [kind, version id]
@@ -413,7 +493,22 @@ def _called(thing) -> str:
 # %% ../../nbs/pipeline/plan.ipynb #7b5fadcc
 @dataclass(frozen=True)
 class Planned:
-    "What is to be done about a step"
+    """What is to be done about a step
+
+    Attributes
+    ----------
+    step : Step
+    status : str
+        cached or stale
+    reasons : list[str]
+        why it is stale
+    key : Key
+        as far as its inputs are known
+    inputs : dict
+        what it reads -> version id, as far as known
+    entry : Entry | None
+        its last good run
+    """
 
     step: Step
     status: str  # cached or stale
@@ -457,7 +552,19 @@ def _judge_all(pipeline: Pipeline, cache, forced: set[str], head: Callable) -> l
 # %% ../../nbs/pipeline/plan.ipynb #33e07c9a
 @dataclass(frozen=True)
 class Plan:
-    "What of a pipeline has to run again, and why; `Plan.make` finds out"
+    """What of a pipeline has to run again, and why; `Plan.make` finds out
+
+    Attributes
+    ----------
+    pipeline : Pipeline
+    steps : list[Planned]
+        in the order in which they can run
+    cache : Cache
+    head : Callable
+        tells which version of a dataset or model is there
+    forced : set[str]
+        steps that run whatever the cache says
+    """
 
     pipeline: Pipeline
     steps: list[Planned]  # in the order in which they can run
@@ -476,7 +583,27 @@ class Plan:
         registry=None,  # None: the environment's
         head: Callable | None = None,  # None: asks the lake and the registry
     ) -> "Plan":
-        "Compare each step with its last run"
+        """Compare each step with its last run
+
+        Parameters
+        ----------
+        pipeline : Pipeline
+        env
+            Environment
+        force : bool, default False
+            run every step
+        from_step : str | None, default None
+            run this step and what depends on it
+        lake : default None
+        registry : default None
+            None: the environment's
+        head : Callable | None, default None
+            None: asks the lake and the registry
+
+        Returns
+        -------
+        'Plan'
+        """
         forced = {s.name for s in pipeline.steps} if force else set()
         if from_step:
             forced |= {pipeline[from_step].name} | pipeline.after(pipeline[from_step].name)
@@ -496,7 +623,19 @@ class Plan:
             str, str
         ],  # what it reads, as its contract writes it -> version id; what is left out: the newest
     ) -> Planned:
-        "Compare one step with its last run, reading the versions in `pins`"
+        """Compare one step with its last run, reading the versions in `pins`
+
+        Parameters
+        ----------
+        step : str
+            name of a step whose inputs are known by now
+        pins : dict[str, str]
+            what it reads, as its contract writes it -> version id; what is left out: the newest
+
+        Returns
+        -------
+        Planned
+        """
         step = self.pipeline[step]
         inputs = {
             str(r): pins[str(r)] if str(r) in pins else self.head(*r) for r in step.reads.values()

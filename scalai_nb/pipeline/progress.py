@@ -32,7 +32,13 @@ MARKS = {
 def duration(
     seconds: float | None,
 ) -> str:  # "0.4 s", "1 min 05 s", "2 h 03 min"
-    "A time span as one says it"
+    """A time span as one says it
+
+    Returns
+    -------
+    str
+        "0.4 s", "1 min 05 s", "2 h 03 min"
+    """
     if seconds is None:
         return ""
     if seconds < 60:
@@ -56,7 +62,20 @@ def table(
     rows,  # of values: text, numbers, or what rich can draw
     *columns: str,  # headings; one that ends in > is aligned right, one that ends in ~ wraps
 ) -> Table:  # without lines
-    "Lay out `rows` as a table for a terminal"
+    """Lay out `rows` as a table for a terminal
+
+    Parameters
+    ----------
+    rows
+        of values: text, numbers, or what rich can draw
+    *columns : str
+        headings; one that ends in > is aligned right, one that ends in ~ wraps
+
+    Returns
+    -------
+    Table
+        without lines
+    """
     table = Table(box=None, pad_edge=False, header_style="dim")
     for c in columns:
         table.add_column(
@@ -247,7 +266,20 @@ def display(
     plain: bool | None = None,  # None: a live table where the output is a terminal
     stderr: bool = False,  # on standard error, where standard output is for a script to read
 ):  # a context manager to call with (run, event)
-    "The display that fits where the output goes"
+    """The display that fits where the output goes
+
+    Parameters
+    ----------
+    plain : bool | None, default None
+        None: a live table where the output is a terminal
+    stderr : bool, default False
+        on standard error, where standard output is for a script to read
+
+    Returns
+    -------
+    result
+        a context manager to call with (run, event)
+    """
     console = Console(highlight=False, stderr=stderr, soft_wrap=True)
     return (
         Plain(console)

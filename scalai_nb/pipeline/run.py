@@ -93,7 +93,17 @@ def read_events(path: Path):
 # %% ../../nbs/pipeline/run.ipynb #b0ce58c5
 @dataclass
 class CellRun:
-    "One code cell of an executed notebook"
+    """One code cell of an executed notebook
+
+    Attributes
+    ----------
+    index : int
+        position among all cells
+    title : str, default ''
+        first line of its source
+    status : str, default 'pending'
+    seconds : float | None, default None
+    """
 
     index: int  # position among all cells
     title: str = ""  # first line of its source
@@ -103,7 +113,41 @@ class CellRun:
 
 @dataclass
 class StepRun:
-    "One step of a run"
+    """One step of a run
+
+    Attributes
+    ----------
+    name : str
+    stem : str
+        file name without .ipynb
+    title : str, default ''
+    status : str, default 'pending'
+    reasons : list[str]
+        why it was run again
+    cause : str | None, default None
+    error : str | None, default None
+        one sentence
+    started : float | None, default None
+        seconds since the epoch
+    seconds : float | None, default None
+    cpu_seconds : float | None, default None
+        worker-seconds: the kernel's and its Dask tasks'
+    memory : int | None, default None
+        bytes, the largest seen
+    rows : int | None, default None
+        rows written
+    inputs : dict
+        name -> version read
+    written : list
+        (name, version)
+    parameters : dict
+        every value the step ran with
+    metrics : dict
+        of the models it has written
+    cells : list[CellRun]
+    run : str | None, default None
+        of a cached step: the run that executed it
+    """
 
     name: str
     stem: str  # file name without .ipynb
@@ -127,7 +171,24 @@ class StepRun:
 # %% ../../nbs/pipeline/run.ipynb #bd10eda6
 @dataclass
 class Run:
-    "A run, as its events tell it"
+    """A run, as its events tell it
+
+    Attributes
+    ----------
+    id : str
+    folder : Path
+    pipeline : str, default ''
+    env : str, default ''
+    pid : int | None, default None
+    status : str, default 'pending'
+    cause : str | None, default None
+    started : float | None, default None
+        seconds since the epoch
+    finished : float | None, default None
+    about : dict
+        code version, library versions, command
+    steps : list[StepRun]
+    """
 
     id: str
     folder: Path
@@ -279,7 +340,19 @@ def load_run(
     env,  # Environment, or anything with `runs`
     id: str = "latest",  # a run id, a unique part of one, or latest
 ) -> Run:
-    "One run; RunNotFound names those that exist"
+    """One run; RunNotFound names those that exist
+
+    Parameters
+    ----------
+    env
+        Environment, or anything with `runs`
+    id : str, default 'latest'
+        a run id, a unique part of one, or latest
+
+    Returns
+    -------
+    Run
+    """
     folders = run_folders(env)
     found = (
         folders[:1]
@@ -372,7 +445,26 @@ def executed(
     at_most: int | None = None,  # leave out outputs of more bytes, as while the step is running
     **about,  # metadata of the whole, say run="…"
 ) -> dict:  # a new notebook
-    "The executed notebook: sources of `nb`, statuses of `step`, `outputs`"
+    """The executed notebook: sources of `nb`, statuses of `step`, `outputs`
+
+    Parameters
+    ----------
+    nb : dict
+        the notebook that was run, parameters injected
+    step : StepRun
+        what happened to it
+    outputs : Outputs
+        what it printed and showed
+    at_most : int | None, default None
+        leave out outputs of more bytes, as while the step is running
+    **about
+        metadata of the whole, say run="…"
+
+    Returns
+    -------
+    dict
+        a new notebook
+    """
     ran, count, cells = {c.index: c for c in step.cells}, 0, []
     for i, cell in enumerate(nb["cells"]):
         if c := ran.get(i):

@@ -51,7 +51,19 @@ def exclusive(
     owner: str,  # who takes it
     queue: bool = False,  # wait instead of refusing
 ):
-    "Hold the lock at `path`; RunActive when another process does"
+    """Hold the lock at `path`; RunActive when another process does
+
+    Parameters
+    ----------
+    path : Path
+        the lock's file
+    what : str
+        what it guards, for the error
+    owner : str
+        who takes it
+    queue : bool, default False
+        wait instead of refusing
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -92,7 +104,20 @@ def inject(
     nb: dict,  # the step's notebook
     source: str,  # assignments; empty: none
 ) -> dict:  # a new notebook
-    "Put `source` in a cell of its own behind the contract cell, as papermill does"
+    """Put `source` in a cell of its own behind the contract cell, as papermill does
+
+    Parameters
+    ----------
+    nb : dict
+        the step's notebook
+    source : str
+        assignments; empty: none
+
+    Returns
+    -------
+    dict
+        a new notebook
+    """
     if not source:
         return nb
     at = next(i for i, c in enumerate(nb["cells"]) if "parameters" in c["metadata"].get("tags", []))
@@ -165,7 +190,26 @@ def run(
     show=None,  # a display of pipeline.progress; None: the one that fits where the output goes
     **options,  # of Runner: jobs, force, from_step, queue
 ) -> Run:  # the run, whatever became of it
-    "Run `pipeline` with progress, and write its report"
+    """Run `pipeline` with progress, and write its report
+
+    Parameters
+    ----------
+    pipeline : str
+        name of a folder in the environment's pipelines, or a path
+    env : default None
+        Environment or the name of one
+    parameters : dict | None, default None
+        step -> {parameter: value or text}
+    show : default None
+        a display of pipeline.progress; None: the one that fits where the output goes
+    **options
+        of Runner: jobs, force, from_step, queue
+
+    Returns
+    -------
+    Run
+        the run, whatever became of it
+    """
     from scalai_nb.pipeline.plan import Pipeline
     from scalai_nb.pipeline.progress import display
     from scalai_nb.pipeline.report import write_report
@@ -248,7 +292,27 @@ class Recorder:
 
 # %% ../../nbs/pipeline/runner.ipynb #c572b437
 class Runner:
-    "Carries out one run of a pipeline"
+    """Carries out one run of a pipeline
+
+    Parameters
+    ----------
+    pipeline
+        Pipeline, its parameters bound
+    env
+        Environment
+    jobs : int | None, default None
+        steps at once; None: the environment's
+    force : bool, default False
+        execute every step, cached or not
+    from_step : str | None, default None
+        execute this step and what depends on it, cached or not
+    queue : bool, default False
+        wait for another run of the pipeline to end instead of refusing
+    on_event
+        called with every event, already folded into the run
+    on_end
+        called when the run has ended and before the trackers are told, say to write the report
+    """
 
     def __init__(
         self,
@@ -674,7 +738,22 @@ def cancel(
     env,  # Environment
     wait: float = 15,  # seconds until it must have ended
 ) -> Run:  # the run as it ended
-    "Ask a run to stop, as Ctrl-C does; RunActive when it does not end in time"
+    """Ask a run to stop, as Ctrl-C does; RunActive when it does not end in time
+
+    Parameters
+    ----------
+    id : str
+        run id, a unique part of one, or latest
+    env
+        Environment
+    wait : float, default 15
+        seconds until it must have ended
+
+    Returns
+    -------
+    Run
+        the run as it ended
+    """
     run = load_run(env, id)
     if run.status != "running":
         return run

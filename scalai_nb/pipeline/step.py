@@ -215,7 +215,20 @@ def source(
     value,  # a value of a contract type
     prefix: str = "",  # put before Path, date and datetime, for names that nothing else uses
 ) -> str:  # Python source
-    "Write `value` as Python would read it"
+    """Write `value` as Python would read it
+
+    Parameters
+    ----------
+    value
+        a value of a contract type
+    prefix : str, default ''
+        put before Path, date and datetime, for names that nothing else uses
+
+    Returns
+    -------
+    str
+        Python source
+    """
     match value:
         case list():
             return f"[{', '.join(source(v, prefix) for v in value)}]"
@@ -260,7 +273,20 @@ def _evaluate(node: ast.expr):
 # %% ../../nbs/pipeline/step.ipynb #15161533
 @dataclass(frozen=True)
 class Parameter:
-    "One line of a contract cell"
+    """One line of a contract cell
+
+    Attributes
+    ----------
+    name : str
+    type : str
+        the annotation, or the type of the literal
+    default : object, default ...
+        typed; `...`: it has none
+    help : str, default ''
+        the comment at the end of the line
+    line : int, default 0
+        in the contract cell, from 1
+    """
 
     name: str
     type: str  # the annotation, or the type of the literal
@@ -595,7 +621,20 @@ def own_modules(
     tree: ast.Module,  # what imports
     roots: tuple[Path, ...],  # folders in which a module is the project's own
 ) -> dict[str, str]:  # dotted name -> sha256 of its normalised source
-    "The project's own modules that `tree` depends on, found without importing any"
+    """The project's own modules that `tree` depends on, found without importing any
+
+    Parameters
+    ----------
+    tree : ast.Module
+        what imports
+    roots : tuple[Path, ...]
+        folders in which a module is the project's own
+
+    Returns
+    -------
+    dict[str, str]
+        dotted name -> sha256 of its normalised source
+    """
     todo, seen, modules = _mentioned(tree), set(), {}
     while todo:
         seen.add(name := todo.pop())
@@ -609,7 +648,16 @@ def own_modules(
 
 # %% ../../nbs/pipeline/step.ipynb #8fe2586d
 class Reference(NamedTuple):
-    "A dataset or model that a step names, as `flights` or `late-flight@champion`"
+    """A dataset or model that a step names, as `flights` or `late-flight@champion`
+
+    Attributes
+    ----------
+    kind : str
+        dataset or model
+    name : str
+    ref : str | None, default None
+        version, tag, alias or branch; None: the newest
+    """
 
     kind: str  # dataset or model
     name: str
@@ -631,7 +679,31 @@ def _references(step, kind: str) -> dict[str, Reference]:
 # %% ../../nbs/pipeline/step.ipynb #c56da90f
 @dataclass(frozen=True)
 class Step:
-    "A notebook with a contract cell; `Step.load` reads one"
+    """A notebook with a contract cell; `Step.load` reads one
+
+    Attributes
+    ----------
+    name : str
+        file name without number and suffix: features of 03_features.ipynb
+    path : Path
+    title : str
+        first heading
+    promise : str
+        first block quote
+    kernel : str
+        kernel name
+    parameters : dict[str, Parameter]
+    cell : int
+        position of the contract cell among all cells, from 0
+    contract : str
+        its imports, and `name: type` lines
+    code : str
+        normalised source of all other code cells
+    tree : ast.Module
+        syntax tree of all code cells
+    overrides : dict
+        name -> typed value that was bound
+    """
 
     name: str  # file name without number and suffix: features of 03_features.ipynb
     path: Path
@@ -835,7 +907,18 @@ def _injected(values: dict) -> str:
 def parse_assignments(
     words: list[str],  # as typed after -p: step.name=value
 ) -> dict[str, dict[str, str]]:  # step -> name -> text
-    "Sort `-p` words by step; ParameterError when one is malformed or given twice"
+    """Sort `-p` words by step; ParameterError when one is malformed or given twice
+
+    Parameters
+    ----------
+    words : list[str]
+        as typed after -p: step.name=value
+
+    Returns
+    -------
+    dict[str, dict[str, str]]
+        step -> name -> text
+    """
     found = {}
     for word in words:
         match = re.fullmatch(r"([\w-]+)\.([^\W\d]\w*)=(.*)", word, re.DOTALL)

@@ -26,7 +26,7 @@ from ..compute.cluster import start
 from ..environment import Environment, environment
 from ..errors import ParameterError, RunFailed, ScalaiError, unknown
 from ..goals import Goal
-from ..models.study import alone
+from ..models.search.study import alone
 from .engine import preload
 from .forkserver import ForkServer
 from .plan import Cache, Pipeline, Plan, heads
@@ -56,7 +56,18 @@ def _split(text: str) -> list[str]:
 def parse_grid(
     words: list[str],  # as typed after --sweep: step.name=value,value
 ) -> dict[str, dict[str, list]]:  # step -> name -> texts
-    "The values to try of each parameter; ParameterError when a word is malformed or a parameter given twice"
+    """The values to try of each parameter; ParameterError when a word is malformed or a parameter given twice
+
+    Parameters
+    ----------
+    words : list[str]
+        as typed after --sweep: step.name=value,value
+
+    Returns
+    -------
+    dict[str, dict[str, list]]
+        step -> name -> texts
+    """
     return {
         step: {name: _split(text) for name, text in given.items()}
         for step, given in parse_assignments(words).items()
@@ -75,7 +86,21 @@ def reached(
     until: str
     | None = None,  # the last step to run; None: the swept ones, up to the first that writes a model
 ) -> list[str]:  # in the order in which they run
-    "The steps that each combination runs. ParameterError: `until` does not depend on the grid"
+    """The steps that each combination runs. ParameterError: `until` does not depend on the grid
+
+    Parameters
+    ----------
+    pipeline : Pipeline
+    swept : set[str]
+        steps whose parameters vary
+    until : str | None, default None
+        the last step to run; None: the swept ones, up to the first that writes a model
+
+    Returns
+    -------
+    list[str]
+        in the order in which they run
+    """
     after = swept.union(*map(pipeline.after, swept))
     order = [s.name for s in pipeline.steps if s.name in after]
     if until and pipeline[until].name not in after:
@@ -103,7 +128,14 @@ def part(pipeline: Pipeline, names, called: str | None = None) -> Pipeline:
 # %% ../../nbs/pipeline/sweep.ipynb #c4aa7889
 @dataclass(frozen=True)
 class Combination:
-    "One set of values, and the pipeline that it makes of the steps that are reached"
+    """One set of values, and the pipeline that it makes of the steps that are reached
+
+    Attributes
+    ----------
+    values : dict
+        step.name -> typed value
+    pipeline : Pipeline
+    """
 
     values: dict  # step.name -> typed value
     pipeline: (
@@ -132,7 +164,24 @@ def combine(
     parameters: dict | None = None,  # step -> name -> value: what does not vary
     until: str | None = None,
 ) -> tuple[Pipeline, list[Combination]]:
-    "The whole pipeline with the first values, and every combination. ParameterError says which value of which parameter is wrong, GraphError what is missing"
+    """The whole pipeline with the first values, and every combination. ParameterError says which value of which parameter is wrong, GraphError what is missing
+
+    Parameters
+    ----------
+    pipeline
+        name, folder or notebook
+    env
+        Environment
+    grid : dict
+        step -> name -> values, texts or typed
+    parameters : dict | None, default None
+        step -> name -> value: what does not vary
+    until : str | None, default None
+
+    Returns
+    -------
+    tuple[Pipeline, list[Combination]]
+    """
     parameters = parameters or {}
     _check(Pipeline.load(pipeline, env, parameters), grid, parameters)
     axes = [(step, name, values) for step, given in grid.items() for name, values in given.items()]
@@ -226,7 +275,7 @@ class Shelf:
 
     def _lend(self, name: str, ref: str | None) -> str | None:
         "The version, in the sweep's registry, of a model in the environment's"
-        from scalai_nb.models.registry import Registry
+        from scalai_nb.models.registry.registry import Registry
 
         with self.lock:
             if (version := self.there("model", name, ref)) is None:
@@ -294,7 +343,23 @@ class RunApart(Runner):
 # %% ../../nbs/pipeline/sweep.ipynb #8827feb1
 @dataclass(frozen=True)
 class Row:
-    "What came of a combination"
+    """What came of a combination
+
+    Attributes
+    ----------
+    values : dict
+        step.name -> value
+    status : str
+        completed, cached, failed, cancelled or not_run
+    run : str | None, default None
+        id of the run that executed it
+    metrics : dict
+        of the models that it wrote
+    missed : tuple, default ()
+        goals of the pipeline that its metrics miss
+    seconds : float | None, default None
+    error : str | None, default None
+    """
 
     values: dict  # step.name -> value
     status: str  # completed, cached, failed, cancelled or not_run
@@ -307,7 +372,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Sweep:
-    "The combinations of a sweep: those that missed the fewest goals first, and of those the best"
+    """The combinations of a sweep: those that missed the fewest goals first, and of those the best
+
+    Attributes
+    ----------
+    pipeline : str
+    rows : list[Row]
+    by : str | None
+        the metric that decides; None: the grid's own order
+    """
 
     pipeline: str
     rows: list[Row]
@@ -365,7 +438,19 @@ def ranked(
     by: str
     | None = None,  # a metric, of which more is better; `-name`: less; None: the first goal that has a metric
 ) -> tuple[list[Row], str | None]:
-    "The rows, the best first, and the metric that decided. ParameterError: no combination has the metric `by`"
+    """The rows, the best first, and the metric that decided. ParameterError: no combination has the metric `by`
+
+    Parameters
+    ----------
+    rows : list[Row]
+    goals : dict[str, Goal]
+    by : str | None, default None
+        a metric, of which more is better; `-name`: less; None: the first goal that has a metric
+
+    Returns
+    -------
+    tuple[list[Row], str | None]
+    """
     known = list(dict.fromkeys(name for r in rows for name in r.metrics))
     if by and by.lstrip("-") not in known and known:
         raise ParameterError(unknown(by.lstrip("-"), known, "the metrics of the sweep"))
@@ -514,7 +599,35 @@ def sweep(
     fail_fast: bool = False,  # begin nothing more when one has failed
     console=None,  # where progress goes; None: standard output
 ) -> Sweep:
-    "Run every combination. ParameterError: a value or a name; RunActive: another sweep of the pipeline is under way; RunFailed: a step that they share"
+    """Run every combination. ParameterError: a value or a name; RunActive: another sweep of the pipeline is under way; RunFailed: a step that they share
+
+    Parameters
+    ----------
+    pipeline : str
+        name of a pipeline, folder of notebooks or a notebook
+    grid : dict
+        step -> name -> values, as from `parse_grid`
+    env : default None
+        Environment or its name
+    parameters : dict | None, default None
+        step -> name -> value: what does not vary
+    until : str | None, default None
+        last step that each combination runs; None: see `reached`
+    jobs : int, default 1
+        combinations at once
+    by : str | None, default None
+        metric to rank by; see `ranked`
+    force : bool, default False
+        run combinations again that are cached
+    fail_fast : bool, default False
+        begin nothing more when one has failed
+    console : default None
+        where progress goes; None: standard output
+
+    Returns
+    -------
+    Sweep
+    """
     env = env if isinstance(env, Environment) else environment(env)
     whole, combinations = combine(pipeline, env, grid, parameters, until)
     console = console or Console(highlight=False, soft_wrap=True)

@@ -20,7 +20,7 @@ from tempfile import TemporaryFile
 from ..environment import environment
 from ..errors import ParameterError, ScalaiError
 from ..goals import Goal
-from ..models.tracking import Delivery, deliver, record, spool, waiting
+from ..tracking.outbox import Delivery, deliver, record, spool, waiting
 from .run import Run, StepRun, read_run
 
 # %% ../../nbs/pipeline/tracker.ipynb #1029760d
@@ -84,7 +84,20 @@ def step_record(
     step: StepRun,
     price: float | None = None,  # of an hour of one worker
 ) -> dict:  # what `record` is to write down
-    "What there is to tell of `step`"
+    """What there is to tell of `step`
+
+    Parameters
+    ----------
+    run : Run
+    step : StepRun
+    price : float | None, default None
+        of an hour of one worker
+
+    Returns
+    -------
+    dict
+        what `record` is to write down
+    """
     return {
         "experiment": run.pipeline,
         "name": step.name,
@@ -108,7 +121,19 @@ def run_record(
     run: Run,
     price: float | None = None,  # of an hour of one worker
 ) -> dict:  # what `record` is to write down
-    "What there is to tell of `run`: its own facts, and what each step has under the step's name"
+    """What there is to tell of `run`: its own facts, and what each step has under the step's name
+
+    Parameters
+    ----------
+    run : Run
+    price : float | None, default None
+        of an hour of one worker
+
+    Returns
+    -------
+    dict
+        what `record` is to write down
+    """
 
     def of_all(facts):
         return {f"{s.name}.{k}": v for s in run.steps for k, v in facts(s).items()}

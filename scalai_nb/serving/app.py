@@ -12,14 +12,14 @@ from math import inf
 from time import perf_counter
 
 
-from .engine import Admission, Call
+from .scoring.batching import Admission, Call
 from .metrics import Metrics
-from .models import Models
-from .protocols import ROUTES, find
+from .scoring.versions import Models
+from .protocols.routes import ROUTES, find
 from .refusal import Refusal, refuse
-from .rows import Rows
-from .scorer import Scorer
-from .tensors import DATATYPES
+from .scoring.validation import Rows
+from .scoring.scorer import Scorer
+from .protocols.tensors import DATATYPES
 
 # %% ../../nbs/serving/app.ipynb #7303e488
 def submit(
@@ -37,7 +37,40 @@ def submit(
     key: str = "",  # by which a canary takes its share; "": a column, where the routes say so, else the client
     trace: str = "",  # W3C's traceparent, where the client sent one
 ) -> Call:
-    "Queue the rows of a request. Refusal: it gets no scores"
+    """Queue the rows of a request. Refusal: it gets no scores
+
+    Parameters
+    ----------
+    app
+    protocol : str
+        v1, v2, predict or grpc
+    name : str
+        of the model
+    version : str | None
+        a number or an alias; None: who answers is for the routes to say
+    client : str
+        whose share of the queue it takes
+    received : float
+        perf_counter when its first byte came
+    deadline : float
+        perf_counter after which nobody waits for it
+    decode
+        from the scorer that answers to Rows
+    answer
+        called once with the scorer, the id and (row,) scores; or
+    fail
+        called once with a Refusal
+    id : str, default ''
+        of the prediction; "": a new one
+    key : str, default ''
+        by which a canary takes its share; "": a column, where the routes say so, else the client
+    trace : str, default ''
+        W3C's traceparent, where the client sent one
+
+    Returns
+    -------
+    Call
+    """
     call = serving = None
 
     def counted(status: int):
@@ -134,7 +167,25 @@ def predict(
     id: str = "",  # of the prediction, where the body says one
     timeout: float = inf,  # seconds, likewise
 ):
-    "Answer the rows of an exchange by their scores"
+    """Answer the rows of an exchange by their scores
+
+    Parameters
+    ----------
+    app
+    exchange
+    protocol : str
+    name : str
+    version : str | None
+    decode
+        from the scorer that answers to Rows
+    encode
+        from the scorer, the id and (row,) scores to a body, its content type and further lines of
+        the head
+    id : str, default ''
+        of the prediction, where the body says one
+    timeout : float, default inf
+        seconds, likewise
+    """
     headers = exchange.headers
 
     def answer(scorer, id, scores):
@@ -218,7 +269,22 @@ def server_metadata(app) -> dict:
 
 # %% ../../nbs/serving/app.ipynb #b93d9069
 class App:
-    "What a worker does with an exchange"
+    """What a worker does with an exchange
+
+    Parameters
+    ----------
+    models : Models
+    admission : Admission
+    metrics : Metrics
+    journal : default None
+        serving.journal.Journal, which takes the feedback
+    prefix : str, default ''
+        of the ids of this worker's predictions: no other process has had it
+    copy : default None
+        Path of its copy of the metrics; beside it are those of the service's other processes
+    tracing : default None
+        serving.tracing.Tracing
+    """
 
     routes = ROUTES
 

@@ -144,7 +144,19 @@ def save(
     m: Metrics,
     path: Path,  # PROCESS.json in the folder `metrics` of the service
 ) -> bool:  # whether there was space for it
-    "Leave a copy for the other processes"
+    """Leave a copy for the other processes
+
+    Parameters
+    ----------
+    m : Metrics
+    path : Path
+        PROCESS.json in the folder `metrics` of the service
+
+    Returns
+    -------
+    bool
+        whether there was space for it
+    """
     new = path.with_suffix(".new")
     try:
         new.write_text(json.dumps([_listed(m.counters), _listed(m.gauges), _listed(m.histograms)]))
@@ -178,7 +190,19 @@ def together(
     m: Metrics,  # of this process
     path: Path,  # of its own copy, which does not count beside it
 ) -> Metrics:
-    "What all processes of the service have counted"
+    """What all processes of the service have counted
+
+    Parameters
+    ----------
+    m : Metrics
+        of this process
+    path : Path
+        of its own copy, which does not count beside it
+
+    Returns
+    -------
+    Metrics
+    """
     return sum((load(other) for other in sorted(path.parent.glob("*.json")) if other != path), m)
 
 # %% ../../nbs/serving/metrics.ipynb #a7b24ffc
@@ -216,7 +240,19 @@ def page(
     m: Metrics,
     accept: str = "",  # what the client takes: OpenMetrics, or the text format
 ) -> tuple[bytes, bytes]:  # the page and its content type
-    "The metrics as Prometheus reads them"
+    """The metrics as Prometheus reads them
+
+    Parameters
+    ----------
+    m : Metrics
+    accept : str, default ''
+        what the client takes: OpenMetrics, or the text format
+
+    Returns
+    -------
+    tuple[bytes, bytes]
+        the page and its content type
+    """
     from prometheus_client.exposition import choose_encoder
 
     undeclared = {

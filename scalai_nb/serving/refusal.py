@@ -10,7 +10,22 @@ import orjson
 
 # %% ../../nbs/serving/refusal.ipynb #c6eb7037
 class Refusal(Exception):
-    "A request that gets no prediction"
+    """A request that gets no prediction
+
+    Parameters
+    ----------
+    status : int
+        of HTTP
+    message : str
+        one sentence: what was given, what is accepted, what to do
+    row : int | None, default None
+        of the request, from 0
+    column : str | None, default None
+    retry : float | None, default None
+        seconds after which to come again
+    allow : str, default ''
+        the methods that a path has
+    """
 
     def __init__(
         self,

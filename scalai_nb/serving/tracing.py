@@ -30,7 +30,17 @@ class Tracing:
         traceparent: str = "",  # W3C's header, where the client sent one
         **attributes,  # model, version, protocol, rows, status
     ):
-        "Record a request that has just been answered"
+        """Record a request that has just been answered
+
+        Parameters
+        ----------
+        seconds : float
+            that it took, until now
+        traceparent : str, default ''
+            W3C's header, where the client sent one
+        **attributes
+            model, version, protocol, rows, status
+        """
         from opentelemetry.trace import SpanKind, StatusCode
 
         end = time.time_ns()
@@ -57,7 +67,17 @@ ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 def tracing(
     service: str,  # its name in the traces, unless OTEL_SERVICE_NAME says another
 ) -> Tracing | None:
-    "How this process traces; None where no endpoint is set. MissingExtra: one is, and OpenTelemetry is not installed"
+    """How this process traces; None where no endpoint is set. MissingExtra: one is, and OpenTelemetry is not installed
+
+    Parameters
+    ----------
+    service : str
+        its name in the traces, unless OTEL_SERVICE_NAME says another
+
+    Returns
+    -------
+    Tracing | None
+    """
     if not any(os.environ.get(name) for name in ENDPOINTS):
         return None
     try:
