@@ -12,7 +12,7 @@ import re
 import tokenize
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import indent, wrap
+from textwrap import TextWrapper, indent, wrap
 
 # %% ../../nbs/jupyter/docstrings.ipynb #5a37d81b
 @dataclass(frozen=True)
@@ -235,14 +235,24 @@ def documented(source: str) -> str:
 
 # %% ../../nbs/jupyter/docstrings.ipynb #03e3a02a
 class Docstrings:
-    "A processor of nbdev's export: docstrings say what the comments say"
+    "A processor of nbdev's export: docstrings say what the comments say, and no line is too long"
 
     def __init__(self, nb=None):
-        self.nb = nb
+        from nbdev import maker
 
-    def __call__(self, cell):
+        self.nb = nb
+        maker.TextWrapper = _Narrow  # nbdev has no setting for the width of `__all__`
+
+    def __call__(self, cell) -> None:
         if cell.cell_type == "code" and {"export", "exporti"} & set(cell.directives_):
             cell.source = documented(cell.source)
+
+
+class _Narrow(TextWrapper):
+    "Wraps the list that follows `__all__ = `"
+
+    def __init__(self, **options):
+        super().__init__(**options | {"width": WIDTH - len("__all__ = ")})
 
 # %% ../../nbs/jupyter/docstrings.ipynb #1c8249b0
 def undo(folder: str | Path) -> None:
