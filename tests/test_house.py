@@ -15,7 +15,7 @@ MOST = 13  # files in a room
 # Who may import whom: a line may import the lines above it, and what stands in its own line's rooms.
 FLOORS = """
     errors types
-    environment files goals show
+    environment files goals words show pictures
     kernels
     data compute
     describe
