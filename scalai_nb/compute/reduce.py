@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'FAN', 'EVERY', 'STALLED', 'ALGORITHMS', 'Mergeable', 'on', 'columns', 'each',
-           'together', 'shown', 'persisted', 'reduce', 'register', 'alike',
-           'check_mergeable']
+           'together', 'persisted', 'reduce', 'register', 'alike', 'check_mergeable']
 
 # %% ../../nbs/compute/reduce.ipynb #e8c55eae
 import sys
@@ -22,6 +21,7 @@ from threading import Event, Lock
 from .blocks import BLOCK, Blocks, loaded, naming, on_device, over_rows
 from .state import fingerprint, load, save, through_file
 from ..errors import ParameterError, WorkFailed
+from ..show import progress_bar
 
 # %% ../../nbs/compute/reduce.ipynb #90c4462a
 @dataclass(frozen=True)
@@ -269,56 +269,6 @@ class _Checkpoint:
         if self.path:
             self.path.unlink(missing_ok=True)
 
-# %% ../../nbs/compute/reduce.ipynb #75c064eb
-@contextmanager
-def shown(progress, total: int | None, what: str = "blocks"):
-    "A function to call when some of `what` are done"
-    done, lock = [0], Lock()
-
-    def call(show, n=1):
-        with lock:
-            done[0] += n
-            show(done[0], total)
-
-    if callable(progress):
-        yield partial(call, progress)
-    elif progress or (progress is None and sys.stderr.isatty()):
-        with _bar(what, 0 if progress else 2) as show:
-            yield partial(call, show)
-    else:
-        yield lambda n=1: None
-
-
-@contextmanager
-def _bar(what: str, patience: float):
-    "A function that draws a bar on standard error once `patience` seconds have passed"
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    bar, begun = (
-        Progress(
-            what,
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        ),
-        time.monotonic(),
-    )
-    task = bar.add_task(what)
-
-    def show(done, total):
-        if time.monotonic() - begun < patience:
-            return
-        bar.start()
-        bar.update(task, completed=done, total=total)
-
-    try:
-        yield show
-    finally:
-        bar.stop()
-
 # %% ../../nbs/compute/reduce.ipynb #3683de30
 class _Halt(Exception):
     "Another part has failed"
@@ -553,7 +503,7 @@ def reduce(
         algorithm = together(algorithm)
     blocks = Blocks.of(data, algorithm.columns if columns is None else columns, BLOCK)
     kept = _Checkpoint(checkpoint, blocks, algorithm)
-    with shown(progress, blocks.sizes and len(blocks)) as done:
+    with progress_bar(progress, blocks.sizes and len(blocks)) as done:
         if blocks.sizes is None:
             return algorithm.finalize(_over_stream(algorithm, blocks, kept, done))
         return algorithm.finalize(_over_blocks(algorithm, blocks, kept, done, client))

@@ -17,7 +17,8 @@ import dask
 import numpy as np
 
 from ..compute.blocks import BLOCK, Blocks, naming
-from ..compute.reduce import persisted, shown
+from ..compute.reduce import persisted
+from ..show import progress_bar
 from ..compute.state import fingerprint
 from ..data.lake import Lake
 from ..environment import Environment, environment
@@ -342,7 +343,7 @@ def _all_kept(s: Scoring, blocks: Blocks, folder: Path, client, progress) -> lis
     )
     work = [(str(path), s.digest, *p, folder / f"{p[2]}.npy") for p in pieces]
     todo = [w for w in work if not w[-1].exists()]
-    with shown(progress, len(work)) as done:
+    with progress_bar(progress, len(work)) as done:
         done(len(work) - len(todo))
         if client:
             _there(todo, done, client)

@@ -17,7 +17,8 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from ...compute.blocks import Blocks, naming
-from ...compute.reduce import Mergeable, persisted, reduce, shown
+from ...compute.reduce import Mergeable, persisted, reduce
+from ...show import progress_bar
 from ...errors import ContractViolation, ParameterError
 from scalai_nb.learn.trees.boosting import (
     PAGE,
@@ -487,7 +488,7 @@ class _Learns(_Predicts):
         kept = Checkpoint(
             checkpoint, [given.mark, check and check.mark, _told(plan), _words(of.classes)]
         )
-        with shown(progress, plan.rounds, "rounds") as show:
+        with progress_bar(progress, plan.rounds, "rounds") as show:
             done = _grow(plan, given, check, of, client, kept, show)
         _finish(self, given, of, plan, done)
         kept.clear()
