@@ -6,19 +6,20 @@
 __all__ = ['ScalaiError', 'SettingsError', 'EnvironmentNotFound', 'DatasetNotFound',
            'VersionNotFound', 'ModelNotFound', 'RunNotFound', 'LakeError', 'StepError',
            'GraphError', 'ParameterError', 'RunActive', 'MissingExtra', 'WorkFailed',
-           'ContractViolation', 'Conflict', 'ModelMismatch', 'RunFailed', 'unknown',
-           'extra']
+           'ContractViolation', 'Conflict', 'Locked', 'ModelMismatch', 'RunFailed',
+           'unknown', 'extra']
 
 # %% ../nbs/errors.ipynb #81b9c1d0
+from collections.abc import Iterable
 from difflib import get_close_matches
 
 # %% ../nbs/errors.ipynb #44143bf9
 class ScalaiError(Exception):
     "Root of all errors that scalai-nb raises on purpose"
 
-    exit_code = 2
+    exit_code = 2  # of the command line: 2 when the words were wrong, 1 when the work failed
 
-    def __str__(self):
+    def __str__(self) -> str:
         return Exception.__str__(self)  # not KeyError's, which quotes the sentence
 
 # %% ../nbs/errors.ipynb #78b037d8
@@ -84,6 +85,26 @@ class Conflict(WorkFailed):
     "Somebody else wrote first: nothing was overwritten"
 
 
+class Locked(Conflict):
+    """Another holds the lock; `owner` says who
+
+    Parameters
+    ----------
+    message : str
+        the sentence
+    owner : str, default ''
+        what the holder calls itself
+    """
+
+    def __init__(
+        self,
+        message: str,  # the sentence
+        owner: str = "",  # what the holder calls itself
+    ) -> None:
+        super().__init__(message)
+        self.owner = owner
+
+
 class ModelMismatch(WorkFailed, ValueError):
     "A model package is not what its card says"
 
@@ -94,7 +115,7 @@ class RunFailed(WorkFailed):
 # %% ../nbs/errors.ipynb #8be85992
 def unknown(
     given: str,  # what was asked for
-    known,  # names that exist
+    known: Iterable[object],  # names that exist; written as `str` writes them
     place: str,  # where they exist, as in "is not in settings.ini"
 ) -> str:  # one sentence
     """Say that `given` is not in `place`, and what is
@@ -103,8 +124,8 @@ def unknown(
     ----------
     given : str
         what was asked for
-    known
-        names that exist
+    known : Iterable[object]
+        names that exist; written as `str` writes them
     place : str
         where they exist, as in "is not in settings.ini"
 
@@ -113,10 +134,10 @@ def unknown(
     str
         one sentence
     """
-    known = sorted(map(str, known))
-    near = get_close_matches(given, known, n=1)
+    names = sorted(map(str, known))
+    near = get_close_matches(given, names, n=1)
     meant = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{given!r} is not in {place}; known: {', '.join(known) or 'none'}.{meant}"
+    return f"{given!r} is not in {place}; known: {', '.join(names) or 'none'}.{meant}"
 
 # %% ../nbs/errors.ipynb #032839ab
 def extra(
