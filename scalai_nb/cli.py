@@ -20,7 +20,9 @@ from .commands.bench import bench_app
 from .commands.export import export
 from .commands.models import metrics_of, models_app
 from .commands.serve import serve
-from .commands.terminal import Dataset, Env, Json, console, out, plain, tabulate, when
+from .commands.terminal import Dataset, Env, Json, console, out, plain
+from .show import terminal_table as tabulate
+from .words import when
 from .environment import environment
 from .errors import ParameterError, ScalaiError
 
@@ -266,7 +268,8 @@ def runs(
     "List the runs, newest first."
     if context.invoked_subcommand:
         return
-    from scalai_nb.pipeline.progress import duration, status
+    from scalai_nb.show import terminal_status as status
+    from scalai_nb.words import duration
     from scalai_nb.pipeline.run import all_runs
 
     out(
@@ -346,7 +349,8 @@ def _draw(renderable, title: str, path: str) -> None:
 
 def _show_step(run, step, as_json) -> None:
     "Print the cells of `step` with their status and output"
-    from scalai_nb.pipeline.progress import duration, status
+    from scalai_nb.show import terminal_status as status
+    from scalai_nb.words import duration
     from scalai_nb.pipeline.run import read_outputs
 
     outputs = read_outputs(run, step).cells

@@ -310,7 +310,7 @@ def show(comparison: dict):
     "A comparison as a table for a terminal"
     from rich.console import Group
     from rich.text import Text
-    from scalai_nb.pipeline.progress import table
+    from scalai_nb.show import terminal_table as table
 
     rows = [
         row for seen in comparison["cases"].values() for row in _rows(seen, comparison["bandwidth"])

@@ -150,7 +150,7 @@ def bench_pipeline(
 # %% ../../nbs/bench/notebooks.ipynb #f63b7b1a
 def show(figures: dict):
     "The figures of a comparison as a table"
-    from scalai_nb.pipeline.progress import table
+    from scalai_nb.show import terminal_table as table
 
     rows = (
         (name, *(f"{f[p]:.3g}" for p in _PEERS), f["unit"], f"{f['ratio']:.3f}")

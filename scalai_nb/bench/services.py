@@ -430,7 +430,7 @@ def show(figures: dict):
     "The figures of `measure` as tables for a terminal: what was seen, and what had to be reached"
     from rich.console import Group
     from rich.text import Text
-    from scalai_nb.pipeline.progress import table
+    from scalai_nb.show import terminal_table as table
 
     parts = []
     for case in figures["cases"].values():

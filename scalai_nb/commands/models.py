@@ -11,7 +11,9 @@ from typing import Annotated
 
 import typer
 
-from .terminal import Env, Json, console, out, tabulate, when
+from .terminal import Env, Json, console, out
+from ..show import terminal_table as tabulate
+from ..words import when
 from ..environment import environment
 from ..errors import ParameterError
 from ..goals import Goal

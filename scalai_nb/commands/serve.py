@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from .terminal import Env, console, tabulate
+from .terminal import Env, console
+from ..show import terminal_table as tabulate
 from ..environment import environment
 
 # %% ../../nbs/commands/serve.ipynb #52aec940

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from markdown_it import MarkdownIt
 
-from .progress import MARKS, duration, size
+from ..show import MARKS
+from ..words import duration, size
 from .run import CAUSES, STATUSES, Run, StepRun, read_notebook, recover, text
 
 # %% ../../nbs/pipeline/report.ipynb #33f366f9

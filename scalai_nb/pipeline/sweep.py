@@ -31,7 +31,10 @@ from ..models.search.study import alone
 from .engine import preload
 from .forkserver import ForkServer
 from .plan import Cache, Pipeline, Plan, heads
-from .progress import Plain, duration, status, table
+from .progress import Plain
+from ..show import terminal_status as status
+from ..show import terminal_table as table
+from ..words import duration
 from .report import write_report
 from .run import Run, load_run
 from .runner import Runner, signals
