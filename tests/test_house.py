@@ -29,7 +29,7 @@ FLOORS = """
     models.registry models.slim models.search
     client
     pipeline
-    serving.refusal serving.metrics serving.tracing
+    serving.refusal serving.exchange serving.metrics serving.tracing
     serving.scoring
     serving.protocols serving.log
     serving.app serving.wire serving.offline

@@ -72,7 +72,7 @@ def test_all_processes_are_on_the_page_once(tmp_path):
         m.observe("scalai_batch_rows", "late", "3", value=i + 1)
         m.gauge("scalai_queue_rows", value=i)
         assert metrics.save(m, tmp_path / f"worker-{i}.json")
-    found = samples(metrics.together(workers[1], tmp_path / "worker-1.json"))
+    found = samples(metrics.of_service(workers[1], tmp_path / "worker-1.json"))
     assert (
         found["scalai_shed_total", "full"] == 111
         and found["scalai_batch_rows_sum", "3", "late"] == 6
@@ -89,7 +89,7 @@ def test_a_worker_that_comes_back_goes_on_counting(tmp_path):
     back = metrics.resumed(tmp_path / "worker-0.json")
     back.count("scalai_shed_total", "full")
     back.observe("scalai_batch_rows", "late", "3", value=1)
-    found = samples(metrics.together(back, tmp_path / "worker-0.json"))
+    found = samples(metrics.of_service(back, tmp_path / "worker-0.json"))
     assert (
         found["scalai_shed_total", "full"] == 6
         and found["scalai_batch_rows_count", "3", "late"] == 2
@@ -100,7 +100,7 @@ def test_a_worker_that_comes_back_goes_on_counting(tmp_path):
 @pytest.mark.parametrize("text", ["", "[", "{}", "[[], []]"])
 def test_a_copy_that_cannot_be_read_counts_for_nothing(tmp_path, text):
     (tmp_path / "worker-1.json").write_text(text)
-    metrics.together(Metrics(), tmp_path / "worker-0.json")
+    metrics.of_service(Metrics(), tmp_path / "worker-0.json")
 
 
 # ---- traces

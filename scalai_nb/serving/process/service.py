@@ -23,7 +23,7 @@ from ...errors import Conflict, ParameterError, WorkFailed
 from ...goals import Goal
 from ...models.registry.registry import Registry
 from .keeper import prove, publish, routes
-from ..metrics import Metrics, together
+from ..metrics import Metrics, of_service
 from .options import Options, cores
 
 # %% ../../../nbs/serving/process/service.ipynb #1cfc5d46
@@ -207,7 +207,7 @@ class Service:
 
     def metrics(self) -> Metrics:
         "What its processes have counted, a second ago at most"
-        return together(Metrics(), self.folder / "metrics" / "none")
+        return of_service(Metrics(), self.folder / "metrics" / "none")
 
     def log(self) -> str:
         "What it has said"

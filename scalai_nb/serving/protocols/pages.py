@@ -11,13 +11,13 @@ from shlex import quote
 
 import orjson
 
-from ..metrics import page, together
+from ..metrics import of_service, page
 from .openapi import document, examples
 
 # %% ../../../nbs/serving/protocols/pages.ipynb #b05eac04
 def metrics(app, exchange):
     "The counters of all processes of the service"
-    counted = together(app.metrics, app.copy) if app.copy else app.metrics
+    counted = of_service(app.metrics, app.copy) if app.copy else app.metrics
     exchange.reply(200, *page(counted, exchange.headers.get(b"accept", b"").decode("latin-1")))
 
 
