@@ -20,7 +20,8 @@ import xarray as xr
 import scalai_nb as sn
 from scalai_nb.errors import ContractViolation, ModelNotFound, ParameterError, WorkFailed
 from scalai_nb.client.client import Client
-from scalai_nb.client.replicas import FAILURES, Replicas, Request
+from scalai_nb.client.flight import FAILURES, Request
+from scalai_nb.client.replicas import Replicas
 
 ASK = Request("GET", "/")
 
@@ -389,6 +390,44 @@ def test_rows_that_cannot_be_sent(rows, text):
         with pytest.raises(ParameterError, match=text):
             client.predict(rows)
     assert server.asked == 0
+
+
+# ---- what it needs
+
+BARE = """
+import sys
+
+BLOCKED = {
+    *("uvloop", "httptools", "hpack", "h2", "granian", "grpc", "google", "orjson"),
+    *("prometheus_client", "xarray", "pandas", "pyarrow", "dask", "distributed", "numba", "zarr"),
+    *("icechunk", "onnx", "onnxruntime", "mlflow", "sqlalchemy", "sklearn", "scipy", "papermill"),
+    *("nbclient", "rich", "typer", "torch", "xgboost", "optuna", "cupy", "httpx", "requests"),
+}
+
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Blocked())
+from scalai_nb.client.client import Client
+
+with Client(sys.argv[1], model="m", protocol="v1") as client:
+    print(client.predict({"a": [1, 2], "b": ["x", None]}).tolist())
+ours = {n.split(".")[1] for n in sys.modules if n.startswith("scalai_nb.")}
+print(sorted(ours - {"client", "environment", "errors", "files", "goals", "types"}))
+"""
+
+
+def test_a_client_needs_no_server_and_no_heavy_library():
+    body = b'{"predictions": [0.25, 0.5]}'
+    with serving(server := StandIn(body=body)):
+        done = subprocess.run(
+            [sys.executable, "-c", BARE, server.url], capture_output=True, text=True, timeout=60
+        )
+    assert done.stdout.splitlines() == ["[0.25, 0.5]", "[]"], done.stderr
 
 
 # ---- a real worker
