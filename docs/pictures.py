@@ -1,0 +1,148 @@
+"""Make the pictures of the documents from a real run, so that they stay true: `make pictures`
+
+Runs the flights pipeline in a copy of the project (a minute), then shows terminal, report, dashboard and JupyterLab.
+Needs Chromium (`make test-services`); every request of a page to another host is refused and named.
+"""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from playwright.sync_api import Page, sync_playwright
+from rich.console import Console
+from rich.text import Text
+
+ROOT = Path(__file__).parent.parent
+PICTURES = ROOT / "docs" / "pictures"
+BIN = Path(sys.executable).parent
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+IGNORED = shutil.ignore_patterns(".git", ".venv*", ".scalai", ".services", "site", "__pycache__")
+
+
+def call(project: Path, *words: str) -> str:
+    "What a command of this environment prints in the project, with its colours"
+    env = os.environ | {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": "110"}
+    program = [str(BIN / words[0]), *words[1:]]
+    done = subprocess.run(
+        program, cwd=project, env=env, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"pictures: {' '.join(words)}: {done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def terminal(text: str, title: str, path: Path) -> None:
+    "Draw what a terminal shows"
+    console = Console(record=True, width=110, file=open(os.devnull, "w"), force_terminal=True)
+    console.print(Text.from_ansi(text.replace(tempfile.gettempdir(), "…")))
+    console.save_svg(str(path), title=title)
+
+
+def free_port() -> int:
+    "A port of this machine that nobody listens at"
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@contextmanager
+def server(project: Path, port: int, path: str, *words: str):
+    "A server in the project as long as the block lasts; its address"
+    url = f"http://127.0.0.1:{port}{path}"
+    program = [str(BIN / words[0]), *words[1:]]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(program, cwd=project, start_new_session=True, **quiet)
+    try:
+        for _ in range(240):
+            try:
+                urlopen(url, timeout=5).close()
+                break
+            except (URLError, OSError):
+                time.sleep(0.25)
+        yield url
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait(20)
+
+
+def shoot(page: Page, url: str, path: Path, ready: str, full: bool = False) -> None:
+    "Open a page, wait until it shows `ready`, and keep its picture"
+    page.goto(url)
+    page.wait_for_selector(ready, timeout=60_000)
+    page.wait_for_timeout(1500)
+    page.screenshot(path=path, full_page=full)
+
+
+def local_only(route) -> None:
+    "Let pages ask this machine only"
+    if re.match(
+        r"(https?|wss?)://(127\.0\.0\.1|localhost)[:/]|file:|data:|blob:", route.request.url
+    ):
+        route.continue_()
+    else:
+        print(f"pictures: refused {route.request.url}", file=sys.stderr)
+        route.abort()
+
+
+def browser_pictures(project: Path, report: Path) -> None:
+    "Report, dashboard and JupyterLab"
+    program = next((found for name in CHROMIUM if (found := shutil.which(name))), None)
+    if not program:
+        raise SystemExit("pictures: no Chromium; run make test-services.")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        page = chromium.new_page(viewport={"width": 1200, "height": 800})
+        page.route("**/*", local_only)
+        shoot(page, report.as_uri(), PICTURES / "report.png", "table")
+        port = free_port()
+        with server(
+            project, port, "/", "scalai", "dash", "--port", str(port), "--no-browser"
+        ) as url:
+            shoot(page, url, PICTURES / "dashboard.png", ".scalai-card")
+        port, settings = free_port(), ["--no-browser", "--ServerApp.token=", "--allow-root"]
+        notebook = "/lab/tree/nbs/tutorials/many_rows.ipynb"
+        with server(project, port, "/lab", "jupyter", "lab", f"--port={port}", *settings) as url:
+            shoot(
+                page,
+                url.removesuffix("/lab") + notebook,
+                PICTURES / "jupyterlab.png",
+                ".jp-Notebook",
+            )
+        chromium.close()
+
+
+def main() -> int:
+    PICTURES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="pictures-") as folder:
+        project = Path(folder) / "project"
+        shutil.copytree(ROOT, project, ignore=IGNORED, symlinks=True)
+        call(project, "scalai", "run", "flights", "--env", "laptop")
+        terminal(call(project, "scalai", "show"), "scalai show", PICTURES / "run.svg")
+        terminal(
+            call(project, "scalai", "plan", "flights"), "scalai plan flights", PICTURES / "plan.svg"
+        )
+        report = next((project / ".scalai/runs").glob("flights-*/report.html"))
+        browser_pictures(project, report)
+    for path in sorted(PICTURES.iterdir()):
+        print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1000:.0f} kB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

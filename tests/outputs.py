@@ -1,0 +1,226 @@
+"""Run the notebooks and keep what they show: `make outputs`, or `python tests/outputs.py --check` to compare
+
+An output is replaced only when it says something else: times, dates, ids, ports and paths may differ, and numbers
+by rounding. Paths of this machine are never kept.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from itertools import zip_longest
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+LESSONS = ("nbs", "dashboards")
+SKIPPED = r"^([_.]|pipelines$)"  # steps are run by their pipeline, a dashboard behind it
+PIPELINES = Path("nbs/pipelines")
+LARGEST = 100_000  # bytes of a picture
+
+HIDDEN = [  # what is never kept: paths of this machine
+    (re.compile(re.escape(str(ROOT))), "…"),
+    (re.compile(r"/tmp/[\w.-]+"), "/tmp/…"),
+    (re.compile(re.escape(str(Path.home())) + r"(?=/)"), "~"),
+]
+CHANGING = [  # what may differ from run to run
+    re.compile(r"\b20[2-9]\d-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|\+\d\d:\d\d)?)?"),
+    re.compile(
+        r"\b\d{1,2} (?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)\w* \d\d:\d\d(?::\d\d)?"
+    ),
+    re.compile(r"\b\d\d:\d\d(?::\d\d)?\b"),
+    re.compile(r"\b\d{8}-\d{6}\w*"),  # of a run's id
+    re.compile(r"\b[0-9a-f]{6,64}\b(?<!\d{6})"),
+    re.compile(r"\b[0-9A-Z]{20}\b"),  # a snapshot of the lake
+    re.compile(r"\b0x[0-9a-f]+\b"),
+    re.compile(r"\b[\d.,]+ ?(?:ns|µs|ms|s|min|h|MB/s|GB/s|rows/s)\b"),
+    re.compile(r"(?<=127\.0\.0\.1:)\d+|(?<=localhost:)\d+"),
+    re.compile(r"(?i)(?<=\bprocess )\d+|(?<=\bpid )\d+|(?<=\bpid=)\d+"),
+    re.compile(r"/tmp/…\S*"),
+]
+NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
+
+
+def lessons() -> list[Path]:
+    "The notebooks that run by themselves, relative to the project"
+    found = sorted(p.relative_to(ROOT) for p in (ROOT / "nbs").rglob("*.ipynb"))
+    return [p for p in found if not any(re.match(SKIPPED, part) for part in p.parts)]
+
+
+def pipelines() -> list[str]:
+    "The names of the pipelines"
+    return sorted(p.name for p in (ROOT / PIPELINES).iterdir() if p.is_dir())
+
+
+def steps(pipeline: str, project: Path) -> dict[Path, Path]:
+    "Where each step of a pipeline is, and where its latest run in a copy of the project has left it"
+    runs = sorted((project / ".scalai/runs").glob(f"{pipeline}-*"))
+    found = sorted((ROOT / PIPELINES / pipeline).glob("*.ipynb"))
+    return {p.relative_to(ROOT): runs[-1] / p.name for p in found}
+
+
+def cells(path: Path) -> list[dict]:
+    "The code cells of a notebook"
+    nb = json.loads(path.read_text(encoding="utf-8"))
+    return [c for c in nb["cells"] if c["cell_type"] == "code"]
+
+
+# ---- what an output says
+
+
+def text(output: dict) -> str:
+    "What an output says, or what kind of picture it is"
+    if output["output_type"] == "stream":
+        return "".join(output["text"])
+    if output["output_type"] == "error":
+        return output["ename"]
+    data = output["data"]
+    return "".join(data.get("text/plain", "")) + "".join(k for k in sorted(data) if "image" in k)
+
+
+def close(a: str, b: str) -> bool:
+    "Whether two numbers are one, up to rounding"
+    return math.isclose(float(a), float(b), rel_tol=1e-4, abs_tol=1e-9)
+
+
+def same(a: str, b: str) -> bool:
+    "Whether two texts say the same"
+    for pattern in CHANGING:
+        a, b = pattern.sub("…", a), pattern.sub("…", b)
+    a, b = (re.sub(r"[ \t─━═-]+", " ", x).strip() for x in (a, b))
+    if a == b:
+        return True
+    numbers = [NUMBER.findall(x) for x in (a, b)]
+    alike = NUMBER.sub("#", a) == NUMBER.sub("#", b)
+    return alike and all(close(x, y) for x, y in zip(*numbers, strict=True))
+
+
+def joined(outputs: list[dict]) -> list[str]:
+    "What outputs say, pieces of one stream as one"
+    found = []
+    for kind in ("stdout", "stderr"):
+        pieces = [text(o) for o in outputs if o.get("name") == kind]
+        found += ["".join(pieces)] if pieces else []
+    return found + [text(o) for o in outputs if o["output_type"] != "stream"]
+
+
+# ---- running
+
+
+def tidy(output: dict) -> dict:
+    "An output without paths of this machine and without what changes from run to run in HTML"
+
+    def hide(value):
+        if isinstance(value, list):
+            return [hide(v) for v in value]
+        if isinstance(value, str):
+            for pattern, shown in HIDDEN:
+                value = pattern.sub(shown, value)
+        return value
+
+    kept = {k: hide(v) for k, v in output.items() if k in ("text", "ename", "evalue", "traceback")}
+    data = (
+        {"data": {k: hide(v) for k, v in output.get("data", {}).items()}}
+        if "data" in output
+        else {}
+    )
+    return output | kept | data
+
+
+def copied() -> Path:
+    "A copy of the project to run notebooks in"
+    copy = Path(tempfile.mkdtemp(prefix="outputs-"))
+    ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.py")
+    for name in LESSONS:
+        shutil.copytree(ROOT / name, copy / name, ignore=ignored)
+    (copy / "scalai_nb").symlink_to(ROOT / "scalai_nb")
+    for name in ("pyproject.toml", "settings.ini"):
+        shutil.copy(ROOT / name, copy)
+    return copy
+
+
+def call(copy: Path, command: str, *words: str) -> None:
+    "Run a command of this environment in the copy; SystemExit when it fails"
+    env = os.environ | {"SCALAI_ENV": "laptop", "COLUMNS": "100", "PYTHONHASHSEED": "0"}
+    program = Path(sys.executable).with_name(command)
+    if subprocess.run([program, *words], cwd=copy, env=env, check=False).returncode:
+        raise SystemExit(f"outputs: {command} {' '.join(words)} failed, for the reason above.")
+
+
+def run(copy: Path, chosen: list[Path], processes: int) -> dict[Path, Path]:
+    "Run the notebooks, those of a pipeline by a run of it; where each has been left"
+    done = {}
+    test = ("--save", "--n-workers", str(processes))
+    alone = [p for p in chosen if p in lessons()]
+    if len(alone) == len(lessons()):
+        call(copy, "nbdev-test", *test, "--skip-folder-re", SKIPPED, "nbs")
+    else:
+        for path in alone:
+            call(copy, "nbdev-test", *test, str(path))
+    done |= {p: copy / p for p in alone}
+    for name in pipelines():
+        if any(p.parent == PIPELINES / name for p in chosen):
+            call(copy, "scalai", "run", name)
+            done |= steps(name, copy)
+    for path in chosen:
+        if path.parts[0] == "dashboards":
+            call(copy, "nbdev-test", *test, str(path))
+            done[path] = copy / path
+    return done
+
+
+def refresh(path: Path, ran: Path, check: bool = False) -> list[str]:
+    "Take over what the notebook showed when it ran, where that is something else; what differs"
+    nb = json.loads((ROOT / path).read_text(encoding="utf-8"))
+    new = {c["id"]: [tidy(o) for o in c["outputs"]] for c in cells(ran)}
+    differ = []
+    for cell in nb["cells"]:
+        if cell["cell_type"] != "code" or cell["id"] not in new:
+            continue
+        outputs = new[cell["id"]]
+        was, now = joined(cell["outputs"]), joined(outputs)
+        if all(same(a, b) for a, b in zip_longest(was, now, fillvalue="")):
+            continue
+        shown = [" | ".join(x)[:600] for x in (was, now)]
+        differ.append(f"{path} cell {cell['id']}:\n    kept: {shown[0]!r}\n    now:  {shown[1]!r}")
+        cell["outputs"] = [
+            o | {"execution_count": None} if "execution_count" in o else o for o in outputs
+        ]
+    if differ and not check:
+        done = json.dumps(nb, indent=1, ensure_ascii=False, sort_keys=True)
+        (ROOT / path).write_text(done + "\n", encoding="utf-8")
+    return differ
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "notebook", nargs="*", type=Path, help="relative to the project; default: all"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; fail when a text differs"
+    )
+    parser.add_argument("--lessons", action="store_true", help="without pipelines and dashboards")
+    parser.add_argument("--processes", type=int, default=2)
+    words = parser.parse_args()
+    everything = [p.relative_to(ROOT) for name in LESSONS for p in (ROOT / name).rglob("*.ipynb")]
+    chosen = words.notebook or (lessons() if words.lessons else sorted(everything))
+    copy = copied()
+    try:
+        done = run(copy, chosen, words.processes)
+        differ = [line for path in done for line in refresh(path, done[path], words.check)]
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+    print(*differ, sep="\n")
+    print(
+        f"outputs: {len(differ)} cells of {len(done)} notebooks {'differ' if words.check else 'are new'}"
+    )
+    return 1 if words.check and differ else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
