@@ -42,10 +42,9 @@ from scalai_nb.describe.summary import (
     Summary,
     column,
     merge_columns,
-    percent,
-    show,
     summarize,
 )
+from scalai_nb.words import percent, value
 
 RNG = np.random.default_rng
 QUANTILES = np.array([0, 0.001, 0.05, 0.25, 0.5, 0.75, 0.95, 0.999, 1])
@@ -1067,9 +1066,9 @@ def test_histograms_hold_all_values(s, ds):
     assert np.abs(exact - h.counts).max() < 60, "buckets at the edges of a bar go to one side"
 
 
-def test_show_and_percent():
+def test_value_and_percent():
     assert [
-        show(x)
+        value(x)
         for x in (1e-7, -3.0, -1234567.8, 1e13, -np.inf, None, np.datetime64("2013-01-01T05:06:07"))
     ] == ["1e-07", "-3", "-1,234,568", "1e+13", "−∞", "", "2013-01-01 05:06"]
     assert [percent(x) for x in (1, 0.999, np.nan)] == [
