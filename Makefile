@@ -4,22 +4,23 @@
 #   make test VENV=/tmp/x          elsewhere
 #   make test ARGS="-k lake"       what else pytest is told
 #   make test PROCESSES=8          on so many cores; 0: one test at a time, in one process
+#   make outputs NOTEBOOK=a.ipynb  of one notebook
 PYTHON ?=
 VENV   ?= .venv$(if $(PYTHON),-$(notdir $(PYTHON)))
 ARGS   ?=
 PROCESSES ?= 2
+NOTEBOOK  ?=
 
 BIN       := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed
 EXTRAS    := serve otel trees torch search convert wandb lab flights bench dev
-LESSONS   := --n-workers $(PROCESSES) --skip-folder-re '^([_.]|pipelines$$)' nbs
 KERNELS   := $$(find scalai_nb/kernels -name '*.py')
 LEAN      := --override environments/overrides.txt
 COMPILE    = uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header $(EXTRAS:%=--extra %) pyproject.toml
 
 export PATH := $(BIN):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help demo test check export update format style bench lock test-services clean
+.PHONY: help demo test check campaign mutants export update format style outputs docs pictures bench lock test-services clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
@@ -27,16 +28,24 @@ help:  ## Show this list
 demo: $(INSTALLED)  ## Run the flights system end to end, on real data
 	@$(BIN)/scalai run flights --env laptop
 
-test: $(INSTALLED)  ## Run every library notebook, then every test
+test: $(INSTALLED)  ## Run every notebook and compare its outputs, then run every test
 	@echo "test: the notebooks of nbs/, each from top to bottom"
-	@$(BIN)/nbdev-test $(LESSONS)
+	@$(BIN)/python tests/outputs.py --check --lessons --processes $(PROCESSES)
 	@echo "test: tests/"
 	@$(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal $(ARGS)
 
-check: $(INSTALLED)  ## What a commit must pass: ruff, the export in sync, clean notebooks that run, true docs (a minute)
+check: $(INSTALLED)  ## What a commit must pass: ruff, the type checker, the export in sync, true documents (two minutes)
 	@$(BIN)/ruff check
-	@$(BIN)/pytest -m "not slow" tests/test_hygiene.py tests/test_project.py tests/test_docs.py $(ARGS)
-	@$(BIN)/nbdev-test $(LESSONS)
+	@$(MAKE) --no-print-directory format
+	@$(BIN)/basedpyright
+	@$(BIN)/pytest -m "not slow" tests/test_house.py tests/test_hygiene.py tests/test_project.py tests/test_docs.py $(ARGS)
+
+campaign: $(INSTALLED)  ## Run what takes long: faults by the minute, the bench's own bounds, the soak of a service
+	@$(BIN)/pytest -m campaign $(ARGS)
+	@$(BIN)/scalai bench serve soak --rounds 1
+
+mutants: $(INSTALLED)  ## Break the code in a hundred places and count what the tests notice (an hour)
+	@$(BIN)/python tests/mutants.py --processes $(PROCESSES)
 
 export: $(INSTALLED)  ## Write the notebooks of nbs/ into the modules of scalai_nb/, formatted and clean
 	@$(BIN)/ruff format --quiet
@@ -51,6 +60,16 @@ update: $(INSTALLED)  ## Bring edits of the modules of scalai_nb/ back into thei
 format: $(INSTALLED)  ## Check that notebooks, kernels and tests are as ruff formats them
 	@$(BIN)/ruff format --check --quiet
 	@$(BIN)/ruff format --check --quiet $(KERNELS)
+
+outputs: $(INSTALLED)  ## Run the notebooks and keep what they show; a test compares it
+	@$(BIN)/python tests/outputs.py --processes $(PROCESSES) $(NOTEBOOK)
+	@$(BIN)/nbdev-clean
+
+docs: $(INSTALLED)  ## Render README, lessons, reference and figures as a site with search into site/
+	@$(BIN)/python docs/build.py
+
+pictures: $(INSTALLED)  ## Make the pictures of the documents from a real run (two minutes, needs Chromium)
+	@$(BIN)/python docs/pictures.py
 
 style: $(INSTALLED)  ## Measure how the code reads: lines, patches, examples, outputs, types
 	@$(BIN)/python tests/style.py
@@ -70,7 +89,7 @@ test-services:  ## Install what some tests need besides: Chromium, a C++ compile
 	@environments/services
 
 clean:  ## Remove caches and build outputs; data (.scalai) and environments (.venv) stay
-	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	@find nbs scalai_nb tests dashboards -depth \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +
 
 $(INSTALLED): environments/lock.txt environments/install pyproject.toml
