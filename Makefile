@@ -34,9 +34,8 @@ test: $(INSTALLED)  ## Run every notebook and compare its outputs, then run ever
 	@echo "test: tests/"
 	@$(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal $(ARGS)
 
-check: $(INSTALLED)  ## What a commit must pass: ruff, the type checker, the export in sync, true documents (two minutes)
+check: format  ## What a commit must pass: ruff, the type checker, the export in sync, true documents (two minutes)
 	@$(BIN)/ruff check
-	@$(MAKE) --no-print-directory format
 	@$(BIN)/basedpyright
 	@$(BIN)/pytest -m "not slow" tests/test_house.py tests/test_hygiene.py tests/test_project.py tests/test_docs.py $(ARGS)
 
@@ -55,7 +54,7 @@ export: $(INSTALLED)  ## Write the notebooks of nbs/ into the modules of scalai_
 update: $(INSTALLED)  ## Bring edits of the modules of scalai_nb/ back into their notebooks
 	@$(BIN)/python -c "from scalai_nb.jupyter.docstrings import undo; undo('scalai_nb')"
 	@$(BIN)/nbdev-update
-	@$(MAKE) --no-print-directory export
+	@$(BIN)/nbdev-clean && $(BIN)/nbdev-export
 
 format: $(INSTALLED)  ## Check that notebooks, kernels and tests are as ruff formats them
 	@$(BIN)/ruff format --check --quiet

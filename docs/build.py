@@ -13,7 +13,6 @@ from pathlib import Path
 import scalai_nb
 
 ROOT = Path(__file__).parent.parent
-SITE = ROOT / "site"
 PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 ROOMS = {  # in the order in which data pass through them
     "": "The ground",
@@ -33,6 +32,8 @@ ROOMS = {  # in the order in which data pass through them
     "jupyter": "Jupyter",
     "commands": "Commands",
 }
+
+MEMBERS = "   :members:\n   :exclude-members: get_metadata_routing, set_fit_request, set_score_request, set_partial_fit_request\n"
 
 
 def toctree(title: str, pages: list[str]) -> str:
@@ -72,7 +73,7 @@ def reference_pages(source: Path) -> list[str]:
         body = [f"# {', '.join(names)}\n"]
         for name in names:
             kind = "class" if name[0].isupper() else "function"
-            members = "   :members:\n   :inherited-members: object\n" if kind == "class" else ""
+            members = MEMBERS if kind == "class" else ""
             target = f"scalai_nb.{module}.{name}"
             body.append(f"```{{eval-rst}}\n.. auto{kind}:: {target}\n{members}```\n")
         page = f"reference/{module}"
@@ -123,6 +124,7 @@ def measured() -> list[str]:
 
 
 def main() -> int:
+    site = Path(sys.argv[1]) if sys.argv[1:] else ROOT / "site"
     with tempfile.TemporaryDirectory(prefix="site-") as folder:
         source = Path(folder) / "source"
         source.mkdir()
@@ -134,9 +136,9 @@ def main() -> int:
         command = [sys.executable, "-m", "sphinx", *options, str(source), str(made)]
         if code := subprocess.run(command, check=False).returncode:
             return code
-        shutil.rmtree(SITE, ignore_errors=True)
-        shutil.copytree(made, SITE, ignore=shutil.ignore_patterns(".doctrees", ".buildinfo"))
-    print(f"docs: {sum(1 for _ in SITE.rglob('*.html'))} pages; open {SITE / 'index.html'}")
+        shutil.rmtree(site, ignore_errors=True)
+        shutil.copytree(made, site, ignore=shutil.ignore_patterns(".doctrees", ".buildinfo"))
+    print(f"docs: {sum(1 for _ in site.rglob('*.html'))} pages; open {site / 'index.html'}")
     return 0
 
 

@@ -35,6 +35,34 @@ FLAGS = [
 IGNORED = shutil.ignore_patterns(".git", ".venv*", ".scalai", ".services", "site", "__pycache__")
 
 
+def house() -> None:
+    "Draw the rooms by floors, as tests/test_house.py holds them, each with its number of files"
+    sys.path.insert(0, str(ROOT / "tests"))
+    from test_house import FLOORS, MODULES, dotted, room_of
+
+    files = [room_of(dotted(p)) for p in MODULES if p.stem != "__init__"]
+    floors = [line.split() for line in FLOORS.split("\n") if line.strip()]
+    floors = [[r for r in floor if r in files] for floor in floors][::-1]
+    floors = [floor for floor in floors if floor]
+    height = 44 * len(floors) + 12
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 880 {height}" font-family="sans-serif">'
+    ]
+    for i, floor in enumerate(floors):
+        width = 864 / len(floor)
+        for j, room in enumerate(floor):
+            x, y, n = 8 + j * width, 8 + 44 * i, files.count(room)
+            many = f"{n} files" if n > 1 else "1 file"
+            parts.append(
+                f'<rect x="{x:.0f}" y="{y}" width="{width - 6:.0f}" height="36" rx="5" '
+                f'fill="#eef3fa" stroke="#7a93b8"/>'
+                f'<text x="{x + 10:.0f}" y="{y + 23}" font-size="14" fill="#1d2b3f">{room}</text>'
+                f'<text x="{x + width - 14:.0f}" y="{y + 23}" font-size="11" fill="#5a6b82" '
+                f'text-anchor="end">{many}</text>'
+            )
+    (PICTURES / "house.svg").write_text("\n".join([*parts, "</svg>\n"]))
+
+
 def call(project: Path, *words: str) -> str:
     "What a command of this environment prints in the project, with its colours"
     env = os.environ | {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": "110"}
@@ -129,6 +157,7 @@ def browser_pictures(project: Path, report: Path) -> None:
 
 def main() -> int:
     PICTURES.mkdir(exist_ok=True)
+    house()
     with tempfile.TemporaryDirectory(prefix="pictures-") as folder:
         project = Path(folder) / "project"
         shutil.copytree(ROOT, project, ignore=IGNORED, symlinks=True)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,24 +38,49 @@ class Demo:
     folder: Path
     first: str = ""  # what `make demo` printed
 
-    def __call__(self, command: str, timeout=500) -> subprocess.CompletedProcess:
+    @property
+    def env(self) -> dict[str, str]:
+        "The variables of whoever types"
         venv = Path(sys.executable).parent.parent
-        env = {k: v for k, v in os.environ.items() if k not in ("IN_TEST", "MAKELEVEL")}
-        env |= {
-            "PATH": f"{venv}/bin:{env['PATH']}",
+        inherited = {k: v for k, v in os.environ.items() if k not in ("IN_TEST", "MAKELEVEL")}
+        return inherited | {
+            "PATH": f"{venv}/bin:{inherited['PATH']}",
             "HOME": str(self.folder / "home"),
             "COLUMNS": "160",
             "VENV": str(venv),
-            "MAKEFLAGS": f"-o {venv}/.installed",
-        }  # make leaves the environment as it is
+            "MAKEFLAGS": f"-o {venv}/.installed",  # make leaves the environment as it is
+        }
+
+    def __call__(self, command: str, timeout=500) -> subprocess.CompletedProcess:
+        "What a command has printed when it has ended"
         return subprocess.run(
             ["bash", "-c", command],
             cwd=self.folder,
-            env=env,
+            env=self.env,
             capture_output=True,
             text=True,
             timeout=timeout,
         )
+
+    @contextmanager
+    def started(self, command: str):
+        "The process of a command that goes on; killed at the end of the block if it still does"
+        process = subprocess.Popen(
+            ["bash", "-c", command],
+            cwd=self.folder,
+            env=self.env | {"PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.stdout.close()
+            process.wait()
 
 
 @pytest.fixture(scope="session")
@@ -101,7 +127,7 @@ def tool(name: str) -> Path:
 @pytest.fixture(scope="session")
 def database(tmp_path_factory):
     "MLflow's file, set up once: its migrations take seconds"
-    from scalai_nb.tracking.sinks import client
+    from scalai_nb.tracking.mlflow_sink import client
 
     file = tmp_path_factory.mktemp("mlflow") / "tracking.db"
     client(SimpleNamespace(tracking=f"sqlite:///{file}"))

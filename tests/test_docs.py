@@ -1,29 +1,42 @@
 """What README.md and CONTRIBUTING.md say is true: their commands are run, in the order in which they are written"""
 
+import os
 import re
+import shutil
+import signal
+import subprocess
+import sys
+import venv
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 DOCS = {
     name: (ROOT / name).read_text(encoding="utf-8")
-    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+    for name in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "SECURITY.md",
+        "docs/architecture.md",
+    )
 }
 
-ELSEWHERE = {  # what is not run here, and the test that does it
-    "make test": "test_project.py::test_ci_ends_with_the_summaries_and_fails_when_a_suite_does",
-    "make test PYTHON=python3.13": "test_project.py::test_another_python_gets_another_folder",
-    'make test ARGS="-k lake"': "test_project.py::test_make_passes_more_words_to_pytest",
-    "make test PROCESSES=8": "test_project.py::test_make_passes_more_words_to_pytest",
-    "make check": "test_hygiene.py::test_the_export_is_in_sync_and_no_module_is_an_orphan",
-    "make lock": "test_project.py::test_the_lock_holds_all_that_the_project_asks_for",
-    "make test-services": "test_project.py::test_services_never_fail",
-    "source .venv/bin/activate": "test_project.py::test_make_installs_once_and_again_when_the_lock_changes",
-    "scalai dash": "test_dashboard.py::",  # serves until Ctrl-C
-    "scalai serve late-flight": "test_serve.py::",  # likewise
-    "scalai kernel install": "test_kernels.py::",  # writes into the environment of these tests
+SERVERS = ("scalai dash", "scalai serve late-flight")  # they serve until Ctrl-C
+ACTIVATE = "source .venv/bin/activate"
+INTO_ITS_ENVIRONMENT = ("scalai kernel install",)
+BY_STAND_INS = {  # what is called, with programs that only write down that they were
+    "make test": ["python tests/outputs.py --check --lessons", "pytest --numprocesses 2"],
+    "make test PYTHON=python3.13": ["pytest --numprocesses 2"],
+    'make test ARGS="-k lake"': ["--dist worksteal -k lake"],
+    "make test PROCESSES=8": ["--processes 8", "pytest --numprocesses 8"],
+    "make check": ["ruff check", "ruff format --check", "basedpyright", "pytest -m not slow"],
+    "make lock": ["uv pip compile"],
+    "make test-services": ["uv pip install"],
 }
+APART = (*SERVERS, ACTIVATE, *INTO_ITS_ENVIRONMENT, *BY_STAND_INS)
 
 
 def blocks(name: str, language: str) -> list[str]:
@@ -38,20 +51,51 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("where", ELSEWHERE.values(), ids=ELSEWHERE)
-def test_what_is_not_run_here_is_run_there(where):
-    file, _, test = where.partition("::")
-    assert re.search(
-        rf"^def {test}" if test else r"^def test_",
-        (ROOT / "tests" / file).read_text(encoding="utf-8"),
-        re.M,
-    )
-
-
 def test_every_line_is_accounted_for():
     written = {line for _, line in COMMANDS}
-    assert set(ELSEWHERE) <= written, "these are no longer in the documents"
-    assert len(written) > len(ELSEWHERE)
+    assert set(APART) <= written, "these are no longer in the documents"
+    assert len(written) > len(APART)
+
+
+# ---- commands that call heavy programs
+
+
+@pytest.fixture
+def stand_ins(tmp_path):
+    "Run a line of `make` where every program only writes down how it was called; what was called"
+    log, bin_ = tmp_path / "log", tmp_path / "venv/bin"
+    bin_.mkdir(parents=True)
+    for name in "python nbdev-test pytest ruff basedpyright uv chromium g++".split():
+        program = bin_ / name
+        program.write_text(f'#!/bin/sh\necho "$(basename $0) $*" >>{log}\n')
+        program.chmod(0o755)
+    (tmp_path / "venv/.installed").touch()
+    project = tmp_path / "project"
+    shutil.copytree(ROOT / "environments", project / "environments")
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, project)
+
+    def call(command: str) -> str:
+        venv = str(tmp_path / "venv")
+        env = {k: v for k, v in os.environ.items() if k != "MAKELEVEL"}
+        env |= {"PATH": f"{bin_}:{env['PATH']}", "VENV": venv, "MAKEFLAGS": f"-o {venv}/.installed"}
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=project, env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return log.read_text()
+
+    return call
+
+
+@pytest.mark.parametrize("command", BY_STAND_INS)
+def test_make_calls_what_it_says(stand_ins, command):
+    called = stand_ins(command)
+    for words in BY_STAND_INS[command]:
+        assert words in called
+
+
+# ---- commands that work on what the demo made
 
 
 @pytest.mark.slow
@@ -65,10 +109,42 @@ def test_the_demo_ends_with_what_to_look_at(demo):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, command", [c for c in COMMANDS if c[1] not in ELSEWHERE])
+@pytest.mark.parametrize("name, command", [c for c in COMMANDS if c[1] not in APART])
 def test_the_command_works(demo, name, command):
     done = demo(command)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", SERVERS)
+def test_the_server_answers_until_it_is_interrupted(demo, command):
+    words = f"exec {command}{' --no-open' if command.endswith('dash') else ''} --port 0"
+    with demo.started(words) as process:
+        lines = iter(process.stdout.readline, "")
+        address = next(m[0] for line in lines if (m := re.search(r"http://127\.0\.0\.1:\d+", line)))
+        with urlopen(address, timeout=60) as answer:
+            assert answer.status == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", INTO_ITS_ENVIRONMENT)
+def test_the_command_writes_into_the_environment_that_is_active(demo, command):
+    "An environment of its own, with the packages of this one"
+    venv.create(demo.folder / ".venv")
+    here = Path(sys.executable).parent.parent
+    (site,) = (demo.folder / ".venv").glob("lib/python*/site-packages")
+    (packages,) = here.glob("lib/python*/site-packages")
+    (site / "packages.pth").write_text(f"import site; site.addsitedir({str(packages)!r})\n")
+    program = demo.folder / ".venv/bin/scalai"
+    program.write_text(
+        f"#!{demo.folder}/.venv/bin/python\nfrom scalai_nb.cli import main\nmain()\n"
+    )
+    program.chmod(0o755)
+    done = demo(f"{ACTIVATE} && {command}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list((demo.folder / ".venv/share/jupyter/kernels").glob("*/kernel.json"))
 
 
 @pytest.mark.slow
@@ -88,7 +164,20 @@ def test_the_code_runs(code):
 @pytest.mark.parametrize("name", DOCS)
 def test_links_lead_somewhere(name):
     links = re.findall(r"\]\(([^)#]+)\)", DOCS[name])
+    here = (ROOT / name).parent
     missing = [
-        link for link in links if not link.startswith("https://") and not (ROOT / link).exists()
+        link for link in links if not link.startswith("https://") and not (here / link).exists()
     ]
     assert links and not missing
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_files_that_are_named_exist(name):
+    "`learn/features/transform` and the like, and `scalai_nb/....py`; but what changed may be gone"
+    named = set(re.findall(r"`([a-z_]+(?:/[a-z_0-9]+)+)`", DOCS[name]))
+    named |= {m.removesuffix(".py") for m in re.findall(r"`scalai_nb/([\w/]+\.py)`", DOCS[name])}
+    there = [ROOT / "scalai_nb", ROOT]
+    gone = [
+        n for n in named if not any((t / n).exists() or (t / f"{n}.py").exists() for t in there)
+    ]
+    assert name == "CHANGELOG.md" or not gone

@@ -1,0 +1,100 @@
+"""The site: every page is there, search finds, and nothing asks another host"""
+
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+import scalai_nb
+
+ROOT = Path(__file__).parent.parent
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    "The site, rendered"
+    folder = tmp_path_factory.mktemp("site") / "html"
+    command = [sys.executable, ROOT / "docs/build.py", folder]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    "Serves files and prints nothing"
+
+    def log_message(self, *words): ...
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    "Where the site is served on this machine"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=site))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_every_document_lesson_and_public_name_has_a_page(site):
+    wanted = ["index", "CHANGELOG", "CONTRIBUTING", "SECURITY", "search"]
+    wanted += [f"docs/{p.stem}" for p in (ROOT / "docs").glob("*.md")]
+    notebooks = [p.relative_to(ROOT) for p in (ROOT / "nbs").rglob("*.ipynb")]
+    wanted += [str(p.with_suffix("")) for p in notebooks if ".ipynb_checkpoints" not in p.parts]
+    missing = [name for name in wanted if not (site / f"{name}.html").is_file()]
+    assert not missing
+    reference = "".join(p.read_text(encoding="utf-8") for p in (site / "reference").glob("*.html"))
+    names = set(scalai_nb.__all__) - {"Environment", "environment"}
+    assert not [n for n in names if not re.search(rf'id="scalai_nb\\.[\\w.]+\\.{n}"', reference)]
+
+
+def test_help_of_a_parameter_is_in_the_reference(site):
+    page = (site / "reference/evaluation.evaluation.html").read_text(encoding="utf-8")
+    assert all(name in page for name in ("Parameters", "weight", "dask"))
+
+
+def test_no_page_loads_anything_from_elsewhere(site):
+    loads = re.compile(r'<(?:script|img|iframe|link)[^>]+(?:src|href)="(?:https?:)?//[^"]+"')
+    canonical = re.compile(r'rel="(?:canonical|author|license)"')
+    for page in site.rglob("*.html"):
+        found = loads.findall(page.read_text(encoding="utf-8"))
+        assert not [tag for tag in found if not canonical.search(tag)], page
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium; run make test-services")
+def test_a_reader_searches_and_opens_a_lesson(address):
+    from playwright.sync_api import expect, sync_playwright
+
+    outside, errors = [], []
+
+    def only_here(route):
+        if route.request.url.startswith(address) or route.request.url.startswith("data:"):
+            return route.continue_()
+        outside.append(route.request.url)
+        route.abort()
+
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.route("**/*", only_here)
+        page.on("pageerror", lambda e: errors.append(str(e)))
+        page.goto(f"{address}/index.html")
+        expect(page.get_by_role("heading", name="scalai-nb", exact=False).first).to_be_visible()
+        page.get_by_placeholder("Search").fill("quantile")
+        page.keyboard.press("Enter")
+        expect(page.locator("#search-results li").first).to_be_visible(timeout=20_000)
+        page.goto(f"{address}/nbs/describe/summary.html")
+        expect(page.locator("div.cell_output").first).to_be_visible()
+        page.goto(f"{address}/docs/architecture.html")
+        expect(page.locator("img[src*=house]")).to_be_visible()
+        browser.close()
+    assert not outside and not errors
