@@ -10,7 +10,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.estimator_checks import check_estimator
 
 from scalai_nb.compute.cluster import connect
-from scalai_nb.compute.reduce import check_mergeable
+from scalai_nb.compute.laws import check_mergeable
 from scalai_nb.environment import Environment
 from scalai_nb.errors import ParameterError, ScalaiError
 from scalai_nb.kernels import clusters as kernels

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
-from scalai_nb.compute.reduce import alike
+from scalai_nb.compute.laws import alike
 from scalai_nb.errors import ParameterError
 from scalai_nb.describe.drift import (
     BINS,

@@ -12,7 +12,8 @@ from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
 from scalai_nb.compute import state
-from scalai_nb.compute.reduce import ALGORITHMS, alike, check_mergeable, reduce
+from scalai_nb.compute.laws import alike, check_mergeable
+from scalai_nb.compute.reduce import ALGORITHMS, reduce
 from scalai_nb.errors import ParameterError
 from scalai_nb.kernels import of, scores as kernel
 from scalai_nb.evaluation.evaluation import EVALUATION, Evaluation, Point, evaluate, evaluation

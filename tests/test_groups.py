@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from scalai_nb.compute import reduce as reduction
 from scalai_nb.describe.grouping import AGGREGATES, GroupBy, Rolling, forget, group_by, rolling
-from scalai_nb.compute.reduce import ALGORITHMS, Mergeable, check_mergeable, reduce
+from scalai_nb.compute.laws import check_mergeable
+from scalai_nb.compute.reduce import ALGORITHMS, Mergeable, reduce
 from scalai_nb.errors import ParameterError, WorkFailed
 from scalai_nb.kernels.groups import fold, periods
 

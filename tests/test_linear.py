@@ -15,7 +15,7 @@ from sklearn.utils.estimator_checks import check_estimator
 from threadpoolctl import threadpool_info
 
 from scalai_nb.compute.cluster import connect
-from scalai_nb.compute.reduce import alike, check_mergeable
+from scalai_nb.compute.laws import alike, check_mergeable
 from scalai_nb.environment import Environment
 from scalai_nb.errors import ContractViolation, ParameterError, ScalaiError
 from scalai_nb.kernels import linear as kernels

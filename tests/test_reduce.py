@@ -18,10 +18,12 @@ from hypothesis.extra.numpy import arrays
 
 import scalai_nb.evaluation.evaluation
 import scalai_nb.describe.summary  # noqa: F401  both register algorithms
-from scalai_nb.compute import reduce as module
+from scalai_nb.compute import laws, reduce as module, scatter
 from scalai_nb.compute.blocks import Blocks
 from scalai_nb.compute.cluster import connect
-from scalai_nb.compute.reduce import ALGORITHMS, Mergeable, alike, check_mergeable, each, on, reduce
+from scalai_nb.compute.laws import alike, check_mergeable
+from scalai_nb.compute.parts import Part
+from scalai_nb.compute.reduce import ALGORITHMS, Mergeable, each, on, reduce
 from scalai_nb.describe.sketches import LIMIT, Values, distinct
 from scalai_nb.environment import Environment
 from scalai_nb.errors import ContractViolation, ParameterError, WorkFailed
@@ -229,7 +231,7 @@ BROKEN = {  # what is wrong -> an algorithm that is
 @pytest.mark.parametrize("law", BROKEN)
 def test_a_broken_law_is_found(law, monkeypatch):
     if law == "Arrow":
-        monkeypatch.setattr(module, "_through_arrow", lambda x: x + 1)
+        monkeypatch.setattr(laws, "_through_arrow", lambda x: x + 1)
     blocks = [np.arange(3.0), np.arange(4.0), np.arange(1.0, 6.0)]
     with pytest.raises(AssertionError, match=law):
         check_mergeable(BROKEN[law], blocks, np.concatenate)
@@ -302,8 +304,8 @@ def test_lazy_data_without_dask_is_read_block_by_block(ds, tmp_path, monkeypatch
 
 def test_tasks_are_few_and_of_all_columns():
     wide = xr.Dataset({f"x{i}": ("row", da.zeros(2000, chunks=10)) for i in range(5)})
-    parts = module._parts(Blocks.of(wide, rows=10))
-    graph = module._tree_of_tasks(SUMMARY, [module._task(SUMMARY, *part) for part in parts]).dask
+    parts = Part.of(Blocks.of(wide, rows=10))
+    graph = scatter.task_tree(SUMMARY, [scatter.task(SUMMARY, part) for part in parts]).dask
     assert len(graph) == 100 + 13 + 2 + 1, (
         "200 blocks of 5 columns: 100 parts of 2 blocks, 13 merges of 8, 2 and 1 of these"
     )
@@ -329,7 +331,7 @@ def test_small_chunks_are_joined():
 
 def test_a_task_carries_only_its_part():
     ds = xr.Dataset({"x": ("row", np.arange(1e6))}).chunk(row=20_000)
-    tasks = [module._task(SUMMARY, *part) for part in module._parts(Blocks.of(ds, rows=20_000))]
+    tasks = [scatter.task(SUMMARY, part) for part in Part.of(Blocks.of(ds, rows=20_000))]
     assert len(tasks) == 50 and all(
         160_000 < len(cloudpickle.dumps(dict(t.dask))) < 320_000 for t in tasks
     )
@@ -578,7 +580,7 @@ def test_a_lost_worker_costs_its_blocks_and_nothing_else(client, tmp_path):
 
 
 def test_workers_that_have_all_paused_are_named_and_not_waited_for(monkeypatch):
-    monkeypatch.setattr(module, "STALLED", 2)
+    monkeypatch.setattr(scatter, "STALLED", 2)
     with dask.config.set({"distributed.worker.memory.pause": 0.01}), connect(LOCAL) as client:
         while not all(
             w["status"] == "paused" for w in client.scheduler_info(n_workers=-1)["workers"].values()

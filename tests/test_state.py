@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
-from scalai_nb.compute.reduce import alike, reduce
+from scalai_nb.compute.laws import alike
+from scalai_nb.compute.reduce import reduce
 from scalai_nb.compute.state import KNOWN, fingerprint, load, register_state, save, through_file
 from scalai_nb.errors import ParameterError, WorkFailed
 from scalai_nb.describe.summary import SUMMARY

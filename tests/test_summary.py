@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from scalai_nb.describe import sketches
-from scalai_nb.compute.reduce import alike, check_mergeable
+from scalai_nb.compute.laws import alike, check_mergeable
 from scalai_nb.describe.sketches import (
     LIMIT,
     Buckets,
@@ -769,7 +769,7 @@ def test_every_route_comes_to_the_same(name, n, monkeypatch):
     if n == 300 and name in ("late", "every fourth"):
         return
     x = SHAPES[name](RNG(3), n)
-    found, counts = kernel.unique(sketches._taken(x))
+    found, counts = kernel.unique(sketches._for_kernels(x))
     exact = sketches._of_counts(len(x), found, counts, lambda v: float_keys(v.astype(np.float64)))
     monkeypatch.setattr(sketches, "SMALL", 0)
     for d in (describe(x), describe(x, shift=exact.buckets.shift, slack=exact.values.slack)):

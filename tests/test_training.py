@@ -19,7 +19,8 @@ from sklearn.tree import DecisionTreeClassifier
 from xgboost import XGBClassifier
 
 from scalai_nb.compute.cluster import connect
-from scalai_nb.compute.reduce import check_mergeable, reduce
+from scalai_nb.compute.laws import check_mergeable
+from scalai_nb.compute.reduce import reduce
 from scalai_nb.data.contract import Contract
 from scalai_nb.data.lake import Lake
 from scalai_nb.environment import Environment
