@@ -5,12 +5,14 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import textwrap
 import threading
 import time
 import urllib.request
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +23,12 @@ from toy import Project, gone
 
 from scalai_nb.environment import environment
 from scalai_nb.tracking import outbox as tracking
-from scalai_nb.tracking.sinks import MLflow, client
+from scalai_nb.models.registry.catalog import Catalog
+from scalai_nb.tracking import mlflow_file
+from scalai_nb.tracking.mlflow_file import database, version_rows
+from scalai_nb.tracking.mlflow_sink import MLflow, client
 from scalai_nb.tracking.outbox import deliver, record, send, spool, waiting
+from scalai_nb.tracking.record import Record
 from scalai_nb.pipeline.run import Run, StepRun
 from scalai_nb.pipeline.tracker import Tracker, catch_up
 
@@ -65,29 +71,33 @@ def test_a_run_with_its_steps(env, tmp_path):
     report.write_text("<h1>flights</h1>")
     run = record(
         env,
-        "flights",
-        "run-1",
-        params={"jobs": 2},
-        metrics={"seconds": 5},
-        tags={"code": "abc"},
-        artifacts=[report],
-        status="cancelled",
-        started=99.0,
-        finished=104.0,
+        Record(
+            "flights",
+            "run-1",
+            params={"jobs": 2},
+            metrics={"seconds": 5},
+            tags={"code": "abc"},
+            artifacts=[report],
+            status="cancelled",
+            started=99.0,
+            finished=104.0,
+        ),
     )
     record(
         env,
-        "other",
-        "train",
-        parent=run,
-        params={"months": [1, 2]},
-        metrics={"seconds": 2.5, "rows": None, "gap": float("nan")},
-        tags={"cause": "cell_error"},
-        status="failed",
-        started=100.0,
-        finished=102.5,
+        Record(
+            "other",
+            "train",
+            parent=run,
+            params={"months": [1, 2]},
+            metrics={"seconds": 2.5, "rows": None, "gap": float("nan")},
+            tags={"cause": "cell_error"},
+            status="failed",
+            started=100.0,
+            finished=102.5,
+        ),
     )
-    record(env, "flights", "evaluate", parent=run, status="cached")
+    record(env, Record("flights", "evaluate", parent=run, status="cached"))
     report.unlink()
     assert send(env) == 3 and send(env) == 0
     runs = logged(env)
@@ -117,11 +127,14 @@ def test_a_run_with_its_steps(env, tmp_path):
 
 
 def test_what_goes_on_is_told_and_then_what_it_came_to(env):
-    study = record(env, "flights", "search", status="running", started=10.0)
-    record(env, "flights", "trial 0", parent=study, params={"depth": 4})
+    study = record(env, Record("flights", "search", status="running", started=10.0))
+    record(env, Record("flights", "trial 0", parent=study, params={"depth": 4}))
     send(env)
     assert logged(env)["search"].info.status == "RUNNING"
-    record(env, "flights", "search", id=study, metrics={"best": 0.7}, started=10.0, finished=20.0)
+    record(
+        env,
+        Record("flights", "search", id=study, metrics={"best": 0.7}, started=10.0, finished=20.0),
+    )
     send(env)
     search = logged(env)["search"]
     assert (search.info.status, search.info.start_time, search.data.metrics) == (
@@ -135,7 +148,7 @@ def test_what_goes_on_is_told_and_then_what_it_came_to(env):
 def test_a_secret_of_one_digit_does_no_damage(env, monkeypatch):
     monkeypatch.setenv("SCALAI_SECRETS", "PIN")
     monkeypatch.setenv("PIN", "4")
-    record(env, "flights", "run-4", params={"depth": 4, "pin": 'x"4'}, metrics={"rows": 4})
+    record(env, Record("flights", "run-4", params={"depth": 4, "pin": 'x"4'}, metrics={"rows": 4}))
     assert send(env) == 1
     assert logged(env)["run-***"].data.params == {"depth": "***", "pin": 'x"***'} and logged(env)[
         "run-***"
@@ -145,10 +158,12 @@ def test_a_secret_of_one_digit_does_no_damage(env, monkeypatch):
 def test_many_parameters_and_odd_names(env):
     record(
         env,
-        "flights",
-        "wide",
-        params={f"p{i}": "x" * 7000 for i in range(230)} | {"a=b%": 1},
-        metrics={"µ": 1.0},
+        Record(
+            "flights",
+            "wide",
+            params={f"p{i}": "x" * 7000 for i in range(230)} | {"a=b%": 1},
+            metrics={"µ": 1.0},
+        ),
     )
     assert send(env) == 1
     assert len(logged(env)["wide"].data.params) == 231 and logged(env)["wide"].data.metrics == {
@@ -159,7 +174,7 @@ def test_many_parameters_and_odd_names(env):
 def test_a_sender_that_dies_repeats_nothing(env, monkeypatch):
     "It dies after MLflow has the record, in each of the places where that may be"
     for i, (where, name) in enumerate([(MLflow, "_log"), (tracking, "_clear")]):
-        record(env, "flights", f"run-{i}", metrics={"seconds": i})
+        record(env, Record("flights", f"run-{i}", metrics={"seconds": i}))
 
         def die(*a):
             raise KeyboardInterrupt
@@ -187,7 +202,7 @@ print(send(SimpleNamespace(runs=sys.argv[1], tracking=sys.argv[2], trackers="mlf
 @pytest.mark.slow
 def test_two_senders_and_one_that_is_killed(env):
     for i in range(60):
-        record(env, "flights", f"trial {i}", metrics={"loss": i})
+        record(env, Record("flights", f"trial {i}", metrics={"loss": i}))
     senders = [
         subprocess.Popen(
             [sys.executable, "-c", SENDER, env.runs, env.tracking],
@@ -210,7 +225,7 @@ def test_two_senders_and_one_that_is_killed(env):
 
 
 def test_what_is_damaged_is_set_aside_and_the_rest_is_sent(env):
-    record(env, "flights", "run-1")
+    record(env, Record("flights", "run-1"))
     (spool(env) / "0-cut.json").write_text('{"id": "flights/r')
     (spool(env) / "0-empty.json").write_text("")
     (spool(env) / "0-alien.json").write_text('{"hello": 1}')
@@ -227,8 +242,8 @@ def test_what_is_damaged_is_set_aside_and_the_rest_is_sent(env):
 
 
 def test_what_a_tracker_refuses_does_not_hold_up_the_rest(env):
-    record(env, "flights", "bad", params={"../x": 1})
-    record(env, "flights", "good")
+    record(env, Record("flights", "bad", params={"../x": 1}))
+    record(env, Record("flights", "good"))
     done = deliver(env)
     assert done.sent == 1 and logged(env)["good"].info.status == "FINISHED" and not waiting(env)
     assert len(done.aside) == 1 and "mlflow refuses it: Invalid value" in done.aside[0][1]
@@ -242,7 +257,7 @@ def test_a_full_disk(env, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        record(env, "flights", "run-1", artifacts=[tmp_path / "big"])
+        record(env, Record("flights", "run-1", artifacts=[tmp_path / "big"]))
     assert list(spool(env).iterdir()) == []
 
 
@@ -250,7 +265,7 @@ def test_a_tracker_that_is_down_and_one_that_is_not_installed(env, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     env.tracking, env.trackers = f"http://ada:hunter2@127.0.0.1:{free_port()}", "mlflow, wandb"
     for i in range(3):
-        record(env, "flights", f"run-{i}")
+        record(env, Record("flights", f"run-{i}"))
     clock = time.monotonic()
     lines = str(deliver(env)).splitlines()
     assert time.monotonic() - clock < 20 and len(waiting(env)) == 3
@@ -259,6 +274,28 @@ def test_a_tracker_that_is_down_and_one_that_is_not_installed(env, monkeypatch):
         == f"tracking: 3 records wait for {env.tracking.replace('ada:hunter2@', '')} (it does not answer); scalai runs send sends them"
     )
     assert "pip install 'scalai-nb[wandb]'" in lines[1]
+
+
+# ---- MLflow's file
+
+
+def test_a_schema_that_mlflow_does_not_know_is_left_to_mlflow(env, tmp_path, monkeypatch):
+    file, c = database(env), client(env)
+    c.create_registered_model("late")
+    c.create_model_version("late", source=str(tmp_path / "package"))
+    c.set_registered_model_alias("late", "champion", "1")
+    assert [tuple(row[:2]) for row in version_rows(file)] == [("late", 1)]
+    direct = list(Catalog(env)._rows())
+    monkeypatch.setattr(mlflow_file, "known_schemas", lambda: frozenset({"000000000000"}))
+    assert version_rows(file) is None
+    assert [tuple(row) for row in Catalog(env)._rows()] == [tuple(row) for row in direct]
+
+
+def test_a_file_that_mlflow_has_not_set_up_holds_no_versions(env, tmp_path):
+    assert version_rows(tmp_path / "none.db") == []
+    with closing(sqlite3.connect(tmp_path / "empty.db")) as db:
+        db.execute("CREATE TABLE other (name)")
+    assert version_rows(tmp_path / "empty.db") == []
 
 
 # ---- trackers
@@ -315,8 +352,8 @@ def test_a_server_that_comes_up_is_told(env, server, tmp_path):
     file = tmp_path / "04_train.ipynb"
     file.write_text("{}")
     env.tracking = f"http://127.0.0.1:{free_port()}"
-    run = record(env, "flights", "run-1", artifacts=[file], metrics={"seconds": 5})
-    record(env, "flights", "train", parent=run)
+    run = record(env, Record("flights", "run-1", artifacts=[file], metrics={"seconds": 5}))
+    record(env, Record("flights", "train", parent=run))
     assert "2 records wait" in str(deliver(env))
     env.tracking = server
     assert send(env) == 2 and send(env) == 0
@@ -374,33 +411,39 @@ def test_weights_and_biases_offline(env, tmp_path, monkeypatch):
         (tmp_path / "04_train.ipynb").write_text("{}")
         run = record(
             env,
-            "flights/late",
-            "run-1",
-            params={"train.depth": 4},
-            metrics={"seconds": 5.5},
-            started=10.0,
-            finished=15.5,
-            status="running",
+            Record(
+                "flights/late",
+                "run-1",
+                params={"train.depth": 4},
+                metrics={"seconds": 5.5},
+                started=10.0,
+                finished=15.5,
+                status="running",
+            ),
         )
         record(
             env,
-            "flights/late",
-            "run-1",
-            id=run,
-            params={"train.depth": 4},
-            metrics={"seconds": 5.5},
-            started=10.0,
-            finished=15.5,
+            Record(
+                "flights/late",
+                "run-1",
+                id=run,
+                params={"train.depth": 4},
+                metrics={"seconds": 5.5},
+                started=10.0,
+                finished=15.5,
+            ),
         )
         record(
             env,
-            "flights/late",
-            "train",
-            parent=run,
-            metrics={"roc_auc": 0.75},
-            status="failed",
-            artifacts=[tmp_path / "04_train.ipynb"],
-            tags={"input.features": "3f2a"},
+            Record(
+                "flights/late",
+                "train",
+                parent=run,
+                metrics={"roc_auc": 0.75},
+                status="failed",
+                artifacts=[tmp_path / "04_train.ipynb"],
+                tags={"input.features": "3f2a"},
+            ),
         )
 
         def die(*a):
@@ -453,6 +496,7 @@ def test_quiet_and_private(tmp_path):
     from scalai_nb.models.package.package import package
     from scalai_nb.models.registry.registry import Registry
     from scalai_nb.tracking.outbox import record, send
+    from scalai_nb.tracking.record import Record
     env = SimpleNamespace(models="{tmp_path}/store/models", runs="{tmp_path}/store/runs", tracking="sqlite:///{tmp_path}/store/tracking.db", trackers="mlflow")
     hours = xr.Dataset({{"hour": ("row", np.arange(24.0))}})
     t = Transform(["hour"]).fit(hours)
@@ -462,8 +506,8 @@ def test_quiet_and_private(tmp_path):
         registry.promote("late", v.version)
     registry.rollback("late")
     open("report.html", "w").write("x")
-    run = record(env, "flights", "run-1", artifacts=["report.html"])
-    record(env, "flights", "train", parent=run)
+    run = record(env, Record("flights", "run-1", artifacts=["report.html"]))
+    record(env, Record("flights", "train", parent=run))
     assert send(env) == 2
     import mlflow.telemetry
     assert mlflow.telemetry.get_telemetry_client() is None
@@ -525,7 +569,7 @@ def project(tmp_path, env):
 
 
 def test_a_run_is_told_with_its_steps_trials_and_cost(project, env):
-    trial = "from scalai_nb.environment import environment\nfrom scalai_nb.tracking.outbox import record\nrecord(environment(), 'mine', 'trial 0', params={'key': Secret(token).value}, metrics={'loss': 0.5})"
+    trial = "from scalai_nb.environment import environment\nfrom scalai_nb.tracking.outbox import record\nfrom scalai_nb.tracking.record import Record\nrecord(environment(), Record('mine', 'trial 0', params={'key': Secret(token).value}, metrics={'loss': 0.5}))"
     model = (
         "import numpy as np, xarray as xr\nfrom sklearn.linear_model import LogisticRegression\nfrom scalai_nb.learn.features.transform import Transform\nfrom scalai_nb.models.package.package import package\n"
         "from scalai_nb.pipeline import write\nhours = xr.Dataset({'hour': ('row', np.arange(24.0))})\nt = Transform(['hour']).fit(hours)\n"

@@ -19,7 +19,7 @@ from signal import SIGKILL
 import numpy as np
 
 from ..models.registry.registry import Registry
-from ..tracking.sinks import database
+from ..tracking.mlflow_file import database
 from .load import LOST, send
 from .peers import Server
 from .served import Subject, aim, learn, say, subject

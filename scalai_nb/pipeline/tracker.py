@@ -22,6 +22,7 @@ from ..environment import environment
 from ..errors import ParameterError, ScalaiError
 from ..goals import Goal
 from ..tracking.outbox import Delivery, deliver, record, spool, waiting
+from ..tracking.record import Record
 from .run import Run, StepRun, read_run
 
 # %% ../../nbs/pipeline/tracker.ipynb #1029760d
@@ -201,7 +202,7 @@ def settle(env) -> None:
             if run
             else []
         ):
-            record(env, **told)
+            record(env, Record(**told))
         mark.unlink(missing_ok=True)
 
 
@@ -267,7 +268,7 @@ class Tracker:
     def _record(self, told: dict) -> bool:
         "Put a record into the spool, if that is possible: a run does not fail for it"
         try:
-            return bool(record(self.env, **told, secrets=self.secrets))
+            return bool(record(self.env, Record(**told), self.secrets))
         except OSError as e:
             self.said.append(f"tracking: {told['name']} is not recorded: {e}")
 
