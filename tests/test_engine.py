@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalai_nb.serving.scoring.admission import LOOP, Admission
+from scalai_nb.serving.scoring.admission import Admission
 from scalai_nb.serving.scoring.cost import HEAVY, Cost, Plan
-from scalai_nb.serving.scoring.batching import AWAKE, Call, Engine
+from scalai_nb.serving.scoring.batching import AWAKE, Engine, Hooks
+from scalai_nb.serving.scoring.calls import Call
+from scalai_nb.serving.scoring.lateness import LOOP
 from scalai_nb.serving.metrics import Metrics
 from scalai_nb.serving.refusal import Refusal
 from scalai_nb.serving.scoring.validation import Rows
@@ -103,7 +105,9 @@ def test_every_call_ends_once_and_as_it_should(arriving, most, heavy):
             logged.extend(calls)
 
         e = engine(
-            on_batch=on_batch, most=most, cost=Cost(*(SLOW if heavy else FAST).__dict__.values())
+            hooks=Hooks(on_batch),
+            most=most,
+            cost=Cost(*(SLOW if heavy else FAST).__dict__.values()),
         )
         asked = Asked(e)
         for numbers, fate, pause in arriving:
@@ -287,7 +291,7 @@ def test_a_log_that_fails_costs_no_answer():
         def on_batch(*batch):
             raise OSError("disk")
 
-        asked = Asked(engine(on_batch=on_batch))
+        asked = Asked(engine(hooks=Hooks(on_batch)))
         asked([1.0])
         await asked.done()
         assert asked.ends == [[[2.0]]]

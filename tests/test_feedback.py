@@ -9,7 +9,7 @@ import pytest
 from scalai_nb.data.lake import Lake
 from scalai_nb.evaluation.evaluation import evaluate
 from scalai_nb.serving.log import feedback
-from scalai_nb.serving.scoring.batching import Call
+from scalai_nb.serving.scoring.calls import Call
 from scalai_nb.serving.log.feedback import joined, quality, versions
 from scalai_nb.serving.log.journal import Journal
 from scalai_nb.serving.log.ingest import LogKeeper

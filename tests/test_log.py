@@ -16,7 +16,7 @@ from hypothesis import given, settings, strategies as st
 from scalai_nb.data.lake import Lake
 from scalai_nb.serving.log import journal as journals
 from scalai_nb.serving.log import ingest as logs
-from scalai_nb.serving.scoring.batching import Call
+from scalai_nb.serving.scoring.calls import Call
 from scalai_nb.serving.log.journal import Journal, frame, frames, read
 from scalai_nb.serving.log.ingest import Compacted, LogKeeper, compact
 from scalai_nb.serving.metrics import Metrics

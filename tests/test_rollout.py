@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 import scalai_nb as sn
 from scalai_nb.serving.scoring import versions as module
 from scalai_nb.serving.scoring.admission import Admission
-from scalai_nb.serving.scoring.batching import Call
+from scalai_nb.serving.scoring.calls import Call
 from scalai_nb.serving.metrics import Metrics
+from scalai_nb.serving.scoring.roles import Logs
 from scalai_nb.serving.scoring.versions import Models, status
 from scalai_nb.serving.refusal import Refusal
 from scalai_nb.serving.scoring.rollout import takes_canary, verdict
@@ -65,9 +66,9 @@ def run(work):
     return asyncio.run(asyncio.wait_for(work, 60))
 
 
-def made(folder=None, metrics=None, **options):
+def made(folder=None, metrics=None, **logs):
     return Models(
-        asyncio.get_running_loop(), Admission(), folder=folder, metrics=metrics, **options
+        asyncio.get_running_loop(), Admission(), Logs(**logs), folder=folder, metrics=metrics
     )
 
 

@@ -20,10 +20,11 @@ from pathlib import Path
 from ...errors import WorkFailed
 from ..wire.accepting import Accepting, Board
 from ..app import App
-from ..scoring.batching import Admission
+from ..scoring.admission import Admission
 from ..wire.http import Server
 from ..log.journal import Journal
 from ..metrics import resumed, save
+from ..scoring.roles import Logs
 from ..scoring.versions import Models
 from ..log.pseudonyms import secret
 from ..tracing import tracing
@@ -57,7 +58,7 @@ class Worker:
             folder, slot, sample=sample, secret=secret(folder), metrics=self.metrics
         )
         self.models, self.tracing = (
-            Models(loop, admission, self.journal.append, folder, self.metrics),
+            Models(loop, admission, Logs(self.journal.append), folder, self.metrics),
             tracing(folder.name),
         )
         self.server = Server(
