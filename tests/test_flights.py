@@ -83,7 +83,13 @@ def test_the_gate_judges_a_worse_model_and_rollback_restores_the_champion_in_one
     )
     version = registry.register(worse, "late-flight").version
     verdict = gate.judge(
-        worse, april, "late", {"auc": ">= 0.5"}, champion=champion, by=["origin"], groups="date"
+        worse,
+        april,
+        "late",
+        {"auc": ">= 0.5"},
+        champion=champion,
+        by=["origin"],
+        limits=sn.Limits(groups="date"),
     )
     assert "roc_auc of all rows" in [c.name for c in verdict.checks if not c.met and c.decides]
     with pytest.raises(WorkFailed, match="is not promoted"):

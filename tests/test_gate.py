@@ -14,10 +14,11 @@ from scalai_nb.errors import Conflict, ContractViolation, ParameterError, Scalai
 from scalai_nb.learn.features.transform import Transform
 from scalai_nb.models.registry import gate as module
 from scalai_nb.models.registry.compatibility import incompatibilities, narrowed
-from scalai_nb.models.registry.gate import Check, Verdict, judge, latencies
+from scalai_nb.models.registry.gate import Evidence, Limits, judge, latencies
 from scalai_nb.models.package.package import package
 from scalai_nb.models.registry.registry import Registry
 from scalai_nb.models.registry.release import examine, release
+from scalai_nb.models.registry.verdict import Check, Verdict
 
 GOALS = {"auc": ">= 0.65", "recall": ">= 0.5", "alerts": "<= 0.6", "ece": "<= 0.06"}
 
@@ -123,7 +124,7 @@ def test_a_goal_nobody_can_measure_is_a_failed_check(champion):
         NEW,
         "late",
         GOALS | {"punctuality": ">= 0.9"},
-        measured={"punctuality": 0.95, "unasked": 1},
+        evidence=Evidence(measured={"punctuality": 0.95, "unasked": 1}),
     )
     assert (
         given.passed
@@ -148,7 +149,9 @@ def test_what_the_card_does_not_say(champion):
         "needs a threshold" in check(verdict, "recall").reason
         and "learned_to" in check(verdict, "freshness_days").reason
     )
-    assert check(judge(bare, NEW, "late", {"recall": ">= 0"}, threshold=0.2), "recall").met
+    assert check(
+        judge(bare, NEW, "late", {"recall": ">= 0"}, limits=Limits(threshold=0.2)), "recall"
+    ).met
 
 
 def test_one_class_cannot_be_judged(champion):
@@ -204,13 +207,16 @@ def test_later_months_are_warnings(champion):
 
 def test_freshness_and_drift(champion):
     goals = {"freshness_days": "<= 92", "drift": "<= 0.2"}
-    verdict = judge(champion, NEW, "late", goals, at="2013-04-10")
+    verdict = judge(champion, NEW, "late", goals, evidence=Evidence(at="2013-04-10"))
     assert check(verdict, "freshness_days").value == 10 and verdict.passed
     moved = NEW.assign(wind=3 * NEW.wind)
-    assert check(judge(champion, moved, "late", goals, at="2013-04-10"), "drift").reason.startswith(
-        "wind has moved most of 3"
+    assert check(
+        judge(champion, moved, "late", goals, evidence=Evidence(at="2013-04-10")), "drift"
+    ).reason.startswith("wind has moved most of 3")
+    assert (
+        judge(champion, moved, "late", goals, evidence=Evidence(at="2013-04-10")).reason
+        == "fails drift"
     )
-    assert judge(champion, moved, "late", goals, at="2013-04-10").reason == "fails drift"
     assert check(judge(champion, NEW, "late", goals), "freshness_days").value > 4000  # today
 
 
@@ -229,14 +235,22 @@ def test_worse_on_a_slice_refuses(champion, blind):
     other = judge(champion, NEW, "late", goals, champion=blind, by=["origin"])
     assert other.passed and check(other, "roc_auc of origin LGA").low > 0
     losses = judge(
-        blind, NEW, "late", goals, champion=champion, by=["origin"], measures=["log_loss", "brier"]
+        blind,
+        NEW,
+        "late",
+        goals,
+        champion=champion,
+        by=["origin"],
+        limits=Limits(measures=["log_loss", "brier"]),
     )
     assert (
         not check(losses, "log_loss of origin LGA").met
         and check(losses, "log_loss of origin LGA").low > 0
         and check(losses, "brier of origin JFK").goal == "<= champion"
     )
-    tolerant = judge(blind, NEW, "late", goals, champion=champion, by=["origin"], margin=0.3)
+    tolerant = judge(
+        blind, NEW, "late", goals, champion=champion, by=["origin"], limits=Limits(margin=0.3)
+    )
     assert tolerant.passed and check(tolerant, "roc_auc of all rows").goal == ">= champion - 0.3"
 
 
@@ -248,8 +262,7 @@ def test_the_same_model_is_as_good(champion):
         GOALS,
         champion=champion,
         by=["origin"],
-        groups="date",
-        measures=["roc_auc", "log_loss", "recall"],
+        limits=Limits(groups="date", measures=["roc_auc", "log_loss", "recall"]),
     )
     assert (
         verdict.passed
@@ -286,11 +299,10 @@ def test_scores_of_models_that_had_not_seen_the_rows(champion, blind):
         GOALS,
         champion=blind,
         by="origin",
-        score="mine",
-        champion_score=held.theirs,
+        evidence=Evidence(score="mine", champion_score=held.theirs),
     )
     assert a == b
-    flat = judge(champion, held, "late", GOALS, score=np.full(6000, 0.3))
+    flat = judge(champion, held, "late", GOALS, evidence=Evidence(score=np.full(6000, 0.3)))
     assert check(flat, "auc").value == 0.5 and not flat.passed
 
 
@@ -305,7 +317,9 @@ def test_rows_it_has_learned_from_are_a_warning(champion):
     )
     assert all(
         c.name != "new rows"
-        for c in judge(champion, TRAIN, "late", GOALS, score=champion.predict(TRAIN)).checks
+        for c in judge(
+            champion, TRAIN, "late", GOALS, evidence=Evidence(score=champion.predict(TRAIN))
+        ).checks
     )
 
 
@@ -329,7 +343,10 @@ def test_latency_by_the_ratio(champion):
     slow, half = Slow(champion, 40), Slow(champion, 20)
     new, old = latencies([slow, champion], NEW, calls=10)
     assert len(new) == 10 and new.min() >= 40 and np.median(old) < np.median(new)
-    alone = check(judge(champion, NEW, "late", {"latency_ms": "<= 1000"}, calls=20), "latency_ms")
+    alone = check(
+        judge(champion, NEW, "late", {"latency_ms": "<= 1000"}, limits=Limits(calls=20)),
+        "latency_ms",
+    )
     assert alone.met and "95 % of 20 single rows" in alone.reason
     found = module._latency(slow, half, NEW, 10, None)
     assert found.value >= 40 and "times the champion's" in found.reason
@@ -404,7 +421,7 @@ def test_an_incompatible_challenger_is_refused_a_narrower_one_is_watched(champio
         "late",
         {"auc": ">= 0.5"},
         champion=champion,
-        margin=1,
+        limits=Limits(margin=1),
     )
     assert narrow.passed and narrow.reason == "passes every check that decides; watch categories"
 
@@ -434,10 +451,10 @@ def test_a_verdict_reads_back(champion, blind):
 
 @pytest.mark.parametrize("change, message", [
     ({"goals": {}}, "The gate needs goals"), ({"goals": {"auc": "high"}}, "is not a goal"), ({"label": "lat"}, "'lat' is not in the columns; .*Did you mean 'late'"),
-    ({"by": ["airline"]}, "'airline' is not in the columns"), ({"groups": "dat"}, "Did you mean 'date'"), ({"score": "p"}, "'p' is not in the columns"),
-    ({"data": NEW.isel(row=slice(0, 0))}, "has no rows"), ({"label": "hour"}, "The gate judges two classes; 'hour' has 19: 5.0, 6.0"), ({"score": np.zeros(5)}, "One value a row each is needed"),
+    ({"by": ["airline"]}, "'airline' is not in the columns"), ({"limits": Limits(groups="dat")}, "Did you mean 'date'"), ({"evidence": Evidence(score="p")}, "'p' is not in the columns"),
+    ({"data": NEW.isel(row=slice(0, 0))}, "has no rows"), ({"label": "hour"}, "The gate judges two classes; 'hour' has 19: 5.0, 6.0"), ({"evidence": Evidence(score=np.zeros(5))}, "One value a row each is needed"),
     ({"challenger": SimpleNamespace(name="delay", card={"output": "value"})}, "judges probabilities of two classes, and 'delay' gives a value"),
-    ({"measures": ["auc"]}, "'auc' is not in the measures that can be compared"),
+    ({"limits": Limits(measures=["auc"])}, "'auc' is not in the measures that can be compared"),
 ])  # fmt: skip
 def test_what_cannot_be_judged(champion, change, message):
     with pytest.raises(ScalaiError, match=message):
@@ -497,8 +514,10 @@ def test_judged_first_and_released_later(registry, champion, blind):
         WorkFailed, match="late@2 has not been judged; run: scalai models gate late@2"
     ):
         release(registry, "late", 2)
-    options = {"by": ["origin"], "who": "Ada", "calls": 20}
-    v, refused = examine(registry, "late", NEW, "late", {"auc": ">= 0.6"}, **options)  # the newest
+    options = {"by": ["origin"], "who": "Ada"}
+    v, refused = examine(
+        registry, "late", NEW, "late", {"auc": ">= 0.6"}, limits=Limits(calls=20), **options
+    )  # the newest
     assert v.version == 2 and not refused.passed
     with pytest.raises(WorkFailed, match="not promoted: it fails roc_auc"):
         release(registry, "late", 2)
@@ -508,7 +527,7 @@ def test_judged_first_and_released_later(registry, champion, blind):
         NEW,
         "late",
         {"auc": ">= 0.6", "latency_ms": "<= 10000"},
-        margin=0.3,
+        limits=Limits(margin=0.3, calls=20),
         **options,
     )
     assert (
@@ -527,7 +546,12 @@ def test_judged_first_and_released_later(registry, champion, blind):
     )
     registry.promote("late", 1, alias="challenger")
     v, back = examine(
-        registry, "late", NEW, "late", {"auc": ">= 0.6", "latency_ms": "<= 10000"}, calls=20
+        registry,
+        "late",
+        NEW,
+        "late",
+        {"auc": ">= 0.6", "latency_ms": "<= 10000"},
+        limits=Limits(calls=20),
     )
     assert (
         v.version == 1

@@ -30,11 +30,11 @@ from scalai_nb.errors import (
     VersionNotFound,
 )
 from scalai_nb.learn.features.transform import Transform
-from scalai_nb.models.registry import registry as module
+from scalai_nb.models.registry import catalog
 from scalai_nb.models.registry.history import append
 from scalai_nb.models.package.package import package
 from scalai_nb.models.registry.registry import Registry
-from scalai_nb.tracking.sinks import client
+from scalai_nb.tracking.mlflow_sink import client
 
 HOURS = xr.Dataset({"hour": ("row", np.arange(24.0))})
 
@@ -222,7 +222,7 @@ def test_the_file_and_mlflow_say_the_same(four):
         (name, v, created, dict(tags), sorted(a)) for name, v, created, tags, a in rows
     ]
     rows = shown(four._rows())
-    assert rows == shown(module._rows_of_server(c)) and [r[1] for r in rows] == [1, 2, 3]
+    assert rows == shown(catalog._rows_of_server(c)) and [r[1] for r in rows] == [1, 2, 3]
     assert [r[4] for r in rows] == [[], ["previous"], ["champion", "shadow"]]
 
 
@@ -230,9 +230,10 @@ def test_many_pages(four):
     c = client(four.env)
     for size in (1, 2, 3, 4, 5):
         assert sorted(
-            int(v.version) for v in module._every(c.search_model_versions, "name='late'", size=size)
+            int(v.version)
+            for v in catalog._every(c.search_model_versions, "name='late'", size=size)
         ) == [1, 2, 3, 4]
-    assert module._every(c.search_model_versions, "name='lat'") == []
+    assert catalog._every(c.search_model_versions, "name='lat'") == []
 
 
 def test_promotions_and_the_way_back(four):
@@ -361,7 +362,7 @@ def test_of_two_processes_one_wins(four, tmp_path):
     from types import SimpleNamespace
     from scalai_nb.errors import Conflict
     from scalai_nb.models.registry.registry import Registry
-    from scalai_nb.tracking.sinks import client
+    from scalai_nb.tracking.mlflow_sink import client
     r, mine = Registry(SimpleNamespace(**{vars(four.env)!r})), sys.argv[1]
     client(r.env)
     Path("{tmp_path}", f"ready{{mine}}").touch()
@@ -389,9 +390,9 @@ def test_without_the_lock_both_would_win(four, monkeypatch):
     from contextlib import nullcontext
 
     four.promote("late", 1)
-    barrier, record = Barrier(2), module._record
+    barrier, record = Barrier(2), Registry._record
     monkeypatch.setattr(Registry, "_lock", lambda self: nullcontext())
-    monkeypatch.setattr(module, "_record", lambda *a: (barrier.wait(), record(*a))[1])
+    monkeypatch.setattr(Registry, "_record", lambda *a: (barrier.wait(), record(*a))[1])
     results = together(
         *(lambda v=v: Registry(four.env).promote("late", v, expected=1) for v in (2, 3))
     )

@@ -149,6 +149,7 @@ def models_gate(
     json: Json = False,
 ):
     "Judge a version by the goals and against the champion; the verdict goes into the history."
+    from scalai_nb.models.registry.gate import Limits
     from scalai_nb.models.registry.release import examine
 
     v, verdict = examine(
@@ -158,9 +159,7 @@ def models_gate(
         label,
         _goals(goal),
         by=by or (),
-        groups=groups,
-        threshold=threshold,
-        margin=margin,
+        limits=Limits(margin=margin, groups=groups, threshold=threshold),
     )
     figure = lambda x: "" if x is None else f"{x:.4g}"
     out(
