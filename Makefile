@@ -20,7 +20,7 @@ COMPILE    = uv pip compile --quiet --universal --python-version 3.11 --no-annot
 
 export PATH := $(BIN):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help demo test check campaign mutants export update format style outputs docs pictures bench lock test-services clean
+.PHONY: help demo test check campaign mutants export update format outputs docs pictures style bench lock test-services clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done

@@ -325,7 +325,7 @@ def test_make_passes_more_words_to_pytest(machine):
         in machine.install("-n", "ARGS=-k lake", target="test").stdout
     )
     more = machine.install("-n", "PROCESSES=8", target="test").stdout
-    assert "/nbdev-test --n-workers 8 " in more and "/pytest --numprocesses 8 " in more
+    assert "outputs.py --check --lessons --processes 8" in more and "/pytest --numprocesses 8 " in more
 
 
 def test_what_is_missing_is_named(machine):
