@@ -1,17 +1,30 @@
 """A state comes back from a file as it was; what is no state is refused."""
 
+import json
 import zipfile
 from collections import namedtuple
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
+import scalai_nb as sn
 from scalai_nb.compute.laws import alike
-from scalai_nb.compute.reduce import reduce
-from scalai_nb.compute.state import KNOWN, fingerprint, load, register_state, save, through_file
+from scalai_nb.compute.reduce import ALGORITHMS, reduce
+from scalai_nb.compute.state import (
+    FORMER,
+    KNOWN,
+    fingerprint,
+    load,
+    register_state,
+    save,
+    through_file,
+)
 from scalai_nb.errors import ParameterError, WorkFailed
 from scalai_nb.describe.summary import SUMMARY
 
@@ -121,6 +134,65 @@ def test_a_summary_goes_on_tomorrow(tmp_path):
         rtol=1e-9,
         atol=1e-9,
     )
+
+
+# ---- what an earlier version wrote ----
+
+BEFORE = Path(__file__).parent / "former"  # written by version 0.1, before its modules moved
+EXPECTED = json.loads((BEFORE / "expected.json").read_text())  # what that version said of them
+exactly = pytest.approx  # JSON has every digit
+
+
+def test_a_former_summary_says_the_same_and_goes_on():
+    found, expected = load(BEFORE / "summary.state"), EXPECTED["summary"]
+    temp = found["result"]["temp"]
+    assert (temp.mean, temp.quantile(0.5), temp.missing, found["result"]["tail"].distinct) == (
+        expected["mean"],
+        expected["median"],
+        expected["missing"],
+        expected["tails"],
+    )
+    assert alike(SUMMARY.finalize(found["state"]), found["result"])
+    twice = SUMMARY.merge(found["state"], found["state"])
+    assert SUMMARY.finalize(twice)["temp"].mean == exactly(expected["mean"], rel=1e-12)
+
+
+def test_a_former_evaluation_says_the_same_and_goes_on():
+    found, expected = load(BEFORE / "evaluation.state"), EXPECTED["evaluation"]
+    again = ALGORITHMS["evaluation"].finalize(found["state"])
+    for result in (found["result"], again):
+        for name, value in expected.items():
+            assert getattr(result, name) == exactly(value, rel=1e-12), name
+
+
+def test_other_former_results_say_the_same():
+    found, expected = load(BEFORE / "others.state"), EXPECTED["others"]
+    assert found["classes"].log_loss == exactly(expected["log_loss"], rel=1e-12)
+    assert found["regression"].mae == exactly(expected["mae"], rel=1e-12)
+    assert found["drift"]["temp"].psi == exactly(expected["psi"], rel=1e-12)
+    assert type(found["calibration"]).__name__ == "Calibration"
+    groups = sn.GroupBy("origin", {"temp": ("count", "mean", "max")})
+    table = groups.finalize(load(BEFORE / "groups.state"))
+    assert table.temp_mean.values.tolist() == EXPECTED["groups"]["mean"]
+    assert table.origin.values.tolist() == EXPECTED["groups"]["origin"]
+
+
+def test_a_former_model_scores_the_same():
+    model, expected = sn.Model.load(BEFORE / "model"), EXPECTED["model"]
+    frame = pd.DataFrame(expected["rows"])
+    rows = sn.from_frame(frame.assign(origin=frame.origin.astype("category")))
+    assert np.ravel(model.predict(rows)).tolist() == exactly(expected["scores"], abs=1e-6)
+    assert model.summary["temp"].mean == expected["mean"]
+    assert model.contract["temp"].units == "degC"
+
+
+def test_former_names_are_free():
+    "A module of today by a former name would be read in its place"
+    for name, now in FORMER.items():
+        room = f"scalai_nb.{name.partition('.')[0]}"
+        assert find_spec(f"scalai_nb.{now}") and not (
+            find_spec(room) and find_spec(f"scalai_nb.{name}")
+        )
 
 
 # ---- what is refused ----
