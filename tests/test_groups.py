@@ -261,7 +261,7 @@ def test_columns_on_a_device_stay_there(monkeypatch):
         "of",
         lambda name, x: types.SimpleNamespace(fold=fold_there) if isinstance(x, Moved) else twins,
     )
-    monkeypatch.setattr(module, "library", lambda x: fake if isinstance(x, Moved) else np)
+    monkeypatch.setattr(module, "_library", lambda x: fake if isinstance(x, Moved) else np)
     monkeypatch.setattr(module, "_host", lambda x: x.get() if isinstance(x, Moved) else x)
     monkeypatch.setattr(
         module,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..compute.reduce import Mergeable, register
+from ..compute.mergeable import Mergeable, register
 from ..kernels import of
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from zlib import compress, decompress
 
 import numpy as np
 
-from ..compute.reduce import Mergeable, columns, each, reduce, register
+from ..compute.mergeable import Mergeable, columns, each, register
+from ..compute.reduce import reduce
 from scalai_nb.describe.sketches import (
     Buckets,
     Moments,
