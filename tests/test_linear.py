@@ -21,9 +21,8 @@ from scalai_nb.errors import ContractViolation, ParameterError, ScalaiError
 from scalai_nb.kernels import linear as kernels
 from scalai_nb.learn.features import rows as rows_module
 from scalai_nb.learn.linear import solver
+from scalai_nb.learn.features.labels import COUNTS, LABELS
 from scalai_nb.learn.linear.regression import (
-    COUNTS,
-    LABELS,
     SCATTER,
     LinearRegression,
     LogisticRegression,
