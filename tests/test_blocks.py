@@ -14,7 +14,9 @@ import xarray as xr
 import zarr
 
 from scalai_nb.compute import blocks as module
-from scalai_nb.compute.blocks import Blocks, arrow_block, even, joined, stored
+from scalai_nb.compute.arrow import arrow_block
+from scalai_nb.compute.blocks import Blocks
+from scalai_nb.compute.cuts import even, joined, stored
 from scalai_nb.compute.reduce import Mergeable, reduce
 from scalai_nb.data import layout
 from scalai_nb.data.lake import Lake

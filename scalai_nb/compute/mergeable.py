@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .blocks import naming, over_rows
+from .cuts import naming, over_rows
 
 if TYPE_CHECKING:
     from scalai_nb.types import Dataset

@@ -11,7 +11,8 @@ from functools import reduce as pairwise
 from threading import Lock
 from typing import Any, TypeAlias
 
-from .blocks import Blocks, naming
+from .blocks import Blocks
+from .cuts import naming
 from .mergeable import Mergeable
 
 # %% auto #0

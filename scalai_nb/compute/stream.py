@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from .blocks import BLOCK, Blocks, loaded, naming, on_device
+from .blocks import Blocks, on_device
 from .checkpoint import Checkpoint
+from .cuts import BLOCK, loaded, naming
 from .mergeable import Mergeable
 from .threads import thread_count
 
