@@ -5,22 +5,25 @@
 # %% ../../nbs/serving/exchange.ipynb #79231ab8
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Protocol
 
 # %% auto #0
-__all__ = ['Abandonable', 'Exchange']
+__all__ = ['Abandonable', 'Exchange', 'Recorded']
 
 # %% ../../nbs/serving/exchange.ipynb #bc6e6fc3
 class Abandonable(Protocol):
-    """Work that an exchange waits for
+    "Work that an exchange waits for"
 
-    Attributes
-    ----------
-    gone : bool
-        set by the wire: nobody waits any more
-    """
+    @property
+    def gone(self) -> bool:
+        "Whether nobody waits any more"
+        ...
 
-    gone: bool  # set by the wire: nobody waits any more
+    @gone.setter
+    def gone(self, value: bool) -> None:
+        "Set by the wire"
+        ...
 
 
 class Exchange(Protocol):
@@ -98,3 +101,42 @@ class Exchange(Protocol):
             further ones, as `name: value\\r\\n`
         """
         ...
+
+# %% ../../nbs/serving/exchange.ipynb #bb1e8125
+@dataclass(slots=True, eq=False)
+class Recorded:
+    """An exchange that keeps what is replied
+
+    Attributes
+    ----------
+    path : bytes
+    body : bytes, default b''
+    method : bytes, default b'POST'
+    query : bytes, default b''
+    headers : dict[bytes, bytes]
+    received : float, default 0.0
+    client : str, default 'me'
+    call : Abandonable | None, default None
+    answer : tuple[int, bytes, bytes, bytes] | None, default None
+        status, body, kind and headers
+    """
+
+    path: bytes
+    body: bytes = b""
+    method: bytes = b"POST"
+    query: bytes = b""
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+    received: float = 0.0
+    client: str = "me"
+    call: Abandonable | None = None
+    answer: tuple[int, bytes, bytes, bytes] | None = None  # status, body, kind and headers
+
+    def reply(
+        self,
+        status: int,
+        body: bytes,
+        kind: bytes = b"application/json",
+        headers: bytes = b"",
+    ) -> None:
+        "Keep the answer, if it is the first"
+        self.answer = self.answer or (status, body, kind, headers)
