@@ -201,7 +201,9 @@ def _look(run, env) -> None:
 # %% ../nbs/cli.ipynb #20c33265
 def _sweep(pipeline, words, parameters, env, options, alien, dry_run, as_json) -> None:
     "Run a pipeline with every combination of the values, and print the best first"
-    from scalai_nb.pipeline.sweep import combine, draw, parse_grid, show, sweep
+    from scalai_nb.pipeline.sweeps.grid import combine, parse_grid
+    from scalai_nb.pipeline.sweeps.sweep import SweepOptions, sweep
+    from scalai_nb.pipeline.sweeps.sweep_tables import draw, show
 
     for word, given in alien.items():
         if given:
@@ -218,13 +220,16 @@ def _sweep(pipeline, words, parameters, env, options, alien, dry_run, as_json) -
             if as_json
             else console().print(draw(whole, found, env))
         )
+    how = SweepOptions(options["jobs"], options["force"], options["fail_fast"])
     done = sweep(
         pipeline,
         grid,
         env,
         parameters,
+        until=options["until"],
+        by=options["by"],
+        options=how,
         console=Console(highlight=False, soft_wrap=True, stderr=as_json),
-        **options,
     )
     out(done, as_json, show)
     raise typer.Exit(1 if done.failed else 0)
@@ -249,13 +254,15 @@ def plan(
 
 def _plan(pipeline, parameters, env, force, from_step, as_json) -> None:
     "Print the plan"
-    from scalai_nb.pipeline.plan import Pipeline, Plan
+    from scalai_nb.pipeline.drawing import draw_plan
+    from scalai_nb.pipeline.pipeline import Pipeline
+    from scalai_nb.pipeline.plan import Plan
 
     env = environment(env)
     loaded = Pipeline.load(pipeline, env, parameters)
     loaded.validate(env)
     planned = Plan.make(loaded, env, force, from_step)
-    out(planned.to_dict() if as_json else planned, as_json, lambda p: p.draw())
+    out(planned.to_dict() if as_json else planned, as_json, draw_plan)
 
 # %% ../nbs/cli.ipynb #2c697100
 @runs_app.callback()
@@ -351,7 +358,7 @@ def _show_step(run, step, as_json) -> None:
     "Print the cells of `step` with their status and output"
     from scalai_nb.show import terminal_status as status
     from scalai_nb.words import duration
-    from scalai_nb.pipeline.run import read_outputs
+    from scalai_nb.pipeline.outputs import read_outputs
 
     outputs = read_outputs(run, step).cells
     if as_json:
@@ -502,7 +509,7 @@ def dash(
     open: Annotated[bool, typer.Option("--open/--no-open", help="Open the browser.")] = True,
 ):
     "Serve a dashboard with Voila on this machine; Ctrl-C ends it."
-    from scalai_nb.jupyter.dash import serve
+    from scalai_nb.jupyter.voila import serve
 
     serve(name, environment(env), port=port, open_browser=open)
 

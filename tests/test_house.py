@@ -15,7 +15,7 @@ MOST = 13  # files in a room
 # Who may import whom: a line may import the lines above it, and what stands in its own line's rooms.
 FLOORS = """
     errors types
-    environment files goals words show pictures
+    environment files goals redaction words show pictures
     kernels
     data compute
     describe
@@ -28,7 +28,10 @@ FLOORS = """
     models.package
     models.registry models.slim models.search
     client
-    pipeline
+    pipeline.reading
+    pipeline.execution
+    pipeline pipeline.running
+    pipeline.sweeps
     serving.refusal serving.exchange serving.metrics serving.tracing
     serving.scoring
     serving.protocols serving.log

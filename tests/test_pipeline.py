@@ -13,7 +13,8 @@ from toy import Project, statuses
 
 from scalai_nb.data.lake import Lake
 from scalai_nb.environment import environment
-from scalai_nb.pipeline.run import load_run, recover
+from scalai_nb.pipeline.outputs import recover
+from scalai_nb.pipeline.run import load_run
 
 CONTRACT = "from scalai_nb.pipeline import In, Out, Secret\n"
 WRITE = "import numpy as np, xarray as xr\nfrom scalai_nb.pipeline import checkpoint, read, write\nwrite({0}, xr.Dataset({{'x': ('row', np.arange({1}))}}))"

@@ -18,7 +18,10 @@ from scalai_nb.errors import (
     StepError,
     VersionNotFound,
 )
-from scalai_nb.pipeline.plan import Cache, Edge, Key, Pipeline, Plan, _lanes, heads, key, pipelines
+from scalai_nb.pipeline.drawing import _lanes, draw_plan
+from scalai_nb.pipeline.pipeline import Edge, Pipeline, heads, pipelines
+from scalai_nb.pipeline.plan import Plan
+from scalai_nb.pipeline.staleness import Cache, Key, key
 
 FLIGHTS = {
     "00_use_case": ("goals: Out = 'goals'", ""),
@@ -57,10 +60,10 @@ NAMES = [stem.partition("_")[2] for stem in FLIGHTS]
 @pytest.fixture
 def env(tmp_path):
     "A project with a small scalai_nb of its own, which shadows the real one"
-    (tmp_path / "scalai_nb/learn").mkdir(parents=True)
+    (tmp_path / "scalai_nb/describe").mkdir(parents=True)
     for name, text in {
         "settings.ini": "[laptop]",
-        "scalai_nb/__init__.py": "_WHERE = {'learn.drift': ['drift'], 'learn.summary': ['summarize'], 'data.sources': ['from_frame']}",
+        "scalai_nb/__init__.py": "_WHERE = {'describe.drift': ['drift'], 'describe.summary': ['summarize'], 'data.sources': ['from_frame']}",
         "scalai_nb/describe/drift.py": "def drift(a, b): return a - b",
         "scalai_nb/describe/summary.py": "from math import sqrt",
     }.items():
@@ -468,7 +471,8 @@ def test_an_entry_is_replaced_as_a_whole(env, monkeypatch):
     cache = Cache(env, "p")
     entry = cache.put("a", Key(BASE), {}, run="r1")
     monkeypatch.setattr(
-        "scalai_nb.pipeline.plan.json.dump", lambda record, file, **kw: file.write("{") and 1 / 0
+        "scalai_nb.pipeline.staleness.json.dump",
+        lambda record, file, **kw: file.write("{") and 1 / 0,
     )
     with pytest.raises(ZeroDivisionError):
         cache.put("a", Key(BASE), {}, run="r2")
@@ -696,7 +700,7 @@ def test_a_plan_as_json(world):
 def drawn(plan, width=100):
     console = Console(width=width, record=True, file=open(os.devnull, "w"))
     with console.file:
-        console.print(plan.draw())
+        console.print(draw_plan(plan))
     return [line.rstrip() for line in console.export_text().splitlines()]
 
 

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from scalai_nb.errors import ParameterError, StepError
-from scalai_nb.pipeline.step import Goal, Parameter, Secret, Step, parse_assignments, source
+from scalai_nb.goals import Goal
+from scalai_nb.pipeline.reading.parameter import Parameter, Secret, source
+from scalai_nb.pipeline.step import Step, parse_assignments
 
 
 def notebook(
@@ -606,15 +608,15 @@ def project(tmp_path):
     write(
         {
             "settings.ini": "[laptop]\n",
-            "scalai_nb/__init__.py": "from scalai_nb.environment import environment\n_WHERE = {'learn.drift': ['Drift', 'drift'], 'learn.summary': ['summarize'], 'models.package': ['Model']}",
+            "scalai_nb/__init__.py": "from scalai_nb.environment import environment\n_WHERE = {'describe.drift': ['Drift', 'drift'], 'describe.summary': ['summarize'], 'models.package.package': ['Model']}",
             "scalai_nb/environment.py": "import helpers",
             "scalai_nb/errors.py": "x = 1",
-            "scalai_nb/learn/__init__.py": '"Learning"',
+            "scalai_nb/describe/__init__.py": '"Describing"',
             "scalai_nb/describe/drift.py": '"Drift"\nfrom ..errors import x\nfrom .summary import summarize\ndef drift(a):\n    "doc"\n    return summarize(a)  # one',
             "scalai_nb/describe/summary.py": "def summarize(a):\n    from scalai_nb.compute import reduce as r\n    return r.reduce(a)",
             "scalai_nb/compute/reduce.py": "reduce = sum",
             "scalai_nb/models/package/package.py": "import scalai_nb as sn\nclass Model:\n    def check(self): return sn.drift",
-            "scalai_nb/pipeline/__init__.py": "_WHERE = {'models.package': ['Model'], 'pipeline.io': ['read']}",
+            "scalai_nb/pipeline/__init__.py": "_WHERE = {'models.package.package': ['Model'], 'pipeline.io': ['read']}",
             "scalai_nb/pipeline/io.py": "from scalai_nb import summarize",
             "helpers.py": "import carriers.names",
             "src/carriers/__init__.py": "from . import codes",
@@ -639,9 +641,9 @@ DRIFT = ["scalai_nb.compute.reduce", "scalai_nb.describe.drift", "scalai_nb.desc
         ("from scalai_nb import drift", DRIFT),
         ("import scalai_nb\nscalai_nb.drift(1)", DRIFT),
         ("from scalai_nb import drift as d\nd(1)", DRIFT),
-        ("def f():\n    from scalai_nb.learn import drift\n    return drift.drift", DRIFT),
+        ("def f():\n    from scalai_nb.describe import drift\n    return drift.drift", DRIFT),
         ("import scalai_nb.describe.drift as d", DRIFT),
-        ("import scalai_nb as sn\nsn.learn.drift.drift(1)", DRIFT),
+        ("import scalai_nb as sn\nsn.describe.drift.drift(1)", DRIFT),
         ("import scalai_nb as sn\nsn.summarize(1)", [DRIFT[0], DRIFT[2]]),
         ("import scalai_nb as sn\nsn.environment()\nsn.__version__", []),
         ("import scalai_nb as sn", []),

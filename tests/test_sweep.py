@@ -20,10 +20,13 @@ from scalai_nb.errors import ParameterError, RunActive, RunFailed
 from scalai_nb.goals import Goal
 from scalai_nb.models.registry.registry import Registry
 from scalai_nb.models.search.study import alone
-from scalai_nb.pipeline import sweep as module
+from scalai_nb.pipeline.progress import Plain
 from scalai_nb.pipeline.run import all_runs, load_run
 from scalai_nb.pipeline.runner import run
-from scalai_nb.pipeline.sweep import Row, combine, draw, parse_grid, ranked, reached, show, sweep
+from scalai_nb.pipeline.sweeps.apart import apart as env_apart
+from scalai_nb.pipeline.sweeps.grid import combine, parse_grid, reached
+from scalai_nb.pipeline.sweeps.sweep import Row, SweepOptions, ranked, sweep
+from scalai_nb.pipeline.sweeps.sweep_tables import draw, show
 from toy import Project
 
 NUMBERS = """import numpy as np, xarray as xr
@@ -197,8 +200,9 @@ def test_shared_steps_run_once_and_nothing_is_published(datasets):
     assert "numbers to run" in text(
         draw(*combine("toy", datasets, {"fit": {"depth": [1, 2]}}), datasets)
     )
+    two = SweepOptions(jobs=2)
     done = sweep(
-        "toy", {"fit": {"depth": [1, 2]}}, datasets, until="check", console=quiet(), jobs=2
+        "toy", {"fit": {"depth": [1, 2]}}, datasets, until="check", console=quiet(), options=two
     )
     assert [(r.values, r.status, r.error) for r in done.rows] == [
         ({"fit.depth": d}, "completed", None) for d in (1, 2)
@@ -227,7 +231,7 @@ def test_shared_steps_run_once_and_nothing_is_published(datasets):
     assert "nothing to run" in text(
         draw(*combine("toy", datasets, {"fit": {"depth": [1, 2]}}, until="check"), datasets)
     )
-    own = run("toy", datasets, show=module.Plain(quiet()))
+    own = run("toy", datasets, show=Plain(quiet()))
     assert {s.name: s.status for s in own.steps} == {
         "numbers": "cached",
         "fit": "completed",
@@ -272,7 +276,11 @@ def test_a_failed_combination_does_not_stop_the_others(datasets):
     assert "fit.depth=13  02_fit ✘ failed" in console.file.getvalue()
     assert not [b for b in Lake(datasets.lake).names() if b == "fitted@depth-13"]
     fast = sweep(
-        "toy", {"fit": {"depth": [13, 3, 4]}}, datasets, console=quiet(), fail_fast=True, force=True
+        "toy",
+        {"fit": {"depth": [13, 3, 4]}},
+        datasets,
+        console=quiet(),
+        options=SweepOptions(fail_fast=True, force=True),
     )
     assert [r.status for r in fast.rows] == ["failed", "not_run", "not_run"] and len(
         fast.failed
@@ -340,7 +348,9 @@ def test_models_of_a_sweep_stay_out_of_the_registry(tmp_path):
     )
     registry.promote("score", 1)
     history = (Path(env.models) / "score" / "history.jsonl").read_text()
-    done = sweep("toy", {"train": {"C": [1, 2.5]}}, env, until="release", console=quiet(), jobs=2)
+    two = SweepOptions(jobs=2)
+    grid = {"train": {"C": [1, 2.5]}}
+    done = sweep("toy", grid, env, until="release", console=quiet(), options=two)
     assert [(r.values["train.C"], r.status, r.missed) for r in done.rows] == [
         (2.5, "completed", ("auc",)),
         (1, "completed", ("auc",)),
@@ -350,7 +360,7 @@ def test_models_of_a_sweep_stay_out_of_the_registry(tmp_path):
     assert [(v.version, v.aliases) for v in registry.versions("score")] == [(1, ("champion",))]
     assert (Path(env.models) / "score" / "history.jsonl").read_text() == history
     apart = Registry(
-        module.apart(env, "toy")
+        env_apart(env, "toy")
     )  # each has been promoted there, and compared with the champion, which was lent
     assert [v.version for v in apart.versions("score")] == [3, 2, 1] and {
         r["reason"] for r in apart.history("score")

@@ -1,0 +1,6 @@
+"""What a step notebook says, read without running it.
+
+In: the cells of a notebook, as text.
+Out: `Parameter` and the words of a contract, the normal form of code, `own_modules`.
+Imports: `goals`, `errors`.
+"""
