@@ -1,4 +1,4 @@
-"""Data as one `xarray.Dataset` over `row`: read, checked against a contract, kept in a versioned lake.
+"""Data as a `Dataset` over `row`: read, checked against a contract, kept in a versioned lake.
 
 In: CSV files, DataFrames and Datasets; names of datasets and versions.
 Out: `from_frame`, `to_frame`, `read_csv`; `Contract` with its `Check`; `Lake` with its `Version`s.
