@@ -7,10 +7,11 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 import xarray as xr
 from hypothesis import given, settings
@@ -22,8 +23,11 @@ from scalai_nb.errors import ParameterError, RunActive, WorkFailed
 from scalai_nb.learn.linear.regression import LinearRegression, LogisticRegression
 from scalai_nb.learn.features.transform import Transform
 from scalai_nb.models.search import search as module
+from scalai_nb.models.search.judged import OnRows
+from scalai_nb.models.search.question import digest
 from scalai_nb.models.search.search import search
-from scalai_nb.models.search.space import Budget, Space, digest, distributions, points, values
+from scalai_nb.models.search.space import Budget, Space, distributions, points, values
+from scalai_nb.models.search.study import SearchPolicy, journal
 from scalai_nb.tracking.outbox import spool, waiting
 
 LINE = {"x": (-1.0, 1.0)}
@@ -54,7 +58,19 @@ def env(tmp_path, monkeypatch):
 
 
 def look(objective, space=LINE, budget=5, env=None, **kw):
-    return search(objective, space, budget, env=env, **{"progress": False, **kw})
+    def options(kind):
+        return {f.name: kw.pop(f.name) for f in fields(kind) if f.name in kw}
+
+    policy, rows = SearchPolicy(**{"progress": False, **options(SearchPolicy)}), options(OnRows)
+    return search(
+        objective,
+        space,
+        budget,
+        env=env,
+        policy=policy,
+        rows=OnRows(**rows) if rows else None,
+        **kw,
+    )
 
 
 def told(env) -> list[dict]:
@@ -373,7 +389,7 @@ def test_an_interrupted_search_goes_on_as_it_would_have(env):
         kept = next(
             i
             for i, line in enumerate(lines)
-            if (e := json.loads(line))["event"] == "begun" and e["number"] == cut
+            if json.loads(line).get("user_attr", {}).get("attempt", {}).get("number") == cut
         )
         record.write_text("".join(lines[: kept + 1]) + lines[kept + 1][:30])
         again = look(height, budget=12, env=env, name="whole")
@@ -388,7 +404,7 @@ def test_an_interrupted_search_goes_on_as_it_would_have(env):
 KILLED = """
 import os, signal
 from scalai_nb.environment import environment
-from scalai_nb.models.search.search import search
+from scalai_nb.models.search.search import SearchPolicy, search
 import scalai_nb.models.search.search as module
 module.deliver = lambda env: ""
 calls = []
@@ -399,9 +415,32 @@ def objective(params, report):
     for step in range(3): report(step, params["x"] * step)
     return params["x"]
 env = environment("laptop", runs=os.environ["RUNS"], tracking="sqlite:////dev/null/no")
-found = search(objective, {"x": (0.0, 1.0)}, 12, env=env, progress=False)
+found = search(objective, {"x": (0.0, 1.0)}, 12, env=env, policy=SearchPolicy(progress=False))
 print([t.attempts for t in found.trials])
 """
+
+
+def test_a_lock_that_a_killed_process_left_is_not_waited_for(env):
+    look(height, budget=1, env=env)
+    (path,) = Path(env.runs).glob("searches/*/trials.jsonl")
+    Path(f"{path}.lock").touch()
+    clock = time.monotonic()
+    assert len(look(height, budget=2, env=env).trials) == 2
+    assert time.monotonic() - clock < 20
+
+
+def test_a_proposal_that_was_not_used_is_no_trial(env):
+    "As a kill leaves it between Optuna's proposal and its number"
+    whole = look(height, budget=6, env=env, name="whole")
+    look(height, budget=3, env=env)
+    (path,) = Path(env.runs).glob("searches/search-*/trials.jsonl")
+    study = optuna.load_study(study_name="search", storage=journal(path))
+    study.ask({"x": optuna.distributions.FloatDistribution(-1, 1)})
+    study.enqueue_trial({"x": 0.25})
+    again = look(height, budget=6, env=env)
+    assert [(t.params, t.value) for t in again.trials] == [
+        (t.params, t.value) for t in whole.trials
+    ]
 
 
 def test_a_search_that_was_killed_resumes_where_it_was(tmp_path):
