@@ -21,7 +21,7 @@ from scalai_nb.data.lake import Lake
 from scalai_nb.data.sources import from_frame
 from scalai_nb.environment import environment
 from scalai_nb.errors import MissingExtra, ParameterError
-from scalai_nb.jupyter import dash
+from scalai_nb.jupyter import dash, voila
 from scalai_nb.pipeline.run import EventLog
 
 ROOT = Path(__file__).parents[1]
@@ -312,15 +312,15 @@ def test_runs_tell_completed_from_failed_from_lost(filled):
 
 def test_what_cannot_be_served_is_one_sentence(empty, monkeypatch):
     with pytest.raises(ParameterError, match="Did you mean 'index'?"):
-        dash.serve("idnex", empty)
+        voila.serve("idnex", empty)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(ParameterError, match="pass another, or 0 for any that is free"):
-            dash.serve("index", empty, port=taken.getsockname()[1])
+            voila.serve("index", empty, port=taken.getsockname()[1])
     monkeypatch.setitem(sys.modules, "voila.app", None)
     with pytest.raises(MissingExtra, match=re.escape("pip install 'scalai-nb[lab]'")):
-        dash.serve("index", empty)
+        voila.serve("index", empty)
 
 
 def test_the_kernels_of_a_dashboard_get_exactly_its_environment(empty, monkeypatch):
@@ -333,7 +333,7 @@ def test_the_kernels_of_a_dashboard_get_exactly_its_environment(empty, monkeypat
 def test_the_served_process_forgets_its_variables(monkeypatch):
     monkeypatch.setenv("SCALAI_ENV", "ci")
     monkeypatch.delenv("SCALAI_LAKE", raising=False)
-    with dash._variables_set({"SCALAI_ENV": "laptop", "SCALAI_LAKE": "x"}):
+    with voila._variables_set({"SCALAI_ENV": "laptop", "SCALAI_LAKE": "x"}):
         assert os.environ["SCALAI_LAKE"] == "x"
     assert os.environ["SCALAI_ENV"] == "ci" and "SCALAI_LAKE" not in os.environ
 
@@ -341,7 +341,7 @@ def test_the_served_process_forgets_its_variables(monkeypatch):
 @contextmanager
 def serving(env, idle):
     "Serve the dashboard in a process of its own: (address, process); its kernels are gone when it is"
-    code = f"from scalai_nb.jupyter.dash import serve; serve('index', 'laptop', idle={idle})"
+    code = f"from scalai_nb.jupyter.voila import serve; serve('index', 'laptop', idle={idle})"
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=env.root,
