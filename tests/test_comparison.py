@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalai_nb.errors import ParameterError
-from scalai_nb.evaluation.comparison import BETTER, compare, placements, together
+from scalai_nb.evaluation.comparison import BETTER, Confidence, compare, placements, together
 from scalai_nb.evaluation.evaluation import evaluate
 
 
@@ -124,12 +124,21 @@ def test_groups_of_one_are_rows():
 def coverage(measure, days, rounds=200, rows=600, **kind):
     "Share of the intervals that hold the true difference, which a large sample tells"
     label, new, old, _ = two_models(400_000, seed=10_000, days=days and 200_000, **kind)
-    truth = line(compare(label, new, old, measures=[measure], rounds=2), measure).difference
+    truth = line(
+        compare(label, new, old, measures=[measure], confidence=Confidence(rounds=2)), measure
+    ).difference
     hits = 0
     for seed in range(rounds):
         label, new, old, day = two_models(rows, seed, days, **kind)
         row = line(
-            compare(label, new, old, groups=day if days else None, measures=[measure], rounds=200),
+            compare(
+                label,
+                new,
+                old,
+                groups=day if days else None,
+                measures=[measure],
+                confidence=Confidence(rounds=200),
+            ),
             measure,
         )
         hits += row.low <= truth <= row.high
@@ -225,7 +234,9 @@ def test_the_same_model_does_not_differ():
 
 def test_together_is_bonferroni():
     label, new, old, day = two_models(4000)
-    table = compare(label, new, old, by=day % 10, measures=["roc_auc"], level=1 - 0.05 / 11)
+    table = compare(
+        label, new, old, by=day % 10, measures=["roc_auc"], confidence=Confidence(1 - 0.05 / 11)
+    )
     pd.testing.assert_frame_equal(
         together(compare(label, new, old, by=day % 10, measures=["roc_auc"])), table
     )

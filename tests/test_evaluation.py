@@ -16,7 +16,8 @@ from scalai_nb.compute.laws import alike, check_mergeable
 from scalai_nb.compute.reduce import ALGORITHMS, reduce
 from scalai_nb.errors import ParameterError
 from scalai_nb.kernels import of, scores as kernel
-from scalai_nb.evaluation.evaluation import EVALUATION, Evaluation, Point, evaluate, evaluation
+from scalai_nb.evaluation.binary import EVALUATION, Evaluation, Point, evaluation
+from scalai_nb.evaluation.evaluation import evaluate
 from scalai_nb.evaluation.multiclass import ClassEvaluation, class_evaluation, evaluate_classes
 from scalai_nb.evaluation.residuals import evaluate_regression, middles, regression_evaluation
 from scalai_nb.evaluation.histogram import (

@@ -27,7 +27,7 @@ from scalai_nb.compute.reduce import ALGORITHMS, Mergeable, each, on, reduce
 from scalai_nb.describe.sketches import LIMIT, Values, distinct
 from scalai_nb.environment import Environment
 from scalai_nb.errors import ContractViolation, ParameterError, WorkFailed
-from scalai_nb.evaluation.evaluation import EVALUATION
+from scalai_nb.evaluation.binary import EVALUATION
 from scalai_nb.describe.summary import SUMMARY, Column, summarize
 
 CLOSE = partial(

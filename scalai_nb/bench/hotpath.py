@@ -281,10 +281,10 @@ def _scored(scale: float, folder: Path):
 
 
 def _evaluate(data):
-    from scalai_nb.evaluation.evaluation import evaluate
+    from scalai_nb.evaluation.binary import evaluate_binary
 
     def work():
-        e = evaluate(*data)
+        e = evaluate_binary(*data)
         return e.roc_auc, e.pr_auc, e.log_loss, e.brier, e.ece
 
     return work

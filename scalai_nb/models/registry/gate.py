@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import ModelMismatch, ParameterError, unknown
-from ...evaluation.comparison import BETTER, compare, together
-from ...evaluation.evaluation import INTERVALS, evaluate
+from ...evaluation.binary import INTERVALS, evaluate_binary
+from ...evaluation.comparison import BETTER, Confidence, compare, together
 from ...evaluation.task import task_of
 from ...goals import Goal
 from .compatibility import incompatibilities, narrowed
 from .verdict import Check, Verdict
 
 if TYPE_CHECKING:
-    from scalai_nb.evaluation.evaluation import Evaluation
+    from scalai_nb.evaluation.binary import Evaluation
     from scalai_nb.models.package.package import Model
     from scalai_nb.types import Array, ArrayLike, Dataset
 
@@ -300,9 +300,9 @@ def _not_worse_anywhere(
         old,
         {n: data[n].compute() for n in by} or None,
         None if limits.groups is None else data[limits.groups].compute(),
-        limits.level,
         threshold=_thresholds(case),
         measures=limits.measures,
+        confidence=Confidence(limits.level),
     )
     smaller = np.minimum(table.positives, table.rows - table.positives)
     enough = (smaller >= limits.fewest) & table.error.notna()
@@ -439,7 +439,7 @@ def judge(
     wanted = _goals(challenger, goals)
     y = _label(challenger, data, label, [*by, *filter(None, [limits.groups])])
     scored = _score(challenger, data, evidence.score)
-    case = _Case(challenger, champion, data, evaluate(y, scored), limits, evidence)
+    case = _Case(challenger, champion, data, evaluate_binary(y, scored), limits, evidence)
     checks = [_goal_check(case, name, goal) for name, goal in wanted.items()]
     checks.append(_examples(challenger))
     if evidence.score is None:

@@ -104,13 +104,13 @@ def quality(
 
 def measures(truth, score, output: str, threshold: float) -> dict[str, float]:
     "What is said about rows of one version"
-    from scalai_nb.evaluation.evaluation import evaluate
+    from scalai_nb.evaluation.binary import evaluate_binary
     from scalai_nb.evaluation.residuals import evaluate_regression
 
     if output != "probability":
         e = evaluate_regression(truth, score)
         return {"count": e.count, "mae": e.mae, "rmse": e.rmse, "bias": e.bias}
-    e = evaluate(truth, score)
+    e = evaluate_binary(truth, score)
     at = e.at(threshold)
     return {
         "count": e.count,
