@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from ..files import replacing
+from ..redaction import redact
 from .mlflow_file import locked
 from .record import Record, Refused
 from .sinks import SINKS
@@ -54,16 +55,9 @@ def _numbers(metrics: Mapping[str, float | None]) -> dict[str, float]:
     return {k: float(v) for k, v in metrics.items() if v is not None and math.isfinite(v)}
 
 
-def _struck(text: object, secrets: Iterable[str]) -> str:
-    "`text` without the secrets in it"
-    for secret in filter(None, secrets):
-        text = str(text).replace(secret, "***")
-    return str(text)
-
-
 def _texts(values: Mapping[str, object], secrets: Iterable[str]) -> dict[str, str]:
     "`values` as texts without the secrets in them"
-    return {str(k): _struck(v, secrets) for k, v in values.items()}
+    return {str(k): redact(str(v), secrets) for k, v in values.items()}
 
 
 def _link(path: PathLike, folder: Path) -> str:
@@ -91,7 +85,7 @@ def _completed(facts: Record, hidden: list[str]) -> Record:
     return replace(
         facts,
         experiment=experiment,
-        name=_struck(facts.name, hidden),
+        name=redact(facts.name, hidden),
         id=facts.id or f"{experiment}/{uuid4().hex}",
         parent=parent or None,
         params=_texts(facts.params or {}, hidden),
