@@ -14,6 +14,7 @@ import numpy as np
 
 from .sources import row_blocks, to_frame, type_of
 from ..errors import ContractViolation, ParameterError, unknown
+from ..show import frame_table, prose
 
 if TYPE_CHECKING:
     from scalai_nb.types import Array, DataArray, Dataset, Frame
@@ -224,7 +225,9 @@ class Check:
         )
 
     def _repr_html_(self) -> str:
-        return "<p>The contract is kept.</p>" if self.ok else self.violations.to_html(index=False)
+        if self.ok:
+            return prose("The contract is kept.").html
+        return frame_table(self.violations, index=False).html
 
     def raise_(self) -> Check:  # itself, if the contract is kept
         """Raise ContractViolation unless the contract is kept
@@ -549,4 +552,4 @@ class Contract:
         return pd.DataFrame(rows).set_index("name")
 
     def _repr_html_(self) -> str:
-        return self.to_frame().to_html(na_rep="", float_format="{:.6g}".format)
+        return frame_table(self.to_frame()).html
