@@ -548,7 +548,7 @@ def sender_of(process: subprocess.Popen, seconds: float = 60) -> int:
             try:
                 sender = (
                     path.read_text().rsplit(")", 1)[1].split()[1] == str(process.pid)
-                    and b"tracker import serve" in path.with_name("cmdline").read_bytes()
+                    and b"tracker import send_all" in path.with_name("cmdline").read_bytes()
                 )
             except OSError:
                 continue
