@@ -25,7 +25,8 @@ import pytest
 import uvloop
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from scalai_nb.serving.wire.http import Connection, Exchange, Limits, Server
+from scalai_nb.serving.wire.host import Limits
+from scalai_nb.serving.wire.http import Connection, HttpExchange, Server
 from scalai_nb.serving.metrics import Metrics
 
 GET = b"GET /echo HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -796,6 +797,6 @@ def test_nothing_is_left_of_a_connection(served):
             served.ask(CHUNKED[:60], count=0)
         until(lambda: not served.server.connections)
         served.run(lambda: None)
-        assert [o for o in gc.get_objects() if issubclass(type(o), Connection | Exchange)] == []
+        assert [o for o in gc.get_objects() if issubclass(type(o), Connection | HttpExchange)] == []
     finally:
         gc.enable()
