@@ -47,7 +47,7 @@ _WHERE = {
     "describe.summary": ["Summary", "summarize"],
     "learn.training.training": ["Training", "train"],
     "learn.features.transform": ["Transform"],
-    "learn.trees.trees": ["BoostedTrees"],
+    "learn.trees.trees": ["BoostedTrees", "Execution"],
     "models.registry.gate": ["Evidence", "Limits", "judge"],
     "models.registry.verdict": ["Verdict"],
     "models.package.package": ["Model", "package"],

@@ -31,12 +31,12 @@ from scalai_nb.learn.trees import ranks
 from scalai_nb.learn.trees.boosting import joined
 from scalai_nb.learn.features.rows import Rows
 from scalai_nb.learn.features.transform import Transform
-from scalai_nb.learn.trees.trees import BoostedTrees
+from scalai_nb.learn.trees.trees import BoostedTrees, Execution
 
 LOCAL = Environment(name="test", root=None, cluster="local", workers=2, memory=2_000_000_000)
 N, F = 270_000, 6
 NAMES = [f"x{i}" for i in range(F)]
-RANDOM = {"subsample": 0.7, "params": {"colsample_bytree": 0.7, "colsample_bynode": 0.8}}
+RANDOM = {"params": {"subsample": 0.7, "colsample_bytree": 0.7, "colsample_bynode": 0.8}}
 
 
 def data(n=N, seed=0, missing=0.05):
@@ -156,7 +156,7 @@ def test_the_trees_are_those_of_xgboost_wherever_the_rows_are(kind, memory, plai
         "source": lambda: (source(10_000),),
         "dask": lambda: (da.from_array(X, chunks=(70_000, 4)), da.from_array(Y, chunks=70_000)),
     }.get(kind) or (lambda: (stored(tmp_path, kind), "late"))
-    assert grown(BoostedTrees(5, memory=memory).fit(*given())) == plain
+    assert grown(BoostedTrees(5, execution=Execution(memory=memory)).fit(*given())) == plain
 
 
 def test_a_transform_makes_the_features_on_the_way():
@@ -274,7 +274,7 @@ def test_a_fit_that_was_interrupted_goes_on_to_the_same_trees(options, tmp_path)
     how = (
         {"validation": (X[:2000], ~Y[:2000])} if "early_stopping" in options else {}
     )  # the metric gets worse at once
-    model = BoostedTrees(17, every=2, **options)
+    model = BoostedTrees(17, execution=Execution(every=2), **options)
     whole = BoostedTrees(17, **options).fit(TABLE, "late", **how)
     with interrupted():
         model.fit(TABLE, "late", checkpoint=tmp_path, progress=stop_at(3 if how else 13), **how)
@@ -292,7 +292,9 @@ def test_a_fit_that_was_interrupted_goes_on_to_the_same_trees(options, tmp_path)
 
 def test_a_checkpoint_of_other_rows_or_settings_is_refused(tmp_path):
     with interrupted():
-        BoostedTrees(9, every=2).fit(X, Y, checkpoint=tmp_path, progress=stop_at(4))
+        BoostedTrees(9, execution=Execution(every=2)).fit(
+            X, Y, checkpoint=tmp_path, progress=stop_at(4)
+        )
     for model, x, y in (
         (BoostedTrees(9, max_depth=3), X, Y),
         (BoostedTrees(9), X + 1, Y),
@@ -347,7 +349,7 @@ def test_missing_numbers_of_a_regression_are_refused():
     ("options", "words"),
     [
         ({"rounds": 0}, "rounds=0 is not known"),
-        ({"every": 2.5}, "every=2.5 is not known"),
+        ({"execution": Execution(every=2.5)}, "every=2.5 is not known"),
         ({"objective": "rank:ndcg"}, "objective='rank:ndcg' is not known"),
         ({"params": {"max_dept": 3}}, "'max_dept' is no parameter"),
         ({"params": {"min_child_weight": "x"}}, "Invalid Parameter format for min_child_weight"),
@@ -355,7 +357,7 @@ def test_missing_numbers_of_a_regression_are_refused():
         ({"params": {"booster": "dart"}}, "params holds 'booster'; leave it to BoostedTrees"),
         ({"params": {"eval_metric": "nope"}}, "Unknown metric function nope"),
         ({"early_stopping": 3}, "pass validation= to fit"),
-        ({"memory": "much"}, "memory='much' is not known"),
+        ({"execution": Execution(memory="much")}, "memory='much' is not known"),
         (
             {"objective": "reg:squarederror", "class_weight": "balanced"},
             "class_weight= is for classes",
@@ -372,7 +374,7 @@ def test_a_card_that_is_not_there():
     if not xgboost.build_info()["USE_CUDA"]:
         pytest.skip("XGBoost was built without CUDA")
     with pytest.raises(WorkFailed, match="there is no card that XGBoost can use"):
-        BoostedTrees(2, device="cuda").fit(X[:100], Y[:100])
+        BoostedTrees(2, execution=Execution(device="cuda")).fit(X[:100], Y[:100])
 
 
 def test_validation_rows_that_do_not_fit():
@@ -395,17 +397,17 @@ def test_memory_is_bounded_when_the_rows_are_many(tmp_path):
         import sys, tempfile
         import numpy as np
         from scalai_nb.learn.features.rows import Rows
-        from scalai_nb.learn.trees.trees import BoostedTrees
+        from scalai_nb.learn.trees.trees import BoostedTrees, Execution
         from scalai_nb.bench.compare import resident
         tempfile.tempdir = sys.argv[1]
         def blocks(count):
             for i in range(count):
                 X = np.random.default_rng(i).standard_normal((62_500, 50), dtype=np.float32)
                 yield X, X[:, 0] > 0
-        BoostedTrees(1, memory="5 MB").fit(Rows(lambda: blocks(4)))  # what is loaded on the way, and what few rows take by it
+        BoostedTrees(1, execution=Execution(memory="5 MB")).fit(Rows(lambda: blocks(4)))  # what is loaded on the way, and what few rows take by it
         peak = lambda: resident("VmHWM") / 1e6  # ru_maxrss is that of who started this process, too
         before = peak()
-        BoostedTrees(2, memory="30 MB").fit(Rows(lambda: blocks(16)))
+        BoostedTrees(2, execution=Execution(memory="30 MB")).fit(Rows(lambda: blocks(16)))
         print(peak() - before)
     """)
     more = float(
@@ -435,7 +437,9 @@ def lake(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(client, lake):
     "The model of an uninterrupted fit on the cluster"
-    return BoostedTrees(30, every=10, **RANDOM).fit(lake, "late", client=client)
+    return BoostedTrees(30, execution=Execution(every=10), **RANDOM).fit(
+        lake, "late", client=client
+    )
 
 
 def test_workers_grow_the_same_trees_from_whatever_they_read(client, lake, whole):
@@ -484,7 +488,9 @@ def test_a_killed_worker_costs_no_tree(client, lake, whole, caplog):
             os.kill(pids.pop(), signal.SIGKILL), pids.clear()
 
     with caplog.at_level(logging.WARNING, "scalai_nb"):
-        model = BoostedTrees(30, every=10, **RANDOM).fit(lake, "late", client=client, progress=kill)
+        model = BoostedTrees(30, execution=Execution(every=10), **RANDOM).fit(
+            lake, "late", client=client, progress=kill
+        )
     assert grown(model) == grown(whole) and not pids
     assert sum("A worker was lost" in r.message for r in caplog.records) == 1
 
@@ -509,7 +515,7 @@ def test_a_result_that_went_with_its_worker_is_not_awaited(client):
 def test_a_cluster_that_is_gone_leaves_a_checkpoint_for_one_of_another_size(
     client, lake, whole, tmp_path
 ):
-    model = BoostedTrees(30, every=10, **RANDOM)
+    model = BoostedTrees(30, execution=Execution(every=10), **RANDOM)
     with interrupted():
         model.fit(lake, "late", client=client, checkpoint=tmp_path, progress=stop_at(21))
     with (
@@ -544,7 +550,7 @@ def test_two_fits_at_once_take_turns(client, lake):
     with ThreadPoolExecutor(2) as pool:
         models = list(
             pool.map(
-                lambda seed: BoostedTrees(3, seed=seed, subsample=0.5).fit(
+                lambda seed: BoostedTrees(3, params={"seed": seed, "subsample": 0.5}).fit(
                     lake, "late", client=client
                 ),
                 (0, 0),

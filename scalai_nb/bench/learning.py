@@ -231,9 +231,10 @@ def _warm() -> None:
 
 # %% ../../nbs/bench/learning.ipynb #f576a139
 def _trees(d: Learning, client):
-    from scalai_nb.learn.trees.trees import BoostedTrees
+    from scalai_nb.learn.trees.trees import BoostedTrees, Execution
 
-    return BoostedTrees(d.rounds, every=10).fit(d.ds, "late", client=client, progress=False)
+    trees = BoostedTrees(d.rounds, execution=Execution(every=10))
+    return trees.fit(d.ds, "late", client=client, progress=False)
 
 
 def _dask_arrays(d: Learning):
@@ -324,9 +325,10 @@ def killing(fit, share: float = 0.5):
 
 
 def _trees_told(d: Learning, progress):
-    from scalai_nb.learn.trees.trees import BoostedTrees
+    from scalai_nb.learn.trees.trees import BoostedTrees, Execution
 
-    return BoostedTrees(d.rounds, every=10).fit(d.ds, "late", client=d.client, progress=progress)
+    trees = BoostedTrees(d.rounds, execution=Execution(every=10))
+    return trees.fit(d.ds, "late", client=d.client, progress=progress)
 
 
 def _network_told(d: Learning, progress):
