@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from scalai_nb.types import Progress
+    from scalai_nb.types import Frame, Progress
 
 # %% auto #0
 __all__ = ['LAB', 'MARKS', 'TONES', 'SIGNS', 'style', 'Part', 'part', 'element', 'inline', 'lines',
            'bold', 'small', 'heading', 'prose', 'code', 'verbatim', 'grid', 'split',
-           'card', 'status', 'terminal_status', 'table', 'result_table', 'terminal_table',
-           'progress_bar']
+           'card', 'status', 'terminal_status', 'table', 'result_table', 'frame_table',
+           'terminal_table', 'progress_bar']
 
 # %% ../nbs/show.ipynb #1167e15c
 # files written by hand: the style sheet and the Voila template
@@ -347,6 +347,44 @@ def result_table(
     right = [_numeric([row[i] for row in body]) for i in range(len(head))]
     text = [caption.text, _plain_rows([head, *body], right), note.text]
     return Part(html, "\n".join(filter(None, text)))
+
+# %% ../nbs/show.ipynb #f4a1c002
+def _digits(x: Any) -> Any:
+    "A cell of a DataFrame: six significant digits of a float, nothing for what is missing"
+    import pandas as pd
+
+    if pd.api.types.is_scalar(x) and pd.isna(x):
+        return ""
+    return f"{x:.6g}" if isinstance(x, float) else x
+
+
+def frame_table(
+    frame: Frame,
+    caption: Any = "",  # what stands above the table
+    note: Any = "",  # small words below it
+    index: bool = True,  # whether its index is the first column
+) -> Part:
+    """A DataFrame as a `result_table`
+
+    Parameters
+    ----------
+    frame : Frame
+    caption : Any, default ''
+        what stands above the table
+    note : Any, default ''
+        small words below it
+    index : bool, default True
+        whether its index is the first column
+
+    Returns
+    -------
+    Part
+    """
+    rows = [[_digits(x) for x in row] for row in frame.itertuples(index=False, name=None)]
+    if not index:
+        return result_table(list(frame.columns), rows, caption, note)
+    named = [[name, *row] for name, row in zip(frame.index, rows, strict=True)]
+    return result_table([frame.index.name or "", *frame.columns], named, caption, note)
 
 # %% ../nbs/show.ipynb #6990a16b
 def terminal_table(

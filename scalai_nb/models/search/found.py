@@ -12,6 +12,7 @@ import numpy as np
 
 from .space import Space
 from .trial import Trial
+from ...show import frame_table
 
 # %% auto #0
 __all__ = ['Search']
@@ -142,5 +143,4 @@ class Search:
         return f"{self._summary()}\n{self.table.head(10).to_string(index=False)}"
 
     def _repr_html_(self) -> str:
-        rows = self.table.head(10).to_html(index=False, border=0, na_rep="")
-        return f"<p>{self._summary()}</p>{rows}"
+        return frame_table(self.table.head(10), self._summary(), index=False).html
