@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,137 +14,147 @@ from markdown_it import MarkdownIt
 
 from .outputs import Notebook, read_notebook, recover, text
 from .run import CAUSES, STATUSES, Run, StepRun
-from ..show import MARKS
-from ..words import duration, size
+from ..show import MARKS, Part, code, element, inline, lines, prose
+from ..words import duration, size, when
 
 # %% auto #0
 __all__ = ['report', 'write_report']
 
 # %% ../../nbs/pipeline/report.ipynb #33f366f9
-def _element(tag: str, *inner: str, **attributes: object) -> str:
-    "An element around HTML; `class_` is its class"
-    named = "".join(f' {k.rstrip("_")}="{escape(str(v))}"' for k, v in attributes.items())
-    return f"<{tag}{named}>{''.join(inner)}</{tag}>"
-
-
-def _badge(status: str) -> str:
+def _badge(status: str) -> Part:
     "A status as mark and word, explained on hovering"
     words = f"{MARKS[status][0]} {status.replace('_', ' ')}"
-    return _element("span", words, class_=f"badge {status}", title=STATUSES[status])
+    return element("span", words, class_=f"badge {status}", title=STATUSES[status])
 
 
-def _facts(run: Run) -> str:
+def _facts(run: Run) -> Part:
     "What was run, where, and by which code"
     facts = {
         "run": run.id,
-        "started": time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started)),
+        "started": when(run.started),
         "took": f"{duration(run.seconds)} ({run.worker_seconds:.1f} worker-seconds)",
         "environment": run.env,
         "code": run.about.get("code") or "not in git",
         "Python": run.about.get("python", ""),
         "command": run.about.get("command", ""),
     }
-    pairs = [_element("dt", k) + _element("dd", escape(str(v))) for k, v in facts.items()]
-    return _element("dl", *(_element("div", pair) for pair in pairs))
+    pairs = [element("div", element("dt", k), element("dd", v)) for k, v in facts.items()]
+    return element("dl", *pairs)
 
 
-def _row(s: StepRun) -> str:
+def _row(s: StepRun) -> Part:
     "A step's line in the table"
-    versions = [f"{escape(n)}&nbsp;<code>{escape(v[:6])}</code>" for n, v in s.written]
-    why = s.error or "; ".join(s.reasons) or (f"from {s.run}" if s.run else "")
+    versions = [inline(n, "\N{NO-BREAK SPACE}", code(v[:6])) for n, v in s.written]
     cells = [
-        _element("a", s.stem, href=f"#{s.stem}"),
+        element("a", s.stem, href=f"#{s.stem}"),
         _badge(s.status),
         duration(None if s.status == "cached" else s.seconds),
         "" if s.cpu_seconds is None else f"{s.cpu_seconds:.1f}",
         size(s.memory),
         f"{s.rows:,}" if s.rows else "",
-        "<br>".join(versions),
-        escape(why),
+        lines(*versions),
+        s.error or "; ".join(s.reasons) or (f"from {s.run}" if s.run else ""),
     ]
-    return _element("tr", *(_element("td", cell) for cell in cells))
+    return element("tr", *(element("td", cell) for cell in cells))
 
 
-def _steps(run: Run) -> str:
+_HEADINGS = (
+    "step",
+    "status",
+    "time",
+    "worker\N{NON-BREAKING HYPHEN}s",
+    "memory",
+    "rows",
+    "written",
+    "why",
+)
+
+
+def _steps(run: Run) -> Part:
     "The table of steps"
-    headings = ("step", "status", "time", "worker&#8209;s", "memory", "rows", "written", "why")
-    head = _element("thead", _element("tr", *(_element("th", h) for h in headings)))
-    body = _element("tbody", *map(_row, run.steps))
-    return _element("div", _element("table", head, body, class_="steps"), class_="wide")
+    head = element("thead", element("tr", *(element("th", h) for h in _HEADINGS)))
+    body = element("tbody", *map(_row, run.steps))
+    return element("div", element("table", head, body, class_="steps"), class_="wide")
 
 # %% ../../nbs/pipeline/report.ipynb #62176c21
-def _bar(s: StepRun, start: float, width: float, y: int) -> str:
+def _bar(s: StepRun, start: float, width: float, y: int) -> Part:
     "When a step ran, as a bar with its name and time; `start` and `width` in pixels"
     took = duration(s.seconds)
     end = min(start + width + 6, 790)
-    title = _element("title", f"{s.stem}: {took}")
+    name = {"x": 130, "y": y + 15, "text-anchor": "end"}
     place = {"x": f"{start:.1f}", "y": y + 4, "width": f"{width:.1f}", "height": 15, "rx": 3}
-    return (
-        f'<text x="130" y="{y + 15}" text-anchor="end">{s.stem}</text>'
-        + _element("rect", title, **place, class_=s.status)
-        + _element("text", took, x=f"{end:.1f}", y=y + 15, class_="dim")
+    return inline(
+        element("text", s.stem, **name),
+        element("rect", element("title", f"{s.stem}: {took}"), **place, class_=s.status),
+        element("text", took, x=f"{end:.1f}", y=y + 15, class_="dim"),
     )
 
 
-def _timeline(run: Run) -> str:
+def _timeline(run: Run) -> Part:
     "When each executed step ran, as bars"
     ran = [(s, s.started, s.seconds) for s in run.steps if s.started and s.seconds is not None]
     if not ran:
-        return ""
+        return Part("", "")
     start, scale = run.started or 0, 640 / max(run.seconds or 0, 0.1)
     bars = [
         _bar(s, 140 + scale * (started - start), max(2, scale * seconds), 24 * i)
         for i, (s, started, seconds) in enumerate(ran)
     ]
-    box = f'viewBox="0 0 860 {24 * len(ran)}"'
-    return f'<svg {box} role="img" aria-label="Timeline of the steps">{"".join(bars)}</svg>'
+    about = {"viewBox": f"0 0 860 {24 * len(ran)}", "role": "img"}
+    about["aria-label"] = "Timeline of the steps"
+    return element("svg", *bars, **about)
 
 # %% ../../nbs/pipeline/report.ipynb #d426df0d
 _PROSE = MarkdownIt("commonmark").enable("table")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def _pre(words: str, kind: str = "text") -> str:
-    return _element("pre", escape(_ANSI.sub("", words)), class_=kind)
+def _pre(words: str, kind: str = "text") -> Part:
+    "Text without the colours of a terminal"
+    return element("pre", _ANSI.sub("", words), class_=kind)
 
 
-def _svg(picture: str) -> str:
-    return picture[picture.index("<svg") :]
+def _markdown(words: str) -> Part:
+    return Part(_PROSE.render(words), words)
 
 
-def _png(picture: str) -> str:
-    return f'<img alt="" src="data:image/png;base64,{picture.strip()}">'
+def _html(words: str) -> Part:
+    return element("div", Part(words, ""), class_="wide")
 
 
-def _html(words: str) -> str:
-    return f'<div class="wide">{words}</div>'
+def _svg(picture: str) -> Part:
+    return Part(picture[picture.index("<svg") :], "")
 
 
-_SHOW: dict[str, Callable[[str], str]] = {  # kind of output: how it is shown, the richest first
+def _png(picture: str) -> Part:
+    return Part(f'<img alt="" src="data:image/png;base64,{picture.strip()}">', "")
+
+
+_SHOW: dict[str, Callable[[str], Part]] = {  # kind of output: how it is shown, the richest first
     "text/html": _html,
     "image/svg+xml": _svg,
     "image/png": _png,
-    "text/markdown": _PROSE.render,
+    "text/markdown": _markdown,
     "text/plain": _pre,
 }
 
 
-def _output(o: dict[str, Any]) -> str:
+def _output(o: dict[str, Any]) -> Part:
     "One output"
     if o["output_type"] == "stream":
         return _pre(text(o["text"]), o["name"])
     if o["output_type"] == "error":
         return _pre("\n".join(o["traceback"]) or f"{o['ename']}: {o['evalue']}", "stderr")
     found = (show(text(o["data"][kind])) for kind, show in _SHOW.items() if kind in o["data"])
-    return next(found, "")
+    return next(found, Part("", ""))
 
 
-def _cell(cell: dict[str, Any]) -> str:
+def _cell(cell: dict[str, Any]) -> Part:
     "One cell"
     if cell["cell_type"] == "markdown":
-        return _PROSE.render(cell["source"])
-    code = _element("pre", escape(cell["source"]), class_="code")
-    return code + "".join(map(_output, cell.get("outputs", [])))
+        return _markdown(cell["source"])
+    written = element("pre", cell["source"], class_="code")
+    return inline(written, *map(_output, cell.get("outputs", [])))
 
 # %% ../../nbs/pipeline/report.ipynb #1faa3e70
 def _notebook(run: Run, s: StepRun) -> Notebook | None:
@@ -158,17 +166,15 @@ def _notebook(run: Run, s: StepRun) -> Notebook | None:
     return recover(run, s) if s.status == "lost" else read_notebook(path)
 
 
-def _section(run: Run, s: StepRun) -> str:
+def _section(run: Run, s: StepRun) -> Part:
     "A step as its notebook tells it"
-    head = _element("p", f"{s.stem} {_badge(s.status)}", class_="step")
+    head = element("p", s.stem, " ", _badge(s.status), class_="step")
     if s.error:
-        cause = escape(CAUSES.get(s.cause or "", ""))
-        head += _element("p", f"{cause}: {escape(s.error)}", class_="why")
+        head += element("p", f"{CAUSES.get(s.cause or '', '')}: {s.error}", class_="why")
+    body = prose("It was not run, so there is nothing to show.")
     if nb := _notebook(run, s):
-        body = "".join(map(_cell, nb["cells"]))
-    else:
-        body = "<p>It was not run, so there is nothing to show.</p>"
-    return _element("section", head, body, id=s.stem)
+        body = inline(*map(_cell, nb["cells"]))
+    return element("section", head, body, id=s.stem)
 
 # %% ../../nbs/pipeline/report.ipynb #fbee3991
 _STYLE = """
@@ -211,25 +217,28 @@ body:has(#code:checked) .code { display: block }
 label { float: right; color: var(--dim); font-size: .9rem }
 @media (max-width: 600px) { section, .card { padding: 1rem } }
 """
-_VIEWPORT = '<meta name="viewport" content="width=device-width, initial-scale=1">'
-_SWITCH = '<label><input type="checkbox" id="code"> show code</label>'
+_META = (
+    '<meta charset="utf-8">'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    f"<style>{_STYLE}</style>"
+)
+_SWITCH = Part('<label><input type="checkbox" id="code"> show code</label>', "")
 
 
 def report(run: Run) -> str:
     "The report of `run`, a self-contained HTML page"
-    title = _element("title", escape(f"{run.pipeline}: {run.status}"))
-    head = _element("head", '<meta charset="utf-8">', _VIEWPORT, title, f"<style>{_STYLE}</style>")
-    main = _element(
+    title = element("title", f"{run.pipeline}: {run.status}")
+    main = element(
         "main",
         _SWITCH,
-        _element("h1", f"{escape(run.pipeline)} {_badge(run.status)}"),
+        element("h1", run.pipeline, " ", _badge(run.status)),
         _facts(run),
-        _element("div", _steps(run), class_="card"),
-        _element("div", _timeline(run), class_="card"),
+        element("div", _steps(run), class_="card"),
+        element("div", _timeline(run), class_="card"),
         *(_section(run, s) for s in run.steps),
     )
-    body = _element("body", main)
-    return "<!doctype html>" + _element("html", head, body, lang="en")
+    head, body = element("head", Part(_META, ""), title), element("body", main)
+    return "<!doctype html>" + element("html", head, body, lang="en").html
 
 
 def write_report(run: Run) -> Path | None:
