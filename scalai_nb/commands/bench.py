@@ -9,6 +9,8 @@ __all__ = ['bench_app', 'Cases', 'Scale', 'Rounds', 'Output', 'bench_pipeline', 
 # %% ../../nbs/commands/bench.ipynb #4f3b9131
 import json
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,13 +25,13 @@ bench_app = typer.Typer(help="Measure against the peers, side by side.", no_args
 def bench_pipeline(
     rounds: Annotated[int, typer.Option(help="Rounds, ours and papermill in turn.")] = 3,
     json: Json = False,
-):
+) -> None:
     "A run's overhead and the bytes it writes, beside plain papermill."
     from scalai_nb.bench.notebooks import bench_pipeline as bench, show
 
     out(bench(rounds), json, show)
 
-# %% ../../nbs/commands/bench.ipynb #a38e80aa
+# %% ../../nbs/commands/bench.ipynb #7b9cf5b5
 Cases = Annotated[
     list[str] | None,
     typer.Argument(
@@ -48,21 +50,31 @@ Output = Annotated[
 
 
 def _compare(
-    name: str, cases, scale: float, rounds: int, output: str | None, as_json: bool
+    name: str,
+    cases: list[str] | None,
+    scale: float,
+    rounds: int,
+    output: str | None,
+    as_json: bool,
 ) -> None:
     "Measure cases of the module `bench.name`, write the figures and print them"
     from importlib import import_module
-    from pathlib import Path
-    from scalai_nb.errors import WorkFailed
+
     from scalai_nb.bench.compare import chosen, compare, show
 
     module = f"scalai_nb.bench.{name}"
-    figures = compare(
-        module, chosen(import_module(module).CASES, cases or ()), scale=scale, rounds=rounds
-    )
+    wanted = chosen(import_module(module).CASES, cases or ())
+    figures = compare(module, wanted, scale=scale, rounds=rounds)
     path = Path(output or f".scalai/bench/{name}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(figures, indent=1))
+    _finish(figures, path, as_json, show)
+
+
+def _finish(figures: dict, path: Path, as_json: bool, show: Callable) -> None:
+    "Print the figures and where they are; WorkFailed when some were not measured"
+    from scalai_nb.errors import WorkFailed
+
     out(figures, as_json, show)
     print(f"written: {path}", file=sys.stderr)
     if figures["failed"]:
@@ -76,11 +88,13 @@ def bench_hotpath(
     rounds: Rounds = 3,
     output: Output = None,
     json: Json = False,
-):
-    "Summaries, drift, evaluation, training and features, beside DuckDB, Polars, pandas, SciPy and scikit-learn."
+) -> None:
+    """Summaries, drift, evaluation, training and features.
+
+    Beside DuckDB, Polars, pandas, SciPy and scikit-learn."""
     _compare("hotpath", cases, scale, rounds, output, json)
 
-# %% ../../nbs/commands/bench.ipynb #c44881d1
+# %% ../../nbs/commands/bench.ipynb #c60dd16f
 @bench_app.command("gpu")
 def bench_gpu(
     cases: Cases = None,
@@ -88,8 +102,10 @@ def bench_gpu(
     rounds: Rounds = 3,
     output: Output = None,
     json: Json = False,
-):
-    "The CUDA kernels on this machine's card, beside CuPy alone, cuDF and cuML, as a share of what the card copies in a second."
+) -> None:
+    """The CUDA kernels on this machine's card, as a share of what it copies in a second.
+
+    Beside CuPy alone, cuDF and cuML."""
     _compare("gpu", cases, scale, rounds, output, json)
 
 
@@ -100,7 +116,7 @@ def bench_train(
     rounds: Rounds = 3,
     output: Output = None,
     json: Json = False,
-):
+) -> None:
     "Training, and scoring by a package, beside XGBoost on Dask and scikit-learn's pipelines."
     _compare("learning", cases, scale, rounds, output, json)
 
@@ -112,16 +128,12 @@ def bench_serve(
     rounds: Rounds = 3,
     output: Output = None,
     json: Json = False,
-):
-    "A service under load, beside KServe, MLServer, Triton and others (environments/peers installs them); overload; faults."
-    from pathlib import Path
-    from scalai_nb.errors import WorkFailed
+) -> None:
+    """A service under load, in overload and with faults.
+
+    Beside KServe, MLServer, Triton and others; environments/peers installs them."""
     from scalai_nb.bench.services import measure, show
 
-    figures = measure(
-        cases or (), scale, rounds, path := Path(output or ".scalai/bench/serving.json")
-    )
-    out(figures, json, show)
-    print(f"written: {path}", file=sys.stderr)
-    if figures["failed"]:
-        raise WorkFailed(f"Not measured, for the reason above: {', '.join(figures['failed'])}.")
+    path = Path(output or ".scalai/bench/serving.json")
+    figures = measure(cases or (), scale, rounds, path)
+    _finish(figures, path, json, show)

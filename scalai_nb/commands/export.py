@@ -35,7 +35,7 @@ def export(
         bool, typer.Option("--dry-run", help="Print what would be written.")
     ] = False,
     env: Env = None,
-):
+) -> None:
     "Write what another serving engine needs to run a model."
     from scalai_nb.export.targets import (
         export as write,
