@@ -26,7 +26,8 @@ import uvloop
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from scalai_nb.serving.wire.host import Limits
-from scalai_nb.serving.wire.http import Connection, HttpExchange, Server
+from scalai_nb.serving.wire.http import Connection, Server
+from scalai_nb.serving.wire.parsing import HttpExchange
 from scalai_nb.serving.metrics import Metrics
 
 GET = b"GET /echo HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from scalai_nb.serving.exchange import Exchange
-    from scalai_nb.serving.protocols.route import Journal
+    from scalai_nb.serving.protocols.route import FeedbackLog
     from scalai_nb.serving.scoring.roles import Serving
     from scalai_nb.serving.tracing import Tracing
 
@@ -68,7 +68,7 @@ class App:
     models : Models
     admission : Admission
     metrics : Metrics
-    journal : Journal | None, default None
+    journal : FeedbackLog | None, default None
         takes the feedback
     prefix : str, default ''
         of the ids of this worker's predictions: no other process has had it
@@ -90,7 +90,7 @@ class App:
         models: Models,
         admission: Admission,
         metrics: Metrics,
-        journal: Journal | None = None,  # takes the feedback
+        journal: FeedbackLog | None = None,  # takes the feedback
         prefix: str = "",  # of the ids of this worker's predictions: no other process has had it
         copy: Path | None = None,  # of its metrics; beside it are those of the other processes
         tracing: Tracing | None = None,

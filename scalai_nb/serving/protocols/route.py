@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from scalai_nb.serving.scoring.scorer import Scorer
 
 # %% auto #0
-__all__ = ['Route', 'Prediction', 'Journal', 'Served', 'Service']
+__all__ = ['Route', 'Prediction', 'FeedbackLog', 'KnownModels', 'Service']
 
 # %% ../../../nbs/serving/protocols/route.ipynb #3ff32cc7
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Prediction(Route):
     "A method of a path that scores answer; `handle(exchange, **parameters)` decodes its `Request`"
 
 # %% ../../../nbs/serving/protocols/route.ipynb #f1f38966
-class Journal(Protocol):
+class FeedbackLog(Protocol):
     "Where feedback goes"
 
     def feedback(self, records: list[dict[str, Any]], /) -> bool:
@@ -62,16 +62,16 @@ class Journal(Protocol):
         ...
 
 
-class Served(Protocol):
+class KnownModels(Protocol):
     """The models of an app
 
     Attributes
     ----------
     ready : bool
-        whether each answers
+        whether all of them answer
     """
 
-    ready: bool  # whether each answers
+    ready: bool  # whether all of them answer
 
     def names(self) -> list[str]:
         "Of the models that are served"
@@ -84,19 +84,19 @@ class Service(Protocol):
     Attributes
     ----------
     metrics : Metrics
-    journal : Journal | None
+    journal : FeedbackLog | None
         None: no feedback is taken
     copy : Path | None
         of its metrics; beside it are those of the service's other processes
     """
 
     @property
-    def models(self) -> Served:
+    def models(self) -> KnownModels:
         "What is served"
         ...
 
     metrics: Metrics
-    journal: Journal | None  # None: no feedback is taken
+    journal: FeedbackLog | None  # None: no feedback is taken
     copy: Path | None  # of its metrics; beside it are those of the service's other processes
 
     @property

@@ -114,10 +114,10 @@ def _slice(name: str, binary: memoryview, at: int, size: Any) -> memoryview:
 # %% ../../../nbs/serving/protocols/v2.ipynb #e6476fa3
 def decode(exchange: Exchange, model: str, version: str | None = None) -> Request:
     "The request of tensors of columns, which a tensor of scores answers"
-    said, binary = parts(exchange)
-    body = tensors(said["inputs"], binary)
-    encode = _encode_bytes if _wants_bytes(said) else _encode
-    id, timeout = said.get("id", ""), _object(said, "parameters").get("timeout")
+    fields, binary = parts(exchange)
+    body = tensors(fields["inputs"], binary)
+    encode = _encode_bytes if _wants_bytes(fields) else _encode
+    id, timeout = fields.get("id", ""), _object(fields, "parameters").get("timeout")
     if type(id) is not str:
         raise Refusal(400, f"The id {id!r:.60} is no string.")
     if timeout is not None and (type(timeout) is not int or timeout < 0):
@@ -139,10 +139,10 @@ def _object(of: dict[str, Any], key: str) -> dict[str, Any]:
 _ABSENT = {"classification", "shared_memory_region"}
 
 
-def _wants_bytes(said: dict[str, Any]) -> bool:
+def _wants_bytes(fields: dict[str, Any]) -> bool:
     "Whether the client asks for the scores as bytes. Refusal: it asks for something else"
-    default = _object(said, "parameters").get("binary_data_output", False)
-    outputs = said.get("outputs") or []
+    default = _object(fields, "parameters").get("binary_data_output", False)
+    outputs = fields.get("outputs") or []
     if type(outputs) is not list or not all(type(o) is dict for o in outputs):
         raise Refusal(400, "'outputs' is no JSON array of objects.")
     for output in outputs:

@@ -237,7 +237,7 @@ class Scorer:
             contract = Contract.from_json(content["contract.json"].decode())
         columns = columns_of(card["inputs"], contract)
         numbers = [c.name for c in columns if c.kind == "number"]
-        kept = Path(cache) / f"{digest}.onnx" if cache and digest else None
+        graph = Path(cache) / f"{digest}.onnx" if cache and digest else None
         known = frozenset(c.name for c in contract.columns) if contract else frozenset()
         scorer = cls(
             name or card["name"],
@@ -245,7 +245,7 @@ class Scorer:
             columns,
             card,
             json.loads(content["examples.json"]),
-            session(prepared(content["model.onnx"], numbers, kept)),
+            session(prepared(content["model.onnx"], numbers, graph)),
             known - {c.name for c in columns},
             digest or "",
         )
