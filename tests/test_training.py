@@ -3,6 +3,7 @@
 import inspect
 import re
 import threading
+from dataclasses import fields
 from html import escape
 
 import numpy as np
@@ -32,11 +33,11 @@ from scalai_nb.evaluation.evaluation import evaluate
 from scalai_nb.learn.training.importance import importances
 from scalai_nb.learn.linear.regression import LinearRegression, LogisticRegression
 from scalai_nb.learn.networks.networks import Network
-from scalai_nb.learn.training.adapter import SAMPLE, learn, sampled
-from scalai_nb.evaluation.splits import split
+from scalai_nb.learn.training.adapter import SAMPLE, Effort, learn, sampled
+from scalai_nb.evaluation.splits import Folds, split
 from scalai_nb.describe.summary import SUMMARY
 from scalai_nb.evaluation.task import task_of
-from scalai_nb.learn.training.training import train
+from scalai_nb.learn.training.training import Judging, train
 from scalai_nb.learn.features.transform import Transform
 from scalai_nb.learn.trees.trees import BoostedTrees
 
@@ -74,13 +75,22 @@ FEATURES = Transform(numeric=["temp", "wind", "noise"], categorical=["carrier", 
 BOTH = {"linear": LogisticRegression(), "trees": DecisionTreeClassifier(max_depth=4)}
 
 
-def quiet(candidates, ds, label="late", goals=None, **kw):
+def options(split=None, folds=5, **given):
+    "Options of `train` by the record that has them"
+    by_record = {
+        name: kind(**{f.name: given.pop(f.name) for f in fields(kind) if f.name in given})
+        for name, kind in (("judging", Judging), ("effort", Effort))
+    }
+    return {"split": split if folds == 5 else Folds(split, folds)} | by_record | given
+
+
+def quiet(candidates, ds, label="late", goals=None, contract=None, **kw):
     return train(
         candidates,
-        ds,
+        ds if contract is None else contract.attach(ds),
         label,
         goals,
-        **{"transform": FEATURES, "split": "fold", "progress": False} | kw,
+        **options(**{"transform": FEATURES, "split": "fold", "progress": False} | kw),
     )
 
 
@@ -162,7 +172,7 @@ def test_the_best_is_by_the_first_goal_that_can_tell():
 def test_the_split_comes_from_the_contract():
     ds = data()
     ds = Contract.infer(ds, label="late", time="date", later=("minutes", "state")).attach(ds)
-    t = train({"linear": LogisticRegression()}, ds, progress=False, folds=3)
+    t = train({"linear": LogisticRegression()}, ds, **options(progress=False, folds=3))
     assert t.split.kind == "time" and set(t.work.transform.names) == {
         "fold",
         "temp",
@@ -178,7 +188,9 @@ def test_the_split_comes_from_the_contract():
     )
     assert t.evaluations["linear"].count == t.split.tested.sum()
     with pytest.warns(UserWarning, match="The contract has a time, 'date'"):
-        at_random = train({"linear": LogisticRegression()}, ds, split="random", progress=False)
+        at_random = train(
+            {"linear": LogisticRegression()}, ds, **options(split="random", progress=False)
+        )
     assert (
         at_random.split.says in at_random.notes
         and at_random.split.says in at_random.card()["limits"]
@@ -518,8 +530,7 @@ def test_a_sample_shrinks_to_the_memory_there_is():
             "late",
             t,
             classes=np.array([False, True]),
-            memory=5000 * 4 * 3 * t.width_,
-            sample=SAMPLE,
+            effort=Effort(memory=5000 * 4 * 3 * t.width_, sample=SAMPLE),
         ).says
     )
 
@@ -578,8 +589,8 @@ def test_a_fold_is_not_calibrated_by_its_own_labels():
         "late",
         transform=Transform(numeric=["x"]),
         split="fold",
-        calibrate="isotonic",
-        progress=False,
+        judging=Judging(calibrate="isotonic"),
+        effort=Effort(progress=False),
     )
     assert t.evaluations["it"].roc_auc < 0.6, (
         "isotonic on 400 rows of noise, judged by the same rows, would look good"
@@ -890,7 +901,13 @@ def test_bad_input(change, says):
         "progress": False,
     } | change
     with pytest.raises((ParameterError, ContractViolation), match=says):
-        train(kw.pop("candidates"), kw.pop("data"), kw.pop("label"), kw.pop("goals", None), **kw)
+        train(
+            kw.pop("candidates"),
+            kw.pop("data"),
+            kw.pop("label"),
+            kw.pop("goals", None),
+            **options(**kw),
+        )
 
 
 def test_no_rows():
