@@ -13,7 +13,7 @@ from conftest import tool
 from typer.testing import CliRunner
 
 import scalai_nb as sn
-from scalai_nb.commands import export as command
+from scalai_nb.commands.export import export as command
 from scalai_nb.commands.serve import serve
 from scalai_nb.errors import Conflict, ModelMismatch, ParameterError
 from scalai_nb.models.package.runtime import session
