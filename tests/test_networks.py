@@ -9,6 +9,7 @@ import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -30,17 +31,10 @@ from scalai_nb.errors import (
 )
 from scalai_nb.learn.networks import descent
 from scalai_nb.learn.networks import gang
-from scalai_nb.learn.networks.batches import (
-    WINDOW,
-    Spans,
-    Stream,
-    batches,
-    of_arrays,
-    steps_of,
-    strips,
-)
+from scalai_nb.learn.networks.batches import WINDOW, batches, steps_of, strips
 from scalai_nb.learn.linear.regression import LogisticRegression
-from scalai_nb.learn.networks.networks import Network
+from scalai_nb.learn.networks.networks import Checkpoint, Network, NetworkOptions
+from scalai_nb.learn.networks.spans import Spans, Stream, of_arrays
 from scalai_nb.learn.features.rows import Rows
 from scalai_nb.learn.features.transform import Transform
 
@@ -48,6 +42,15 @@ torch = pytest.importorskip("torch")
 nn = torch.nn
 RNG = np.random.default_rng
 LOCAL = Environment(name="test", root=None, cluster="local", workers=2, memory=2_000_000_000)
+
+
+OPTIONS = {f.name for f in fields(NetworkOptions)}
+
+
+def network(module=None, **kw):
+    "A network, whose options are among the other words"
+    options = {n: kw.pop(n) for n in list(kw) if n in OPTIONS}
+    return Network(module, **kw, options=NetworkOptions(**options) if options else None)
 
 
 def labelled(n=4000, features=5, classes=2, seed=0):
@@ -160,7 +163,7 @@ KNOWN = {
 
 @pytest.mark.parametrize("loss", ["log_loss", "squared_error"])
 def test_contract(loss):
-    net = Network(loss=loss, hidden=(32,), epochs=25, batch_size=32, learning_rate=0.03)
+    net = network(loss=loss, hidden=(32,), epochs=25, batch_size=32, learning_rate=0.03)
     done = check_estimator(net, on_skip=None, on_fail=None)
     assert {c["check_name"] for c in done if c["status"] != "passed"} <= KNOWN.keys()
     assert (
@@ -171,12 +174,21 @@ def test_contract(loss):
     )
 
 
+def test_an_option_is_a_parameter_for_scikit_learn():
+    net = network(dropout=0.1)
+    assert net.get_params()["options__dropout"] == 0.1
+    changed = clone(net).set_params(options__seed=3, epochs=2)
+    assert changed.options == NetworkOptions(dropout=0.1, seed=3) and net.options.seed == 0
+    with pytest.raises(ValueError, match="'dropuot'"):
+        net.set_params(options__dropuot=0.5)
+
+
 # ---- what is learnt
 
 
 def test_without_a_hidden_layer_it_is_logistic_regression():
     X, y = labelled(20_000)
-    net = Network(hidden=(), epochs=40, batch_size=2000, learning_rate=0.02, weight_decay=0.0).fit(
+    net = network(hidden=(), epochs=40, batch_size=2000, learning_rate=0.02, weight_decay=0.0).fit(
         X, y
     )
     exact = LogisticRegression(C=np.inf).fit(X, y)
@@ -195,7 +207,7 @@ def flat_logit(features):
 @pytest.mark.parametrize("module", [None, two_logits, flat_logit, nn.Linear(5, 1)])
 def test_two_classes(module):
     X, y = labelled()
-    net = Network(
+    net = network(
         module, epochs=20, batch_size=200, learning_rate=0.02, class_weight="balanced"
     ).fit(X, np.where(y, "late", "early"))
     p = net.predict_proba(X)
@@ -212,7 +224,7 @@ def test_two_classes(module):
 def test_three_classes_and_one_that_weighs_more():
     X, y = labelled(classes=3)
     kw = {"epochs": 20, "batch_size": 200, "learning_rate": 0.02}
-    net, biased = Network(**kw).fit(X, y), Network(**kw, class_weight={0: 20, 1: 1, 2: 1}).fit(X, y)
+    net, biased = network(**kw).fit(X, y), network(**kw, class_weight={0: 20, 1: 1, 2: 1}).fit(X, y)
     assert net.predict_proba(X).shape == (4000, 3) and net.score(X, y) > 0.6
     assert (biased.predict(X) == 0).sum() > 1.3 * (net.predict(X) == 0).sum()
 
@@ -228,9 +240,9 @@ def test_weights_are_rows_that_count_for_more():
         "weight_decay": 0.0,
     }
     w = RNG(1).integers(0, 4, 600)
-    a, b = Network(**kw).fit(X, y, w), Network(**kw).fit(X.repeat(w, axis=0), y.repeat(w))
+    a, b = network(**kw).fit(X, y, w), network(**kw).fit(X.repeat(w, axis=0), y.repeat(w))
     np.testing.assert_allclose(a.predict_proba(X), b.predict_proba(X), atol=1e-4)
-    twice = Network(**kw).fit(X, y, 2.0 * w)
+    twice = network(**kw).fit(X, y, 2.0 * w)
     np.testing.assert_allclose(a.predict_proba(X), twice.predict_proba(X), atol=1e-6)
 
 
@@ -245,21 +257,21 @@ def mean_of_logits(output, target):
 def test_losses_of_ones_own():
     X, y = labelled()
     z = X @ np.arange(5) + 100
-    net = Network(loss=huber, task="values", epochs=30, batch_size=200, learning_rate=0.02).fit(
+    net = network(loss=huber, task="values", epochs=30, batch_size=200, learning_rate=0.02).fit(
         X, z
     )
     assert net.score(X, z) > 0.98 and not hasattr(net, "classes_") and is_regressor(net)
-    net = Network(
+    net = network(
         two_logits, loss=mean_of_logits, epochs=10, batch_size=200, learning_rate=0.02
     ).fit(X, y)
     assert net.score(X, y) > 0.8
     with pytest.raises(ParameterError, match="one a row"):
-        Network(two_logits, loss=mean_of_logits).fit(X, y, np.ones(4000))
+        network(two_logits, loss=mean_of_logits).fit(X, y, np.ones(4000))
 
 
 def test_absolute_error_finds_the_median():
     y = RNG(0).exponential(size=5000)
-    net = Network(
+    net = network(
         hidden=(), loss="absolute_error", epochs=30, batch_size=500, learning_rate=0.01
     ).fit(np.zeros((5000, 1)), y)
     assert (
@@ -280,7 +292,7 @@ def test_absolute_error_finds_the_median():
 )
 def test_options_learn_too(options):
     X, y = labelled()
-    net = Network(**{"epochs": 10, "batch_size": 200, "learning_rate": 0.01} | options).fit(X, y)
+    net = network(**{"epochs": 10, "batch_size": 200, "learning_rate": 0.01} | options).fit(X, y)
     assert net.score(X, y) > 0.78 and net.history_[-1]["loss"] < net.history_[0]["loss"]
 
 
@@ -292,8 +304,8 @@ def test_a_gradient_is_cut_to_its_length():
         "batch_size": 100,
         "epochs": 1,
     }
-    free, cut = Network(**kw).fit(X * 1000, y), Network(**kw, max_norm=0.1).fit(X * 1000, y)
-    start = Network(**kw, max_norm=1e-9).fit(X * 1000, y).module_[0].weight
+    free, cut = network(**kw).fit(X * 1000, y), network(**kw, max_norm=0.1).fit(X * 1000, y)
+    start = network(**kw, max_norm=1e-9).fit(X * 1000, y).module_[0].weight
     assert (
         (cut.module_[0].weight - start).norm() < 0.11 < 10 < (free.module_[0].weight - start).norm()
     )
@@ -311,7 +323,7 @@ def test_sources_learn_the_same(tmp_path):
     )
     t = Transform(numeric=[f"x{i}" for i in range(5)], scale=None).fit(ds)
     chunked = ds.chunk(row=700)
-    base = Network(**kw).fit(X, y, w)
+    base = network(**kw).fit(X, y, w)
     a, b, c = (da.from_array(v, chunks=(700, 3)[: v.ndim]) for v in (X, y, w))
     others = {
         "DataArray": (
@@ -329,8 +341,8 @@ def test_sources_learn_the_same(tmp_path):
         ),
     }
     for name, (given_, options) in others.items():
-        assert same(base, Network(**kw).fit(*given_, **options)), name
-    named = Network(**kw).fit(ds, "y", "w")
+        assert same(base, network(**kw).fit(*given_, **options)), name
+    named = network(**kw).fit(ds, "y", "w")
     assert (
         named.feature_names_in_.tolist() == [f"x{i}" for i in range(5)]
         and named.n_features_in_ == 5
@@ -348,7 +360,7 @@ def test_sources_learn_the_same(tmp_path):
 
 def test_a_fitted_network_is_pickled_and_cloned():
     X, y = labelled(500)
-    net = Network(two_logits, epochs=1).fit(X, y)
+    net = network(two_logits, epochs=1).fit(X, y)
     back = pickle.loads(pickle.dumps(net))
     np.testing.assert_array_equal(back.predict_proba(X), net.predict_proba(X))
     assert (
@@ -362,7 +374,7 @@ def test_a_module_of_ones_own_is_left_as_it_was():
     X, y = labelled(500)
     own = nn.Linear(5, 1)
     before = own.weight.detach().clone()
-    net = Network(own, epochs=2).fit(X, y)
+    net = network(own, epochs=2).fit(X, y)
     assert (
         torch.equal(own.weight, before)
         and own.weight.requires_grad
@@ -376,7 +388,7 @@ def test_a_module_of_ones_own_is_left_as_it_was():
 
 def test_it_stops_early_and_keeps_the_best(tmp_path):
     X, y = labelled(300)
-    net = Network(epochs=300, batch_size=50, learning_rate=0.03, early_stopping=4)
+    net = network(epochs=300, batch_size=50, learning_rate=0.03, early_stopping=4)
     held = labelled(2000, seed=0)[0], RNG(5).permutation(labelled(2000)[1])[:2000]
     held = held[0][300:], labelled(2000)[1][300:]
     net.fit(X, y, validation=held, checkpoint=tmp_path)
@@ -396,7 +408,7 @@ def test_validation_may_be_any_rows():
     ds = xr.Dataset({"a": ("row", X[:, 0]), "b": ("row", X[:, 1]), "y": ("row", y)})
     few = [(X[:, :2], y)]
     histories = [
-        Network(epochs=2).fit(ds, "y", validation=v).history_
+        network(epochs=2).fit(ds, "y", validation=v).history_
         for v in (ds, ds.chunk(row=300), (X[:, :2], y), few, Rows(lambda: iter(few)))
     ]
     assert len({h[-1]["validation_loss"] for h in histories}) == 1
@@ -438,15 +450,15 @@ class Fragile(nn.Module):
 def test_interrupted_it_ends_bit_for_bit_the_same(tmp_path, at):
     X, y = labelled(2000)
     kw = {"epochs": 4, "batch_size": 200, "max_norm": 1.0, "seed": 3}
-    whole = Network(Fragile, **kw).fit(X, y, validation=(X, y))
+    whole = network(Fragile, **kw).fit(X, y, validation=(X, y))
     with pytest.raises(Stop):
-        Network(lambda n: Fragile(n, at), **kw).fit(
-            X, y, validation=(X, y), checkpoint=tmp_path, checkpoint_every=0
+        network(lambda n: Fragile(n, at), **kw).fit(
+            X, y, validation=(X, y), checkpoint=Checkpoint(tmp_path, 0)
         )
     assert [f.suffix for f in tmp_path.iterdir()] == [".pt"]
     steps = []
-    rest = Network(lambda n: _counting(Fragile(n), steps), **kw).fit(
-        X, y, validation=(X, y), checkpoint=tmp_path, checkpoint_every=0
+    rest = network(lambda n: _counting(Fragile(n), steps), **kw).fit(
+        X, y, validation=(X, y), checkpoint=Checkpoint(tmp_path, 0)
     )
     assert same(whole, rest) and [h["loss"] for h in rest.history_] == [
         h["loss"] for h in whole.history_
@@ -463,32 +475,32 @@ def _counting(module, steps):
 def test_killed_it_goes_on(tmp_path):
     code = f"""
         import os, signal, sys; sys.path.insert(0, {os.path.dirname(__file__)!r})
-        from test_networks import Network, labelled
+        from test_networks import Checkpoint, network, labelled
         kill = lambda entry: os.kill(os.getpid(), signal.SIGKILL) if entry["epoch"] == 3 else None
-        Network(epochs=6, batch_size=100, dropout=0.2).fit(*labelled(1000), checkpoint={str(tmp_path)!r}, checkpoint_every=0, progress=kill)"""
+        network(epochs=6, batch_size=100, dropout=0.2).fit(*labelled(1000), checkpoint=Checkpoint({str(tmp_path)!r}, 0), progress=kill)"""
     assert (
         subprocess.run([sys.executable, "-c", textwrap.dedent(code)], timeout=200).returncode
         == -signal.SIGKILL
     )
     told = []
-    net = Network(epochs=6, batch_size=100, dropout=0.2).fit(
+    net = network(epochs=6, batch_size=100, dropout=0.2).fit(
         *labelled(1000), checkpoint=tmp_path, progress=told.append
     )
     assert [h["epoch"] for h in told] == [3, 4, 5, 6], (
         "the snapshot before the third epoch's end was the last"
     )
-    assert same(net, Network(epochs=6, batch_size=100, dropout=0.2).fit(*labelled(1000)))
+    assert same(net, network(epochs=6, batch_size=100, dropout=0.2).fit(*labelled(1000)))
 
 
 def test_more_epochs_go_on_and_other_data_or_settings_begin_anew(tmp_path):
     X, y = labelled(500)
     told = []
-    fit = lambda rows=X, **kw: Network(**{"epochs": 2, "batch_size": 100} | kw).fit(
+    fit = lambda rows=X, **kw: network(**{"epochs": 2, "batch_size": 100} | kw).fit(
         rows, y, checkpoint=tmp_path, progress=told.append
     )
     fit(), fit()
     assert len(told) == 2
-    assert same(fit(epochs=3), Network(epochs=3, batch_size=100).fit(X, y)) and len(told) == 3
+    assert same(fit(epochs=3), network(epochs=3, batch_size=100).fit(X, y)) and len(told) == 3
     for other in (
         {"learning_rate": 0.1},
         {"seed": 1},
@@ -503,18 +515,18 @@ def test_more_epochs_go_on_and_other_data_or_settings_begin_anew(tmp_path):
 
 def test_a_checkpoint_that_is_damaged_is_refused_and_reading_one_runs_no_code(tmp_path):
     X, y = labelled(200)
-    Network(epochs=1).fit(X, y, checkpoint=tmp_path)
+    network(epochs=1).fit(X, y, checkpoint=tmp_path)
     (file,) = tmp_path.iterdir()
     for content in (file.read_bytes()[:100], b"", pickle.dumps(Stop())):
         file.write_bytes(content)
         with pytest.raises(WorkFailed, match="cannot be read.*delete it"):
-            Network(epochs=1).fit(X, y, checkpoint=tmp_path)
+            network(epochs=1).fit(X, y, checkpoint=tmp_path)
 
 
 def test_a_checkpoint_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WorkFailed, match="cannot be written to .*name a folder"):
-        Network(epochs=1).fit(*labelled(200), checkpoint=tmp_path / "file")
+        network(epochs=1).fit(*labelled(200), checkpoint=tmp_path / "file")
 
 
 # ---- what is random
@@ -522,7 +534,7 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path):
 
 def test_two_at_once_learn_what_each_learns_alone():
     X, y = labelled(1000)
-    fit = lambda seed: Network(dropout=0.5, epochs=3, batch_size=50, seed=seed).fit(X, y)
+    fit = lambda seed: network(dropout=0.5, epochs=3, batch_size=50, seed=seed).fit(X, y)
     alone = [fit(0), fit(1)]
     with ThreadPoolExecutor(2) as pool:
         at_once = list(pool.map(fit, (0, 1)))
@@ -534,7 +546,7 @@ def test_what_is_random_elsewhere_stays_as_it_is():
     want = torch.rand(3)
     torch.manual_seed(1)
     threads = torch.get_num_threads()
-    Network(dropout=0.5, epochs=1).fit(*labelled(200))
+    network(dropout=0.5, epochs=1).fit(*labelled(200))
     assert torch.equal(torch.rand(3), want) and torch.get_num_threads() == threads
 
 
@@ -558,11 +570,11 @@ def test_a_loss_that_is_not_finite_names_epoch_and_batch_and_keeps_the_checkpoin
     with pytest.raises(
         WorkFailed, match=r"The loss is (nan|inf) in epoch 2, batch 3 of 10; lower learning_rate"
     ):
-        Network(Blows, batch_size=100).fit(X, y, checkpoint=tmp_path, checkpoint_every=0)
+        network(Blows, batch_size=100).fit(X, y, checkpoint=Checkpoint(tmp_path, 0))
     (file,) = tmp_path.iterdir()
     assert (kept := descent.opened(file.read_bytes())).epoch == 1 and kept.step == 2
     with pytest.raises(WorkFailed):
-        Network(
+        network(
             hidden=(8,), optimizer="sgd", learning_rate=1e9, loss="squared_error", batch_size=100
         ).fit(X, X[:, 0] * 1e3)
 
@@ -648,13 +660,13 @@ NAN[50, 2] = np.nan
 )
 def test_bad_input(error, words, case):
     with pytest.raises(error, match=words):
-        Network(**{"epochs": 2} | case["net"]).fit(
+        network(**{"epochs": 2} | case["net"]).fit(
             case["X"], case["y"], case.get("w"), **case["fit"]
         )
 
 
 def test_bad_input_to_predict():
-    net = Network(epochs=1).fit(X_, Y_)
+    net = network(epochs=1).fit(X_, Y_)
     with pytest.raises(ValueError, match="NaN"):
         net.predict(NAN)
     with pytest.raises(ValueError, match="4 features"):
@@ -666,13 +678,13 @@ def test_bad_input_to_predict():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_card_that_is_not_there():
     with pytest.raises(ParameterError, match="no CUDA device"):
-        Network(device="cuda").fit(X_, Y_)
+        network(device="cuda").fit(X_, Y_)
 
 
 def test_without_torch_the_estimator_is_there_and_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingExtra, match=r"scalai-nb\[torch\]"):
-        Network().fit(X_, Y_)
+        network().fit(X_, Y_)
 
 
 def test_the_module_loads_without_torch():
@@ -706,11 +718,11 @@ def test_more_rows_than_memory():
     code = f"""
         import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})
         import numpy as np, torch, torch._dynamo
-        from test_networks import Network, large
-        Network(epochs=1).fit(*large(10_000, 2, 100))
+        from test_networks import network, large
+        network(epochs=1).fit(*large(10_000, 2, 100))
         from scalai_nb.bench.compare import resident
         before = resident("VmHWM")
-        net = Network(hidden=(8,), epochs=1, batch_size=8192, learning_rate=0.01).fit(*large(100_000, 28, 100), validation=large(100_000, 5, 100))
+        net = network(hidden=(8,), epochs=1, batch_size=8192, learning_rate=0.01).fit(*large(100_000, 28, 100), validation=large(100_000, 5, 100))
         grown = (resident("VmHWM") - before) / 1e6
         print(grown, net.history_)
         sys.exit(not (grown < 280 and net.history_[0]["loss"] < 0.5))"""
@@ -764,13 +776,13 @@ def test_a_cluster_learns_the_same(client):
         "batch_size": 6000,
         "learning_rate": 0.03,
     }  # all rows a step: their order does not matter
-    here = Network(**kw).fit(*rows, validation=rows)
+    here = network(**kw).fit(*rows, validation=rows)
     for name, given_ in {
         "Dask": (X, y),
         "memory": rows,
         "persisted": client.persist([X, y]),
     }.items():
-        there = Network(**kw).fit(*given_, validation=rows, client=client)
+        there = network(**kw).fit(*given_, validation=rows, client=client)
         for a, b in zip(here.module_.parameters(), there.module_.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=name)
         np.testing.assert_allclose(
@@ -778,8 +790,8 @@ def test_a_cluster_learns_the_same(client):
             [h["validation_loss"] for h in there.history_],
             rtol=1e-4,
         )
-    small = Network(epochs=2, batch_size=100).fit(X, y, client=client, validation=[rows])
-    alone = Network(epochs=2, batch_size=100).fit(*rows, validation=rows)
+    small = network(epochs=2, batch_size=100).fit(X, y, client=client, validation=[rows])
+    alone = network(epochs=2, batch_size=100).fit(*rows, validation=rows)
     assert small.history_[-1]["validation_loss"] == pytest.approx(
         alone.history_[-1]["validation_loss"], rel=0.05
     )
@@ -797,12 +809,12 @@ def test_a_cluster_reads_a_dataset_through_a_transform(client, tmp_path):
     )
     Lake(tmp_path).write("rows", ds)
     t = Transform(numeric=["x"], categorical=["c"]).fit(ds)
-    kept = Network(epochs=5, batch_size=300, learning_rate=0.02).fit(
+    kept = network(epochs=5, batch_size=300, learning_rate=0.02).fit(
         Lake(tmp_path).read("rows"), "y", transform=t, validation=ds, client=client
     )
     ds = ds.chunk(row=1000)
-    net = Network(epochs=5, batch_size=300, learning_rate=0.02, class_weight="balanced").fit(
-        ds, "y", transform=t, validation=ds, client=client, checkpoint_every=0.2
+    net = network(epochs=5, batch_size=300, learning_rate=0.02, class_weight="balanced").fit(
+        ds, "y", transform=t, validation=ds, client=client, checkpoint=Checkpoint(every=0.2)
     )
     assert kept.history_[-1]["validation_loss"] < 0.4
     assert (net.predict(ds, transform=t) == (x > 0)).mean() > 0.85 and len(net.history_) == 5
@@ -816,9 +828,9 @@ def test_an_error_on_a_worker_is_the_error_of_the_fit(client):
     )
     begun = time.monotonic()
     with pytest.raises(ScalaiError, match="contains NaN"):
-        Network(epochs=2, batch_size=100).fit(broken, y, client=client)
+        network(epochs=2, batch_size=100).fit(broken, y, client=client)
     with pytest.raises(WorkFailed, match="epoch 1, batch 13 of 60"):
-        Network(Blows, batch_size=100).fit(X, y, client=client)
+        network(Blows, batch_size=100).fit(X, y, client=client)
     assert time.monotonic() - begun < 100 < gang.TIMEOUT, "no rank waited for the one that failed"
 
 
@@ -844,7 +856,7 @@ def test_three_times_the_memory_of_the_workers():
         threads_per_worker=1,
     ) as client:
         pids = client.run(os.getpid)
-        net = Network(hidden=(8,), epochs=1, batch_size=16_384, learning_rate=0.01).fit(
+        net = network(hidden=(8,), epochs=1, batch_size=16_384, learning_rate=0.01).fit(
             X, y, client=client
         )
         assert client.run(os.getpid) == pids, "no worker was killed for its memory"
@@ -876,17 +888,16 @@ def test_a_worker_that_is_killed_in_mid_epoch_costs_no_quality(tmp_path, client)
     )  # what is not known of a label keeps the loss from falling for ever
     kw = {"epochs": 6, "batch_size": 100, "learning_rate": 0.01}
     held, told = (X[:4000].compute(), y[:4000].compute()), []
-    undisturbed = Network(Slow, **kw).fit(
-        X, y, client=client, validation=held, checkpoint_every=0.5
+    undisturbed = network(Slow, **kw).fit(
+        X, y, client=client, validation=held, checkpoint=Checkpoint(every=0.5)
     )
     victim, progress = strike(client, signal.SIGKILL, 0.6, told)
-    net = Network(Slow, **kw).fit(
+    net = network(Slow, **kw).fit(
         X,
         y,
         client=client,
         validation=held,
-        checkpoint=tmp_path,
-        checkpoint_every=0.5,
+        checkpoint=Checkpoint(tmp_path, 0.5),
         progress=progress,
     )
     assert victim not in client.run(os.getpid).values()
@@ -905,8 +916,8 @@ def test_a_worker_that_hangs_is_left_behind(monkeypatch, client):
     client.wait_for_workers(2)
     victim, progress = strike(client, signal.SIGSTOP, 0.3, told)
     try:
-        net = Network(Slow, epochs=4, batch_size=100).fit(
-            X, y, client=client, checkpoint_every=0.3, progress=progress
+        net = network(Slow, epochs=4, batch_size=100).fit(
+            X, y, client=client, checkpoint=Checkpoint(every=0.3), progress=progress
         )
     finally:
         os.kill(victim, signal.SIGCONT)
@@ -921,11 +932,11 @@ def test_a_worker_that_hangs_is_left_behind(monkeypatch, client):
 def test_a_card_learns_the_same():
     X, y = labelled(20_000, 20)
     kw = {"epochs": 5, "batch_size": 500, "learning_rate": 0.01}
-    here, there = Network(device="cpu", **kw).fit(X, y), Network(device="cuda", **kw).fit(X, y)
+    here, there = network(device="cpu", **kw).fit(X, y), network(device="cuda", **kw).fit(X, y)
     assert (
         there.history_[-1]["loss"] == pytest.approx(here.history_[-1]["loss"], rel=0.02)
         and not next(there.module_.parameters()).is_cuda
     )
-    assert Network(device="cuda", precision="float32", **kw).fit(X, y).history_[-1][
+    assert network(device="cuda", precision="float32", **kw).fit(X, y).history_[-1][
         "loss"
     ] == pytest.approx(here.history_[-1]["loss"], rel=0.01)
