@@ -332,14 +332,14 @@ def _trees_told(d: Learning, progress):
 
 
 def _network_told(d: Learning, progress):
-    from scalai_nb.learn.networks.networks import Network
+    from scalai_nb.learn.networks.networks import Checkpoint, Network
 
     net = Network(hidden=(64, 32), epochs=d.rounds, batch_size=4096)
     return net.fit(
         d.ds,
         "late",
         client=d.client,
-        checkpoint_every=5,
+        checkpoint=Checkpoint(every=5),
         progress=lambda entry: progress(entry["epoch"]),
     )
 
