@@ -29,14 +29,26 @@ __all__ = ['LAB', 'MARKS', 'TONES', 'SIGNS', 'style', 'Part', 'part', 'element',
            'terminal_table', 'progress_bar']
 
 # %% ../nbs/show.ipynb #1167e15c
-# files written by hand: the style sheet and the Voila template
+# files written by hand: the style sheets and the Voila template
 LAB = files("scalai_nb") / "jupyter" / "lab"
 
 
 @cache
-def style() -> str:
-    "The style sheet of notebooks and dashboards, as an element"
-    return f"<style>{(LAB / 'scalai.css').read_text(encoding='utf-8')}</style>"
+def style(
+    sheet: str = "parts",  # parts, or dashboard: what only a dashboard has
+) -> str:
+    """A style sheet as an element
+
+    Parameters
+    ----------
+    sheet : str, default 'parts'
+        parts, or dashboard: what only a dashboard has
+
+    Returns
+    -------
+    str
+    """
+    return f"<style>{(LAB / f'{sheet}.css').read_text(encoding='utf-8')}</style>"
 
 
 @dataclass(frozen=True)
@@ -208,7 +220,7 @@ MARKS = {  # status of a run or a step -> sign, and its style for rich
     "cancelled": ("■", "yellow"),
     "lost": ("?", "bold red"),
 }
-TONES = {  # status -> tone of scalai.css
+TONES = {  # status -> tone of parts.css
     **dict.fromkeys(["completed", "cached", "met", "promoted"], "good"),
     **dict.fromkeys(["failed", "lost", "missed", "refused"], "bad"),
     **dict.fromkeys(["cancelled", "stale", "partly met", "warning"], "warn"),

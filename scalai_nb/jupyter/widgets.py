@@ -91,7 +91,8 @@ def beside(*children: Widget) -> Box:
 
 
 def page(*children: Widget) -> VBox:
-    "A column of ipywidgets with the style sheet"
+    "A column of ipywidgets with the style sheets"
     import ipywidgets
 
-    return ipywidgets.VBox([ipywidgets.HTML(style()), *children]).add_class("scalai-dashboard")
+    sheets = ipywidgets.HTML(style() + style("dashboard"))
+    return ipywidgets.VBox([sheets, *children]).add_class("scalai-dashboard")
