@@ -283,7 +283,7 @@ def turn(
 ) -> Iterator[None]:
     """One training at a time on a cluster, as long as the block lasts
 
-    Whose process dies meanwhile loses the turn after half a minute.
+    A process that dies meanwhile loses its turn after half a minute.
     """
     from distributed import Semaphore
 

@@ -84,13 +84,13 @@ def reduce(
     if isinstance(algorithm, dict):
         algorithm = together(algorithm)
     blocks = Blocks.of(data, algorithm.columns if columns is None else columns, BLOCK)
-    kept = _checkpoint(checkpoint, blocks, algorithm)
+    resumable = _checkpoint(checkpoint, blocks, algorithm)
     total = None if blocks.sizes is None else len(blocks)
     with progress_bar(progress, total) as done:
         if total is None:
-            state = over_stream(algorithm, blocks, kept, done, BLOCK)
+            state = over_stream(algorithm, blocks, resumable, done, BLOCK)
         else:
-            state = _over_blocks(algorithm, blocks, kept, done, client)
+            state = _over_blocks(algorithm, blocks, resumable, done, client)
     return algorithm.finalize(state)
 
 

@@ -227,8 +227,8 @@ def explained(
         raise
     except (icechunk().IcechunkError, *kinds) as e:
         lines = [line.strip(" |x`->") for line in str(e).splitlines()]
-        said = next(filter(None, lines), type(e).__name__)
-        cause = next((line for line in lines if "os error" in line), said)
+        first = next(filter(None, lines), type(e).__name__)
+        cause = next((line for line in lines if "os error" in line), first)
         remedy = "Nothing"
         if isinstance(e, OSError) or "os error" in cause:
             remedy = "Check that it is a folder you may write, on a disk with room; nothing"
