@@ -151,7 +151,8 @@ def write(
 
         message = message or (f"{ctx.step} in {ctx.run}" if ctx else "")
         branch = ctx.branch if ctx else "main"
-        version = Lake(env.lake).write(name, value, message, branch=branch)
+        dataset = cast("Dataset", value)
+        version = Lake(env.lake).write(name, dataset, message, branch=branch)
         facts = {"kind": "dataset", "version": version.id, "rows": version.rows}
     else:
         from scalai_nb.models.registry.registry import Registry

@@ -18,7 +18,7 @@ __all__ = ['Notebook', 'Outputs', 'text', 'read_notebook', 'write_notebook', 'ex
 
 # %% ../../nbs/pipeline/outputs.ipynb #c4168a2e
 _OVERWRITTEN = re.compile(r"[^\n]*\r(?!\n)")
-_KEPT = {  # kind of output: what a notebook keeps of the message
+_FIELDS = {  # kind of output: what a notebook has of the message
     "error": ("ename", "evalue", "traceback"),
     "execute_result": ("data", "metadata", "execution_count"),
     "display_data": ("data", "metadata"),
@@ -75,8 +75,8 @@ class Outputs:
         outputs[-1]["text"] = _OVERWRITTEN.sub("", text) if "\r" in content["text"] else text
 
     def _display(self, type: str, content: dict[str, Any]) -> dict[str, Any]:
-        kept = _KEPT.get(type, _KEPT["display_data"])
-        output = {"output_type": type, **{k: content[k] for k in kept}}
+        fields = _FIELDS.get(type, _FIELDS["display_data"])
+        output = {"output_type": type, **{k: content[k] for k in fields}}
         if shown := (content.get("transient") or {}).get("display_id"):
             self._shown.setdefault(shown, []).append(output)
         return output

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +19,13 @@ from ..environment import Environment, environment, unwritable
 from ..errors import RunActive, SettingsError
 from .outputs import read_notebook
 from .pipeline import Pipeline
-from .plan import Plan, Planned
+from .plan import Plan
 from .run import Event, Run, load_run
-from .running.attempt import Attempt, Shared
+from .running.attempt import Shared
 from .running.exclusive import exclusive
 from .running.recorder import OnEvent, RunRecorder, about
 from .running.resources import Resources
-from .step import Step
+from .running.schedule import DONE, Schedule
 from .tracker import Tracker
 
 # %% auto #0
@@ -66,9 +65,6 @@ def signals(
             signal.signal(s, h)
 
 # %% ../../nbs/pipeline/runner.ipynb #1c630ca9
-_DONE = {"completed", "cached"}
-
-
 def _check_writable(env: Environment) -> None:
     "SettingsError unless the lake, the models and the run records can be written"
     for key in ("lake", "models", "runs"):
@@ -81,7 +77,7 @@ def _check_writable(env: Environment) -> None:
 
 
 class Runner:
-    """Decides what of a pipeline runs when, and has it carried out; call it once
+    """Carries out one run of a pipeline; call it once
 
     Parameters
     ----------
@@ -130,7 +126,7 @@ class Runner:
         self.secrets = sorted({name for s in pipeline.steps for name in s.secrets.values()})
         self.tracker = Tracker(env, [os.environ.get(name) for name in self.secrets])
         self.stopping: str | None = None  # why, once it was asked to stop
-        self.attempts: dict[str, Attempt] = {}  # by step
+        self.schedule: Schedule | None = None  # once the run has started
 
     def __call__(self) -> Run:
         "The run, whatever became of it; errors are raised only before anything was started"
@@ -145,12 +141,15 @@ class Runner:
             stack.enter_context(self.tracker)
             self.plan = self._plan()
             self.recorder.open(stack, self._started())
-            self.shared = self._shared(stack)
+            schedule = Schedule(self.plan, self._shared(stack), self.notebooks)
+            self.schedule = schedule
+            if self.stopping:  # meanwhile
+                schedule.stop(self.stopping)
             stack.enter_context(signals(self.stop))
             if self.env.run_timeout:
                 stack.enter_context(self._alarm(self.env.run_timeout))
             try:
-                self._steps()
+                schedule(self.jobs)
             finally:
                 self._close()
         return self.run
@@ -166,10 +165,9 @@ class Runner:
         cause : str, default 'cancelled'
             or run_timeout
         """
-        again = self.stopping is not None
         self.stopping = self.stopping or cause
-        for attempt in list(self.attempts.values()):
-            attempt.stop(cause, kill=again)
+        if self.schedule:
+            self.schedule.stop(cause)
 
     @contextmanager
     def _alarm(self, seconds: float) -> Iterator[None]:
@@ -217,82 +215,11 @@ class Runner:
         elif self.stopping == "cancelled":
             status = "cancelled"
         else:
-            status = "completed" if statuses <= _DONE else "failed"
+            status = "completed" if statuses <= DONE else "failed"
         ended = {"event": "run_finished", "status": status, "cause": self.stopping}
         self.recorder.emit(ended)
         self.on_end(self.run)
         self.tracker.end(self.run)
-
-    def _steps(self) -> None:
-        "Decide about each step when it is ready; execute up to `jobs` at once"
-        with ThreadPoolExecutor(self.jobs, thread_name_prefix="step") as pool:
-            running: dict[Future[None], str] = {}
-            while True:
-                for step in self._ready(set(running.values())):
-                    planned = self._decide(step)
-                    if planned.status == "cached":
-                        self._reuse(planned)
-                    else:
-                        running[pool.submit(self._execute, planned)] = step.name
-                if not running and not self._ready(set()):
-                    return
-                for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
-                    del running[future]
-                    future.result()
-
-    def _ready(self, running: set[str]) -> list[Step]:
-        "Steps to decide about now; those out of reach are recorded as not run"
-        ready = []
-        for step in self.pipeline.steps:
-            record = self.run.step(step.name)
-            if record.status != "pending" or step.name in running:
-                continue
-            before = {self.run.step(name).status for name in self.pipeline.before(step.name)}
-            if self.stopping or not before <= _DONE | {"pending", "running"}:
-                self._not_run(step)
-            elif before <= _DONE:
-                ready.append(step)
-        return ready
-
-    def _not_run(self, step: Step) -> None:
-        event = {"event": "step_finished", "step": step.name, "status": "not_run"}
-        self.recorder.emit(event)
-
-    def _decide(self, step: Step) -> Planned:
-        "Whether `step` is cached, now that the versions of its inputs are known"
-        made = {name: version for s in self.run.steps for name, version in s.written}
-        reads = step.reads.values()
-        pins = {str(ref): made.get(str(ref)) or self.plan.head(*ref) for ref in reads}
-        return self.plan.decide(step.name, pins)
-
-    def _reuse(self, planned: Planned) -> None:
-        "Record that an earlier run's outputs stand"
-        entry = planned.entry
-        assert entry, "a cached step has an entry"
-        self.recorder.emit(
-            {
-                "event": "step_finished",
-                "step": planned.step.name,
-                "status": "cached",
-                "written": [[name, version] for name, (_, version) in entry.outputs.items()],
-                "rows": entry.rows,
-                "run": entry.run,
-                "inputs": planned.inputs,
-                "parameters": planned.step.values,
-            }
-        )
-        self.shared.track(planned.step.name)
-
-    def _execute(self, planned: Planned) -> None:
-        "Carry out a step in a thread of the pool"
-        step = planned.step
-        if self.stopping:
-            return self._not_run(step)
-        attempt = Attempt(self.shared, planned, self.notebooks[step.name])
-        self.attempts[step.name] = attempt
-        if self.stopping:  # meanwhile
-            attempt.stop(self.stopping)
-        attempt()
 
 # %% ../../nbs/pipeline/runner.ipynb #c98e0601
 def run(

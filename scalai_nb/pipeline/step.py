@@ -219,21 +219,12 @@ class Step:
     @property
     def reads(self) -> dict[str, Reference]:
         "Parameter -> what is read"
-        return self._references("in")
+        return _references(self, "in")
 
     @property
     def writes(self) -> dict[str, Reference]:
         "Parameter -> what is written"
-        return self._references("out")
-
-    def _references(self, kind: str) -> dict[str, Reference]:
-        "Parameter -> what it refers to, of the parameters of `kind` that have a value"
-        found, values = {}, self.values
-        for p in self.parameters.values():
-            if p.kind == kind and p.name in values:
-                name, _, ref = values[p.name].partition("@")
-                found[p.name] = Reference("model" if p.model else "dataset", name, ref or None)
-        return found
+        return _references(self, "out")
 
     @property
     def secrets(self) -> dict[str, str]:
@@ -290,6 +281,16 @@ class Step:
         # names that no notebook uses
         imports = [f"from {modules[name]} import {name} as _{name}" for name in used]
         return "\n".join([*imports, *lines])
+
+# %% ../../nbs/pipeline/step.ipynb #da162c46
+def _references(step: Step, kind: str) -> dict[str, Reference]:
+    "Parameter -> what it refers to, of the parameters of `kind` that have a value"
+    found, values = {}, step.values
+    for p in step.parameters.values():
+        if p.kind == kind and p.name in values:
+            name, _, ref = values[p.name].partition("@")
+            found[p.name] = Reference("model" if p.model else "dataset", name, ref or None)
+    return found
 
 # %% ../../nbs/pipeline/step.ipynb #c56da90f
 def _notebook(path: PathLike) -> dict[str, Any]:

@@ -133,8 +133,8 @@ class Attempt:
         try:
             self._carry_out()
         except Exception as e:
-            error = f"{type(e).__name__}: {e}"
-            self._emit({"event": "step_finished", "step": name, **failed, "error": error})
+            failed["error"] = f"{type(e).__name__}: {e}"
+            self.shared.recorder.emit({"event": "step_finished", "step": name, **failed})
             if not isinstance(e, ScalaiError | OSError):
                 raise
         finally:
@@ -162,9 +162,6 @@ class Attempt:
         else:
             self.execution.stop(cause)
 
-    def _emit(self, event: dict[str, Any]) -> None:
-        self.shared.recorder.emit(event)
-
     def _carry_out(self) -> None:
         "Announce, execute, settle, finish"
         self._announce()
@@ -179,7 +176,7 @@ class Attempt:
         "Say that the step starts: why, on what, with which parameters, and which cells it has"
         sources = {i: self.nb["cells"][i]["source"] for i in code_cells(self.nb)}
         titles = [[i, text.strip().splitlines()[0][:100]] for i, text in sources.items()]
-        self._emit(
+        self.shared.recorder.emit(
             {
                 "event": "step_started",
                 "step": self.step.name,
@@ -287,7 +284,7 @@ class Attempt:
             "written": [[w["name"], w["version"]] for w in written],
             "metrics": {k: m for w in written for k, m in w.get("metrics", {}).items()},
         }
-        self._emit(finished)
+        self.shared.recorder.emit(finished)
         try:
             recorder.close()
         except OSError as e:
@@ -298,7 +295,7 @@ class Attempt:
                 "what was printed is in the log"
             )
             full = {"status": "failed", "cause": "disk_full", "error": error}
-            return self._emit({**finished, **full})
+            return self.shared.recorder.emit({**finished, **full})
         if v.status != "completed":
             return
         shutil.rmtree(self._checkpoints, ignore_errors=True)
