@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['BINS', 'SUMMARY', 'PLACES', 'ColumnState', 'Histogram', 'Column', 'column',
-           'merge_columns', 'Summary', 'summarize', 'html_table']
+           'merge_columns', 'Summary', 'summarize']
 
 # %% ../../nbs/describe/summary.ipynb #c4cfeb6d
 @dataclass(frozen=True, eq=False)
@@ -631,9 +631,3 @@ def summarize(
     """
     dims = (per,) if isinstance(per, str) else tuple(per)
     return reduce(_per(dims) if dims else SUMMARY, data, client)
-
-# %% ../../nbs/describe/summary.ipynb #7c61bf3b
-def html_table(head, rows, caption: str = "", note: str = "") -> str:
-    "`show.result_table` of what is HTML already; until all rooms call that"
-    cells = [[Part(str(x), "") for x in row] for row in rows]
-    return result_table([Part(h, "") for h in head], cells, Part(caption, ""), Part(note, "")).html
