@@ -88,7 +88,8 @@ def _merge_labels(a: Labels, b: Labels) -> Labels:
     if not a.values.size or not b.values.size:
         return b if not a.values.size else a
     values = np.union1d(a.values, b.values)
-    counts, weight = np.zeros(len(values), np.int64), np.zeros(len(values))
+    counts = np.zeros(len(values), np.int64)
+    weight = np.zeros(len(values))
     for s in (a, b):
         at = np.searchsorted(values, s.values)
         counts[at] += s.counts

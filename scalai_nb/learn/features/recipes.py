@@ -269,7 +269,8 @@ def _raw(c: Column, unit: float = 1.0, origin: float = 0.0) -> Points:
 
 def _quantile(p: Points, q: Any) -> Array:
     "Quantiles as NumPy interpolates them: exact where every point is a value"
-    ends, at = np.cumsum(p.n), np.asarray(q, np.float64) * (p.n.sum() - 1)
+    ends = np.cumsum(p.n)
+    at = np.asarray(q, np.float64) * (p.n.sum() - 1)
     a, b = (p.x[np.searchsorted(ends, f(at), side="right")] for f in (np.floor, np.ceil))
     share = at - np.floor(at)
     with np.errstate(invalid="ignore"):
@@ -297,7 +298,8 @@ def _with_holes(
 def _deviation(n: int, mean: float, squares: float) -> float:
     "The standard deviation of the population; 1 for a constant column"
     # scikit-learn, utils/extmath.py and preprocessing/_data.py `_is_constant_feature`
-    variance, eps = squares / n, np.finfo(float).eps
+    variance = squares / n
+    eps = np.finfo(float).eps
     constant = variance <= n * eps * variance + (n * mean * eps) ** 2
     return 1.0 if math.isfinite(variance) and constant else math.sqrt(variance)
 
@@ -492,8 +494,12 @@ def learn_number(
     -------
     Numeric
     """
-    unit, origin = (1e6, c.moments.mean / 1e6) if _measured(name, c, r) else (1.0, np.nan)
-    mean, p = (c.moments.mean, _raw(c)) if unit == 1 else (0.0, _raw(c, unit, origin))
+    if _measured(name, c, r):  # times are microseconds; they are counted from their mean
+        unit, origin, mean = 1e6, c.moments.mean / 1e6, 0.0
+        p = _raw(c, unit, origin)
+    else:
+        unit, origin, mean = 1.0, np.nan, c.moments.mean
+        p = _raw(c)
     fill = _imputed(name, p, mean, r)
     holes = 0 if math.isnan(fill) else c.missing
     filled = _filled(p, holes, fill)

@@ -248,7 +248,8 @@ def _category_parts(c: Categorical, column: xr.Variable, first: int, to: _Device
     labels = column.attrs.get("categories")
     if labels is None and x.dtype.kind not in "OUTfiub":
         raise ContractViolation(f"{c.name!r} holds times; list it under numeric.")
-    known, outside = _table(x, column.attrs, c, first), c.entries(["\0"], first)[0]
+    outside = c.entries(["\0"], first)[0]
+    known = _table(x, column.attrs, c, first)
     table = known and (known[0], to.xp.asarray(known[1]))
     if not table and not isinstance(x, np.ndarray):
         raise ContractViolation(
@@ -354,14 +355,15 @@ def _bind(t: Transform, ds: Dataset) -> _Bound:
     columns = [_variable(ds, n) for n in t.names]
     to = _device([c.data for c in columns])
     parts = _parts(t, columns, to)
-    kept = threading.local()  # fresh memory would cost as much as the work
-    numbers, places = ([p for p in parts if p.place is place] for place in (False, True))
+    buffers = threading.local()  # fresh memory would cost as much as the work
+    numbers = [p for p in parts if not p.place]
+    places = [p for p in parts if p.place]
     at = to.xp.asarray([p.feature for p in numbers], np.int64)
 
     def table(name: str, n: int, rows: int, dtype: type) -> Any:
-        if not hasattr(kept, name):
-            setattr(kept, name, to.xp.empty(n * TILE, dtype))
-        return getattr(kept, name)[: n * rows].reshape(n, rows)
+        if not hasattr(buffers, name):
+            setattr(buffers, name, to.xp.empty(n * TILE, dtype))
+        return getattr(buffers, name)[: n * rows].reshape(n, rows)
 
     def write(a: int, b: int, X: Any) -> None:
         for start in range(a, b, TILE):
@@ -590,7 +592,8 @@ class Transform(_Learnt):
         DataArray
             (row, feature) float32; NaN only where impute is None
         """
-        shape, X, start = (ds.sizes["row"], _fitted(self).width_), out, 0
+        shape = (ds.sizes["row"], _fitted(self).width_)
+        X, start = out, 0
         if out is not None and not (
             (out.shape, out.dtype) == (shape, np.float32) and out.flags.c_contiguous
         ):
@@ -746,7 +749,8 @@ def _jobs(s: FeatureBlocks, reader: Executor | _Now) -> Iterator[_Job]:
     following = reader.submit(next, pieces, None)
     while (ds := following.result()) is not None:
         following = reader.submit(next, pieces, None)
-        bound, beside = _bind(s.transform, ds), [_variable(ds, n).data for n in names]
+        bound = _bind(s.transform, ds)
+        beside = [_variable(ds, n).data for n in names]
         for a in range(0, n := ds.sizes["row"], s.rows):
             b = min(a + s.rows, n)
             yield _Job(bound, a, b, [x[a:b] for x in beside])

@@ -212,7 +212,8 @@ def _candidates(
 def _thinned(rows: Array, weight: Array, k: int, random: np.random.RandomState) -> Array:
     "(k, feature) of the rows, by greedy k-means++; rows are taken twice where there are too few"
     # scikit-learn, cluster/_kmeans.py: 2 + log k trials
-    trials, chosen = 2 + int(np.log(k)), [random.choice(len(rows), p=weight / weight.sum())]
+    trials = 2 + int(np.log(k))
+    chosen = [random.choice(len(rows), p=weight / weight.sum())]
     away = ((rows - rows[chosen[0]]) ** 2).sum(axis=1)
     while len(chosen) < k:
         cost = weight * away
@@ -358,7 +359,8 @@ def _sample(fold: Fold, clusters: int) -> tuple[Array, Array, bool]:
     It is where they are few.
     """
     count = Mergeable(lambda: 0, lambda s, block: s + len(block[0]), lambda a, b: a + b)
-    rows, enough = fold(count) if fold.rows is None else fold.rows, max(SAMPLE, 256 * clusters)
+    rows = fold(count) if fold.rows is None else fold.rows
+    enough = max(SAMPLE, 256 * clusters)
     if rows < clusters:
         raise ContractViolation(f"n_samples={rows} should be >= n_clusters={clusters}.")
     X, _, weight = fold(sampling(1.0 if rows <= 2 * enough else enough / rows, _ready))

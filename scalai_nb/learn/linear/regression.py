@@ -435,10 +435,12 @@ class LogisticRegression(_Classifier):
 
     def _solved(self, fold: Fold, labels: Labels) -> tuple[Array, int]:
         "Coefficients (1 or class, feature + 1), and the number of steps"
-        by_class, start = class_weights(self.class_weight, labels), self._start(labels.values)
+        by_class = class_weights(self.class_weight, labels)
+        start = self._start(labels.values)
         mass = float(labels.weight.sum() if by_class is None else labels.weight @ by_class)
         check_mass(mass)
-        two, penalty = len(labels.values) == 2, 1 / (self.C * mass)
+        two = len(labels.values) == 2
+        penalty = 1 / (self.C * mass)
         problem = Problem(
             "logistic" if two else "softmax",
             outputs=1 if two else len(labels.values),
@@ -448,8 +450,8 @@ class LogisticRegression(_Classifier):
             intercept=bool(self.fit_intercept),
             ready=Coded(labels.values, by_class),
         )
-        warm, how = start is not None, {"tol": self.tol, "max_iter": self.max_iter}
-        W, steps = solve(problem, fold, labels.counts, start, warm, **how)
+        how = {"tol": self.tol, "max_iter": self.max_iter}
+        W, steps = solve(problem, fold, labels.counts, start, warm=start is not None, **how)
         return W if two else _centred(W, penalty), steps
 
 
@@ -551,8 +553,8 @@ class PoissonRegression(_Regressor):
             intercept=bool(self.fit_intercept),
             ready=numeric,
         )
-        rows, how = np.array([counts.rows]), {"tol": self.tol, "max_iter": self.max_iter}
-        W, self.n_iter_ = solve(problem, fold, rows, start[None], warm, **how)
+        how = {"tol": self.tol, "max_iter": self.max_iter}
+        W, self.n_iter_ = solve(problem, fold, np.array([counts.rows]), start[None], warm, **how)
         self.coef_, self.intercept_ = W[0, :-1].copy(), float(W[0, -1])
         return self
 

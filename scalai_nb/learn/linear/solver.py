@@ -409,7 +409,8 @@ def _supported(problem: Problem, fold: Folding, X: Array, H: Array) -> Array:
     if known[:-1].all() or not known.any():
         return H
     mass, total = fold(_squares(problem.ready))
-    square, curve = np.append(total / mass, 0), np.diag(H).reshape(problem.outputs, -1) - problem.l2
+    square = np.append(total / mass, 0)
+    curve = np.diag(H).reshape(problem.outputs, -1) - problem.l2
     # curvature per square
     usual = np.maximum(curve[:, known], 0).sum(axis=1) / max(square[known].sum(), 1e-300)
     guess = np.where(known, 0, usual[:, None] * square + problem.l2 * (square > 0)).ravel()

@@ -308,7 +308,8 @@ def _attempt(
     from distributed import Event, Queue
 
     name = uuid4().hex
-    queue, stop = Queue(name, client=client), Event(name, client=client)
+    queue = Queue(name, client=client)
+    stop = Event(name, client=client)
     homed = homes(len(shares), _awaited(client, ranks.count))
     with _tracker(client, len(shares)) as tracker:
         futures = {}

@@ -289,7 +289,8 @@ def given_rows(
     if not is_source(bare(X)):
         return _of_arrays(estimator, X, bare(y), bare(weight), numbers)
     source: Any = X
-    fold, first = rows_of(estimator, source, y), triple(next(iter(source)))[0]
+    fold = rows_of(estimator, source, y)
+    first, *_ = triple(next(iter(source)))
     mark = [list(first.shape), first[:9].tolist()]
     return Given(fold, mark, estimator.n_features_in_, None, source)
 
