@@ -2,5 +2,5 @@
 
 In: datasets, lake versions, Parquet files, Arrow tables or iterators of these; a `Mergeable`.
 Out: `reduce`, `Mergeable`, `check_mergeable`; `Blocks`; `connect`; `save` and `load` of a state.
-Imports: the ground (errors, files, environment, show) and `data`.
+Imports: the ground (errors, files, environment, show, types).
 """

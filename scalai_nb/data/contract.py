@@ -361,7 +361,7 @@ class Contract:
         Of each column over `row` it expects: the type and the units, the range of the finite
         numbers, the share of missing values (NaN, NaT, None, code −1), and the categories. A column
         that is named twice has the last of the roles key, later, time, label, pii; the others are
-        features. How far other data may differ says `Column.tolerance`; see `amend`.
+        features. `Column.tolerance` says how far other data may differ; `amend` changes it.
 
         ParameterError: a column is not there, the key is none, a column holds infinite numbers.
 
