@@ -35,7 +35,8 @@ CHANGING = [  # what may differ from run to run
     re.compile(r"\b\d\d:\d\d(?::\d\d)?\b"),
     re.compile(r"\b\d{8}-\d{6}\w*"),  # of a run's id
     re.compile(r"\b[0-9a-f]{6,64}\b(?<!\d{6})"),
-    re.compile(r"\b[0-9A-Z]{20}\b"),  # a snapshot of the lake
+    re.compile(r"\b(?:[0-9A-Z]{6}|[0-9A-Z]{12}|[0-9A-Z]{20})\b"),  # a version of the lake
+    re.compile(r"\b[\d.,]+ ?(?:kB|MB|GB|KiB|MiB|GiB)\b"),
     re.compile(r"\b0x[0-9a-f]+\b"),
     re.compile(r"\b[\d.,]+ ?(?:ns|µs|ms|s|min|h|MB/s|GB/s|rows/s)\b"),
     re.compile(r"(?<=127\.0\.0\.1:)\d+|(?<=localhost:)\d+"),
@@ -145,7 +146,12 @@ def copied() -> Path:
 
 def call(copy: Path, command: str, *words: str) -> None:
     "Run a command of this environment in the copy; SystemExit when it fails"
-    env = os.environ | {"SCALAI_ENV": "laptop", "COLUMNS": "100", "PYTHONHASHSEED": "0"}
+    env = os.environ | {
+        "SCALAI_ENV": "laptop",
+        "COLUMNS": "100",
+        "PYTHONHASHSEED": "0",
+        "SCALAI_USER": "you",
+    }
     program = Path(sys.executable).with_name(command)
     if subprocess.run([program, *words], cwd=copy, env=env, check=False).returncode:
         raise SystemExit(f"outputs: {command} {' '.join(words)} failed, for the reason above.")

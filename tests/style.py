@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "scalai_nb"
 EXPORT = re.compile(r"#\s*\|\s*exporti?\b")
 HIDDEN = re.compile(r"#\s*\|\s*(default_exp|exporti?|hide|eval: false)")
+WIDE = re.compile(r"cli|commands|kernels")  # options of a command, scalars of a kernel
 WINDOW = 3  # code cells within which a definition is shown at work
 
 
@@ -94,7 +95,7 @@ def types(paths: list[Path]) -> list[Bound]:
             if f.returns is None and f.name != "__init__":
                 returns.append(where)
             arguments += [f"{where}({p.arg})" for p in named if p.annotation is None]
-            if len(named) > 8:
+            if len(named) > 8 and not WIDE.match(str(path.relative_to(PACKAGE))):
                 many.append(f"{where}: {len(named)}")
     return [
         Bound("public functions without a return type", len(returns), most=0, places=returns),

@@ -1,10 +1,12 @@
 """Which centre is nearest to each row, and the sums that the next centres follow from
 
-A block is read once, in tiles that stay in the L2 cache. Distances are compared by products of the block's own type, taken about the middle
-of the centres, so that data far from 0 lose nothing; two centres that are equally far up to rounding (1e-7 of the spread for float32) may
-be taken for each other. The distance to the chosen centre is then summed anew, and all sums are float64."""
+A block is read once, in tiles that stay in the L2 cache. Distances are compared by products of
+the block's own type, taken about the middle of the centres, so that data far from 0 lose nothing;
+two centres that are equally far up to rounding (1e-7 of the spread for float32) may be taken for
+each other. The distance to the chosen centre is then summed anew, and all sums are float64."""
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import ParameterError
 from .jit import njit
@@ -37,7 +39,10 @@ def _distance(z, c):
 
 @njit
 def _assign(X, weight, C, origin, mass, sums, labels, distances):
-    "Inertia; adds to mass (cluster,) and sums (cluster, feature) about the origin, writes labels and distances unless they are empty"
+    """Inertia
+
+    Adds to mass (cluster,) and sums (cluster, feature) about the origin, writes labels and
+    distances unless they are empty."""
     rows, features = X.shape
     clusters = len(C)
     tile = max(16, min(1024, TILE // max(features, clusters)))
@@ -72,15 +77,16 @@ def _assign(X, weight, C, origin, mass, sums, labels, distances):
 
 
 def assign(
-    X,  # (row, feature) float32 or float64, C-contiguous
-    weight,  # (row,) how often a row counts, at least 0; None: once
-    centers,  # (cluster, feature) float64
-    labels=None,  # (row,) int32, written: the nearest centre of each row
-    distances=None,  # (row,) float64, written: the squared distance to it
-) -> tuple[
-    float, np.ndarray, np.ndarray
-]:  # inertia; weight of each cluster; weighted sum of its rows about the middle of the centres
-    "Sums over the rows of a block by nearest centre, about `middle(centers, X.dtype)`. NaN or infinities in X make the inertia not finite"
+    X: np.ndarray,  # (row, feature) float32 or float64, C-contiguous
+    weight: np.ndarray | None,  # (row,) how often a row counts, at least 0; None: once
+    centers: np.ndarray,  # (cluster, feature) float64
+    labels: np.ndarray | None = None,  # (row,) int32, written: the nearest centre of each row
+    distances: np.ndarray | None = None,  # (row,) float64, written: the squared distance to it
+) -> tuple[float, np.ndarray, np.ndarray]:
+    # inertia; weight of each cluster; weighted sum of its rows about the middle of the centres
+    """Sums over the rows of a block by nearest centre, about `middle(centers, X.dtype)`
+
+    NaN or infinities in X make the inertia not finite."""
     if X.dtype not in (np.float32, np.float64):
         raise ParameterError(f"X is {X.dtype}; accepted: float32 and float64.")
     if X.ndim != 2 or not X.flags.c_contiguous:
@@ -90,19 +96,18 @@ def assign(
     for name, a, kind in (("labels", labels, np.int32), ("distances", distances, np.float64)):
         if a is not None and (a.dtype != kind or a.shape != X.shape[:1]):
             raise ParameterError(
-                f"{name} is {a.dtype} of the shape {a.shape}; accepted: {np.dtype(kind)} of the shape {X.shape[:1]}."
+                f"{name} is {a.dtype} of the shape {a.shape}; "
+                f"accepted: {np.dtype(kind)} of the shape {X.shape[:1]}."
             )
     origin = middle(centers, X.dtype)
     C = (np.asarray(centers, np.float64) - origin).astype(X.dtype)
     mass, sums = np.zeros(len(C)), np.zeros(C.shape)
     weight = np.empty(0) if weight is None else np.ascontiguousarray(weight, np.float64)
-    labels, distances = (
-        np.empty(0, np.int32) if labels is None else labels,
-        np.empty(0) if distances is None else distances,
-    )
+    labels = np.empty(0, np.int32) if labels is None else labels
+    distances = np.empty(0) if distances is None else distances
     return _assign(X, weight, C, origin, mass, sums, labels, distances), mass, sums
 
 
-def middle(centers, dtype) -> np.ndarray:
+def middle(centers: np.ndarray, dtype: npt.DTypeLike) -> np.ndarray:
     "(feature,) the mean of the centres as `dtype` holds it: what sums are about"
     return np.asarray(centers, np.float64).mean(axis=0).astype(dtype)

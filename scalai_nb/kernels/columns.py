@@ -1,21 +1,26 @@
-"""Kernels that describe a column: each is one pass over the values, in tiles that stay in the L1 cache
+"""Kernels that describe a column
 
-A tile is first turned into float64, bits and addresses by loops that LLVM vectorises; counting by address comes after, value by value.
-Floats are told apart by the bits of |x| (zero, finite, INFINITY, above it NaN), so nothing depends on how NaN compares. All take one
-contiguous dimension. Sums are of float64 in tiles of 2,048 (lanes of a vector, then tiles joined by Chan's and Pébay's formulas): their
-error is that of a pairwise sum, some (TILE / 8 + log2(n / TILE)) · 1e-16 at worst of the sum of magnitudes."""
+Each is one pass over the values, in tiles that stay in the L1 cache.
 
-from typing import NamedTuple
+A tile is first turned into float64, bits and addresses by loops that LLVM vectorises; counting by
+address comes after, value by value. Floats are told apart by the bits of |x| (zero, finite,
+INFINITY, above it NaN), so nothing depends on how NaN compares. All take one contiguous
+dimension. Sums are of float64 in tiles of 2,048 (lanes of a vector, then tiles joined by Chan's
+and Pébay's formulas): their error is that of a pairwise sum, some (TILE / 8 + log2(n / TILE)) ·
+1e-16 at worst of the sum of magnitudes."""
+
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import extending, types
 from numba.core.cgutils import get_or_insert_function
-from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
 from ..errors import ParameterError
 from .jit import njit
+
+intrinsic: Any = extending.intrinsic  # numba passes the first argument
 
 TILE = 2048  # values of a tile: its buffers take 56 kB at most
 BITS = 15  # of the hash, which choose a cell
@@ -46,7 +51,8 @@ def _checked(x, accepted=FLOATS + WHOLE):
     "`x`, a contiguous vector of an accepted dtype; bools as bytes"
     if x.dtype.str[1:] not in accepted or not x.dtype.isnative:
         raise ParameterError(
-            f"The kernel takes {', '.join(np.dtype(t).name for t in accepted)}, not {x.dtype}; convert with astype."
+            f"The kernel takes {', '.join(np.dtype(t).name for t in accepted)}, "
+            f"not {x.dtype}; convert with astype."
         )
     if x.ndim != 1 or not x.flags.c_contiguous:
         raise ParameterError("The kernel takes one contiguous dimension; pass x.ravel().")
@@ -71,7 +77,9 @@ def _ask(typingctx, x, i):
 
 @njit(inline="always")
 def _ahead(x, start):
-    "Fetch the tile of `x` that begins at `start` while the one before it is computed: the processor does not look beyond a page by itself"
+    """Fetch the tile of `x` that begins at `start` while the one before it is computed
+
+    The processor does not look beyond a page by itself."""
     for i in range(start, start + TILE, 64 // x.itemsize):
         _ask(x, i)
 
@@ -91,13 +99,19 @@ class Scan(NamedTuple):
     small: float  # least magnitude but zero; of whole numbers 1
     n: int  # finite values
     mean: float
-    m2: float  # sums of the 2nd to 4th power of the deviations from the mean; infinite or NaN beyond the range of a float
+    # sums of the 2nd to 4th power of the deviations from the mean; infinite or NaN beyond the
+    # range of a float
+    m2: float
     m3: float
     m4: float
 
 
-def settled(n, mean, m2, m3, m4):
-    "The moments, of which what left the range of a float is infinite (m2) or unknown (m3, m4), whatever happened on the way"
+def settled(
+    n: int, mean: float, m2: float, m3: float, m4: float
+) -> tuple[int, float, float, float, float]:
+    """The moments, of which what left the range of a float is infinite (m2) or unknown (m3, m4)
+
+    Whatever happened on the way."""
     return (
         n,
         mean,
@@ -108,7 +122,18 @@ def settled(n, mean, m2, m3, m4):
 
 
 @njit(error_model="numpy")
-def join(n, mean, m2, m3, m4, k, mean_k, s2, s3, s4):
+def join(
+    n: int,
+    mean: float,
+    m2: float,
+    m3: float,
+    m4: float,
+    k: int,
+    mean_k: float,
+    s2: float,
+    s3: float,
+    s4: float,
+) -> tuple:
     "Moments of n values and k more"  # Pébay 2008, SAND2008-6212, eq. 1.5 to 1.7
     if n == 0:
         return k, mean_k, s2, s3, s4
@@ -132,7 +157,9 @@ def join(n, mean, m2, m3, m4, k, mean_k, s2, s3, s4):
 
 @njit(error_model="numpy", fastmath=SUMS)
 def _powers(t, keep, m, k, zero):
-    "Mean of the k values t[:m][keep] and the sums of the powers of their deviations; a constant has exactly none"
+    """Mean of the k values t[:m][keep] and the sums of the powers of their deviations
+
+    A constant has exactly none."""
     s, s1, s2, s3, s4 = 0.0, 0.0, 0.0, 0.0, 0.0
     for i in range(m):
         s += t[i] - zero if keep[i] else 0.0
@@ -150,7 +177,9 @@ def _powers(t, keep, m, k, zero):
 
 @njit(error_model="numpy")
 def _scan_floats(x):
-    "Counts, the keys of the extremes (the bits, as an integer that sorts alike), least magnitude but zero, moments"
+    """Counts, the keys of the extremes (the bits, as an integer that sorts alike)
+
+    Least magnitude but zero, moments."""
     t, keep = np.empty(TILE), np.empty(TILE, np.bool_)
     u = t.view(np.uint64)
     missing, zeros, above, low, high, small = 0, 0, 0, _BIG, -_BIG, _ALL
@@ -222,13 +251,13 @@ def _scan_whole(x):
     return zeros, low, high, n, mean, m2, m3, m4
 
 
-def _float(key: int) -> float:
+def _float(key: int | np.integer) -> float:
     "The float whose bits, as an integer that sorts alike, are `key`"
     return float(np.copysign(np.int64(abs(key)).view(np.float64), key))
 
 
 def scan(
-    x,  # (n,) numbers
+    x: np.ndarray,  # (n,) numbers
 ) -> Scan:
     "Count, extremes and moments in one pass"
     x = _checked(x)
@@ -261,10 +290,11 @@ def _bounds(x):
 
 
 def bounds(
-    x,  # (n,) whole numbers, at least one
-):  # least and greatest
+    x: np.ndarray,  # (n,) whole numbers, at least one
+) -> tuple[int, int]:  # least and greatest
     "The range of whole numbers"
-    return tuple(map(int, _bounds(_checked(x, WHOLE))))
+    low, high = _bounds(_checked(x, WHOLE))
+    return int(low), int(high)
 
 
 # ---- spread: buckets and hash cells ----
@@ -281,7 +311,9 @@ def _mixed(h, m):
 
 @njit
 def _addressed(h, skip, m, address):
-    "Turn the hashes h[:m] into the address of a cell, and beside it (last 8 bits) the rank that its register takes"
+    """Turn the hashes h[:m] into the address of a cell
+
+    And beside it (last 8 bits) the rank that its register takes."""
     for i in range(m):
         address[i] = np.int64(
             ((h[i] & _REST) << _1) + _1
@@ -363,7 +395,9 @@ def _spread_whole(x, shift, low, size, counts, cells, linear):
 class Spread(NamedTuple):
     "Counts by bucket and by hash"
 
-    counts: np.ndarray  # (2, size + 1) int64: of positive and of negative values by magnitude; the last: those outside
+    # (2, size + 1) int64: of positive and of negative values by magnitude; the last: those
+    # outside
+    counts: np.ndarray
     cells: (
         np.ndarray
     )  # (CELLS,) int64: values by the first bits of their hash; floats without zeros and infinities
@@ -371,13 +405,16 @@ class Spread(NamedTuple):
 
 
 def spread(
-    x,  # (n,) numbers; NaN is missing
-    shift,  # last bits of a magnitude that a bucket leaves open
-    low,  # the first bucket: magnitude >> shift
-    size,  # buckets of either sign
-    linear=False,  # whether the magnitude is |x| itself (of int64), instead of the bits of the float64 |x|
+    x: np.ndarray,  # (n,) numbers; NaN is missing
+    shift: int,  # last bits of a magnitude that a bucket leaves open
+    low: int,  # the first bucket: magnitude >> shift
+    size: int,  # buckets of either sign
+    # whether the magnitude is |x| itself (of int64), instead of the bits of the float64 |x|
+    linear: bool = False,
 ) -> Spread:
-    "Count values by bucket and by hash, in one pass; of floats, zero and infinities count as outside"
+    """Count values by bucket and by hash, in one pass
+
+    Of floats, zero and infinities count as outside."""
     x, whole = _checked(x, ("i8",) if linear else FLOATS + WHOLE), x.dtype.kind != "f"
     total = np.zeros(2 * (size + 1), np.int64), np.zeros(CELLS, np.int64), np.zeros(CELLS, np.uint8)
     for start in range(0, len(x), COUNTABLE):
@@ -417,9 +454,11 @@ def _ranks(h, hashed, registers):
 
 
 def registers(
-    bits,  # (n,) uint64 that tell values apart: of a number those of its float64, from 2^53 on of the whole number itself
-    hashed=False,  # whether they are hashes already
-):  # (CELLS,) uint8
+    # (n,) uint64 that tell values apart: of a number those of its float64, from 2^53 on of the
+    # whole number itself
+    bits: np.ndarray,
+    hashed: bool = False,  # whether they are hashes already
+) -> np.ndarray:  # (CELLS,) uint8
     "The registers of HyperLogLog for these values"
     out = np.zeros(CELLS, np.uint8)
     _ranks(_checked(bits, ("u8",)), hashed, out)
@@ -453,10 +492,12 @@ def _picked(x, whole, heavy, out):
 
 
 def pick(
-    x,  # (n,) numbers, as `spread` took them
-    heavy,  # (CELLS,) bool, on the host: which cells to take
-):  # (k,) of the dtype of `x` and beside it
-    "The values, in order, whose hash falls into a heavy cell; of floats, zeros, infinities and NaN never do"
+    x: np.ndarray,  # (n,) numbers, as `spread` took them
+    heavy: np.ndarray,  # (CELLS,) bool, on the host: which cells to take
+) -> np.ndarray:  # (k,) of the dtype of `x` and beside it
+    """The values, in order, whose hash falls into a heavy cell
+
+    Of floats, zeros, infinities and NaN never do."""
     x, out = _checked(x), np.empty(len(x) + 1, x.dtype)
     return out[: _picked(x, x.dtype.kind != "f", np.append(heavy, False), out)].copy()
 
@@ -466,7 +507,9 @@ def pick(
 
 @njit
 def _placed(h, keep, m, table, found, limit, steps):
-    "Count h[:m][keep] in the open-addressing table; distinct values so far (limit + 1: too many) and steps left"
+    """Count h[:m][keep] in the open-addressing table; distinct values so far (limit + 1
+
+    Too many) and steps left."""
     last = np.uint64(len(table) - 1)
     for i in range(m):
         if not keep[i]:
@@ -519,9 +562,11 @@ def _count(x, whole, table, limit):
 
 
 def count(
-    x,  # (n,) numbers; NaN is missing
-    limit,  # most distinct values
-):  # distinct values in ascending order (float64, int64 or uint64) and how often each occurs, on the host; None: there are more
+    x: np.ndarray,  # (n,) numbers; NaN is missing
+    limit: int,  # most distinct values
+) -> tuple[np.ndarray, np.ndarray] | None:
+    # distinct values in ascending order (float64, int64 or uint64) and how often each occurs,
+    # on the host; None: there are more
     "Count the distinct values exactly, or find soon that they are too many"
     x = _checked(x)
     table = np.zeros(
@@ -555,18 +600,18 @@ def _tally_wide(codes, first, size, counts):
 
 
 def tally(
-    codes,  # (n,) whole numbers
-    first,  # the least that is counted
-    size,  # how many numbers are counted, from `first` on
-):  # (size + 1,) int64 on the host; the last: those outside
+    codes: np.ndarray,  # (n,) whole numbers
+    first: int,  # the least that is counted
+    size: int,  # how many numbers are counted, from `first` on
+) -> np.ndarray:  # (size + 1,) int64 on the host; the last: those outside
     "How often each of a range of whole numbers occurs"
-    codes, first = _checked(codes, WHOLE), np.uint64(first % 2**64).view(np.int64)
+    codes, least = _checked(codes, WHOLE), np.uint64(first % 2**64).view(np.int64)
     if size > 1 << 14:
         counts = np.zeros(size + 1, np.int64)
-        _tally_wide(codes, first, np.uint64(size), counts)
+        _tally_wide(codes, least, np.uint64(size), counts)
         return counts
     counts = np.zeros((4, size + 1), np.int64)
-    _tally(codes, first, np.uint64(size), counts)
+    _tally(codes, least, np.uint64(size), counts)
     return counts.sum(0)
 
 
@@ -574,8 +619,12 @@ def tally(
 
 
 @njit
-def gathered(counts, low, zero, below, above, infinity):
-    "Keys and counts of the buckets in use: of `counts` as `spread` returns them, of zero and of both infinities"
+def gathered(
+    counts: np.ndarray, low: int, zero: int, below: int, above: int, infinity: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and counts of the buckets in use
+
+    Of `counts` as `spread` returns them, of zero and of both infinities."""
     size = counts.shape[1] - 1
     keys, often, n = np.empty(2 * size + 3, np.int64), np.empty(2 * size + 3, np.int64), 0
     first = 0 if low else 1  # the bucket of zero has both signs
@@ -597,7 +646,7 @@ def gathered(counts, low, zero, below, above, infinity):
 
 
 @njit
-def occupied(keys, shift):
+def occupied(keys: np.ndarray, shift: int) -> int:
     "How many different keys there are without their last `shift` bits"
     n, last = 0, np.int64(0)
     for i in range(len(keys)):
@@ -608,7 +657,9 @@ def occupied(keys, shift):
 
 
 @njit
-def joined(a, m, b, n):
+def joined(
+    a: np.ndarray, m: np.ndarray, b: np.ndarray, n: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     "The keys of both and their counts (buckets, kinds) summed"
     keys, counts, i, j, k = (
         np.empty(len(a) + len(b), np.int64),
@@ -633,8 +684,10 @@ def joined(a, m, b, n):
 
 
 def unique(
-    x,  # (n,) numbers; NaN is missing
-):  # distinct values in ascending order (float64, int64 or uint64) and how often each occurs, on the host
+    x: np.ndarray,  # (n,) numbers; NaN is missing
+) -> tuple[np.ndarray, np.ndarray]:
+    # distinct values in ascending order (float64, int64 or uint64) and how often each occurs, on
+    # the host
     "Count the distinct values by sorting, however many there are"
     x = _checked(x)
     x = np.sort(x[~np.isnan(x)] + 0.0 if x.dtype.kind == "f" else x)  # -0.0 becomes 0.0
@@ -649,8 +702,8 @@ def unique(
 
 
 def sample(
-    x,  # (n,) numbers
-    size,  # at most how many
-):  # on the host
+    x: np.ndarray,  # (n,) numbers
+    size: int,  # at most how many
+) -> np.ndarray:  # on the host
     "Values at even distances"
     return _checked(x)[:: max(-(-len(x) // size), 1)]

@@ -1,8 +1,13 @@
-"""Features from columns: a column becomes a row of a small table of numbers or places, and `assemble` writes the table out row by row
+"""Features from columns
 
-A block is taken in tiles of some thousand rows. For each, `number`, `seconds`, `missing`, `bucket` and `lookup` turn one column into
-one row of `numbers` (float32 values) or `places` (int32, the feature that is 1), which stay in L2; `assemble` then writes the rows of
-the matrix once. Arithmetic is float32, one operation after another and never reordered, so that an ONNX graph can repeat it bit for bit."""
+A column becomes a row of a small table of numbers or places, and `assemble` writes the table out
+row by row.
+
+A block is taken in tiles of some thousand rows. For each, `number`, `seconds`, `missing`,
+`bucket` and `lookup` turn one column into one row of `numbers` (float32 values) or `places`
+(int32, the feature that is 1), which stay in L2; `assemble` then writes the rows of the matrix
+once. Arithmetic is float32, one operation after another and never reordered, so that an ONNX
+graph can repeat it bit for bit."""
 
 import math
 
@@ -64,15 +69,15 @@ def _log_number(x, out, fill, low, high, shift, scale):
 
 
 def number(
-    x,  # (row,) float32 or float64; NaN is missing
-    out,  # (row,) float32, written; may be `x`
-    fill=np.nan,  # what a missing value becomes; NaN: it stays missing
-    low=-np.inf,
-    high=np.inf,  # bounds that values are clipped to, infinite ones too
-    log=False,  # then sign(v) * log(1 + |v|)
-    shift=0.0,
-    scale=1.0,  # then (v - shift) / scale
-):
+    x: np.ndarray,  # (row,) float32 or float64; NaN is missing
+    out: np.ndarray,  # (row,) float32, written; may be `x`
+    fill: float = np.nan,  # what a missing value becomes; NaN: it stays missing
+    low: float = -np.inf,
+    high: float = np.inf,  # bounds that values are clipped to, infinite ones too
+    log: bool = False,  # then sign(v) * log(1 + |v|)
+    shift: float = 0.0,
+    scale: float = 1.0,  # then (v - shift) / scale
+) -> None:
     "Impute, clip, log and scale; all in float32 but the logarithm"
     _check(x, FLOATS, "x")
     _check(out, FLOATS[:1], "out", x.shape)
@@ -92,11 +97,11 @@ def _seconds(x, out, unit, origin):
 
 
 def seconds(
-    x,  # (row,) int64 ticks since 1970; the least int64 is missing
-    out,  # (row,) float32, written; NaN is missing
-    unit,  # ticks of a second, float
-    origin,  # seconds since 1970 that become 0
-):
+    x: np.ndarray,  # (row,) int64 ticks since 1970; the least int64 is missing
+    out: np.ndarray,  # (row,) float32, written; NaN is missing
+    unit: float,  # ticks of a second, float
+    origin: float,  # seconds since 1970 that become 0
+) -> None:
     "Times as seconds from an origin: subtracted in float64, then rounded"
     _check(x, (TICKS,), "x")
     _check(out, FLOATS[:1], "out", x.shape)
@@ -110,9 +115,9 @@ def _missing(x, out):
 
 
 def missing(
-    x,  # (row,) float32 or float64
-    out,  # (row,) float32, written; not `x`
-):
+    x: np.ndarray,  # (row,) float32 or float64
+    out: np.ndarray,  # (row,) float32, written; not `x`
+) -> None:
     "1 where a value is missing, else 0"
     _check(x, FLOATS, "x")
     _check(out, FLOATS[:1], "out", x.shape)
@@ -129,11 +134,11 @@ def _bucket(x, edges, first, out):
 
 
 def bucket(
-    x,  # (row,) float32; NaN is missing
-    edges,  # (n,) float32, rising: a value equal to an edge is above it
-    first,  # feature of the values below all edges
-    out,  # (row,) int32, written
-):
+    x: np.ndarray,  # (row,) float32; NaN is missing
+    edges: np.ndarray,  # (n,) float32, rising: a value equal to an edge is above it
+    first: int,  # feature of the values below all edges
+    out: np.ndarray,  # (row,) int32, written
+) -> None:
     "The feature of the bucket that holds each value; NONE for a missing one"
     _check(x, FLOATS[:1], "x")
     _check(edges, FLOATS[:1], "edges")
@@ -153,11 +158,11 @@ def _lookup(x, first, table, outside, out):
 
 
 def lookup(
-    x,  # (row,) whole numbers but uint64, or booleans
-    first,  # number that the table begins with
-    table,  # (n,) int32 or float32, n > 0: what first, first + 1, … become
-    outside,  # what a number outside the table becomes
-    out,  # (row,) of the table's type, written
+    x: np.ndarray,  # (row,) whole numbers but uint64, or booleans
+    first: int,  # number that the table begins with
+    table: np.ndarray,  # (n,) int32 or float32, n > 0: what first, first + 1, … become
+    outside: float,  # what a number outside the table becomes
+    out: np.ndarray,  # (row,) of the table's type, written
 ) -> int:  # how many numbers are outside the table
     "Look each number up in a table"
     _check(x, WHOLE, "x")
@@ -186,11 +191,11 @@ def _assemble(numbers, at, places, out):
 
 
 def assemble(
-    numbers,  # (n, row) float32
-    at,  # (n,) int64: the feature of each row of `numbers`, below `width`
-    places,  # (m, row) int32 below `width`: the features that are 1; negative: none
-    out,  # (row, width) float32, written: all else is 0
-):
+    numbers: np.ndarray,  # (n, row) float32
+    at: np.ndarray,  # (n,) int64: the feature of each row of `numbers`, below `width`
+    places: np.ndarray,  # (m, row) int32 below `width`: the features that are 1; negative: none
+    out: np.ndarray,  # (row, width) float32, written: all else is 0
+) -> None:
     "Write the matrix of features, row by row"
     _check(numbers, FLOATS[:1], "numbers", (len(at), len(out)))
     _check(places, (PLACES,), "places", (len(places), len(out)))

@@ -1,14 +1,16 @@
 """Count, mean, squared deviations, least and greatest value of a column by group, on the CPU
 
-The sums are those of the corrected two-pass algorithm (Chan, Golub & LeVeque 1983, eq. 1.7): the second pass takes deviations from
-the mean of the first and puts it right by their sum. The mean is then within a few ulp of the largest deviation, whatever the offset of the values."""
+The sums are those of the corrected two-pass algorithm (Chan, Golub & LeVeque 1983, eq. 1.7): the
+second pass takes deviations from the mean of the first and puts it right by their sum. The mean
+is then within a few ulp of the largest deviation, whatever the offset of the values."""
 
 import numpy as np
 
 from ..errors import ParameterError
 from .jit import njit
 
-LIMIT = 65_536  # groups that are counted in one table; more are made fewer by the caller, block by block
+# groups that are counted in one table; more are made fewer by the caller, block by block
+LIMIT = 65_536
 
 
 @njit(inline="always")
@@ -43,15 +45,21 @@ def _second(codes, x, nat, mean, rest, m2):
 
 
 def fold(
-    codes,  # (n,) int32 or int64 from 0 to groups - 1; not checked
-    x,  # (n,) bool, any integer, any float; NaN is missing
+    codes: np.ndarray,  # (n,) int32 or int64 from 0 to groups - 1; not checked
+    x: np.ndarray,  # (n,) bool, any integer, any float; NaN is missing
     groups: int,
-    nat=False,  # whether `x` are times as int64, whose least value is missing
-):  # (groups,) each: count int64, mean float64, sum of squared deviations float64, least, greatest (int64 or float64)
-    "Describe the values of each group; a group without values has count 0, one with an infinity an infinite mean (or NaN) and NaN deviations"
+    nat: bool = False,  # whether `x` are times as int64, whose least value is missing
+) -> tuple[np.ndarray, ...]:
+    # (groups,) each: count int64, mean float64, sum of squared deviations float64, least, greatest
+    # (int64 or float64)
+    """Describe the values of each group
+
+    A group without values has count 0, one with an infinity an infinite mean (or NaN) and NaN
+    deviations."""
     if x.dtype.kind not in "biuf" or x.ndim != 1 or x.shape != codes.shape:
         raise ParameterError(
-            f"Values are {x.dtype} of shape {x.shape}, codes of shape {codes.shape}; accepted: numbers, one for each code."
+            f"Values are {x.dtype} of shape {x.shape}, codes of shape {codes.shape}; "
+            "accepted: numbers, one for each code."
         )
     if x.dtype.kind == "b" or x.dtype.itemsize < 4:
         x = x.astype(np.float32 if x.dtype.kind == "f" else np.int32)
@@ -107,11 +115,15 @@ def _shift(numbers, low, last):
 
 
 def periods(
-    x,  # (n,) int64 times; the least value is missing
+    x: np.ndarray,  # (n,) int64 times; the least value is missing
     step: int,  # length of a period, in the same unit
     most: int = LIMIT,
-):  # codes (n,) int64, number of the first period, how many there are to the last; None where they are more than `most`
-    "The period that each time is in, from the first that occurs; the missing ones have the code after the last"
+) -> tuple[np.ndarray, int, int] | None:
+    # codes (n,) int64, number of the first period, how many there are to the last;
+    # None where they are more than `most`
+    """The period that each time is in, from the first that occurs
+
+    The missing ones have the code after the last."""
     x, codes = np.ascontiguousarray(x), np.empty(len(x), np.int64)
     low, high = _periods(x, step, codes)
     if high < low:

@@ -1,10 +1,13 @@
 """Numba's `njit` for kernels: free of the interpreter's lock, and compiled once for all processes
 
-Numba numbers the files of its cache by what an index lists. Of two processes that compile one function at the same time for two
-dtypes, both take the same number, and the index of one may then name the code of the other: int8 was read as uint8 (numba 0.68).
-Here each file has a name of its own, so a lost entry of the index costs a compilation and nothing else."""
+Numba numbers the files of its cache by what an index lists. Of two processes that compile one
+function at the same time for two dtypes, both take the same number, and the index of one may then
+name the code of the other: int8 was read as uint8 (numba 0.68). Here each file has a name of its
+own, so a lost entry of the index costs a compilation and nothing else."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 from uuid import uuid4
 
 import numba
@@ -22,10 +25,12 @@ class _Cache(FunctionCache):
         self._cache_file.__class__ = _Files
 
 
-def njit(function=None, **options):
-    "Compile `function` for each dtype that it meets, without the interpreter's lock, and keep the code on disk"
+def njit(function: Callable | None = None, **options) -> Any:
+    """Compile `function` for each dtype that it meets, without the interpreter's lock
+
+    And keep the code on disk."""
     if function is None:
         return partial(njit, **options)
     compiled = numba.njit(nogil=True, **options)(function)
-    compiled._cache = _Cache(function)
+    setattr(compiled, "_cache", _Cache(function))  # noqa: B010  numba has no setting for it
     return compiled

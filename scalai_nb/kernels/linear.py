@@ -1,8 +1,11 @@
-"""Sums over rows that linear models learn from: loss, gradient and curvature of a family of losses, and the scatter of columns
+"""Sums over rows that linear models learn from
 
-Each function reads the block once, in tiles that stay in the L2 cache, and returns float64 sums that add up over blocks. Within a
-tile products and sums are of the block's own type: over float32 the gradient per row is off by some 1e-7 of the mean of |x · slope|, as
-scikit-learn's float32 path is; the loss, the intercept's slope and everything between tiles are float64."""
+Loss, gradient and curvature of a family of losses, and the scatter of columns.
+
+Each function reads the block once, in tiles that stay in the L2 cache, and returns float64 sums
+that add up over blocks. Within a tile products and sums are of the block's own type: over float32
+the gradient per row is off by some 1e-7 of the mean of |x · slope|, as scikit-learn's float32
+path is; the loss, the intercept's slope and everything between tiles are float64."""
 
 import numpy as np
 
@@ -68,7 +71,9 @@ def _scale(X, s, out):
 
 @njit
 def _logistic(z, y):
-    "log(1 + exp(z)) - y z, for y of 0 or 1, in two parts: 1 + exp(-|z|), whose logarithm is to be added, and the rest"
+    """log(1 + exp(z)) - y z, for y of 0 or 1, in two parts
+
+    1 + exp(-|z|), whose logarithm is to be added, and the rest."""
     q = np.exp(-abs(z))
     upper = 1.0 / (1.0 + q)  # probability of the likelier class
     return 1.0 + q, max(z, 0.0) - y * z, (upper if z >= 0 else q * upper) - y, q * upper * upper
@@ -121,7 +126,10 @@ def _slopes(eta, y, weight, r, h, family):
 
 @njit
 def _single(X, y, weight, w, b, family, gradient, hessian):
-    "Loss; adds to gradient (feature + 1) and, unless it is empty, to hessian (feature + 1, feature + 1)"
+    """Loss
+
+    Adds to gradient (feature + 1) and, unless it is empty, to hessian (feature + 1, feature + 1).
+    """
     rows, features = X.shape
     tile = max(16, min(1024, TILE // (features + 1)))
     eta, r, h = np.empty(tile), np.empty(tile), np.empty(tile)
@@ -152,7 +160,9 @@ def _single(X, y, weight, w, b, family, gradient, hessian):
 
 @njit
 def _softmax(eta, y, weight, P):
-    "Loss of a tile: -log of the share of class y; its slopes in P (row, class), which are the shares less one at y"
+    """Loss of a tile: -log of the share of class y
+
+    Its slopes in P (row, class), which are the shares less one at y."""
     rows, classes = eta.shape
     loss = 0.0
     for i in range(rows):
@@ -175,7 +185,10 @@ def _softmax(eta, y, weight, P):
 
 @njit
 def _several(X, y, weight, W, b, gradient, hessian):
-    "Loss of softmax; adds to gradient (class, feature + 1) and, unless it is empty, to hessian (class · (feature + 1), the same)"
+    """Loss of softmax
+
+    Adds to gradient (class, feature + 1) and, unless it is empty, to hessian (class · (feature +
+    1), the same)."""
     rows, features = X.shape
     classes = len(W)
     tile = max(16, min(1024, TILE // (features + 1)))
@@ -228,7 +241,9 @@ def _several(X, y, weight, W, b, gradient, hessian):
 
 @njit
 def _scatter(X, Y, weight, total, mean, scatter):
-    "Adds the rows of [X, Y] to their weight, mean and weighted scatter about the mean, tile by tile in float64"
+    """Adds the rows of [X, Y] to their weight, mean and weighted scatter about the mean
+
+    Tile by tile in float64."""
     # Chan, Golub & LeVeque 1979, eq. 2.1
     rows, features = X.shape
     columns = features + Y.shape[1]
@@ -278,16 +293,18 @@ def _checked(X, weight):
 
 
 def slopes(
-    X,  # (row, feature) float32 or float64, C-contiguous
-    y,  # (row,) targets; for logistic 0 or 1, for softmax the number of the class
-    weight,  # (row,) how often a row counts, at least 0; None: once
-    W,  # (1, feature + 1) coefficients, the last is the intercept; for softmax (class, feature + 1)
+    X: np.ndarray,  # (row, feature) float32 or float64, C-contiguous
+    y: np.ndarray,  # (row,) targets; for logistic 0 or 1, for softmax the number of the class
+    weight: np.ndarray | None,  # (row,) how often a row counts, at least 0; None: once
+    # (1, feature + 1) coefficients, the last is the intercept; for softmax (class, feature + 1)
+    W: np.ndarray,
     family: str,  # a key of FAMILIES
-    curved=False,  # whether to sum the second derivatives too
-) -> tuple[
-    float, np.ndarray, np.ndarray
-]:  # loss, gradient like W, and the hessian over the ravelled W (empty unless curved); float64
-    "Sums over the rows of a block: loss, gradient and curvature. NaN or infinities in X make the gradient not finite"
+    curved: bool = False,  # whether to sum the second derivatives too
+) -> tuple[float, np.ndarray, np.ndarray]:
+    # loss, gradient like W, and the hessian over the ravelled W (empty unless curved); float64
+    """Sums over the rows of a block: loss, gradient and curvature
+
+    NaN or infinities in X make the gradient not finite."""
     weight, W = _checked(X, weight), np.asarray(W, np.float64)
     gradient, size = np.zeros(W.shape), W.size if curved else 0
     hessian, own = np.zeros((size, size)), W.astype(X.dtype)
@@ -303,13 +320,14 @@ def slopes(
 
 
 def scatter(
-    X,  # (row, feature) float32 or float64, C-contiguous
-    Y,  # (row, target) of a float type; None: no targets
-    weight,  # (row,) how often a row counts, at least 0; None: once
-) -> tuple[
-    float, np.ndarray, np.ndarray
-]:  # weight of all rows; mean (feature + target,); scatter about the mean, its square; float64
-    "Weight, mean and weighted scatter of the columns of [X, Y]. Products are float64: relative error some 1e-15 of the largest entry"
+    X: np.ndarray,  # (row, feature) float32 or float64, C-contiguous
+    Y: np.ndarray | None,  # (row, target) of a float type; None: no targets
+    weight: np.ndarray | None,  # (row,) how often a row counts, at least 0; None: once
+) -> tuple[float, np.ndarray, np.ndarray]:
+    # weight of all rows; mean (feature + target,); scatter about the mean, its square; float64
+    """Weight, mean and weighted scatter of the columns of [X, Y]. Products are float64
+
+    Relative error some 1e-15 of the largest entry."""
     weight = _checked(X, weight)
     Y = np.empty((len(X), 0)) if Y is None else np.ascontiguousarray(Y, np.float64)
     columns = X.shape[1] + Y.shape[1]
@@ -342,14 +360,16 @@ def _descend(H, g, w, l1, step, Hs, sweeps, tol):
 
 
 def descend(
-    H,  # (p, p) curvature, positive semi-definite, float64
-    g,  # (p,) gradient at w
-    w,  # (p,) where the model of the loss is from
-    l1,  # (p,) weights of |w|
-    sweeps=10_000,  # at most, and fewer where p is large
-    tol=1e-12,  # stop when no coordinate moves the model by more than about its square
+    H: np.ndarray,  # (p, p) curvature, positive semi-definite, float64
+    g: np.ndarray,  # (p,) gradient at w
+    w: np.ndarray,  # (p,) where the model of the loss is from
+    l1: np.ndarray,  # (p,) weights of |w|
+    sweeps: int = 10_000,  # at most, and fewer where p is large
+    tol: float = 1e-12,  # stop when no coordinate moves the model by more than about its square
 ) -> np.ndarray:  # step (p,)
-    "The step s of least g·s + sᵀHs / 2 + Σ l1 |w + s|, by coordinate descent over an active set. On the host: H is small"
+    """The step s of least g·s + sᵀHs / 2 + Σ l1 |w + s|
+
+    By coordinate descent over an active set. On the host: H is small."""
     # Friedman, Hastie & Tibshirani 2010, section 2
     step, Hs = np.zeros(len(g)), np.zeros(len(g))
     _descend(

@@ -1,23 +1,30 @@
-"""Scores and labels counted in one pass: into bins that are narrow near 0 and near 1, or exactly while they are few; errors likewise
+"""Scores and labels counted in one pass
 
-The bins of a score s < ½ follow the bits of the float64: 2^bits to an octave from ½ down to 2^-25 and, below, where hardly anything
-lives, 2^(bits-7) to an octave down to 0 (with 6 bits: two octaves to a bin). A score from ½ on has the bin of 1 - s, mirrored.
-So there are 64·2^bits bins, each narrow in proportion to its distance from 0 or 1, and ½ is an edge.
+Into bins that are narrow near 0 and near 1, or exactly while they are few; errors likewise.
 
-The sums of losses are over non-negative numbers, first within tiles and then over tiles: of n rows they are off by at most
-(n / 2048 + 2048)·2^-53 of themselves, 1e-12 for 20 million rows. Counts are exact; sums of weights are rounded as they are added."""
+The bins of a score s < ½ follow the bits of the float64: 2^bits to an octave from ½ down to 2^-25
+and, below, where hardly anything lives, 2^(bits-7) to an octave down to 0 (with 6 bits: two
+octaves to a bin). A score from ½ on has the bin of 1 - s, mirrored. So there are 64·2^bits bins,
+each narrow in proportion to its distance from 0 or 1, and ½ is an edge.
 
-from typing import NamedTuple
+The sums of losses are over non-negative numbers, first within tiles and then over tiles: of n
+rows they are off by at most (n / 2048 + 2048)·2^-53 of themselves, 1e-12 for 20 million rows.
+Counts are exact; sums of weights are rounded as they are added."""
+
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import types
-from numba.extending import intrinsic
+from numba import extending, types
 
 from ..errors import ParameterError
 from .jit import njit
 
+intrinsic: Any = extending.intrinsic  # numba passes the first argument
+
 TILE = 2048  # rows whose bins and likelihoods are kept at hand
-FACTORS = 16  # likelihoods that are multiplied before a logarithm is taken: each is 2^-52 at least, so the product does not underflow
+# likelihoods that are multiplied before a logarithm is taken: each is 2^-52 at least, so the
+# product does not underflow
+FACTORS = 16
 FINEST = 998  # biased exponent of the lowest octave with 2^bits bins: 2^-25
 FAST = {
     "contract",
@@ -29,24 +36,30 @@ FAST = {
 class Tally(NamedTuple):
     "What is counted of a block; of a block in groups with a leading axis for them"
 
-    rows: np.ndarray  # int64
+    rows: np.ndarray | np.int64
     counts: (
         np.ndarray
     )  # (bins, 2) uint32 or int64, with weights float64: negatives and positives of each bin
-    log_loss: np.ndarray  # Σ −w ln(likelihood), the likelihood kept `eps` from 0 and 1
-    brier: np.ndarray  # Σ w (score − label)²
+    log_loss: np.ndarray | np.float64  # Σ −w ln(likelihood), the likelihood kept `eps` from 0 and 1
+    brier: np.ndarray | np.float64  # Σ w (score − label)²
     squares: np.ndarray  # (2,) Σ w² of negatives and of positives; 0 without weights
-    bad: tuple  # rows with a label other than 0 and 1, a score outside 0 to 1 or NaN, a weight that is negative or not finite
+    # rows with a label other than 0 and 1, a score outside 0 to 1 or NaN, a weight that is
+    # negative or not finite
+    bad: tuple
 
 
-def _taken(name: str, x, kinds: str):
-    "`x` as kernels take it: with the dtype of one of the letters `kinds`, a bool as int8, a copy if it has strides; None as it is"
+def _taken(name: str, x: Any, kinds: str) -> Any:
+    """`x` as kernels take it
+
+    With the dtype of one of the letters `kinds`, a bool as int8, a copy if it has strides; None
+    as it is."""
     if x is None:
         return None
     x = x.view(np.int8) if x.dtype == bool else x
     if x.dtype.char not in kinds or not x.dtype.isnative:
         raise ParameterError(
-            f"A kernel cannot take a {name} of dtype {x.dtype}; accepted: {', '.join(np.dtype(k).name for k in kinds)}. Convert it with astype."
+            f"A kernel cannot take a {name} of dtype {x.dtype}; accepted: "
+            f"{', '.join(np.dtype(k).name for k in kinds)}. Convert it with astype."
         )
     return np.ascontiguousarray(x)
 
@@ -83,7 +96,7 @@ def _bin(s, bits):
 
 
 @njit
-def bins(score, bits):
+def bins(score: np.ndarray, bits: int) -> np.ndarray:
     "Bin of each float64 score"
     found = np.empty(len(score), np.int64)
     for i in range(len(score)):
@@ -93,7 +106,9 @@ def bins(score, bits):
 
 @njit(error_model="numpy", fastmath=FAST)
 def _look(label, score, eps, bits, cell, likelihood, error):
-    "Cell (twice the bin, and one more for a positive), likelihood and squared error of the rows of a tile; how many labels and scores are bad"
+    """Cell (twice the bin, and one more for a positive)
+
+    Likelihood and squared error of the rows of a tile; how many labels and scores are bad."""
     bad_labels, bad_scores, top = 0, 0, 1.0 - eps
     for i in range(len(score)):
         s, y = np.float64(score[i]), label[i]
@@ -155,13 +170,15 @@ def _tally(label, score, weight, eps, bits, counts, squares):
 
 
 def tally(
-    label,  # (row,) int8 or bool: 0 or 1
-    score,  # (row,) float32 or float64 from 0 to 1
-    weight,  # (row,) float64, or None: 1 each
+    label: np.ndarray,  # (row,) int8 or bool: 0 or 1
+    score: np.ndarray,  # (row,) float32 or float64 from 0 to 1
+    weight: np.ndarray | None,  # (row,) float64, or None: 1 each
     eps: float,  # likelihoods are kept this far from 0 and 1, and it is 2^-52 at least
     bits: int,  # 11 for 131,072 bins, 8 for 16,384
 ) -> Tally:
-    "Count scores by bin and label, and sum their losses; values that make no sense are counted, and spoil the rest"
+    """Count scores by bin and label, and sum their losses
+
+    Values that make no sense are counted, and spoil the rest."""
     label, score, weight = _rows(label, score, weight)
     counts, squares = np.zeros((64 << bits) * 2, _count_dtype(score, weight)), np.zeros(2)
     loss, brier, bad = _tally(label, score, weight, eps, bits, counts, squares)
@@ -211,13 +228,13 @@ def _tally_by(groups, place, label, score, weight, eps, bits, rows, counts, loss
 
 
 def tally_by(
-    groups,  # (row,) int32: the group of each row, from 0 to len(binned) - 1
-    label,
-    score,
-    weight,
+    groups: np.ndarray,  # (row,) int32: the group of each row, from 0 to len(binned) - 1
+    label: np.ndarray,
+    score: np.ndarray,
+    weight: np.ndarray | None,
     eps: float,
     bits: int,  # as for `tally`
-    binned,  # (n_groups,) bool: of which groups the bins are wanted
+    binned: np.ndarray,  # (n_groups,) bool: of which groups the bins are wanted
 ) -> Tally:  # with a leading axis of groups, and in `counts` of those that are wanted
     "As `tally`, for each group of rows"
     (label, score, weight), groups = _rows(label, score, weight), _taken("groups", groups, "i")
@@ -235,7 +252,9 @@ def tally_by(
 
 @njit(error_model="numpy")
 def _distinct(groups, label, score, weight, limit, over, slots, used, group, found, counts):
-    "Distinct scores in the order of their first row, by open addressing, and how many each group has; how many in all"
+    """Distinct scores in the order of their first row, by open addressing
+
+    And how many each group has; how many in all."""
     n, left = 0, len(over)
     for i in range(len(score)):
         g = 0 if groups is None else groups[i]
@@ -265,7 +284,9 @@ def _distinct(groups, label, score, weight, limit, over, slots, used, group, fou
 
 @njit
 def _by_group(group, found, counts, over, at, score, sums):
-    "Bring what was found of each group together, from place `at` on, without the groups that are `over`"
+    """Bring what was found of each group together, from place `at` on
+
+    Without the groups that are `over`."""
     for i in range(len(group)):
         g = group[i]
         if over[g]:
@@ -275,13 +296,15 @@ def _by_group(group, found, counts, over, at, score, sums):
 
 
 def distinct(
-    groups,  # (row,) int32 from 0 to len(over) - 1, or None: one group
-    label,
-    score,
-    weight,  # as for `tally`
+    groups: np.ndarray | None,  # (row,) int32 from 0 to len(over) - 1, or None: one group
+    label: np.ndarray,
+    score: np.ndarray,
+    weight: np.ndarray | None,  # as for `tally`
     limit: int,  # most distinct scores of a group
-    over,  # (n_groups,) bool: groups that have more already, and are left out
-):  # over: (n_groups,) bool; and of the others, sorted, group: (n,) int32, score: (n,) float64, counts: (n, 2) as `tally`'s
+    over: np.ndarray,  # (n_groups,) bool: groups that have more already, and are left out
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    # over: (n_groups,) bool; and of the others, sorted, group: (n,) int32, score: (n,) float64,
+    # counts: (n, 2) as `tally`'s
     "Count each distinct score of each group"
     (label, score, weight), groups = _rows(label, score, weight), _taken("groups", groups, "i")
     over, most = over.copy(), min(len(score), limit * np.count_nonzero(~over))
@@ -308,16 +331,27 @@ def distinct(
 class Classes(NamedTuple):
     "What is counted of a block with a score for each class"
 
-    confusion: np.ndarray  # (class, class) rows, or their weights, by label and by the class with the highest score (of equal ones the first)
-    ranks: np.ndarray  # (class,) the same, by how many classes are scored above the label (of equal ones the first are above)
-    losses: np.ndarray  # (2, 2) Σ w x and Σ w x² of log-loss and Brier score, which is Σ over classes (score − label)²
+    # (class, class) rows, or their weights, by label and by the class with the highest score (of
+    # equal ones the first)
+    confusion: np.ndarray
+    # (class,) the same, by how many classes are scored above the label (of equal ones the first
+    # are above)
+    ranks: np.ndarray
+    # (2, 2) Σ w x and Σ w x² of log-loss and Brier score, which is Σ over classes (score −
+    # label)²
+    losses: np.ndarray
     squares: float  # Σ w²
-    bad: tuple  # rows with a label that is no class, a score outside 0 to 1 or NaN, scores that do not add up to 1, a bad weight
+    # rows with a label that is no class, a score outside 0 to 1 or NaN, scores that do not add up
+    # to 1, a bad weight
+    bad: tuple
 
 
 @njit(inline="always")
 def _classify_row(s, y):
-    "Of the scores `s` of a row with label `y`: which is the highest, how many are above the label's, their sum, that of their squares, how many are bad"
+    """Of the scores `s` of a row with label `y`
+
+    Which is the highest, how many are above the label's, their sum, that of their squares, how
+    many are bad."""
     mine, best, highest, rank, outside, total, spread = s[y], 0, s[0], 0, 0, 0.0, 0.0
     for j in range(len(s)):
         x = np.float64(s[j])
@@ -361,13 +395,15 @@ def _classify(label, score, weight, eps, tolerance, confusion, ranks, losses):
 
 
 def classify(
-    label,  # (row,) int32: the number of the class
-    score,  # (row, class) float32 or float64, which add up to 1
-    weight,  # (row,) float64, or None: 1 each
+    label: np.ndarray,  # (row,) int32: the number of the class
+    score: np.ndarray,  # (row, class) float32 or float64, which add up to 1
+    weight: np.ndarray | None,  # (row,) float64, or None: 1 each
     eps: float,  # likelihoods are kept this far from 0 and 1
     tolerance: float,  # by which the sum of the scores of a row may be off
 ) -> Classes:
-    "Count rows by label and prediction, and sum their losses; values that make no sense are counted, and spoil the rest"
+    """Count rows by label and prediction, and sum their losses
+
+    Values that make no sense are counted, and spoil the rest."""
     label, score, weight = (
         _taken("label", label, "i"),
         _taken("score", score, "fd"),
@@ -391,17 +427,24 @@ ERRORS = (
 
 @njit(inline="always")
 def _error_bin(x):
-    "Bin of the float64 `x`, in the order of the values; 0 has the one in the middle, what is beyond 2^64 the outermost ones"
+    """Bin of the float64 `x`, in the order of the values
+
+    0 has the one in the middle, what is beyond 2^64 the outermost ones."""
     k = (_float_bits(abs(x)) >> (52 - ERROR_BITS)) - ((1023 - OCTAVES) << ERROR_BITS)
     k = min(max(k + 1, 0), 2 * OCTAVES << ERROR_BITS)
     return (2 * OCTAVES << ERROR_BITS) + (k if x > 0.0 else -k)
 
 
 class Errors(NamedTuple):
-    "What is summed of a block of numbers and their predictions; an error is prediction − target, w its weight or 1"
+    """What is summed of a block of numbers and their predictions
+
+    An error is prediction − target, w its weight or 1."""
 
     rows: int
-    sums: np.ndarray  # (9,) Σ of w, w², w·error, w·|error|, w·error², w·error⁴, w·|error| / max(|target|, 2^-52), w·target, w·(target − mean)²
+    # (9,) Σ of w, w², w·error, w·|error|, w·error², w·error⁴,
+    # w·|error| / max(|target|, 2^-52),
+    # w·target, w·(target − mean)²
+    sums: np.ndarray
     ends: np.ndarray  # (2,) least and greatest error
     counts: np.ndarray  # (ERRORS,) Σ w by bin of the error
     table: (
@@ -461,12 +504,14 @@ def _errors(target, prediction, weight, sums, ends, counts, table, bad):
 
 
 def errors(
-    target,  # (row,) float32 or float64, finite
-    prediction,  # (row,) float32 or float64, finite
-    weight,  # (row,) float64, or None: 1 each
+    target: np.ndarray,  # (row,) float32 or float64, finite
+    prediction: np.ndarray,  # (row,) float32 or float64, finite
+    weight: np.ndarray | None,  # (row,) float64, or None: 1 each
     by_prediction: bool,  # whether `table` is wanted
 ) -> Errors:
-    "Sum errors, and count them by bins that are within 0.4 % of their middle; values that make no sense are counted, and spoil the rest"
+    """Sum errors, and count them by bins that are within 0.4 % of their middle
+
+    Values that make no sense are counted, and spoil the rest."""
     target, prediction, weight = (
         _taken("target", target, "fd"),
         _taken("prediction", prediction, "fd"),
@@ -485,7 +530,7 @@ def errors(
 # ---- on the host, for the small states of blocks
 
 
-def occupied(counts):
+def occupied(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "The bins that have any of `counts`, (bins, 2), and what they have, as int64 or float64"
     return _occupied(counts, np.zeros(0, np.float64 if counts.dtype == np.float64 else np.int64))
 
@@ -503,8 +548,12 @@ def _occupied(counts, like):
 
 
 @njit
-def joined(x, x_counts, y, y_counts):
-    "Sorted distinct values of `x` and `y`, which are sorted and may repeat each other, and the sums of their (n, 2) counts"
+def joined(
+    x: np.ndarray, x_counts: np.ndarray, y: np.ndarray, y_counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted distinct values of `x` and `y`, which are sorted and may repeat each other
+
+    And the sums of their (n, 2) counts."""
     values, counts = np.empty(len(x) + len(y)), np.empty((len(x) + len(y), 2), x_counts.dtype)
     i = j = n = 0
     while i < len(x) or j < len(y):

@@ -1,17 +1,25 @@
-"""Launchers of the CUDA kernels: the twins' functions for CuPy arrays, and the loader of the `.cu` files
+"""Launchers of the CUDA kernels
 
-A `.cu` file holds templates; one instance is compiled when it is first launched, and kept for the process and, by CuPy, on disk. Blocks stay
-on their device: a launcher takes CuPy arrays as they are and returns small arrays of the host, or arrays beside the block. It makes no
-copy to the host but through `host`, and no conversion: an array of another library, type or layout is a ParameterError."""
+The twins' functions for CuPy arrays, and the loader of the `.cu` files.
+
+A `.cu` file holds templates; one instance is compiled when it is first launched, and kept for the
+process and, by CuPy, on disk. Blocks stay on their device: a launcher takes CuPy arrays as they
+are and returns small arrays of the host, or arrays beside the block. It makes no copy to the host
+but through `host`, and no conversion: an array of another library, type or layout is a
+ParameterError."""
 
 import re
+from collections.abc import Collection, Iterable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from ...errors import ParameterError, extra
+
+Array: TypeAlias = Any  # a CuPy array; the type checker need not have CuPy
 
 SOURCES = Path(__file__).parent.parent
 MODULES = (
@@ -29,7 +37,9 @@ OPTIONS = (
 
 
 def source(name: str) -> str:
-    "The text of `<name>.cu` with its local headers in their places (CuPy's cache on disk knows a source by this text alone)"
+    """The text of `<name>.cu` with its local headers in their places (CuPy's cache on disk
+
+    Knows a source by this text alone)."""
 
     def inline(include):
         return source_of(include[1])
@@ -57,15 +67,15 @@ class Cupy:
     "The device as CuPy shows it; tests put a host in its place"
 
     @property
-    def library(self):
+    def library(self) -> Any:
         "CuPy; MissingExtra without it"
         try:
-            import cupy
+            import cupy  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise extra("cupy", "gpu") from None
         return cupy
 
-    def host(self, x) -> np.ndarray:
+    def host(self, x: Array) -> np.ndarray:
         "The array `x` on the host"
         return x.get()
 
@@ -77,8 +87,10 @@ class Cupy:
         "Bytes of shared memory that one block may ask for"
         return _shared_limit(self.library.cuda.Device().id)
 
-    def kernel(self, name: str, instance: str):
-        "An instance of a template of `<name>.cu`, compiled for the current device: `kernel(grid, block, args, shared_mem=bytes)`"
+    def kernel(self, name: str, instance: str) -> Any:
+        """An instance of a template of `<name>.cu`, compiled for the current device
+
+        `kernel(grid, block, args, shared_mem=bytes)`."""
         return _kernel(name, instance, self.library.cuda.Device().id)
 
 
@@ -106,12 +118,12 @@ def _kernel(name: str, instance: str, device: int):
     return function
 
 
-def library():
+def library() -> Any:
     "CuPy"
     return DEVICE.library
 
 
-def host(x) -> np.ndarray:
+def host(x: Array) -> np.ndarray:
     "A small result as an array of the host; the one place where results leave the device"
     return DEVICE.host(x)
 
@@ -142,13 +154,15 @@ def launch(
     name: str,  # of the `.cu` file
     instance: str,  # of a template in it, one of `instances(name)`
     work: int,  # items; a block takes `each` of them at a time and comes back for more
-    args,  # arrays of the device and NumPy scalars, in the kernel's order and of its very types
+    args: Iterable[
+        Any
+    ],  # arrays of the device and NumPy scalars, in the kernel's order and of its very types
     *,
     each: int = THREADS,  # items of a block at a time
     most: int = 8,  # blocks a multiprocessor
     threads: int = THREADS,  # of a block
     shared: int = 0,  # bytes of dynamic shared memory
-):
+) -> None:
     "Start `instance` over `work` items on the current stream"
     if instance not in instances(name):
         raise ParameterError(f"{name}.cu has no {instance}; it has: {', '.join(instances(name))}.")
@@ -169,11 +183,13 @@ def blocks(work: int, each: int, most: int = 8) -> int:
 
 def check(
     what: str,  # name of the argument
-    x,  # array of the device
-    dtypes,  # names of the types that are accepted
+    x: Array,  # array of the device
+    dtypes: Collection[str],  # names of the types that are accepted
     ndim: int = 1,
-):
-    "`x`, one that kernels can read by a pointer; ParameterError for another type, number of dimensions or layout"
+) -> Array:
+    """`x`, one that kernels can read by a pointer
+
+    ParameterError for another type, number of dimensions or layout."""
     if not isinstance(x, library().ndarray):
         raise ParameterError(
             f"{what} is a {type(x).__name__}; accepted: an array on the device, like the block."
@@ -189,7 +205,7 @@ def check(
     return x
 
 
-def shaped(what: str, x, shape: tuple):
+def shaped(what: str, x: Array, shape: tuple) -> Array:
     "`x` if it has this shape"
     if x.shape != shape:
         raise ParameterError(f"{what} has shape {x.shape}; accepted: {shape}.")

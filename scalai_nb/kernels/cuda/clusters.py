@@ -1,12 +1,16 @@
-"""Sums by nearest centre on the device: the functions of `kernels/clusters.py`, launched from `clusters.cu`
+"""Sums by nearest centre on the device
 
-The products of rows and centres are cuBLAS's, in the type of X; what follows from them is one kernel. Sums are float64 and atomic: their order
-is free, so that the last bits may differ from run to run."""
+The functions of `kernels/clusters.py`, launched from `clusters.cu`.
+
+The products of rows and centres are cuBLAS's, in the type of X; what follows from them is one
+kernel. Sums are float64 and atomic: their order is free, so that the last bits may differ from
+run to run."""
 
 import numpy as np
 
 from . import (
     C as NAMES,
+    Array,
     FLOATS,
     NOTHING,
     SHARED,
@@ -24,8 +28,16 @@ CHUNK = 1 << 24  # numbers of a copy of some rows
 INSTANCES = tuple(f"nearest<{NAMES[t]}>" for t in FLOATS)
 
 
-def assign(X, weight, centers, labels=None, distances=None):
-    "Sums over the rows of a block by nearest centre, about `middle(centers, X.dtype)`. NaN or infinities in X make the inertia not finite"
+def assign(
+    X: Array,
+    weight: Array | None,
+    centers: Array,
+    labels: Array | None = None,
+    distances: Array | None = None,
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Sums over the rows of a block by nearest centre, about `middle(centers, X.dtype)`
+
+    NaN or infinities in X make the inertia not finite."""
     check("X", X, FLOATS, 2)
     rows, features = X.shape
     if labels is not None:

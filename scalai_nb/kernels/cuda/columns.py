@@ -1,11 +1,27 @@
-"""Kernels that describe a column, on the device: the functions of `kernels/columns.py`, launched from `columns.cu`
+"""Kernels that describe a column, on the device
 
-Moments are float64: within a tile (a block's) sums of powers about the tile's own mean, one order for every run; tiles are joined by the
-twin's formula, in order. Counts are exact. `spread` keeps its buckets, and on cards that allow it the hash cells too, in shared memory."""
+The functions of `kernels/columns.py`, launched from `columns.cu`.
+
+Moments are float64: within a tile (a block's) sums of powers about the tile's own mean, one order
+for every run; tiles are joined by the twin's formula, in order. Counts are exact. `spread` keeps
+its buckets, and on cards that allow it the hash cells too, in shared memory."""
 
 import numpy as np
 
-from . import C, FLOATS, FREE, SHARED, THREADS, blocks, check, host, launch, library, shared_limit
+from . import (
+    C,
+    Array,
+    FLOATS,
+    FREE,
+    SHARED,
+    THREADS,
+    blocks,
+    check,
+    host,
+    launch,
+    library,
+    shared_limit,
+)
 from ..columns import CELLS, COUNTABLE, INFINITY, Scan, Spread, _float, join, settled
 
 WHOLE = "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"
@@ -41,7 +57,7 @@ def _join(tiles) -> tuple:
     return total
 
 
-def scan(x) -> Scan:
+def scan(x: Array) -> Scan:
     "Count, extremes and moments in one pass"
     x = _checked(x)
     tile = THREADS * VALUES
@@ -81,14 +97,16 @@ def scan(x) -> Scan:
     return Scan(0, zeros, 0, 0, low, high, 1, n, *powers)
 
 
-def bounds(x):
+def bounds(x: Array) -> tuple[int, int]:
     "The range of whole numbers"
     x = _checked(x, WHOLE)
     return int(host(x.min())), int(host(x.max()))
 
 
-def spread(x, shift, low, size, linear=False) -> Spread:
-    "Count values by bucket and by hash, in one pass; of floats, zero and infinities count as outside"
+def spread(x: Array, shift: int, low: int, size: int, linear: bool = False) -> Spread:
+    """Count values by bucket and by hash, in one pass
+
+    Of floats, zero and infinities count as outside."""
     x, kind = _checked(x, ("int64",) if linear else FLOATS + WHOLE), "true" if linear else "false"
     total = np.zeros(2 * (size + 1), np.int64), np.zeros(CELLS, np.int64), np.zeros(CELLS, np.uint8)
     room = 4 * len(total[0])
@@ -125,7 +143,7 @@ def spread(x, shift, low, size, linear=False) -> Spread:
     return Spread(total[0].reshape(2, -1), *total[1:])
 
 
-def registers(bits, hashed=False):
+def registers(bits: Array, hashed: bool = False) -> Array:
     "The registers of HyperLogLog for these values"
     out = library().zeros(CELLS, np.uint32)
     launch(
@@ -137,8 +155,10 @@ def registers(bits, hashed=False):
     return host(out).astype(np.uint8)
 
 
-def pick(x, heavy):
-    "The values, in order, whose hash falls into a heavy cell; of floats, zeros, infinities and NaN never do"
+def pick(x: Array, heavy: Array) -> Array:
+    """The values, in order, whose hash falls into a heavy cell
+
+    Of floats, zeros, infinities and NaN never do."""
     values, keep = _checked(x), library().zeros(x.size, bool)
     launch(
         "columns",
@@ -149,7 +169,7 @@ def pick(x, heavy):
     return x[keep]
 
 
-def count(x, limit):
+def count(x: Array, limit: int) -> tuple[Array, Array] | None:
     "Count the distinct values exactly, or find soon that they are too many"
     x = _checked(x)
     claims = (
@@ -179,7 +199,7 @@ def count(x, limit):
     return values[order], counts[order]
 
 
-def tally(codes, first, size):
+def tally(codes: Array, first: int, size: int) -> Array:
     "How often each of a range of whole numbers occurs"
     codes, counts, near = (
         _checked(codes, WHOLE),
@@ -203,7 +223,7 @@ def tally(codes, first, size):
     return host(counts).astype(np.int64)
 
 
-def unique(x):
+def unique(x: Array) -> tuple[Array, Array]:
     "Count the distinct values by sorting, however many there are"
     x, xp = _checked(x), library()
     x = xp.sort(x[~xp.isnan(x)] + x.dtype.type(0) if x.dtype.kind == "f" else x)  # -0.0 becomes 0.0
@@ -214,6 +234,6 @@ def unique(x):
     return values, np.diff(host(first), append=len(x))
 
 
-def sample(x, size):
+def sample(x: Array, size: int) -> Array:
     "Values at even distances"
     return host(_checked(x)[:: max(-(-len(x) // size), 1)])

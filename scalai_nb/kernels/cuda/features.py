@@ -1,10 +1,12 @@
-"""Features from columns on the device: the functions of `kernels/features.py`, launched from `features.cu`
+"""Features from columns on the device
+
+The functions of `kernels/features.py`, launched from `features.cu`.
 
 Results are the twin's bit for bit, but for the logarithm's last bit."""
 
 import numpy as np
 
-from . import C, FLOATS, SHARED, check, host, launch, library, shaped
+from . import C, Array, FLOATS, SHARED, check, host, launch, library, shaped
 
 WHOLE = "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "bool"
 ROWS, FLOAT_BYTES = 32, 4  # rows of a tile of `assemble`
@@ -28,7 +30,16 @@ def _out(x, out, dtype):
     return shaped("out", check("out", out, (dtype,)), x.shape)
 
 
-def number(x, out, fill=np.nan, low=-np.inf, high=np.inf, log=False, shift=0.0, scale=1.0):
+def number(
+    x: Array,
+    out: Array,
+    fill: float = np.nan,
+    low: float = -np.inf,
+    high: float = np.inf,
+    log: bool = False,
+    shift: float = 0.0,
+    scale: float = 1.0,
+) -> None:
     "Impute, clip, log and scale; all in float32 but the logarithm"
     check("x", x, FLOATS)
     words = map(np.float32, (fill, low, high, shift, scale))
@@ -39,7 +50,7 @@ def number(x, out, fill=np.nan, low=-np.inf, high=np.inf, log=False, shift=0.0, 
     )
 
 
-def seconds(x, out, unit, origin):
+def seconds(x: Array, out: Array, unit: float, origin: float) -> None:
     "Times as seconds from an origin: subtracted in float64, then rounded"
     check("x", x, ("int64",))
     _start(
@@ -49,13 +60,13 @@ def seconds(x, out, unit, origin):
     )
 
 
-def missing(x, out):
+def missing(x: Array, out: Array) -> None:
     "1 where a value is missing, else 0"
     check("x", x, FLOATS)
     _start(f"missing<{C[x.dtype.name]}>", x.size, (x, _out(x, out, "float32"), np.int64(x.size)))
 
 
-def bucket(x, edges, first, out):
+def bucket(x: Array, edges: Array, first: int, out: Array) -> None:
     "The feature of the bucket that holds each value; NONE for a missing one"
     check("x", x, ("float32",))
     check("edges", edges, ("float32",))
@@ -66,7 +77,7 @@ def bucket(x, edges, first, out):
     )
 
 
-def lookup(x, first, table, outside, out) -> int:
+def lookup(x: Array, first: int, table: Array, outside: float, out: Array) -> int:
     "Look each number up in a table; how many are outside it"
     check("x", x, WHOLE)
     check("table", table, ("int32", "float32"))
@@ -91,7 +102,7 @@ def lookup(x, first, table, outside, out) -> int:
     return int(host(count)[0])
 
 
-def assemble(numbers, at, places, out):
+def assemble(numbers: Array, at: Array, places: Array, out: Array) -> None:
     "Write the matrix of features, row by row"
     check("out", out, ("float32",), 2)
     check("at", at, ("int64",))

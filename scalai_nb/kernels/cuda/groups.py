@@ -1,11 +1,13 @@
-"""A column described by group on the device: the function of `kernels/groups.py`, launched from `groups.cu`
+"""A column described by group on the device
 
-As in the twin, deviations are taken from the mean of a first pass and put right. Sums are float64 and atomic: their order is free, so that
-the last bits may differ from run to run."""
+The function of `kernels/groups.py`, launched from `groups.cu`.
+
+As in the twin, deviations are taken from the mean of a first pass and put right. Sums are float64
+and atomic: their order is free, so that the last bits may differ from run to run."""
 
 import numpy as np
 
-from . import C, FLOATS, SHARED, THREADS, check, host, launch, library, shaped
+from . import C, Array, FLOATS, SHARED, THREADS, check, host, launch, library, shaped
 from ..groups import LIMIT
 
 CODES, VALUES = ("int32", "int64"), ("int32", "int64", "uint32", *FLOATS)
@@ -24,7 +26,9 @@ PLAIN = {
 
 
 def _copies(groups: int, bytes_each: int) -> int:
-    "Copies of the groups' table that a block keeps in shared memory: up to one a warp; 0: none fits"
+    """Copies of the groups' table that a block keeps in shared memory: up to one a warp; 0
+
+    None fits."""
     return min(THREADS // 32, SHARED // (bytes_each * groups)) if groups else 0
 
 
@@ -39,7 +43,7 @@ def _start(name, codes, x, bytes_each, groups, args):
     )
 
 
-def fold(codes, x, groups, nat=False):
+def fold(codes: Array, x: Array, groups: int, nat: bool = False) -> tuple[Array, ...]:
     "Describe the values of each group; a group without values has count 0"
     if x.dtype.name in PLAIN:
         x = x.astype(PLAIN[x.dtype.name])
@@ -84,8 +88,10 @@ def fold(codes, x, groups, nat=False):
         )
 
 
-def periods(x, step, most=LIMIT):
-    "The period that each time is in, from the first that occurs; the missing ones have the code after the last"
+def periods(x: Array, step: int, most: int = LIMIT) -> tuple[Array, int, int] | None:
+    """The period that each time is in, from the first that occurs
+
+    The missing ones have the code after the last."""
     x = check("times", library().ascontiguousarray(x), ("int64",))
     missing = np.iinfo(np.int64).min
     numbers, extremes = (

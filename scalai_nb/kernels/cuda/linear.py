@@ -1,12 +1,15 @@
-"""Sums that linear models learn from, on the device: the functions of `kernels/linear.py`, launched from `linear.cu`
+"""Sums that linear models learn from, on the device
 
-The gradient of one margin is a kernel that reads X once (up to 256 features; beyond, and for softmax and curvature, products of matrices
-are cuBLAS's and only what lies between them is a kernel). Within RUN rows of a warp sums are of the type of X, beyond it float64, as in the
-twin; blocks are added in one order, so a call repeats itself bit for bit."""
+The functions of `kernels/linear.py`, launched from `linear.cu`.
+
+The gradient of one margin is a kernel that reads X once (up to 256 features; beyond, and for
+softmax and curvature, products of matrices are cuBLAS's and only what lies between them is a
+kernel). Within RUN rows of a warp sums are of the type of X, beyond it float64, as in the twin;
+blocks are added in one order, so a call repeats itself bit for bit."""
 
 import numpy as np
 
-from . import C, FLOATS, NOTHING, blocks, check, host, launch, library, shaped
+from . import C, Array, FLOATS, NOTHING, blocks, check, host, launch, library, shaped
 from ..linear import FAMILIES
 
 ROWS, THREADS = 4, 256  # rows of a warp at a time, as in linear.cu
@@ -141,8 +144,12 @@ def _several(X, y, weight, W, gradient, hessian):
     return loss
 
 
-def slopes(X, y, weight, W, family, curved=False):
-    "Sums over the rows of a block: loss, gradient and curvature. NaN or infinities in X make the gradient not finite"
+def slopes(
+    X: Array, y: Array, weight: Array | None, W: Array, family: str, curved: bool = False
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Sums over the rows of a block: loss, gradient and curvature
+
+    NaN or infinities in X make the gradient not finite."""
     y, weight = _taken(X, y, weight)
     W = np.asarray(W, np.float64)
     gradient, size = np.zeros(W.shape), W.size if curved else 0
@@ -156,8 +163,12 @@ def slopes(X, y, weight, W, family, curved=False):
     return loss, gradient, hessian
 
 
-def scatter(X, Y, weight):
-    "Weight, mean and weighted scatter of the columns of [X, Y]. Products are float64: relative error some 1e-15 of the largest entry"
+def scatter(
+    X: Array, Y: Array | None, weight: Array | None
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Weight, mean and weighted scatter of the columns of [X, Y]. Products are float64
+
+    Relative error some 1e-15 of the largest entry."""
     (weight,) = _taken(X, weight)
     columns, total = X.shape[1] + (0 if Y is None else Y.shape[1]), 0.0
     mean, about = library().zeros(columns), library().zeros((columns, columns))

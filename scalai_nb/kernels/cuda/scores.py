@@ -1,12 +1,16 @@
-"""Scores and labels counted on the device: the functions of `kernels/scores.py`, launched from `scores.cu`
+"""Scores and labels counted on the device
 
-Counts are exact. Losses are float64: sums of a thread, then pairwise over a block's threads, then over blocks, one order for every run; of
-groups, and of weights in bins, sums are atomic and their order is free: the last bits may differ from run to run."""
+The functions of `kernels/scores.py`, launched from `scores.cu`.
+
+Counts are exact. Losses are float64: sums of a thread, then pairwise over a block's threads, then
+over blocks, one order for every run; of groups, and of weights in bins, sums are atomic and their
+order is free: the last bits may differ from run to run."""
 
 import numpy as np
 
 from . import (
     C,
+    Array,
     FLOATS,
     FREE,
     NOTHING,
@@ -33,8 +37,10 @@ INSTANCES = (
 )
 
 
-def _taken(name, x, dtypes):
-    "`x` as kernels take it: of an accepted dtype, a bool as int8, a copy if it has strides; None as it is"
+def _taken(name: str, x: Array, dtypes) -> Array:
+    """`x` as kernels take it: of an accepted dtype, a bool as int8, a copy if it has strides
+
+    None as it is."""
     if x is None:
         return None
     x = x.view(np.int8) if x.dtype == bool else x
@@ -75,8 +81,10 @@ def _counted(counts, n):
     )
 
 
-def tally(label, score, weight, eps, bits) -> Tally:
-    "Count scores by bin and label, and sum their losses; values that make no sense are counted, and spoil the rest"
+def tally(label: Array, score: Array, weight: Array | None, eps: float, bits: int) -> Tally:
+    """Count scores by bin and label, and sum their losses
+
+    Values that make no sense are counted, and spoil the rest."""
     label, score, weight = _rows(label, score, weight)
     n, cells = len(score), 128 << bits
     rooms = (
@@ -122,7 +130,15 @@ def tally(label, score, weight, eps, bits) -> Tally:
     )
 
 
-def tally_by(groups, label, score, weight, eps, bits, binned) -> Tally:
+def tally_by(
+    groups: Array,
+    label: Array,
+    score: Array,
+    weight: Array | None,
+    eps: float,
+    bits: int,
+    binned: Array,
+) -> Tally:
     "As `tally`, for each group of rows"
     (label, score, weight), groups = (
         _rows(label, score, weight),
@@ -170,7 +186,9 @@ def tally_by(groups, label, score, weight, eps, bits, binned) -> Tally:
     )
 
 
-def distinct(groups, label, score, weight, limit, over):
+def distinct(
+    groups: Array | None, label: Array, score: Array, weight: Array | None, limit: int, over: Array
+) -> tuple[Array, Array, Array, Array]:
     "Count each distinct score of each group"
     (label, score, weight), groups = (
         _rows(label, score, weight),
@@ -218,8 +236,12 @@ def distinct(groups, label, score, weight, limit, over):
     return over, group[order], found[order], counts[order]
 
 
-def classify(label, score, weight, eps, tolerance) -> Classes:
-    "Count rows by label and prediction, and sum their losses; values that make no sense are counted, and spoil the rest"
+def classify(
+    label: Array, score: Array, weight: Array | None, eps: float, tolerance: float
+) -> Classes:
+    """Count rows by label and prediction, and sum their losses
+
+    Values that make no sense are counted, and spoil the rest."""
     label, score, weight = (
         _taken("label", label, ("int32",)),
         check("score", library().ascontiguousarray(score), FLOATS, 2),
@@ -259,8 +281,10 @@ def classify(label, score, weight, eps, tolerance) -> Classes:
     )
 
 
-def errors(target, prediction, weight, by_prediction) -> Errors:
-    "Sum errors, and count them by bins that are within 0.4 % of their middle; values that make no sense are counted, and spoil the rest"
+def errors(target: Array, prediction: Array, weight: Array | None, by_prediction: bool) -> Errors:
+    """Sum errors, and count them by bins that are within 0.4 % of their middle
+
+    Values that make no sense are counted, and spoil the rest."""
     target, prediction, weight, xp = (
         _taken("target", target, FLOATS),
         _taken("prediction", prediction, FLOATS),
@@ -276,7 +300,8 @@ def errors(target, prediction, weight, by_prediction) -> Errors:
     partial, ends, rest = (xp.zeros((blocks(n, THREADS), k)) for k in (8, 2, 2))
     launch(
         "scores",
-        f"errors<{C[target.dtype.name]}, {C[prediction.dtype.name]}, {WEIGHTED[weight is not None]}>",
+        f"errors<{C[target.dtype.name]}, {C[prediction.dtype.name]}, "
+        f"{WEIGHTED[weight is not None]}>",
         n,
         (
             target,
