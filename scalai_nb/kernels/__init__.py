@@ -1,11 +1,10 @@
-"""Kernels of the hot path
+"""What touches every row: for each kernel a CPU twin in Numba, its specification, and a CUDA source.
 
-For each a CPU twin in Numba, which is its specification, and a CUDA source beside it.
-
-`columns.py` holds the twins that describe columns, `columns.cu` the same in CUDA C++,
-`cuda/columns.py` its launcher: the functions of twin and launcher have the same names, arguments
-and results. Blocks stay on their device; what a kernel returns is small and on the host, or stays
-beside its block."""
+In: contiguous NumPy or CuPy arrays of a block, which stay on their device.
+Out: small arrays of the host, or arrays beside the block; `columns.py` and `cuda/columns.py` have
+the same functions, `columns.cu` the source.
+Imports: the ground.
+"""
 
 from importlib import import_module
 from types import ModuleType

@@ -1,12 +1,10 @@
-"""Launchers of the CUDA kernels
+"""Launchers of the CUDA kernels, the twins' functions for CuPy arrays, and the loader of the `.cu` files.
 
-The twins' functions for CuPy arrays, and the loader of the `.cu` files.
-
-A `.cu` file holds templates; one instance is compiled when it is first launched, and kept for the
-process and, by CuPy, on disk. Blocks stay on their device: a launcher takes CuPy arrays as they
-are and returns small arrays of the host, or arrays beside the block. It makes no copy to the host
-but through `host`, and no conversion: an array of another library, type or layout is a
-ParameterError."""
+In: CuPy arrays as they are; another library, type or layout is a ParameterError.
+Out: small arrays of the host through `host`, or arrays beside the block. One instance of a
+template is compiled when it is first launched, and kept for the process and, by CuPy, on disk.
+Imports: the ground, the twins.
+"""
 
 import re
 from collections.abc import Collection, Iterable
