@@ -3,17 +3,18 @@
 Modules:
 
 - `scalai_nb.kernels.clusters`: Which centre is nearest to each row, and the sums that the next centres follow from
-- `scalai_nb.kernels.columns`: Kernels that describe a column: each is one pass over the values, in tiles that stay in the L1 cache
-- `scalai_nb.kernels.cuda.clusters`: Sums by nearest centre on the device: the functions of `kernels/clusters.py`, launched from `clusters.cu`
-- `scalai_nb.kernels.cuda.columns`: Kernels that describe a column, on the device: the functions of `kernels/columns.py`, launched from `columns.cu`
-- `scalai_nb.kernels.cuda.groups`: A column described by group on the device: the function of `kernels/groups.py`, launched from `groups.cu`
-- `scalai_nb.kernels.cuda.linear`: Sums that linear models learn from, on the device: the functions of `kernels/linear.py`, launched from `linear.cu`
-- `scalai_nb.kernels.cuda.scores`: Scores and labels counted on the device: the functions of `kernels/scores.py`, launched from `scores.cu`
-- `scalai_nb.kernels.features`: Features from columns: a column becomes a row of a small table of numbers or places, and `assemble` writes the table out row by row
+- `scalai_nb.kernels.columns`: Kernels that describe a column
+- `scalai_nb.kernels.cuda.clusters`: Sums by nearest centre on the device
+- `scalai_nb.kernels.cuda.columns`: Kernels that describe a column, on the device
+- `scalai_nb.kernels.cuda.features`: Features from columns on the device
+- `scalai_nb.kernels.cuda.groups`: A column described by group on the device
+- `scalai_nb.kernels.cuda.linear`: Sums that linear models learn from, on the device
+- `scalai_nb.kernels.cuda.scores`: Scores and labels counted on the device
+- `scalai_nb.kernels.features`: Features from columns
 - `scalai_nb.kernels.groups`: Count, mean, squared deviations, least and greatest value of a column by group, on the CPU
 - `scalai_nb.kernels.jit`: Numba's `njit` for kernels: free of the interpreter's lock, and compiled once for all processes
-- `scalai_nb.kernels.linear`: Sums over rows that linear models learn from: loss, gradient and curvature of a family of losses, and the scatter of columns
-- `scalai_nb.kernels.scores`: Scores and labels counted in one pass: into bins that are narrow near 0 and near 1, or exactly while they are few; errors likewise"""
+- `scalai_nb.kernels.linear`: Sums over rows that linear models learn from
+- `scalai_nb.kernels.scores`: Scores and labels counted in one pass"""
 
 from importlib import import_module
 
@@ -59,7 +60,7 @@ _WHERE = {
     "models.search.judged": ["OnRows"],
     "models.search.search": ["search"],
     "models.search.study": ["SearchPolicy"],
-    "models.slim.slim": ["slim"],
+    "models.slim.slim": ["Trial", "slim"],
     "models.slim.slimming": ["Slimming"],
     "serving.offline": ["score"],
     "client.client": ["Client"],

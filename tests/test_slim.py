@@ -25,40 +25,38 @@ from sklearn.neural_network import MLPClassifier
 from scalai_nb.errors import ContractViolation, ParameterError
 from scalai_nb.evaluation.evaluation import evaluate
 from scalai_nb.learn.features.transform import Transform
-from scalai_nb.models.slim.curves import curve_of, fewer_points, with_curve
 from scalai_nb.models.package.graph import FEATURES
-from scalai_nb.models.package.runtime import session
-from scalai_nb.models.slim.neurons import fewer_neurons, hidden, refitted, surgeon
 from scalai_nb.models.package.package import Model, digest, package
-from scalai_nb.models.slim.pruning import (
+from scalai_nb.models.package.runtime import session
+from scalai_nb.models.slim.compacting import DoesNotApply, arrays, compact, parsed, tidy
+from scalai_nb.models.slim.curves import curve_of, fewer_points, with_curve
+from scalai_nb.models.slim.forests import (
     MODES,
     Forest,
     _attributes,
-    _counts,
-    _merges,
     _old,
     _reached,
     compact_trees,
-    fewer_leaves,
-    fewer_rounds,
     forest_of,
-    furthest,
-    tensor,
     with_forest,
 )
+from scalai_nb.models.slim.neurons import fewer_neurons, hidden, refitted, surgeon
+from scalai_nb.models.slim.pruning import (
+    _counts,
+    _merges,
+    fewer_leaves,
+    fewer_rounds,
+    furthest,
+    tensor,
+)
 from scalai_nb.models.slim.quantise import (
-    DoesNotApply,
-    arrays,
-    compact,
     float16,
     int8_dynamic,
     int8_static,
     int8_weights,
     layers,
-    parsed,
-    tidy,
 )
-from scalai_nb.models.slim.slim import METHODS, slim
+from scalai_nb.models.slim.slim import METHODS, Trial, slim
 
 needs_xgboost = pytest.mark.skipif(
     not find_spec("xgboost"), reason="xgboost is not installed: extra `trees`"
@@ -915,7 +913,7 @@ def test_goals_are_of_quality_at_a_threshold_and_of_cost():
             "latency_ms": "<= 1000",
             "size_kb": f"<= {len(m.graph) / 1000 / 2}",
         },
-        threshold=0.4,
+        trial=Trial(threshold=0.4),
         methods=["compact", "rounds"],
     )
     assert {*r.full.measured["all"]} == {"recall", "alerts"} and r.proposed
@@ -971,7 +969,7 @@ def test_rows_to_learn_and_to_judge_are_apart_and_bounded():
     assert (np.diff(learn) > 0).all() and not np.array_equal(
         learn, _chosen(y.astype(np.int8), 3000, False, 1)[0]
     )
-    r = slim(model("linear"), LATER, "late", methods=["compact"], rows=1000)
+    r = slim(model("linear"), LATER, "late", methods=["compact"], trial=Trial(rows=1000))
     assert sum(r.rows) <= 1001
 
 

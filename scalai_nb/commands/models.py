@@ -294,7 +294,7 @@ def models_slim(
     env: Env = None,
 ) -> None:
     "Try to make a model smaller: size, time, and what each slice loses."
-    from scalai_nb.models.slim.slim import slim
+    from scalai_nb.models.slim.slim import Trial, slim
 
     registry = registry_of(env)
     model = registry.load(name)
@@ -305,7 +305,7 @@ def models_slim(
         _goals(goal),
         by,
         tolerance,
-        threshold=model.card.get("threshold") if threshold is None else threshold,
+        trial=Trial(model.card.get("threshold") if threshold is None else threshold),
     )
     console().print(_slimmed(report.table.reset_index().to_dict("records")))
     console().print(report.proposal, markup=False)
