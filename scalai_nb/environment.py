@@ -57,10 +57,6 @@ def parse_bytes(
     ----------
     text : str | float
         a number, and B, kB, MB, GB, TB or KiB, MiB, GiB, TiB
-
-    Returns
-    -------
-    int
     """
     return int(_quantity(text, _SIZES))
 
@@ -74,10 +70,6 @@ def parse_seconds(
     ----------
     text : str | float
         a number, and s, sec, min, m, h or d
-
-    Returns
-    -------
-    float
     """
     return _quantity(text, _TIMES)
 

@@ -152,9 +152,5 @@ def extra(
         what could not be imported, say "xgboost"
     name : str
         the extra that brings it, say "trees"
-
-    Returns
-    -------
-    MissingExtra
     """
     return MissingExtra(f"{module} is not installed; run: pip install 'scalai-nb[{name}]'")

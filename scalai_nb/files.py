@@ -52,10 +52,6 @@ def owned(
         who takes it; default: this process and its user
     timeout : float, default 0
         seconds to wait for another holder; 0: none; inf: until it is free
-
-    Returns
-    -------
-    Iterator[None]
     """
     lock = _lock(path)
     try:
@@ -79,10 +75,6 @@ def is_locked(
     ----------
     path : Path
         lock file; one that is not there is free
-
-    Returns
-    -------
-    bool
     """
     if not path.exists():
         return False
@@ -106,10 +98,6 @@ def file_lock(
         lock file, named after what it guards; made when it is not there
     timeout : float
         seconds to wait for another holder
-
-    Returns
-    -------
-    Iterator[None]
     """
     with ExitStack() as stack:
         try:

@@ -52,9 +52,5 @@ class Goal(str):
         ----------
         value : float
             in the unit of the threshold; NaN meets no goal
-
-        Returns
-        -------
-        bool
         """
         return bool(_COMPARE[self.op](value, self.threshold))

@@ -62,10 +62,6 @@ def bars(
         pixels
     height : int, default 28
         pixels
-
-    Returns
-    -------
-    Part
     """
     step = width / max(len(counts), 1)
     named = [f"<title>{escape(str(t))}</title>" for t in titles] or [""] * len(counts)
@@ -96,10 +92,6 @@ def share_bar(
         0 to 1; NaN is missing
     width : int, default 56
         pixels
-
-    Returns
-    -------
-    Part
     """
     filled = 0 if np.isnan(share) else max(share * width, 1.5 * (share > 0))
     text = percent(share)
@@ -125,10 +117,6 @@ def bar(
         the greatest of all bars, which takes the whole width
     width : int, default 160
         pixels
-
-    Returns
-    -------
-    Part
     """
     size = width * max(x, 0) / most if most > 0 else 0
     content = f'<rect width="{size:.1f}" height="12" fill="currentColor" opacity=".45"/>'
@@ -163,10 +151,6 @@ def curve(
     title : str
     size : int, default 150
         pixels of a side
-
-    Returns
-    -------
-    Part
     """
     at = np.unique(np.linspace(0, len(x) - 1, 200).astype(int)) if len(x) else []
     pairs = zip(np.asarray(x)[at], np.asarray(y)[at], strict=True) if len(x) else []
@@ -205,10 +189,6 @@ def band(
         pixels
     height : int, default 80
         pixels
-
-    Returns
-    -------
-    Part
     """
     if len(x) < 2:
         return Part("", "")
@@ -243,10 +223,6 @@ def intervals(
     title : str
     width : int, default 520
         pixels
-
-    Returns
-    -------
-    Part
     """
     every = [x for v in found.values() for x in v]
     low, high = (np.nanmin(every), np.nanmax(every)) if every else (0.0, 0.0)
@@ -285,10 +261,6 @@ def svg(
     drawing : Figure
     transparent : bool, default False
         whether the page is seen behind it
-
-    Returns
-    -------
-    str
     """
     file = StringIO()
     about = {"Date": None, "Creator": None}

@@ -43,10 +43,6 @@ def style(
     ----------
     sheet : str, default 'parts'
         parts, or dashboard: what only a dashboard has
-
-    Returns
-    -------
-    str
     """
     return f"<style>{(LAB / f'{sheet}.css').read_text(encoding='utf-8')}</style>"
 
@@ -77,10 +73,6 @@ def part(
     ----------
     value : Any
         a `Part`, or a value whose text is shown
-
-    Returns
-    -------
-    Part
     """
     if isinstance(value, Part):
         return value
@@ -105,10 +97,6 @@ def element(
         what stands between the texts of the parts
     **attributes : object
         of the element; `class_` is its class
-
-    Returns
-    -------
-    Part
     """
     made = [part(p) for p in parts]
     attrs = "".join(f' {k.rstrip("_")}="{escape(str(v))}"' for k, v in attributes.items())
@@ -130,10 +118,6 @@ def inline(
         parts, or values to be escaped
     between : str, default ''
         what stands between them
-
-    Returns
-    -------
-    Part
     """
     made = [part(p) for p in parts]
     return Part(
@@ -202,10 +186,6 @@ def card(
         what stands below the title
     tone : str, default 'plain'
         good, bad, warn, info or plain: the colour of its edge
-
-    Returns
-    -------
-    Part
     """
     return element("article", heading(title, 3), *parts, class_=f"scalai-card {tone}")
 
@@ -241,10 +221,6 @@ def status(
         a status; `_` is shown as a space
     label : str | None, default None
         words to show instead
-
-    Returns
-    -------
-    Part
     """
     tone = TONES.get(word, "plain")
     sign = MARKS[word][0] if word in MARKS else SIGNS.get(tone, "·")
@@ -300,10 +276,6 @@ def table(
         headings
     rows : Iterable[Sequence[Any]]
         each with a value or `Part` for every column
-
-    Returns
-    -------
-    Part
     """
     head, body = [part(c) for c in columns], [[part(c) for c in row] for row in rows]
     right = [_numeric([row[i] for row in body]) for i in range(len(head))]
@@ -340,10 +312,6 @@ def result_table(
         what stands above the table
     note : Any, default ''
         small words below it
-
-    Returns
-    -------
-    Part
     """
     head, body = [part(c) for c in columns], [[part(c) for c in row] for row in rows]
     caption, note = part(caption), part(note)
@@ -387,10 +355,6 @@ def frame_table(
         small words below it
     index : bool, default True
         whether its index is the first column
-
-    Returns
-    -------
-    Part
     """
     rows = [[_digits(x) for x in row] for row in frame.itertuples(index=False, name=None)]
     if not index:

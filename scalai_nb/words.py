@@ -21,10 +21,6 @@ def number(
     ----------
     x : float | None
         None and NaN are missing
-
-    Returns
-    -------
-    str
     """
     if x is None or x != x:
         return "–"
@@ -45,10 +41,6 @@ def value(
         a number, a text, a datetime64; None, NaN and NaT are missing
     digits : int, default 3
         significant digits of what is not whole
-
-    Returns
-    -------
-    str
     """
     if isinstance(x, str):
         return x
@@ -72,10 +64,6 @@ def percent(
     ----------
     share : float
         0 to 1; NaN is missing
-
-    Returns
-    -------
-    str
     """
     if share != share:
         return ""
@@ -97,10 +85,6 @@ def size(
     ----------
     n : int | None
         bytes; None and 0 are nothing
-
-    Returns
-    -------
-    str
     """
     if not n:
         return ""
@@ -119,10 +103,6 @@ def duration(
         None is missing
     missing : str, default ''
         what stands for a missing one
-
-    Returns
-    -------
-    str
     """
     if seconds is None:
         return missing
@@ -164,10 +144,6 @@ def ago(
         None is missing
     now : datetime | float | None, default None
         None: the time of this call
-
-    Returns
-    -------
-    str
     """
     if time is None:
         return "–"

@@ -492,10 +492,6 @@ def result(
     run : Run
     start : float
         perf_counter at which what counts began
-
-    Returns
-    -------
-    dict
     """
     load, (at, took, lag, status) = (
         run.load,

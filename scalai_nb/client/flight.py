@@ -123,10 +123,6 @@ class Replica:
         ----------
         seconds : float
             to wait for the server to take it
-
-        Returns
-        -------
-        HTTPConnection
         """
         with self.lock:
             if self.owner != os.getpid():  # a fork does not share the connections of its parent
@@ -249,10 +245,6 @@ class Flight:
         ----------
         deadline : float
             of the monotonic clock
-
-        Returns
-        -------
-        Answer
         """
         opened = self.connection
         assert opened is not None, "a flight is read once"

@@ -118,10 +118,6 @@ def v1_request(
     ----------
     columns : Mapping[str, np.ndarray]
         (row,) array by name
-
-    Returns
-    -------
-    bytes
     """
     plain = {
         n: [v or None for v in x] if x.dtype == object else _plain(x) for n, x in columns.items()
@@ -163,10 +159,6 @@ def refused(
     answer : Answer
     start : int, default 0
         the row that is row 0 of the request
-
-    Returns
-    -------
-    Exception
     """
     try:
         about = json.loads(answer.body)

@@ -126,10 +126,6 @@ class Replicas:
         request : Request
         seconds : float
             within which an answer is of use
-
-        Returns
-        -------
-        Answer
         """
         deadline = monotonic() + seconds
         self.retrying.earn()

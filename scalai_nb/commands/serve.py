@@ -32,10 +32,6 @@ def versions(
     ----------
     routes : dict
         as `routes.json` has them
-
-    Returns
-    -------
-    Table
     """
     rows = (
         (name, version, ", ".join(v["aliases"]), _part(route, version))
@@ -68,10 +64,6 @@ def curl(
     name : str
     package : Path
         folder of the version that answers
-
-    Returns
-    -------
-    str
     """
     from scalai_nb.serving.protocols.openapi import example
     from scalai_nb.serving.scoring.scorer import Scorer

@@ -233,10 +233,6 @@ def table_source(
         columns to read; None: all
     least : int
         rows of a block, at least
-
-    Returns
-    -------
-    Source
     """
     import pyarrow as pa
 
@@ -392,10 +388,6 @@ def parquet_source(
         columns to read; None: all
     least : int
         rows of a block, at least
-
-    Returns
-    -------
-    Source
     """
     files = parquet_files(path)
     first = _opened(files[0]).schema_arrow

@@ -114,10 +114,6 @@ def on_device(
         in memory
     device : str | None
         None, "cpu" or "cuda"
-
-    Returns
-    -------
-    Dataset
     """
     if device != "cuda":
         return block
@@ -185,10 +181,6 @@ class Blocks:
             rows of a block, at least, where the data leave it open
         device : str | None, default None
             "cuda": numbers are moved to the card of the process that loads the block
-
-        Returns
-        -------
-        Blocks
         """
         if device not in (None, "cpu", "cuda"):
             raise ParameterError(unknown(str(device), ("cpu", "cuda"), "the devices"))
@@ -221,10 +213,6 @@ class Blocks:
         ----------
         columns : str | Iterable[str]
             one name, or several
-
-        Returns
-        -------
-        Blocks
         """
         known = self.columns or cast("list[str]", columns)
         return Blocks(self.source.select(check_columns(columns, known)), self.device)

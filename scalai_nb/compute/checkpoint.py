@@ -56,10 +56,6 @@ class Checkpoint:
         ----------
         otherwise : Any
             what is returned when nothing was done before
-
-        Returns
-        -------
-        Any
         """
         if not self.path or not self.path.exists():
             return otherwise
@@ -102,10 +98,6 @@ class Checkpoint:
         ----------
         done : Callable[[], Any]
             as for `write`
-
-        Returns
-        -------
-        Iterator[None]
         """
         try:
             yield

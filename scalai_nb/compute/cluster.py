@@ -269,10 +269,6 @@ def persisted(
     ----------
     ds : object
         dataset or array; None has none
-
-    Returns
-    -------
-    bool
     """
     return "distributed" in sys.modules and bool(sys.modules["distributed"].futures_of(ds))
 

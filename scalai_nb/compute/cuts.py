@@ -128,10 +128,6 @@ def enough(
         bytes of a row
     rows : int
         of all data
-
-    Returns
-    -------
-    int
     """
     if least < BLOCK:
         return least
@@ -148,10 +144,6 @@ def naming(
     ----------
     place : str
         say "column 'temp'"
-
-    Returns
-    -------
-    Iterator[None]
     """
     try:
         yield
@@ -209,10 +201,6 @@ def selected(
     ds : Dataset
     names : str | Iterable[str] | None
         columns; None: all
-
-    Returns
-    -------
-    Dataset
     """
     if names is None:
         return ds
@@ -229,10 +217,6 @@ def loaded(
     ----------
     block : Dataset
         lazy or in memory
-
-    Returns
-    -------
-    Dataset
     """
     try:
         return block.compute(scheduler="sync")
@@ -432,10 +416,6 @@ def dataset_source(
         columns to read; None: all
     least : int
         rows of a block, at least
-
-    Returns
-    -------
-    Source
     """
     if "row" not in ds.sizes:
         known = ", ".join(map(str, ds.sizes)) or "none"

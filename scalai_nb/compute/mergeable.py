@@ -83,10 +83,6 @@ def columns(
     ----------
     ds : Dataset
         over `row`
-
-    Returns
-    -------
-    list[str]
     """
     return over_rows(ds)
 

@@ -106,10 +106,6 @@ def merged(
     algorithm : Mergeable
     states : list[Any]
         in the order of their rows, at least one
-
-    Returns
-    -------
-    Any
     """
     return pairwise(algorithm.merge, states)
 
@@ -155,10 +151,6 @@ class Tree:
         ----------
         part : int
             its place among the parts
-
-        Returns
-        -------
-        bool
         """
         return any((level, part // FAN**level) in self.states for level in range(len(self.widths)))
 

@@ -66,10 +66,6 @@ def task_tree(
     algorithm : Mergeable
     tasks : list[Delayed]
         in the order of their parts
-
-    Returns
-    -------
-    Delayed
     """
     from dask.delayed import delayed
 

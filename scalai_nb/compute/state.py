@@ -273,10 +273,6 @@ def load(
     ----------
     path : PathLike
         file that `save` wrote, in this version or in an earlier one
-
-    Returns
-    -------
-    Any
     """
     try:
         with zipfile.ZipFile(path) as archive:

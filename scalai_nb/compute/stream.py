@@ -87,10 +87,6 @@ def over_stream(
         called with the number of blocks of each run
     rows : int, default BLOCK
         of a run, at least
-
-    Returns
-    -------
-    Any
     """
     seen, state = checkpoint.read((0, algorithm.init()))
     threads = thread_count()

@@ -83,10 +83,6 @@ def missing(
     ----------
     column : DataArray
         in memory; NaN, NaT, None and code −1 are missing
-
-    Returns
-    -------
-    int
     """
     return int(((column < 0) if "categories" in column.attrs else column.isnull()).sum())
 
@@ -381,10 +377,6 @@ class Contract:
         later : str | Sequence[str], default ()
             column or columns that are known only after the moment of prediction, so that no model
             may learn from them
-
-        Returns
-        -------
-        Contract
         """
         keys, persons, after = _as_tuple(key), _as_tuple(pii), _as_tuple(later)
         for name in (*filter(None, (label, time)), *keys, *persons, *after):
@@ -463,10 +455,6 @@ class Contract:
             a column
         **changes : Any
             fields of Column: min=0, max=24, tolerance=0
-
-        Returns
-        -------
-        Contract
         """
         for change in changes:
             if change not in Column.__annotations__:
@@ -486,10 +474,6 @@ class Contract:
         ----------
         ds : Dataset
             left as it is
-
-        Returns
-        -------
-        Dataset
         """
         return ds.assign_attrs(contract=self.to_json())
 
@@ -504,10 +488,6 @@ class Contract:
         ----------
         ds : Dataset
             with the attribute `contract`; ParameterError without
-
-        Returns
-        -------
-        Contract
         """
         if "contract" in ds.attrs:
             return cls.from_json(ds.attrs["contract"])
@@ -531,10 +511,6 @@ class Contract:
         ----------
         text : str
             what `to_json` wrote, in this version or an earlier one
-
-        Returns
-        -------
-        Contract
         """
         record = json.loads(text)
         for column in record["columns"]:

@@ -97,10 +97,6 @@ class LakeReader:
             dataset, or dataset@ref
         ref : str | Version | None, default None
             tag, branch, id, its first 6 or more letters, or a Version; None: the newest on main
-
-        Returns
-        -------
-        Version
         """
         _, repo, info = self._find(name, ref)
         return Version.of(info, tags(repo))
@@ -119,10 +115,6 @@ class LakeReader:
             dataset, or dataset@ref
         branch : str | Version | None, default None
             where to begin: a branch or any other ref; None: main
-
-        Returns
-        -------
-        list[Version]
         """
         _, repo, info = self._find(name, branch)
         names = tags(repo)
@@ -180,10 +172,6 @@ class LakeReader:
             version to begin with
         b : str | Version | None, default None
             version to end with; None: the newest on main
-
-        Returns
-        -------
-        Diff
         """
         before, after = self.version(name, a), self.version(name, b)
         return Diff.of(name, before, after, (self._schema(name, before), self._schema(name, after)))

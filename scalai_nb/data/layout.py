@@ -87,10 +87,6 @@ def schema(
     ----------
     ds : Dataset
         with a dimension `row`
-
-    Returns
-    -------
-    Schema
     """
     if "row" not in ds.dims:
         raise LakeError(

@@ -70,10 +70,6 @@ class Version:
             a snapshot as Icechunk describes it
         tags : dict[str, list[str]]
             names by the id of a snapshot
-
-        Returns
-        -------
-        Version
         """
         m: Any = info.metadata
         return cls(
@@ -163,10 +159,6 @@ class Diff:
         after : Version
         schemas : tuple[dict[str, Any], dict[str, Any]]
             of these versions
-
-        Returns
-        -------
-        Diff
         """
         one, two = schemas
         columns = compared(_types(one), _types(two))
@@ -216,10 +208,6 @@ def explained(
         of the lake, or of a dataset in it
     kinds : tuple[type[Exception], ...], default (OSError,)
         errors beside IcechunkError
-
-    Returns
-    -------
-    Iterator[None]
     """
     try:
         yield
@@ -266,10 +254,6 @@ def opened(
     ----------
     folder : Path
         of the dataset
-
-    Returns
-    -------
-    Repository
     """
     return icechunk().Repository.open(_storage(folder))
 
@@ -283,10 +267,6 @@ def published(
     ----------
     folder : Path
         of a dataset, or any other
-
-    Returns
-    -------
-    bool
     """
     try:
         repo = opened(folder)
@@ -315,10 +295,6 @@ def group(
         of the dataset
     id : str
         of a snapshot
-
-    Returns
-    -------
-    Group
     """
     icechunk()
     return _opened_group(folder, id)
@@ -351,10 +327,6 @@ def resolve(
     repo : Repository
     ref : str
         a tag, a branch, an id or the first 6 or more letters of one
-
-    Returns
-    -------
-    str | None
     """
     if ref in repo.list_tags():
         return repo.lookup_tag(ref)

@@ -88,10 +88,6 @@ def psi(
         (bins,) counts of the reference
     n : Array
         (bins,) counts of the current data
-
-    Returns
-    -------
-    float
     """
     m, n = m[keep := (m + n) > 0] + 0.5, n[keep] + 0.5
     p, q = m / m.sum(), n / n.sum()
@@ -110,10 +106,6 @@ def js(
         (bins,) counts of the reference
     n : Array
         (bins,) counts of the current data
-
-    Returns
-    -------
-    float
     """
     # Lin 1991; the root is a metric (Endres & Schindelin 2003)
     p, q = m / m.sum(), n / n.sum()
@@ -141,10 +133,6 @@ def ks(
         (buckets,) counts of the reference, in the order of the values
     n : Array
         (buckets,) counts of the current data
-
-    Returns
-    -------
-    float
     """
     return float(np.abs(_gap(m, n)).max())
 
@@ -410,10 +398,6 @@ class Drift:
         ----------
         psi : float, default 0.2
             above this a feature has moved
-
-        Returns
-        -------
-        list[str]
         """
         return [*self.lost, *(n for n in self._most_moved() if self.features[n].psi > psi)]
 
@@ -477,10 +461,6 @@ def drift(
         what is compared with it
     client : Cluster | None, default None
         whose workers summarise data; None: threads of this process
-
-    Returns
-    -------
-    Drift
     """
     a = reference if isinstance(reference, Summary) else summarize(reference, client)
     b = current if isinstance(current, Summary) else summarize(current, client)

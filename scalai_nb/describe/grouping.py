@@ -684,10 +684,6 @@ def forget(
         state of GroupBy or Rolling whose last key is a time
     before : np.datetime64 | str
         groups from this time on are left
-
-    Returns
-    -------
-    Groups
     """
     if not s.keys:
         return s

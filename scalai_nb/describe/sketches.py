@@ -95,10 +95,6 @@ def moments(
         (n,) numbers; NaN and infinities are left out
     counts : Array | None, default None
         (n,) how often each occurs, if they are finite; None: once
-
-    Returns
-    -------
-    Moments
     """
     if counts is None:
         flat = _for_kernels(x)
@@ -221,10 +217,6 @@ def coarsen(
     b : Buckets
     shift : int
         bits that are dropped at least
-
-    Returns
-    -------
-    Buckets
     """
     if shift <= b.shift:
         return b
@@ -274,10 +266,6 @@ def buckets(
         buckets that are kept without rounding
     most : int, default COARSEST
         bits that may be dropped to get there
-
-    Returns
-    -------
-    Buckets
     """
     if (keys[1:] < keys[:-1]).any():
         order = np.argsort(keys)
@@ -302,10 +290,6 @@ def merge_buckets(
         buckets that are kept without rounding
     most : int, default COARSEST
         bits that may be dropped to get there
-
-    Returns
-    -------
-    Buckets
     """
     if not len(a.keys) or not len(b.keys):
         return a if len(a.keys) else b
@@ -424,10 +408,6 @@ def values(
         (n,) distinct values in any order
     counts : Array
         (n,) how often each occurs
-
-    Returns
-    -------
-    Values
     """
     s = _prune(Values(x, counts))
     order = np.argsort(s.values)
@@ -622,10 +602,6 @@ def describe(
         of the buckets that this will be merged with: no finer ones are needed
     slack : int, default 0
         of the values that this will be merged with: above 0 they are many
-
-    Returns
-    -------
-    Described
     """
     x = _for_kernels(x)
     kernel = of("columns", x)

@@ -321,10 +321,6 @@ def column(
         of any shape; NaN, NaT, None or code -1 is missing
     before : Column
         what is known of the column already: a hint that saves work
-
-    Returns
-    -------
-    Column
     """
     kind = _kind(x)
     data: Any = x.variable.data
@@ -546,10 +542,6 @@ class Summary:
         ----------
         text : str
             of this version or an earlier one, which had no skewness and kurtosis
-
-        Returns
-        -------
-        Summary
         """
         try:
             return cls({name: _state(Column(), c) for name, c in json.loads(text).items()})
@@ -624,10 +616,6 @@ def summarize(
         whose workers do the work; None: threads of this process
     per : str | Sequence[str], default ()
         dimensions beside `row`; each place is a column of its own
-
-    Returns
-    -------
-    Summary
     """
     dims = (per,) if isinstance(per, str) else tuple(per)
     return reduce(_per(dims) if dims else SUMMARY, data, client)

@@ -626,10 +626,6 @@ def evaluate_binary(
         does the work on Dask's data; None: threads of this process
     weight : ArrayLike | None, default None
         (row,) finite numbers from 0 on; None: every row counts once
-
-    Returns
-    -------
-    Evaluation
     """
     ds, columns = side_by_side(by, label=label, score=score, weight=weight)
     algorithm = evaluation(by=columns, weight=None if weight is None else "weight")

@@ -35,10 +35,6 @@ def log_odds(
     ----------
     score : ArrayLike
         (row,) from 0 to 1
-
-    Returns
-    -------
-    Array
     """
     score = np.clip(score, EDGE, 1 - EDGE)
     return np.log(score) - np.log1p(-score)
@@ -193,10 +189,6 @@ def curve_of(
         of scores that the model gave to rows it has not seen
     kind : str, default 'isotonic'
         or "sigmoid"
-
-    Returns
-    -------
-    Calibration
     """
     if kind not in CURVES:
         raise ParameterError(unknown(str(kind), CURVES, "the kinds of calibration"))
@@ -234,10 +226,6 @@ def calibrate(
         (row,) at least 0; None: every row counts once
     client : Cluster | None, default None
         does the work on Dask's data; None: threads of this process
-
-    Returns
-    -------
-    Calibration
     """
     return curve_of(evaluate_binary(label, score, weight=weight, client=client).state, kind)
 

@@ -27,10 +27,6 @@ def amount(
     ----------
     x : float
         an int counts rows; a float is a sum of weights
-
-    Returns
-    -------
-    str
     """
     if isinstance(x, int):
         return f"{x:,}"

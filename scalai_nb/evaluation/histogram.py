@@ -234,10 +234,6 @@ def scores(
     limit : int, default LIMIT
     binned : bool, default False
         whether it is known that there are too many distinct scores
-
-    Returns
-    -------
-    Scores
     """
     kernel = of("scores", r.score)
     t = kernel.tally(r.label, r.score, r.weight, r.eps, bits)
@@ -492,10 +488,6 @@ def merge_slices(
         key -> state
     merge : Callable[[Any, Any], Any]
         (state, state) -> state of the rows of both
-
-    Returns
-    -------
-    dict
     """
     merged = {**a, **b, **{v: merge(a[v], b[v]) for v in a.keys() & b.keys()}}
     if len(merged) > SLICES:
@@ -516,10 +508,6 @@ def merge(
     b : State
     each : Callable[[Any, Any], Any], default merge_scores
         (state, state) -> state of the rows of both
-
-    Returns
-    -------
-    State
     """
     return State(each(a.whole, b.whole), merge_slices(a.slices, b.slices, each))
 
@@ -548,10 +536,6 @@ def update(
         columns to slice by
     weight : str | None, default None
         column of weights
-
-    Returns
-    -------
-    State
     """
     mass = None if weight is None else column_data(block, weight)
     r = taken(column_data(block, label), column_data(block, score), mass)
@@ -592,9 +576,5 @@ def slice_name(
     ----------
     label : Any
         of `slice_index`
-
-    Returns
-    -------
-    str
     """
     return " · ".join(map(str, label)) if isinstance(label, tuple) else str(label)

@@ -222,10 +222,6 @@ def class_state(
     classes : tuple
     against : tuple[Scores, ...], default ()
         of each class, the state so far: what is binned there need not be counted exactly
-
-    Returns
-    -------
-    ClassState
     """
     c = of("scores", score).classify(number, score, weight, eps, TOLERANCE)
     _check(c.bad, number, score, weight)
@@ -267,10 +263,6 @@ def update_classes(
         columns to slice by
     weight : str | None, default None
         column of weights
-
-    Returns
-    -------
-    State
     """
     classes = class_names(block[label], block[score])
     number = class_numbers(block[label].variable, classes)
@@ -584,10 +576,6 @@ def evaluate_classes(
         does the work on Dask's data; None: threads of this process
     weight : ArrayLike | None, default None
         (row,) finite numbers from 0 on; None: every row counts once
-
-    Returns
-    -------
-    ClassEvaluation
     """
     import xarray as xr
 

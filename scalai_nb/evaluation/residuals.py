@@ -158,10 +158,6 @@ def residuals(
         (row,) float64
     by_prediction : bool, default True
         whether to remember how errors go with predictions
-
-    Returns
-    -------
-    Residuals
     """
     e = of("scores", prediction).errors(target, prediction, weight, by_prediction)
     for bad, name in zip(e.bad[:2], ("target", "prediction"), strict=True):
@@ -213,10 +209,6 @@ def update_residuals(
         columns to slice by
     weight : str | None, default None
         column of weights
-
-    Returns
-    -------
-    State
     """
     y, x = (
         _number_column(column_data(block, column), name)
@@ -534,10 +526,6 @@ def evaluate_regression(
         dict or Dataset of several columns: each combination of values. None: no slices
     client : Cluster | None, default None
         does the work on Dask's data; None: threads of this process
-
-    Returns
-    -------
-    RegressionEvaluation
     """
     ds, columns = side_by_side(by, target=target, prediction=prediction, weight=weight)
     algorithm = regression_evaluation(by=columns, weight=None if weight is None else "weight")

@@ -153,10 +153,6 @@ def forward_in_time(
         of the column of times; none may be missing
     folds : int
         tests; two windows more are only learnt from
-
-    Returns
-    -------
-    Split
     """
     moments = _present(ds, name).values
     values, inverse, counts = np.unique(moments, return_inverse=True, return_counts=True)
@@ -207,10 +203,6 @@ def by_group(
         of the column of groups, or of numbers of folds; none may be missing
     folds : int
         tests, if the column does not say
-
-    Returns
-    -------
-    Split
     """
     column = _present(ds, name)
     values, first, inverse, counts = np.unique(
@@ -266,10 +258,6 @@ def at_random(
         of the lot
     time : str | None, default None
         column of times by the contract, which the split warns of
-
-    Returns
-    -------
-    Split
     """
     rows = ds.sizes["row"]
     if rows < folds:
@@ -407,10 +395,6 @@ def split(
         of the lot, for a random split
     client : Cluster | None, default None
         for data on Dask; None: threads of this process
-
-    Returns
-    -------
-    Split
     """
     if not isinstance(folds, int) or folds < 2:
         raise ParameterError(f"folds={folds!r} is not known; accepted: a whole number from 2.")

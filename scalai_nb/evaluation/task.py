@@ -94,10 +94,6 @@ class Task:
             columns to slice by
         weight : str | None, default None
             column of weights
-
-        Returns
-        -------
-        Mergeable
         """
         return EVALUATIONS[self.kind]("label", "score", by=by, weight=weight)
 
@@ -159,10 +155,6 @@ def task_of(
         column to predict
     classes : bool
         whether the candidates tell classes apart
-
-    Returns
-    -------
-    Task
     """
     if label not in ds.variables:
         known = [n for n, v in ds.data_vars.items() if v.dims == ("row",)]
@@ -196,10 +188,6 @@ def scored(
         (row,) or (row, class) scores of these rows
     weight : ArrayLike | None, default None
         (row,) of these rows
-
-    Returns
-    -------
-    Dataset
     """
     label = ("row", task.target[rows])
     if np.ndim(score) == 1:

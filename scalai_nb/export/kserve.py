@@ -94,10 +94,6 @@ def files(
         processes of a pod, a core each
     storage : str, default 'pvc://scalai/triton'
         where Triton finds its model repository
-
-    Returns
-    -------
-    dict[str, bytes]
     """
     name = called(v)
     own = {

@@ -30,10 +30,6 @@ def document(
     ----------
     *parts : tuple[str, dict]
         comment and content of each object
-
-    Returns
-    -------
-    bytes
     """
     import yaml
 
@@ -298,10 +294,6 @@ def files(
         rows that may wait in a pod, on average, before there is another
     monitor : bool, default False
         write a ServiceMonitor, for the operator of Prometheus
-
-    Returns
-    -------
-    dict[str, bytes]
     """
     name = called(v)
     labels = {"app": "scalai-serve", "model": name}

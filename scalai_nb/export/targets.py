@@ -113,10 +113,6 @@ def write(
         replace files that an export did not write
     dry_run : bool, default False
         write nothing
-
-    Returns
-    -------
-    list[Path]
     """
     folder = Path(folder)
     mark = folder / MARK

@@ -53,10 +53,6 @@ def raw(
         FLOAT, DOUBLE or STRING
     value : float | str | None
         as the examples of a package have it; None: missing
-
-    Returns
-    -------
-    bytes
     """
     if kind == "FLOAT":
         return np.float32(np.nan if value is None else value).tobytes()

@@ -243,10 +243,6 @@ def read(
     pipeline : str, default 'flights'
     limit : int, default 8
         how many runs
-
-    Returns
-    -------
-    Page
     """
     from scalai_nb.pipeline.run import all_runs
 
@@ -280,10 +276,6 @@ def figure(
         NaN is missing
     unit : str
         of the goal: ms, s, days, "share of …"; another is left out
-
-    Returns
-    -------
-    str
     """
     if unit.startswith("share"):
         return "–" if isnan(value) else f"{100 * value:.3g} %"
@@ -410,10 +402,6 @@ def chart(
     measure : Measure
     chosen : str | None, default None
         the month that is shaded
-
-    Returns
-    -------
-    Part
     """
     at = months.index(chosen) if chosen in months else None
     rows = [
@@ -479,10 +467,6 @@ def month(
         name of a goal; None: nothing is shown
     chosen : str | None
         one of the months; None: nothing is shown
-
-    Returns
-    -------
-    Part
     """
     if chosen not in page.months or measure not in page.measures:
         return Part("", "")
@@ -540,10 +524,6 @@ def steps(
     ----------
     run : Run | None
         None: nothing is shown
-
-    Returns
-    -------
-    Part
     """
     if run is None:
         return Part("", "")

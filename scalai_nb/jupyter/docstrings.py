@@ -189,14 +189,13 @@ def _parameters(node: Function, comments: Comments) -> list[Entry]:
 
 
 def _returns(node: Function, comments: Comments) -> list[Entry]:
-    "What a function returns, if that or a parameter is explained"
+    "What a function returns, if that is explained; its type is in the signature anyway"
     end = node.body[0].lineno - 1
     while end in comments.alone:
         end -= 1
     text = comments.behind.get(end, "")
     kind = ast.unparse(node.returns) if node.returns else "result"
-    explained = text or (node.returns and _parameters(node, comments))
-    return [Entry(kind, text)] if explained and kind != "None" else []
+    return [Entry(kind, text)] if text else []
 
 
 def _attributes(node: ast.ClassDef, comments: Comments) -> list[Entry]:
@@ -265,10 +264,6 @@ def plain(
     ----------
     source : str
         of a module or a cell
-
-    Returns
-    -------
-    str
     """
 
     def docstring(node: Documented, literal: re.Match) -> str | None:
@@ -296,10 +291,6 @@ def documented(
     ----------
     source : str
         of a module or a cell
-
-    Returns
-    -------
-    str
     """
     source = plain(source)
     comments = Comments.of(source)

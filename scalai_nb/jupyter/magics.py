@@ -54,10 +54,6 @@ def dataset(
     env : Environment
     name : str
         a dataset, `flights` or `flights@version`
-
-    Returns
-    -------
-    Part
     """
     from scalai_nb.data.lake import LakeReader
     from scalai_nb.data.sources import type_of
@@ -87,10 +83,6 @@ def runs(
     env : Environment
     limit : int, default 10
         how many
-
-    Returns
-    -------
-    Part
     """
     from scalai_nb.pipeline.run import all_runs
 
@@ -124,10 +116,6 @@ def lake(
     ----------
     name : str, default ''
         NAME or NAME@VERSION; without, all datasets
-
-    Returns
-    -------
-    Part
     """
     return dataset(environment(), name) if name else datasets(environment())
 
@@ -141,10 +129,6 @@ def show_runs(
     ----------
     run : str, default ''
         an id, a unique part of one, or latest; without, the last runs
-
-    Returns
-    -------
-    Part
     """
     from scalai_nb.jupyter.dash import steps
     from scalai_nb.pipeline.run import load_run
@@ -161,10 +145,6 @@ def plan(
     ----------
     pipeline : str, default 'flights'
         its folder in the folder of pipelines
-
-    Returns
-    -------
-    Part
     """
     from scalai_nb.pipeline.plan import Pipeline, Plan
 

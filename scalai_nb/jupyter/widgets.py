@@ -44,10 +44,6 @@ def choice(
         what is chosen first; None: the first
     kind : str, default 'segments'
         or "list"
-
-    Returns
-    -------
-    RadioButtons
     """
     import ipywidgets
 
@@ -71,10 +67,6 @@ def section(
     *children : Widget
     shown : bool, default True
         False: hidden, say because there is nothing in it
-
-    Returns
-    -------
-    VBox
     """
     import ipywidgets
 

@@ -138,10 +138,6 @@ def write(
         for whoever reads the log of the dataset
     **about : Any
         of a model: metrics={}, tags={}
-
-    Returns
-    -------
-    Version | ModelVersion
     """
     env, ctx = environment(), context()
     if ctx:

@@ -94,10 +94,6 @@ def text(
     ----------
     value : str | list[str]
         of a notebook, as Jupyter writes it
-
-    Returns
-    -------
-    str
     """
     return value if isinstance(value, str) else "".join(value)
 

@@ -118,10 +118,6 @@ def edges_of(
     ----------
     steps : list[Step]
         by the number of their notebooks
-
-    Returns
-    -------
-    list[Edge]
     """
     writers, edges = _writers(steps), []
     order = {s.name: i for i, s in enumerate(steps)}
@@ -289,10 +285,6 @@ class Pipeline:
         env : Environment
         overrides : dict[str, dict[str, Any]] | None, default None
             step -> parameter -> text or value, as from `parse_assignments`
-
-        Returns
-        -------
-        Pipeline
         """
         name, path, notebooks = _find(path_or_name, env)
         steps = _bound(name, notebooks, overrides or {})

@@ -133,10 +133,6 @@ class Plan:
             None: the environment's
         head : Head | None, default None
             None: asks the lake and the registry
-
-        Returns
-        -------
-        Plan
         """
         forced = {s.name for s in pipeline.steps} if force else set()
         if from_step:
@@ -161,10 +157,6 @@ class Plan:
             name of a step whose inputs are known by now
         pins : dict[str, str | None]
             what it reads, as its contract writes it -> version id; what is left out: the newest
-
-        Returns
-        -------
-        Planned
         """
         found = self.pipeline[step]
         reads = found.reads.values()

@@ -235,10 +235,6 @@ class Run:
             of the step
         kind : str
             outputs.jsonl, log, context.json or written.jsonl
-
-        Returns
-        -------
-        Path
         """
         return self.folder / "steps" / f"{stem}.{kind}"
 
@@ -353,10 +349,6 @@ def read_run(
     ----------
     folder : Path
         of the record
-
-    Returns
-    -------
-    Run
     """
     run = Run(folder.name, folder)
     for event in read_events(folder / "events.jsonl"):
@@ -383,10 +375,6 @@ def all_runs(
     env : Environment
     limit : int | None, default None
         None: all
-
-    Returns
-    -------
-    list[Run]
     """
     return [read_run(folder) for folder in run_folders(env)[:limit]]
 
@@ -403,10 +391,6 @@ def load_run(
         or anything with `runs`
     id : str, default 'latest'
         a run id, a unique part of one, or latest
-
-    Returns
-    -------
-    Run
     """
     folders = run_folders(env)
     if id == "latest":

@@ -46,10 +46,6 @@ def signals(
     ----------
     handler : Callable[[], Any]
         called on SIGINT, SIGTERM and the end of the terminal
-
-    Returns
-    -------
-    Iterator[None]
     """
     if threading.current_thread() is not threading.main_thread():
         yield

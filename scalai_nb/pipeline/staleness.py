@@ -55,10 +55,6 @@ class Key:
         ----------
         new : Key
             of the same step, now
-
-        Returns
-        -------
-        list[str]
         """
         old, now = self.parts, new.parts
         reasons = [part for part in ("contract", "code") if old[part] != now[part]]
@@ -103,10 +99,6 @@ def key(
         with its values bound
     inputs : dict[str, str | None]
         what it reads, as its contract writes it -> version id
-
-    Returns
-    -------
-    Key
     """
     return Key(
         {
@@ -175,10 +167,6 @@ class Cache:
         ----------
         step : Step | str
             or its name
-
-        Returns
-        -------
-        Entry | None
         """
         try:
             record = json.loads(self._file(step).read_text())
@@ -206,10 +194,6 @@ class Cache:
             what it wrote: name -> (kind, version id)
         **about : Any
             run, seconds and rows, as `Entry` has them
-
-        Returns
-        -------
-        Entry
         """
         entry = Entry(key, {name: list(o) for name, o in outputs.items()}, **about)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -251,10 +235,6 @@ def reasons(
         steps before it that have to run again
     forced : bool, default False
         it is to run whatever the cache has
-
-    Returns
-    -------
-    list[str]
     """
     found = ["forced"] if forced else []
     if entry is None:

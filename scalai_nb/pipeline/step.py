@@ -177,10 +177,6 @@ class Step:
         ----------
         path : PathLike
             of the notebook
-
-        Returns
-        -------
-        Step
         """
         return cls.of(_notebook(path), path)
 
@@ -198,10 +194,6 @@ class Step:
             already read, as JSON
         path : PathLike
             where it was read from
-
-        Returns
-        -------
-        Step
         """
         return cls(**_parts(notebook, Path(path).absolute()))
 
@@ -255,10 +247,6 @@ class Step:
         ----------
         overrides : dict[str, Any]
             name -> a text as from a command line, or a typed value
-
-        Returns
-        -------
-        Step
         """
         typed = {}
         for name, given in overrides.items():

@@ -109,10 +109,6 @@ def step_record(
     step : StepRun
     price : float | None, default None
         of an hour of one worker
-
-    Returns
-    -------
-    Record
     """
     running = step.status == "running"
     ended = None
@@ -144,10 +140,6 @@ def run_record(
     run : Run
     price : float | None, default None
         of an hour of one worker
-
-    Returns
-    -------
-    Record
     """
 
     def of_all(facts: Callable[[StepRun], dict[str, Any]]) -> dict[str, Any]:

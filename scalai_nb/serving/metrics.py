@@ -206,10 +206,6 @@ def of_service(
         of this process
     path : Path
         of its own copy, which does not count beside it
-
-    Returns
-    -------
-    Metrics
     """
     others = (load(other) for other in sorted(path.parent.glob("*.json")) if other != path)
     return sum(others, m)

@@ -62,10 +62,6 @@ def scoring(
         Model, path of a package, or NAME[@alias] of the registry
     env : default None
         Environment whose registry it is
-
-    Returns
-    -------
-    Scoring
     """
     if isinstance(model, Model):
         return Scoring(model.name, (d := digest_of(model))[:12], d, None, model)

@@ -88,10 +88,6 @@ def tracing(
     ----------
     service : str
         its name in the traces, unless OTEL_SERVICE_NAME says another
-
-    Returns
-    -------
-    Tracing | None
     """
     if not any(os.environ.get(name) for name in ENDPOINTS):
         return None

@@ -55,10 +55,6 @@ def locked(
     ----------
     path : PathLike
         the file that stands for the lock; made when it is not there
-
-    Returns
-    -------
-    AbstractContextManager[None]
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     return file_lock(Path(path), timeout=60)

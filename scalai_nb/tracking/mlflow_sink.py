@@ -34,10 +34,6 @@ def client(
     ----------
     env : Environment
         of which `tracking` is used
-
-    Returns
-    -------
-    MlflowClient
     """
     os.environ.update(
         MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true", MLFLOW_DISABLE_AGENT_HINT="true"

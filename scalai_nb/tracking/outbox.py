@@ -42,10 +42,6 @@ def spool(
     ----------
     env : Environment
         of which `runs` is used
-
-    Returns
-    -------
-    Path
     """
     return Path(env.runs) / "spool"
 
@@ -244,10 +240,6 @@ def waiting(
     ----------
     env : Environment
         of which `runs` is used
-
-    Returns
-    -------
-    list[Path]
     """
     return sorted(spool(env).glob("*.json"))
 
@@ -263,10 +255,6 @@ def deliver(
     ----------
     env : Environment
         of which `runs`, `trackers` and `tracking` are used
-
-    Returns
-    -------
-    Delivery
     """
     done = Delivery()
     if not (_names(env) and waiting(env)):
@@ -294,9 +282,5 @@ def send(
     ----------
     env : Environment
         of which `runs`, `trackers` and `tracking` are used
-
-    Returns
-    -------
-    int
     """
     return deliver(env).sent

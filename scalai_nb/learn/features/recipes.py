@@ -489,10 +489,6 @@ def learn_number(
         the column of the training rows' summary
     r : Number
         its options
-
-    Returns
-    -------
-    Numeric
     """
     if _measured(name, c, r):  # times are microseconds; they are counted from their mean
         unit, origin, mean = 1e6, c.moments.mean / 1e6, 0.0
@@ -613,10 +609,6 @@ def category_name(
     ----------
     value : object
         a string, number or boolean
-
-    Returns
-    -------
-    str
     """
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
@@ -647,10 +639,6 @@ def learn_category(
         the column of the training rows' summary
     r : Category
         its options
-
-    Returns
-    -------
-    Categorical
     """
     counts = _counts(name, c)
     if r.hash:

@@ -137,10 +137,6 @@ def host(
     ----------
     a : Any
         an array of NumPy or CuPy
-
-    Returns
-    -------
-    Array
     """
     return a.get() if hasattr(a, "get") else a
 
@@ -300,10 +296,6 @@ def part_rows(
     ----------
     features : int
         columns of X
-
-    Returns
-    -------
-    int
     """
     return min(65_536, max(1024, PART // max(1, features)))
 
@@ -353,10 +345,6 @@ def fold_arrays(
         (row,) at least 0; None: all are 1
     state : Any, default None
         of the rows before these; None: there are none
-
-    Returns
-    -------
-    Any
     """
 
     def one(part: slice) -> Any:
@@ -386,10 +374,6 @@ def fold_blocks(
         over blocks (X, y, weight)
     source : Iterable
         of X, (X, y) or (X, y, weight)
-
-    Returns
-    -------
-    Any
     """
     state, width = algorithm.init(), None
     for place, block in enumerate(source):
@@ -447,10 +431,6 @@ def strips(
         number of features
     make : Callable[[Dataset], Any]
         what to make of a few thousand rows
-
-    Returns
-    -------
-    Iterator[Any]
     """
     for strip in slices(ds.sizes["row"], max(1024, STRIP // max(1, width))):
         yield make(ds.isel(row=strip))
@@ -485,10 +465,6 @@ class Columns:
         ----------
         algorithm : Mergeable
             over blocks (X, y, weight)
-
-        Returns
-        -------
-        Mergeable
         """
 
         def update(state: Any, ds: Dataset) -> Any:
@@ -711,10 +687,6 @@ def rows_of(
         False: the features must be those of the last call
     **checks : Any
         of sklearn.utils.validation.validate_data
-
-    Returns
-    -------
-    Fold
     """
     if is_dataset(X):
         label, mass = cast("tuple[str | None, str | None]", (y, weight))

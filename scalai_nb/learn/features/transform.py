@@ -531,10 +531,6 @@ class Transform(_Learnt):
         ----------
         ds : Dataset
             over `row`
-
-        Returns
-        -------
-        list[str]
         """
         for name in self.names:
             _variable(ds, name)
@@ -553,10 +549,6 @@ class Transform(_Learnt):
             rows, as `summarize` takes them, or their Summary
         client : Cluster | None, default None
             whose workers read the rows; None: threads here
-
-        Returns
-        -------
-        Transform
         """
         numbers, names = recipes(self)
         if isinstance(data, Summary):
@@ -647,10 +639,6 @@ class Transform(_Learnt):
             most rows of a block
         **options : Any
             label, weight and threads, as FeatureBlocks has them
-
-        Returns
-        -------
-        FeatureBlocks
         """
         return FeatureBlocks(_fitted(self), data, rows, **options)
 
@@ -688,10 +676,6 @@ class Transform(_Learnt):
         ----------
         d : dict[str, Any]
             what `to_dict` wrote, also before 0.2, when it had fewer options
-
-        Returns
-        -------
-        Transform
         """
         given: dict[str, Any] = {o: d[o] for o in _OPTIONS if o in d}
         given = {o: tuple(v) if isinstance(v, list) else v for o, v in given.items()}

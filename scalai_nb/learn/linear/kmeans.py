@@ -469,10 +469,6 @@ class KMeans(_Centers):
             for a Dataset: what makes its features
         client : Cluster | None, default None
             whose workers reduce data on Dask; None: threads here
-
-        Returns
-        -------
-        KMeans
         """
         self._check_options()
         fold = rows_of(self, X, None, sample_weight, transform, client)
@@ -501,10 +497,6 @@ class KMeans(_Centers):
             not used
         sample_weight : ArrayLike | str | None, default None
             (row,) at least 0; for a Dataset its name
-
-        Returns
-        -------
-        KMeans
         """
         self._check_options()
         fold = rows_of(self, X, None, sample_weight, reset=not hasattr(self, "counts_"))

@@ -193,10 +193,6 @@ class PCA(_Coordinates):
             for a Dataset: what makes its features
         client : Cluster | None, default None
             whose workers reduce data on Dask; None: threads here
-
-        Returns
-        -------
-        PCA
         """
         rows = rows_of(self, X, None, None, transform, client)
         return self._describe(rows(_FEATURES), complete=True)
@@ -221,10 +217,6 @@ class PCA(_Coordinates):
             for a Dataset: what makes its features
         client : Cluster | None, default None
             whose workers reduce data on Dask; None: threads here
-
-        Returns
-        -------
-        PCA
         """
         before = getattr(self, "state_", None)
         more = rows_of(self, X, None, None, transform, client, reset=before is None)(_FEATURES)

@@ -71,10 +71,6 @@ def merge_scatter(
     a : Scatter
     b : Scatter
         of as many columns
-
-    Returns
-    -------
-    Scatter
     """
     # Chan, Golub & LeVeque 1979, eq. 2.1
     if not a.mean.size or not b.mean.size:
@@ -191,10 +187,6 @@ class LinearRegression(MultiOutputMixin, _Regressor):
             for a Dataset: what makes its features
         client : Cluster | None, default None
             whose workers reduce data on Dask; None: threads here
-
-        Returns
-        -------
-        LinearRegression
         """
         rows = self._rows(X, y, sample_weight, transform, client, reset=True)
         return self._learn(rows(SCATTER), y)
@@ -222,10 +214,6 @@ class LinearRegression(MultiOutputMixin, _Regressor):
             for a Dataset: what makes its features
         client : Cluster | None, default None
             whose workers reduce data on Dask; None: threads here
-
-        Returns
-        -------
-        LinearRegression
         """
         before = getattr(self, "state_", None)
         rows = self._rows(X, y, sample_weight, transform, client, reset=before is None)
@@ -396,10 +384,6 @@ class LogisticRegression(_Classifier):
             for a Dataset: what makes its features
         client : Cluster | None, default None
             whose workers reduce data on Dask; None: threads here
-
-        Returns
-        -------
-        LogisticRegression
         """
         self._check_options()
         fold = rows_of(self, X, y, sample_weight, transform, client)
@@ -525,10 +509,6 @@ class PoissonRegression(_Regressor):
             for a Dataset: what makes its features
         client : Cluster | None, default None
             whose workers reduce data on Dask; None: threads here
-
-        Returns
-        -------
-        PoissonRegression
         """
         for name in ("alpha", "tol", "max_iter"):
             number(name, getattr(self, name))
@@ -578,10 +558,6 @@ class PoissonRegression(_Regressor):
             (row,) counts
         sample_weight : ArrayLike | None, default None
             (row,) at least 0; None: all are 1
-
-        Returns
-        -------
-        float
         """
         from sklearn.metrics import d2_tweedie_score
 

@@ -75,10 +75,6 @@ def slopes(
         whether to sum second derivatives
     ready : Ready, default _as_is
         what makes (X, y, weight) of a block, as kernels take them
-
-    Returns
-    -------
-    Mergeable
     """
     side = W.size if curved else 0
 
@@ -236,10 +232,6 @@ def steepness(
         (p,) coefficients
     l1 : Array
         (p,) weights of |w|
-
-    Returns
-    -------
-    float
     """
     rest = np.where(w != 0, g + l1 * np.sign(w), np.sign(g) * np.maximum(np.abs(g) - l1, 0))
     return float(np.abs(rest).max(initial=0))
@@ -324,10 +316,6 @@ def minimise(
         most steps
     gain : float, default 0.0
         stop where a step would lower the value by less than about this
-
-    Returns
-    -------
-    End
     """
     f, g, own = at(w)
     finite((f, g))

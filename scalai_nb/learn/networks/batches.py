@@ -142,10 +142,6 @@ def strips(
         whole numbers that say the order
     skip : int, default 0
         rows that are left out at the beginning
-
-    Returns
-    -------
-    Iterator[Batch]
     """
     if isinstance(data, Spans):
         made = _strips(data, shuffle, seed, skip)
@@ -198,10 +194,6 @@ def steps_of(
         of a batch, at most
     ranks : int, default 1
         readers that share the rows out: each has a row for every step
-
-    Returns
-    -------
-    Steps
     """
     return Steps(max(1, min(-(-rows // size), rows // ranks)))
 
@@ -235,10 +227,6 @@ def batches(
         moves a strip to where it is needed
     join : Callable[[list], Any], default np.concatenate
         joins arrays of two strips there
-
-    Returns
-    -------
-    Iterator[Batch]
     """
     ends, rest, step = steps.ends(rows), None, first
     for strip in strips(data, shuffle, seed, int(ends[first])):

@@ -164,10 +164,6 @@ def ended(
     job : Job
     run : Any
         a Run, or what a snapshot holds of it
-
-    Returns
-    -------
-    bool
     """
     return run.epoch >= job.epochs or (job.patience is not None and run.stale >= job.patience)
 
@@ -195,10 +191,6 @@ def opened(
     ----------
     state : bytes
         a snapshot
-
-    Returns
-    -------
-    SimpleNamespace
     """
     try:
         held = torch().load(io.BytesIO(state), map_location="cpu", weights_only=True)
@@ -220,10 +212,6 @@ def begin(
     job : Job
     state : bytes | None, default None
         a snapshot to go on from; None: from the beginning
-
-    Returns
-    -------
-    Run
     """
     module = copy.deepcopy(job.module).to(job.device)
     optimizer = optimizer_of(job.optimizer, module, job.learning_rate, job.weight_decay)
@@ -350,10 +338,6 @@ def few_threads(
     module : Module
     rows : int
         of a step
-
-    Returns
-    -------
-    Iterator[None]
     """
     before = torch().get_num_threads()
     if _is_small(module, rows):

@@ -312,10 +312,6 @@ def segments(
         of what was done before
     most : int
         ranks at most
-
-    Returns
-    -------
-    Iterator[Any]
     """
     lost, known, hung = 0, {}, set()
     while True:

@@ -119,10 +119,6 @@ def loss_of(
     ----------
     loss : str | Loss
         of LOSSES, or (output, target) -> (row,)
-
-    Returns
-    -------
-    Loss
     """
     if callable(loss):
         return loss
@@ -223,10 +219,6 @@ def optimizer_of(
         of learning
     decay : float
         of weights
-
-    Returns
-    -------
-    Optimizer
     """
     params = [p for p in module.parameters() if p.requires_grad]
     if not params:

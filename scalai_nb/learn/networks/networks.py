@@ -202,10 +202,6 @@ def line(
     entry : Entry
     epochs : int
         in all
-
-    Returns
-    -------
-    str
     """
     held = ""
     if entry["validation_loss"] is not None:
@@ -406,10 +402,6 @@ class Network(BaseEstimator):
         progress : Callable[[Entry], Any] | bool | None, default None
             function of an entry of the history; True: a line an epoch; None: on a terminal; False:
             nothing
-
-        Returns
-        -------
-        Network
         """
         _check(self, validation)
         if isinstance(X, FeatureBlocks) and is_dataset(X.data):
@@ -494,10 +486,6 @@ class Network(BaseEstimator):
             (row,)
         sample_weight : ArrayLike | None, default None
             (row,)
-
-        Returns
-        -------
-        float
         """
         from sklearn.metrics import accuracy_score, r2_score
 

@@ -42,10 +42,6 @@ def perceptron(
         share of their outputs that is left out in a step
     prior : ArrayLike
         (output,) the bias of the last layer
-
-    Returns
-    -------
-    Module
     """
     nn = torch().nn
     layers, width = [], features

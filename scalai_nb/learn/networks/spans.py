@@ -60,10 +60,6 @@ class Batch(NamedTuple):
         ----------
         function : Callable[[Any], Any]
             of an array
-
-        Returns
-        -------
-        Batch
         """
         rest = (None if a is None else function(a) for a in (self.y, self.weight))
         return Batch(function(self.X), *rest)
@@ -91,10 +87,6 @@ def of_arrays(
         (X, y) or (X, y, weight)
     rows : np.ndarray | slice
         numbers of the rows to take
-
-    Returns
-    -------
-    Batch
     """
     X, y, weight = (_cut(a, rows) for a in triple(block))
     return Batch(_float32(X), y, weight)

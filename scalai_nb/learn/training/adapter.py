@@ -38,10 +38,6 @@ def takes(
     name : str
         of a parameter
     method : str, default 'fit'
-
-    Returns
-    -------
-    bool
     """
     function = getattr(estimator, method, None)
     return function is not None and name in inspect.signature(function).parameters
@@ -252,10 +248,6 @@ def learn(
         rows that early stopping watches
     effort : Effort
         of it the client, the memory of this fit, sample and checkpoint
-
-    Returns
-    -------
-    Learnt
     """
     rows = ds.sizes["row"]
     if weight and not takes(estimator, "sample_weight"):

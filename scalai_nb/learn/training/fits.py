@@ -173,10 +173,6 @@ def needs(
         bytes of their columns, where they are in memory
     sample : int, default SAMPLE
         most rows of a matrix
-
-    Returns
-    -------
-    int
     """
     if reads_datasets(estimator):
         return held + BLOCKS + rows * features
@@ -232,10 +228,6 @@ def plan(
         bytes there are
     jobs : int | None, default None
         fits at once, at most; None: by the cores
-
-    Returns
-    -------
-    Plan
     """
     if jobs is not None and not (isinstance(jobs, int) and jobs > 0):
         raise ParameterError(
@@ -377,10 +369,6 @@ def attempt(
         to be tested; None: learn from all rows, and test none
     memory : int
         bytes that the fit may take
-
-    Returns
-    -------
-    Outcome
     """
     started = time.perf_counter()
 

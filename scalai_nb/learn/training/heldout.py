@@ -41,10 +41,6 @@ def goals_of(
         name -> comparison, such as {"roc_auc": ">= 0.7"}
     kind : str
         of the task
-
-    Returns
-    -------
-    dict[str, Goal]
     """
     known = [*MEASURES[kind]]
     if kind == "two classes":
@@ -104,10 +100,6 @@ def measured(
         of a measure or goal
     threshold : float
         for goals about what is flagged
-
-    Returns
-    -------
-    float
     """
     if name in POINTS:
         return float(getattr(e.at(threshold), POINTS[name]))

@@ -219,10 +219,6 @@ def importances(
     repeats : int, default 1
         how often each column is shuffled
     seed : int, default 0
-
-    Returns
-    -------
-    Importance
     """
     algorithm, where, random = task.algorithm(), places(transform), np.random.default_rng(seed)
     whole, shuffled = algorithm.init(), {c: algorithm.init() for c in where}

@@ -68,10 +68,6 @@ def moments(
         (row,) finite
     Y : Array
         (row, target)
-
-    Returns
-    -------
-    Moments
     """
     if not len(x):
         nothing = np.zeros(Y.shape[1])
@@ -157,10 +153,6 @@ def merge_grouped(
     a : dict | None
         groups; None: they were too many
     b : dict | None
-
-    Returns
-    -------
-    dict | None
     """
     if a is None or b is None:
         return None

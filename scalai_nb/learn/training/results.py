@@ -160,10 +160,6 @@ class Contest:
         ----------
         name : str | None
             None: the best
-
-        Returns
-        -------
-        str
         """
         if name is not None and name not in self.evaluations:
             known = "the candidates that have scores"
@@ -201,10 +197,6 @@ class Contest:
             of a candidate
         goal : str
             goal or measure
-
-        Returns
-        -------
-        float
         """
         return measured(self.evaluations[name], goal, self.threshold(name))
 
@@ -218,10 +210,6 @@ class Contest:
         ----------
         name : str | None, default None
             of a candidate; None: the best
-
-        Returns
-        -------
-        dict[str, bool]
         """
         name = self.named(name)
         return {g: goal.met(self.value(name, g)) for g, goal in self.goals.items()}
@@ -236,10 +224,6 @@ class Contest:
         ----------
         name : str
             of a candidate
-
-        Returns
-        -------
-        list[Outcome]
         """
         mine = [o for o in self.outcomes if o.name == name and o.fold is not None]
         return sorted(mine, key=lambda o: o.fold or 0)
@@ -294,10 +278,6 @@ class Training(Contest):
         ----------
         name : str | None, default None
             of a candidate; None: the best
-
-        Returns
-        -------
-        Importance
         """
         name = self.named(name)
         found = [o.importance for o in self.outcomes if o.name == name and o.importance]
@@ -318,10 +298,6 @@ class Training(Contest):
         ----------
         name : str | None, default None
             of a candidate; None: the best
-
-        Returns
-        -------
-        Fitted
         """
         name = self.named(name)
         done = attempt(self.work, name, None, self.plan.memory)
@@ -342,10 +318,6 @@ class Training(Contest):
         ----------
         name : str | None, default None
             of a candidate; None: the best
-
-        Returns
-        -------
-        dict[str, Any]
         """
         name = self.named(name)
         e, task, met = self.evaluations[name], self.work.task, self.met(name)

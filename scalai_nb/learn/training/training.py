@@ -250,8 +250,8 @@ def train(
     data: Dataset,  # over `row`, in memory or lazy; no label may be missing, features may
     # column to predict; None: the one that the contract attached to the data names
     label: str | None = None,
-    # name -> comparison, such as {"roc_auc": ">= 0.7", "recall": ">= 0.6"}; the first decides
-    # which candidate is best. None: the loss decides
+    # name -> comparison, such as {"roc_auc": ">= 0.7", "recall": ">= 0.6"}; the first that does
+    # not set the threshold decides which candidate is best. None: the loss decides
     goals: dict[str, str | Goal] | None = None,
     *,
     # not fitted; None: every column that the contract calls a feature
@@ -280,8 +280,8 @@ def train(
     label : str | None, default None
         column to predict; None: the one that the contract attached to the data names
     goals : dict[str, str | Goal] | None, default None
-        name -> comparison, such as {"roc_auc": ">= 0.7", "recall": ">= 0.6"}; the first decides
-        which candidate is best. None: the loss decides
+        name -> comparison, such as {"roc_auc": ">= 0.7", "recall": ">= 0.6"}; the first that does
+        not set the threshold decides which candidate is best. None: the loss decides
     transform : Transform | None, default None
         not fitted; None: every column that the contract calls a feature
     split : str | Folds | Split | None, default None
@@ -291,10 +291,6 @@ def train(
         slices, calibration, weights and importance
     effort : Effort
         client, memory, jobs, sample, checkpoint and progress
-
-    Returns
-    -------
-    Training
     """
     contract, by = _contract(data), judging.columns
     named: Any = label or (contract and contract.label)

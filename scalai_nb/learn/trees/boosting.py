@@ -367,10 +367,6 @@ def grow(
     report : Report
     threads : int, default 0
         0: all
-
-    Returns
-    -------
-    Grown
     """
     model = bytearray(done.model) if done.model else None
     matrices = [m for m in (train, check) if m is not None]
@@ -441,10 +437,6 @@ class Checkpoint:
         ----------
         ranks : Ranks
             to begin with
-
-        Returns
-        -------
-        tuple[Ranks, Grown]
         """
         if not self.path or not self.path.exists():
             return ranks, Grown()
@@ -553,10 +545,6 @@ def grow_share(
     limits : Limits
     context : Callable[[], AbstractContextManager], default nullcontext
         in which other ranks do so too
-
-    Returns
-    -------
-    Grown
     """
     _probe(plan.params, train.features)
     bins, rows, others = plan.params.get("max_bin", 256), None, None
@@ -591,10 +579,6 @@ def grow_here(
     done : Grown
         trees that are there already
     report : Report
-
-    Returns
-    -------
-    Grown
     """
     memory, folder = memory_limit()
     limits = Limits(plan.memory or memory // 2, folder, ranks.threads)

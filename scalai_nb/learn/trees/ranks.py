@@ -92,10 +92,6 @@ def worst(
     ----------
     errors : list[Any]
         of all ranks, one at least
-
-    Returns
-    -------
-    Any
     """
     return next((e for e in errors if not severed(e)), errors[0])
 
@@ -195,10 +191,6 @@ def ranks_of(
     client : Cluster
     blocks : int
         how many there are
-
-    Returns
-    -------
-    Ranks
     """
     there = workers(client)
     if not there:
@@ -359,10 +351,6 @@ def grow_on(
     done : Grown
         trees that are there already
     report : Report
-
-    Returns
-    -------
-    Grown
     """
     tries, latest, reached = 0, done, done.rounds
 

@@ -112,10 +112,6 @@ class Given:
         ----------
         ready : Callable[[tuple], tuple]
             (X, y, weight) -> as XGBoost takes it
-
-        Returns
-        -------
-        Share
         """
         columns, lasting = self.columns, isinstance(self.blocks, tuple)
 
@@ -273,10 +269,6 @@ def given_rows(
         likewise
     numbers : bool, default False
         whether targets are numbers rather than classes
-
-    Returns
-    -------
-    Given
     """
     if _named(X):
         return _of_columns(estimator, X, y, weight, transform, client)
@@ -352,10 +344,6 @@ def target(
         or what XGBoost calls a loss of numbers
     class_weight : dict | str | None, default None
         "balanced", or a dict by class
-
-    Returns
-    -------
-    Target
     """
     if objective == "classes":
         found, mass = _of_classes(given, class_weight)
@@ -382,10 +370,6 @@ def counted(
         of the training rows
     classes : Array | None, default None
         (class,) of the training rows; None: labels are numbers
-
-    Returns
-    -------
-    Given
     """
     if check.features != features:
         raise ContractViolation(
@@ -750,10 +734,6 @@ class BoostedTrees(_Predicts):
         progress : Progress, default None
             function of (rounds done, of how many); True: a bar; None: a bar on a terminal; False:
             nothing
-
-        Returns
-        -------
-        BoostedTrees
         """
         self._check_options()
         given = given_rows(self, X, y, sample_weight, transform, client, not _classes(self))

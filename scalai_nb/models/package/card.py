@@ -106,10 +106,6 @@ def called(
     ----------
     estimator : object
         or a model from outside
-
-    Returns
-    -------
-    str
     """
     return getattr(estimator, "called", type(estimator).__name__)
 
@@ -135,10 +131,6 @@ def card_of(
     inputs : Mapping[str, str]
         ONNX type of each raw column
     features : Sequence[str]
-
-    Returns
-    -------
-    dict[str, Any]
     """
     for key in stated:
         if key in FILLED:
@@ -210,10 +202,6 @@ def markdown(
     ----------
     card : Mapping[str, Any]
         of `card_of`
-
-    Returns
-    -------
-    str
     """
     titles = {**{k: k.replace("_", " ").capitalize() for k in card}, **CARD, **FILLED}
     facts, sections = {}, {}

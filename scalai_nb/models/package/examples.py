@@ -80,10 +80,6 @@ def as_list(
     ----------
     column : DataArray
         (row,) numbers, times or objects
-
-    Returns
-    -------
-    list[Any]
     """
     if column.dtype.kind == "M":
         return [None if v == "NaT" else v for v in np.datetime_as_string(column.values).tolist()]

@@ -171,10 +171,6 @@ def from_onnx(
         of the transform
     output : str, default 'probability'
         what it gives, one of OUTPUTS
-
-    Returns
-    -------
-    Outside
     """
     proto, place = _loaded(given), "The ONNX model"
     taken = _inputs(proto)
@@ -289,10 +285,6 @@ def from_torch(
         of the transform
     output : str, default 'probability'
         what it gives, one of OUTPUTS
-
-    Returns
-    -------
-    Outside
     """
     try:
         import torch, onnxscript  # noqa: F401

@@ -35,10 +35,6 @@ def inputs(
     ----------
     t : Transform
         fitted
-
-    Returns
-    -------
-    dict[str, str]
     """
     times = zip(t.numeric, ~np.isnan(t.origin_), strict=True)
     numbers = {n: "DOUBLE" if time else "FLOAT" for n, time in times}
@@ -83,10 +79,6 @@ class Graph:
             name of the result; empty: a new one
         **attributes : Any
             of the node
-
-        Returns
-        -------
-        str
         """
         from onnx import helper
 
@@ -262,10 +254,6 @@ def finished(
         what it is called
     width : int | None, default 1
         columns of the output, (row, width) float32
-
-    Returns
-    -------
-    ModelProto
     """
     from onnx import TensorProto, checker, helper
 

@@ -438,10 +438,6 @@ def model_of(
         of the transform
     output : str | None, default None
         what a model from outside gives, one of OUTPUTS
-
-    Returns
-    -------
-    Fitted
     """
     given: Any = estimator
     kinds = {c.__name__ for c in type(estimator).__mro__}

@@ -136,8 +136,7 @@ class Model:
     booster : bytes | None
         XGBoost's UBJSON, for many rows
     summary_file : bytes | None
-        `compute.state` of the Summary of the training rows
-    """
+        `compute.state` of the Summary of the training rows"""
 
     name: str
     graph: bytes = field(repr=False)  # ONNX
@@ -283,10 +282,6 @@ class Model:
             of the package that it must be; None: any
         called : str, default 'this'
             what was registered with that digest
-
-        Returns
-        -------
-        Model
         """
         folder = Path(folder)
         content = contents(folder, digest, called)
@@ -478,10 +473,6 @@ def package(
     output : str | None, default None
         of a model from outside: "probability" (the default) or "log_odds" of the positive class, or
         "value"
-
-    Returns
-    -------
-    Model
     """
     known = model_of(estimator, len(transform.feature_names), output)
     written = graph(transform, known)

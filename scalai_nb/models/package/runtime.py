@@ -127,10 +127,6 @@ def session(
     ----------
     graph : bytes
         a serialised ONNX model
-
-    Returns
-    -------
-    InferenceSession
     """
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when it is first imported
     import onnxruntime

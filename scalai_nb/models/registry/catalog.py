@@ -162,10 +162,6 @@ class Catalog:
             or name@ref
         ref : str | int, default 'champion'
             alias, version number or "latest"; the one in the name wins
-
-        Returns
-        -------
-        ModelVersion
         """
         name, _, given = name.partition("@")
         return _find(self.versions(name), str(given or ref))
@@ -190,10 +186,6 @@ class Catalog:
             or name@ref
         ref : str | int, default 'champion'
             as of `get`
-
-        Returns
-        -------
-        Model
         """
         return loaded(self.get(name, ref))
 

@@ -104,10 +104,6 @@ def narrowed(
         that is asked now
     offered : Model
         that shall take its place
-
-    Returns
-    -------
-    list[str]
     """
     found = []
     for a, b in _shared(served, offered):

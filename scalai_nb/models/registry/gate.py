@@ -428,10 +428,6 @@ def judge(
         how the two are compared
     evidence : Evidence
         what is known beside the rows
-
-    Returns
-    -------
-    Verdict
     """
     from scalai_nb.models.package.package import digest
 

@@ -32,10 +32,6 @@ def lines(
     ----------
     path : Path
         of the history; where there is none it is empty
-
-    Returns
-    -------
-    list[dict[str, Any]]
     """
     records = []
     content = path.read_bytes() if path.exists() else b""
@@ -85,10 +81,6 @@ def champions(
     ----------
     records : list[dict[str, Any]]
         of `lines`
-
-    Returns
-    -------
-    list[int]
     """
     stack = []
     for r in records:
@@ -115,10 +107,6 @@ def unbroken(
         of the history, for the message
     records : list[dict[str, Any]]
         of `lines`
-
-    Returns
-    -------
-    list[dict[str, Any]]
     """
     before = ""
     for i, record in enumerate(records, 1):

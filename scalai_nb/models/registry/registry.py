@@ -147,10 +147,6 @@ class Registry(Catalog):
             what to make it at once, say challenger
         contract : str | None, default None
             "new": it may have another contract than the champion
-
-        Returns
-        -------
-        ModelVersion
         """
         _check_name(name)
         if contract not in (None, "new"):
@@ -219,10 +215,6 @@ class Registry(Catalog):
             what speaks for it, beside digest and metrics
         expected : int | None, default None
             the version that the caller saw in this place, 0 for none; None: whichever
-
-        Returns
-        -------
-        ModelVersion
         """
         _check_alias(alias)
         self.versions(name)
@@ -257,10 +249,6 @@ class Registry(Catalog):
             who; None: as of `promote`
         expected : int | None, default None
             as of `promote`
-
-        Returns
-        -------
-        ModelVersion
         """
         self.versions(name)
         with self._lock():
@@ -303,10 +291,6 @@ class Registry(Catalog):
             who; None: as of `promote`
         evidence : Mapping[str, Any]
             what it was judged by
-
-        Returns
-        -------
-        ModelVersion
         """
         self.versions(name)
         with self._lock():

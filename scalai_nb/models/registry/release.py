@@ -90,10 +90,6 @@ def release(
         for the history; None: the verdict's
     by : str | None, default None
         who; None: as the registry does
-
-    Returns
-    -------
-    ModelVersion
     """
     if override is not None and not override.strip():
         raise ParameterError("An override needs a reason: say why the verdict does not count.")
@@ -145,10 +141,6 @@ def examine(
         None: as the registry does
     **options : Any
         of `judge`: by, limits, evidence
-
-    Returns
-    -------
-    tuple[ModelVersion, Verdict]
     """
     name, _, ref = name.partition("@")
     aliases = {a for v in registry.versions(name) for a in v.aliases}

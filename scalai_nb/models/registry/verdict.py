@@ -124,10 +124,6 @@ class Verdict:
         name : str
             where the other was judged, say a month
         other : Verdict
-
-        Returns
-        -------
-        Verdict
         """
         warnings = (
             replace(c, name=f"{c.name} in {name}", decides=False) for c in other.checks if not c.met
@@ -149,10 +145,6 @@ class Verdict:
         ----------
         record : dict[str, Any]
             of `to_dict`
-
-        Returns
-        -------
-        Verdict
         """
         return cls(
             record["model"],

@@ -147,10 +147,6 @@ def judged(
         None: roc_auc for two classes, log_loss for more, else rmse
     seed : int, default 0
         of a split at random
-
-    Returns
-    -------
-    Judged
     """
     from sklearn.base import is_classifier
 

@@ -88,9 +88,5 @@ def digest(
     ----------
     *parts : Callable | object
         an objective, a space, options
-
-    Returns
-    -------
-    str
     """
     return sha256("\n".join(_identity(part, []) for part in parts).encode()).hexdigest()[:8]

@@ -215,10 +215,6 @@ def search(
         of the search, in the tracker too
     env : Environment | str | None, default None
         or its name; None: as `environment` chooses
-
-    Returns
-    -------
-    Search
     """
     space, budget = Space.of(space), Budget.of(budget)
     env = env if isinstance(env, Environment) else environment(env)

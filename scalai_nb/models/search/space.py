@@ -70,10 +70,6 @@ class Space:
         ----------
         given : Space | Mapping[str, Any]
             name -> (low, high), (low, high, "log"), a list of choices, or a value that is fixed
-
-        Returns
-        -------
-        Space
         """
         if isinstance(given, Space):
             return given
@@ -125,10 +121,6 @@ def points(
     space : Space
     most : int | None
         None: any number
-
-    Returns
-    -------
-    list[Point] | None
     """
     whole = {
         name: range(low, high + 1)
@@ -173,10 +165,6 @@ class Budget(NamedTuple):
         ----------
         given : Budget | int | str
             40, "30 trials", "10min" or "30 trials, 10min"
-
-        Returns
-        -------
-        Budget
         """
         if isinstance(given, Budget):
             return given

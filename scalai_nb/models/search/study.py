@@ -44,10 +44,6 @@ def alone(
     name : str
     what : str
         search or sweep
-
-    Returns
-    -------
-    Iterator[None]
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.lock"
@@ -92,10 +88,6 @@ def journal(
     ----------
     path : Path
         the file; made when it is not there
-
-    Returns
-    -------
-    optuna.storages.JournalStorage
     """
     quiet_optuna()
     from optuna.storages import JournalStorage

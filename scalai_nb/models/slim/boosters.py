@@ -84,10 +84,6 @@ def booster_of(
         what is added before the trees, beside what the template adds
     last : float, default 0
         and behind them
-
-    Returns
-    -------
-    Booster
     """
     from xgboost import Booster
 

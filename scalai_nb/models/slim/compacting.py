@@ -35,10 +35,6 @@ def parsed(
     ----------
     graph : bytes
         serialised, as a package holds it
-
-    Returns
-    -------
-    ModelProto
     """
     import onnx
 

@@ -99,10 +99,6 @@ def curve_of(
     ----------
     model : ModelProto
         tidy
-
-    Returns
-    -------
-    Curve
     """
     known = arrays(model)
     for ends in _lookups(model):
@@ -132,10 +128,6 @@ def with_curve(
     x : Array
     y : Array
         (point,) the points to draw it with, `x` ascending
-
-    Returns
-    -------
-    ModelProto
     """
     model, g = tidy(model), Graph()
     result = isotonic(g, c.score, x, y)
@@ -170,10 +162,6 @@ def fewer_points(
         left unchanged
     rows : Rows
         that tell what is good enough
-
-    Returns
-    -------
-    ModelProto
     """
     model = tidy(model)
     c = curve_of(model)

@@ -99,10 +99,6 @@ def distilled(
         with trees
     rows : Rows
         that the student learns from, and that tell what is good enough
-
-    Returns
-    -------
-    ModelProto
     """
     _, f = forest_of(tidy(model))
     transform = rows.model.transform

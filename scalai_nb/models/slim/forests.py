@@ -203,10 +203,6 @@ def forests(
     ----------
     model : ModelProto
         tidy
-
-    Returns
-    -------
-    list[NodeProto]
     """
     casts = [n for n in model.graph.node if n.op_type == "Cast"]
     places = {n.input[0] for n in casts if _attributes(n)["to"] == 7}
@@ -223,10 +219,6 @@ def forest_of(
     ----------
     model : ModelProto
         tidy
-
-    Returns
-    -------
-    tuple[NodeProto, Forest]
     """
     found = forests(model)
     if not found:
@@ -325,10 +317,6 @@ def with_forest(
     node : NodeProto
         of `forest_of`
     f : Forest
-
-    Returns
-    -------
-    ModelProto
     """
     # and all others in the newest operator, as no opset has both
     return compact_trees(_placed(tidy(model), node, f))
@@ -376,10 +364,6 @@ def compact_trees(
         left unchanged
     rows : Rows | None, default None
         not needed
-
-    Returns
-    -------
-    ModelProto
     """
     model = tidy(model)
     for node in [n for n in model.graph.node if n.op_type in OLD]:

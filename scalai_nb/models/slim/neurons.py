@@ -111,10 +111,6 @@ def hidden(
     ----------
     model : ModelProto
         tidy
-
-    Returns
-    -------
-    list[Hidden]
     """
     known, found = arrays(model), []
     readers: dict[str, list[NodeProto]] = {}
@@ -287,10 +283,6 @@ def fewer_neurons(
         that tell what neurons give, and what is good enough
     most : int, default 8192
         rows that neurons are looked at with
-
-    Returns
-    -------
-    ModelProto
     """
     model = tidy(model)
     inputs = {k: v[:most] for k, v in rows.arrays.items()}

@@ -42,10 +42,6 @@ def furthest(
     steps : int
     fits : Callable[[ModelProto], bool]
         whether a model is still good enough
-
-    Returns
-    -------
-    ModelProto
     """
     best, low, high = None, 0, steps
     while low < high:
@@ -74,10 +70,6 @@ def tensor(
         of a result of one of its nodes
     inputs : Mapping[str, Array]
         of the graph, (row, 1) each
-
-    Returns
-    -------
-    Array
     """
     from onnx import ValueInfoProto
 
@@ -117,10 +109,6 @@ def fewer_rounds(
         left unchanged
     rows : Rows
         that tell what is good enough
-
-    Returns
-    -------
-    ModelProto
     """
     model = tidy(model)
     node, f = forest_of(model)
@@ -204,10 +192,6 @@ def fewer_leaves(
         that tell what is used, and what is good enough
     most : int, default 4096
         rows that leaves are counted with
-
-    Returns
-    -------
-    ModelProto
     """
     model = tidy(model)
     node, f = forest_of(model)

@@ -56,10 +56,6 @@ def layers(
         tidy
     ops : Sequence[str]
         operators that count as layers
-
-    Returns
-    -------
-    list[Layer]
     """
     known, found = arrays(model), []
     for node in model.graph.node:
@@ -132,10 +128,6 @@ def float16(
         left unchanged
     rows : Rows | None, default None
         not needed
-
-    Returns
-    -------
-    ModelProto
     """
     return _stored(model, _half)
 
@@ -152,10 +144,6 @@ def int8_weights(
         left unchanged
     rows : Rows | None, default None
         not needed
-
-    Returns
-    -------
-    ModelProto
     """
     return _stored(model, _eight_bits)
 
@@ -204,10 +192,6 @@ def int8_dynamic(
         left unchanged
     rows : Rows | None, default None
         not needed
-
-    Returns
-    -------
-    ModelProto
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -235,10 +219,6 @@ def int8_static(
         left unchanged
     rows : Rows
         of which up to 4,096 are used
-
-    Returns
-    -------
-    ModelProto
     """
     from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
 

@@ -307,10 +307,6 @@ def slim(
         names of METHODS; None: all
     trial : Trial
         how a try is measured
-
-    Returns
-    -------
-    Slimming
     """
     terms = _terms(model, goals, tolerance, trial.threshold)
     names = list(METHODS if methods is None else methods)

@@ -208,10 +208,6 @@ class Rows:
         ----------
         score : Array
             (row,)
-
-        Returns
-        -------
-        Measured
         """
         return self.terms.measure(self.label, score, self.by)
 

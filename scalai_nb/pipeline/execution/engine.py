@@ -133,10 +133,6 @@ def code_cells(
     ----------
     nb : dict[str, Any]
         a notebook, every source as one text
-
-    Returns
-    -------
-    list[int]
     """
     cells = enumerate(nb["cells"])
     return [i for i, c in cells if c["cell_type"] == "code" and c["source"].strip()]
@@ -151,10 +147,6 @@ def group_memory(
     ----------
     pid : int
         the process that leads the group
-
-    Returns
-    -------
-    int
     """
     try:
         processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]

@@ -311,10 +311,6 @@ class ForkServer:
             file that its output is added to; None: nowhere
         memory : int | None, default None
             bytes that the process may allocate
-
-        Returns
-        -------
-        Child
         """
         started: Future[Child] = Future()
         with self._lock:

@@ -100,10 +100,6 @@ def verdict(
     error : Exception | None
         what ended the execution; None: nothing did
     seen : Seen
-
-    Returns
-    -------
-    Verdict
     """
     if error is None:
         return Verdict("completed")

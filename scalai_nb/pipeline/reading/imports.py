@@ -57,10 +57,6 @@ def mentioned(
         its dotted name, where a relative import starts
     package : bool, default False
         it is the `__init__` of a package
-
-    Returns
-    -------
-    set[str]
     """
     names, bound, nodes = set(), {}, list(ast.walk(tree))
     for node in nodes:

@@ -288,10 +288,6 @@ def literal(
     ----------
     node : ast.expr
         a literal, a list or dict of such, or a call that `source` writes
-
-    Returns
-    -------
-    Any
     """
     match node:
         case ast.List():
@@ -366,10 +362,6 @@ class Parameter:
         ----------
         text : str
             as typed on a command line
-
-        Returns
-        -------
-        Any
         """
         return self._typed(_read, text)
 
@@ -383,10 +375,6 @@ class Parameter:
         ----------
         value : Any
             of a Python program
-
-        Returns
-        -------
-        Any
         """
         return self._typed(_fit, value)
 

@@ -29,10 +29,6 @@ def compiled(
     ----------
     text : str
         Python source
-
-    Returns
-    -------
-    ast.Module
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -56,10 +52,6 @@ def refused(
     text : str
         the source that Python refuses
     place : Place
-
-    Returns
-    -------
-    StepError
     """
     line = min(error.lineno or 1, text.count("\n") + 1)
     wrong = text.split("\n")[line - 1].strip()
@@ -81,10 +73,6 @@ def normalised(
         loses its docstrings
     module : bool, default False
         it is a module's, so its first text is a docstring as well
-
-    Returns
-    -------
-    str
     """
     documented = (*_DOCUMENTED, ast.Module) if module else _DOCUMENTED
     for node in ast.walk(tree):
@@ -122,10 +110,6 @@ def parse_cell(
     text : str
         source of a code cell
     place : Place
-
-    Returns
-    -------
-    tuple[ast.Module, str]
     """
     try:
         tree = compiled(text)

@@ -36,10 +36,6 @@ def exclusive(
         id of who takes it
     queue : bool, default False
         wait instead of refusing
-
-    Returns
-    -------
-    Iterator[None]
     """
     with ExitStack() as stack:
         try:

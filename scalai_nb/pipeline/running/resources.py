@@ -81,10 +81,6 @@ class Resources:
         ----------
         but : Collection[int | None], default ()
             process ids of children that are no workers
-
-        Returns
-        -------
-        float
         """
         with self._lock:
             others = {self._server and self._server.pid, *but}

@@ -39,10 +39,6 @@ def apart(
     env : Environment
     pipeline : str
         its name
-
-    Returns
-    -------
-    Environment
     """
     folder = Path(env.runs) / "sweeps" / pipeline
     tracking, models = f"sqlite:///{folder / 'registry.db'}", str(folder / "models")
@@ -84,10 +80,6 @@ class Shelf:
         ----------
         pipeline : Pipeline
             of a combination
-
-        Returns
-        -------
-        Head
         """
         writes = {r.name for s in pipeline.steps for r in s.writes.values()}
         cache = Cache(self.env, pipeline)

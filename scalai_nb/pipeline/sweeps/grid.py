@@ -113,10 +113,6 @@ def part(
         of the steps
     name : str | None, default None
         of the part; None: that of the whole
-
-    Returns
-    -------
-    Pipeline
     """
     return replace(
         pipeline,
@@ -187,10 +183,6 @@ def combine(
         step -> name -> value: what does not vary
     until : str | None, default None
         last step that each combination runs; None: see `reached`
-
-    Returns
-    -------
-    tuple[Pipeline, list[Combination]]
     """
     parameters = parameters or {}
     _check(Pipeline.load(pipeline, env, parameters), grid, parameters)

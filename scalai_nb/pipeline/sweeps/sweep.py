@@ -140,10 +140,6 @@ def ranked(
     goals : dict[str, Goal]
     by : str | None, default None
         a metric, of which more is better; `-name`: less; None: the first goal that has a metric
-
-    Returns
-    -------
-    tuple[list[Row], str | None]
     """
     known = list(dict.fromkeys(name for r in rows for name in r.metrics))
     if by:
@@ -330,10 +326,6 @@ def sweep(
         how combinations are run
     console : Console | None, default None
         where progress goes; None: standard output
-
-    Returns
-    -------
-    Sweep
     """
     env = env if isinstance(env, Environment) else environment(env)
     whole, combinations = combine(pipeline, env, grid, parameters, until)

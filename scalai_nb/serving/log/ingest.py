@@ -282,10 +282,6 @@ def compact(
         whether any are
     seen
         called with what each journal holds
-
-    Returns
-    -------
-    Compacted
     """
     log, done, failed = Path(folder) / "log", [], []
     if not any(chain(log.glob("worker-*/*.*"), log.glob("segments/*/*.*"))):
@@ -361,10 +357,6 @@ class LogKeeper:
         ----------
         force : bool, default False
             whether all goes into the lake now, however little it is
-
-        Returns
-        -------
-        Compacted | None
         """
         try:
             done = compact(self.folder, self.lake, force=force, seen=self.running.seen)

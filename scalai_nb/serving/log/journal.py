@@ -133,10 +133,6 @@ def batch(
         (row,) float32
     key : bytes
         of the pseudonyms
-
-    Returns
-    -------
-    bytes
     """
     now = perf_counter()
     start, parts = time() - now, [_BATCH.pack(number, len(calls), len(scores))]
@@ -541,10 +537,6 @@ class Journal:
             as `Scorer.score` took them
         scores : np.ndarray
             and what it gave
-
-        Returns
-        -------
-        bool
         """
         if self.sample < 1:
             calls, numbers, others, scores = sampled(self.sample, calls, numbers, others, scores)
@@ -572,10 +564,6 @@ class Journal:
         ----------
         records : list[dict]
             id, truth, and perhaps time and model
-
-        Returns
-        -------
-        bool
         """
         return self.disk.write(
             lambda _: frame(FEEDBACK, orjson.dumps([r | {"received": time()} for r in records])),

@@ -91,10 +91,6 @@ def why(
         as `os.waitpid` gives it
     short : bool
         whether memory was short
-
-    Returns
-    -------
-    str
     """
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:

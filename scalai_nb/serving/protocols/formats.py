@@ -262,10 +262,6 @@ def reader(
     ----------
     kind : str
         media type
-
-    Returns
-    -------
-    Reader
     """
     return READERS.get(kind) or partial(_unread, kind)
 

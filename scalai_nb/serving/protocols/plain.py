@@ -44,10 +44,6 @@ def decode(
         its name; "": the only one that is served
     version : str | None, default None
         number or alias
-
-    Returns
-    -------
-    Request
     """
     headers = exchange.headers
     read = reader(media(headers.get(b"content-type", b"")))

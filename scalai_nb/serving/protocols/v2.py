@@ -54,10 +54,6 @@ def tensors(
         of the JSON
     binary : memoryview
         the bytes after it
-
-    Returns
-    -------
-    list[Tensor]
     """
     if type(inputs) is not list or not inputs:
         raise Refusal(400, "'inputs' is no JSON array of tensors.")

@@ -143,10 +143,6 @@ class Queue:
         ----------
         rows : int
             of a batch
-
-        Returns
-        -------
-        list[Call]
         """
         now = perf_counter()
         self.sides.reverse()

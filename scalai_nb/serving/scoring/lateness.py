@@ -93,10 +93,6 @@ class Lateness:
             label of scalai_shed_total
         message : str
             one sentence
-
-        Returns
-        -------
-        NoReturn
         """
         self.metrics.count("scalai_shed_total", reason)
         raise Refusal(status, message, retry=self.retry)
@@ -131,10 +127,6 @@ def is_late(
         perf_counter after which nobody waits
     now : float
         perf_counter
-
-    Returns
-    -------
-    bool
     """
     return deadline < now
 

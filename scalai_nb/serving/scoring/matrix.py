@@ -29,10 +29,6 @@ def matrix_graph(
         ONNX, of a package
     numbers : list[str]
         its inputs of numbers, in the order in which the matrix has them
-
-    Returns
-    -------
-    bytes
     """
     import onnx
     from onnx import helper
@@ -75,10 +71,6 @@ def prepared(
     numbers : list[str]
     path : Path | None
         where the result is kept, and made when it is not there; None: nowhere
-
-    Returns
-    -------
-    bytes
     """
     if not numbers:
         return graph

@@ -92,10 +92,6 @@ class Target:
         ----------
         key : str
             who asks; "": nobody is known, and turns are taken
-
-        Returns
-        -------
-        Serving
         """
         if self.canary and takes_canary(key or str(next(_TURNS)), self.canary.share):
             return self.canary.serving

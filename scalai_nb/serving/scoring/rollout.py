@@ -32,10 +32,6 @@ def takes_canary(
         who asks, or what it is about
     share : float
         of the keys, 0 to 1
-
-    Returns
-    -------
-    bool
     """
     return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") < share * 2**64
 
@@ -60,10 +56,6 @@ def verdict(
         of its last calls
     latency : float
         goal, in seconds; a quarter of it is what a batch may take
-
-    Returns
-    -------
-    str
     """
     failed, others = canary.count(inf), primary.count(inf)
     if len(canary) < LEAST and failed < ERRORS:

@@ -76,10 +76,6 @@ def columns_of(
         ONNX type by name, as the card has them
     contract : Contract | None
         of the data that the model learnt from
-
-    Returns
-    -------
-    tuple[Column, ...]
     """
     known = {c.name: c for c in contract.columns} if contract else {}
     return tuple(_column(name, _KINDS[kind], known.get(name)) for name, kind in inputs.items())
@@ -223,10 +219,6 @@ class Scorer:
             folder of prepared graphs; None: it is prepared anew
         name : str | None, default None
             in the registry; None: that of the package
-
-        Returns
-        -------
-        Scorer
         """
         from scalai_nb.data.contract import Contract
 

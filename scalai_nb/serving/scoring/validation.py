@@ -269,10 +269,6 @@ def from_records(
     s : Scorer
     records : list
         of dicts, as JSON has them
-
-    Returns
-    -------
-    Rows
     """
     n, width = counted(len(records)), len(s.columns)
     try:
@@ -317,10 +313,6 @@ def from_lists(
     s : Scorer
     lists : list
         of lists of values, in the order of the columns
-
-    Returns
-    -------
-    Rows
     """
     n, width = counted(len(lists)), len(s.columns)
     for i, r in enumerate(lists):
@@ -360,10 +352,6 @@ def from_columns(
     s : Scorer
     columns : Mapping[str, list | np.ndarray]
         (row,) list of JSON values, or array of numbers, datetime64 or object strings, by name
-
-    Returns
-    -------
-    Rows
     """
     check_names(s, columns)
     lengths = {c.name: len(columns[c.name]) for c in s.columns}

@@ -139,10 +139,6 @@ class Served:
             number or alias; None: the primary, or the canary in its share
         key : str, default ''
             who asks: a canary answers always the same ones
-
-        Returns
-        -------
-        Serving
         """
         target = self.routes.get(name)
         found = target and (target.versions.get(version) if version else target.choose(key))

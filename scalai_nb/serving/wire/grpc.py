@@ -233,10 +233,6 @@ def deadline(
         ModelInferRequest
     received : float
         perf_counter when it came: of a conversation, later than the stream
-
-    Returns
-    -------
-    float
     """
     timeout, until = stream.headers.get(b"grpc-timeout"), inf
     if timeout:
@@ -267,10 +263,6 @@ def decode(
         ModelInferRequest
     received : float
         perf_counter when it came
-
-    Returns
-    -------
-    Request
     """
     for wanted in message.outputs:
         if wanted.name != "score":

@@ -151,10 +151,6 @@ def decompressed(
         as the header content-encoding has it
     most : int
         bytes
-
-    Returns
-    -------
-    bytes
     """
     encoding = encoding.strip().lower()
     if encoding in (b"", b"identity"):
