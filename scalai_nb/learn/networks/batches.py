@@ -44,7 +44,7 @@ def _windows(data: Spans, shuffle: int, random: np.random.Generator) -> list[lis
     "Numbers of the spans that are open at once"
     sizes = data.sizes
     order = random.permutation(len(data.spans)) if shuffle else np.arange(len(data.spans))
-    if data.together and shuffle:
+    if data.resident and shuffle:
         return [order.tolist()] if len(order) else []
     windows, rows = [], 0
     for i in order.tolist():

@@ -20,7 +20,7 @@ from .descent import Group
 from .losses import torch
 
 # %% auto #0
-__all__ = ['TIMEOUT', 'GATHER', 'GRACE', 'RETURN', 'ATTEMPTS', 'Lost', 'together', 'segments']
+__all__ = ['TIMEOUT', 'GATHER', 'GRACE', 'RETURN', 'ATTEMPTS', 'Lost', 'run_ranks', 'segments']
 
 # %% ../../../nbs/learn/networks/gang.ipynb #7fdf28ee
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _rank(
     own: str,
     device: str,
     timeout: float,
-    common: Any,
+    shared: Any,
     *share: Any,
 ) -> Any:
     "What `function` returns as one rank of a group. Lost: another rank, or the store, is gone"
@@ -134,7 +134,7 @@ def _rank(
         with _threads():
             with _answered():
                 processes = _processes(*meeting, own, rank, ranks, device, timeout)
-            return function(Group(rank, ranks, add), common, *share)
+            return function(Group(rank, ranks, add), shared, *share)
     finally:
         # else the traceback of an error would keep its connections open, and the others waiting
         processes = None
@@ -186,10 +186,10 @@ def _failure(
     return Lost("; ".join(map(str, errors)) or "a worker is gone", silent)
 
 
-def _sent(client: Cluster, common: Any, workers: list[str]) -> Any:
-    "`common` on all workers. Lost: one is gone"
+def _sent(client: Cluster, shared: Any, workers: list[str]) -> Any:
+    "`shared` on all workers. Lost: one is gone"
     try:
-        return client.scatter(common, workers=workers, broadcast=True, hash=False)
+        return client.scatter(shared, workers=workers, broadcast=True, hash=False)
     except KeyError as e:
         raise Lost(f"the worker {e} is gone") from None  # so says the scheduler
 
@@ -203,10 +203,10 @@ def _reached() -> Iterator[None]:
         raise Lost(f"{type(e).__name__}: {e}") from e
 
 
-def together(
+def run_ranks(
     client: Cluster,
-    function: Callable,  # (group, common, *share) -> result
-    common: Any,  # what all ranks get
+    function: Callable,  # (group, shared, *share) -> result
+    shared: Any,  # what all ranks get
     # (rank, ranks, worker) -> futures of what a rank gets
     share: Callable[[int, int, str], Iterable],
     workers: list[str],  # addresses, one a rank
@@ -218,8 +218,8 @@ def together(
     ----------
     client : Cluster
     function : Callable
-        (group, common, *share) -> result
-    common : Any
+        (group, shared, *share) -> result
+    shared : Any
         what all ranks get
     share : Callable[[int, int, str], Iterable]
         (rank, ranks, worker) -> futures of what a rank gets
@@ -246,7 +246,7 @@ def together(
             if not _watch(client, futures, first):
                 raise _failure(client, futures, first, close)
             meeting = (host, fetched(client, futures[0], workers[0]))
-            sent = _sent(client, common, workers)
+            sent = _sent(client, shared, workers)
             futures = []
             for r, w in enumerate(workers):
                 about = (function, meeting, r, ranks, _host(w), device, TIMEOUT, sent)

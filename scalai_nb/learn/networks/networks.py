@@ -48,7 +48,7 @@ from scalai_nb.learn.networks.descent import (
     opened,
     snapshot,
 )
-from .gang import Lost, segments, together
+from .gang import Lost, run_ranks, segments
 from scalai_nb.learn.networks.losses import (
     Loss,
     OptimizerMaker,
@@ -148,7 +148,7 @@ def _mark(job: Job, data: Spans | Stream, validation: Spans | Stream | None) -> 
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _SnapshotFile:
     "The file of the last snapshot; without a path, nothing"
 
     path: Path | None
@@ -163,8 +163,8 @@ class _Kept:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self.path) as file:
-                file.write(state)
+            with replacing(self.path) as f:
+                f.write(state)
         except OSError as e:
             raise WorkFailed(
                 f"The checkpoint cannot be written to {self.path}: {e.strerror}; "
@@ -172,19 +172,19 @@ class _Kept:
             ) from e
 
 
-def _kept(
+def _snapshot_file(
     checkpoint: PathLike | Checkpoint | None,
     job: Job,
     data: Spans | Stream,
     validation: Spans | Stream | None,
-) -> _Kept:
+) -> _SnapshotFile:
     "The file of a fit"
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint(checkpoint)
     path = None
     if checkpoint.folder:
         path = Path(checkpoint.folder) / f"network-{_mark(job, data, validation)}.pt"
-    return _Kept(path, checkpoint.every)
+    return _SnapshotFile(path, checkpoint.every)
 
 # %% ../../../nbs/learn/networks/networks.ipynb #b12a9514
 Entry = dict[str, Any]  # of the history: epoch, loss, validation_loss, seconds
@@ -410,14 +410,14 @@ class Network(BaseEstimator):
         held = None
         if validation is not None:
             held = _validation(self, validation, y, sample_weight, transform)
-        kept = _kept(checkpoint, job, data, held)
-        state = kept.read()
+        file = _snapshot_file(checkpoint, job, data, held)
+        state = file.read()
         known = len(opened(state).history) if state else 0
         heard = _teller(progress, self.epochs, known)
         if client is not None and isinstance(data, Spans):
-            state = _on_workers(client, job, data, held, state, kept, heard)
+            state = _on_workers(client, job, data, held, state, file, heard)
         else:
-            state = _here(job, data, held, state, kept, heard)
+            state = _here(job, data, held, state, file, heard)
         return _learnt(self, job, state)
 
     def predict(
@@ -650,16 +650,16 @@ def _here(
     data: Spans | Stream,
     validation: Spans | Stream | None,
     state: bytes | None,
-    kept: _Kept,
+    file: _SnapshotFile,
     heard: Heard,
 ) -> bytes:
     "The last snapshot of a training in this process"
-    every = kept.every if kept.path else np.inf
+    every = file.every if file.path else np.inf
     for run, due in descend(job, data, validation, state, every=every):
         heard(run.history)
         if due:
             state = snapshot(run)
-            kept.write(state)
+            file.write(state)
     return cast(bytes, state)
 
 
@@ -676,9 +676,9 @@ def _learnt(e: Network, job: Job, state: bytes) -> Network:
     return e
 
 # %% ../../../nbs/learn/networks/networks.ipynb #925195a5
-def _segment(group: Group, common: tuple, data: Any, *validation: Any) -> bytes | None:
+def _segment(group: Group, shared: tuple, data: Any, *validation: Any) -> bytes | None:
     "The snapshot with which a rank's segment ends"
-    job, state, every = common
+    job, state, every = shared
     held = validation[0] if validation else None
     for run, due in descend(job, data, held, state, group, every):
         if due:
@@ -719,7 +719,7 @@ def _on_workers(
     data: Spans,
     validation: Spans | Stream | None,
     state: bytes | None,
-    kept: _Kept,
+    file: _SnapshotFile,
     heard: Heard,
 ) -> bytes:
     "The last snapshot of a training on the workers of a cluster"
@@ -733,8 +733,8 @@ def _on_workers(
 
     def segment(workers: list[str], state: bytes | None) -> Any:
         try:
-            common = (job, state, kept.every)
-            return together(client, _segment, common, share, workers, job.device)
+            shared = (job, state, file.every)
+            return run_ranks(client, _segment, shared, share, workers, job.device)
         except Lost:
             sent.clear()
             raise
@@ -743,7 +743,7 @@ def _on_workers(
         return state
     ranks = max(1, job.rows // job.steps.steps)
     for last in segments(client, _warm, segment, state, most=ranks):
-        kept.write(last)
+        file.write(last)
         now = opened(last)
         heard(now.history)
         if ended(job, now):

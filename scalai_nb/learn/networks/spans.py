@@ -142,7 +142,7 @@ class Spans:
         (block, its first row, the row after its last)
     width : int, default 0
         bytes of a row, as it is loaded
-    together : bool, default False
+    resident : bool, default False
         whether the blocks are in memory anyway, so that all of them may be open at once
     """
 
@@ -151,7 +151,7 @@ class Spans:
     spans: tuple[tuple[int, int, int], ...]  # (block, its first row, the row after its last)
     width: int = 0  # bytes of a row, as it is loaded
     # whether the blocks are in memory anyway, so that all of them may be open at once
-    together: bool = False
+    resident: bool = False
 
     @property
     def sizes(self) -> list[int]:
@@ -228,7 +228,7 @@ def _spans(blocks: Blocks, take: OfColumns) -> Spans:
     if blocks.travels:
         return Spans(blocks, take, _whole(blocks.sizes or []), _width(blocks))
     views = list(blocks)  # of what is in memory already
-    return Spans(views, take, _whole([b.sizes["row"] for b in views]), together=True)
+    return Spans(views, take, _whole([b.sizes["row"] for b in views]), resident=True)
 
 
 def _width(blocks: Blocks) -> int:
@@ -315,4 +315,4 @@ def rows_from(
     array, target, mass = _in_memory(X), _in_memory(y), _in_memory(weight)
     assert array is not None
     target = None if target is None else target.reshape(-1)
-    return Spans([(array, target, mass)], of_arrays, ((0, 0, len(array)),), together=True)
+    return Spans([(array, target, mass)], of_arrays, ((0, 0, len(array)),), resident=True)

@@ -51,7 +51,7 @@ def _journal(folder: Path, resume: bool) -> Path:
 
 # %% ../../../nbs/models/search/search.ipynb #a03af0ce
 @dataclass(frozen=True)
-class _Told:
+class _Tracked:
     "Tells the tracker of a search"
 
     env: Environment
@@ -148,7 +148,7 @@ def _checked(objective: Any, space: Space, policy: SearchPolicy, rows: OnRows | 
 
 
 def _tried(
-    name: str, study: Study, place: Callable[[SimpleQueue], Threads | Workers], told: _Told
+    name: str, study: Study, place: Callable[[SimpleQueue], Threads | Workers], tracked: _Tracked
 ) -> Search:
     "Try what is still to be tried; all that was found"
     done = SimpleQueue()
@@ -159,15 +159,15 @@ def _tried(
         return Search(name, direction, trials, study.space, study.study)
 
     def ended(trial: Trial) -> None:
-        told.trial(trial)
-        told.print(_line(trial, study.budget, found().completed[:1]))
+        tracked.trial(trial)
+        tracked.print(_line(trial, study.budget, found().completed[:1]))
 
     if study.ended:
-        told.print(f"search {name}: {len(study.ended)} trials are there already")
+        tracked.print(f"search {name}: {len(study.ended)} trials are there already")
     if study.wanting:
-        told.begin()
+        tracked.begin()
         drive(study, place(done), done, ended)
-        told.end(found())
+        tracked.end(found())
     if found().completed:
         return found()
     why = next((t.error for t in found().trials if t.error), "it was ended early")
@@ -239,4 +239,4 @@ def search(
                 return Threads(study, objective, metric, jobs, done)
             return Workers(study, objective, metric, jobs, done, client)
 
-        return _tried(name, study, place, _Told(env, name, study, show))
+        return _tried(name, study, place, _Tracked(env, name, study, show))
