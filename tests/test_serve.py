@@ -30,7 +30,7 @@ from scalai_nb.learn.linear.regression import LogisticRegression
 from scalai_nb.learn.features.transform import Transform
 from scalai_nb.models.package.package import package
 from scalai_nb.models.registry.registry import Registry
-from scalai_nb.serving.process import keeper
+from scalai_nb.serving.process import following
 from scalai_nb.serving.process.service import planned, running
 
 HOURS = xr.Dataset({"hour": ("row", np.arange(24.0))})
@@ -501,7 +501,7 @@ def test_a_fallen_canary_is_out_for_all_workers(tmp_path):
     }
     (tmp_path / "fallback").mkdir()
     (tmp_path / "fallback" / "late-4.json").write_text("{}")
-    found = keeper.without_fallen(wanted, tmp_path)["models"]
+    found = following.without_fallen(wanted, tmp_path)["models"]
     assert found["late"]["canary"] is None and found["early"]["canary"]["version"] == "4"
 
 
@@ -512,9 +512,9 @@ def test_graphs_of_versions_that_nobody_serves_are_removed(tmp_path):
     (tmp_path / "graphs").mkdir()
     for digest in "abc":
         (tmp_path / "graphs" / f"{digest}.onnx").touch()
-    keeper.publish(wanted("b", "c"), tmp_path)
+    following.publish(wanted("b", "c"), tmp_path)
     assert sorted(p.stem for p in (tmp_path / "graphs").iterdir()) == ["b", "c"] and json.loads(
         (tmp_path / "routes.json").read_text()
     ) == wanted("b", "c")
-    keeper.publish(wanted("c", "d"), tmp_path)  # of d there is none yet
+    following.publish(wanted("c", "d"), tmp_path)  # of d there is none yet
     assert [p.stem for p in (tmp_path / "graphs").iterdir()] == ["c"]
