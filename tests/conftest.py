@@ -1,4 +1,4 @@
-"""What all tests share: none of the developer's own settings, one run of the demo, and no quiet skip in continuous integration"""
+"""What all tests share: no settings of the developer's, one run of the demo, no quiet skip in CI"""
 
 import logging
 import os
@@ -33,7 +33,7 @@ for signum, handler in (
 
 @dataclass
 class Demo:
-    "A copy of the project, and commands in it as a user types them who has this Python's environment active"
+    "A copy of the project, and commands in it as a user of this Python's environment types them"
 
     folder: Path
     first: str = ""  # what `make demo` printed
@@ -114,7 +114,7 @@ def demo(tmp_path_factory) -> Demo:
 
 
 def tool(name: str) -> Path:
-    "The `bin` folder of a tool that `make test-services` installs; the test is skipped where it is not there"
+    "The `bin` folder of a tool that `make test-services` installs; without it the test is skipped"
     folder = ROOT / ".services" / name
     if not (folder / ".installed").exists():
         pytest.skip(f"no {name} in .services; run make test-services")

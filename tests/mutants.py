@@ -1,8 +1,9 @@
 """Break the code in a hundred small ways and count how many the tests notice: `make mutants`
 
-A seeded sample of mutants over pipeline, data, evaluation, models and serving. Each is made in a copy of the
-project, in the notebook, exported from there, and judged by the notebook itself and by the tests that import its
-module, the nearest first. What survives is listed, and answered by a test or by a reason in mutants_answered.txt.
+A seeded sample of mutants over pipeline, data, evaluation, models and serving. Each is made in a
+copy of the project, in the notebook, exported from there, and judged by the notebook itself and by
+the tests that import its module, the nearest first. What survives is listed, and answered by a test
+or by a reason in mutants_answered.txt.
 """
 
 import argparse

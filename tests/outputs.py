@@ -1,7 +1,8 @@
-"""Run the notebooks and keep what they show: `make outputs`, or `python tests/outputs.py --check` to compare
+"""Run the notebooks and keep what they show: `make outputs`
 
-An output is replaced only when it says something else: times, dates, ids, ports and paths may differ, and numbers
-by rounding. Paths of this machine are never kept.
+`python tests/outputs.py --check` compares. An output is replaced only when it says something else:
+times, dates, ids, ports and paths may differ, and numbers by rounding. Paths of this machine are
+never kept.
 """
 
 import argparse
@@ -58,7 +59,7 @@ def pipelines() -> list[str]:
 
 
 def steps(pipeline: str, project: Path) -> dict[Path, Path]:
-    "Where each step of a pipeline is, and where its latest run in a copy of the project has left it"
+    "Where each step of a pipeline is, and where its latest run in a copy of the project left it"
     runs = sorted((project / ".scalai/runs").glob(f"{pipeline}-*"))
     found = sorted((ROOT / PIPELINES / pipeline).glob("*.ipynb"))
     return {p.relative_to(ROOT): runs[-1] / p.name for p in found}
@@ -223,7 +224,8 @@ def main() -> int:
         shutil.rmtree(copy, ignore_errors=True)
     print(*differ, sep="\n")
     print(
-        f"outputs: {len(differ)} cells of {len(done)} notebooks {'differ' if words.check else 'are new'}"
+        f"outputs: {len(differ)} cells of {len(done)} notebooks "
+        f"{'differ' if words.check else 'are new'}"
     )
     return 1 if words.check and differ else 0
 

@@ -18,7 +18,8 @@ _WORK = """
 import socket, sys
 from pathlib import Path
 from scalai_nb.serving.process.worker import work
-work(socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2]), announce=lambda: print("ready", flush=True))
+work(socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2]), \
+announce=lambda: print("ready", flush=True))
 """
 
 
@@ -66,7 +67,10 @@ def plain_model() -> sn.Model:
 
 @contextmanager
 def worker(folder: Path, models: dict, canary: dict | None = None):
-    "The url of a worker that serves models by their names, as version 3 with the alias champion and, with a canary, once more as version 4"
+    """The url of a worker that serves models by their names, as version 3 with the alias champion
+
+    With a canary, it serves them once more as version 4.
+    """
     (folder / "secret").write_bytes(b"0" * 32)
     routes = {}
     for name, model in models.items():

@@ -1,6 +1,7 @@
-"""Measure how the code reads, in numbers: `make style`, or `python tests/style.py ROOM` for what a room lacks
+"""Measure how the code reads: `make style`, or `python tests/style.py ROOM` for what a room lacks
 
-The same figures of fastcore, starlette and h11 are what STYLE.md compares them with: mean line 46, 35 and 36.
+The same figures of fastcore, starlette and h11 are what STYLE.md compares them with: mean line 46,
+35 and 36.
 """
 
 import argparse
@@ -84,7 +85,7 @@ def functions(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
 
 
 def types(paths: list[Path]) -> list[Bound]:
-    "Public functions without a return type, their parameters without a type, and those with too many"
+    "Public functions without a return type, parameters without a type, and those with too many"
     returns, arguments, many = [], [], []
     for path in paths:
         for f in functions(ast.parse(path.read_text(encoding="utf-8"))):

@@ -66,7 +66,7 @@ def arrow(ds) -> pa.Table:
 
 
 def labels(ds) -> xr.Dataset:
-    "`ds` with the names of categories in place of codes, without attributes: what does not depend on how categories are numbered"
+    "`ds` with names of categories for codes, without attributes: their numbering does not matter"
     names = {
         n: ("row", np.array([*x.attrs["categories"], np.nan], dtype=object)[x.values])
         for n, x in ds.items()
@@ -403,7 +403,9 @@ def test_a_damaged_chunk_names_its_column(ds):
     group.store._store_dict[key] = group.store._store_dict[key][:20]
     with pytest.raises(
         LakeError,
-        match=r"Block 0 .*column 'whole' cannot be read: A stored chunk is damaged: it has 20 bytes",
+        match=(
+            "Block 0 .*column 'whole' cannot be read: A stored chunk is damaged: it has 20 bytes"
+        ),
     ):
         summarize(layout.read_group(lambda: group, "t"))
 

@@ -1,4 +1,7 @@
-"Calibration: scikit-learn's curves from counted scores, rising, honest at the ends, whatever the rows come as"
+"""Calibration: scikit-learn's curves from counted scores, rising, honest at the ends
+
+Whatever the rows come as.
+"""
 
 import numpy as np
 import pytest

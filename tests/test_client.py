@@ -1,4 +1,4 @@
-"""The client: what is sent, what is tried again and what is not, who is asked, and what the errors say; then a real worker"""
+"""The client: what is sent, what is tried again, who is asked, what errors say; a real worker"""
 
 import json
 import os
@@ -78,7 +78,10 @@ class Handler(BaseRequestHandler):
             self.request.settimeout(None)
             half = s.worse == "half"
             self.request.sendall(
-                f"HTTP/1.1 {s.status} x\r\n{s.headers}content-length: {len(s.body) + 9 * half}\r\n\r\n".encode()
+                (
+                    f"HTTP/1.1 {s.status} x\r\n"
+                    f"{s.headers}content-length: {len(s.body) + 9 * half}\r\n\r\n"
+                ).encode()
                 + s.body
             )
             if half:

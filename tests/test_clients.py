@@ -1,4 +1,7 @@
-"""The clients that people have, unchanged, against a real worker: Triton's, KServe's, curl, and a fuzzer that reads the OpenAPI document"""
+"""The clients that people have, unchanged, against a real worker
+
+Triton's, KServe's, curl, and a fuzzer that reads the OpenAPI document.
+"""
 
 import json
 import re
@@ -48,24 +51,34 @@ from tritonclient import http
 from tritonclient.utils import InferenceServerException
 x = np.array(json.load(sys.stdin), np.float32)
 client = http.InferenceServerClient(sys.argv[1].removeprefix("http://"))
-said = {"live": client.is_server_live(), "ready": client.is_server_ready(), "model": client.is_model_ready("plain"), "version": client.is_model_ready("plain", "3"), "nobody": client.is_model_ready("nobody"),
-        "server": client.get_server_metadata(), "metadata": client.get_model_metadata("plain"), "index": client.get_model_repository_index(), "scores": [], "errors": []}
+said = {"live": client.is_server_live(), "ready": client.is_server_ready(), \
+"model": client.is_model_ready("plain"), "version": client.is_model_ready("plain", "3"), \
+"nobody": client.is_model_ready("nobody"),
+        "server": client.get_server_metadata(), "metadata": client.get_model_metadata("plain"), \
+"index": client.get_model_repository_index(), "scores": [], "errors": []}
 for bytes_in in (False, True):
     for bytes_out in (False, True):
         one = http.InferInput("input", [5, 4], "FP32")
         one.set_data_from_numpy(x, binary_data=bytes_in)
         columns = [http.InferInput(n, [5, 1], "FP32") for n in "abcd"]
-        for j, c in enumerate(columns): c.set_data_from_numpy(np.ascontiguousarray(x[:, j:j+1]), binary_data=bytes_in)
+        for j, c in enumerate(columns): \
+c.set_data_from_numpy(np.ascontiguousarray(x[:, j:j+1]), binary_data=bytes_in)
         for inputs in ([one], columns):
-            result = client.infer("plain", inputs, outputs=[http.InferRequestedOutput("score", binary_data=bytes_out)], request_id="r1", model_version="3", timeout=10_000_000)
-            assert result.get_response()["id"] == "r1" and result.as_numpy("score").dtype == np.float32
+            result = client.infer("plain", inputs, \
+outputs=[http.InferRequestedOutput("score", binary_data=bytes_out)], request_id="r1", \
+model_version="3", timeout=10_000_000)
+            assert result.get_response()["id"] == "r1" \
+and result.as_numpy("score").dtype == np.float32
             said["scores"].append(result.as_numpy("score").tolist())
         said["scores"].append(client.infer("plain", [one]).as_numpy("score").tolist())
-        said["scores"].append(client.infer("plain", [one], request_compression_algorithm="gzip").as_numpy("score").tolist())
+        said["scores"].append(client.infer("plain", [one], \
+request_compression_algorithm="gzip").as_numpy("score").tolist())
 names = http.InferInput("carrier", [1], "BYTES")
 names.set_data_from_numpy(np.array(["AA"], object))
-for call in (lambda: client.infer("nobody", [one]), lambda: client.infer("late", [names]), lambda: client.infer("plain", [one], outputs=[http.InferRequestedOutput("label")]),
-             lambda: client.infer("plain", [one], outputs=[http.InferRequestedOutput("score", class_count=2)])):
+for call in (lambda: client.infer("nobody", [one]), lambda: client.infer("late", [names]), \
+lambda: client.infer("plain", [one], outputs=[http.InferRequestedOutput("label")]),
+             lambda: client.infer("plain", [one], \
+outputs=[http.InferRequestedOutput("score", class_count=2)])):
     try: call()
     except InferenceServerException as e: said["errors"].append([e.status(), e.message()])
 print(json.dumps(said))
@@ -101,12 +114,16 @@ x = np.array(json.load(sys.stdin), np.float32)
 url, said = sys.argv[1], {"scores": []}
 async def main():
     v1, v2 = (InferenceRESTClient(RESTConfig(protocol=p, retries=0)) for p in ("v1", "v2"))
-    said["live"], said["ready"], said["models"] = await v2.is_server_live(url), await v2.is_server_ready(url), [await v1.is_model_ready(url, "plain"), await v2.is_model_ready(url, "plain")]
-    said["scores"].append((await v1.infer(url, {"instances": x.tolist()}, model_name="plain"))["predictions"])
+    said["live"], said["ready"], said["models"] = await v2.is_server_live(url), \
+await v2.is_server_ready(url), [await v1.is_model_ready(url, "plain"), \
+await v2.is_model_ready(url, "plain")]
+    said["scores"].append((await v1.infer(url, {"instances": x.tolist()}, \
+model_name="plain"))["predictions"])
     for binary in (False, True):
         tensor = InferInput("input", [5, 4], "FP32")
         tensor.set_data_from_numpy(x, binary_data=binary)
-        response = await v2.infer(url, InferRequest("plain", [tensor], request_id="r1"), model_name="plain")
+        response = await v2.infer(url, InferRequest("plain", [tensor], request_id="r1"), \
+model_name="plain")
         said["scores"].append(np.ravel(response.outputs[0].as_numpy()).tolist())
     try: await v1.infer(url, {"instances": [[1]]}, model_name="plain")
     except Exception as e: said["error"] = str(e)
@@ -149,7 +166,10 @@ def test_a_fuzzer_finds_only_what_is_documented(url, tmp_path):
             "run",
             f"{url}/openapi.json",
             "--checks",
-            "not_a_server_error,status_code_conformance,content_type_conformance,unsupported_method",
+            (
+                "not_a_server_error,status_code_conformance,content_type_conformance,"
+                "unsupported_method"
+            ),
             "--phases",
             "examples,coverage,fuzzing",
             "--max-examples",

@@ -113,9 +113,11 @@ def test_a_killed_parent_leaves_no_process(kind, tmp_path):
         from scalai_nb.compute.cluster import connect, start
         from scalai_nb.environment import Environment
         if __name__ == "__main__":
-            env = Environment(name="test", root=Path("/"), cluster="local", workers=2, memory=400_000_000)
+            env = Environment(name="test", root=Path("/"), cluster="local", workers=2, \
+memory=400_000_000)
             with {kind}(env) as it:
-                with connect(Environment(name="test", root=Path("/"), cluster=it)) if "{kind}" == "start" else it as client:
+                with connect(Environment(name="test", root=Path("/"), cluster=it)) \
+if "{kind}" == "start" else it as client:
                     print(*client.run(os.getpid).values(), flush=True)
                     time.sleep(600)
     """)
@@ -196,7 +198,7 @@ def listening(words: bytes):
 
 
 def test_nobody_answers(monkeypatch):
-    "A closed port, one that says nothing, one that says something else, and nonsense: an error within seconds"
+    "A closed port, one that says nothing or something else, and nonsense: an error within seconds"
     monkeypatch.setattr(module, "TIMEOUT", 2)
     with listening(b"") as silent, listening(b"HTTP/1.1 400 Bad Request\r\n\r\n") as other:
         for address in ("tcp://127.0.0.1:1", silent, other, "nonsense"):
@@ -263,7 +265,10 @@ def test_gpus_and_pods_get_what_the_environment_says(monkeypatch):
 
 
 def test_importing_it_is_light():
-    heavy = "import sys, scalai_nb.compute.cluster; print([m for m in ('dask', 'distributed', 'numpy', 'xarray') if m in sys.modules])"
+    heavy = (
+        "import sys, scalai_nb.compute.cluster; "
+        "print([m for m in ('dask', 'distributed', 'numpy', 'xarray') if m in sys.modules])"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", heavy], capture_output=True, text=True, check=True

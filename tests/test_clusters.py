@@ -1,4 +1,7 @@
-"""Clusters and components: scikit-learn's contract and results, whatever the rows come as; the kernel against float64 NumPy."""
+"""Clusters and components: scikit-learn's contract and results, whatever the rows come as
+
+The kernel against float64 NumPy.
+"""
 
 import numpy as np
 import pytest
@@ -28,7 +31,7 @@ RNG = np.random.default_rng
 
 
 def groups(n=2000, k=5, features=3, spread=0.4, seed=0, dtype=np.float64):
-    "Rows about `k` centres, the number of the group of each row, and weights, one in eight of them 0"
+    "Rows about `k` centres, the group of each row, and weights, one in eight of them 0"
     r = RNG(seed)
     of = r.integers(0, k, n)
     return (

@@ -1,4 +1,4 @@
-"Differences of two models: against brute force, against other software's formulas, and intervals that hold what they promise"
+"Differences of two models: against brute force and other software; intervals keep their promise"
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from scalai_nb.evaluation.evaluation import evaluate
 
 
 def two_models(rows, seed=0, days=None, gap=0.3, spread=0.0):
-    "Labels and the scores of two models that share most of what they know; with `days`, rows of a day share an effect on each model"
+    "Labels, and scores of two models that share most; with `days`, rows of a day share an effect"
     rng = np.random.default_rng(seed)
     risk, day = (
         rng.normal(size=rows),
@@ -247,7 +247,7 @@ def test_together_is_bonferroni():
 
 
 def test_twenty_slices_raise_few_false_alarms():
-    "Equal models in twenty slices: of the intervals one by one, every third table has one that is wholly below 0"
+    "Equal models in twenty slices: one by one, every third table has an interval wholly below 0"
     alone = joint = 0
     for seed in range(60):
         rng = np.random.default_rng(seed)
@@ -258,12 +258,21 @@ def test_twenty_slices_raise_few_false_alarms():
     assert joint <= 5 and alone >= 12
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"label": [0, 1, 2, 1]}, "A label is 0 or 1"), ({"label": [0, 1, np.nan, 1]}, "A label is 0 or 1"), ({"new": [0.1, np.nan, 0.2, 0.3]}, "1 scores are NaN"),
-    ({"old": [0.1, 2.0, 0.2, 0.3]}, "A score is a probability"), ({"new": [0.1, 0.2]}, "4 of label, 2 of new"), ({"new": [[0.1], [0.2], [0.3], [0.4]]}, "2 dimensions"),
-    ({"measures": ["auc"]}, "'auc' is not in the measures that can be compared; known: brier"), ({"measures": ["recall"]}, "recall needs a threshold"),
-    ({"label": [], "new": [], "old": []}, "no rows"), ({"groups": np.array(["a", None, "b", "b"], object)}, "1 rows have no group"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"label": [0, 1, 2, 1]}, "A label is 0 or 1"),
+        ({"label": [0, 1, np.nan, 1]}, "A label is 0 or 1"),
+        ({"new": [0.1, np.nan, 0.2, 0.3]}, "1 scores are NaN"),
+        ({"old": [0.1, 2.0, 0.2, 0.3]}, "A score is a probability"),
+        ({"new": [0.1, 0.2]}, "4 of label, 2 of new"),
+        ({"new": [[0.1], [0.2], [0.3], [0.4]]}, "2 dimensions"),
+        ({"measures": ["auc"]}, "'auc' is not in the measures that can be compared; known: brier"),
+        ({"measures": ["recall"]}, "recall needs a threshold"),
+        ({"label": [], "new": [], "old": []}, "no rows"),
+        ({"groups": np.array(["a", None, "b", "b"], object)}, "1 rows have no group"),
+    ],
+)
 def test_what_cannot_be_compared(change, message):
     with pytest.raises(ParameterError, match=message):
         compare(

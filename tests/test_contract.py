@@ -1,4 +1,4 @@
-"What data.contract promises: good data fit, every planted fault is named and counted, lazily as in memory"
+"What data.contract promises: good data fit, every planted fault is named and counted, also lazily"
 
 import json
 
@@ -40,7 +40,7 @@ def broken(check) -> list[tuple]:
     return [(v["column"], v["rule"], v["count"]) for v in check.found]
 
 
-# --- inferring -------------------------------------------------------------------------------------------------------
+# --- inferring ------------------------------------------------------------------------------------
 
 
 def test_what_is_inferred(contract):
@@ -150,7 +150,7 @@ def test_facts_of_blocks_add_up(values, cut, low, high):
     )
 
 
-# --- checking --------------------------------------------------------------------------------------------------------
+# --- checking -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lazy", [False, True])
@@ -289,7 +289,7 @@ def test_missing_share():
     ]
 
 
-# --- keeping and amending --------------------------------------------------------------------------------------------
+# --- keeping and amending -------------------------------------------------------------------------
 
 
 def test_it_travels_with_the_dataset(contract, tmp_path):
@@ -364,7 +364,7 @@ def test_a_block_at_a_time():
     assert calls == [3] * 4 == seen
 
 
-# --- columns that become known too late ------------------------------------------------------------------------------
+# --- columns that become known too late -----------------------------------------------------------
 
 
 def test_what_becomes_known_later_has_a_role():

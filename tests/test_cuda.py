@@ -1,4 +1,7 @@
-"""The CUDA kernels, proven where there is no card: they compile for every card, and run in a shim of one under checkers, against their twins"""
+"""The CUDA kernels, proven where there is no card
+
+They compile for every card, and run in a shim of one under checkers, against their twins.
+"""
 
 import inspect
 import sys
@@ -85,7 +88,10 @@ def test_a_kernel_that_spills_is_seen():
         + "".join(f"v{i} = v{i} * v{(i * 7 + 3) % 200} + k;" for i in range(200))
         + "}"
     )
-    text = f'extern "C" __global__ void hungry(double* x, int n) {{ {many} {"".join(f"x[{i}] = v{i};" for i in range(200))} }}'
+    text = (
+        f'extern "C" __global__ void hungry(double* x, int n) {{ {many} '
+        f"{''.join(f'x[{i}] = v{i};' for i in range(200))} }}"
+    )
     (use,) = nvrtc.usage(nvrtc.compile(text, (), "sm_90"))
     assert use.stack > 0
 
@@ -389,7 +395,7 @@ def parts(state) -> list:
 @needs_compiler
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_block_stays_on_the_device(name, monkeypatch):
-    "What the pretended device refuses, as CuPy would, is an error here: a stray copy to the host, host and device arrays in one operation"
+    "A stray copy to the host, or host and device arrays in one operation, is an error, as in CuPy"
     monkeypatch.setitem(kernels.TWINS, "simt", "scalai_nb.kernels.cuda")
     work, given = BLOCKS[name]
     with simt.device():

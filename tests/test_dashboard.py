@@ -1,4 +1,4 @@
-"""The dashboard: what it reads and says, that it writes nothing, and that it works in a browser without asking anybody else."""
+"""The dashboard: what it reads and says; it writes nothing, and asks nobody else from a browser"""
 
 import os
 import re
@@ -26,7 +26,16 @@ from scalai_nb.pipeline.run import EventLog
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = "/usr/bin/chromium"
-SETTINGS = f"[DEFAULT]\ndashboards = {ROOT / 'dashboards'}\n\n[laptop]\n\n[ci]\nworkers = 2\nmemory = 4GB\n"
+SETTINGS = (
+    "[DEFAULT]\n"
+    f"dashboards = {ROOT / 'dashboards'}\n"
+    "\n"
+    "[laptop]\n"
+    "\n"
+    "[ci]\n"
+    "workers = 2\n"
+    "memory = 4GB\n"
+)
 
 GOALS = pd.DataFrame(
     [
@@ -90,7 +99,7 @@ def write(env, **tables):
 
 
 def record(env, id, status=None, ago=600, **finished):
-    "The record of a run of two steps whose second ends with `status`; None: the runner was killed in it"
+    "The record of a run of two steps whose second ends with `status`; None: its runner was killed"
     folder = Path(env.runs, id)
     folder.mkdir(parents=True)
     log, t = EventLog(folder / "events.jsonl"), time.time() - ago
@@ -340,7 +349,7 @@ def test_the_served_process_forgets_its_variables(monkeypatch):
 
 @contextmanager
 def serving(env, idle):
-    "Serve the dashboard in a process of its own: (address, process); its kernels are gone when it is"
+    "Serve the dashboard in a process of its own: (address, process); its kernels end with it"
     code = f"from scalai_nb.jupyter.voila import serve; serve('index', 'laptop', idle={idle})"
     process = subprocess.Popen(
         [sys.executable, "-c", code],

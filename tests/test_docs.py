@@ -1,4 +1,4 @@
-"""What README.md and CONTRIBUTING.md say is true: their commands are run, in the order in which they are written"""
+"""What README.md and CONTRIBUTING.md say is true: their commands are run, in the order written"""
 
 import os
 import re

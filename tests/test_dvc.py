@@ -1,4 +1,7 @@
-"Model versions in Git through DVC: what is written without it, the real DVC takes for its own, and old models come back byte for byte"
+"""Model versions in Git through DVC: the real DVC takes what is written without it for its own
+
+Old models come back byte for byte.
+"""
 
 import os
 import shutil
@@ -163,7 +166,12 @@ def test_a_registered_version_is_named(repo, packages, tmp_path, monkeypatch):
 
 def test_a_cache_elsewhere(repo, packages, tmp_path):
     (repo / ".dvc/config").write_text(
-        "[core]\n    remote = x\n['remote \"x\"']\n    url = /srv/x\n[cache]\n    dir = ../../shared\n"
+        "[core]\n"
+        "    remote = x\n"
+        "['remote \"x\"']\n"
+        "    url = /srv/x\n"
+        "[cache]\n"
+        "    dir = ../../shared\n"
     )
     track(packages[0], repo / "models/late")
     assert (

@@ -1,4 +1,7 @@
-"Every call is answered once, by its own rows' scores, whatever arrives and whatever fails; what cannot be answered in time is refused, and nobody takes all"
+"""Every call is answered once, by its own rows' scores, whatever arrives and whatever fails
+
+What cannot be answered in time is refused, and nobody takes all.
+"""
 
 import asyncio
 import threading
@@ -343,7 +346,7 @@ def refused(admission, client):
 
 
 def test_overload_is_refused_and_what_is_accepted_is_in_time():
-    "A model of 2 ms a row, offered many times what it can do: the queue stays short, refusals are quick, and it is never idle"
+    "Offered far more than a model of 2 ms a row can do: a short queue, quick refusals, never idle"
 
     async def work():
         admission, metrics = Admission(0.2), Metrics()
@@ -473,7 +476,7 @@ def test_the_greedy_one_of_two_is_told_so():
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 6), st.lists(st.integers(0, 5), max_size=200))
 def test_a_client_that_asks_little_is_never_refused_for_the_greed_of_others(others, order):
-    "Greedy clients come in any order; one who has nothing in the queue and comes when it is not full, enters"
+    "Greedy clients come in any order; one with nothing queued enters when the queue is not full"
     admission, later = Admission(1.0), []
     loop = SimpleNamespace(call_soon=lambda f, *args: later.append((f, args)))
     admission.check("modest")

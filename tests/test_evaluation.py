@@ -690,7 +690,7 @@ def expit(x):
     ],
 )
 def test_intervals_cover_the_truth(measure, value):
-    "A 90 % interval holds the value of a million rows in about 90 % of 300 experiments with 600 rows"
+    "A 90 % interval holds the value of a million rows in about 90 % of 300 experiments of 600 rows"
 
     def rows(seed, n):
         x = RNG(seed).normal(size=n)

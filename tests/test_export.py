@@ -1,4 +1,7 @@
-"""What other serving engines get: a repository that Triton's own schema parses and ONNX Runtime runs, manifests that Kubernetes' own schemas take"""
+"""What other serving engines get, by their own schemas
+
+Triton's parses the repository, which ONNX Runtime runs; Kubernetes' take the manifests.
+"""
 
 import json
 import subprocess
@@ -58,7 +61,8 @@ import json, sys
 from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 text = open(sys.argv[1], encoding="utf-8").read()
-print(json_format.MessageToJson(text_format.Parse(text, model_config_pb2.ModelConfig()), preserving_proto_field_name=True))
+print(json_format.MessageToJson(text_format.Parse(text, model_config_pb2.ModelConfig()), \
+preserving_proto_field_name=True))
 """
 
 
@@ -247,9 +251,11 @@ def check(model, x, where):
         assert name in known, f"{where}.{name} is not a field of {model.__name__}"
         kind = model.openapi_types[known[name]].removeprefix("list[").removesuffix("]")
         inner = getattr(kserve, kind, None)
-        for one in (value if isinstance(value, list) else [value]) if inner else (): check(inner, one, f"{where}.{name}")
+        for one in (value if isinstance(value, list) else [value]) if inner else (): \
+check(inner, one, f"{where}.{name}")
 for x in json.load(sys.stdin):
-    try: check({"ServingRuntime": kserve.V1alpha1ServingRuntime, "InferenceService": kserve.V1beta1InferenceService}[x["kind"]], x, x["kind"])
+    try: check({"ServingRuntime": kserve.V1alpha1ServingRuntime, \
+"InferenceService": kserve.V1beta1InferenceService}[x["kind"]], x, x["kind"])
     except AssertionError as e: print(e)
 """
 

@@ -1,4 +1,4 @@
-"""What goes wrong in a run is done for real, and the record, the exit code and the table all say what happened."""
+"""What goes wrong in a run is done for real; record, exit code and table all say what happened"""
 
 import json
 import os
@@ -14,9 +14,13 @@ OUT = "from scalai_nb.pipeline import In, Out\n"
 
 @pytest.fixture
 def project(tmp_path):
-    "Three steps: `good`, then `bad`, whose cells a test fills in, then `after`, which depends on both"
+    "Three steps: `good`; `bad`, whose cells a test fills in; `after`, which depends on both"
     p = Project(tmp_path)
-    p.write = "import numpy as np, xarray as xr\nfrom scalai_nb.pipeline import write\nwrite({0}, xr.Dataset({{'x': ('row', np.arange(3))}}))"
+    p.write = (
+        "import numpy as np, xarray as xr\n"
+        "from scalai_nb.pipeline import write\n"
+        "write({0}, xr.Dataset({{'x': ('row', np.arange(3))}}))"
+    )
     p.step("00_good", OUT + 'a: Out = "a"', p.write.format("a"))
     p.step("02_after", OUT + 'a: In = "a"\nb: In = "b"\nc: Out = "c"', p.write.format("c"))
     p.bad = lambda *cells: p.step(
@@ -30,7 +34,7 @@ def project(tmp_path):
 
 
 def check_failed(project, done, cause: str, words: str):
-    "The run failed at `bad` for `cause`: exit code, table, record, notebook; the next run resumes behind `good`"
+    "Code, table, record and notebook blame `cause` in `bad`; the next run resumes behind `good`"
     assert done.returncode == 1, done.stderr
     assert cause in done.stdout and "failed" in done.stdout and "resume" in done.stdout
     run = project.show()
@@ -92,9 +96,14 @@ def test_a_cell_over_its_memory_limit(project):
 
 
 def test_a_group_of_processes_over_the_memory_limit(project):
-    hungry = "import time; x = bytearray(1_100_000_000); x[::4096] = b'1' * len(x[::4096]); time.sleep(30)"
+    hungry = (
+        "import time; x = bytearray(1_100_000_000); x[::4096] = b'1' * len(x[::4096]); "
+        "time.sleep(30)"
+    )
     project.bad(
-        f"import subprocess, sys\nps = [subprocess.Popen([sys.executable, '-c', {hungry!r}]) for _ in range(2)]\n[p.wait() for p in ps]"
+        "import subprocess, sys\n"
+        f"ps = [subprocess.Popen([sys.executable, '-c', {hungry!r}]) for _ in range(2)]\n"
+        "[p.wait() for p in ps]"
     )
     check_failed(
         project,
@@ -112,7 +121,8 @@ def test_an_error_in_a_cell(project):
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_cancelled_in_mid_cell(project, signum):
     project.bad(
-        "import os, subprocess, time; child = subprocess.Popen(['sleep', '60']); print(f'pids {os.getpid()} {child.pid}.', flush=True); time.sleep(60)"
+        "import os, subprocess, time; child = subprocess.Popen(['sleep', '60']); "
+        "print(f'pids {os.getpid()} {child.pid}.', flush=True); time.sleep(60)"
     )
     process = project.start("run", "toy")
     pids = [
@@ -134,7 +144,9 @@ def test_cancelled_in_mid_cell(project, signum):
 
 def test_cancelled_though_the_cell_will_not_listen(project):
     project.bad(
-        "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('deaf.', flush=True)\nwhile True: time.sleep(1)"
+        "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+        "print('deaf.', flush=True)\n"
+        "while True: time.sleep(1)"
     )
     process = project.start("run", "toy")
     project.wait_for("deaf.", "01_bad")
@@ -156,7 +168,8 @@ def test_a_run_over_its_time_limit(project):
 
 def test_a_runner_that_is_killed_takes_its_kernels_along(project):
     project.bad(
-        "import os, subprocess, time; child = subprocess.Popen(['sleep', '60']); print(f'pids {os.getpid()} {child.pid}.', flush=True); time.sleep(60)"
+        "import os, subprocess, time; child = subprocess.Popen(['sleep', '60']); "
+        "print(f'pids {os.getpid()} {child.pid}.', flush=True); time.sleep(60)"
     )
     process = project.start("run", "toy")
     pids = [
@@ -195,7 +208,8 @@ def test_a_full_disk_under_the_run_records(project, small_disk):
 def test_a_full_disk_under_the_lake(project, small_disk):
     project.bad(
         "import numpy as np, xarray as xr\nfrom scalai_nb.pipeline import write\n"
-        "write(b, xr.Dataset({'x': ('row', np.random.default_rng(0).integers(0, 2**62, 2_000_000))}))"
+        "write(b, xr.Dataset("
+        "{'x': ('row', np.random.default_rng(0).integers(0, 2**62, 2_000_000))}))"
     )
     done = project.scalai("run", "toy", SCALAI_LAKE=str(small_disk))
     assert done.returncode == 1 and statuses(project.show())["bad"] == ("failed", "disk_full"), (

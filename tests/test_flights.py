@@ -135,7 +135,8 @@ def test_the_network_becomes_a_third_of_its_size_and_no_slice_loses_more_than_is
 def test_the_run_is_in_the_tracker_with_its_steps_below_it(demo):
     code = (
         "from mlflow import MlflowClient; c = MlflowClient('sqlite:///.scalai/tracking.db');"
-        "print(*sorted(r.info.run_name for r in c.search_runs([e.experiment_id for e in c.search_experiments()])), sep='\\n')"
+        "print(*sorted(r.info.run_name for r in c.search_runs([e.experiment_id for e in "
+        "c.search_experiments()])), sep='\\n')"
     )
     demo("scalai runs send")
     names = demo(f'python -W ignore -c "{code}"').stdout.split()
@@ -204,7 +205,8 @@ def test_prose_changes_nothing_and_one_character_of_code_one_step_and_what_depen
 
 def test_a_step_runs_alone_under_plain_papermill(demo, lake):
     done = demo(
-        "cp -r .scalai/lake other && SCALAI_LAKE=other papermill --engine scalai nbs/pipelines/flights/03_features.ipynb out.ipynb -p late_minutes 60"
+        "cp -r .scalai/lake other && SCALAI_LAKE=other papermill --engine scalai "
+        "nbs/pipelines/flights/03_features.ipynb out.ipynb -p late_minutes 60"
     )
     assert done.returncode == 0, done.stderr
     later, former = (

@@ -1,4 +1,4 @@
-"""Small projects for tests: a settings.ini and a pipeline of notebooks, run by the real command in a process of its own."""
+"""Small projects for tests: a settings.ini and a pipeline of notebooks, run by the real command"""
 
 import json
 import os

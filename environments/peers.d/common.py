@@ -1,4 +1,4 @@
-"What the scripts of all peers share: where to listen, the name of the model, and the model on one thread"
+"What the scripts of all peers share: where to listen, the model on one thread, its name"
 
 import os
 

@@ -1,4 +1,7 @@
-"MLServer with a runtime of its own kind; MLSERVER_PARALLEL_WORKERS says whether the model is in the server's process (0) or in another (1)"
+"""MLServer with a runtime of its own
+
+MLSERVER_PARALLEL_WORKERS: whether the model is in the server's process (0) or in another (1).
+"""
 
 import json
 import os
@@ -21,8 +24,10 @@ class Bench(MLModel):
         return True
 
     async def predict(self, payload):
-        scores = self.score(NumpyCodec.decode_input(payload.inputs[0]).astype(np.float32, copy=False))
-        return InferenceResponse(model_name=self.name, outputs=[NumpyCodec.encode_output("score", scores)])
+        scores = self.score(NumpyCodec.decode_input(payload.inputs[0]).astype(np.float32, \
+copy=False))
+        return InferenceResponse(model_name=self.name, \
+outputs=[NumpyCodec.encode_output("score", scores)])
 """
 folder = Path(tempfile.mkdtemp(prefix="scalai-peer-"))
 (folder / "runtime.py").write_text(RUNTIME)

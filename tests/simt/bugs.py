@@ -1,14 +1,17 @@
-"""Planted bugs: what is done to the source text, and which check must notice it. What none can notice is listed as well
+"""Planted bugs: what is done to the source text, and which check must notice it
 
-`memory`: AddressSanitizer or UBSan · `races`: the race checker · `shim`: the shim's own rules (barriers, masks, argument types) · `result`: a
-result that differs from the twin's · none: the shim runs one thread at a time between barriers and shuffles, on small data and on the host's memory."""
+`memory`: AddressSanitizer or UBSan · `races`: the race checker · `shim`: the shim's own rules
+(barriers, masks, argument types) · `result`: a result that differs from the twin's · none: what no
+check can notice, as the shim runs one thread at a time between barriers and shuffles, on small data
+and on the host's memory.
+"""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Bug:
-    "`old` (which the source has) becomes `new`; the parity case is run with it, in every thread order"
+    "`old` (which the source has) becomes `new`; the parity case runs with it in every order"
 
     what: str
     kernels: str
@@ -19,7 +22,12 @@ class Bug:
     caught: str | None
 
 
-SUM = "  v = warp_sum(v);\n  __syncthreads();  // `part` may still be read by a sum before this one\n  if (threadIdx.x % WARP == 0) part[threadIdx.x / WARP] = v;\n  __syncthreads();\n"
+SUM = (
+    "  v = warp_sum(v);\n"
+    "  __syncthreads();  // `part` may still be read by a sum before this one\n"
+    "  if (threadIdx.x % WARP == 0) part[threadIdx.x / WARP] = v;\n"
+    "  __syncthreads();\n"
+)
 SCAN, SPREAD, GRADIENT = ("scan<float>",), ("spread<float, false>",), ("gradient<float, 2>",)
 TALLY = ("tally<signed char>",)
 
@@ -135,7 +143,10 @@ BUGS = [
     Bug(
         "a histogram is read while it is still counted",
         "columns",
-        "  __syncthreads();\n  if (near_counts) for (i64 i = threadIdx.x; i <= (i64)size; i += blockDim.x) if",
+        (
+            "  __syncthreads();\n"
+            "  if (near_counts) for (i64 i = threadIdx.x; i <= (i64)size; i += blockDim.x) if"
+        ),
         "  if (near_counts) for (i64 i = threadIdx.x; i <= (i64)size; i += blockDim.x) if",
         "columns.tally int8 2500",
         TALLY,
@@ -162,7 +173,10 @@ BUGS = [
     Bug(
         "shared memory is not set to 0",
         "columns",
-        "  if (near_counts) for (i64 i = threadIdx.x; i <= (i64)size; i += blockDim.x) near[i] = 0;\n",
+        (
+            "  if (near_counts) for (i64 i = threadIdx.x; i <= (i64)size; i += blockDim.x) "
+            "near[i] = 0;\n"
+        ),
         "",
         "columns.tally int8 2500",
         TALLY,
@@ -217,9 +231,9 @@ BUGS = [
         "a warp's lanes wait at two barriers",
         "columns",
         "  if (threadIdx.x == 0) one[0] = v;\n  __syncthreads();\n",
-        "  if (threadIdx.x == 0) { one[0] = v; __syncthreads(); }\n  else __syncthreads();\n".replace(
-            "; __syncthreads(); }\n", ";\n __syncthreads(); }\n"
-        ),
+        (
+            "  if (threadIdx.x == 0) { one[0] = v; __syncthreads(); }\n  else __syncthreads();\n"
+        ).replace("; __syncthreads(); }\n", ";\n __syncthreads(); }\n"),
         "columns.scan float32 2500",
         SCAN,
         "shim",

@@ -1,4 +1,4 @@
-"""The CUDA kernels on the host: their source text compiled against simt.h, and a stand-in for the device that launchers run on"""
+"""The CUDA kernels on the host: their source compiled against simt.h, and a device to launch on"""
 
 import hashlib
 import os
@@ -38,7 +38,7 @@ CHECKERS = {  # name -> flags of the kernels, flags of the shim, flags of the li
 
 
 class SimtError(AssertionError):
-    "What a checker, or the shim itself, has against a kernel; `by` says which: memory, races or shim"
+    "What a checker, or the shim itself, has against a kernel; `by`: memory, races or shim"
 
     def __init__(self, said: str, by: str = "shim"):
         super().__init__(said)
@@ -51,7 +51,7 @@ def compiler() -> str | None:
 
 
 def cache() -> Path:
-    "Where compiled kernels are kept from one test run to the next, by the hash of all that goes into them"
+    "Where compiled kernels are kept between test runs, by the hash of all that goes into them"
     folder = Path(tempfile.gettempdir()) / f"scalai-simt-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
@@ -109,7 +109,7 @@ def build(
     ],  # namespace ("" for none) -> source of a `.cu` and the instances wanted of it
     checker: str,  # of CHECKERS
 ) -> Path:
-    "A program that runs those kernels on request; an instance in a namespace is called `namespace::instance`"
+    "A program that runs those kernels on request; in a namespace: `namespace::instance`"
     of_kernels, of_shim, of_link = CHECKERS[checker]
     parts, names = ['#include "simt.h"'], []
     for space, (text, instances) in sources.items():
@@ -248,7 +248,7 @@ def close():
 
 
 class OnDevice(np.ndarray):
-    "An array that behaves as CuPy's do: it meets no array of the host, and becomes none but through the device's `host`"
+    "An array that behaves as CuPy's do: it meets none of the host, but through the device's `host`"
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **words):
         for x in inputs:
@@ -278,7 +278,7 @@ class OnDevice(np.ndarray):
 
 
 class Library:
-    "NumPy's functions under the rules of the device: arrays of the device in and out; only `asarray` takes what the host has"
+    "NumPy's functions as on the device: its arrays in and out; only `asarray` takes the host's"
 
     ndarray = OnDevice
 
@@ -307,7 +307,7 @@ def put(x: np.ndarray) -> OnDevice:
 
 
 class Shim:
-    "What `scalai_nb.kernels.cuda` takes for a device: `Library`'s arrays, kernels that run in the shim"
+    "What `scalai_nb.kernels.cuda` takes for a device: `Library`'s arrays, kernels in the shim"
 
     library = Library()
 
@@ -345,7 +345,8 @@ class Shim:
         def start(grid, block, args, shared_mem=0):
             if shared_mem > max(cuda.SHARED, self.shared_limit()):
                 raise SimtError(
-                    f"{instance}: {shared_mem} bytes of shared memory are more than a block may have"
+                    f"{instance}: {shared_mem} bytes of shared memory are more than "
+                    "a block may have"
                 )
             run(called, grid, block, args, shared_mem, self.order)
 

@@ -1,4 +1,4 @@
-"""NVIDIA's run-time compiler and object reader as the wheels bring them: CUDA C++ compiled for a card that is not there"""
+"""NVIDIA's run-time compiler and object reader, from wheels: CUDA C++ compiled without a card"""
 
 import ctypes
 import hashlib
@@ -38,7 +38,7 @@ def _call(name, *args):
 
 
 def compile(text: str, instances, card: str, options=("-std=c++17",)) -> bytes:
-    "The machine code of the instances; RuntimeError with the compiler's log where there is any complaint"
+    "The machine code of the instances; RuntimeError with the compiler's log where it complains"
     program = ctypes.c_void_p()
     _call("nvrtcCreateProgram", ctypes.byref(program), text.encode(), b"kernels.cu", 0, None, None)
     try:
@@ -64,7 +64,7 @@ def compile(text: str, instances, card: str, options=("-std=c++17",)) -> bytes:
 
 @dataclass(frozen=True)
 class Usage:
-    "What a thread of a kernel takes (registers; bytes of stack and of spilled locals), and a block of static shared memory"
+    "Registers, bytes of stack and of spilled locals of a thread; static shared memory of a block"
 
     function: str
     registers: int
@@ -112,13 +112,15 @@ def main():
     from . import host
 
     print(
-        f"{'source':10} {'card':7} {'kernels':>7} {'registers, at most':>18} {'stack':>6} {'shared':>7}"
+        f"{'source':10} {'card':7} {'kernels':>7} {'registers, at most':>18} {'stack':>6} "
+        f"{'shared':>7}"
     )
     for name in sys.argv[1:] or cuda.MODULES:
         for card in CARDS:
             found = known(cuda.source(name), cuda.instances(name), card, cuda.OPTIONS, host.cache())
             print(
-                f"{name:10} {card:7} {len(found):7} {max(u.registers for u in found):18} {max(u.stack + u.local for u in found):6} {max(u.shared for u in found):7}"
+                f"{name:10} {card:7} {len(found):7} {max(u.registers for u in found):18} "
+                f"{max(u.stack + u.local for u in found):6} {max(u.shared for u in found):7}"
             )
 
 

@@ -1,7 +1,10 @@
-"""One table of calls that twin and launcher must answer alike: kernel × type × shape, nasty values among them
+"""One table of calls that twin and launcher must answer alike: kernel × type × shape
 
-`CASES` drives the shim's tests and those on a card. A call takes a module of kernels and `put`, which brings an array to where the module's
-arrays live; it returns whatever the kernel returned or wrote. `reference` says the same in plain NumPy and float64, where that is short."""
+Nasty values are among them. `CASES` drives the shim's tests and those on a card. A call takes a
+module of kernels and `put`, which brings an array to where the module's arrays live; it returns
+whatever the kernel returned or wrote. `reference` says the same in plain NumPy and float64, where
+that is short.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,7 +28,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Case:
-    "A call, and how near the results must be: `rtol` of each value, and of the largest of its array"
+    "A call, and how near the results must be: `rtol` of each value, and of its array's largest"
 
     name: str
     kernels: str  # module of kernels
@@ -617,11 +620,10 @@ for dtype in ("float32", "float64", "int16", "uint32", "int64", "uint64", "bool"
             add(
                 "groups",
                 f"fold {dtype} {n} into {groups}",
-                lambda k, put, x=column(dtype if dtype != "int16" else "int8", n).astype(dtype), c=codes, groups=groups: (
-                    k.fold(put(c), put(x), groups)
-                ),
+                lambda k, put, x=column(dtype if dtype != "int16" else "int8", n).astype(dtype),
+                       c=codes, groups=groups: k.fold(put(c), put(x), groups),
                 1e-9,
-            )
+            )  # fmt: skip
 
 
 def times(k, put):
