@@ -1,4 +1,7 @@
-"The gate: goals, slices, latency, examples and contract; what it cannot measure it says; past it only with a reason that is kept"
+"""The gate: goals, slices, latency, examples and contract
+
+It says what it cannot measure; past it only with a reason that is kept.
+"""
 
 import json
 from dataclasses import replace
@@ -24,7 +27,7 @@ GOALS = {"auc": ">= 0.65", "recall": ">= 0.5", "alerts": "<= 0.6", "ece": "<= 0.
 
 
 def flights(rows, seed=0, offset=0):
-    "Flights whose lateness comes from the hour and from the wind, which blows at LGA alone; 20 days of them"
+    "Flights whose lateness comes from hour and wind, which blows at LGA alone; 20 days of them"
     rng = np.random.default_rng(seed)
     origin, hour = rng.integers(0, 3, rows).astype("i1"), rng.integers(5, 24, rows)
     wind = np.where(origin == 2, rng.gamma(4, 3, rows), 0)
@@ -32,9 +35,15 @@ def flights(rows, seed=0, offset=0):
     day = np.datetime64("2013-04-01") + (offset + rng.integers(0, 20, rows)).astype(
         "timedelta64[D]"
     )
-    return xr.Dataset({
-        "origin": ("row", origin, {"categories": ["EWR", "JFK", "LGA"]}), "wind": ("row", wind, {"units": "knots"}), "hour": ("row", hour.astype(float)),
-        "date": ("row", day.astype("datetime64[ns]")), "late": ("row", late)})  # fmt: skip
+    return xr.Dataset(
+        {
+            "origin": ("row", origin, {"categories": ["EWR", "JFK", "LGA"]}),
+            "wind": ("row", wind, {"units": "knots"}),
+            "hour": ("row", hour.astype(float)),
+            "date": ("row", day.astype("datetime64[ns]")),
+            "late": ("row", late),
+        }
+    )
 
 
 def model(train, numeric=("hour", "wind"), contract=None, label="late", **card):
@@ -71,8 +80,21 @@ def check(verdict, name):
 
 
 def test_goals_are_measured_as_evaluate_does(champion):
-    goals = {"auc": ">= 0.6", "roc_auc": "> 0.6", "pr_auc": ">= 0.1", "log_loss": "<= 1", "brier": "<= 0.3", "ece": "<= 0.1", "recall": ">= 0.5", "precision": ">= 0.2",
-             "alerts": "<= 0.9", "share": "<= 0.9", "f1": ">= 0.2", "false_positive_rate": "<= 0.9", "lift": ">= 1"}  # fmt: skip
+    goals = {
+        "auc": ">= 0.6",
+        "roc_auc": "> 0.6",
+        "pr_auc": ">= 0.1",
+        "log_loss": "<= 1",
+        "brier": "<= 0.3",
+        "ece": "<= 0.1",
+        "recall": ">= 0.5",
+        "precision": ">= 0.2",
+        "alerts": "<= 0.9",
+        "share": "<= 0.9",
+        "f1": ">= 0.2",
+        "false_positive_rate": "<= 0.9",
+        "lift": ">= 1",
+    }
     verdict = judge(champion, NEW, "late", goals)
     e = sn.evaluate(NEW.late, champion.predict(NEW))
     at = e.at(0.25)
@@ -449,13 +471,25 @@ def test_a_verdict_reads_back(champion, blind):
     assert "<script>" not in replace(verdict, model="<script>")._repr_html_()
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"goals": {}}, "The gate needs goals"), ({"goals": {"auc": "high"}}, "is not a goal"), ({"label": "lat"}, "'lat' is not in the columns; .*Did you mean 'late'"),
-    ({"by": ["airline"]}, "'airline' is not in the columns"), ({"limits": Limits(groups="dat")}, "Did you mean 'date'"), ({"evidence": Evidence(score="p")}, "'p' is not in the columns"),
-    ({"data": NEW.isel(row=slice(0, 0))}, "has no rows"), ({"label": "hour"}, "The gate judges two classes; 'hour' has 19: 5.0, 6.0"), ({"evidence": Evidence(score=np.zeros(5))}, "One value a row each is needed"),
-    ({"challenger": SimpleNamespace(name="delay", card={"output": "value"})}, "judges probabilities of two classes, and 'delay' gives a value"),
-    ({"limits": Limits(measures=["auc"])}, "'auc' is not in the measures that can be compared"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"goals": {}}, "The gate needs goals"),
+        ({"goals": {"auc": "high"}}, "is not a goal"),
+        ({"label": "lat"}, "'lat' is not in the columns; .*Did you mean 'late'"),
+        ({"by": ["airline"]}, "'airline' is not in the columns"),
+        ({"limits": Limits(groups="dat")}, "Did you mean 'date'"),
+        ({"evidence": Evidence(score="p")}, "'p' is not in the columns"),
+        ({"data": NEW.isel(row=slice(0, 0))}, "has no rows"),
+        ({"label": "hour"}, "The gate judges two classes; 'hour' has 19: 5.0, 6.0"),
+        ({"evidence": Evidence(score=np.zeros(5))}, "One value a row each is needed"),
+        (
+            {"challenger": SimpleNamespace(name="delay", card={"output": "value"})},
+            "judges probabilities of two classes, and 'delay' gives a value",
+        ),
+        ({"limits": Limits(measures=["auc"])}, "'auc' is not in the measures that can be compared"),
+    ],
+)
 def test_what_cannot_be_judged(champion, change, message):
     with pytest.raises(ScalaiError, match=message):
         judge(
@@ -490,7 +524,10 @@ def test_release_goes_by_the_verdict(registry, champion, blind):
     )
     with pytest.raises(
         WorkFailed,
-        match="late@2 is not promoted: it fails roc_auc of all rows, roc_auc of origin LGA. Mend it, or give a reason to override",
+        match=(
+            "late@2 is not promoted: it fails roc_auc of all rows, roc_auc of origin LGA. "
+            "Mend it, or give a reason to override"
+        ),
     ):
         release(registry, "late", 2, refused)
     for empty in ("", "  "):
@@ -569,7 +606,10 @@ def test_the_champion_must_be_the_one_judged_against(registry, champion, blind):
     registry.promote("late", 2)
     with pytest.raises(
         Conflict,
-        match="late@1 was judged against another champion than late@2, which serves now; judge it again",
+        match=(
+            "late@1 was judged against another champion than late@2, which serves now; judge "
+            "it again"
+        ),
     ):
         release(registry, "late", 1, verdict)
     against = judge(champion, NEW, "late", GOALS, champion=blind)

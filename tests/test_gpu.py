@@ -1,4 +1,7 @@
-"""The launchers against their twins on a real card: pytest -m gpu. Without CuPy or a card every test here is skipped, never passed"""
+"""The launchers against their twins on a real card: pytest -m gpu
+
+Without CuPy or a card every test here is skipped, never passed.
+"""
 
 from importlib import import_module
 

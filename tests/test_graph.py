@@ -1,4 +1,4 @@
-"Every kind of model becomes a graph that scores as its own library does, also where it is easy to be wrong"
+"Every kind of model becomes a graph that scores as its own library does, where it is hard too"
 
 import subprocess
 import warnings
@@ -43,12 +43,17 @@ def table(rows, seed=0):
     "Numbers with holes and whole numbers, a time, categories of which some are missing"
     rng = np.random.default_rng(seed)
     time = np.datetime64("2013-01-01", "s") + rng.integers(0, 90 * 86400, rows)
-    return xr.Dataset({
-        "temp": ("row", np.where(rng.random(rows) < 0.1, np.nan, rng.normal(60, 18, rows).round(1))),
-        "hour": ("row", rng.integers(0, 24, rows).astype(float)),
-        "time": ("row", time),
-        "carrier": ("row", rng.choice(np.array(["UA", "AA", "B6", None], object), rows)),
-    })  # fmt: skip
+    return xr.Dataset(
+        {
+            "temp": (
+                "row",
+                np.where(rng.random(rows) < 0.1, np.nan, rng.normal(60, 18, rows).round(1)),
+            ),
+            "hour": ("row", rng.integers(0, 24, rows).astype(float)),
+            "time": ("row", time),
+            "carrier": ("row", rng.choice(np.array(["UA", "AA", "B6", None], object), rows)),
+        }
+    )
 
 
 DATA = table(3000)
@@ -75,7 +80,7 @@ def drawn(kept: bool, rows: int):
 
 
 def parity(t, estimator, rows=200_000, **options):
-    "The package of an estimator, once each of its scores is within 1e-5 of the estimator's; relatively for a value above 1"
+    "An estimator's package, once its scores are within 1e-5 of the estimator's; relatively above 1"
     model = package(t, estimator, **options)
     expects = heads.model_of(estimator, len(t.feature_names), options.get("output"))
     some, edges, thresholds = (
@@ -123,11 +128,16 @@ CONVERTED = {
     "bayes": naive_bayes.BernoulliNB(),
 }
 REGRESSORS = {
-    "linear": linear_model.LinearRegression(), "ridge": linear_model.Ridge(), "lasso": linear_model.Lasso(0.01), "poisson": linear_model.PoissonRegressor(),
-    "our linear": sn.LinearRegression(), "our poisson": sn.PoissonRegression(),
-    "forest": ensemble.RandomForestRegressor(20, random_state=0), "histogram": ensemble.HistGradientBoostingRegressor(max_iter=15),
+    "linear": linear_model.LinearRegression(),
+    "ridge": linear_model.Ridge(),
+    "lasso": linear_model.Lasso(0.01),
+    "poisson": linear_model.PoissonRegressor(),
+    "our linear": sn.LinearRegression(),
+    "our poisson": sn.PoissonRegression(),
+    "forest": ensemble.RandomForestRegressor(20, random_state=0),
+    "histogram": ensemble.HistGradientBoostingRegressor(max_iter=15),
     "histogram, poisson": ensemble.HistGradientBoostingRegressor(max_iter=15, loss="poisson"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
@@ -442,10 +452,12 @@ KERAS = """
 import sys, numpy as np, keras, tensorflow as tf, tf2onnx
 X, y = np.load("X.npy"), np.load("y.npy")
 keras.utils.set_random_seed(0)
-net = keras.Sequential([keras.Input((X.shape[1],)), keras.layers.Dense(16, "relu"), keras.layers.BatchNormalization(), keras.layers.Dense(1, "sigmoid")])
+net = keras.Sequential([keras.Input((X.shape[1],)), keras.layers.Dense(16, "relu"), \
+keras.layers.BatchNormalization(), keras.layers.Dense(1, "sigmoid")])
 net.compile("adam", "binary_crossentropy")
 net.fit(X, y, epochs=3, verbose=0)
-tf2onnx.convert.from_function(tf.function(net), [tf.TensorSpec((None, X.shape[1]), tf.float32, name="x")], output_path="net.onnx")
+tf2onnx.convert.from_function(tf.function(net), \
+[tf.TensorSpec((None, X.shape[1]), tf.float32, name="x")], output_path="net.onnx")
 np.save("scores.npy", net.predict(X, verbose=0))
 """
 

@@ -1,4 +1,4 @@
-"""gRPC as people's clients speak it: tritonclient, grpcio's stubs and KServe's client against a real worker"""
+"""gRPC as people's clients speak it: tritonclient, grpcio's stubs and KServe's, to a real worker"""
 
 import gzip
 import json
@@ -35,7 +35,13 @@ def served(late, plain, tmp_path_factory):
 
 def client(served: str, script: str, **given):
     "What a script says, in JSON, that runs among the clients with `url` and what is given"
-    head = f"import json, sys\nimport numpy as np\nurl, given = sys.argv[1], json.loads(sys.argv[2])\ndef say(x): print(json.dumps(x))\n{script}"
+    head = (
+        "import json, sys\n"
+        "import numpy as np\n"
+        "url, given = sys.argv[1], json.loads(sys.argv[2])\n"
+        "def say(x): print(json.dumps(x))\n"
+        f"{script}"
+    )
     done = subprocess.run(
         [tool("clients") / "python", "-c", head, served, json.dumps(given)],
         capture_output=True,
@@ -62,13 +68,17 @@ def test_tritonclient(served, plain):
         TRITON
         + """
 c = triton.InferenceServerClient(url)
-say([c.is_server_live(), c.is_server_ready(), c.is_model_ready("plain"), c.is_model_ready("plain", "champion"), c.is_model_ready("late", "3")])
+say([c.is_server_live(), c.is_server_ready(), c.is_model_ready("plain"), \
+c.is_model_ready("plain", "champion"), c.is_model_ready("late", "3")])
 m = c.get_model_metadata("late")
-say([c.get_server_metadata().name, [(i.name, i.datatype) for i in m.inputs], list(m.versions), m.outputs[0].name, sorted(i.name for i in c.get_model_repository_index().models)])
-r = c.infer("plain", [matrix(given["x"])], request_id="mine", outputs=[triton.InferRequestedOutput("score")])
+say([c.get_server_metadata().name, [(i.name, i.datatype) for i in m.inputs], list(m.versions), \
+m.outputs[0].name, sorted(i.name for i in c.get_model_repository_index().models)])
+r = c.infer("plain", [matrix(given["x"])], request_id="mine", \
+outputs=[triton.InferRequestedOutput("score")])
 say(r.as_numpy("score").tolist())
 say(c.infer("plain", [matrix(given["x"])], compression_algorithm="gzip").as_numpy("score").tolist())
-say([r.get_response().id, r.get_response().model_version, r.get_response().parameters["prediction_id"].string_param])
+say([r.get_response().id, r.get_response().model_version, \
+r.get_response().parameters["prediction_id"].string_param])
 """,
         x=x.tolist(),
     )
@@ -106,15 +116,19 @@ def column(name, datatype, values):
     t = triton.InferInput(name, [len(values)], datatype); t.set_data_from_numpy(values)
     return t
 c, g = triton.InferenceServerClient(url), given
-columns = [column("temp", "FP32", np.array(g["temp"], np.float32)), column("hour", "INT64", np.array(g["hour"])), column("time", "FP64", np.array(g["time"])),
-           column("night", "BOOL", np.array(g["night"])), column("carrier", "BYTES", np.array([v.encode() for v in g["carrier"]], object))]
+columns = [column("temp", "FP32", np.array(g["temp"], np.float32)), \
+column("hour", "INT64", np.array(g["hour"])), column("time", "FP64", np.array(g["time"])),
+           column("night", "BOOL", np.array(g["night"])), \
+column("carrier", "BYTES", np.array([v.encode() for v in g["carrier"]], object))]
 say(c.infer("late", columns).as_numpy("score").tolist())
 
 import grpc
 from tritonclient.grpc import service_pb2 as pb, service_pb2_grpc
 q, T = pb.ModelInferRequest(model_name="late"), pb.ModelInferRequest.InferInputTensor
-for name, datatype, contents in (("temp", "FP32", {"fp32_contents": g["temp"]}), ("hour", "INT64", {"int64_contents": g["hour"]}), ("time", "FP64", {"fp64_contents": g["time"]}),
-                                 ("night", "BOOL", {"bool_contents": g["night"]}), ("carrier", "BYTES", {"bytes_contents": [v.encode() for v in g["carrier"]]})):
+for name, datatype, contents in (("temp", "FP32", {"fp32_contents": g["temp"]}), \
+("hour", "INT64", {"int64_contents": g["hour"]}), ("time", "FP64", {"fp64_contents": g["time"]}),
+                                 ("night", "BOOL", {"bool_contents": g["night"]}), \
+("carrier", "BYTES", {"bytes_contents": [v.encode() for v in g["carrier"]]})):
     q.inputs.append(T(name=name, datatype=datatype, shape=[len(g["temp"]), 1], contents=contents))
 a = service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(url)).ModelInfer(q)
 say(np.frombuffer(a.raw_output_contents[0], "<f4").tolist())
@@ -142,10 +156,13 @@ def code(call, *args, **options):
     except grpc.RpcError as e: return [e.code().name, e.details()]
 def infer(name="plain", version="", x=[[1, 2, 3, 4]], shape=None, datatype="FP32", outputs=()):
     x = np.asarray(x, np.float32)
-    q = pb.ModelInferRequest(model_name=name, model_version=version, raw_input_contents=[x.tobytes()], outputs=[{"name": n} for n in outputs])
+    q = pb.ModelInferRequest(model_name=name, model_version=version, \
+raw_input_contents=[x.tobytes()], outputs=[{"name": n} for n in outputs])
     q.inputs.add(name="x", datatype=datatype, shape=shape or x.shape)
     return q
-for q in (infer("plian"), infer(version="9"), infer(x=[[1, 2]]), infer(shape=[7, 4]), infer(x=[[1, 2, 3, np.inf]]), infer(datatype="FP33"), infer(outputs=["label"])): say(code(stub.ModelInfer, q))
+for q in (infer("plian"), infer(version="9"), infer(x=[[1, 2]]), infer(shape=[7, 4]), \
+infer(x=[[1, 2, 3, np.inf]]), infer(datatype="FP33"), infer(outputs=["label"])): \
+say(code(stub.ModelInfer, q))
 say(code(stub.ModelConfig, pb.ModelConfigRequest(name="plain")))
 say(code(stub.ModelMetadata, pb.ModelMetadataRequest(name="zzz")))
 say(code(channel.unary_unary("/inference.GRPCInferenceService/ModelInfer"), b"\\xff no message"))
@@ -182,7 +199,8 @@ def test_a_stream(served):
 import asyncio, queue, tritonclient.grpc.aio
 c, q = triton.InferenceServerClient(url), queue.Queue()
 c.start_stream(lambda result, error: q.put((result, error)))
-for i in range(30): c.async_stream_infer("zzz" if i == 7 else "plain", [matrix([[i, 0, 0, 0]])], request_id=str(i))
+for i in range(30): c.async_stream_infer("zzz" if i == 7 else "plain", [matrix([[i, 0, 0, 0]])], \
+request_id=str(i))
 for i in range(30):
     result, error = q.get(timeout=10)
     say([result and result.get_response().id, error and str(error)])
@@ -191,9 +209,11 @@ c.stop_stream()
 async def main():
     async with tritonclient.grpc.aio.InferenceServerClient(url) as c:
         async def requests():
-            for i in range(3): yield {"model_name": "plain", "inputs": [matrix([[i, 0, 0, 0]])], "request_id": str(i)}
+            for i in range(3): yield {"model_name": "plain", "inputs": [matrix([[i, 0, 0, 0]])], \
+"request_id": str(i)}
         said = [r.get_response().id async for r, _ in c.stream_infer(requests())]
-        many = await asyncio.gather(*(c.infer("plain", [matrix([[i, 0, 0, 0]])], request_id=str(i)) for i in range(20)))
+        many = await asyncio.gather(*(c.infer("plain", [matrix([[i, 0, 0, 0]])], \
+request_id=str(i)) for i in range(20)))
         return [said, [r.get_response().id for r in many] == [str(i) for i in range(20)]]
 say(asyncio.run(main()))
 """,
@@ -212,8 +232,10 @@ def test_deadlines(served):
         + """
 import grpc
 from tritonclient.grpc import service_pb2 as pb
-call = grpc.insecure_channel(url).unary_unary("/inference.GRPCInferenceService/ModelInfer", pb.ModelInferRequest.SerializeToString, pb.ModelInferResponse.FromString)
-q = pb.ModelInferRequest(model_name="plain", inputs=[{"name": "x", "datatype": "FP32", "shape": [1, 4]}], raw_input_contents=[bytes(16)])
+call = grpc.insecure_channel(url).unary_unary("/inference.GRPCInferenceService/ModelInfer", \
+pb.ModelInferRequest.SerializeToString, pb.ModelInferResponse.FromString)
+q = pb.ModelInferRequest(model_name="plain", \
+inputs=[{"name": "x", "datatype": "FP32", "shape": [1, 4]}], raw_input_contents=[bytes(16)])
 say(call(q, timeout=10).model_name)
 q.parameters["timeout"].int64_param = 1
 try: call(q)
@@ -231,10 +253,13 @@ import asyncio
 from kserve import InferenceGRPCClient, InferInput, InferRequest
 async def main():
     c = InferenceGRPCClient(url=url)
-    x = InferInput("x", [2, 4], "FP32"); x.set_data_from_numpy(np.arange(8, dtype=np.float32).reshape(2, 4), binary_data=True)
-    y = InferInput("x", [2, 4], "FP32"); y.set_data_from_numpy(np.arange(8, dtype=np.float32).reshape(2, 4), binary_data=False)
+    x = InferInput("x", [2, 4], "FP32"); \
+x.set_data_from_numpy(np.arange(8, dtype=np.float32).reshape(2, 4), binary_data=True)
+    y = InferInput("x", [2, 4], "FP32"); \
+y.set_data_from_numpy(np.arange(8, dtype=np.float32).reshape(2, 4), binary_data=False)
     answers = [await c.infer(InferRequest("plain", [i])) for i in (x, y)]
-    return [await c.is_server_ready(), await c.is_model_ready("plain"), [a.outputs[0].as_numpy().tolist() for a in answers]]
+    return [await c.is_server_ready(), await c.is_model_ready("plain"), \
+[a.outputs[0].as_numpy().tolist() for a in answers]]
 say(asyncio.run(main()))
 """,
     )

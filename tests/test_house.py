@@ -12,7 +12,7 @@ MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "_modidx.py")
 ROOMS = sorted(p for p in PACKAGE.rglob("*") if p.is_dir() and (p / "__init__.py").exists())
 MOST = 13  # files in a room
 
-# Who may import whom: a line may import the lines above it, and what stands in its own line's rooms.
+# Who may import whom: a line may import the lines above it, and what is in its own line's rooms.
 FLOORS = """
     errors types
     environment files goals redaction words show pictures

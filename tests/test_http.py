@@ -1,4 +1,7 @@
-"What serving.http promises: every whole request is answered once and in order, and no client can take more than its share of memory, connections or time"
+"""What serving.http promises: every whole request is answered once and in order
+
+No client can take more than its share of memory, connections or time.
+"""
 
 import asyncio
 import gc
@@ -190,7 +193,14 @@ def refused(served, *data, status: int, says: str = ""):
 
 def test_what_the_app_sees(served):
     [(status, headers, body)] = served.ask(
-        b"POST /v2/models/late%20flight/infer?a=%20 HTTP/1.1\r\nHost: x\r\nX-A: 1\r\nx-a:  2 \r\nX-Client-Id: ada\r\nContent-Length: 3\r\n\r\nabc"
+        b"POST /v2/models/late%20flight/infer?a=%20 HTTP/1.1\r\n"
+        b"Host: x\r\n"
+        b"X-A: 1\r\n"
+        b"x-a:  2 \r\n"
+        b"X-Client-Id: ada\r\n"
+        b"Content-Length: 3\r\n"
+        b"\r\n"
+        b"abc"
     )
     about = json.loads(body)
     assert status == 200 and about["headers"]["x-a"] == "1, 2" and about["client"] == "ada"
@@ -207,7 +217,19 @@ def test_what_the_app_sees(served):
     assert json.loads(served.ask(GET)[0][2])["client"] == "127.0.0.1"
 
 
-CHUNKED = b"POST /c HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n1\r\nd\r\n0\r\nX-Client-Id: eve\r\n\r\n"
+CHUNKED = (
+    b"POST /c HTTP/1.1\r\n"
+    b"Host: x\r\n"
+    b"Transfer-Encoding: chunked\r\n"
+    b"\r\n"
+    b"3;x=y\r\n"
+    b"abc\r\n"
+    b"1\r\n"
+    b"d\r\n"
+    b"0\r\n"
+    b"X-Client-Id: eve\r\n"
+    b"\r\n"
+)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
@@ -374,7 +396,13 @@ def test_one_segment_for_an_answer(served):
         (b"GET /%ff HTTP/1.1\r\nHost: x\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: \x00\r\n\r\n", 400),
         (
-            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+            (
+                b"POST / HTTP/1.1\r\n"
+                b"Host: x\r\n"
+                b"Content-Length: 3\r\n"
+                b"Transfer-Encoding: chunked\r\n"
+                b"\r\n"
+            ),
             400,
         ),  # each of these two readers may understand in two ways
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n", 400),
@@ -383,7 +411,13 @@ def test_one_segment_for_an_answer(served):
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n", 400),
         (
-            b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n",
+            (
+                b"POST / HTTP/1.1\r\n"
+                b"Host: x\r\n"
+                b"Transfer-Encoding: chunked\r\n"
+                b"\r\n"
+                b"fffffffffffffffff\r\n"
+            ),
             400,
         ),
         (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),

@@ -28,7 +28,10 @@ STEPS = [p for p in NOTEBOOKS if "pipelines" in p.parts]
 
 UNDO = "from scalai_nb.jupyter.docstrings import undo; undo('scalai_nb')"
 HAND_WRITTEN = re.compile(r"__init__\.py|__main__\.py|.*/__init__\.py|kernels/.*|jupyter/lab/.*")
-HEAVY = "numpy numba pandas xarray dask distributed zarr icechunk mlflow papermill IPython matplotlib sklearn xgboost onnx onnxruntime rich typer".split()
+HEAVY = (
+    "numpy numba pandas xarray dask distributed zarr icechunk mlflow papermill IPython "
+    "matplotlib sklearn xgboost onnx onnxruntime rich typer"
+).split()
 
 
 def short(path) -> str:
@@ -98,7 +101,8 @@ def test_the_export_is_in_sync_and_no_module_is_an_orphan(copy):
         if not filecmp.cmp(PACKAGE / name, package / name, shallow=False)
     ]
     assert not stale, (
-        "these differ from what their notebook exports; run nbdev-export, or nbdev-update after editing the module"
+        "these differ from what their notebook exports; run nbdev-export, or nbdev-update after "
+        "editing the module"
     )
 
 
@@ -112,7 +116,7 @@ def test_every_notebook_is_clean(copy):
 
 
 def test_what_is_exported_finds_its_way_back(copy):
-    "nbdev-update after nbdev-export changes no notebook: nbdev reads `from .. import name` back as the wrong package, for one"
+    "nbdev-update after nbdev-export changes no notebook; nbdev reads back `from .. import x` wrong"
     call("nbdev-clean", cwd=copy)
     call("nbdev-export", cwd=copy)
     before = {p: p.read_bytes() for p in (copy / "nbs").rglob("*.ipynb")}
@@ -137,7 +141,7 @@ def test_every_step_has_one_contract_cell_and_cleaning_keeps_it(copy):
 
 
 def test_exported_cells_import_by_full_name():
-    "No `from .x import y` and no `from x import *`: a cell must run in a notebook too, and say where a name is from"
+    "No `from .x import y` or `from x import *`: a cell runs in a notebook too, and names sources"
     wrong = []
     for path in NOTEBOOKS:
         for cell in cells(path):
@@ -173,7 +177,7 @@ def test_import_loads_nothing_heavy():
 
 
 def cpu_seconds(code: str) -> float:
-    "Processor time of a fresh Python that runs `code`: steadier than the clock where others work too"
+    "Processor time of a fresh Python that runs `code`: steadier than the clock where others work"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     call("python", "-c", code)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

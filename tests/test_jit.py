@@ -10,7 +10,7 @@ from scalai_nb.kernels import jit
 
 
 def test_processes_that_compile_at_once_keep_their_own_code(tmp_path, monkeypatch):
-    "Numba's own cache, beside ours, mixes them up: the code of int8 is that of uint8 for whoever comes next"
+    "Numba's own cache, beside ours, mixes them up: the code of int8 is that of uint8 for the next"
     source = tmp_path / "lowest.py"
     source.write_text(
         "def lowest(x):\n    low = x[0]\n    for v in x: low = min(low, v)\n    return low\n"
@@ -19,7 +19,7 @@ def test_processes_that_compile_at_once_keep_their_own_code(tmp_path, monkeypatc
     lowest = importlib.import_module("lowest").lowest
 
     def found(compiled):
-        "What a third process reads after two that both began with an empty cache, the second writing its code last"
+        "What a third process reads after two that began with an empty cache; the second saves last"
         first, second, third = compiled(lowest), compiled(lowest), compiled(lowest)
         for one in (first, second):
             monkeypatch.setattr(one._cache._cache_file, "_load_index", dict)

@@ -1,4 +1,4 @@
-"""Kernels of environments: what `install` writes really starts, chooses the environment and loads the magics."""
+"""Kernels of environments: `install`'s really start, choose the environment, load the magics"""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ SETTINGS = "[DEFAULT]\nlake = data/lake\n\n[laptop]\n\n[ci]\nworkers = 2\n"
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    "A project with two environments, and a Jupyter that finds only the kernels that the test installs"
+    "A project with two environments, and a Jupyter that finds only the kernels the test installs"
     (tmp_path / "settings.ini").write_text(SETTINGS)
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share" / "jupyter"))
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "user"))
@@ -43,7 +43,10 @@ def run_cell(kernel, source, cwd):
 def test_a_kernel_started_elsewhere_is_in_its_environment(project, tmp_path_factory, name):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     kernels.install(prefix=project, settings=project / "settings.ini")
-    source = "from scalai_nb import environment; env = environment(); print(env.name, env.root, 'lake' in get_ipython().magics_manager.magics['line'])"
+    source = (
+        "from scalai_nb import environment; env = environment(); "
+        "print(env.name, env.root, 'lake' in get_ipython().magics_manager.magics['line'])"
+    )
     assert run_cell(f"scalai-{name}", source, elsewhere).split() == [name, str(project), "True"]
 
 

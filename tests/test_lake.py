@@ -1,4 +1,4 @@
-"What data.lake and data.layout promise: exact content, whole versions, one writer, and nothing lost when a writer dies"
+"What data.lake and data.layout promise: exact content, whole versions, one writer, nothing lost"
 
 import json
 import os
@@ -68,7 +68,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(layout, "chunk_rows", lambda schema: 4)
 
 
-# --- content ---------------------------------------------------------------------------------------------------------
+# --- content --------------------------------------------------------------------------------------
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=4) | st.sampled_from(
     ["\0", "\0\0", "\0a", ""]
@@ -266,7 +266,7 @@ def test_rows_are_written_in_whole_chunks(n, first, rows, dask_chunk):
         )
 
 
-# --- reading only what is asked for ----------------------------------------------------------------------------------
+# --- reading only what is asked for ---------------------------------------------------------------
 
 
 @pytest.fixture
@@ -364,7 +364,8 @@ def test_memory_is_bounded_by_the_block(tmp_path):
 import sys, dask.array as da, numpy as np, psutil, xarray as xr
 from scalai_nb.data.lake import Lake
 from scalai_nb.bench.compare import resident
-ds = lambda n: xr.Dataset({f"c{i}": ("row", da.arange(n, chunks=500_000, dtype="f8") * i) for i in range(10)})
+ds = lambda n: xr.Dataset({f"c{i}": ("row", da.arange(n, chunks=500_000, dtype="f8") * i) \
+for i in range(10)})
 lake = Lake(sys.argv[1])
 lake.write("warm", ds(10))
 lake.read("warm").compute()
@@ -385,7 +386,7 @@ def test_a_version_travels_between_processes(lake, tiny):
     assert_exact(ds, table(10))
 
 
-# --- appending -------------------------------------------------------------------------------------------------------
+# --- appending ------------------------------------------------------------------------------------
 
 
 def test_new_categories_are_added_at_the_end(lake, tiny):
@@ -474,7 +475,7 @@ def test_rows_of_another_kind_are_refused(lake, change, says):
     assert_exact(lake.read("a", rows=(2, 4)), ds)
 
 
-# --- versions --------------------------------------------------------------------------------------------------------
+# --- versions -------------------------------------------------------------------------------------
 
 
 def test_a_version_says_who_what_and_when(lake, monkeypatch):
@@ -671,7 +672,7 @@ def test_an_empty_dataset_is_a_version_and_an_empty_append_is_none(lake):
     assert_exact(lake.read("a"), table(5))
 
 
-# --- what the disk refuses -------------------------------------------------------------------------------------------
+# --- what the disk refuses ------------------------------------------------------------------------
 
 
 def test_a_lake_that_cannot_be_written(tmp_path):
@@ -749,7 +750,7 @@ print(lake.version("a").rows, lake.names())
     lake.write("new", table(1))
 
 
-# --- one writer ------------------------------------------------------------------------------------------------------
+# --- one writer -----------------------------------------------------------------------------------
 
 
 def test_a_second_writer_waits_then_is_told(lake):
@@ -758,7 +759,10 @@ def test_a_second_writer_waits_then_is_told(lake):
         start = time.monotonic()
         with pytest.raises(
             Conflict,
-            match=f"process {os.getpid()} .*has been writing 'a' for more than 0.3 s; nothing was changed",
+            match=(
+                f"process {os.getpid()} .*has been writing 'a' for more than 0.3 s; nothing "
+                "was changed"
+            ),
         ):
             Lake(lake.path, lock_timeout=0.3).append("a", table(1))
         assert 0.3 <= time.monotonic() - start < 5
@@ -768,7 +772,11 @@ def test_a_second_writer_waits_then_is_told(lake):
 
 def test_the_lock_goes_with_its_process(tmp_path):
     lock = tmp_path / "a.lock"
-    script = "import sys, time; from pathlib import Path; from scalai_nb.data.lake import file_lock\nwith file_lock(Path(sys.argv[1]), 1): print('held', flush=True); time.sleep(60)"
+    script = (
+        "import sys, time; from pathlib import Path; "
+        "from scalai_nb.data.lake import file_lock\n"
+        "with file_lock(Path(sys.argv[1]), 1): print('held', flush=True); time.sleep(60)"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(lock)], stdout=subprocess.PIPE, text=True
     )
@@ -801,7 +809,8 @@ APPENDERS = (
     + """
 def work(me):
     for k in range(8):
-        print(lake.append("a", rows(*range(1000 * me + 10 * k, 1000 * me + 10 * k + 5))).id, flush=True)
+        print(lake.append("a", rows(*range(1000 * me + 10 * k, 1000 * me + 10 * k + 5))).id, \
+flush=True)
         lake.write("a", rows(-1), branch=f"side-{me}-{k}")
         lake.drop("a", f"side-{me}-{k}")
 assert not any(os.waitpid(child, 0)[1] for child in [fork(work, me) for me in range(4)])
@@ -810,7 +819,7 @@ assert not any(os.waitpid(child, 0)[1] for child in [fork(work, me) for me in ra
 
 
 def test_writers_at_once_lose_nothing(lake):
-    "Appends on main beside writes on branches: every version that was reported is in the log, every row is there"
+    "Appends on main beside writes on branches: every reported version is logged, every row there"
     first = lake.write("a", xr.Dataset({"x": ("row", np.zeros(0))}))
     reported = run(APPENDERS, lake.path).stdout.split()
     assert len(set(reported)) == 4 * 8 and {v.id for v in lake.log("a")} == {first.id, *reported}
@@ -839,7 +848,7 @@ os.waitpid(fork(work), 0)
     )
 
 
-# --- a writer that is killed -----------------------------------------------------------------------------------------
+# --- a writer that is killed ----------------------------------------------------------------------
 
 KILLED = (
     FORKS
@@ -914,7 +923,7 @@ def test_kill_while_a_dataset_is_first_made(lake, kill_after):
             here.write(f"d{i}", table(1))
 
 
-# --- what it costs ---------------------------------------------------------------------------------------------------
+# --- what it costs --------------------------------------------------------------------------------
 
 
 def test_imports_are_lazy(lake):

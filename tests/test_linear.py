@@ -1,4 +1,7 @@
-"""Linear models: scikit-learn's contract and coefficients, whatever the rows come as; kernels against float64 NumPy."""
+"""Linear models: scikit-learn's contract and coefficients, whatever the rows come as
+
+Kernels against float64 NumPy.
+"""
 
 import tracemalloc
 from dataclasses import astuple
@@ -382,7 +385,10 @@ def test_several_targets_at_once():
 
 
 def test_rates_with_exposures_are_counts_with_offsets():
-    "A count y over an exposure e is learnt from as y / e with weight e: at the minimum of the unpenalised loss, expected and observed totals agree"
+    """A count y over an exposure e is learnt from as y / e with weight e
+
+    At the minimum of the unpenalised loss, expected and observed totals agree.
+    """
     X, y, _ = data("poisson")
     exposure = RNG(3).uniform(0.5, 3, len(y))
     model = PoissonRegression(alpha=0, tol=1e-9).fit(X, y / exposure, exposure)
@@ -446,7 +452,10 @@ def test_too_few_steps_warn():
     X, y, _ = data("logistic")
     with pytest.warns(
         ConvergenceWarning,
-        match=r"The gradient is .*, not 1e-09: after max_iter=1 steps. Scale the features, or raise max_iter",
+        match=(
+            "The gradient is .*, not 1e-09: after max_iter=1 steps. Scale the features, or "
+            "raise max_iter"
+        ),
     ):
         LogisticRegression(tol=1e-9, max_iter=1).fit(X, y)
 

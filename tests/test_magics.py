@@ -1,4 +1,4 @@
-"""The magics: cheap to load, one sentence for a wrong word, and they show what is there without writing."""
+"""The magics: cheap to load, one sentence for a wrong word; they show, and write nothing"""
 
 import subprocess
 import sys
@@ -82,7 +82,8 @@ def test_loading_is_cheap():
         from scalai_nb.jupyter import magics
         class Shell: register_magic_function = lambda *args: None
         magics.load_ipython_extension(Shell())
-        print(time.process_time() - start, *{m.partition('.')[0] for m in set(sys.modules) - before})"""
+        print(time.process_time() - start, \
+*{m.partition('.')[0] for m in set(sys.modules) - before})"""
     seconds, *modules = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
@@ -137,8 +138,10 @@ def test_plan_says_what_is_stale_and_why(shell):
     folder.mkdir(parents=True)
     (
         folder / "01_ingest.ipynb"
-    ).write_text("""{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{"id": "a", "cell_type": "code", "metadata":
-        {"tags": ["parameters"]}, "outputs": [], "execution_count": null, "source": "from scalai_nb.pipeline import Out\\ntrips: Out = 'trips'"}]}""")
+    ).write_text("""{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, \
+"cells": [{"id": "a", "cell_type": "code", "metadata":
+        {"tags": ["parameters"]}, "outputs": [], "execution_count": null, \
+"source": "from scalai_nb.pipeline import Out\\ntrips: Out = 'trips'"}]}""")
     line = shell["plan"]("tiny").text.splitlines()[1]
     assert "ingest" in line and "stale" in line and "never run" in line and line.endswith("trips")
 

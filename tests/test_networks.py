@@ -1,4 +1,4 @@
-"""Networks: the same learner whatever the rows come as; it ends as if nothing had been, whatever was killed meanwhile."""
+"""Networks: the same learner of any rows; it ends as if nothing had been, whatever was killed"""
 
 import os
 import pickle
@@ -157,7 +157,9 @@ def test_a_block_that_is_overwritten_was_copied():
 
 KNOWN = {
     "check_array_api_input": "it wants SCIPY_ARRAY_API",
-    "check_sample_weight_equivalence_on_dense_data": "a row twice is in two batches, and sums are float32",
+    "check_sample_weight_equivalence_on_dense_data": (
+        "a row twice is in two batches, and sums are float32"
+    ),
 }
 
 
@@ -477,7 +479,8 @@ def test_killed_it_goes_on(tmp_path):
         import os, signal, sys; sys.path.insert(0, {os.path.dirname(__file__)!r})
         from test_networks import Checkpoint, network, labelled
         kill = lambda entry: os.kill(os.getpid(), signal.SIGKILL) if entry["epoch"] == 3 else None
-        network(epochs=6, batch_size=100, dropout=0.2).fit(*labelled(1000), checkpoint=Checkpoint({str(tmp_path)!r}, 0), progress=kill)"""
+        network(epochs=6, batch_size=100, dropout=0.2).fit(*labelled(1000), \
+checkpoint=Checkpoint({str(tmp_path)!r}, 0), progress=kill)"""
     assert (
         subprocess.run([sys.executable, "-c", textwrap.dedent(code)], timeout=200).returncode
         == -signal.SIGKILL
@@ -600,7 +603,10 @@ NAN[50, 2] = np.nan
         (ValueError, "Negative|negative", bad(w=-np.ones(100))),
         (
             ContractViolation,
-            r"gives \(2, 3\) for 2 rows of 5 features; accepted: \(row,\) or \(row, 1\) or \(row, 2\), logits of 2 classes",
+            (
+                r"gives \(2, 3\) for 2 rows of 5 features; accepted: \(row,\) or \(row, 1\) or "
+                r"\(row, 2\), logits of 2 classes"
+            ),
             bad(net={"module": nn.Linear(5, 3)}),
         ),
         (
@@ -688,7 +694,10 @@ def test_without_torch_the_estimator_is_there_and_says_what_to_install(monkeypat
 
 
 def test_the_module_loads_without_torch():
-    code = "import sys; from scalai_nb.learn.networks.networks import Network; print(Network(hidden=(3,))); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from scalai_nb.learn.networks.networks import Network; "
+        "print(Network(hidden=(3,))); sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], timeout=100).returncode == 0
 
 
@@ -722,7 +731,8 @@ def test_more_rows_than_memory():
         network(epochs=1).fit(*large(10_000, 2, 100))
         from scalai_nb.bench.compare import resident
         before = resident("VmHWM")
-        net = network(hidden=(8,), epochs=1, batch_size=8192, learning_rate=0.01).fit(*large(100_000, 28, 100), validation=large(100_000, 5, 100))
+        net = network(hidden=(8,), epochs=1, batch_size=8192, \
+learning_rate=0.01).fit(*large(100_000, 28, 100), validation=large(100_000, 5, 100))
         grown = (resident("VmHWM") - before) / 1e6
         print(grown, net.history_)
         sys.exit(not (grown < 280 and net.history_[0]["loss"] < 0.5))"""

@@ -45,22 +45,34 @@ NUMERIC, CATEGORICAL = ("temp", "hour", "cloudy", "time"), ("carrier", "origin",
 
 
 def table(rows, seed=0, new=False):
-    "Flights with holes; whole-number columns, so that rows fall exactly on thresholds; `new` adds categories"
+    "Flights with holes; whole numbers, so that rows meet thresholds exactly; `new` adds categories"
     rng = np.random.default_rng(seed)
     hole = lambda share=0.1: rng.random(rows) < share
     time = np.datetime64("2013-01-01", "ns") + rng.integers(0, 90 * 86400, rows) * np.timedelta64(
         1, "s"
     )
     time[hole()] = np.datetime64("NaT", "s")
-    return xr.Dataset({
-        "temp": ("row", np.where(hole(), np.nan, rng.normal(60, 18, rows).round())),
-        "hour": ("row", rng.integers(0, 24, rows)),
-        "cloudy": ("row", hole(.4)),
-        "time": ("row", time),
-        "carrier": ("row", rng.integers(-1, 4 + new, rows).astype("i1"), {"categories": ["UA", "AA", "WN", "B6", "new"]}),
-        "origin": ("row", rng.choice(np.array(["JFK", "LGA", "EWR", None, *(["", "BOS"] if new else [])], object), rows)),
-        "month": ("row", rng.integers(1, 13 + new, rows)),
-    })  # fmt: skip
+    return xr.Dataset(
+        {
+            "temp": ("row", np.where(hole(), np.nan, rng.normal(60, 18, rows).round())),
+            "hour": ("row", rng.integers(0, 24, rows)),
+            "cloudy": ("row", hole(0.4)),
+            "time": ("row", time),
+            "carrier": (
+                "row",
+                rng.integers(-1, 4 + new, rows).astype("i1"),
+                {"categories": ["UA", "AA", "WN", "B6", "new"]},
+            ),
+            "origin": (
+                "row",
+                rng.choice(
+                    np.array(["JFK", "LGA", "EWR", None, *(["", "BOS"] if new else [])], object),
+                    rows,
+                ),
+            ),
+            "month": ("row", rng.integers(1, 13 + new, rows)),
+        }
+    )
 
 
 def late(ds, seed=0):
@@ -124,10 +136,19 @@ OPTIONS = {
     "other": {"max_categories": 3, "unseen": "other"},
     "min_count": {"min_count": 1200},
     "of each column": {
-        "numeric": {"temp": {"bucket": 4}, "hour": {"log": True, "indicator": True, "impute": 3}, "cloudy": {"scale": None}, "time": {"clip": (0.1, 1), "indicator": True}},
-        "categorical": {"carrier": {"frequency": True}, "origin": {"min_count": 2000}, "month": {"max_categories": 5, "unseen": "other"}},
+        "numeric": {
+            "temp": {"bucket": 4},
+            "hour": {"log": True, "indicator": True, "impute": 3},
+            "cloudy": {"scale": None},
+            "time": {"clip": (0.1, 1), "indicator": True},
+        },
+        "categorical": {
+            "carrier": {"frequency": True},
+            "origin": {"min_count": 2000},
+            "month": {"max_categories": 5, "unseen": "other"},
+        },
     },
-}  # fmt: skip
+}
 
 
 def features_of_the_graph(transform, ds):
@@ -158,10 +179,15 @@ def test_every_option_is_in_the_graph(name):
     )
 
 
-NUMBERS = st.fixed_dictionaries({}, optional={
-    "impute": st.sampled_from(["mean", "median", None]), "indicator": st.booleans(), "clip": st.sampled_from([(0.02, 0.98), (0, 0.5), None]),
-    "scale": st.sampled_from(["standard", "robust", "minmax", None]),
-})  # fmt: skip
+NUMBERS = st.fixed_dictionaries(
+    {},
+    optional={
+        "impute": st.sampled_from(["mean", "median", None]),
+        "indicator": st.booleans(),
+        "clip": st.sampled_from([(0.02, 0.98), (0, 0.5), None]),
+        "scale": st.sampled_from(["standard", "robust", "minmax", None]),
+    },
+)
 BUCKETS = st.fixed_dictionaries(
     {"bucket": st.integers(2, 12)},
     optional={"impute": st.sampled_from(["mean", "median", None]), "indicator": st.booleans()},
@@ -322,8 +348,14 @@ def test_trees_that_cannot_be_packaged():
 
 @pytest.fixture(scope="module")
 def model():
-    card = {"purpose": "Warn of late flights", "goals": {"recall": ">= 0.60"}, "metrics": {"roc_auc": np.float32(0.75), "gap": np.nan},
-            "slices": {"UA": {"auc": 0.7, "rows": 12}, "A|A": {"auc": None}}, "limits": ["New York only"], "owner": "flights team"}  # fmt: skip
+    card = {
+        "purpose": "Warn of late flights",
+        "goals": {"recall": ">= 0.60"},
+        "metrics": {"roc_auc": np.float32(0.75), "gap": np.nan},
+        "slices": {"UA": {"auc": 0.7, "rows": 12}, "A|A": {"auc": None}},
+        "limits": ["New York only"],
+        "owner": "flights team",
+    }
     return package(*fitted(rows=1000), name="late-flight", card=card)
 
 
@@ -435,11 +467,17 @@ def test_a_file_too_many_is_named(model, tmp_path):
         Model.load(folder)
 
 
-@pytest.mark.parametrize("text, said", [
-    ("", "cannot be read"), ("{", "cannot be read"), ("[]", "cannot be read"), ('{"format": 1, "name": "m"}', "cannot be read"),
-    ('{"format": 2, "files": {}}', "has format 2; this version reads 1. Update scalai-nb"),
-    ('{"format": 1, "name": "m", "files": {}}', "card.json is not the file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("", "cannot be read"),
+        ("{", "cannot be read"),
+        ("[]", "cannot be read"),
+        ('{"format": 1, "name": "m"}', "cannot be read"),
+        ('{"format": 2, "files": {}}', "has format 2; this version reads 1. Update scalai-nb"),
+        ('{"format": 1, "name": "m", "files": {}}', "card.json is not the file"),
+    ],
+)
 def test_a_manifest_that_is_none(model, tmp_path, text, said):
     (model.save(tmp_path / "m") / "manifest.json").write_text(text)
     with pytest.raises(ModelMismatch, match=said):

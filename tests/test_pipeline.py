@@ -1,4 +1,7 @@
-"""Runs of small pipelines by the real command: caching, parameters, order, pins, secrets, publishing, checkpoints, the cluster."""
+"""Runs of small pipelines by the real command
+
+Caching, parameters, order, pins, secrets, publishing, checkpoints, the cluster.
+"""
 
 import json
 import re
@@ -17,7 +20,11 @@ from scalai_nb.pipeline.outputs import recover
 from scalai_nb.pipeline.run import load_run
 
 CONTRACT = "from scalai_nb.pipeline import In, Out, Secret\n"
-WRITE = "import numpy as np, xarray as xr\nfrom scalai_nb.pipeline import checkpoint, read, write\nwrite({0}, xr.Dataset({{'x': ('row', np.arange({1}))}}))"
+WRITE = (
+    "import numpy as np, xarray as xr\n"
+    "from scalai_nb.pipeline import checkpoint, read, write\n"
+    "write({0}, xr.Dataset({{'x': ('row', np.arange({1}))}}))"
+)
 
 
 @pytest.fixture
@@ -182,7 +189,12 @@ def test_a_secret_is_written_nowhere(project):
 
 
 def test_a_checkpoint_is_computed_once(project):
-    body = "from scalai_nb.pipeline import checkpoint\nfrom pathlib import Path\ndef slow(x): print('computed'); return x * 2\nprint('it is', checkpoint('slow', slow, 21))"
+    body = (
+        "from scalai_nb.pipeline import checkpoint\n"
+        "from pathlib import Path\n"
+        "def slow(x): print('computed'); return x * 2\n"
+        "print('it is', checkpoint('slow', slow, 21))"
+    )
     fault = "assert Path('mended').exists(), 'not mended'"
     project.step("00_a", CONTRACT + 'a: Out = "a"', body, fault, WRITE.format("a", "3"))
     run(project, code=1)
@@ -196,7 +208,11 @@ def test_a_checkpoint_is_computed_once(project):
 
 def test_the_cluster_of_the_run(tmp_path):
     project = Project(tmp_path, "cluster = local\nworkers = 1\n")
-    body = "import scalai_nb as sn\nclient = sn.connect()\nprint('sum', client.submit(sum, [1, 2]).result(), client.scheduler.address)"
+    body = (
+        "import scalai_nb as sn\n"
+        "client = sn.connect()\n"
+        "print('sum', client.submit(sum, [1, 2]).result(), client.scheduler.address)"
+    )
     for name in ("00_x", "01_y"):
         project.step(name, "n: int = 1", body)
     run(project)
@@ -215,7 +231,12 @@ def test_the_notebook_is_a_fold_over_the_logs(project):
     project.step(
         "00_a",
         CONTRACT + 'a: Out = "a"',
-        "from IPython.display import HTML, clear_output, display\nprint('gone'); clear_output()\nh = display(HTML('<b>1</b>'), display_id=True); h.update(HTML('<b>2</b>'))\n42",
+        (
+            "from IPython.display import HTML, clear_output, display\n"
+            "print('gone'); clear_output()\n"
+            "h = display(HTML('<b>1</b>'), display_id=True); h.update(HTML('<b>2</b>'))\n"
+            "42"
+        ),
         WRITE.format("a", "3"),
     )
     run(project)

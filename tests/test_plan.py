@@ -1,4 +1,4 @@
-"The graph of a pipeline: what it refuses, in which order it runs, and what has to run again and why"
+"The graph of a pipeline: what it refuses, its order, and what has to run again and why"
 
 import json
 import os
@@ -34,7 +34,10 @@ FLIGHTS = {
         "import scalai_nb as sn\nsn.summarize",
     ),
     "03_features": (
-        "flights: In = 'flights'; weather: In = 'weather'; features: Out = 'features'; months: list[int] = [1, 2]",
+        (
+            "flights: In = 'flights'; weather: In = 'weather'; features: Out = 'features'; "
+            "months: list[int] = [1, 2]"
+        ),
         "x = 1",
     ),
     "04_train": (
@@ -42,7 +45,10 @@ FLIGHTS = {
         "n + 1",
     ),
     "05_evaluate": (
-        "features: In = 'features'; late: In[Model] = 'late-flight'; goals: In = 'goals'; evaluation: Out = 'evaluation'",
+        (
+            "features: In = 'features'; late: In[Model] = 'late-flight'; goals: In = 'goals'; "
+            "evaluation: Out = 'evaluation'"
+        ),
         "y = 1",
     ),
     "06_release": (
@@ -50,7 +56,10 @@ FLIGHTS = {
         "",
     ),
     "07_replay": (
-        "late: In[Model] = 'late-flight'; release: In = 'release'; features: In = 'features'; replay: Out = 'replay'",
+        (
+            "late: In[Model] = 'late-flight'; release: In = 'release'; features: In = 'features'; "
+            "replay: Out = 'replay'"
+        ),
         "import scalai_nb as sn\nsn.drift",
     ),
 }
@@ -63,7 +72,10 @@ def env(tmp_path):
     (tmp_path / "scalai_nb/describe").mkdir(parents=True)
     for name, text in {
         "settings.ini": "[laptop]",
-        "scalai_nb/__init__.py": "_WHERE = {'describe.drift': ['drift'], 'describe.summary': ['summarize'], 'data.sources': ['from_frame']}",
+        "scalai_nb/__init__.py": (
+            "_WHERE = {'describe.drift': ['drift'], 'describe.summary': ['summarize'], "
+            "'data.sources': ['from_frame']}"
+        ),
         "scalai_nb/describe/drift.py": "def drift(a, b): return a - b",
         "scalai_nb/describe/summary.py": "from math import sqrt",
     }.items():
@@ -194,7 +206,10 @@ def test_a_version_of_an_input_is_waited_for_only_from_before(write):
     "name@ref may be what the last run left behind: feedback is no cycle"
     p = write(
         {
-            "01_a": "d: In = 'drift@main'; m: In[Model] = 'm@champion'; a: Out = 'a'; own: In = 'a@main'",
+            "01_a": (
+                "d: In = 'drift@main'; m: In[Model] = 'm@champion'; a: Out = 'a'; own: In = "
+                "'a@main'"
+            ),
             "02_train": "a: In = 'a'; m: Out[Model] = 'm'",
             "03_watch": "m: In[Model] = 'm@champion'; d: Out = 'drift'",
         }
@@ -293,11 +308,17 @@ def test_the_remedy_for_a_cycle_works(write):
         ("x: In", "x has no value"),
         (
             "t: Secret = 'SCALAI_NOT_SET'",
-            "01_a.ipynb:cell 2 line 1: the environment variable SCALAI_NOT_SET is not set; export it and start again.",
+            (
+                "01_a.ipynb:cell 2 line 1: the environment variable SCALAI_NOT_SET is not set; "
+                "export it and start again."
+            ),
         ),
         (
             "x: In = 'flihgts'",
-            "01_a.ipynb:cell 2 line 1: 'flihgts' is not in the lake, and no step before writes it; known: flights. Did you mean 'flights'?",
+            (
+                "01_a.ipynb:cell 2 line 1: 'flihgts' is not in the lake, and no step before "
+                "writes it; known: flights. Did you mean 'flights'?"
+            ),
         ),
         (
             "x: In = 'flights@main'",
@@ -317,7 +338,10 @@ def test_an_unknown_kernel(env, write):
     p = write({"01_a": ""}, kernel="scalai-gpuu")
     with pytest.raises(
         GraphError,
-        match=r"01_a\.ipynb: 'scalai-gpuu' is not in the installed kernels; known: .*python3.* Run: scalai kernel install",
+        match=(
+            r"01_a\.ipynb: 'scalai-gpuu' is not in the installed kernels; known: .*python3.* "
+            "Run: scalai kernel install"
+        ),
     ):
         p.validate(env, head=lambda *ref: None)
 

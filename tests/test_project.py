@@ -183,7 +183,7 @@ def test_the_service_leads_to_the_scheduler_and_runs_know_its_address(monkeypatc
 
 
 def test_the_commands_of_the_manifests_make_a_cluster_that_computes(tmp_path):
-    "Scheduler and worker as the pods start them, with this machine's address in the place of the cluster's"
+    "Scheduler and worker as the pods start them, with this machine's address for the cluster's"
     from distributed import Client
 
     with socket.socket() as s:
@@ -214,16 +214,21 @@ def test_the_commands_of_the_manifests_make_a_cluster_that_computes(tmp_path):
 
 # ---- make, on a bare machine: stand-ins for Python, uv and apt-get write down how they were called
 
-TOOLS = "bash sh make sed grep ls readlink date dirname mkdir cat cp flock tail tee mktemp rm touch id env timeout".split()
+TOOLS = (
+    "bash sh make sed grep ls readlink date dirname mkdir cat cp flock tail tee mktemp rm "
+    "touch id env timeout"
+).split()
 PYTHON = """
 case "$*" in
-  *"-m venv"*) for folder; do :; done; mkdir -p $folder/bin; touch $folder/pyvenv.cfg; cp $0 $folder/bin/python;;
+  *"-m venv"*) for folder; do :; done; mkdir -p $folder/bin; touch $folder/pyvenv.cfg; \
+cp $0 $folder/bin/python;;
   *"%d.%d"*) echo 3.12;;
 esac
 """
 UV = """
 for word; do :; done
-if [ $1 = venv ]; then mkdir -p $word/bin; touch $word/pyvenv.cfg; cp $(dirname $0)/python3 $word/bin/python; else [ -e network ]; fi
+if [ $1 = venv ]; then mkdir -p $word/bin; touch $word/pyvenv.cfg; \
+cp $(dirname $0)/python3 $word/bin/python; else [ -e network ]; fi
 """
 
 
@@ -325,7 +330,9 @@ def test_make_passes_more_words_to_pytest(machine):
         in machine.install("-n", "ARGS=-k lake", target="test").stdout
     )
     more = machine.install("-n", "PROCESSES=8", target="test").stdout
-    assert "outputs.py --check --lessons --processes 8" in more and "/pytest --numprocesses 8 " in more
+    assert (
+        "outputs.py --check --lessons --processes 8" in more and "/pytest --numprocesses 8 " in more
+    )
 
 
 def test_what_is_missing_is_named(machine):

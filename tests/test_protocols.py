@@ -1,4 +1,4 @@
-"""Every protocol of REST through a real worker: the same scores as the model's own, and what is wrong said in one sentence"""
+"""Every protocol of REST through a real worker: the model's own scores, errors in one sentence"""
 
 import http.client
 import json
@@ -480,10 +480,16 @@ BROKEN = [
     b'{"inputs": [{"name": "temp", "datatype": "FP32", "shape": [-1], "data": [1]}]}',
     b'{"inputs": [{"name": "temp", "datatype": "FP32", "shape": [1], "data": [[1], 2]}]}',
     b'{"inputs": [{"name": "temp", "datatype": {}, "shape": [1], "data": [1]}]}',
-    b'{"inputs": [{"name": "temp", "datatype": "FP32", "shape": [1], "data": [1], "parameters": 7}]}',
+    (
+        b'{"inputs": [{"name": "temp", "datatype": "FP32", "shape": [1], "data": [1], '
+        b'"parameters": 7}]}'
+    ),
     b'{"inputs": [{"name": {}, "datatype": "FP32", "shape": [1], "data": [1]}]}',
     b'{"id": 7, "inputs": [{"name": "temp", "datatype": "FP32", "shape": [1], "data": [1]}]}',
-    b'{"inputs": [{"name": "temp", "datatype": "FP32", "shape": [1], "data": [1]}], "parameters": []}',
+    (
+        b'{"inputs": [{"name": "temp", "datatype": "FP32", "shape": [1], "data": [1]}], '
+        b'"parameters": []}'
+    ),
 ]
 
 

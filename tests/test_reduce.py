@@ -35,7 +35,7 @@ CLOSE = partial(
 )  # rounding only: values go up to 1e3 and their squares to 1e6
 RNG = np.random.default_rng
 
-# ---- blocks for each algorithm: small ones that hypothesis shrinks, and large ones that pass every limit ----
+# ---- blocks for each algorithm: small ones that shrink, and large ones that pass every limit ----
 
 SIZES = st.integers(0, 12)
 REALS = SIZES.flatmap(lambda n: arrays(np.float64, n, elements=st.floats(-1e3, 1e3)))
@@ -134,7 +134,7 @@ CASES = {  # algorithm -> blocks, how they are joined, what is alike
 
 
 def test_every_algorithm_has_blocks_to_be_checked_with():
-    "Here, or in the tests of the module that registers it: they call check_mergeable with the name of the algorithm"
+    "Here, or in the tests of its module: they call check_mergeable with the algorithm's name"
     elsewhere = "".join(
         p.read_text()
         for p in Path(__file__).parent.glob("test_*.py")

@@ -1,4 +1,4 @@
-"Versions, aliases, the way back, and a history that shows an edit; one promoter wins, and a crash loses nothing"
+"Versions, aliases, the way back, a history that shows an edit; one promoter wins, no crash loses"
 
 import json
 import os
@@ -115,7 +115,10 @@ def test_another_contract_than_the_champion_has(four, model):
     four.promote("late", 1)
     with pytest.raises(
         ContractViolation,
-        match="another contract than late@1, which serves: it needs 'minute', a number, .* contract=.new. if that is meant",
+        match=(
+            "another contract than late@1, which serves: it needs 'minute', a number, .* "
+            "contract=.new. if that is meant"
+        ),
     ):
         four.register(other, "late")
     assert len(four.versions("late")) == 5 and sorted(
@@ -199,7 +202,8 @@ def test_reading_needs_no_mlflow(four):
     from types import SimpleNamespace
     from scalai_nb.models.registry.registry import Registry
     r = Registry(SimpleNamespace(**{vars(four.env)!r}))
-    print(r.get("late").version, len(r.versions("late")), len(r.history("late")), "mlflow" in sys.modules, "xarray" in sys.modules)
+    print(r.get("late").version, len(r.versions("late")), len(r.history("late")), \
+"mlflow" in sys.modules, "xarray" in sys.modules)
     """
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
@@ -380,7 +384,10 @@ def test_of_two_processes_one_wins(four, tmp_path):
     said = sorted(p.communicate(timeout=120)[0].strip() for p in [start(2), start(3)])
     winner = four.get("late").version
     assert said == [
-        f"lost late@champion is version {winner} and not 1, as it was when you looked; look again, then decide.",
+        (
+            f"lost late@champion is version {winner} and not 1, as it was when you looked; look "
+            "again, then decide."
+        ),
         f"won {winner}",
     ]
     assert four.verify("late") == 2 and four.history("late")[-1]["by"] == str(winner)
@@ -425,16 +432,20 @@ def test_a_promoter_killed_in_the_middle_has_promoted(four):
     assert aliases(four) == {"champion": 2, "previous": 1}
 
 
-@pytest.mark.parametrize("edit", [
-    lambda lines: [lines[0].replace("Ada", "Eve"), *lines[1:]],
-    lambda lines: [*lines[:2], lines[2].replace("Ada", "Eve")],
-    lambda lines: [*lines[:2], lines[2].replace('"version": 3', '"version": 4')],
-    lambda lines: lines[:1] + lines[2:],
-    lambda lines: [lines[1], lines[0], lines[2]],
-    lambda lines: [*lines[:2], lines[2][:-20]],
-    lambda lines: lines[:1],
-    lambda lines: [],
-], ids=["first", "last", "version", "removed", "swapped", "torn", "cut short", "emptied"])  # fmt: skip
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda lines: [lines[0].replace("Ada", "Eve"), *lines[1:]],
+        lambda lines: [*lines[:2], lines[2].replace("Ada", "Eve")],
+        lambda lines: [*lines[:2], lines[2].replace('"version": 3', '"version": 4')],
+        lambda lines: lines[:1] + lines[2:],
+        lambda lines: [lines[1], lines[0], lines[2]],
+        lambda lines: [*lines[:2], lines[2][:-20]],
+        lambda lines: lines[:1],
+        lambda lines: [],
+    ],
+    ids=["first", "last", "version", "removed", "swapped", "torn", "cut short", "emptied"],
+)
 def test_an_edited_history_is_found(four, edit):
     for version in (1, 2, 3):
         four.promote("late", version, by="Ada")

@@ -1,4 +1,7 @@
-"A version takes the place of another without a request lost or mixed up; a canary that fails or is slow has to go; nobody hears or waits for a shadow"
+"""A version takes the place of another without a request lost or mixed up
+
+A canary that fails or is slow has to go; nobody hears or waits for a shadow.
+"""
 
 import asyncio
 import gc

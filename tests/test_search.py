@@ -1,4 +1,4 @@
-"""Searches: what they find, that nothing is lost or done twice, on threads and on a cluster whose workers die."""
+"""Searches: what they find; nothing lost or done twice, on threads or a cluster whose workers die"""
 
 import json
 import os
@@ -113,9 +113,9 @@ def test_a_budget_of_nothing(budget, env):
 
 def test_other_bad_words(env):
     for says, call in {
-        "'mdian' is not in the pruners; known: None, halving, median. Did you mean 'median'": lambda: (
-            look(height, pruner="mdian", env=env)
-        ),
+        (
+            "'mdian' is not in the pruners; known: None, halving, median. Did you mean 'median'"
+        ): lambda: look(height, pruner="mdian", env=env),
         "'up' is not in the directions": lambda: look(height, direction="up", env=env),
         "'a/b' cannot name a search": lambda: look(height, name="a/b", env=env),
         "the objective is a int; pass a function": lambda: look(3, env=env),

@@ -1,4 +1,7 @@
-"A slim model says nearly the same in fewer bytes; the report proposes it only where no slice loses more than is allowed"
+"""A slim model says nearly the same in fewer bytes
+
+The report proposes it only where no slice loses more than is allowed.
+"""
 
 import subprocess
 import warnings
@@ -72,11 +75,16 @@ needs_skl2onnx = pytest.mark.skipif(
 def table(rows, seed=0):
     "Rows with holes, of a carrier of which a few have a law of their own"
     rng = np.random.default_rng(seed)
-    ds = xr.Dataset({
-        **{f"x{i}": ("row", np.where(rng.random(rows) < 0.05, np.nan, rng.normal(size=rows))) for i in range(6)},
-        "carrier": ("row", rng.choice(np.array([*"abcdefghij", None], object), rows)),
-        "origin": ("row", rng.choice(np.array(["JFK", "LGA"], object), rows, p=[0.9, 0.1])),
-    })  # fmt: skip
+    ds = xr.Dataset(
+        {
+            **{
+                f"x{i}": ("row", np.where(rng.random(rows) < 0.05, np.nan, rng.normal(size=rows)))
+                for i in range(6)
+            },
+            "carrier": ("row", rng.choice(np.array([*"abcdefghij", None], object), rows)),
+            "origin": ("row", rng.choice(np.array(["JFK", "LGA"], object), rows, p=[0.9, 0.1])),
+        }
+    )
     z = (
         ds.x0.fillna(0) * np.where(ds.origin == "JFK", 1, -1)
         + 2 * ds.x1.fillna(0) * ds.x2.fillna(0)
@@ -114,9 +122,11 @@ def model(kind) -> Model:
 
         return package(t, Calibrated(trees, calibrate(y, trees.predict_proba(X)[:, 1])))
     estimators = {
-        "linear": LogisticRegression(), "forest": RandomForestClassifier(20, max_depth=6, random_state=0), "histogram": HistGradientBoostingClassifier(max_iter=30),
+        "linear": LogisticRegression(),
+        "forest": RandomForestClassifier(20, max_depth=6, random_state=0),
+        "histogram": HistGradientBoostingClassifier(max_iter=30),
         "mlp": MLPClassifier((48, 24), max_iter=15, random_state=0),
-    }  # fmt: skip
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return package(t, estimators[kind].fit(X, y))
@@ -150,9 +160,15 @@ def torch_net(X, y):
 
 
 KINDS = [
-    "linear", "forest", "histogram", "regression", pytest.param("xgboost", marks=needs_xgboost), pytest.param("calibrated", marks=needs_xgboost),
-    pytest.param("mlp", marks=needs_skl2onnx), pytest.param("torch", marks=needs_torch),
-]  # fmt: skip
+    "linear",
+    "forest",
+    "histogram",
+    "regression",
+    pytest.param("xgboost", marks=needs_xgboost),
+    pytest.param("calibrated", marks=needs_xgboost),
+    pytest.param("mlp", marks=needs_skl2onnx),
+    pytest.param("torch", marks=needs_torch),
+]
 TREES = [
     k
     for k in KINDS
@@ -222,8 +238,13 @@ def test_equal_constants_are_stored_once_and_others_are_not_mixed_up():
         "c": np.float32([1, 0]),
         "d": np.float32([[1, 0]]).view(np.int32),
     }
-    nodes = [helper.make_node("Add", ["x", "a"], ["p"]), helper.make_node("Mul", ["p", "b"], ["q"]), helper.make_node("Add", ["q", "c"], ["r"]),
-             helper.make_node("Cast", ["d"], ["e"], to=1), helper.make_node("Add", ["r", "e"], ["out"])]  # fmt: skip
+    nodes = [
+        helper.make_node("Add", ["x", "a"], ["p"]),
+        helper.make_node("Mul", ["p", "b"], ["q"]),
+        helper.make_node("Add", ["q", "c"], ["r"]),
+        helper.make_node("Cast", ["d"], ["e"], to=1),
+        helper.make_node("Add", ["r", "e"], ["out"]),
+    ]
     info = helper.make_tensor_value_info
     graph = helper.make_graph(
         nodes,
@@ -299,8 +320,11 @@ def bare(f: Forest):
     "A graph of nothing but a forest of three features"
     node = helper.make_node("TreeEnsembleRegressor", ["X"], ["out"])
     info = helper.make_tensor_value_info
-    proto = helper.make_model(helper.make_graph([node], "g", [info("X", 1, [None, 3])], [info("out", 1, [None, 1])]), ir_version=10,
-                              opset_imports=[helper.make_opsetid("", 21), helper.make_opsetid("ai.onnx.ml", 3)])  # fmt: skip
+    proto = helper.make_model(
+        helper.make_graph([node], "g", [info("X", 1, [None, 3])], [info("out", 1, [None, 1])]),
+        ir_version=10,
+        opset_imports=[helper.make_opsetid("", 21), helper.make_opsetid("ai.onnx.ml", 3)],
+    )
     return with_forest(proto, node, f)
 
 
@@ -406,8 +430,16 @@ def test_fewer_averaged_trees_are_still_a_mean():
 
 def test_leaves_that_say_the_same_go_first_and_change_nothing():
     "A tree whose right half is one value, spread over four leaves"
-    f = Forest(np.array([0]), np.array([0, 1, 1, 2, 2, 0, 0, 0, 0]), np.float32([0, 1, 1, 0, 0, 0, 0, 0, 0]), np.ones(9, np.uint8), np.zeros(9, bool),
-               np.array([1, -1, 3, 5, 7, -1, -1, -1, -1]), np.array([2, -1, 4, 6, 8, -1, -1, -1, -1]), np.float32([0, -1, 0, 0, 0, 2, 2, 2, 2]))  # fmt: skip
+    f = Forest(
+        np.array([0]),
+        np.array([0, 1, 1, 2, 2, 0, 0, 0, 0]),
+        np.float32([0, 1, 1, 0, 0, 0, 0, 0, 0]),
+        np.ones(9, np.uint8),
+        np.zeros(9, bool),
+        np.array([1, -1, 3, 5, 7, -1, -1, -1, -1]),
+        np.array([2, -1, 4, 6, 8, -1, -1, -1, -1]),
+        np.float32([0, -1, 0, 0, 0, 2, 2, 2, 2]),
+    )
     X = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
     order, weight = _merges(f, _counts(f, X))
     assert {*order[[2, 3, 4]]} == {0, 1, 2} and order[2] == 2 and order[0] == 3
@@ -680,10 +712,30 @@ def test_the_tree_that_looks_up_a_place_is_not_a_forest():
 # ---- the report
 
 REPORTS = {
-    "forest": {"compact", "rounds", "leaves", "rounds + leaves"}, "histogram": {"compact", "rounds", "leaves"}, "xgboost": {"compact", "leaves", "distil"},
-    "mlp": {"compact", "float16", "int8 stored", "int8 dynamic", "int8 static", "weights", "weights + int8 stored", "weights + int8 dynamic"},
-    "torch": {"compact", "float16", "int8 stored", "int8 dynamic", "int8 static", "weights", "weights + int8 stored", "weights + int8 dynamic"},
-}  # fmt: skip
+    "forest": {"compact", "rounds", "leaves", "rounds + leaves"},
+    "histogram": {"compact", "rounds", "leaves"},
+    "xgboost": {"compact", "leaves", "distil"},
+    "mlp": {
+        "compact",
+        "float16",
+        "int8 stored",
+        "int8 dynamic",
+        "int8 static",
+        "weights",
+        "weights + int8 stored",
+        "weights + int8 dynamic",
+    },
+    "torch": {
+        "compact",
+        "float16",
+        "int8 stored",
+        "int8 dynamic",
+        "int8 static",
+        "weights",
+        "weights + int8 stored",
+        "weights + int8 dynamic",
+    },
+}
 
 
 @cache
@@ -796,7 +848,7 @@ def two_laws(rows, seed):
 
 
 def test_a_method_that_harms_a_small_slice_is_not_proposed():
-    "Trees of the rare group are the last ones: without them all rows lose little and the group loses everything"
+    "Trees of the rare group are the last: without them all rows lose little, the group everything"
     train, later = two_laws(20_000, 0), two_laws(30_000, 1)
     t = Transform(["a", "b"]).fit(train)
     X, y = t.transform(train).values, train.y.values
@@ -981,22 +1033,60 @@ def test_data_on_dask_is_taken_and_gives_the_same():
     assert r.full.measured == lazy.full.measured
 
 
-@pytest.mark.parametrize(("data", "options", "error", "text"), [
-    (LATER, {"label": "delayed"}, ParameterError, "'delayed' is not in the columns of the data; known:"),
-    (LATER.isel(row=slice(0, 0)), {}, ContractViolation, "The data has no rows"),
-    (LATER.assign(late=("row", np.ones(8000))), {}, ContractViolation, r"'late' has \{1.0: 8000\} rows; both classes"),
-    (LATER.assign(late=("row", np.arange(8000) < 3)), {}, ContractViolation, "both classes are needed, with four rows"),
-    (LATER.assign(late=("row", np.where(np.arange(8000) < 5, np.nan, 1.0))), {}, ContractViolation, "'late' is missing in 5 of 8,000 rows"),
-    (LATER.assign(late=("row", np.arange(8000))), {}, ContractViolation, "the label of a model of probabilities is 0 or 1"),
-    (LATER.assign(late=LATER.carrier), {}, ContractViolation, "'late' holds object"),
-    (LATER, {"goals": {"acu": ">= 0.7"}}, ParameterError, "'acu' is not in the goals that slim can measure.*Did you mean 'auc'"),
-    (LATER, {"goals": {"auc": "0.7"}}, ParameterError, "'0.7' is not a goal"),
-    (LATER, {"goals": {"recall": ">= 0.7"}}, ParameterError, "pass threshold="),
-    (LATER, {"by": "airline"}, ParameterError, "'airline' is not in the columns"),
-    (LATER, {"methods": ["int4"]}, ParameterError, "'int4' is not in the methods of slim; known: calibration"),
-    (LATER, {"tolerance": -0.1}, ParameterError, "tolerance=-0.1 is not known"),
-    (LATER.drop_vars("x3"), {}, (ParameterError, ContractViolation), "x3"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("data", "options", "error", "text"),
+    [
+        (
+            LATER,
+            {"label": "delayed"},
+            ParameterError,
+            "'delayed' is not in the columns of the data; known:",
+        ),
+        (LATER.isel(row=slice(0, 0)), {}, ContractViolation, "The data has no rows"),
+        (
+            LATER.assign(late=("row", np.ones(8000))),
+            {},
+            ContractViolation,
+            r"'late' has \{1.0: 8000\} rows; both classes",
+        ),
+        (
+            LATER.assign(late=("row", np.arange(8000) < 3)),
+            {},
+            ContractViolation,
+            "both classes are needed, with four rows",
+        ),
+        (
+            LATER.assign(late=("row", np.where(np.arange(8000) < 5, np.nan, 1.0))),
+            {},
+            ContractViolation,
+            "'late' is missing in 5 of 8,000 rows",
+        ),
+        (
+            LATER.assign(late=("row", np.arange(8000))),
+            {},
+            ContractViolation,
+            "the label of a model of probabilities is 0 or 1",
+        ),
+        (LATER.assign(late=LATER.carrier), {}, ContractViolation, "'late' holds object"),
+        (
+            LATER,
+            {"goals": {"acu": ">= 0.7"}},
+            ParameterError,
+            "'acu' is not in the goals that slim can measure.*Did you mean 'auc'",
+        ),
+        (LATER, {"goals": {"auc": "0.7"}}, ParameterError, "'0.7' is not a goal"),
+        (LATER, {"goals": {"recall": ">= 0.7"}}, ParameterError, "pass threshold="),
+        (LATER, {"by": "airline"}, ParameterError, "'airline' is not in the columns"),
+        (
+            LATER,
+            {"methods": ["int4"]},
+            ParameterError,
+            "'int4' is not in the methods of slim; known: calibration",
+        ),
+        (LATER, {"tolerance": -0.1}, ParameterError, "tolerance=-0.1 is not known"),
+        (LATER.drop_vars("x3"), {}, (ParameterError, ContractViolation), "x3"),
+    ],
+)
 def test_what_cannot_be_judged_is_refused(data, options, error, text):
     with pytest.raises(error, match=text):
         slim(model("linear"), data, options.pop("label", "late"), **options)
@@ -1018,10 +1108,12 @@ KERAS = """
 import numpy as np, keras, tensorflow as tf, tf2onnx
 X, y = np.load("X.npy"), np.load("y.npy")
 keras.utils.set_random_seed(0)
-net = keras.Sequential([keras.Input((X.shape[1],)), keras.layers.Dense(64, "relu"), keras.layers.Dense(32, "relu"), keras.layers.Dense(1, "sigmoid")])
+net = keras.Sequential([keras.Input((X.shape[1],)), keras.layers.Dense(64, "relu"), \
+keras.layers.Dense(32, "relu"), keras.layers.Dense(1, "sigmoid")])
 net.compile("adam", "binary_crossentropy")
 net.fit(X, y, epochs=2, verbose=0)
-tf2onnx.convert.from_function(tf.function(net), [tf.TensorSpec((None, X.shape[1]), tf.float32, name="x")], output_path="net.onnx")
+tf2onnx.convert.from_function(tf.function(net), \
+[tf.TensorSpec((None, X.shape[1]), tf.float32, name="x")], output_path="net.onnx")
 """
 
 

@@ -1,4 +1,4 @@
-"Splits: nothing on both sides, tests in the future where there is a time, and chance only in so many words"
+"Splits: nothing on both sides, tests in the future where there is a time, chance only by request"
 
 import warnings
 

@@ -243,7 +243,10 @@ def forged(path, text, arrays=()):
         '{"format": "scalai-nb state 1", "state": {"~": "os:system", "is": {"command": "true"}}}',
         '{"format": "scalai-nb state 1", "state": {"~": "scalai_nb.cli:main", "is": {}}}',
         '{"format": "scalai-nb state 1", "state": {"~": "scalai_nb.nowhere:X", "is": {}}}',
-        '{"format": "scalai-nb state 1", "state": {"~": "scalai_nb.describe.sketches:Moments", "is": {"q": 1}}}',
+        (
+            '{"format": "scalai-nb state 1", "state": {"~": '
+            '"scalai_nb.describe.sketches:Moments", "is": {"q": 1}}}'
+        ),
         '{"format": "scalai-nb state 1", "state": {"x": 1}}',
     ],
 )

@@ -1,4 +1,4 @@
-"The contract cell: what is accepted, what is refused and with which words, and what counts as the code of a step"
+"The contract cell: what is accepted, what is refused in which words, and what is a step's code"
 
 import json
 import subprocess
@@ -138,7 +138,13 @@ def test_everything_a_contract_may_say(load):
 
 
 def test_the_markers_work_as_annotations():
-    code = 'from scalai_nb.pipeline import Goal, In, Out, Secret\nx: In = "x"\ny: Out["Model"] = "y"\nz: Goal = "> 1"\nassert y == "y" and In[int].__args__ == (int,)'
+    code = (
+        "from scalai_nb.pipeline import Goal, In, Out, Secret\n"
+        'x: In = "x"\n'
+        'y: Out["Model"] = "y"\n'
+        'z: Goal = "> 1"\n'
+        'assert y == "y" and In[int].__args__ == (int,)'
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -193,7 +199,10 @@ def test_the_markers_work_as_annotations():
         (
             "x: In = 'my flights'",
             1,
-            "x: 'my flights' does not name a dataset; use lower-case letters, digits, '-', '_' and '.', and @version to pin one.",
+            (
+                "x: 'my flights' does not name a dataset; use lower-case letters, digits, '-', "
+                "'_' and '.', and @version to pin one."
+            ),
         ),
         ("x: In = 'Flights'", 1, "use lower-case letters"),
         (
@@ -204,19 +213,28 @@ def test_the_markers_work_as_annotations():
         (
             "x: Out = 'flights@raw'",
             1,
-            "x: 'flights@raw' does not name a dataset; use lower-case letters, digits, '-', '_' and '.'.",
+            (
+                "x: 'flights@raw' does not name a dataset; use lower-case letters, digits, '-', "
+                "'_' and '.'."
+            ),
         ),
         ("x: In = ''", 1, "x: '' does not name a dataset"),
         (
             "token: Secret = 'hunter2'",
             1,
-            "token: what was given does not name a secret; write the name of an environment variable, such as API_TOKEN.",
+            (
+                "token: what was given does not name a secret; write the name of an environment "
+                "variable, such as API_TOKEN."
+            ),
         ),
         ("a = 1\n\na: int = 2", 3, "a is declared in line 1 already; remove one of the two."),
         (
             "a = 1\nprint(a)",
             2,
-            "only imports and lines such as `months: list[int] = [1, 2]` belong in the contract cell",
+            (
+                "only imports and lines such as `months: list[int] = [1, 2]` belong in the "
+                "contract cell"
+            ),
         ),
         ("a = 1\nif a:\n  b = 2", 2, "only imports and lines such as"),
         ("a, b = 1, 2", 1, "only imports and lines such as"),
@@ -421,7 +439,10 @@ def test_texts_of_a_command_line(type, text, value):
         (
             "int",
             "007",
-            "x: '007' is not of type int; write a value such as 7. A number has no leading zeros; declare str to keep them.",
+            (
+                "x: '007' is not of type int; write a value such as 7. A number has no leading "
+                "zeros; declare str to keep them."
+            ),
         ),
         ("int", "7.0", "'7.0' is not of type int"),
         ("int", "", "'' is not of type int"),
@@ -608,15 +629,34 @@ def project(tmp_path):
     write(
         {
             "settings.ini": "[laptop]\n",
-            "scalai_nb/__init__.py": "from scalai_nb.environment import environment\n_WHERE = {'describe.drift': ['Drift', 'drift'], 'describe.summary': ['summarize'], 'models.package.package': ['Model']}",
+            "scalai_nb/__init__.py": (
+                "from scalai_nb.environment import environment\n"
+                "_WHERE = {'describe.drift': ['Drift', 'drift'], 'describe.summary': "
+                "['summarize'], 'models.package.package': ['Model']}"
+            ),
             "scalai_nb/environment.py": "import helpers",
             "scalai_nb/errors.py": "x = 1",
             "scalai_nb/describe/__init__.py": '"Describing"',
-            "scalai_nb/describe/drift.py": '"Drift"\nfrom ..errors import x\nfrom .summary import summarize\ndef drift(a):\n    "doc"\n    return summarize(a)  # one',
-            "scalai_nb/describe/summary.py": "def summarize(a):\n    from scalai_nb.compute import reduce as r\n    return r.reduce(a)",
+            "scalai_nb/describe/drift.py": (
+                '"Drift"\n'
+                "from ..errors import x\n"
+                "from .summary import summarize\n"
+                "def drift(a):\n"
+                '    "doc"\n'
+                "    return summarize(a)  # one"
+            ),
+            "scalai_nb/describe/summary.py": (
+                "def summarize(a):\n"
+                "    from scalai_nb.compute import reduce as r\n"
+                "    return r.reduce(a)"
+            ),
             "scalai_nb/compute/reduce.py": "reduce = sum",
-            "scalai_nb/models/package/package.py": "import scalai_nb as sn\nclass Model:\n    def check(self): return sn.drift",
-            "scalai_nb/pipeline/__init__.py": "_WHERE = {'models.package.package': ['Model'], 'pipeline.io': ['read']}",
+            "scalai_nb/models/package/package.py": (
+                "import scalai_nb as sn\nclass Model:\n    def check(self): return sn.drift"
+            ),
+            "scalai_nb/pipeline/__init__.py": (
+                "_WHERE = {'models.package.package': ['Model'], 'pipeline.io': ['read']}"
+            ),
             "scalai_nb/pipeline/io.py": "from scalai_nb import summarize",
             "helpers.py": "import carriers.names",
             "src/carriers/__init__.py": "from . import codes",
@@ -680,7 +720,14 @@ def test_digests_follow_code_and_nothing_else(project):
     before = step("from scalai_nb import drift").modules
     write(
         {
-            "scalai_nb/describe/drift.py": '"Other words"\nfrom ..errors import x\nfrom .summary import summarize\n\ndef drift( a ):\n    return summarize(a)\n'
+            "scalai_nb/describe/drift.py": (
+                '"Other words"\n'
+                "from ..errors import x\n"
+                "from .summary import summarize\n"
+                "\n"
+                "def drift( a ):\n"
+                "    return summarize(a)\n"
+            )
         }
     )
     assert step("from scalai_nb import drift").modules == before
@@ -694,7 +741,11 @@ def test_digests_follow_code_and_nothing_else(project):
     assert step("from scalai_nb import drift").modules == before
     write(
         {
-            "scalai_nb/describe/summary.py": "def summarize(a):\n    from scalai_nb.compute import reduce as r\n    return r.reduce(a) + 1"
+            "scalai_nb/describe/summary.py": (
+                "def summarize(a):\n"
+                "    from scalai_nb.compute import reduce as r\n"
+                "    return r.reduce(a) + 1"
+            )
         }
     )
     after = step("from scalai_nb import drift").modules
@@ -705,8 +756,15 @@ def test_digests_follow_code_and_nothing_else(project):
 
 
 def test_importing_is_light():
-    heavy = "{'numpy', 'pandas', 'xarray', 'dask', 'IPython', 'papermill', 'nbformat', 'rich', 'jupyter_client', 'mlflow'}"
-    code = f"import sys, scalai_nb.pipeline as p, scalai_nb.pipeline.step, scalai_nb.pipeline.plan; p.In, p.Goal; assert not {heavy} & sys.modules.keys(), {heavy} & sys.modules.keys()"
+    heavy = (
+        "{'numpy', 'pandas', 'xarray', 'dask', 'IPython', 'papermill', 'nbformat', 'rich', "
+        "'jupyter_client', 'mlflow'}"
+    )
+    code = (
+        "import sys, scalai_nb.pipeline as p, scalai_nb.pipeline.step, "
+        f"scalai_nb.pipeline.plan; p.In, p.Goal; assert not {heavy} & sys.modules.keys(), "
+        f"{heavy} & sys.modules.keys()"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

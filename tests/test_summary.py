@@ -765,7 +765,7 @@ SHAPES = {
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("n", [300, 60_000])
 def test_every_route_comes_to_the_same(name, n, monkeypatch):
-    "Buckets and registers to the last bit; moments but for rounding; frequent values within the slack"
+    "Buckets and registers to the last bit; moments but for rounding; frequent values within slack"
     if n == 300 and name in ("late", "every fourth"):
         return
     x = SHAPES[name](RNG(3), n)
@@ -793,7 +793,10 @@ def test_every_route_comes_to_the_same(name, n, monkeypatch):
 
 
 def assert_alike_moments(a: Moments, b: Moments, rtol=1e-9):
-    "Up to rounding: of the mean in units of the spread, of the third moment in those of its bound; a mean beyond 2^30 spreads is itself too coarse for more"
+    """Up to rounding: of the mean in units of the spread, of the third moment in those of its bound
+
+    A mean beyond 2^30 spreads is itself too coarse for more.
+    """
     spread, both = np.sqrt(max(a.m2, b.m2) / max(a.n, 1)), (a.n, b.n)
     assert both[0] == both[1] and (
         a.mean == b.mean or abs(a.mean - b.mean) <= rtol * spread + 1e-12 * abs(b.mean) + 1e-320
@@ -827,7 +830,7 @@ def block(seed: int, n: int) -> xr.Dataset:
 
 
 def same_summary(a, b) -> bool:
-    "Everything is the same but for rounding of moments, and frequent values beyond the limit within their slack"
+    "The same but for rounding of moments; frequent values beyond the limit within their slack"
     for n in a:
         p, q = a[n], b[n]
         assert_alike_moments(p.moments, q.moments)
@@ -1041,7 +1044,10 @@ def test_the_page_is_sound(s):
         and "a<b>" in page.text
     )
     assert not re.search(
-        r"https?:|src=|href=|@import|url\(|<script|background:\s*#|color:\s*(black|white|#000|#fff)",
+        (
+            r"https?:|src=|href=|@import|url\(|<script|background:\s*#|color:\s*(black|white|#000|"
+            "#fff)"
+        ),
         html,
     ), "nothing from outside, and no colour of its own for text"
     assert sum(tag == "svg" for tag, _ in page.tags) == 10

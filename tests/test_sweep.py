@@ -1,4 +1,4 @@
-"""A grid over the parameters of notebooks: what runs, what is left alone, what is said of bad words."""
+"""A grid over the parameters of notebooks: what runs, what is left alone, how bad words are met"""
 
 import re
 import signal
@@ -36,8 +36,20 @@ write(numbers, xr.Dataset({"x": ("row", np.arange(size, dtype=float))}))"""
 DATASETS = {  # quick steps without a model: numbers -> fit -> check
     "01_numbers": ('numbers: Out = "numbers"\nsize: int = 5\nerror: Goal = "<= 3"', NUMBERS),
     "02_fit": (
-        'numbers: In = "numbers"\nfitted: Out = "fitted"\ndepth: int = 1\nkinds: list[str] = ["a"]\nkind: str = "a"',
-        "from scalai_nb.pipeline import read, write\nds = read(numbers).load()\nassert depth != 13, 'thirteen'\nprint('depth', depth)\nwrite(fitted, ds * depth)",
+        (
+            'numbers: In = "numbers"\n'
+            'fitted: Out = "fitted"\n'
+            "depth: int = 1\n"
+            'kinds: list[str] = ["a"]\n'
+            'kind: str = "a"'
+        ),
+        (
+            "from scalai_nb.pipeline import read, write\n"
+            "ds = read(numbers).load()\n"
+            "assert depth != 13, 'thirteen'\n"
+            "print('depth', depth)\n"
+            "write(fitted, ds * depth)"
+        ),
     ),
     "03_check": (
         'fitted: In = "fitted"\nchecked: Out = "checked"',
@@ -65,7 +77,12 @@ MODELS = {
     "01_numbers": ('numbers: Out = "numbers"\nsize: int = 5\nauc: Goal = ">= 0.9"', NUMBERS),
     "02_train": ('numbers: In = "numbers"\nscorer: Out[Model] = "score"\nC: float = 1.0', TRAIN),
     "03_release": (
-        'numbers: In = "numbers"\nscorer: In[Model] = "score"\nchampion: In[Model] = "score@champion"\nrelease: Out = "release"',
+        (
+            'numbers: In = "numbers"\n'
+            'scorer: In[Model] = "score"\n'
+            'champion: In[Model] = "score@champion"\n'
+            'release: Out = "release"'
+        ),
         RELEASE,
     ),
 }
@@ -77,7 +94,11 @@ def project(path: Path, steps: dict):
     for name, (contract, code) in steps.items():
         p.step(
             name,
-            f"from scalai_nb.pipeline import Goal, In, {'Model, ' * ('Model' in contract)}Out\n{contract}",
+            (
+                "from scalai_nb.pipeline import Goal, In, "
+                f"{'Model, ' * ('Model' in contract)}Out\n"
+                f"{contract}"
+            ),
             code,
         )
     return environment("laptop", settings=path / "settings.ini", trackers="none")
@@ -130,7 +151,10 @@ def test_a_grid_is_what_the_contracts_make_of_it(datasets):
         (
             ["fit.dpeth=4"],
             {},
-            "'dpeth' is not in the parameters of fit; known: depth, fitted, kind, kinds, numbers. Did you mean 'depth'?",
+            (
+                "'dpeth' is not in the parameters of fit; known: depth, fitted, kind, kinds, "
+                "numbers. Did you mean 'depth'?"
+            ),
         ),
         (
             ["fti.depth=4"],
@@ -222,7 +246,8 @@ def test_shared_steps_run_once_and_nothing_is_published(datasets):
             1 + row.values["fit.depth"] * x for x in range(5)
         ]
 
-    # again: nothing runs; the pipeline itself has not been run beyond what was shared, and does not become a part of the sweep
+    # again: nothing runs; the pipeline itself has not been run beyond what was shared, and does not
+    # become a part of the sweep
     before = len(runs)
     again = sweep("toy", {"fit": {"depth": [2, 1]}}, datasets, until="check", console=quiet())
     assert [(r.status, r.run) for r in again.rows] == [

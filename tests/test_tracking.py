@@ -1,4 +1,7 @@
-"""Records of runs: written down first, sent once to each tracker, kept while one is down; and what a pipeline run tells"""
+"""Records of runs: written down first, sent once to each tracker, kept while one is down
+
+And what a pipeline run tells.
+"""
 
 import json
 import os
@@ -269,9 +272,9 @@ def test_a_tracker_that_is_down_and_one_that_is_not_installed(env, monkeypatch):
     clock = time.monotonic()
     lines = str(deliver(env)).splitlines()
     assert time.monotonic() - clock < 20 and len(waiting(env)) == 3
-    assert (
-        lines[0]
-        == f"tracking: 3 records wait for {env.tracking.replace('ada:hunter2@', '')} (it does not answer); scalai runs send sends them"
+    assert lines[0] == (
+        f"tracking: 3 records wait for {env.tracking.replace('ada:hunter2@', '')} (it "
+        "does not answer); scalai runs send sends them"
     )
     assert "pip install 'scalai-nb[wandb]'" in lines[1]
 
@@ -367,7 +370,10 @@ def test_a_server_that_comes_up_is_told(env, server, tmp_path):
 
 
 def offline_runs(folder: Path) -> dict:
-    "Name -> (id, group, config, summary, exit code) of W&B's offline runs, by W&B's own messages; the file is a log in LevelDB's format"
+    """Name -> (id, group, config, summary, exit code) of W&B's offline runs, by W&B's own messages
+
+    The file is a log in LevelDB's format.
+    """
     from wandb.proto.wandb_internal_pb2 import Record
 
     found = {}
@@ -497,12 +503,14 @@ def test_quiet_and_private(tmp_path):
     from scalai_nb.models.registry.registry import Registry
     from scalai_nb.tracking.outbox import record, send
     from scalai_nb.tracking.record import Record
-    env = SimpleNamespace(models="{tmp_path}/store/models", runs="{tmp_path}/store/runs", tracking="sqlite:///{tmp_path}/store/tracking.db", trackers="mlflow")
+    env = SimpleNamespace(models="{tmp_path}/store/models", runs="{tmp_path}/store/runs", \
+tracking="sqlite:///{tmp_path}/store/tracking.db", trackers="mlflow")
     hours = xr.Dataset({{"hour": ("row", np.arange(24.0))}})
     t = Transform(["hour"]).fit(hours)
     registry = Registry(env)
     for _ in range(2):
-        v = registry.register(package(t, LogisticRegression().fit(t.transform(hours).values, hours.hour > 15)), "late")
+        v = registry.register(package(t, \
+LogisticRegression().fit(t.transform(hours).values, hours.hour > 15)), "late")
         registry.promote("late", v.version)
     registry.rollback("late")
     open("report.html", "w").write("x")
@@ -519,8 +527,14 @@ def test_quiet_and_private(tmp_path):
         "HOME": str(tmp_path / "home"),
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
-    done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", textwrap.dedent(code)], cwd=tmp_path / "work", env=bare,
-                          capture_output=True, text=True, timeout=300)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", textwrap.dedent(code)],
+        cwd=tmp_path / "work",
+        env=bare,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert [p.name for p in (tmp_path / "work").iterdir()] == ["report.html"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["store", "work"]
@@ -537,7 +551,11 @@ def test_quiet_and_private(tmp_path):
 # ---- what a pipeline run tells
 
 CONTRACT = "from scalai_nb.pipeline import Goal, In, Out, Secret\n"
-WRITE = "import numpy as np, xarray as xr\nfrom scalai_nb.pipeline import write\nwrite({0}, xr.Dataset({{'x': ('row', np.arange(3))}}))"
+WRITE = (
+    "import numpy as np, xarray as xr\n"
+    "from scalai_nb.pipeline import write\n"
+    "write({0}, xr.Dataset({{'x': ('row', np.arange(3))}}))"
+)
 
 
 def sender_of(process: subprocess.Popen, seconds: float = 60) -> int:
@@ -569,11 +587,24 @@ def project(tmp_path, env):
 
 
 def test_a_run_is_told_with_its_steps_trials_and_cost(project, env):
-    trial = "from scalai_nb.environment import environment\nfrom scalai_nb.tracking.outbox import record\nfrom scalai_nb.tracking.record import Record\nrecord(environment(), Record('mine', 'trial 0', params={'key': Secret(token).value}, metrics={'loss': 0.5}))"
+    trial = (
+        "from scalai_nb.environment import environment\n"
+        "from scalai_nb.tracking.outbox import record\n"
+        "from scalai_nb.tracking.record import Record\n"
+        "record(environment(), Record('mine', 'trial 0', params={'key': Secret(token).value}, "
+        "metrics={'loss': 0.5}))"
+    )
     model = (
-        "import numpy as np, xarray as xr\nfrom sklearn.linear_model import LogisticRegression\nfrom scalai_nb.learn.features.transform import Transform\nfrom scalai_nb.models.package.package import package\n"
-        "from scalai_nb.pipeline import write\nhours = xr.Dataset({'hour': ('row', np.arange(24.0))})\nt = Transform(['hour']).fit(hours)\n"
-        "write(scorer, package(t, LogisticRegression().fit(t.transform(hours).values, hours.hour > 15)), metrics={'roc_auc': 0.75, 'recall': 0.5})\n"
+        "import numpy as np, xarray as xr\n"
+        "from sklearn.linear_model import LogisticRegression\n"
+        "from scalai_nb.learn.features.transform import Transform\n"
+        "from scalai_nb.models.package.package import package\n"
+        "from scalai_nb.pipeline import write\n"
+        "hours = xr.Dataset({'hour': ('row', np.arange(24.0))})\n"
+        "t = Transform(['hour']).fit(hours)\n"
+        "write(scorer, package(t, "
+        "LogisticRegression().fit(t.transform(hours).values, hours.hour > 15)), "
+        "metrics={'roc_auc': 0.75, 'recall': 0.5})\n"
     )
     project.step(
         "01_b",
@@ -683,7 +714,10 @@ def test_the_sender_sends_while_the_run_goes_on_and_says_why_it_cannot(project, 
         tracker.end(run)
     assert gone(tracker.pid, 0.1) and len(tracker.said) == 1
     assert re.fullmatch(
-        rf"tracking: [24] records wait for http://127.0.0.1:{port} \(it does not answer\); scalai runs send sends them",
+        (
+            rf"tracking: [24] records wait for http://127.0.0.1:{port} \(it does not answer\); "
+            "scalai runs send sends them"
+        ),
         tracker.said[0],
     )
     assert send(env) == 4 and {r.info.status for r in logged(env, "toy").values()} == {"FINISHED"}
@@ -699,7 +733,10 @@ def test_the_sender_sends_while_the_run_goes_on_and_says_why_it_cannot(project, 
 
 
 def test_a_run_goes_on_though_its_tracker_is_down(project, env):
-    code = "import sys; from scalai_nb.pipeline.runner import run; sys.exit(run('toy').status != 'completed')"
+    code = (
+        "import sys; from scalai_nb.pipeline.runner import run; "
+        "sys.exit(run('toy').status != 'completed')"
+    )
     down = {**project.env, "SCALAI_TRACKING": f"http://127.0.0.1:{free_port()}"}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=project.root, env=down, capture_output=True, text=True

@@ -1,4 +1,4 @@
-"sn.train: candidates of any kind on held-out rows, leaks and bad labels refused by name, nothing that fails silently"
+"sn.train: candidates of any kind on held-out rows, leaks and bad labels named, no silent failure"
 
 import inspect
 import re

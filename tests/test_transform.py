@@ -22,32 +22,58 @@ from scalai_nb.learn.features.transform import THREADS, TILE, Transform, codes, 
 
 NUMERIC, CATEGORICAL = ["temp", "month", "flag", "flat"], ["carrier", "origin"]
 EVERYTHING = {
-    "numeric": {"temp": {"indicator": True, "impute": "median"}, "month": {"bucket": 4}, "flag": {}, "skewed": {"clip": (0.02, 0.98), "log": True},
-                "flat": {"scale": "minmax"}, "time": {"scale": "robust", "impute": None}},
-    "categorical": {"carrier": {"max_categories": 2, "unseen": "other"}, "origin": {}, "month2": {"hash": 3}, "hour": {"frequency": True}},
-}  # fmt: skip
+    "numeric": {
+        "temp": {"indicator": True, "impute": "median"},
+        "month": {"bucket": 4},
+        "flag": {},
+        "skewed": {"clip": (0.02, 0.98), "log": True},
+        "flat": {"scale": "minmax"},
+        "time": {"scale": "robust", "impute": None},
+    },
+    "categorical": {
+        "carrier": {"max_categories": 2, "unseen": "other"},
+        "origin": {},
+        "month2": {"hash": 3},
+        "hour": {"frequency": True},
+    },
+}
 
 
 def table(rows=5000, seed=0):
-    "Numbers of every kind, categories as codes, strings and numbers, with holes; `flat` is constant"
+    "Numbers of every kind, categories as codes, strings and numbers, with holes; `flat` is fixed"
     rng = np.random.default_rng(seed)
     carrier = rng.choice([-1, 0, 1, 3], rows, p=[0.1, 0.2, 0.3, 0.4]).astype(
         "i1"
     )  # code 2 never occurs
     origin = rng.choice(np.array(["JFK", "LGA", "EWR", None], object), rows)
     hour = rng.integers(5, 24, rows)
-    return xr.Dataset({
-        "temp": ("row", np.where(rng.random(rows) < .1, np.nan, rng.normal(60, 18, rows))),
-        "month": ("row", rng.integers(1, 13, rows)),
-        "flag": ("row", rng.random(rows) < .3),
-        "flat": ("row", np.full(rows, 0.1)),
-        "skewed": ("row", np.where(rng.random(rows) < .05, np.nan, np.exp(rng.normal(2, 2, rows)) - 1).astype("f4")),
-        "time": ("row", np.where(rng.random(rows) < .05, np.datetime64("NaT", "s"), np.datetime64("2013-01-01", "s") + rng.integers(0, 10**7, rows))),
-        "carrier": ("row", carrier, {"categories": ["UA", "AA", "WN", "B6"]}),
-        "origin": ("row", origin),
-        "hour": ("row", np.where(rng.random(rows) < .05, np.nan, hour)),
-        "month2": ("row", rng.integers(1, 13, rows)),
-    }, attrs={"title": "drawn"})  # fmt: skip
+    return xr.Dataset(
+        {
+            "temp": ("row", np.where(rng.random(rows) < 0.1, np.nan, rng.normal(60, 18, rows))),
+            "month": ("row", rng.integers(1, 13, rows)),
+            "flag": ("row", rng.random(rows) < 0.3),
+            "flat": ("row", np.full(rows, 0.1)),
+            "skewed": (
+                "row",
+                np.where(
+                    rng.random(rows) < 0.05, np.nan, np.exp(rng.normal(2, 2, rows)) - 1
+                ).astype("f4"),
+            ),
+            "time": (
+                "row",
+                np.where(
+                    rng.random(rows) < 0.05,
+                    np.datetime64("NaT", "s"),
+                    np.datetime64("2013-01-01", "s") + rng.integers(0, 10**7, rows),
+                ),
+            ),
+            "carrier": ("row", carrier, {"categories": ["UA", "AA", "WN", "B6"]}),
+            "origin": ("row", origin),
+            "hour": ("row", np.where(rng.random(rows) < 0.05, np.nan, hour)),
+            "month2": ("row", rng.integers(1, 13, rows)),
+        },
+        attrs={"title": "drawn"},
+    )
 
 
 def strings(column):
@@ -203,7 +229,7 @@ def test_clipping_is_at_the_quantiles():
 
 
 def test_statistics_from_buckets_keep_their_bound():
-    "More than 4,096 distinct values: mean and deviation stay exact, quantiles and what is learnt of logs are within 0.4 %"
+    "Above 4,096 distinct values: mean and deviation exact, quantiles and logs within 0.4 %"
     x = np.exp(np.random.default_rng(1).normal(0, 3, 50_000))
     s = summarize(xr.Dataset({"x": ("row", x)}))
     assert s["x"].values.slack
@@ -605,8 +631,17 @@ def test_json_is_exact():
 
 
 def test_dicts_of_the_first_version_still_load():
-    old = {"numeric": ["temp", "time"], "categorical": ["carrier"], "impute": "mean", "scale": True, "unseen": "zero", "origin": [None, 1.36e9],
-           "mean": [59.5, 0.0], "std": [18.0, 2e6], "categories": [["AA", "UA"]]}  # fmt: skip
+    old = {
+        "numeric": ["temp", "time"],
+        "categorical": ["carrier"],
+        "impute": "mean",
+        "scale": True,
+        "unseen": "zero",
+        "origin": [None, 1.36e9],
+        "mean": [59.5, 0.0],
+        "std": [18.0, 2e6],
+        "categories": [["AA", "UA"]],
+    }
     ds = table(200)
     X = Transform.from_dict(old).transform(ds)
     assert X.feature.values.tolist() == ["temp", "time", "carrier=AA", "carrier=UA"]
@@ -720,7 +755,7 @@ class CARD:
 
 
 def test_columns_on_a_card_stay_there(monkeypatch):
-    "With a stand-in: a library of arrays that cannot be copied to the host, and the twins behind it"
+    "With a stand-in, a library of arrays that cannot be copied to the host, and its twins"
     import sys
 
     monkeypatch.setitem(sys.modules, "card", CARD)
@@ -762,29 +797,62 @@ def test_options_that_look_wrong_and_are_not():
     Transform(categorical={"carrier": {"hash": None, "max_categories": 2}}, hash=3).fit(table(10))
 
 
-@pytest.mark.parametrize("options, sentence", [
-    ({}, "give lists of columns"),
-    ({"numeric": "temp"}, "give lists of columns"),
-    ({"numeric": ["temp"], "categorical": ["temp"]}, "each column once"),
-    ({"numeric": ["temp"], "impute": "mode"}, "accepted: 'mean', 'median', a finite number or None"),
-    ({"numeric": ["temp"], "impute": np.inf}, "accepted: 'mean', 'median', a finite number or None"),
-    ({"categorical": ["carrier"], "unseen": "other"}, "accepted without them: 'zero' or 'error'"),
-    ({"categorical": ["carrier"], "unseen": "nan"}, "accepted: 'zero', 'error' or"),
-    ({"numeric": ["temp"], "clip": (0.9, 0.1)}, "accepted: two quantiles"),
-    ({"numeric": ["temp"], "scale": "max"}, "accepted: 'standard', 'robust', 'minmax' or None"),
-    ({"numeric": ["temp"], "bucket": 1}, "accepted: a whole number from 2, or None"),
-    ({"numeric": ["temp"], "log": 1}, "accepted: True or False"),
-    ({"categorical": ["carrier"], "hash": 0}, "accepted: a whole number from 1, or None"),
-    ({"numeric": {"temp": {"impte": "mean"}}}, "'temp': 'impte' is not in the options of the column.*Did you mean 'impute'"),
-    ({"numeric": {"temp": {"hash": 3}}}, "'temp': 'hash' is not in the options"),
-    ({"numeric": {"temp": "log"}}, "'temp': 'log' is not a mapping of options; accepted: impute"),
-    ({"numeric": {"temp": {"bucket": 3, "log": True}}}, "'temp': bucket takes the place of log"),
-    ({"categorical": {"carrier": {"max_categories": 3}}, "hash": 3}, "'carrier': hash takes the place of max_categories"),
-    ({"categorical": ["carrier"], "hash": 3, "frequency": True}, "^hash takes the place of frequency"),
-    ({"numeric": ["temp"], "bucket": 3, "scale": "robust"}, "^bucket takes the place of scale"),
-    ({"categorical": {"carrier": {"hash": 3, "frequency": True}}}, "'carrier': hash takes the place of frequency"),
-    ({"categorical": {"carrier": {"frequency": True, "unseen": "other"}}}, "'carrier': unseen='other' needs max_categories or min_count"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({}, "give lists of columns"),
+        ({"numeric": "temp"}, "give lists of columns"),
+        ({"numeric": ["temp"], "categorical": ["temp"]}, "each column once"),
+        (
+            {"numeric": ["temp"], "impute": "mode"},
+            "accepted: 'mean', 'median', a finite number or None",
+        ),
+        (
+            {"numeric": ["temp"], "impute": np.inf},
+            "accepted: 'mean', 'median', a finite number or None",
+        ),
+        (
+            {"categorical": ["carrier"], "unseen": "other"},
+            "accepted without them: 'zero' or 'error'",
+        ),
+        ({"categorical": ["carrier"], "unseen": "nan"}, "accepted: 'zero', 'error' or"),
+        ({"numeric": ["temp"], "clip": (0.9, 0.1)}, "accepted: two quantiles"),
+        ({"numeric": ["temp"], "scale": "max"}, "accepted: 'standard', 'robust', 'minmax' or None"),
+        ({"numeric": ["temp"], "bucket": 1}, "accepted: a whole number from 2, or None"),
+        ({"numeric": ["temp"], "log": 1}, "accepted: True or False"),
+        ({"categorical": ["carrier"], "hash": 0}, "accepted: a whole number from 1, or None"),
+        (
+            {"numeric": {"temp": {"impte": "mean"}}},
+            "'temp': 'impte' is not in the options of the column.*Did you mean 'impute'",
+        ),
+        ({"numeric": {"temp": {"hash": 3}}}, "'temp': 'hash' is not in the options"),
+        (
+            {"numeric": {"temp": "log"}},
+            "'temp': 'log' is not a mapping of options; accepted: impute",
+        ),
+        (
+            {"numeric": {"temp": {"bucket": 3, "log": True}}},
+            "'temp': bucket takes the place of log",
+        ),
+        (
+            {"categorical": {"carrier": {"max_categories": 3}}, "hash": 3},
+            "'carrier': hash takes the place of max_categories",
+        ),
+        (
+            {"categorical": ["carrier"], "hash": 3, "frequency": True},
+            "^hash takes the place of frequency",
+        ),
+        ({"numeric": ["temp"], "bucket": 3, "scale": "robust"}, "^bucket takes the place of scale"),
+        (
+            {"categorical": {"carrier": {"hash": 3, "frequency": True}}},
+            "'carrier': hash takes the place of frequency",
+        ),
+        (
+            {"categorical": {"carrier": {"frequency": True, "unseen": "other"}}},
+            "'carrier': unseen='other' needs max_categories or min_count",
+        ),
+    ],
+)
 def test_wrong_options(options, sentence):
     with pytest.raises(ParameterError, match=sentence):
         Transform(**options).fit(table(10))

@@ -1,4 +1,7 @@
-"""Boosted trees: the same ones wherever the rows are, interrupted or not, whichever worker dies; bounded memory; what is wrong is said before it costs."""
+"""Boosted trees: the same wherever the rows are, interrupted or not, whichever worker dies
+
+Memory is bounded; what is wrong is said before it costs.
+"""
 
 import contextlib
 import json
@@ -392,7 +395,7 @@ def test_validation_rows_that_do_not_fit():
 
 @pytest.mark.slow
 def test_memory_is_bounded_when_the_rows_are_many(tmp_path):
-    "1 M rows × 50 are 200 MB of float32 and 120 MB as bytes; a budget of 30 MB puts them into a file, which is gone at the end"
+    "1 M rows × 50: 200 MB of float32, 120 MB as bytes; 30 MB of budget: a file, gone at the end"
     script = textwrap.dedent("""
         import sys, tempfile
         import numpy as np
@@ -404,7 +407,8 @@ def test_memory_is_bounded_when_the_rows_are_many(tmp_path):
             for i in range(count):
                 X = np.random.default_rng(i).standard_normal((62_500, 50), dtype=np.float32)
                 yield X, X[:, 0] > 0
-        BoostedTrees(1, execution=Execution(memory="5 MB")).fit(Rows(lambda: blocks(4)))  # what is loaded on the way, and what few rows take by it
+        BoostedTrees(1, execution=Execution(memory="5 MB")).fit(Rows(lambda: blocks(4)))  \
+# what is loaded on the way, and what few rows take by it
         peak = lambda: resident("VmHWM") / 1e6  # ru_maxrss is that of who started this process, too
         before = peak()
         BoostedTrees(2, execution=Execution(memory="30 MB")).fit(Rows(lambda: blocks(16)))
