@@ -1,4 +1,7 @@
-"What serving.feedback promises: each truth finds its prediction whenever it comes, and production is measured as releases are"
+"""What serving.feedback promises: each truth finds its prediction whenever it comes
+
+Production is measured as releases are.
+"""
 
 import time
 from pathlib import Path

@@ -22,7 +22,7 @@ from scalai_nb.bench.served import subject
 
 
 class Answering(asyncio.Protocol):
-    "A connection that answers each request by what `say(its number)` gives: b'' breaks it, None leaves it without an answer"
+    "Answers each request with `say(its number)`: b'' breaks the connection, None leaves no answer"
 
     seen = 0
 
@@ -97,7 +97,7 @@ def test_a_wrong_score_is_seen_by_version_and_by_order():
 
 
 def test_latency_counts_from_the_time_at_which_a_request_was_due():
-    "A server that answers one request in twenty milliseconds gets a hundred a second on one connection: those wait for each other"
+    "A server of twenty milliseconds a request gets a hundred a second on a connection: they queue"
 
     def slowly(i):
         time.sleep(0.02)
@@ -175,7 +175,8 @@ async def infer(request, context):
 async def main():
     server = grpc.aio.server()
     handler = grpc.unary_unary_rpc_method_handler(infer)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("inference.GRPCInferenceService", {"ModelInfer": handler}),))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(\
+"inference.GRPCInferenceService", {"ModelInfer": handler}),))
     print(server.add_insecure_port("127.0.0.1:0"), flush=True)
     await server.start()
     await server.wait_for_termination()

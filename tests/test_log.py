@@ -1,4 +1,7 @@
-"What serving's journal, segments and log promise: what was acknowledged is found, once, whoever dies; nobody's value is written; nothing is raised"
+"""What serving's journal, segments and log promise
+
+What was acknowledged is found, once, whoever dies; nobody's value is written; nothing is raised.
+"""
 
 import os
 import shutil
@@ -76,7 +79,7 @@ def journal(service, slot=0, **options):
         found.close()
 
 
-# --- frames ----------------------------------------------------------------------------------------------------------
+# --- frames ---------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.binary(max_size=20), max_size=5), st.data())
@@ -141,7 +144,7 @@ def test_a_live_workers_file_is_left_alone_and_its_slot_too(service, lake):
     assert compact(service, lake, force=True).rows == 1
 
 
-# --- a journal -------------------------------------------------------------------------------------------------------
+# --- a journal ------------------------------------------------------------------------------------
 
 
 def test_an_fsync_comes_within_200_ms_and_none_when_idle(service, monkeypatch):
@@ -201,7 +204,8 @@ LIMITED = """
 import resource, sys
 sys.path.insert(0, "tests")
 from test_log import Journal, Metrics, scorer, write, written
-resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))  # a stand-in for a full disk: it takes half a frame, then nothing
+resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))  \
+# a stand-in for a full disk: it takes half a frame, then nothing
 metrics = Metrics()
 journal, served = Journal(sys.argv[1], 0, secret=b"key", metrics=metrics), scorer()
 kept = [f"{i}" for i in range(1000) if write(journal, served, f"{i}")]
@@ -253,7 +257,7 @@ def test_a_share_is_chosen_by_the_id_and_recorded(service, lake, share):
     }
 
 
-# --- persons ---------------------------------------------------------------------------------------------------------
+# --- persons --------------------------------------------------------------------------------------
 
 
 def test_nobodys_value_is_in_any_file(service, lake):
@@ -302,7 +306,7 @@ def test_nobodys_value_is_in_any_file(service, lake):
     ] * 3 and row.hour.values.tolist() == [7]
 
 
-# --- the lake --------------------------------------------------------------------------------------------------------
+# --- the lake -------------------------------------------------------------------------------------
 
 
 class Killed(BaseException):
@@ -504,7 +508,10 @@ def test_the_key_is_made_once_by_workers_that_start_together(tmp_path):
 
 
 def test_a_worker_loads_nothing_heavy_for_it():
-    code = "import sys, scalai_nb.serving.log.journal; print([m for m in ('pandas', 'pyarrow', 'xarray', 'fastcore', 'onnxruntime') if m in sys.modules])"
+    code = (
+        "import sys, scalai_nb.serving.log.journal; print([m for m in "
+        "('pandas', 'pyarrow', 'xarray', 'fastcore', 'onnxruntime') if m in sys.modules])"
+    )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
         == "[]"

@@ -1,4 +1,4 @@
-"""Searches: what they find; nothing lost or done twice, on threads or a cluster whose workers die"""
+"""Searches: what they find; nothing lost or done twice, on threads or where workers die"""
 
 import json
 import os

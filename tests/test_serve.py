@@ -1,4 +1,7 @@
-"The processes of a service: they start, follow the registry, survive a kill, share connections, and end when all is answered"
+"""The processes of a service: they start, follow the registry, survive a kill, share connections
+
+They end when all is answered.
+"""
 
 import json
 import os
@@ -225,8 +228,11 @@ def test_a_service_runs_once_and_a_port_is_taken_once(env):
 
 def command(env, *words, **options) -> subprocess.Popen:
     code = (
-        "import sys, typer; from scalai_nb.commands.serve import serve; from scalai_nb.errors import ScalaiError\n"
-        "app = typer.Typer(pretty_exceptions_enable=False); app.command()(serve)\ntry: app()\nexcept ScalaiError as e: sys.exit(f'error: {e}') if e.exit_code == 1 else sys.exit(2)"
+        "import sys, typer; from scalai_nb.commands.serve import serve; "
+        "from scalai_nb.errors import ScalaiError\n"
+        "app = typer.Typer(pretty_exceptions_enable=False); app.command()(serve)\n"
+        "try: app()\n"
+        "except ScalaiError as e: sys.exit(f'error: {e}') if e.exit_code == 1 else sys.exit(2)"
     )
     return subprocess.Popen(
         [sys.executable, "-c", code, *words],
@@ -381,7 +387,12 @@ def test_nothing_outlives_a_killed_supervisor(env):
 
 
 def test_ends_with_whoever_started_it(env):
-    code = f"import scalai_nb as sn, time; from scalai_nb.serving.process.service import running\nwith running('late', sn.environment('laptop', settings={str(env.root / 'settings.ini')!r}), workers=1) as s: print(*s.pids, flush=True); time.sleep(60)"
+    code = (
+        "import scalai_nb as sn, time; from scalai_nb.serving.process.service import running\n"
+        "with running('late', "
+        f"sn.environment('laptop', settings={str(env.root / 'settings.ini')!r}), workers=1) as s: "
+        "print(*s.pids, flush=True); time.sleep(60)"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     pids = [int(word) for word in process.stdout.readline().split()]
     process.kill()
@@ -403,7 +414,12 @@ def test_what_is_open_is_answered(env):
     ):
         body = json.dumps({"instances": [{"hour": 12.0}]}).encode()
         sock.sendall(
-            b"POST /v1/models/late:predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+            (
+                b"POST /v1/models/late:predict HTTP/1.1\r\n"
+                b"host: x\r\n"
+                b"content-type: application/json\r\n"
+                b"content-length: %d\r\n\r\n"
+            )
             % len(body)
             + body[:10]
         )
