@@ -1,4 +1,7 @@
-"""Scoring a dataset offline: the scores of Model.predict whatever the blocks and wherever they are scored, whole or not at all, and resumed"""
+"""Scoring a dataset offline: the scores of Model.predict, whatever the blocks and wherever scored
+
+Whole or not at all, and resumed.
+"""
 
 import os
 import pickle
@@ -22,7 +25,7 @@ from scalai_nb.errors import (
     WorkFailed,
 )
 from scalai_nb.serving import offline as batch
-from scalai_nb.serving.offline import score
+from scalai_nb.serving.offline import Destination, score
 
 ROWS = 7003
 
@@ -192,7 +195,8 @@ def test_the_scores_say_what_they_are_of(model, flights, env, lake):
     for _ in range(2):
         lake.write("flights", flights)
     old, new = reversed(lake.log("flights"))
-    version = score("flights", model, to="scored", env=env, name="risk", keep=["carrier", "tail"])
+    to = Destination("scored", name="risk", keep=["carrier", "tail"])
+    version = score("flights", model, to=to, env=env)
     scored = lake.read("scored")
     assert (
         list(scored) == ["carrier", "tail", "risk", "version"]
