@@ -1,4 +1,4 @@
-"""Make the folder of notebooks the system: contracts, a versioned lake, runs, releases and dashboards from the notebooks you already have
+"""Notebooks become the system: contracts, a versioned lake, runs, releases and dashboards
 
 Modules:
 
@@ -12,7 +12,7 @@ Modules:
 - `scalai_nb.kernels.cuda.scores`: Scores and labels counted on the device
 - `scalai_nb.kernels.features`: Features from columns
 - `scalai_nb.kernels.groups`: Count, mean, squared deviations, least and greatest value of a column by group, on the CPU
-- `scalai_nb.kernels.jit`: Numba's `njit` for kernels: free of the interpreter's lock, and compiled once for all processes
+- `scalai_nb.kernels.jit`: Numba's `njit` for kernels: without the interpreter's lock, compiled once for all processes
 - `scalai_nb.kernels.linear`: Sums over rows that linear models learn from
 - `scalai_nb.kernels.scores`: Scores and labels counted in one pass"""
 
