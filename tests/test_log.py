@@ -20,7 +20,8 @@ from scalai_nb.data.lake import Lake
 from scalai_nb.serving.log import journal as journals
 from scalai_nb.serving.log import ingest as logs
 from scalai_nb.serving.scoring.calls import Call
-from scalai_nb.serving.log.journal import Journal, frame, frames, read
+from scalai_nb.serving.log.encoding import frame, frames, read
+from scalai_nb.serving.log.journal import Journal
 from scalai_nb.serving.log.ingest import Compacted, LogKeeper, compact
 from scalai_nb.serving.metrics import Metrics
 from scalai_nb.serving.log.pseudonyms import secret
