@@ -2,7 +2,7 @@
 
 Modules:
 
-- `scalai_nb.kernels.clusters`: Which centre is nearest to each row, and the sums that the next centres follow from
+- `scalai_nb.kernels.clusters`: Which centre is nearest to each row, and the sums by centre
 - `scalai_nb.kernels.columns`: Kernels that describe a column
 - `scalai_nb.kernels.cuda.clusters`: Sums by nearest centre on the device
 - `scalai_nb.kernels.cuda.columns`: Kernels that describe a column, on the device
@@ -11,7 +11,7 @@ Modules:
 - `scalai_nb.kernels.cuda.linear`: Sums that linear models learn from, on the device
 - `scalai_nb.kernels.cuda.scores`: Scores and labels counted on the device
 - `scalai_nb.kernels.features`: Features from columns
-- `scalai_nb.kernels.groups`: Count, mean, squared deviations, least and greatest value of a column by group, on the CPU
+- `scalai_nb.kernels.groups`: A column described by group on the CPU: count, mean, deviations, range
 - `scalai_nb.kernels.jit`: Numba's `njit` for kernels: without the interpreter's lock, compiled once for all processes
 - `scalai_nb.kernels.linear`: Sums over rows that linear models learn from
 - `scalai_nb.kernels.scores`: Scores and labels counted in one pass"""

@@ -1,4 +1,4 @@
-"""Which centre is nearest to each row, and the sums that the next centres follow from
+"""Which centre is nearest to each row, and the sums by centre
 
 A block is read once, in tiles that stay in the L2 cache. Distances are compared by products of
 the block's own type, taken about the middle of the centres, so that data far from 0 lose nothing;

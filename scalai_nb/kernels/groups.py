@@ -1,4 +1,4 @@
-"""Count, mean, squared deviations, least and greatest value of a column by group, on the CPU
+"""A column described by group on the CPU: count, mean, deviations, range
 
 The sums are those of the corrected two-pass algorithm (Chan, Golub & LeVeque 1983, eq. 1.7): the
 second pass takes deviations from the mean of the first and puts it right by their sum. The mean
