@@ -12,7 +12,7 @@ Modules:
 - `scalai_nb.kernels.cuda.scores`: Scores and labels counted on the device
 - `scalai_nb.kernels.features`: Features from columns
 - `scalai_nb.kernels.groups`: A column described by group on the CPU: count, mean, deviations, range
-- `scalai_nb.kernels.jit`: Numba's `njit` for kernels: without the interpreter's lock, compiled once for all processes
+- `scalai_nb.kernels.jit`: Numba's `njit` for kernels: without the lock of the interpreter, cached
 - `scalai_nb.kernels.linear`: Sums over rows that linear models learn from
 - `scalai_nb.kernels.scores`: Scores and labels counted in one pass"""
 

@@ -1,4 +1,4 @@
-"""Numba's `njit` for kernels: without the interpreter's lock, compiled once for all processes
+"""Numba's `njit` for kernels: without the lock of the interpreter, cached
 
 Numba numbers the files of its cache by what an index lists. Of two processes that compile one
 function at the same time for two dtypes, both take the same number, and the index of one may then
