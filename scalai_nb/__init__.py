@@ -62,7 +62,7 @@ _WHERE = {
     "models.search.study": ["SearchPolicy"],
     "models.slim.slim": ["Trial", "slim"],
     "models.slim.slimming": ["Slimming"],
-    "serving.offline": ["score"],
+    "serving.offline": ["Destination", "score"],
     "client.client": ["Client"],
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
