@@ -21,7 +21,6 @@ __all__ = ['SUMMARIES', 'DRIFT', 'EVALUATION', 'LOGISTIC', 'TRANSFORMS', 'CLUSTE
            'mixed', 'to_arrow', 'cluster']
 
 # %% ../../nbs/bench/hotpath.ipynb #5ece36ff
-# `compare` asks this module for `bandwidth` and `machine`
 if TYPE_CHECKING:
     from scalai_nb.compute.reduce import Mergeable
     from scalai_nb.data.lake import Lake

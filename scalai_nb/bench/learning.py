@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+# `compare` asks this module for `bandwidth` and `machine`
 from .compare import Case, Figure, bandwidth, machine, peak_memory  # noqa: F401
 from .hotpath import cluster, mixed, to_arrow
 
@@ -22,7 +23,6 @@ from .hotpath import cluster, mixed, to_arrow
 __all__ = ['NUMERIC', 'CATEGORICAL', 'PACKAGES', 'CLUSTERS', 'CASES', 'labelled']
 
 # %% ../../nbs/bench/learning.ipynb #08660d73
-# `compare` asks this module for `bandwidth` and `machine`
 if TYPE_CHECKING:
     from scalai_nb.learn.features.transform import Transform
     from scalai_nb.learn.networks.networks import Network
