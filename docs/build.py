@@ -33,7 +33,8 @@ ROOMS = {  # in the order in which data pass through them
     "commands": "Commands",
 }
 
-MEMBERS = "   :members:\n   :exclude-members: get_metadata_routing, set_fit_request, set_score_request, set_partial_fit_request\n"
+SKLEARN = "get_metadata_routing, set_fit_request, set_score_request, set_partial_fit_request"
+MEMBERS = f"   :members:\n   :exclude-members: {SKLEARN}\n"
 
 
 def toctree(title: str, pages: list[str]) -> str:

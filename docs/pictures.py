@@ -1,6 +1,7 @@
 """Make the pictures of the documents from a real run, so that they stay true: `make pictures`
 
-Runs the flights pipeline in a copy of the project (a minute), then shows terminal, report, dashboard and JupyterLab.
+Runs the flights pipeline in a copy of the project (a minute), then shows terminal, report,
+dashboard and JupyterLab.
 Needs Chromium (`make test-services`); every request of a page to another host is refused and named.
 """
 
@@ -14,8 +15,6 @@ import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 from playwright.sync_api import Page, sync_playwright
 from rich.console import Console
@@ -46,7 +45,8 @@ def house() -> None:
     floors = [floor for floor in floors if floor]
     height = 44 * len(floors) + 12
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 880 {height}" font-family="sans-serif">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 880 {height}" '
+        'font-family="sans-serif">'
     ]
     for i, floor in enumerate(floors):
         width = 864 / len(floor)
@@ -92,21 +92,28 @@ def free_port() -> int:
 @contextmanager
 def server(project: Path, port: int, path: str, *words: str):
     "A server in the project as long as the block lasts; its address"
-    url = f"http://127.0.0.1:{port}{path}"
     program = [str(BIN / words[0]), *words[1:]]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(program, cwd=project, start_new_session=True, **quiet)
+    log = project / f"{words[1]}.log"
+    with open(log, "w") as out:
+        process = subprocess.Popen(
+            program, cwd=project, start_new_session=True, stdout=out, stderr=subprocess.STDOUT
+        )
     try:
-        for _ in range(240):
-            try:
-                urlopen(url, timeout=5).close()
-                break
-            except (URLError, OSError):
-                time.sleep(0.25)
-        yield url
+        while not listens(port):
+            if process.poll() is not None:
+                raise SystemExit(f"pictures: {' '.join(words)}: {log.read_text()}")
+            time.sleep(0.25)
+        yield f"http://127.0.0.1:{port}{path}"
     finally:
-        os.killpg(process.pid, 15)
-        process.wait(20)
+        if process.poll() is None:
+            os.killpg(process.pid, 15)
+            process.wait(20)
+
+
+def listens(port: int) -> bool:
+    "Whether somebody answers at a port of this machine"
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
 
 
 def shoot(page: Page, url: str, path: Path, ready: str, full: bool = False) -> None:
@@ -139,9 +146,7 @@ def browser_pictures(project: Path, report: Path) -> None:
         page.route("**/*", local_only)
         shoot(page, report.as_uri(), PICTURES / "report.png", "table")
         port = free_port()
-        with server(
-            project, port, "/", "scalai", "dash", "--port", str(port), "--no-browser"
-        ) as url:
+        with server(project, port, "/", "scalai", "dash", "--port", str(port), "--no-open") as url:
             shoot(page, url, PICTURES / "dashboard.png", ".scalai-card")
         port, settings = free_port(), ["--no-browser", "--ServerApp.token=", "--allow-root"]
         notebook = "/lab/tree/nbs/tutorials/many_rows.ipynb"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+# `compare` asks this module for `bandwidth` and `machine`
 from .compare import Case, Figure, bandwidth, machine, peak_memory  # noqa: F401
 
 # %% auto #0

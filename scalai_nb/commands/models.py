@@ -225,9 +225,8 @@ def models_dvc(
 
     v = registry_of(env).get(name)
     pointer = track(v, to)
-    console().print(
-        f"{v} is in {pointer.with_suffix('')}\ncommit it: git add {pointer} {pointer.parent}/.gitignore"
-    )
+    console().print(f"{v} is in {pointer.with_suffix('')}")
+    console().print(f"commit it: git add {pointer} {pointer.parent}/.gitignore")
 
 # %% ../../nbs/commands/models.ipynb #b9e1594c
 def _slimmed(rows: list[dict]) -> Group:

@@ -1,4 +1,4 @@
-"""What touches every row: for each kernel a CPU twin in Numba, its specification, and a CUDA source.
+"""What touches every row: a CPU twin in Numba, which is the specification, and a CUDA source.
 
 In: contiguous NumPy or CuPy arrays of a block, which stay on their device.
 Out: small arrays of the host, or arrays beside the block; `columns.py` and `cuda/columns.py` have

@@ -1,4 +1,4 @@
-"""Launchers of the CUDA kernels, the twins' functions for CuPy arrays, and the loader of the `.cu` files.
+"""Launchers of the CUDA kernels: the functions of the twins for CuPy arrays.
 
 In: CuPy arrays as they are; another library, type or layout is a ParameterError.
 Out: small arrays of the host through `host`, or arrays beside the block. One instance of a

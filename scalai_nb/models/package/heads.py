@@ -496,7 +496,7 @@ def _two_classes(e: Any) -> None:
     if hasattr(e, "classes_") and not hasattr(e, "predict_proba"):
         raise ParameterError(
             f"{type(e).__name__} gives no probabilities; "
-            "calibrate it, say by sn.train(…, calibrate='sigmoid')."
+            "calibrate it, say by sn.train(…, judging=sn.Judging(calibrate='sigmoid'))."
         )
 
 
