@@ -145,8 +145,8 @@ def copied() -> Path:
     return copy
 
 
-def call(copy: Path, command: str, *words: str) -> None:
-    "Run a command of this environment in the copy; SystemExit when it fails"
+def call(copy: Path, command: str, *words: str) -> bool:
+    "Whether a command of this environment succeeds in the copy"
     env = os.environ | {
         "SCALAI_ENV": "laptop",
         "COLUMNS": "100",
@@ -154,30 +154,29 @@ def call(copy: Path, command: str, *words: str) -> None:
         "SCALAI_USER": "you",
     }
     program = Path(sys.executable).with_name(command)
-    if subprocess.run([program, *words], cwd=copy, env=env, check=False).returncode:
-        raise SystemExit(f"outputs: {command} {' '.join(words)} failed, for the reason above.")
+    return not subprocess.run([program, *words], cwd=copy, env=env, check=False).returncode
 
 
-def run(copy: Path, chosen: list[Path], processes: int) -> dict[Path, Path]:
-    "Run the notebooks, those of a pipeline by a run of it; where each has been left"
-    done = {}
+def run(copy: Path, chosen: list[Path], processes: int) -> tuple[dict[Path, Path], bool]:
+    "Run the notebooks, those of a pipeline by a run of it; where each is left, and whether all ran"
+    done, well = {}, True
     test = ("--save", "--n-workers", str(processes))
     alone = [p for p in chosen if p in lessons()]
     if len(alone) == len(lessons()):
-        call(copy, "nbdev-test", *test, "--skip-folder-re", SKIPPED, "nbs")
+        well &= call(copy, "nbdev-test", *test, "--skip-folder-re", SKIPPED, "nbs")
     else:
         for path in alone:
-            call(copy, "nbdev-test", *test, str(path))
+            well &= call(copy, "nbdev-test", *test, str(path))
     done |= {p: copy / p for p in alone}
     for name in pipelines():
         if any(p.parent == PIPELINES / name for p in chosen):
-            call(copy, "scalai", "run", name)
+            well &= call(copy, "scalai", "run", name)
             done |= steps(name, copy)
     for path in chosen:
         if path.parts[0] == "dashboards":
-            call(copy, "nbdev-test", *test, str(path))
+            well &= call(copy, "nbdev-test", *test, str(path))
             done[path] = copy / path
-    return done
+    return done, well
 
 
 def refresh(path: Path, ran: Path, check: bool = False) -> list[str]:
@@ -218,7 +217,7 @@ def main() -> int:
     chosen = words.notebook or (lessons() if words.lessons else sorted(everything))
     copy = copied()
     try:
-        done = run(copy, chosen, words.processes)
+        done, well = run(copy, chosen, words.processes)
         differ = [line for path in done for line in refresh(path, done[path], words.check)]
     finally:
         shutil.rmtree(copy, ignore_errors=True)
@@ -227,7 +226,7 @@ def main() -> int:
         f"outputs: {len(differ)} cells of {len(done)} notebooks "
         f"{'differ' if words.check else 'are new'}"
     )
-    return 1 if words.check and differ else 0
+    return 0 if well and not (words.check and differ) else 1
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ def test_heavy_cases_run_only_by_name():
 
 
 @pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("name", chosen(hotpath.CASES))
 def test_every_case_of_the_hot_path_runs_and_keeps_its_bounds(name):
     "All figures but time and memory, which tell nothing at this size"
@@ -83,6 +84,7 @@ def test_every_case_of_the_hot_path_runs_and_keeps_its_bounds(name):
 
 
 @pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("name", chosen(training.CASES))
 def test_every_case_of_training_runs_and_keeps_its_bounds(name):
     "All figures but memory, which tells nothing at this size"

@@ -345,6 +345,7 @@ def killed_at(monkeypatch, n: int, work) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.campaign
 def test_a_keeper_killed_at_any_moment_loses_nothing_and_doubles_nothing(tmp_path, monkeypatch):
     before = tmp_path / "before"
     with journal(before / "late") as j:
