@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalai_nb.errors import ParameterError
-from scalai_nb.evaluation.comparison import BETTER, Confidence, compare, placements, together
+from scalai_nb.evaluation.comparison import BETTER, Confidence, compare, placements, simultaneous
 from scalai_nb.evaluation.evaluation import evaluate
 
 
@@ -220,15 +220,15 @@ def test_slices_that_cannot_tell():
     assert (
         np.isnan(one.new)
         and np.isnan(one.low)
-        and np.isnan(together(table).low[list(table.slice).index("one")])
+        and np.isnan(simultaneous(table).low[list(table.slice).index("one")])
     )
     single = compare(label, score, score[::-1], groups=np.zeros(13), measures=["roc_auc", "brier"])
-    assert single.low.isna().all() and together(single).low.isna().all()
+    assert single.low.isna().all() and simultaneous(single).low.isna().all()
 
 
 def test_the_same_model_does_not_differ():
     label, new, _, _ = two_models(500)
-    table = together(compare(label, new, new))
+    table = simultaneous(compare(label, new, new))
     assert (table[["difference", "low", "high"]] == 0).all(axis=None)
 
 
@@ -238,11 +238,11 @@ def test_together_is_bonferroni():
         label, new, old, by=day % 10, measures=["roc_auc"], confidence=Confidence(1 - 0.05 / 11)
     )
     pd.testing.assert_frame_equal(
-        together(compare(label, new, old, by=day % 10, measures=["roc_auc"])), table
+        simultaneous(compare(label, new, old, by=day % 10, measures=["roc_auc"])), table
     )
     lost = table.assign(error=table.error.where(table.slice != 3))
     assert (
-        together(lost).low.isna().sum() == 1 and together(lost).low[0] > table.low[0]
+        simultaneous(lost).low.isna().sum() == 1 and simultaneous(lost).low[0] > table.low[0]
     )  # a line that cannot tell does not count
 
 
@@ -254,7 +254,7 @@ def test_twenty_slices_raise_few_false_alarms():
         label, risk = rng.random(4000) < 0.4, rng.normal(size=4000)
         new, old = (1 / (1 + np.exp(-risk - label - rng.normal(size=4000))) for _ in range(2))
         table = compare(label, new, old, by=np.arange(4000) % 20, measures=["roc_auc"])
-        alone, joint = alone + (table.high < 0).any(), joint + (together(table).high < 0).any()
+        alone, joint = alone + (table.high < 0).any(), joint + (simultaneous(table).high < 0).any()
     assert joint <= 5 and alone >= 12
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, ArrayLike, Dataset, Frame
 
 # %% auto #0
-__all__ = ['LOTS', 'BINS', 'BETTER', 'placements', 'Confidence', 'compare', 'together']
+__all__ = ['LOTS', 'BINS', 'BETTER', 'placements', 'Confidence', 'compare', 'simultaneous']
 
 # %% ../../nbs/evaluation/comparison.ipynb #0ac04c35
 def placements(
@@ -352,7 +352,7 @@ def compare(
     return _table(lines, confidence.level)
 
 # %% ../../nbs/evaluation/comparison.ipynb #9c57d682
-def together(
+def simultaneous(
     table: Frame,  # of `compare`, or some of its lines
     level: float = 0.95,  # chance that all intervals hold
 ) -> Frame:  # with wider intervals; lines of which nothing can be said do not count

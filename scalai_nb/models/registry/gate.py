@@ -17,7 +17,7 @@ import numpy as np
 
 from ...errors import ModelMismatch, ParameterError, unknown
 from ...evaluation.binary import INTERVALS, evaluate_binary
-from ...evaluation.comparison import BETTER, Confidence, compare, together
+from ...evaluation.comparison import BETTER, Confidence, compare, simultaneous
 from ...evaluation.task import task_of
 from ...goals import Goal
 from .compatibility import incompatibilities, narrowed
@@ -306,7 +306,7 @@ def _not_worse_anywhere(
     )
     smaller = np.minimum(table.positives, table.rows - table.positives)
     enough = (smaller >= limits.fewest) & table.error.notna()
-    judged = together(table.loc[enough], limits.level)
+    judged = simultaneous(table.loc[enough], limits.level)
     lines: list[tuple[Any, bool]] = [(line, True) for line in judged.itertuples()]
     lines += [(line, False) for line in table.loc[~enough].itertuples()]
     lines.sort(key=lambda x: x[0].Index)
