@@ -31,6 +31,13 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+LAB = [
+    "--no-browser",
+    "--allow-root",
+    "--ServerApp.token=",
+    "--LabApp.news_url=None",
+    "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+]
 IGNORED = shutil.ignore_patterns(".git", ".venv*", ".scalai", ".services", "site", "__pycache__")
 
 
@@ -148,7 +155,7 @@ def browser_pictures(project: Path, report: Path) -> None:
         port = free_port()
         with server(project, port, "/", "scalai", "dash", "--port", str(port), "--no-open") as url:
             shoot(page, url, PICTURES / "dashboard.png", ".scalai-card")
-        port, settings = free_port(), ["--no-browser", "--ServerApp.token=", "--allow-root"]
+        port, settings = free_port(), LAB
         notebook = "/lab/tree/nbs/tutorials/many_rows.ipynb"
         with server(project, port, "/lab", "jupyter", "lab", f"--port={port}", *settings) as url:
             shoot(
