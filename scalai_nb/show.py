@@ -5,6 +5,7 @@
 # %% ../nbs/show.ipynb #8f3f2150
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -236,11 +237,13 @@ def terminal_status(word: str) -> Text:
     return Text(f"{mark} {word}", colour)
 
 # %% ../nbs/show.ipynb #2d3d14e4
+_NUMBER = re.compile(r"\d[\d.,]*(?!\w)")  # 6SPXBJMT is a version, and none
+
+
 def _numeric(cells: list[Part]) -> bool:
     "Whether `cells` read as numbers, whatever their unit"
-    return any(c.text[:1].isdigit() for c in cells) and all(
-        c.text[:1].isdigit() or c.text == "–" for c in cells
-    )
+    numbers = [bool(_NUMBER.match(c.text)) for c in cells]
+    return any(numbers) and all(n or c.text == "–" for n, c in zip(numbers, cells, strict=True))
 
 
 def _plain_rows(rows: list[list[Part]], right: list[bool]) -> str:

@@ -98,7 +98,8 @@ def same(a: str, b: str) -> bool:
     "Whether two texts say the same"
     for pattern in CHANGING:
         a, b = pattern.sub("…", a), pattern.sub("…", b)
-    a, b = (re.sub(r"[ \t─━═-]+", " ", x).strip() for x in (a, b))
+    a, b = (re.sub(r"[ \t─━═-]+", " ", x) for x in (a, b))
+    a, b = (re.sub(r" ?\n ?", "\n", x).strip() for x in (a, b))
     if a == b:
         return True
     numbers = [NUMBER.findall(x) for x in (a, b)]
