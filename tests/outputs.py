@@ -46,6 +46,8 @@ CHANGING = [  # what may differ from run to run
     re.compile(r"\b[\d.,]+ ?(?:ns|µs|ms|s|min|h|MB/s|GB/s|rows/s)\b"),
     re.compile(r"(?<=127\.0\.0\.1:)\d+|(?<=localhost:)\d+"),
     re.compile(r"(?i)(?<=\bprocess )\d+|(?<=\bpid )\d+|(?<=\bpid=)\d+"),
+    re.compile(r"(?<=name='latency)[^)]*"),  # of a check of the gate
+    re.compile(r"(?m)^\d+ of \d+: .*$"),  # progress of what runs side by side
     re.compile(r"/tmp/…\S*"),
     re.compile(r"…\s+[\d.]+\s+…"),  # a number between two that may differ, say seconds of workers
 ]
@@ -100,11 +102,17 @@ def same(a: str, b: str) -> bool:
         a, b = pattern.sub("…", a), pattern.sub("…", b)
     a, b = (re.sub(r"[ \t─━═-]+", " ", x) for x in (a, b))
     a, b = (re.sub(r" ?\n ?", "\n", x).strip() for x in (a, b))
-    if a == b:
-        return True
-    numbers = [NUMBER.findall(x) for x in (a, b)]
-    alike = NUMBER.sub("#", a) == NUMBER.sub("#", b)
-    return alike and all(close(x, y) for x, y in zip(*numbers, strict=True))
+    lines = [
+        "\n".join(sorted(x.splitlines())) for x in (a, b)
+    ]  # what runs side by side ends as it can
+    return level(a, b) or level(*lines)
+
+
+def level(a: str, b: str) -> bool:
+    "Whether two texts are the same but for the rounding of their numbers"
+    if NUMBER.sub("#", a) != NUMBER.sub("#", b):
+        return False
+    return all(close(x, y) for x, y in zip(NUMBER.findall(a), NUMBER.findall(b), strict=True))
 
 
 def joined(outputs: list[dict]) -> list[str]:
