@@ -48,6 +48,7 @@ CHANGING = [  # what may differ from run to run
     re.compile(r"(?i)(?<=\bprocess )\d+|(?<=\bpid )\d+|(?<=\bpid=)\d+"),
     re.compile(r"(?<=name='latency)[^)]*"),  # of a check of the gate
     re.compile(r"(?m)^\d+ of \d+: .*$"),  # progress of what runs side by side
+    re.compile(r"\d+\.\d+(?=\s+learnt from)"),  # seconds of a training
     re.compile(r"/tmp/…\S*"),
     re.compile(r"…\s+[\d.]+\s+…"),  # a number between two that may differ, say seconds of workers
 ]
