@@ -1,8 +1,4 @@
-"""Measure how the code reads: `make style`, or `python tests/style.py ROOM` for what a room lacks
-
-The same figures of fastcore, starlette and h11 are what STYLE.md compares them with: mean line 46,
-35 and 36.
-"""
+"""Measure how the code reads: `make style`; `python tests/style.py ROOM` says what a room lacks"""
 
 import argparse
 import ast
