@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -147,7 +146,16 @@ class Mutant:
     line: int  # of the cell
     what: str
     code: str  # the line before
-    source: str  # the cell, broken
+    cell_source: str  # the cell before
+    number: int  # of the site in the cell
+
+    @property
+    def source(self) -> str:
+        "The cell, broken"
+        tree = ast.parse(self.cell_source)
+        site = sites(tree)[self.number]
+        site.change(site.node)
+        return "\n".join(["#| export", ast.unparse(ast.fix_missing_locations(tree))])
 
     @property
     def module(self) -> str:
@@ -165,16 +173,11 @@ def mutants_of(path: Path) -> list[Mutant]:
         source = "".join(cell["source"])
         if cell["cell_type"] != "code" or not EXPORT.match(source):
             continue
-        tree = ast.parse(source)
-        for i, site in enumerate(sites(tree)):
-            broken = deepcopy(tree)
-            again = sites(broken)[i]
-            again.change(again.node)
-            text = "\n".join(["#| export", ast.unparse(ast.fix_missing_locations(broken))])
+        name = str(path.relative_to(ROOT / "nbs"))
+        for i, site in enumerate(sites(ast.parse(source))):
             line = site.node.lineno
-            name = str(path.relative_to(ROOT / "nbs"))
             code = source.splitlines()[line - 1].strip()
-            found.append(Mutant(name, cell["id"], line, site.what, code, text))
+            found.append(Mutant(name, cell["id"], line, site.what, code, source, i))
     return found
 
 
