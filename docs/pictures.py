@@ -6,7 +6,6 @@ Needs Chromium (`make test-services`); every request of a page to another host i
 """
 
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -16,21 +15,17 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 from rich.console import Console
 from rich.text import Text
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from browser import CHROMIUM, visiting
+
 PICTURES = ROOT / "docs" / "pictures"
 BIN = Path(sys.executable).parent
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 LAB = [
     "--no-browser",
     "--allow-root",
@@ -43,7 +38,6 @@ IGNORED = shutil.ignore_patterns(".git", ".venv*", ".scalai", ".services", "site
 
 def house() -> None:
     "Draw the rooms by floors, as tests/test_house.py holds them, each with its number of files"
-    sys.path.insert(0, str(ROOT / "tests"))
     from test_house import FLOORS, MODULES, dotted, room_of
 
     files = [room_of(dotted(p)) for p in MODULES if p.stem != "__init__"]
@@ -131,40 +125,21 @@ def shoot(page: Page, url: str, path: Path, ready: str, full: bool = False) -> N
     page.screenshot(path=path, full_page=full)
 
 
-def local_only(route) -> None:
-    "Let pages ask this machine only"
-    if re.match(
-        r"(https?|wss?)://(127\.0\.0\.1|localhost)[:/]|file:|data:|blob:", route.request.url
-    ):
-        route.continue_()
-    else:
-        print(f"pictures: refused {route.request.url}", file=sys.stderr)
-        route.abort()
-
-
 def browser_pictures(project: Path, report: Path) -> None:
     "Report, dashboard and JupyterLab"
-    program = next((found for name in CHROMIUM if (found := shutil.which(name))), None)
-    if not program:
+    if not CHROMIUM:
         raise SystemExit("pictures: no Chromium; run make test-services.")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=FLAGS)
-        page = chromium.new_page(viewport={"width": 1200, "height": 800})
-        page.route("**/*", local_only)
+    with visiting("http://127.0.0.1:", "file:", "data:", "blob:", width=1200) as visit:
+        page = visit.page
         shoot(page, report.as_uri(), PICTURES / "report.png", "table")
         port = free_port()
         with server(project, port, "/", "scalai", "dash", "--port", str(port), "--no-open") as url:
             shoot(page, url, PICTURES / "dashboard.png", ".scalai-card")
-        port, settings = free_port(), LAB
-        notebook = "/lab/tree/nbs/tutorials/many_rows.ipynb"
-        with server(project, port, "/lab", "jupyter", "lab", f"--port={port}", *settings) as url:
-            shoot(
-                page,
-                url.removesuffix("/lab") + notebook,
-                PICTURES / "jupyterlab.png",
-                ".jp-Notebook",
-            )
-        chromium.close()
+        port, notebook = free_port(), "/lab/tree/nbs/tutorials/many_rows.ipynb"
+        with server(project, port, notebook, "jupyter", "lab", f"--port={port}", *LAB) as url:
+            shoot(page, url, PICTURES / "jupyterlab.png", ".jp-Notebook")
+    for url in visit.outside:
+        print(f"pictures: refused {url}", file=sys.stderr)
 
 
 def main() -> int:

@@ -9,13 +9,13 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from browser import CHROMIUM, visiting
 
 from scalai_nb.data.lake import Lake
 from scalai_nb.data.sources import from_frame
@@ -25,7 +25,6 @@ from scalai_nb.jupyter import dash, voila
 from scalai_nb.pipeline.run import EventLog
 
 ROOT = Path(__file__).parents[1]
-CHROMIUM = "/usr/bin/chromium"
 SETTINGS = (
     "[DEFAULT]\n"
     f"dashboards = {ROOT / 'dashboards'}\n"
@@ -394,35 +393,16 @@ def test_ctrl_c_ends_the_kernel_of_a_page_that_is_open(filled):
 
 @pytest.mark.browser
 def test_the_dashboard_in_a_browser(filled):
-    if not Path(CHROMIUM).exists():
-        pytest.skip(f"Chromium is not at {CHROMIUM}")
-    from playwright.sync_api import expect, sync_playwright
+    if not CHROMIUM:
+        pytest.skip("no Chromium; run make test-services")
+    from playwright.sync_api import expect
 
     expect.set_options(timeout=20_000)
-    said, outside = [], []
-
-    def only_here(route):
-        if urlsplit(route.request.url).hostname == "127.0.0.1":
-            return route.continue_()
-        outside.append(route.request.url)
-        route.abort()
-
-    flags = [
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-    ]
     with (
         serving(filled, idle=300) as (address, server),
-        sync_playwright() as p,
-        p.chromium.launch(executable_path=CHROMIUM, args=flags) as browser,
+        visiting("http://127.0.0.1:") as visit,
     ):
-        page = browser.new_page(viewport={"width": 1180, "height": 800})
-        page.route("**/*", only_here)
-        page.on("console", lambda m: said.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda e: said.append(str(e)))
+        page = visit.page
         page.goto(address)
         expect(page.get_by_role("heading", name="Flights", exact=True)).to_be_visible(
             timeout=60_000
@@ -450,4 +430,4 @@ def test_the_dashboard_in_a_browser(filled):
         page.unroute_all()  # what a page sends when it is closed cannot be routed any more
         page.close(run_before_unload=True)
         assert wait_until(lambda: not server.children())
-    assert (said, outside) == ([], [])
+    assert (visit.errors, visit.outside) == ([], [])

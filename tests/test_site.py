@@ -1,7 +1,6 @@
 """The site: every page is there, search finds, and nothing asks another host"""
 
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -10,12 +9,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from browser import CHROMIUM, visiting
 
 import scalai_nb
 
 ROOT = Path(__file__).parent.parent
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
 pytestmark = pytest.mark.slow
 
 
@@ -73,21 +71,10 @@ def test_no_page_loads_anything_from_elsewhere(site):
 @pytest.mark.browser
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium; run make test-services")
 def test_a_reader_searches_and_opens_a_lesson(address):
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import expect
 
-    outside, errors = [], []
-
-    def only_here(route):
-        if route.request.url.startswith(address) or route.request.url.startswith("data:"):
-            return route.continue_()
-        outside.append(route.request.url)
-        route.abort()
-
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.route("**/*", only_here)
-        page.on("pageerror", lambda e: errors.append(str(e)))
+    with visiting(address, "data:", width=1280, height=900) as visit:
+        page = visit.page
         page.goto(f"{address}/index.html")
         expect(page.get_by_role("heading", name="scalai-nb", exact=False).first).to_be_visible()
         page.get_by_placeholder("Search").fill("quantile")
@@ -97,5 +84,4 @@ def test_a_reader_searches_and_opens_a_lesson(address):
         expect(page.locator("div.cell_output").first).to_be_visible()
         page.goto(f"{address}/docs/architecture.html")
         expect(page.locator("img[src*=house]")).to_be_visible()
-        browser.close()
-    assert not outside and not errors
+    assert not visit.outside and not visit.errors

@@ -1,0 +1,52 @@
+"""A headless Chromium that asks nobody but this machine, for tests and for pictures"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next((found for name in NAMES if (found := shutil.which(name))), "")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@dataclass
+class Visit:
+    "A page of a fresh profile, and what went wrong on it"
+
+    page: Any  # playwright's
+    outside: list[str] = field(default_factory=list)  # requests that were refused
+    errors: list[str] = field(default_factory=list)  # of scripts, and of the console
+
+
+@contextmanager
+def visiting(
+    *allowed: str,  # how the addresses begin that may be asked; all others are refused
+    width: int = 1180,  # pixels of the window
+    height: int = 800,
+) -> Iterator[Visit]:
+    "Open a page as long as the block lasts"
+    from playwright.sync_api import sync_playwright
+
+    def route(route: Any) -> None:
+        if route.request.url.startswith(allowed):
+            return route.continue_()
+        visit.outside.append(route.request.url)
+        route.abort()
+
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS) as browser,
+    ):
+        visit = Visit(browser.new_page(viewport={"width": width, "height": height}))
+        visit.page.route("**/*", route)
+        visit.page.on("pageerror", lambda e: visit.errors.append(str(e)))
+        visit.page.on("console", lambda m: m.type == "error" and visit.errors.append(m.text))
+        yield visit
