@@ -43,7 +43,8 @@ CHANGING = [  # what may differ from run to run
     ),  # a version of the lake
     re.compile(r"\b[\d.,]+ ?(?:kB|MB|GB|KiB|MiB|GiB)\b"),
     re.compile(r"\b0x[0-9a-f]+\b"),
-    re.compile(r"\b[\d.,]+ ?(?:ns|µs|ms|s|min|h|MB/s|GB/s|rows/s)\b"),
+    re.compile(r"\b\d+ (?:min|h) \d\d? (?:s|min)\b"),
+    re.compile(r"\b[\d.,]+ ?(?:ns|µs|ms|s|min|h|worker-seconds|MB/s|GB/s|rows/s)\b"),
     re.compile(r"(?<=127\.0\.0\.1:)\d+|(?<=localhost:)\d+"),
     re.compile(r"(?i)(?<=\bprocess )\d+|(?<=\bpid )\d+|(?<=\bpid=)\d+"),
     re.compile(r"(?<=name='latency)[^)]*"),  # of a check of the gate

@@ -47,6 +47,7 @@ def test_no_path_of_a_machine_is_shown():
     "a, b, alike",
     [
         ("0.7312 in 3.2 s", "0.7312 in 41 ms", True),
+        ("in 3.6 s, 0.3 worker-seconds", "in 1 min 05 s, 2.1 worker-seconds", True),
         ("written 2026-11-24 18:20", "written 2027-01-02 03:04", True),
         ("run toy-20261124-182005 done", "run toy-20270102-030405 done", True),
         ("version DX0A6Q", "version 7K2B9C", True),
