@@ -5,12 +5,13 @@
 # %% ../nbs/files.ipynb #61028f0a
 from __future__ import annotations
 
+import fcntl
 import getpass
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
@@ -18,7 +19,7 @@ from filelock import FileLock, Timeout
 from .errors import Locked
 
 # %% auto #0
-__all__ = ['whoami', 'owned', 'is_locked', 'file_lock', 'replacing']
+__all__ = ['whoami', 'owned', 'is_locked', 'open_lock', 'file_lock', 'replacing']
 
 # %% ../nbs/files.ipynb #32af193a
 def whoami() -> str:
@@ -84,6 +85,29 @@ def is_locked(
     except Timeout:
         return True
 
+# %% ../nbs/files.ipynb #5b0c91df
+def open_lock(
+    path: Path,  # lock file; made when it is not there
+) -> TextIO | None:  # None: another process holds it
+    """The open file that holds the lock on `path`: a process started with it holds the lock too
+
+    Parameters
+    ----------
+    path : Path
+        lock file; made when it is not there
+
+    Returns
+    -------
+    TextIO | None
+        None: another process holds it
+    """
+    file = open(path, "a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return file.close()
+    return file
+
 # %% ../nbs/files.ipynb #ffa6389b
 @contextmanager
 def file_lock(
@@ -114,6 +138,7 @@ def file_lock(
 @contextmanager
 def replacing(
     path: Path,  # file; replaced if it is there
+    durable: bool = True,  # on the disk when the block ends; False: when the system gets to it
 ) -> Iterator[BinaryIO]:  # a binary file to write to
     """Write a file that takes its place when the block has ended, and is gone when the block fails
 
@@ -123,6 +148,8 @@ def replacing(
     ----------
     path : Path
         file; replaced if it is there
+    durable : bool, default True
+        on the disk when the block ends; False: when the system gets to it
 
     Returns
     -------
@@ -134,7 +161,8 @@ def replacing(
         with open(new, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         new.replace(path)
     finally:
         if new.parent.is_dir():

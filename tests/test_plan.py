@@ -496,7 +496,7 @@ def test_an_entry_is_replaced_as_a_whole(env, monkeypatch):
     entry = cache.put("a", Key(BASE), {}, run="r1")
     monkeypatch.setattr(
         "scalai_nb.pipeline.staleness.json.dump",
-        lambda record, file, **kw: file.write("{") and 1 / 0,
+        lambda record, file, **kw: (file.write("{"), 1 / 0),
     )
     with pytest.raises(ZeroDivisionError):
         cache.put("a", Key(BASE), {}, run="r2")

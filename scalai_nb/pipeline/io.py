@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..environment import environment
 from ..errors import DatasetNotFound, ModelNotFound, ParameterError, unknown
+from ..files import replacing
 
 # %% auto #0
 __all__ = ['T', 'Context', 'context', 'read', 'write', 'checkpoint']
@@ -194,7 +195,6 @@ def checkpoint(
         return pickle.loads(path.read_bytes())
     result = function(*args, **kwargs)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}")
-    part.write_bytes(pickle.dumps(result))
-    part.replace(path)
+    with replacing(path, durable=False) as file:
+        pickle.dump(result, file)
     return result

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from ..files import replacing
 from .run import Run, StepRun, read_events
 
 # %% auto #0
@@ -106,14 +107,9 @@ def read_notebook(path: Path) -> Notebook:
 
 def write_notebook(path: Path, nb: Notebook) -> int:
     "Write `nb` to `path` whole or not at all; the bytes written"
-    part = path.with_suffix(".part")
-    written = json.dumps(nb, indent=1, ensure_ascii=False) + "\n"
-    try:
-        size = part.write_text(written, encoding="utf-8")
-        part.replace(path)
-        return size
-    finally:
-        part.unlink(missing_ok=True)
+    written = (json.dumps(nb, indent=1, ensure_ascii=False) + "\n").encode()
+    with replacing(path, durable=False) as file:
+        return file.write(written)
 
 # %% ../../nbs/pipeline/outputs.ipynb #8c19a2af
 def _small(output: dict[str, Any], at_most: int | None) -> dict[str, Any]:

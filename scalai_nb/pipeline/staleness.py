@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
-import tempfile
+from codecs import getwriter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..environment import Environment
+from ..files import replacing
 from .pipeline import Head, Pipeline
 from .reading.parameter import source
 from .step import Step
@@ -197,16 +197,8 @@ class Cache:
         """
         entry = Entry(key, {name: list(o) for name, o in outputs.items()}, **about)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=self.folder, suffix=".part", delete=False
-        ) as part:
-            try:
-                json.dump({**entry.__dict__, "key": key.parts}, part, indent=1)
-                part.flush()
-                os.replace(part.name, self._file(step))
-            except BaseException:
-                os.unlink(part.name)
-                raise
+        with replacing(self._file(step), durable=False) as file:
+            json.dump({**entry.__dict__, "key": key.parts}, getwriter("utf-8")(file), indent=1)
         return entry
 
 

@@ -10,6 +10,8 @@ from bisect import bisect_left
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+from ..files import replacing
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
@@ -164,11 +166,10 @@ def save(
     bool
         whether there was space for it
     """
-    new = path.with_suffix(".new")
+    parts = [_listed(m.counters), _listed(m.gauges), _listed(m.histograms)]
     try:
-        parts = [_listed(m.counters), _listed(m.gauges), _listed(m.histograms)]
-        new.write_text(json.dumps(parts))
-        new.replace(path)
+        with replacing(path, durable=False) as file:
+            file.write(json.dumps(parts).encode())
     except OSError:
         return False
     return True

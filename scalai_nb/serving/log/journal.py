@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 import orjson
 
+from ...files import open_lock
 from .encoding import FEEDBACK, MODEL, Layout, batch, frame, layout
 from ..metrics import Metrics
 
@@ -56,12 +56,7 @@ def lock_slot(
     TextIO | None
         the open file that holds the lock; None: another process does
     """
-    file = open(folder / "lock", "a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return file.close()
-    return file
+    return open_lock(folder / "lock")
 
 
 def close_orphans(

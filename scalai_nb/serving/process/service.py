@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import socket
@@ -21,6 +20,7 @@ from typing import Any, NoReturn, TextIO
 
 from ...environment import Environment
 from ...errors import Conflict, ParameterError, WorkFailed
+from ...files import open_lock
 from ...goals import Goal
 from ...models.registry.registry import Registry
 from ..metrics import Metrics, of_service
@@ -86,17 +86,13 @@ def _card(route: dict[str, Any]) -> dict[str, Any]:
 # %% ../../../nbs/serving/process/service.ipynb #fa6f6a95
 def _lock(folder: Path) -> TextIO:
     "Lock the service, as long as the file is open. Conflict: it runs"
-    file = open(folder / "lock", "a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        state = _state(folder)
-        raise Conflict(
-            f"{folder.name} is served by process {state.get('pid')} at {state.get('url')}; "
-            "end that one, or name this one otherwise with --service."
-        ) from None
-    return file
+    if lock := open_lock(folder / "lock"):
+        return lock
+    state = _state(folder)
+    raise Conflict(
+        f"{folder.name} is served by process {state.get('pid')} at {state.get('url')}; "
+        "end that one, or name this one otherwise with --service."
+    )
 
 
 def _listen(host: str, port: int) -> socket.socket:
