@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from outputs import ENVIRONMENT
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,13 +44,17 @@ class Demo:
         "The variables of whoever types"
         venv = Path(sys.executable).parent.parent
         inherited = {k: v for k, v in os.environ.items() if k not in ("IN_TEST", "MAKELEVEL")}
-        return inherited | {
-            "PATH": f"{venv}/bin:{inherited['PATH']}",
-            "HOME": str(self.folder / "home"),
-            "COLUMNS": "160",
-            "VENV": str(venv),
-            "MAKEFLAGS": f"-o {venv}/.installed",  # make leaves the environment as it is
-        }
+        typed = {k: v for k, v in ENVIRONMENT.items() if k != "SCALAI_ENV"}
+        return (
+            inherited
+            | typed
+            | {
+                "PATH": f"{venv}/bin:{inherited['PATH']}",
+                "HOME": str(self.folder / "home"),
+                "VENV": str(venv),
+                "MAKEFLAGS": f"-o {venv}/.installed",  # make leaves the environment as it is
+            }
+        )
 
     def __call__(self, command: str, timeout=500) -> subprocess.CompletedProcess:
         "What a command has printed when it has ended"

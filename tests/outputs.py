@@ -23,6 +23,12 @@ SKIPPED = r"^([_.]|pipelines$)"  # steps are run by their pipeline, a dashboard 
 PIPELINES = Path("nbs/pipelines")
 PYTHON = (3, 11)  # another one brings other versions of libraries, whose numbers differ
 LARGEST = 100_000  # bytes of a picture
+ENVIRONMENT = {  # of the notebooks, as it is of no matter who runs them
+    "SCALAI_ENV": "laptop",
+    "SCALAI_USER": "you",
+    "COLUMNS": "100",
+    "PYTHONHASHSEED": "0",
+}
 
 HIDDEN = [  # what is never kept: paths of this machine
     (re.compile(re.escape(str(ROOT))), "…"),
@@ -68,10 +74,10 @@ def pipelines() -> list[str]:
 
 
 def steps(pipeline: str, project: Path) -> dict[Path, Path]:
-    "Where each step of a pipeline is, and where its latest run in a copy of the project left it"
+    "Where each step of a pipeline is, and where its first run in a copy of the project left it"
     runs = sorted((project / ".scalai/runs").glob(f"{pipeline}-*"))
     found = sorted((ROOT / PIPELINES / pipeline).glob("*.ipynb"))
-    return {p.relative_to(ROOT): runs[-1] / p.name for p in found}
+    return {p.relative_to(ROOT): runs[0] / p.name for p in found}
 
 
 def cells(path: Path) -> list[dict]:
@@ -163,13 +169,8 @@ def copied() -> Path:
 
 def call(copy: Path, command: str, *words: str) -> bool:
     "Whether a command of this environment succeeds in the copy"
-    env = os.environ | {
-        "SCALAI_ENV": "laptop",
-        "COLUMNS": "100",
-        "PYTHONHASHSEED": "0",
-        "SCALAI_USER": "you",
-    }
     program = Path(sys.executable).with_name(command)
+    env = os.environ | ENVIRONMENT
     return not subprocess.run([program, *words], cwd=copy, env=env, check=False).returncode
 
 
