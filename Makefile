@@ -19,6 +19,7 @@ LEAN      := --override environments/overrides.txt
 COMPILE    = uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header $(EXTRAS:%=--extra %) pyproject.toml
 
 export PATH := $(BIN):$(PATH)
+unexport PYTHONDONTWRITEBYTECODE  # with it every process compiles every module again: three times the time
 .DEFAULT_GOAL := help
 .PHONY: help demo test check campaign mutants export update format outputs docs pictures style bench lock test-services clean
 

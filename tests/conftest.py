@@ -13,7 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from outputs import ENVIRONMENT
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,6 +41,8 @@ class Demo:
     @property
     def env(self) -> dict[str, str]:
         "The variables of whoever types"
+        from outputs import ENVIRONMENT
+
         venv = Path(sys.executable).parent.parent
         inherited = {k: v for k, v in os.environ.items() if k not in ("IN_TEST", "MAKELEVEL")}
         typed = {k: v for k, v in ENVIRONMENT.items() if k != "SCALAI_ENV"}
