@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from outputs import refresh, steps
 from toy import statuses
 
 import scalai_nb as sn
@@ -44,6 +45,15 @@ def test_every_step_completes_and_the_model_is_promoted(demo, lake):
     assert rows == {"flights": 336_776, "weather": 26_115, "planes": 3_322, "airports": 1_458}
     champion = Registry(environment(settings=demo.folder / "settings.ini")).get("late-flight")
     assert 0.70 < champion.metrics["auc"] < 0.76  # a higher one means a leak
+
+
+def test_the_steps_show_what_they_showed(demo):
+    differ = [
+        line
+        for path, ran in steps("flights", demo.folder).items()
+        for line in refresh(path, ran, check=True)
+    ]
+    assert not differ
 
 
 def test_three_kinds_of_models_were_compared_and_the_package_says_so(demo):

@@ -854,7 +854,7 @@ def test_workers_that_die_again_and_again_end_the_fit(client):
         next(gang.segments(client, dict, segment, None, 2))
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_three_times_the_memory_of_the_workers():
     limit = (
         1_400_000_000 if torch.version.cuda else 950_000_000
