@@ -51,11 +51,13 @@ export: $(INSTALLED)  ## Write the notebooks of nbs/ into the modules of scalai_
 	@$(BIN)/ruff format --quiet
 	@$(BIN)/ruff format --quiet $(KERNELS)
 	@$(BIN)/nbdev-clean && $(BIN)/nbdev-export
+	@touch $(INSTALLED)  # nbdev-export writes pyproject.toml again, as it was
 
 update: $(INSTALLED)  ## Bring edits of the modules of scalai_nb/ back into their notebooks
 	@$(BIN)/python -c "from scalai_nb.jupyter.docstrings import undo; undo('scalai_nb')"
 	@$(BIN)/nbdev-update
 	@$(BIN)/nbdev-clean && $(BIN)/nbdev-export
+	@touch $(INSTALLED)
 
 format: $(INSTALLED)  ## Check that notebooks, kernels and tests are as ruff formats them
 	@$(BIN)/ruff format --check --quiet

@@ -30,6 +30,14 @@ ENVIRONMENT = {  # of the notebooks, as it is of no matter who runs them
     "PYTHONHASHSEED": "0",
 }
 
+# nbdev-test, whose shells are not emptied one by one at the end: Python 3.13 takes minutes for that
+NBDEV_TEST = """
+from IPython.core.interactiveshell import InteractiveShell
+from nbdev.test import nbdev_test
+InteractiveShell.atexit_operations = lambda shell: None
+nbdev_test({path!r}, n_workers={processes}, save=True, skip_folder_re={skipped!r})
+"""
+
 HIDDEN = [  # what is never kept: paths of this machine
     (re.compile(re.escape(str(ROOT))), "…"),
     (re.compile(r"/tmp/[\w.-]+"), "/tmp/…"),
@@ -167,31 +175,34 @@ def copied() -> Path:
     return copy
 
 
-def call(copy: Path, command: str, *words: str) -> bool:
-    "Whether a command of this environment succeeds in the copy"
-    program = Path(sys.executable).with_name(command)
-    env = os.environ | ENVIRONMENT
-    return not subprocess.run([program, *words], cwd=copy, env=env, check=False).returncode
+def call(copy: Path, *words: str) -> bool:
+    "Whether Python succeeds with these words in the copy"
+    command = [sys.executable, *words]
+    return not subprocess.run(command, cwd=copy, env=os.environ | ENVIRONMENT).returncode
+
+
+def tested(copy: Path, path: str, processes: int) -> bool:
+    "Whether the notebooks at `path` run in the copy, from top to bottom; they are saved there"
+    return call(copy, "-c", NBDEV_TEST.format(path=path, processes=processes, skipped=SKIPPED))
 
 
 def run(copy: Path, chosen: list[Path], processes: int) -> tuple[dict[Path, Path], bool]:
     "Run the notebooks, those of a pipeline by a run of it; where each is left, and whether all ran"
     done, well = {}, True
-    test = ("--save", "--n-workers", str(processes))
     alone = [p for p in chosen if p in lessons()]
     if len(alone) == len(lessons()):
-        well &= call(copy, "nbdev-test", *test, "--skip-folder-re", SKIPPED, "nbs")
+        well &= tested(copy, "nbs", processes)
     else:
         for path in alone:
-            well &= call(copy, "nbdev-test", *test, str(path))
+            well &= tested(copy, str(path), processes)
     done |= {p: copy / p for p in alone}
     for name in pipelines():
         if any(p.parent == PIPELINES / name for p in chosen):
-            well &= call(copy, "scalai", "run", name)
+            well &= call(copy, "-m", "scalai_nb", "run", name)
             done |= steps(name, copy)
     for path in chosen:
         if path.parts[0] == "dashboards":
-            well &= call(copy, "nbdev-test", *test, str(path))
+            well &= tested(copy, str(path), processes)
             done[path] = copy / path
     return done, well
 

@@ -33,6 +33,8 @@ BY_STAND_INS = {  # what is called, with programs that only write down that they
     'make test ARGS="-k lake"': ["--dist worksteal -k lake"],
     "make test PROCESSES=8": ["--processes 8", "pytest --numprocesses 8"],
     "make check": ["ruff check", "ruff format --check", "basedpyright", "pytest -m not slow"],
+    "make export": ["nbdev-clean", "nbdev-export"],  # test_hygiene exports for real
+    "make update": ["nbdev-update", "nbdev-export"],
     "make lock": ["uv pip compile"],
     "make test-services": ["uv pip install"],
 }
@@ -65,7 +67,8 @@ def stand_ins(tmp_path):
     "Run a line of `make` where every program only writes down how it was called; what was called"
     log, bin_ = tmp_path / "log", tmp_path / "venv/bin"
     bin_.mkdir(parents=True)
-    for name in "python nbdev-test pytest ruff basedpyright uv chromium g++".split():
+    nbdev = [f"nbdev-{name}" for name in ("clean", "export", "test", "update")]
+    for name in nbdev + "python pytest ruff basedpyright uv chromium g++".split():
         program = bin_ / name
         program.write_text(f'#!/bin/sh\necho "$(basename $0) $*" >>{log}\n')
         program.chmod(0o755)
