@@ -347,7 +347,7 @@ def test_an_unknown_kernel(env, write):
 
 
 def test_validation_asks_only_for_what_no_step_before_writes(env, write, monkeypatch):
-    monkeypatch.setenv("SCALAI_TOKEN", "x")
+    monkeypatch.setenv("SCALAI_TOKEN", "correct horse")
     p, asked = write(FLIGHTS, "flights"), []
     p.validate(env, head=lambda *ref: asked.append(ref))
     assert asked == []

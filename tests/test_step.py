@@ -508,6 +508,12 @@ def test_a_secret_is_named_and_never_shown(monkeypatch, load):
         Secret(step.values["token"]).value == "hunter2"
         and "hunter2" not in f"{step!r}{step.injected()}"
     )
+    for line in ('token = Secret("OLD")', 'token: Secret = Secret("OLD")'):
+        step = load(f"from scalai_nb.pipeline import Secret\n{line}")
+        assert step.secrets == {"token": "OLD"}
+        cell = {}
+        exec(step.bind({"token": "API_TOKEN"}).injected(), cell)
+        assert cell["token"].value == "hunter2"
     with pytest.raises(ParameterError) as e:
         step.bind({"token": "hunter2"})
     assert "hunter2" not in str(e.value) and e.value.__cause__ is None

@@ -30,6 +30,7 @@ from scalai_nb.data.repository import (
 )
 from ..errors import Conflict, DatasetNotFound, LakeError, VersionNotFound, unknown
 from ..files import file_lock, whoami
+from ..redaction import secrets_here
 
 if TYPE_CHECKING:
     from icechunk import Repository, SnapshotInfo
@@ -222,6 +223,17 @@ class LakeReader:
         return name, repo, info
 
 # %% ../../nbs/data/lake.ipynb #1b896970
+def _scrubbed(ds: Dataset) -> Dataset:
+    "`ds` without the secrets of this process in its attributes"
+    secrets = secrets_here()
+    if not secrets.values:
+        return ds
+    ds = ds.assign_attrs(secrets.redact(ds.attrs))
+    for variable in ds.variables.values():
+        variable.attrs = secrets.redact(variable.attrs)
+    return ds
+
+
 class Lake(LakeReader):
     """Versioned datasets under a folder: read them, and write whole versions
 
@@ -261,7 +273,7 @@ class Lake(LakeReader):
         import zarr
 
         def change(store: Any) -> dict[str, Any]:
-            return write_group(zarr.group(store, overwrite=True), ds)
+            return write_group(zarr.group(store, overwrite=True), _scrubbed(ds))
 
         return self._commit(name, branch, message, change)
 
@@ -297,7 +309,7 @@ class Lake(LakeReader):
         import zarr
 
         def change(store: Any) -> dict[str, Any]:
-            return append_group(zarr.open_group(store, mode="r+"), ds)
+            return append_group(zarr.open_group(store, mode="r+"), _scrubbed(ds))
 
         self._find(name, branch)
         return self._commit(name, branch, message, change)
@@ -463,5 +475,5 @@ class Lake(LakeReader):
                 return self.version(name, base.id)
             parent = base.id if "rows" in base.metadata else ""
             about = {"author": self.author, "rows": rows, "parent": parent}
-            id = session.commit(message or f"{rows:,} rows", about)
+            id = session.commit(secrets_here().scrub(message) or f"{rows:,} rows", about)
         return self.version(name, id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from ..environment import environment
 from ..errors import DatasetNotFound, ModelNotFound, ParameterError, unknown
 from ..files import replacing
+from ..redaction import secrets_here
 
 # %% auto #0
 __all__ = ['T', 'Context', 'context', 'read', 'write', 'checkpoint']
@@ -194,7 +196,11 @@ def checkpoint(
     if path.exists():
         return pickle.loads(path.read_bytes())
     result = function(*args, **kwargs)
+    data = pickle.dumps(result)
+    if secrets_here().stand_in(data):
+        warnings.warn(f"checkpoint {name!r} is not kept: it holds a secret", stacklevel=2)
+        return result
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, durable=False) as file:
-        pickle.dump(result, file)
+        file.write(data)
     return result

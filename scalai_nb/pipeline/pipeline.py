@@ -22,7 +22,9 @@ from scalai_nb.errors import (
     VersionNotFound,
     unknown,
 )
+from .reading.parameter import source
 from .step import Step
+from ..redaction import SHORTEST, Secrets
 
 # %% auto #0
 __all__ = ['Head', 'pipelines', 'Edge', 'edges_of', 'heads', 'Pipeline']
@@ -299,6 +301,11 @@ class Pipeline:
         known = [s.name for s in self.steps]
         raise ParameterError(unknown(name, known, f"the steps of {self.name}"))
 
+    @property
+    def secrets(self) -> list[str]:
+        "Names of the variables that hold the secrets of its steps"
+        return sorted({name for step in self.steps for name in step.secrets.values()})
+
     def before(self, name: str) -> set[str]:
         "Steps that `name` waits for"
         return _before(self.edges, name)
@@ -328,12 +335,13 @@ class Pipeline:
             tells which version exists; None: asks the lake and registry
         """
         _check_values(self)
+        _check_secrets(self)
         _check_kernels(self)
         _check_inputs(self, head or heads(env))
 
 # %% ../../nbs/pipeline/pipeline.ipynb #81f6018c
 def _check_values(pipeline: Pipeline) -> None:
-    "Every parameter has a value, every secret its variable"
+    "Every parameter has a value"
     for step in pipeline.steps:
         for name in step.parameters:
             if name not in step.values:
@@ -341,12 +349,37 @@ def _check_values(pipeline: Pipeline) -> None:
                     f"{step.where(name)}: {name} has no value; "
                     f"pass -p {step.name}.{name}=… or write a default."
                 )
+
+
+def _check_secrets(pipeline: Pipeline) -> None:
+    "Every secret has its variable, and can be told from what else the notebooks say"
+    for step in pipeline.steps:
         for name, variable in step.secrets.items():
             if variable not in os.environ:
                 raise GraphError(
                     f"{step.where(name)}: the environment variable {variable} is not set; "
                     "export it and start again."
                 )
+            if why := _unfit(pipeline, os.environ[variable]):
+                raise GraphError(f"{step.where(name)}: the secret in {variable} {why}")
+
+
+def _unfit(pipeline: Pipeline, secret: str) -> str:
+    "Why a secret cannot be scrubbed; empty: it can"
+    if len(secret.strip()) < SHORTEST:
+        return (
+            f"has fewer than {SHORTEST} characters, so it cannot be told from other text "
+            "and scrubbed; use a longer one."
+        )
+    secrets = Secrets([secret])
+    for step in pipeline.steps:
+        told = "\n".join(map(source, step.values.values()))
+        if secrets.stand_in(step.path.read_bytes() + told.encode(errors="surrogateescape")):
+            return (
+                f"stands in {step.path.name} or in a parameter of it, where it cannot be scrubbed; "
+                "take it out, or use a secret that is no word of the notebook."
+            )
+    return ""
 
 
 def _check_kernels(pipeline: Pipeline) -> None:

@@ -27,6 +27,7 @@ from .running.recorder import OnEvent, RunRecorder, about
 from .running.resources import Resources
 from .running.schedule import DONE, Schedule
 from .tracker import Tracker
+from ..redaction import Secrets
 
 # %% auto #0
 __all__ = ['signals', 'Runner', 'run', 'cancel']
@@ -118,9 +119,9 @@ class Runner:
         self.notebooks = {s.name: read_notebook(s.path) for s in pipeline.steps}
         id = f"{pipeline.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         self.run = Run(id, Path(env.runs) / id)
-        self.recorder = RunRecorder(self.run, on_event)
-        self.secrets = sorted({name for s in pipeline.steps for name in s.secrets.values()})
-        self.tracker = Tracker(env, [os.environ.get(name) for name in self.secrets])
+        secrets = Secrets(map(os.environ.get, pipeline.secrets))
+        self.recorder = RunRecorder(self.run, on_event, secrets)
+        self.tracker = Tracker(env, secrets)
         self.stopping: str | None = None  # why, once it was asked to stop
         self.schedule: Schedule | None = None  # once the run has started
 
@@ -197,10 +198,10 @@ class Runner:
             env=self.env,
             pipeline=self.pipeline.name,
             recorder=self.recorder,
-            resources=Resources(self.env, sources, stack),
+            resources=Resources(self.env, sources, stack, self.pipeline.secrets),
             tracker=self.tracker,
             cache=self.plan.cache,
-            secrets=self.secrets,
+            secrets=self.pipeline.secrets,
         )
 
     def _close(self) -> None:

@@ -264,7 +264,12 @@ class Step:
         "Source of the cell that makes the bound values known to the notebook; empty when none is"
         lines = [f"{name} = {source(value, '_')}" for name, value in self.overrides.items()]
         text = "\n".join(lines)
-        modules = {"Path": "pathlib", "date": "datetime", "datetime": "datetime"}
+        modules = {
+            "Path": "pathlib",
+            "date": "datetime",
+            "datetime": "datetime",
+            "Secret": "scalai_nb.pipeline",
+        }
         used = [name for name in modules if re.search(rf"\b_{name}\b", text)]
         # names that no notebook uses
         imports = [f"from {modules[name]} import {name} as _{name}" for name in used]

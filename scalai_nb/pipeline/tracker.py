@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
@@ -25,6 +25,7 @@ from ..errors import ParameterError, ScalaiError
 from ..goals import Goal
 from .run import Run, StepRun, read_run
 from ..tracking.outbox import Delivery, deliver, record, spool, waiting
+from ..redaction import Secrets
 from ..tracking.record import Record
 
 # %% auto #0
@@ -264,17 +265,17 @@ class Tracker:
     Parameters
     ----------
     env : Environment
-    secrets : Iterable[str | None], default ()
-        texts that must not be told
+    secrets : Secrets
+        must not be told
     """
 
     def __init__(
         self,
         env: Environment,
-        secrets: Iterable[str | None] = (),  # texts that must not be told
+        secrets: Secrets = Secrets([]),  # must not be told
     ):
         self.env = env
-        self.secrets = [secret for secret in secrets if secret]
+        self.secrets = secrets
         self.process: subprocess.Popen[bytes] | None = None  # the sender
         self.said: list[str] = []  # what somebody should know, when the run has ended
         self.run: Run | None = None  # once it has ended

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from ..files import replacing
-from ..redaction import redact
+from ..redaction import Secrets, secrets_here
 from .mlflow_file import locked
 from .record import Record, Refused
 from .sinks import SINKS
@@ -51,9 +51,9 @@ def _numbers(metrics: Mapping[str, float | None]) -> dict[str, float]:
     return {k: float(v) for k, v in metrics.items() if v is not None and math.isfinite(v)}
 
 
-def _texts(values: Mapping[str, object], secrets: Iterable[str]) -> dict[str, str]:
+def _texts(values: Mapping[str, object], secrets: Secrets) -> dict[str, str]:
     "`values` as texts without the secrets in them"
-    return {str(k): redact(str(v), secrets) for k, v in values.items()}
+    return {secrets.scrub(str(k)): secrets.scrub(str(v)) for k, v in values.items()}
 
 
 def _link(path: PathLike, folder: Path) -> str:
@@ -67,12 +67,7 @@ def _link(path: PathLike, folder: Path) -> str:
     return str(linked)
 
 
-def _secrets() -> list[str]:
-    "Values of the variables that the step's contract calls secret"
-    return [os.environ.get(n, "") for n in os.environ.get("SCALAI_SECRETS", "").split(",")]
-
-
-def _completed(facts: Record, hidden: list[str]) -> Record:
+def _completed(facts: Record, hidden: Secrets) -> Record:
     "A record as it is written: with its id and its times, and without what is secret"
     parent = os.environ.get("SCALAI_TRACKED") if facts.parent is None else facts.parent
     experiment = parent.rpartition("/")[0] if parent else facts.experiment
@@ -81,7 +76,7 @@ def _completed(facts: Record, hidden: list[str]) -> Record:
     return replace(
         facts,
         experiment=experiment,
-        name=redact(facts.name, hidden),
+        name=hidden.scrub(facts.name),
         id=facts.id or f"{experiment}/{uuid4().hex}",
         parent=parent or None,
         params=_texts(facts.params or {}, hidden),
@@ -96,7 +91,7 @@ def _completed(facts: Record, hidden: list[str]) -> Record:
 def record(
     env: Environment,  # of which `runs` is used
     facts: Record,
-    secrets: Iterable[str] = (),  # not to be written down, beside the secrets of the step
+    secrets: Secrets | None = None,  # not to be written down; None: those of this process
 ) -> str:  # id of the record
     """Put a record into the spool of `env`, durably. OSError: no space, or no such file
 
@@ -105,15 +100,15 @@ def record(
     env : Environment
         of which `runs` is used
     facts : Record
-    secrets : Iterable[str], default ()
-        not to be written down, beside the secrets of the step
+    secrets : Secrets | None, default None
+        not to be written down; None: those of this process
 
     Returns
     -------
     str
         id of the record
     """
-    made = _completed(facts, [*secrets, *_secrets()])
+    made = _completed(facts, secrets or secrets_here())
     path = spool(env) / f"{time.time_ns():020}-{made.word}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from ...errors import ParameterError
+from ...redaction import secrets_here
 
 if TYPE_CHECKING:
     from scalai_nb.models.package.heads import Fitted
@@ -145,7 +146,7 @@ def card_of(
         "name": name,
         **dict.fromkeys(CARD),
         **calibrated,
-        **_plain(stated),
+        **secrets_here().redact(_plain(stated)),
         "estimator": called(inner),
         "output": output,
         "inputs": inputs,

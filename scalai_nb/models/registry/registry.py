@@ -26,6 +26,7 @@ from scalai_nb.errors import (
 from ...files import whoami
 from .catalog import DIGEST, METRICS, Catalog, ModelVersion, loaded
 from .history import append, champions, lines, unbroken
+from ...redaction import secrets_here
 from ...tracking.mlflow_file import locked
 from ...tracking.mlflow_sink import client
 
@@ -161,7 +162,7 @@ class Registry(Catalog):
         c, folder = client(self.env), Path(self.env.models) / name
         staged = model.save(folder / f".{uuid4().hex}")
         about = {
-            **{k: str(v) for k, v in (tags or {}).items()},
+            **{k: secrets_here().scrub(str(v)) for k, v in (tags or {}).items()},
             METRICS: json.dumps({k: float(v) for k, v in (metrics or {}).items()}),
             DIGEST: sha256((staged / "manifest.json").read_bytes()).hexdigest(),
         }
@@ -361,6 +362,6 @@ class Registry(Catalog):
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "evidence": {"digest": v.digest, "metrics": v.metrics, **evidence},
         }
-        append(path, record)
+        append(path, secrets_here().redact(record))
         _apply(client(self.env), v.name, lines(path))
         return self.get(v.name, v.version)

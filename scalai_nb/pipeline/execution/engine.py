@@ -16,7 +16,9 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from queue import Empty
 from typing import TYPE_CHECKING, Any, cast
@@ -35,7 +37,9 @@ if sys.modules["rfc3987_syntax"] is None:
     del sys.modules["rfc3987_syntax"]
 
 from .forkserver import Child, Exit, ForkProvisioner, ForkServer
+from .kernel_log import KernelLog
 from .outcome import Seen, Verdict, verdict
+from ...redaction import Secrets
 
 # %% auto #0
 __all__ = ['FORK_SAFE', 'code_cells', 'group_memory', 'Limits', 'Execution', 'preload']
@@ -196,9 +200,11 @@ class Execution:
     cwd : PathLike | None, default None
         working directory of the kernel; None: this process's
     env : dict[str, str] | None, default None
-        variables added to this process's own
+        all variables of the kernel; None: this process's
     log : Path | None, default None
         where the kernel's process writes what no cell prints
+    secrets : Secrets
+        scrubbed from the log
     limits : Limits
     """
 
@@ -211,8 +217,9 @@ class Execution:
         *,
         kernel: str | None = None,  # kernel name; None: the notebook's own
         cwd: PathLike | None = None,  # working directory of the kernel; None: this process's
-        env: dict[str, str] | None = None,  # variables added to this process's own
+        env: dict[str, str] | None = None,  # all variables of the kernel; None: this process's
         log: Path | None = None,  # where the kernel's process writes what no cell prints
+        secrets: Secrets = Secrets([]),  # scrubbed from the log
         limits: Limits = Limits(),
     ):
         self.nb = nb
@@ -220,8 +227,9 @@ class Execution:
         self.on_event = on_event
         self.kernel = kernel or nb["metadata"].get("kernelspec", {}).get("name", "python3")
         self.cwd = cwd
-        self.env = {**os.environ, **(env or {})}
+        self.env = dict(os.environ) if env is None else env
         self.log = log
+        self.secrets = secrets
         self.limits = limits
         self.child: Child | None = None  # the kernel's process group, once it runs
         self.stopped: str | None = None  # the cause for which it was stopped
@@ -274,20 +282,32 @@ class Execution:
     def run(self) -> Verdict:
         "Execute every cell; never raises for what a notebook can do"
         folder = tempfile.mkdtemp(prefix="scalai-")
-        with ThreadPoolExecutor(1) as own:  # a loop of its own: the caller may be in a running one
-            execution = own.submit(asyncio.run, self._run(folder))
+        with ExitStack() as stack:
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            log = self._kernel_log(stack, Path(folder) / "log")
+            # a loop of its own: the caller may be in a running one
+            own = stack.enter_context(ThreadPoolExecutor(1))
+            execution = own.submit(asyncio.run, self._run(folder, log))
             try:
                 self._watch(execution)
             finally:
                 if self.child:
                     self.child.kill()
-        shutil.rmtree(folder, ignore_errors=True)
         error = execution.result()
         exit = self.child.ended.result(timeout=10) if self.child else Exit(0, 0.0, 0)
         stop = self._stop_cause(error, exit)
         seen = Seen(exit, stop, self._where(), self._last_words(), self._limit(exit))
         v = verdict(error, seen)
         return replace(v, cpu=exit.cpu, memory=max(self.peak, exit.memory))
+
+    def _kernel_log(self, stack: ExitStack, pipe: Path) -> Path | None:
+        "Where the kernel's process is to write; None: nowhere"
+        if not self.log:
+            return None
+        stack.enter_context(
+            KernelLog(self.log, pipe, self.secrets, partial(self.stop, "disk_full"))
+        )
+        return pipe
 
     def _watch(self, execution: Future) -> None:
         "Follow the memory of the group until `execution` is done; stop it at the limit"
@@ -299,7 +319,7 @@ class Execution:
             if self.limits.memory and now > self.limits.memory:
                 self.stop("kernel_oom")
 
-    async def _run(self, folder: str) -> Exception | None:
+    async def _run(self, folder: str, log: Path | None) -> Exception | None:
         "Execute the cells; the exception that ended it"
         km: Any = AsyncKernelManager(
             kernel_name=self.kernel,
@@ -308,7 +328,7 @@ class Execution:
             ip=f"{folder}/k",
         )
         km.fork_server = self.server
-        km.fork_options = {"log": self.log, "memory": self.limits.memory}
+        km.fork_options = {"log": log, "memory": self.limits.memory}
         client = _Client(
             nbformat.from_dict(self.nb),
             self,

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -266,12 +266,15 @@ class ForkServer:
     ----------
     modules : Sequence[str], default ()
         names to import once, say ["pandas", "xarray"]; they must not start threads when imported
+    hidden : Collection[str], default ()
+        names of variables that it does not get
     """
 
     def __init__(
         self,
         # names to import once, say ["pandas", "xarray"]; they must not start threads when imported
         modules: Sequence[str] = (),
+        hidden: Collection[str] = (),  # names of variables that it does not get
     ):
         self._lock = threading.Lock()
         self._asked: dict[int, Future[Child]] = {}  # by the number of the request
@@ -282,6 +285,7 @@ class ForkServer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
+            env={k: v for k, v in os.environ.items() if k not in hidden},
         )
         self._requests = cast(IO[bytes], self._process.stdin)
         self._notices = cast(IO[bytes], self._process.stdout)

@@ -237,7 +237,7 @@ def _read(node: ast.expr, text: str) -> Any:
 # %% ../../../nbs/pipeline/reading/parameter.ipynb #035ba7ac
 def source(
     value: Any,  # of a contract type
-    prefix: str = "",  # put before Path, date and datetime, for names that nothing else uses
+    prefix: str = "",  # put before Path, Secret, date and datetime: names that nothing else uses
 ) -> str:  # Python source
     """Write `value` as Python would read it
 
@@ -246,7 +246,7 @@ def source(
     value : Any
         of a contract type
     prefix : str, default ''
-        put before Path, date and datetime, for names that nothing else uses
+        put before Path, Secret, date and datetime: names that nothing else uses
 
     Returns
     -------
@@ -261,6 +261,8 @@ def source(
             return f"{{{', '.join(items)}}}"
         case Path():
             return f"{prefix}Path({str(value)!r})"
+        case Secret():
+            return f"{prefix}Secret({str(value)!r})"
         case date():
             return f"{prefix}{type(value).__name__}.fromisoformat({value.isoformat()!r})"
         case float() if not math.isfinite(value):
@@ -274,6 +276,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "datetime": datetime,
     "date": date,
     "float": float,
+    "Secret": Secret,
     "datetime.fromisoformat": datetime.fromisoformat,
     "date.fromisoformat": date.fromisoformat,
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -218,13 +219,16 @@ class Attempt:
     def _execution(self, recorder: StepRecorder) -> Execution:
         "The execution of the step in a kernel that knows its run"
         shared, step, run = self.shared, self.step, self.shared.recorder.run
+        own = set(step.secrets.values())
+        others = set(shared.secrets) - own
         variables = {
+            **{k: v for k, v in os.environ.items() if k not in others},
             **shared.env.variables,
             **shared.variables,
             "SCALAI_STEP": str(self._context()),
             # what the step records, say the trials of a search, is nested in its own record
             "SCALAI_TRACKED": step_id(run, run.step(step.name)),
-            "SCALAI_SECRETS": ",".join(shared.secrets),
+            "SCALAI_SECRETS": ",".join(sorted(own)),
         }
         if step.uses("connect") and (address := shared.resources.scheduler()):
             variables["SCALAI_SCHEDULER"] = address
@@ -236,6 +240,7 @@ class Attempt:
             cwd=Path(step.path).parent,
             env=variables,
             log=run.file(step.stem, "log"),
+            secrets=shared.recorder.secrets,
             limits=Limits(shared.env.memory, shared.env.cell_timeout),
         )
 

@@ -23,7 +23,8 @@ from ..outputs import Notebook, Outputs, executed, write_notebook
 from ..run import Event, EventLog, Run, apply
 from .exclusive import exclusive
 from ..step import Step
-from ...redaction import redact
+from .scrubber import Scrubber, scrubbed
+from ...redaction import Secrets
 
 # %% auto #0
 __all__ = ['OnEvent', 'about', 'RunRecorder', 'StepRecorder']
@@ -69,15 +70,19 @@ class RunRecorder:
         nothing has happened to it yet
     on_event : OnEvent
         called with every event, already folded into the run
+    secrets : Secrets
+        of the run, in no event that leaves
     """
 
     def __init__(
         self,
         run: Run,  # nothing has happened to it yet
         on_event: OnEvent,  # called with every event, already folded into the run
+        secrets: Secrets = Secrets([]),  # of the run, in no event that leaves
     ):
         self.run = run
         self.on_event = on_event
+        self.secrets = secrets
         self._lock = threading.RLock()
 
     def open(
@@ -113,7 +118,7 @@ class RunRecorder:
     def emit(self, event: Event) -> None:
         "Record `event`, fold it into the run, show it"
         with self._lock:
-            event = {"t": time.time(), **event}
+            event = {"t": time.time(), **scrubbed(event, self.secrets)}
             apply(self.run, event)
             self.show(event)
             self._log.append(event)
@@ -149,21 +154,17 @@ class StepRecorder:
         self.nb = nb
         self.stop = stop
         self.outputs = Outputs()
-        self.secrets = [os.environ[name] for name in step.secrets.values()]
+        self._scrubber = Scrubber(recorder.secrets)
         run = recorder.run
         self._path = run.folder / f"{step.stem}.ipynb"
         self._log = EventLog(run.file(step.stem, "outputs.jsonl"), reserve=0)
-        self._kernel_log = run.file(step.stem, "log")
         self._started = time.monotonic()
         self.render(0)
 
     def __call__(self, event: Event) -> None:
-        event = {**redact(event, self.secrets), "step": self.step.name}
         try:
-            if event["event"] == "output":
-                self._output(event)
-            else:
-                self.recorder.emit(event)
+            for told in self._scrubber({**event, "step": self.step.name}):
+                self._take(told)
             if time.monotonic() > self._next_render:
                 self.render(2_000)
         except OSError as e:
@@ -171,7 +172,10 @@ class StepRecorder:
                 raise
             self.stop("disk_full")
 
-    def _output(self, event: Event) -> None:
+    def _take(self, event: Event) -> None:
+        "Keep an event that was scrubbed"
+        if event["event"] != "output":
+            return self.recorder.emit(event)
         cell, type, content = event["cell"], event["type"], event["content"]
         self.outputs.apply(cell, type, content)
         self.recorder.show(event)
@@ -196,7 +200,7 @@ class StepRecorder:
 
     def close(self) -> None:
         "Write the notebook for the last time; OSError when the disk is full, the log is safe"
+        for told in self._scrubber.flush():
+            self._take(told)
         self._log.close()
-        if self._kernel_log.exists() and not self._kernel_log.stat().st_size:
-            self._kernel_log.unlink()
         self.render()

@@ -39,6 +39,8 @@ class Resources:
         the code of all notebooks, whose imports are preloaded
     stack : ExitStack
         ends what is started
+    hidden : Collection[str], default ()
+        names of variables that the fork server does not get
     """
 
     def __init__(
@@ -46,9 +48,11 @@ class Resources:
         env: Environment,  # its `cluster` says which kind to start
         sources: str,  # the code of all notebooks, whose imports are preloaded
         stack: ExitStack,  # ends what is started
+        hidden: Collection[str] = (),  # names of variables that the fork server does not get
     ):
         self.env = env
         self.sources = sources
+        self.hidden = hidden
         self._stack = stack
         self._lock = threading.RLock()
         self._server: ForkServer | None = None
@@ -59,7 +63,8 @@ class Resources:
         "The fork server of the kernels"
         with self._lock:
             if not self._server:
-                self._server = self._stack.enter_context(ForkServer(preload(self.sources)))
+                server = ForkServer(preload(self.sources), self.hidden)
+                self._server = self._stack.enter_context(server)
             return self._server
 
     def scheduler(self) -> str | None:

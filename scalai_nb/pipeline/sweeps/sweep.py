@@ -214,6 +214,7 @@ class _Sweeper:
         self.options = options
         self.console = console
         self.goals = goals_of(whole)
+        self.secrets = whole.secrets
         self.shelf = Shelf(env, apart(env, whole.name))
         id = f"sweep-{time.strftime('%Y%m%d-%H%M%S')}"
         self.setting = Setting(id, whole.name, env, self.shelf, self.forks)
@@ -227,7 +228,8 @@ class _Sweeper:
         "The fork server of all combinations, which has imported what their notebooks import"
         with self._lock:
             if not self._server:
-                self._server = self._stack.enter_context(ForkServer(preload(sources)))
+                server = ForkServer(preload(sources), self.secrets)
+                self._server = self._stack.enter_context(server)
             return self._server
 
     def stop(self) -> None:
