@@ -39,6 +39,10 @@ THROUGH_COMMANDS = {  # tests that reach a room without importing it, the quick 
     "models": ("test_registry", "test_tracking"),
     "serving": ("test_protocols", "test_http", "test_serve", "test_log"),
 }
+OF_ALL = {  # of the whole project: they take minutes
+    f"test_{name}"
+    for name in ("bench", "docs", "flights", "house", "hygiene", "outputs", "project", "site")
+}
 ANSWERED = Path(__file__).with_name("mutants_answered.txt")
 
 
@@ -219,7 +223,7 @@ def distances() -> dict[str, dict[Path, int]]:
         for p in (ROOT / "scalai_nb").rglob("*.py")
     }
     users = {name: [n for p, n in files.items() if name in imports(p)] for name in files.values()}
-    tests = sorted((ROOT / "tests").glob("test_*.py"))
+    tests = [p for p in sorted((ROOT / "tests").glob("test_*.py")) if p.stem not in OF_ALL]
     found = {}
     for module in users:
         near, reached, found[module] = [module], {module}, {}

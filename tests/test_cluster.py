@@ -277,7 +277,7 @@ def test_importing_it_is_light():
     )
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_worker_that_is_away_when_another_loss_is_15_seconds_old_comes_back():
     with connect(env()) as client:
         for seconds in (

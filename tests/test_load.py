@@ -229,7 +229,7 @@ def test_what_was_acknowledged_and_is_not_in_the_log_is_found(tmp_path):
     assert soak.missing(tmp_path / "answered", "s-", np.array([1, 30])) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_ours_at_rest(tmp_path, monkeypatch):
     monkeypatch.setattr(serving, "subject", lambda folder: subject(folder, trees=0))
     figures = serving.measure(["rest"], scale=0.1, rounds=1, path=tmp_path / "figures.json")

@@ -889,7 +889,7 @@ def strike(client, signum, after, told):
     return victim, progress
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_worker_that_is_killed_in_mid_epoch_costs_no_quality(tmp_path, client):
     X, _ = lazy(12_000, 12, features=6)
     X, y = (

@@ -61,6 +61,7 @@ def edit(path: Path, old: str, new: str):
     path.write_text(text.replace(old, new))
 
 
+@pytest.mark.slow
 def test_what_is_executed_again(project):
     assert executed(run(project)) == ["a", "b", "c", "d"]
     assert executed(run(project)) == []
@@ -104,6 +105,7 @@ def test_inputs_are_pinned_and_recorded(project):
     )
 
 
+@pytest.mark.slow
 def test_a_version_can_be_asked_for(project):
     run(project)
     project.scalai("lake", "tag", "a", "three")
@@ -157,6 +159,7 @@ def test_what_the_contract_does_not_declare(project, code, says):
     assert says in run(project, code=1)["steps"][0]["error"]
 
 
+@pytest.mark.slow
 def test_somebody_else_writes_meanwhile(project):
     run(project)
     project.step(

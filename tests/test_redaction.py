@@ -176,7 +176,7 @@ def drawn(seed: int) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_secret_leaves_through_no_exit(tmp_path, seed):
     secret = drawn(seed)
     raises = "raise RuntimeError(f'401 for https://x/?key={told}')"

@@ -5,6 +5,7 @@
 # %% ../../../nbs/pipeline/execution/forkserver.ipynb #85529e11
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
@@ -17,10 +18,15 @@ import threading
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
+from uuid import uuid4
 
+import psutil
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from ...errors import WorkFailed
@@ -36,9 +42,22 @@ if TYPE_CHECKING:
 _KERNEL = [sys.executable, "-m", "ipykernel_launcher"]
 
 
-def _enter(request: dict[str, Any]) -> None:
+_ENDED_WITH_PARENT, _ADOPTS = 1, 36  # of prctl(2): PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER
+
+
+def _prctl(option: int, value: int) -> None:
+    "Set an option of this process; nothing happens where the system is not Linux"
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(option, value)
+
+
+def _enter(request: dict[str, Any], parent: int) -> None:
     "Become the process that `request` asks for: group, folder, variables, log, memory limit"
     os.setsid()
+    _prctl(_ADOPTS, 1)
+    _prctl(_ENDED_WITH_PARENT, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended before it could be told
+        os._exit(1)
     os.chdir(request["cwd"] or ".")
     os.environ.clear()
     os.environ.update(request["env"])
@@ -64,16 +83,19 @@ def _kernel(argv: list[str]) -> None:
     app.start()
 
 # %% ../../../nbs/pipeline/execution/forkserver.ipynb #9a0cb32b
-def _fork(request: dict[str, Any]) -> int:
-    "Fork the child that `request` asks for; its process id"
+def _fork(request: dict[str, Any], files: Sequence[int]) -> int:
+    "Fork the child that `request` asks for, which closes the `files` of the server; its process id"
+    parent = os.getpid()
     if pid := os.fork():
         return pid
     try:
         signal.set_wakeup_fd(-1)
+        for fd in files:
+            os.close(fd)
         for signum in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        _enter(request)
+        _enter(request, parent)
         cmd = request["cmd"]
         if cmd[:3] == _KERNEL:
             _kernel(cmd[3:])
@@ -90,13 +112,17 @@ def _fork(request: dict[str, Any]) -> int:
 
 # %% ../../../nbs/pipeline/execution/forkserver.ipynb #9a98759e
 def _reap(children: set[int], notify: Callable[..., None]) -> None:
-    "Tell how each child that has ended did, and kill what is left of its group"
-    while children:
-        pid, status, used = os.wait4(-1, os.WNOHANG)
-        if pid == 0:
-            return
-        children.discard(pid)
-        kill_group(pid)
+    "Tell how each child that has ended did, when what it has left behind is killed"
+    ended = []
+    with suppress(ChildProcessError):
+        while (found := os.wait4(-1, os.WNOHANG))[0]:
+            if found[0] in children:
+                ended.append(found)
+                children.discard(found[0])
+                kill_group(found[0])
+    for pid in _own_children() - children:
+        _end(pid)
+    for pid, status, used in ended:
         notify(
             event="exited",
             pid=pid,
@@ -104,6 +130,31 @@ def _reap(children: set[int], notify: Callable[..., None]) -> None:
             cpu=used.ru_utime + used.ru_stime,
             memory=used.ru_maxrss * 1024,
         )
+
+
+def _own_children() -> set[int]:
+    "Process ids of this process's children; what the dead have left behind is among them"
+    try:
+        listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+    except OSError:
+        return {child.pid for child in psutil.Process().children()}
+    return set(map(int, listed.split()))
+
+
+def _end(pid: int) -> None:
+    "Kill a child of this process, and its group where it leads one by now"
+    for kill in (os.kill, os.killpg):
+        with suppress(ProcessLookupError, PermissionError):
+            kill(pid, signal.SIGKILL)
+
+
+def _end_all() -> None:
+    "Kill every child of this process, and what they leave behind"
+    with suppress(ChildProcessError):
+        while True:
+            for pid in _own_children():
+                _end(pid)
+            os.waitpid(-1, 0)
 
 
 def kill_group(
@@ -118,10 +169,8 @@ def kill_group(
         the process that leads the group
     signum : int, default signal.SIGKILL
     """
-    try:
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signum)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 # %% ../../../nbs/pipeline/execution/forkserver.ipynb #ed682bee
 _KERNEL_NEEDS = (  # seen to be imported at start
@@ -170,8 +219,10 @@ def serve(
     os.dup2(2, 1)  # a stray print must not look like a notice
 
     def notify(**notice: Any) -> None:
-        os.write(notices, json.dumps(notice).encode() + b"\n")
+        with suppress(BrokenPipeError):  # nobody is there: standard input ends as well
+            os.write(notices, json.dumps(notice).encode() + b"\n")
 
+    _prctl(_ADOPTS, 1)
     _preload(modules)
     # by OpenBLAS and jemalloc, which handle a fork
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
@@ -180,24 +231,24 @@ def serve(
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)  # the runner decides
     signal.set_wakeup_fd(wake_w)
-    children: set[int] = set()
     with selectors.DefaultSelector() as selector:
         selector.register(0, selectors.EVENT_READ)
         selector.register(wake_r, selectors.EVENT_READ)
+        fork = partial(_fork, files=(notices, wake_r, wake_w))
         try:
-            _serve_forever(selector, wake_r, children, notify)
+            _serve_forever(selector, wake_r, fork, notify)
         finally:
-            for pid in children:
-                kill_group(pid)
+            _end_all()
 
 # %% ../../../nbs/pipeline/execution/forkserver.ipynb #f0fdbd85
 def _serve_forever(
     selector: selectors.BaseSelector,
     wake_r: int,
-    children: set[int],
+    fork: Callable[[dict[str, Any]], int],
     notify: Callable[..., None],
 ) -> None:
     "Answer requests and exits until standard input ends"
+    children: set[int] = set()
     rest = b""
     while True:
         for key, _ in selector.select():
@@ -210,7 +261,7 @@ def _serve_forever(
                 return
             *lines, rest = (rest + chunk).split(b"\n")
             for request in map(json.loads, lines):
-                pid = _fork(request)
+                pid = fork(request)
                 children.add(pid)
                 notify(event="started", id=request["id"], pid=pid)
 
@@ -251,7 +302,8 @@ class Child:
     def signal(self, signum: int) -> None:
         "Signal the process alone, as Ctrl-C in a notebook does"
         if not self.ended.done():
-            os.kill(self.pid, signum)
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signum)
 
     def kill(self) -> None:
         "Kill the whole group"
@@ -259,6 +311,14 @@ class Child:
             kill_group(self.pid)
 
 # %% ../../../nbs/pipeline/execution/forkserver.ipynb #a968171b
+def _end_marked(mark: dict[str, str]) -> None:
+    "Kill every process that has these variables"
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if mark.items() <= process.environ().items():
+                process.kill()
+
+
 class ForkServer:
     """Starts processes through a server that has imported `modules`; a context manager
 
@@ -277,6 +337,7 @@ class ForkServer:
         hidden: Collection[str] = (),  # names of variables that it does not get
     ):
         self._lock = threading.Lock()
+        self._mark = {"SCALAI_FORKS": uuid4().hex}  # of all processes that come of it
         self._asked: dict[int, Future[Child]] = {}  # by the number of the request
         self._children: dict[int, Child] = {}  # by process id
         code = "from scalai_nb.pipeline.execution.forkserver import serve"
@@ -285,7 +346,7 @@ class ForkServer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
-            env={k: v for k, v in os.environ.items() if k not in hidden},
+            env={k: v for k, v in os.environ.items() if k not in hidden} | self._mark,
         )
         self._requests = cast(IO[bytes], self._process.stdin)
         self._notices = cast(IO[bytes], self._process.stdout)
@@ -321,7 +382,7 @@ class ForkServer:
             request = {
                 "id": len(self._asked),
                 "cmd": cmd,
-                "env": env,
+                "env": env | self._mark,
                 "cwd": str(cwd or ""),
                 "log": str(log or ""),
                 "memory": memory,
@@ -343,8 +404,9 @@ class ForkServer:
             else:
                 child = self._children.pop(notice["pid"])
                 child.ended.set_result(Exit(notice["status"], notice["cpu"], notice["memory"]))
-        for child in self._children.values():  # the server itself was killed
-            kill_group(child.pid)
+        if self._process.wait():  # the server itself was killed
+            _end_marked(self._mark)
+        for child in self._children.values():
             child.ended.set_result(Exit(-signal.SIGKILL, 0.0, 0))
         for started in self._asked.values():
             if not started.done():
