@@ -209,6 +209,24 @@ def test_a_checkpoint_is_computed_once(project):
     assert not list(project.root.glob(".scalai/runs/checkpoints/toy/a/*"))
 
 
+def test_each_call_of_a_loop_has_its_own_checkpoint(project):
+    body = (
+        "from scalai_nb.pipeline import checkpoint\n"
+        "from pathlib import Path\n"
+        "def fold(k, by=1): print('computed', k); return k * by\n"
+        "said = [checkpoint('fold', fold, k, by=10) for k in range(3)]\n"
+        "said += [checkpoint('fold', lambda: k) for k in (7, 8)]\n"
+        "print('they are', said)"
+    )
+    fault = "assert Path('mended').exists(), 'not mended'"
+    project.step("00_a", CONTRACT + 'a: Out = "a"', body, fault, WRITE.format("a", "3"))
+    run(project, code=1)
+    (project.root / "pipelines/toy/mended").touch()
+    run(project)
+    printed = project.scalai("show", "latest", "a").stdout
+    assert "they are [0, 10, 20, 7, 8]" in printed and "computed" not in printed
+
+
 def test_the_cluster_of_the_run(tmp_path):
     project = Project(tmp_path, "cluster = local\nworkers = 1\n")
     body = (

@@ -707,7 +707,7 @@ DRIFT = ["scalai_nb.compute.reduce", "scalai_nb.describe.drift", "scalai_nb.desc
 )
 def test_own_modules_are_followed_by_path(project, code, modules):
     step, _ = project
-    assert list(step(code).modules) == modules
+    assert list(step(code).imports.modules) == modules
     assert not {"helpers", "beside", "carriers"} & sys.modules.keys()
 
 
@@ -715,15 +715,15 @@ def test_the_contract_cell_imports_too(project):
     step, _ = project
     assert (
         "scalai_nb.models.package.package"
-        in step(contract="from scalai_nb.pipeline import In, Model\nm: In[Model] = 'm'").modules
+        in step(contract="from scalai_nb.pipeline import In, Model\nm: In[Model] = 'm'").imports.modules
     )
     cells = step("import scalai_nb as sn", "def f():\n    return sn.drift")
-    assert list(cells.modules) == DRIFT
+    assert list(cells.imports.modules) == DRIFT
 
 
 def test_digests_follow_code_and_nothing_else(project):
     step, write = project
-    before = step("from scalai_nb import drift").modules
+    before = step("from scalai_nb import drift").imports.modules
     write(
         {
             "scalai_nb/describe/drift.py": (
@@ -736,7 +736,7 @@ def test_digests_follow_code_and_nothing_else(project):
             )
         }
     )
-    assert step("from scalai_nb import drift").modules == before
+    assert step("from scalai_nb import drift").imports.modules == before
     write(
         {
             "scalai_nb/errors.py": "x = 2",
@@ -744,7 +744,7 @@ def test_digests_follow_code_and_nothing_else(project):
             "scalai_nb/environment.py": "z = 2",
         }
     )
-    assert step("from scalai_nb import drift").modules == before
+    assert step("from scalai_nb import drift").imports.modules == before
     write(
         {
             "scalai_nb/describe/summary.py": (
@@ -754,11 +754,11 @@ def test_digests_follow_code_and_nothing_else(project):
             )
         }
     )
-    after = step("from scalai_nb import drift").modules
+    after = step("from scalai_nb import drift").imports.modules
     assert {m for m in after if after[m] != before[m]} == {"scalai_nb.describe.summary"}
     write({"scalai_nb/describe/summary.py": "def summarize(a:"})
     with pytest.raises(StepError, match=r"summary\.py:1: .*correct it"):
-        step("from scalai_nb import drift").modules  # noqa: B018
+        step("from scalai_nb import drift").imports.modules  # noqa: B018
 
 
 def test_importing_is_light():

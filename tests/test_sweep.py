@@ -20,6 +20,7 @@ from scalai_nb.errors import ParameterError, RunActive, RunFailed
 from scalai_nb.goals import Goal
 from scalai_nb.models.registry.registry import Registry
 from scalai_nb.models.search.study import alone
+from scalai_nb.pipeline.reading.imports import Closure
 from scalai_nb.pipeline.progress import Plain
 from scalai_nb.pipeline.run import all_runs, load_run
 from scalai_nb.pipeline.runner import run
@@ -116,7 +117,7 @@ def text(shown) -> str:
 @pytest.fixture(autouse=True)
 def library(monkeypatch):
     monkeypatch.setattr(
-        "scalai_nb.pipeline.step.own_modules", lambda *_: {}
+        "scalai_nb.pipeline.step.closure", lambda *_: Closure({}, frozenset())
     )  # nothing is stale because somebody edits the library meanwhile
 
 

@@ -11,9 +11,9 @@ import pickle
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from functools import lru_cache
-from hashlib import sha256
+from functools import lru_cache, partial
 from pathlib import Path
+from types import CodeType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..environment import environment
@@ -50,6 +50,8 @@ class Context:
         what may be written: name -> kind
     branch : str, default 'main'
         where datasets are written
+    staged : str, default ''
+        in whose name models are registered until they are published; empty: at once
     written : str, default ''
         file that tells the runner what was written
     checkpoints : str, default ''
@@ -63,6 +65,7 @@ class Context:
     # what may be written: name -> kind
     outputs: dict[str, str] = field(default_factory=dict)
     branch: str = "main"  # where datasets are written
+    staged: str = ""  # in whose name models are registered until they are published; empty: at once
     written: str = ""  # file that tells the runner what was written
     checkpoints: str = ""  # folder of what `checkpoint` has computed
 
@@ -128,7 +131,7 @@ def write(
     name: str,  # what the contract cell calls an Out
     value: Dataset | Model,
     message: str = "",  # for whoever reads the log of the dataset
-    **about: Any,  # of a model: metrics={}, tags={}
+    **about: Any,  # of a model: metrics={}, tags={}, alias=""
 ) -> Version | ModelVersion:
     """Write the output `name`: published when the step completes in a run, at once elsewhere
 
@@ -140,7 +143,7 @@ def write(
     message : str, default ''
         for whoever reads the log of the dataset
     **about : Any
-        of a model: metrics={}, tags={}
+        of a model: metrics={}, tags={}, alias=""
     """
     env, ctx = environment(), context()
     if ctx:
@@ -158,27 +161,46 @@ def write(
 
         if ctx:
             about["tags"] = {**about.get("tags", {}), "run": ctx.run, "step": ctx.step}
-        version = Registry(env).register(cast("Model", value), name, **about)
+        alias = about.pop("alias", None) if ctx and ctx.staged else None
+        staged = ctx.staged if ctx else ""
+        version = Registry(env).register(cast("Model", value), name, staged=staged, **about)
         number, metrics = str(version.version), version.metrics
         facts = {"kind": "model", "version": number, "rows": None, "metrics": metrics}
+        facts["alias"] = alias
     if ctx:
         with open(ctx.written, "a") as f:
             f.write(json.dumps({"name": name, **facts}) + "\n")
     return version
 
 # %% ../../nbs/pipeline/io.ipynb #6a4672c0
+def _spelled(value: Any) -> Any:
+    "A function as its code, constants and closure spell it, anything else as it is"
+    if isinstance(value, partial):
+        return _spelled(value.func), value.args, value.keywords
+    code = getattr(value, "__code__", value)
+    if not isinstance(code, CodeType):
+        return value
+    constants = [_spelled(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    closure = getattr(value, "__closure__", None) or ()
+    cells = [_spelled(cell.cell_contents) for cell in closure]
+    defaults = getattr(value, "__defaults__", None)
+    return code.co_code.hex(), code.co_names, constants, cells, defaults
+
+
 def checkpoint(
-    name: str,  # unique within the step
+    name: str,  # for whoever reads the error of it
     function: Callable[..., T],  # called when there is no checkpoint
     *args: Any,
     **kwargs: Any,
 ) -> T:  # what the function returns; it must pickle
-    """`function(*args, **kwargs)`, remembered under `name` until the step completes
+    """`function(*args, **kwargs)`, remembered until the step completes
+
+    A call with other arguments, or of another function, is another checkpoint.
 
     Parameters
     ----------
     name : str
-        unique within the step
+        for whoever reads the error of it
     function : Callable[..., T]
         called when there is no checkpoint
     *args : Any
@@ -192,7 +214,9 @@ def checkpoint(
     ctx = context()
     if not ctx:
         return function(*args, **kwargs)
-    path = Path(ctx.checkpoints) / f"{sha256(name.encode()).hexdigest()[:16]}.pkl"
+    from dask.base import tokenize
+
+    path = Path(ctx.checkpoints) / f"{tokenize(name, _spelled(function), args, kwargs)}.pkl"
     if path.exists():
         return pickle.loads(path.read_bytes())
     result = function(*args, **kwargs)

@@ -65,7 +65,7 @@ class _Judge:
         self, step: Step, inputs: dict[str, str | None], after: Sequence[str] = ()
     ) -> Planned:
         "What is to be done about `step`"
-        now, entry = key(step, inputs), self.cache.get(step)
+        now, entry = key(step, inputs, self.cache.memory), self.cache.get(step)
         why = reasons(now, entry, self.head, after, step.name in self.forced)
         return Planned(step, why, now, inputs, entry)
 

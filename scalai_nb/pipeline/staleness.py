@@ -19,6 +19,7 @@ from ..environment import Environment
 from ..files import replacing
 from .pipeline import Head, Pipeline
 from .reading.parameter import source
+from .reading.surroundings import Memory, content, of_user, packages
 from .step import Step
 
 # %% auto #0
@@ -26,6 +27,7 @@ __all__ = ['Key', 'key', 'Entry', 'Cache', 'reasons']
 
 # %% ../../nbs/pipeline/staleness.ipynb #ad761e0d
 _PARTS = ("contract", "code", "parameters", "inputs", "library", "python")
+_LATER_PARTS = ("files", "packages", "kernel")  # which a cache of earlier versions does not have
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,10 @@ class Key:
     Attributes
     ----------
     parts : dict[str, Any]
-        contract, code, parameters, inputs, library and python
+        of _PARTS and _LATER_PARTS
     """
 
-    parts: dict[str, Any]  # contract, code, parameters, inputs, library and python
+    parts: dict[str, Any]  # of _PARTS and _LATER_PARTS
 
     @property
     def digest(self) -> str:
@@ -65,8 +67,15 @@ class Key:
         was, is_now = old["library"], now["library"]
         modules = sorted(was.keys() | is_now.keys())
         reasons += [f"library {m}" for m in modules if was.get(m) != is_now.get(m)]
-        if old["python"] != now["python"]:
-            reasons.append(f"python {old['python']} -> {now['python']}")
+        for part in ("python", "kernel"):
+            if part in old and old[part] != now.get(part, old[part]):
+                reasons.append(f"{part} {old[part]} -> {now[part]}")
+        for name, *_ in _changed(old.get("files", {}), now.get("files", {})):
+            reasons.append(f"content of the file of parameter {name}")
+        was, is_now = old.get("packages", {}), now.get("packages", {})
+        for name in sorted(was):
+            if was[name] != is_now.get(name):
+                reasons.append(f"package {name} {was[name]} -> {is_now.get(name, 'none')}")
         return reasons
 
 
@@ -90,6 +99,7 @@ def _version(id: str | None) -> str:
 def key(
     step: Step,  # with its values bound
     inputs: dict[str, str | None],  # what it reads, as its contract writes it -> version id
+    memory: Memory | None = None,  # of what was seen of files and packages
 ) -> Key:
     """The key of `step` when it reads those versions
 
@@ -99,15 +109,21 @@ def key(
         with its values bound
     inputs : dict[str, str | None]
         what it reads, as its contract writes it -> version id
+    memory : Memory | None, default None
+        of what was seen of files and packages
     """
+    memory = memory or Memory()
     return Key(
         {
             "contract": _sha256(step.contract),
             "code": _sha256(step.code),
             "parameters": {n: source(v) for n, v in step.values.items()},
             "inputs": dict(inputs),
-            "library": step.modules,
+            "library": step.imports.modules,
             "python": "{}.{}".format(*sys.version_info),
+            "files": {name: content(path, memory) for name, path in step.files.items()},
+            "packages": packages(step.imports.names, memory),
+            "kernel": step.kernel,
         }
     )
 
@@ -153,6 +169,7 @@ class Cache:
         pipeline: Pipeline | str,  # or its name
     ):
         self.folder = Path(env.runs) / "cache" / _called(pipeline)
+        self.memory = Memory(of_user())
 
     def _file(self, step: Step | str) -> Path:
         return self.folder / f"{_called(step)}.json"
@@ -171,6 +188,7 @@ class Cache:
         try:
             record = json.loads(self._file(step).read_text())
             parts = {part: record["key"][part] for part in _PARTS}
+            parts |= {part: record["key"][part] for part in _LATER_PARTS if part in record["key"]}
             return Entry(**{**record, "key": Key(parts)})
         except (OSError, ValueError, KeyError, TypeError):
             return None

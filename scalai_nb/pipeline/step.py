@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ParameterError, StepError, unknown
-from .reading.imports import own_modules
+from .reading.imports import Closure, closure
 from .reading.parameter import Parameter, literal, source
 from .reading.syntax import Place, compiled, parse_cell, refused
 
@@ -225,9 +225,15 @@ class Step:
         return {name: value for name, value in self.values.items() if name in found}
 
     @cached_property
-    def modules(self) -> dict[str, str]:
-        "The project's own modules that it depends on, with their digests"
-        return own_modules(self.tree, _roots(self.path))
+    def imports(self) -> Closure:
+        "What it imports, and the project's own modules among that, with their digests"
+        return closure(self.tree, _roots(self.path))
+
+    @property
+    def files(self) -> dict[str, Path]:
+        "Parameter -> file or folder that it names, as the notebook finds it"
+        folder = self.path.parent
+        return {name: folder / v for name, v in self.values.items() if isinstance(v, Path)}
 
     def where(self, parameter: str) -> str:
         "Place of a parameter's declaration"

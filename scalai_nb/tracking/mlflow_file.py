@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..files import file_lock
 
 # %% auto #0
-__all__ = ['database', 'locked', 'known_schemas', 'schema', 'VersionRow', 'version_rows', 'stamp']
+__all__ = ['database', 'locked', 'known_schemas', 'schema', 'VersionRow', 'version_rows', 'untag',
+           'stamp']
 
 # %% ../../nbs/tracking/mlflow_file.ipynb #b5888811
 if TYPE_CHECKING:
@@ -151,6 +152,36 @@ def version_rows(
         VersionRow(name, version, created, json.loads(tags), json.loads(aliases))
         for name, version, created, tags, aliases in rows
     ]
+
+
+def untag(
+    file: Path,  # MLflow's
+    name: str,  # of the model
+    version: int,
+    key: str,
+) -> bool:  # False: MLflow's client has to be asked
+    """Take a tag off a version in MLflow's file, if the installed MLflow knows its schema
+
+    Parameters
+    ----------
+    file : Path
+        MLflow's
+    name : str
+        of the model
+    version : int
+    key : str
+
+    Returns
+    -------
+    bool
+        False: MLflow's client has to be asked
+    """
+    with closing(sqlite3.connect(file, timeout=20)) as db, db:
+        if schema(db) not in known_schemas():
+            return False
+        where = "WHERE name = ? AND version = ? AND key = ?"
+        db.execute(f"DELETE FROM model_version_tags {where}", (name, version, key))
+    return True
 
 
 def stamp(file: Path) -> tuple[int, bytes] | None:

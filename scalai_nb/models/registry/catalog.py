@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scalai_nb.models.package.package import Model
 
 # %% auto #0
-__all__ = ['DIGEST', 'METRICS', 'Row', 'ModelVersion', 'Catalog', 'loaded']
+__all__ = ['DIGEST', 'METRICS', 'STAGED', 'Row', 'ModelVersion', 'Catalog', 'loaded']
 
 # %% ../../../nbs/models/registry/catalog.ipynb #7b98ba66
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class ModelVersion:
 # tags in MLflow, of a version
 DIGEST = "scalai.digest"
 METRICS = "scalai.metrics"
+STAGED = "scalai.staged"  # by which step of which run, until that step is completed
 # what either way of reading gives: name, version, milliseconds since 1970, tags, aliases
 Row: TypeAlias = tuple[str, int, int, dict[str, str], list[str]]
 
@@ -139,15 +140,20 @@ class Catalog:
 
     def names(self) -> list[str]:
         "Names of all models, sorted"
-        return sorted({row[0] for row in self._rows()})
+        return sorted({row[0] for row in self._rows() if STAGED not in row[3]})
 
     def versions(self, name: str) -> list[ModelVersion]:
         "All versions of a model, newest first. `ModelNotFound`: there is none"
-        rows = list(self._rows())
+        rows = [row for row in self._rows() if STAGED not in row[3]]
         found = [_version(self.env.models, row) for row in rows if row[0] == name]
         if not found:
             raise ModelNotFound(unknown(name, {row[0] for row in rows}, "the registry"))
         return found[::-1]
+
+    def staged(self, by: str) -> list[ModelVersion]:
+        "The versions that a step of a run has registered and that are not to be seen yet"
+        rows = [row for row in self._rows() if row[3].get(STAGED) == by]
+        return [_version(self.env.models, row) for row in rows]
 
     def get(
         self,

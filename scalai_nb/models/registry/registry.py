@@ -24,10 +24,17 @@ from scalai_nb.errors import (
     VersionNotFound,
 )
 from ...files import whoami
-from .catalog import DIGEST, METRICS, Catalog, ModelVersion, loaded
+from scalai_nb.models.registry.catalog import (
+    DIGEST,
+    METRICS,
+    STAGED,
+    Catalog,
+    ModelVersion,
+    loaded,
+)
 from .history import append, champions, lines, unbroken
 from ...redaction import secrets_here
-from ...tracking.mlflow_file import locked
+from ...tracking.mlflow_file import database, locked, untag
 from ...tracking.mlflow_sink import client
 
 if TYPE_CHECKING:
@@ -128,6 +135,7 @@ class Registry(Catalog):
         *,
         alias: str | None = None,  # what to make it at once, say challenger
         contract: str | None = None,  # "new": it may have another contract than the champion
+        staged: str = "",  # by which step of which run; nobody sees it until `publish`
     ) -> ModelVersion:
         """Copy a model's package into the registry as its next version.
 
@@ -148,6 +156,8 @@ class Registry(Catalog):
             what to make it at once, say challenger
         contract : str | None, default None
             "new": it may have another contract than the champion
+        staged : str, default ''
+            by which step of which run; nobody sees it until `publish`
         """
         _check_name(name)
         if contract not in (None, "new"):
@@ -160,17 +170,18 @@ class Registry(Catalog):
         if not contract and name in self.names():
             _check_contract(self.champion(name), model)
         c, folder = client(self.env), Path(self.env.models) / name
-        staged = model.save(folder / f".{uuid4().hex}")
+        saved = model.save(folder / f".{uuid4().hex}")
         about = {
             **{k: secrets_here().scrub(str(v)) for k, v in (tags or {}).items()},
             METRICS: json.dumps({k: float(v) for k, v in (metrics or {}).items()}),
-            DIGEST: sha256((staged / "manifest.json").read_bytes()).hexdigest(),
+            DIGEST: sha256((saved / "manifest.json").read_bytes()).hexdigest(),
+            **({STAGED: staged} if staged else {}),
         }
         try:
             with self._lock():
                 version = _next_version(c, name, about)
                 try:
-                    staged.rename(folder / version)
+                    saved.rename(folder / version)
                 except OSError:
                     c.delete_model_version(name, version)
                     raise Conflict(
@@ -178,10 +189,18 @@ class Registry(Catalog):
                         "and the registry does not know it; move it away."
                     ) from None
         finally:
-            shutil.rmtree(staged, ignore_errors=True)
+            shutil.rmtree(saved, ignore_errors=True)
+        if staged:
+            return next(v for v in self.staged(staged) if str(v) == f"{name}@{version}")
         if alias:
             return self.promote(name, version, alias, "registered")
         return self.get(name, version)
+
+    def publish(self, name: str, version: int) -> None:
+        "Let a version be seen that a step has registered"
+        file = database(self.env)
+        if not (file and untag(file, name, version, STAGED)):
+            client(self.env).delete_model_version_tag(name, str(version), STAGED)
 
     def promote(
         self,

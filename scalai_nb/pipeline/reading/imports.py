@@ -18,7 +18,7 @@ from typing import NamedTuple, cast
 from .syntax import compiled, normalised, refused
 
 # %% auto #0
-__all__ = ['mentioned', 'own_modules']
+__all__ = ['mentioned', 'Closure', 'closure']
 
 # %% ../../../nbs/pipeline/reading/imports.ipynb #2c0788d5
 def _dotted(node: ast.AST) -> tuple[str | None, str]:
@@ -146,11 +146,26 @@ def _behind(name: str, roots: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
             yield from _loaded(target, roots)
 
 # %% ../../../nbs/pipeline/reading/imports.ipynb #55e63412
-def own_modules(
+class Closure(NamedTuple):
+    """What code depends on, through the project's own modules
+
+    Attributes
+    ----------
+    modules : dict[str, str]
+        dotted name of an own module -> sha256 of its normalised source
+    names : frozenset[str]
+        all dotted names that are imported
+    """
+
+    modules: dict[str, str]  # dotted name of an own module -> sha256 of its normalised source
+    names: frozenset[str]  # all dotted names that are imported
+
+
+def closure(
     tree: ast.Module,  # what imports
     roots: tuple[Path, ...],  # folders in which a module is the project's own
-) -> dict[str, str]:  # dotted name -> sha256 of its normalised source
-    """The project's own modules that `tree` depends on, found without importing any
+) -> Closure:
+    """What `tree` depends on, found without importing anything
 
     Parameters
     ----------
@@ -158,11 +173,6 @@ def own_modules(
         what imports
     roots : tuple[Path, ...]
         folders in which a module is the project's own
-
-    Returns
-    -------
-    dict[str, str]
-        dotted name -> sha256 of its normalised source
     """
     todo, seen, modules = mentioned(tree), set(), {}
     while todo:
@@ -174,4 +184,4 @@ def own_modules(
                 continue
             modules[module] = found.digest
             todo |= found.mentions - seen
-    return dict(sorted(modules.items()))
+    return Closure(dict(sorted(modules.items())), frozenset(seen))

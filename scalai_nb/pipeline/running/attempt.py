@@ -207,6 +207,7 @@ class Attempt:
             run=run.id,
             step=step.name,
             branch=self._branch,
+            staged=self._branch if self.shared.publish else "",
             written=str(run.file(step.stem, "written.jsonl")),
             inputs={str(r): [r.kind, pins[str(r)]] for r in step.reads.values()},
             outputs={r.name: r.kind for r in step.writes.values()},
@@ -252,9 +253,9 @@ class Attempt:
         if v.status == "completed" and missing:
             why = f"{missing[0]!r} is declared as an Out and was not written; add: write(…)"
             v = replace(v, status="failed", cause="contract", error=why)
-        for name in (w["name"] for w in written.values() if w["kind"] == "dataset"):
+        for output in sorted(written.values(), key=lambda w: w["kind"]):  # datasets first
             try:
-                self._publish(name, v.status == "completed")
+                self._publish(output, v.status == "completed")
             except Conflict as e:
                 v = replace(v, status="failed", cause="conflict", error=str(e))
             except (OSError, ScalaiError) as e:
@@ -262,14 +263,22 @@ class Attempt:
                 v = replace(v, status="failed", cause=cause, error=str(e))
         return v, list(written.values()) if v.status == "completed" else []
 
-    def _publish(self, name: str, completed: bool) -> None:
-        "Make what the step wrote the newest version of dataset `name`, or forget it"
+    def _publish(self, output: dict[str, Any], completed: bool) -> None:
+        "Make what the step wrote the newest version of a dataset or model, or forget it"
         from scalai_nb.data.lake import Lake
+        from scalai_nb.models.registry.registry import Registry
 
-        if not completed:
+        name, dataset = output["name"], output["kind"] == "dataset"
+        if dataset and not completed:
             Lake(self.shared.env.lake).drop(name, self._branch)
-        elif self.shared.publish:
-            Lake(self.shared.env.lake).publish(name, self._branch)
+        elif completed and self.shared.publish:
+            if dataset:
+                Lake(self.shared.env.lake).publish(name, self._branch)
+            else:
+                registry = Registry(self.shared.env)
+                registry.publish(name, int(output["version"]))
+                if output["alias"]:
+                    registry.promote(name, output["version"], output["alias"])
 
     def _finish(self, v: Verdict, written: list[dict[str, Any]], recorder: StepRecorder) -> None:
         "Say how the step ended, write its notebook, remember it for the next run"

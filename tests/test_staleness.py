@@ -1,0 +1,157 @@
+"""What makes a step stale beside its code: files by their content, packages, the kernel"""
+
+import os
+from importlib import metadata
+
+import pytest
+from toy import notebook
+
+from scalai_nb.pipeline.reading import surroundings
+from scalai_nb.pipeline.reading.surroundings import Memory, content
+from scalai_nb.pipeline.staleness import key
+from scalai_nb.pipeline.step import Step
+
+CONTRACT = 'from pathlib import Path\ntable: Path = Path("data/table.csv")'
+
+
+@pytest.fixture
+def step(tmp_path):
+    "A step that reads a file which its contract names; call it to read the notebook again"
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/table.csv").write_text("a,b\n1,2\n")
+    path = tmp_path / "01_read.ipynb"
+
+    def load(contract: str = CONTRACT, code: str = "import pandas as pd", **kw) -> Step:
+        return Step.load(notebook(path, contract, code, **kw))
+
+    load.folder = tmp_path / "data"
+    return load
+
+
+def rewritten(folder):
+    (folder / "table.csv").write_text("a,b\n1,3\n")
+
+
+def replaced(folder):
+    (folder / "new").write_text("a,b\n1,9\n")
+    os.utime(folder / "new", (1, 1))
+    (folder / "new").rename(folder / "table.csv")
+
+
+def rewritten_at_the_same_time(folder):
+    seen = (folder / "table.csv").stat()
+    rewritten(folder)
+    os.utime(folder / "table.csv", ns=(seen.st_atime_ns, seen.st_mtime_ns))
+
+
+def removed(folder):
+    (folder / "table.csv").unlink()
+
+
+def a_dangling_link(folder):
+    (folder / "table.csv").unlink()
+    (folder / "table.csv").symlink_to("nowhere")
+
+
+def a_pipe(folder):
+    (folder / "table.csv").unlink()
+    os.mkfifo(folder / "table.csv")
+
+
+def a_folder(folder):
+    (folder / "table.csv").unlink()
+    (folder / "table.csv").mkdir()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        rewritten,
+        replaced,
+        rewritten_at_the_same_time,
+        removed,
+        a_dangling_link,
+        a_pipe,
+        a_folder,
+    ],
+)
+def test_another_content_is_told(step, change):
+    memory = Memory()
+    before = key(step(), {}, memory)
+    change(step.folder)
+    reasons = before.changes(key(step(), {}, memory))
+    assert reasons == ["content of the file of parameter table"]
+
+
+def touched(folder):
+    os.utime(folder / "table.csv")
+
+
+def copied_back(folder):
+    text = (folder / "table.csv").read_text()
+    removed(folder)
+    (folder / "table.csv").write_text(text)
+
+
+def a_link_to_the_same(folder):
+    (folder / "table.csv").rename(folder / "moved.csv")
+    (folder / "table.csv").symlink_to("moved.csv")
+
+
+@pytest.mark.parametrize("change", [touched, copied_back, a_link_to_the_same])
+def test_the_same_content_is_the_same(step, change):
+    memory = Memory()
+    before = key(step(), {}, memory)
+    change(step.folder)
+    assert before.changes(key(step(), {}, memory)) == []
+
+
+@pytest.mark.parametrize("name", ["other.csv", "deep/er/x.csv", ".hidden"])
+def test_a_file_in_a_folder_counts(step, name):
+    contract = CONTRACT.replace("data/table.csv", "data")
+    before = key(step(contract), {})
+    path = step.folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("more")
+    assert before.changes(key(step(contract), {})) == ["content of the file of parameter table"]
+
+
+def test_a_large_file_is_read_once(step, tmp_path, monkeypatch):
+    path, kept = step.folder / "table.csv", tmp_path / "memory.json"
+    monkeypatch.setattr(surroundings, "_YOUNG", -1)
+    first = content(path, Memory(kept))
+    with monkeypatch.context() as patched:
+        patched.delattr("hashlib.file_digest")
+        assert content(path, Memory(kept)) == first
+    kept.write_text("rubbish")
+    assert content(path, Memory(kept)) == first
+
+
+@pytest.mark.parametrize("now, said", [("99.0", "99.0"), (None, "none")])
+def test_a_package_is_compared_by_its_version(step, monkeypatch, now, said):
+    before = key(step(), {})
+    versions = metadata.version
+    assert before.parts["packages"] == {"pandas": versions("pandas")}
+    if now is None:
+        monkeypatch.setattr(metadata, "packages_distributions", dict)
+    else:
+        monkeypatch.setattr(metadata, "version", lambda name: now)
+    reasons = before.changes(key(step(), {}))
+    assert reasons == [f"package pandas {versions('pandas')} -> {said}"]
+
+
+def test_what_own_modules_import_counts(step, tmp_path):
+    (tmp_path / "helper.py").write_text("import sklearn.linear_model\n")
+    found = key(step(code="import helper, json"), {}).parts["packages"]
+    assert list(found) == ["scikit-learn"]
+
+
+def test_another_kernel_is_another_step(step):
+    before = key(step(), {})
+    assert before.changes(key(step(kernel="other"), {})) == ["kernel python3 -> other"]
+
+
+def test_a_cache_of_an_earlier_version_is_still_good(step):
+    now = key(step(), {})
+    earlier = {k: v for k, v in now.parts.items() if k not in ("files", "packages", "kernel")}
+    assert type(now)(earlier).changes(now) == []
