@@ -198,6 +198,7 @@ MARKS = {  # status of a run or a step -> sign, and its style for rich
     "cached": ("=", "blue"),
     "failed": ("✘", "bold red"),
     "not_run": ("–", "dim"),
+    "skipped": ("↷", "dim"),
     "cancelled": ("■", "yellow"),
     "lost": ("?", "bold red"),
 }

@@ -68,7 +68,7 @@ def stand_ins(tmp_path):
     log, bin_ = tmp_path / "log", tmp_path / "venv/bin"
     bin_.mkdir(parents=True)
     nbdev = [f"nbdev-{name}" for name in ("clean", "export", "test", "update")]
-    for name in nbdev + "python pytest ruff basedpyright uv chromium g++".split():
+    for name in nbdev + "python python3 pytest ruff basedpyright uv chromium g++".split():
         program = bin_ / name
         program.write_text(f'#!/bin/sh\necho "$(basename $0) $*" >>{log}\n')
         program.chmod(0o755)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from toy import Project, statuses
+from toy import Project, cells, statuses
 
 from scalai_nb.data.lake import Lake
 from scalai_nb.environment import environment
@@ -225,6 +225,25 @@ def test_each_call_of_a_loop_has_its_own_checkpoint(project):
     run(project)
     printed = project.scalai("show", "latest", "a").stdout
     assert "they are [0, 10, 20, 7, 8]" in printed and "computed" not in printed
+
+
+def test_a_cell_is_skipped_by_its_tag_and_what_is_left_by_an_exit(project):
+    body = ("print('x')", "1 / 0", WRITE.format("a", "3"), "import sys; sys.exit(0)", "1 / 0")
+    path = project.step("00_a", CONTRACT + 'a: Out = "a"', *body)
+    nb = json.loads(path.read_text())
+    nb["cells"][3]["metadata"] = {"tags": ["skip-execution"]}
+    path.write_text(json.dumps(nb))
+    record = run(project)
+    assert statuses(record)["a"] == ("completed", None)
+    ended = ["completed", "completed", "skipped", "completed", "completed", "skipped"]
+    assert cells(record, "a") == ended
+    edit(path, "1 / 0", "2 / 0")
+    assert "a" in executed(run(project))  # the last cell could be executed, the code counts
+
+
+def test_an_exit_with_another_code_is_a_failure(project):
+    project.step("00_a", CONTRACT + 'a: Out = "a"', "import sys; sys.exit(3)")
+    assert run(project, code=1)["steps"][0]["error"] == "cell 3: SystemExit: 3"
 
 
 def test_the_cluster_of_the_run(tmp_path):

@@ -157,7 +157,7 @@ def executed(
         if c is None:
             cells.append(cell)
             continue
-        done = c.status not in ("pending", "not_run")
+        done = c.status not in ("pending", "not_run", "skipped")
         count += done
         cause = step.cause if c.status == step.status != "completed" else None
         known = {"status": c.status, "seconds": c.seconds, "cause": cause}

@@ -5,21 +5,24 @@
 # %% ../../nbs/pipeline/papermill_engine.ipynb #1aa9e541
 from __future__ import annotations
 
+import logging
 import os
-from typing import Any
+import time
+from typing import IO, Any
 
 import nbformat
 from papermill.engines import Engine, NotebookExecutionManager
+from papermill.log import logger
 
 from ..errors import RunFailed
-from .execution.engine import Execution, Limits, code_cells, preload
+from .execution.engine import Execution, Limits, preload
 from .execution.forkserver import ForkServer
 from .execution.outcome import Verdict
 from .outputs import Outputs
 from .run import Event
 
 # %% auto #0
-__all__ = ['ScalaiEngine']
+__all__ = ['ScalaiEngine', 'Follower']
 
 # %% ../../nbs/pipeline/papermill_engine.ipynb #e5efb626
 class ScalaiEngine(Engine):
@@ -32,7 +35,8 @@ class ScalaiEngine(Engine):
         kernel_name: str,
         execution_timeout: float | None = None,  # seconds that a cell may take; None: any
         memory: int | None = None,  # bytes that the kernel's group may take; None: all
-        **kw: Any,  # what papermill passes to every engine
+        start_timeout: float = 60,  # seconds until the kernel must answer
+        **kw: Any,  # of `Follower`, and what else papermill passes to every engine
     ) -> None:
         """Execute every cell; RunFailed when it ended for another reason than a cell's error
 
@@ -45,44 +49,105 @@ class ScalaiEngine(Engine):
             seconds that a cell may take; None: any
         memory : int | None, default None
             bytes that the kernel's group may take; None: all
+        start_timeout : float, default 60
+            seconds until the kernel must answer
         **kw : Any
-            what papermill passes to every engine
+            of `Follower`, and what else papermill passes to every engine
         """
-        outputs = Outputs()
+        follower = Follower(nb_man, **kw)
         code = "\n".join(c.source for c in nb_man.nb.cells if c.cell_type == "code")
         with ForkServer(preload(code)) as server:
             execution = Execution(
                 nb_man.nb,
                 server,
-                lambda e: _record(nb_man, outputs, e),
+                follower,
                 kernel=kernel_name,
                 cwd=os.getcwd(),
-                limits=Limits(memory, execution_timeout),
+                limits=Limits(memory, execution_timeout, start=start_timeout),
             )
             v = execution.run()
-        for i, outs in outputs.cells.items():
-            nb_man.nb.cells[i].outputs = [nbformat.from_dict(o) for o in outs]
-        if outputs.widgets:
-            nb_man.nb.metadata["widgets"] = outputs.widgets
-        for count, i in enumerate(code_cells(nb_man.nb), 1):
-            nb_man.nb.cells[i].execution_count = count
+        follower.fold()
+        if follower.outputs.widgets:
+            nb_man.nb.metadata["widgets"] = follower.outputs.widgets
         _finish(nb_man, v)
         if v.status != "completed" and v.cause != "cell_error":
             raise RunFailed(f"{v.cause}: {v.error}")
 
 # %% ../../nbs/pipeline/papermill_engine.ipynb #03274a4e
-def _record(nb_man: NotebookExecutionManager, outputs: Outputs, event: Event) -> None:
-    "Fold `event` into papermill's notebook"
-    if event["event"] == "output":
-        return outputs.apply(event["cell"], event["type"], event["content"])
-    papermill = nb_man.nb.cells[event["cell"]].metadata["papermill"]
-    if event["status"] == "running":
-        papermill["status"] = "running"
-        return
-    failed = event["status"] != "completed"
-    papermill.update(status=event["status"], duration=event["seconds"], exception=failed)
-    if nb_man.pbar:
-        nb_man.pbar.update(1)
+class Follower:
+    """Keeps papermill's notebook up to date with an execution, and passes on what is printed
+
+    Parameters
+    ----------
+    nb_man : NotebookExecutionManager
+    log_output : bool, default False
+        whether papermill's log gets the outputs
+    stdout_file : IO[str] | None, default None
+        gets what is printed
+    stderr_file : IO[str] | None, default None
+        gets what is printed to stderr
+    **_ : Any
+        what other engines need
+    """
+
+    def __init__(
+        self,
+        nb_man: NotebookExecutionManager,
+        log_output: bool = False,  # whether papermill's log gets the outputs
+        stdout_file: IO[str] | None = None,  # gets what is printed
+        stderr_file: IO[str] | None = None,  # gets what is printed to stderr
+        **_: Any,  # what other engines need
+    ):
+        self.nb_man = nb_man
+        self.log_output = log_output
+        self.files = {"stdout": stdout_file, "stderr": stderr_file}
+        self.outputs = Outputs()
+        self._counted = 0  # cells that have begun
+        self._saved = time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        if event["event"] == "output":
+            self.outputs.apply(event["cell"], event["type"], event["content"])
+            self._tell(event["type"], event["content"])
+        else:
+            self._mark(event)
+        every = self.nb_man.autosave_cell_every
+        if every and time.monotonic() - self._saved >= every:
+            self.fold()
+            self.nb_man.save()
+            self._saved = time.monotonic()
+
+    def fold(self) -> None:
+        "Put the outputs so far into the notebook"
+        for i, outputs in self.outputs.cells.items():
+            self.nb_man.nb.cells[i].outputs = [nbformat.from_dict(o) for o in outputs]
+
+    def _mark(self, event: Event) -> None:
+        "Note how a cell stands"
+        cell = self.nb_man.nb.cells[event["cell"]]
+        papermill = cell.metadata["papermill"]
+        if event["status"] == "running":
+            self._counted += 1
+            cell.execution_count = self._counted
+            papermill["status"] = "running"
+            return
+        failed = event["status"] not in ("completed", "skipped")
+        seconds = event.get("seconds")
+        papermill.update(status=event["status"], duration=seconds, exception=failed)
+        if self.nb_man.pbar:
+            self.nb_man.pbar.update(1)
+
+    def _tell(self, type: str, content: dict[str, Any]) -> None:
+        "Pass an output on to the log and the files that were asked for"
+        if type == "stream":
+            name, text = content["name"], content["text"]
+            if self.log_output:
+                logger.log(logging.WARNING if name == "stderr" else logging.INFO, text)
+            if file := self.files[name]:
+                file.write(text)
+                file.flush()
+        elif self.log_output and "text/plain" in content.get("data", {}):
+            logger.info("".join(content["data"]["text/plain"]))
 
 
 def _finish(nb_man: NotebookExecutionManager, v: Verdict) -> None:
@@ -94,6 +159,7 @@ def _finish(nb_man: NotebookExecutionManager, v: Verdict) -> None:
         papermill = cell.metadata["papermill"]
         if papermill["status"] == "running":
             papermill.update(status="failed", exception=True)
-        elif failed and papermill["status"] == "pending" and cell.cell_type == "code":
-            papermill["status"] = "not_run"
+        elif papermill["status"] == "pending" and cell.cell_type == "code":
+            left = "skipped" if cell.source.strip() else "completed"
+            papermill["status"] = "not_run" if failed else left
     nb_man.save()

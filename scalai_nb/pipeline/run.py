@@ -30,6 +30,7 @@ STATUSES = {
     "cached": "done by an earlier run, and still valid",
     "failed": "started and did not succeed",
     "not_run": "not started, because something before it did not complete",
+    "skipped": "left out on purpose: by its tag, or by `sys.exit(0)` in a cell before it",
     "cancelled": "stopped by somebody",
     "lost": "the runner ended without a word",
 }
@@ -292,7 +293,7 @@ def _step_finished(run: Run, e: Event) -> None:
         if cell.status == "running":
             cell.status = step.status
         elif cell.status == "pending":
-            cell.status = "not_run"
+            cell.status = "skipped" if step.status == "completed" else "not_run"
 
 
 def _run_finished(run: Run, e: Event) -> None:

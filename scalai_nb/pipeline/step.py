@@ -378,7 +378,7 @@ def _parts(notebook: dict[str, Any], path: Path) -> dict[str, Any]:
     others = [
         parse_cell(_text(c), lambda line, i=i: _place(path, i, line))
         for i, c in enumerate(cells)
-        if i != at and _is_code(c)
+        if i != at and _is_code(c) and "skip-execution" not in _tags(c)
     ]
     trees = [contract, *(tree for tree, _ in others)]
     return {

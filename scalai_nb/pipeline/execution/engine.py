@@ -38,11 +38,12 @@ if sys.modules["rfc3987_syntax"] is None:
 
 from .forkserver import Child, Exit, ForkProvisioner, ForkServer
 from .kernel_log import KernelLog
-from .outcome import Seen, Verdict, verdict
+from .outcome import Seen, Verdict, left_early, verdict
 from ...redaction import Secrets
 
 # %% auto #0
-__all__ = ['FORK_SAFE', 'code_cells', 'group_memory', 'Limits', 'Execution', 'preload']
+__all__ = ['FORK_SAFE', 'code_cells', 'is_skipped', 'group_memory', 'Limits', 'Execution',
+           'preload']
 
 # %% ../../../nbs/pipeline/execution/engine.ipynb #b4109e92
 if TYPE_CHECKING:
@@ -142,6 +143,11 @@ def code_cells(
     return [i for i, c in cells if c["cell_type"] == "code" and c["source"].strip()]
 
 
+def is_skipped(cell: dict[str, Any]) -> bool:
+    "Whether a cell is tagged as one that is not to be executed"
+    return "skip-execution" in cell["metadata"].get("tags", [])
+
+
 def group_memory(
     pid: int,  # the process that leads the group
 ) -> int:
@@ -177,11 +183,14 @@ class Limits:
         seconds that a cell may take; None: any
     grace : float, default 3.0
         seconds between an interrupt and a kill
+    start : float, default 60.0
+        seconds until the kernel must answer
     """
 
     memory: int | None = None  # bytes that the kernel's group may take; None: all
     cell_timeout: float | None = None  # seconds that a cell may take; None: any
     grace: float = 3.0  # seconds between an interrupt and a kill
+    start: float = 60.0  # seconds until the kernel must answer
 
 # %% ../../../nbs/pipeline/execution/engine.ipynb #77a6b899
 class Execution:
@@ -334,7 +343,7 @@ class Execution:
             self,
             km=km,
             timeout=self.limits.cell_timeout,
-            startup_timeout=60,
+            startup_timeout=self.limits.start,
             on_cell_start=self._cell_start,
             on_cell_executed=self._cell_done,
             ipython_hist_file="",
@@ -362,12 +371,16 @@ class Execution:
             raise DeadKernelError("stopped between cells")
         if cell.cell_type != "code" or not cell.source.strip():
             return
+        if is_skipped(cell):
+            return self.on_event({"event": "cell", "cell": cell_index, "status": "skipped"})
         self.cell, self._clock = cell_index, time.monotonic()
         self.on_event({"event": "cell", "cell": cell_index, "status": "running"})
 
     def _cell_done(self, cell: Any, cell_index: int, execute_reply: dict[str, Any]) -> None:
         may_raise = "raises-exception" in cell.metadata.get("tags", [])
-        ok = execute_reply["content"]["status"] == "ok" or may_raise
+        reply = execute_reply["content"]
+        left = left_early(reply.get("ename", ""), reply.get("evalue", ""))
+        ok = reply["status"] == "ok" or may_raise or left
         if ok and self.stopped != "disk_full":  # else what it printed could not be kept
             status = "completed"
         else:

@@ -14,7 +14,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from .forkserver import Exit
 
 # %% auto #0
-__all__ = ['Seen', 'Verdict', 'verdict']
+__all__ = ['Seen', 'Verdict', 'left_early', 'verdict']
 
 # %% ../../../nbs/pipeline/execution/outcome.ipynb #d1b79d3a
 @dataclass(frozen=True)
@@ -71,8 +71,26 @@ class Verdict:
 _BY_NAME = ((r"MemoryError$", "kernel_oom"), (r"^KilledWorker$", "worker_lost"))
 
 
+def left_early(
+    name: str,  # of the exception of a cell
+    value: str,  # its text
+) -> bool:
+    """Whether a cell has ended the notebook on purpose and all is well: `sys.exit(0)`
+
+    Parameters
+    ----------
+    name : str
+        of the exception of a cell
+    value : str
+        its text
+    """
+    return name == "SystemExit" and value in ("", "0", "None")
+
+
 def _cell_error(e: CellExecutionError, cell: str) -> Verdict:
     "The verdict on a cell that raised"
+    if left_early(e.ename, e.evalue):
+        return Verdict("completed")
     causes = (cause for pattern, cause in _BY_NAME if re.search(pattern, e.ename))
     cause = next(causes, "cell_error")
     if "No space left on device" in e.evalue:
