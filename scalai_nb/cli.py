@@ -19,12 +19,13 @@ from .commands.models import metrics_of, models_app
 from .commands.serve import serve
 from .commands.terminal import Dataset, Env, Json, console, out, plain
 from .environment import Environment, environment
-from .errors import ParameterError, ScalaiError
+from .errors import LakeError, ParameterError, ScalaiError
 from .show import terminal_table
 from .words import when
 
 if TYPE_CHECKING:
     from scalai_nb.data.lake import Lake, Version
+    from scalai_nb.data.verify import Finding
     from scalai_nb.operations.doctor import Check
     from scalai_nb.pipeline.run import Run, StepRun
     from scalai_nb.pipeline.sweeps.sweep import SweepOptions
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['app', 'runs_app', 'lake_app', 'kernel_app', 'Parameters', 'Pipeline', 'Sweep', 'RunId',
            'run', 'plan', 'runs', 'runs_send', 'show', 'cancel', 'report', 'lake_ls',
-           'lake_log', 'lake_diff', 'lake_tag', 'lake_restore', 'dash', 'kernel_install',
-           'doctor', 'main']
+           'lake_log', 'lake_diff', 'lake_tag', 'lake_restore', 'lake_verify', 'dash',
+           'kernel_install', 'doctor', 'main']
 
 # %% ../nbs/cli.ipynb #34c443ca
 app = typer.Typer(
@@ -431,7 +432,10 @@ def _datasets(found: list[dict]) -> RenderableType:
     if not found:
         return "The lake is empty; scalai run flights fills it."
     rows = (
-        (r["name"], f"{r['rows']:,}", r["id"][:12], when(r["time"]), r["message"]) for r in found
+        (r["name"], f"{r['rows']:,}", r["id"][:12], when(r["time"]), r["message"])
+        if "id" in r
+        else (r["name"], "", "", "", r["error"])
+        for r in found
     )
     return terminal_table(rows, "dataset", "rows>", "version", "written", "message~")
 
@@ -440,7 +444,15 @@ def _datasets(found: list[dict]) -> RenderableType:
 def lake_ls(env: Env = None, json: Json = False) -> None:
     "List the datasets with their latest versions."
     lake = _lake(env)
-    out([{"name": name, **asdict(lake.version(name))} for name in lake.names()], json, _datasets)
+    out([_listed(lake, name) for name in lake.names()], json, _datasets)
+
+
+def _listed(lake: Lake, name: str) -> dict:
+    "A dataset with its latest version, or with why that cannot be read"
+    try:
+        return {"name": name, **asdict(lake.version(name))}
+    except LakeError as e:
+        return {"name": name, "error": str(e)}
 
 
 @lake_app.command("log")
@@ -484,6 +496,38 @@ def lake_restore(
         return console().print(str(lake.diff(name, lake.version(name).id, version)), markup=False)
     restored = lake.restore(name, version)
     console().print(f"{name} is now {restored.id}, with the {restored.rows:,} rows of {version}")
+
+# %% ../nbs/cli.ipynb #973b22f8
+def _findings(found: list[Finding]) -> RenderableType:
+    "What was found in datasets as a table"
+    if not found:
+        return "Every chunk and every record is as it was written."
+    rows = (
+        ("bad" if f.bad else "note", f.dataset, f.column, _few(f.versions), f.where, f.found)
+        for f in found
+    )
+    return terminal_table(rows, "", "dataset", "column", "versions", "where", "found~")
+
+
+def _few(versions: tuple[str, ...]) -> str:
+    "The first letters of the last three versions, and how many more there are"
+    more = f" and {len(versions) - 3} more" if len(versions) > 3 else ""
+    return ", ".join(v[:6] for v in versions[-3:]) + more
+
+
+@lake_app.command("verify")
+def lake_verify(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Names of datasets; all when left out.")
+    ] = None,
+    env: Env = None,
+    json: Json = False,
+) -> None:
+    "Read every chunk of every version and say what is damaged; 1 is the exit code if something is."
+    lake = _lake(env)
+    found = [finding for name in names or lake.names() for finding in lake.verify(name)]
+    out(found, json, _findings)
+    raise typer.Exit(1 if any(f.bad for f in found) else 0)
 
 # %% ../nbs/cli.ipynb #7a067abe
 @app.command()

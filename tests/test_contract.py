@@ -5,13 +5,15 @@ import json
 import dask.array as da
 import numpy as np
 import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 import xarray as xr
 from hypothesis import given, settings, strategies as st
 
 from scalai_nb.data.contract import Column, Contract, _look, _Seen
 from scalai_nb.data.lake import Lake
-from scalai_nb.data.sources import from_frame
+from scalai_nb.data.sources import from_frame, to_frame
 from scalai_nb.errors import ContractViolation, ParameterError
 
 
@@ -382,3 +384,51 @@ def test_what_becomes_known_later_has_a_role():
 def test_a_contract_of_before_there_was_later_still_loads(contract):
     old = json.loads(contract.to_json())
     assert old.pop("later") == [] and Contract.from_json(json.dumps(old)) == contract
+
+
+# --- a contract that says nothing -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "ds",
+    [
+        good().rename(row="time"),
+        xr.Dataset(),
+        xr.Dataset({"x": 5.0}),
+        xr.Dataset({"x": ("y", [1.0])}),
+        xr.Dataset(coords={"y": [1.0]}),
+    ],
+)
+def test_without_rows_there_is_no_contract(ds, contract):
+    with pytest.raises(ParameterError, match="no column over 'row'; one must be 'row'"):
+        Contract.infer(ds)
+    check = contract.check(ds)
+    assert {v["column"] for v in check.found} == {c.name for c in contract.columns}
+    assert {v["rule"] for v in check.found} == {"column"}
+
+
+def test_a_column_that_is_not_over_rows_is_not_the_one(contract):
+    ds = good().drop_vars("temp").assign(temp=("y", [1.0, 2.0], {"units": "°F"}))
+    (found,) = contract.check(ds).found
+    assert (found["column"], found["found"]) == ("temp", "one over ('y',)")
+
+
+def test_an_empty_contract_is_refused(contract):
+    empty = json.loads(contract.to_json()) | {"columns": []}
+    for make in (lambda: Contract(()), lambda: Contract.from_json(json.dumps(empty))):
+        with pytest.raises(ParameterError, match="would accept whatever comes; infer it"):
+            make()
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars", "arrow"])
+def test_frames_are_taken(kind):
+    df = to_frame(good().drop_vars("image"))
+    given = {"pandas": df, "polars": pl.from_pandas(df), "arrow": pa.Table.from_pandas(df)}[kind]
+    contract = Contract.infer(given, label="late")
+    assert contract.check(given).ok and contract["temp"].max == 50
+    known = ("AA", "UA") if kind == "polars" else ("AA", "UA", "VX")  # those that there are
+    assert contract["carrier"].categories == known
+    assert not contract.check(df.assign(temp=999.0)).ok
+    assert Contract.of(contract.attach(given)) == contract
+    with pytest.raises(ParameterError, match="The data are of type list"):
+        contract.check([1])

@@ -11,6 +11,9 @@ from datetime import UTC, datetime
 import dask
 import dask.array as da
 import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 import xarray as xr
 import zarr
@@ -19,6 +22,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from scalai_nb.data import layout
 from scalai_nb.data.lake import Lake, LakeReader, file_lock
 from scalai_nb.data.layout import append_group, chunk_rows, read_group, schema, write_group
+from scalai_nb.data.sources import from_frame, to_frame
 from scalai_nb.errors import Conflict, DatasetNotFound, LakeError, VersionNotFound
 
 TEMP = {"units": "°F", "long_name": "temperature"}
@@ -241,6 +245,25 @@ def test_what_cannot_be_stored_is_refused(lake, ds, says):
     with pytest.raises((LakeError, ValueError), match=says):
         lake.write("a", ds)
     assert_exact(lake.read("a"), table(2))
+
+
+def test_frames_are_written_and_appended(lake):
+    "DataFrames of pandas and Polars, an Arrow table, arrays of pandas in a Dataset; times in UTC"
+    at = pd.date_range("2024-03-31", periods=4, freq="h", tz="Europe/Berlin")
+    sky = pd.Categorical(["rain", None, "sun", "rain"])
+    df = pd.DataFrame({"at": at, "sky": sky, "x": [1.0, 2, 3, 4]})
+    kept = xr.Dataset({n: ("row", df[n].array) for n in df})
+    good = from_frame(df)
+    for data in (df, pl.from_pandas(df), pa.Table.from_pandas(df), kept):
+        lake.write("a", data)
+        lake.append("a", data)
+        ds = lake.read("a").compute()
+        assert ds.isel(row=slice(4)).equals(good) and ds.isel(row=slice(4, None)).equals(good)
+        assert ds["at"].attrs["timezone"] == "Europe/Berlin"
+        assert ds["at"].values[0] == np.datetime64("2024-03-30T23:00")
+        assert to_frame(ds).sky.tolist()[::2] == ["rain", "sun"] * 2
+    with pytest.raises(ValueError, match="The data are of type list; accepted: an xarray.Dataset"):
+        lake.write("a", [1, 2])
 
 
 def test_a_write_replaces_all_columns(lake):

@@ -1,16 +1,27 @@
 "What data.sources promises: pandas in and out without a loss, and clear refusals"
 
+import datetime as dt
 import io
 import sys
 
 import numpy as np
 import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 import xarray as xr
 from hypothesis import given, settings, strategies as st
 from pandas.testing import assert_frame_equal
 
-from scalai_nb.data.sources import from_frame, package_file, read_csv, row_blocks, to_frame, type_of
+from scalai_nb.data.sources import (
+    as_dataset,
+    from_frame,
+    package_file,
+    read_csv,
+    row_blocks,
+    to_frame,
+    type_of,
+)
 from scalai_nb.errors import MissingExtra, ParameterError
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
@@ -194,3 +205,95 @@ def test_row_blocks_compute_every_dask_block_once():
     )
     total = sum(int(b.x.sum()) for b in row_blocks(xr.Dataset({"x": ("row", x)}), 3))
     assert total == 45 and calls == [2] * 5
+
+
+# --- DataFrames of other kinds, and arrays of pandas ----------------------------------------------
+
+
+def frame() -> pl.DataFrame:
+    "A column of each kind, and something missing in each"
+    return pl.DataFrame(
+        {
+            "whole": [1, 2, 3],
+            "gaps": [1, None, 3],
+            "late": [True, None, False],
+            "cold": [True, False, True],
+            "sky": pl.Series(["rain", None, "sun"], dtype=pl.Categorical),
+            "size": pl.Series(["L", None, "S"], dtype=pl.Enum(["S", "L"])),
+            "tail": ["N1", None, ""],
+            "at": pl.Series([dt.datetime(2024, 3, 31, 1), None, dt.datetime(2024, 3, 31, 3)])
+            .dt.replace_time_zone("UTC")
+            .dt.convert_time_zone("Europe/Berlin"),
+            "day": [dt.date(2024, 1, 1), None, dt.date(2024, 1, 2)],
+            "temp": [1.5, None, float("nan")],
+        }
+    )
+
+
+@pytest.mark.parametrize("kind", ["polars", "lazy", "arrow", "pandas"])
+def test_a_frame_of_any_kind_becomes_a_dataset(kind):
+    given = {
+        "polars": frame(),
+        "lazy": frame().lazy(),
+        "arrow": frame().to_arrow(),
+        "pandas": frame().to_pandas().astype({"late": "boolean"}),
+    }[kind]
+    ds = as_dataset(given)
+    assert ds.identical(from_frame(given)) and ds.sizes == {"row": 3}
+    types = {name: type_of(ds[name]) for name in ds}
+    assert {n: t for n, t in types.items() if n not in ("at", "day")} == {
+        "whole": "int64",
+        "gaps": "float64",
+        "late": "float64",
+        "cold": "bool",
+        "sky": "category",
+        "size": "category",
+        "tail": "string",
+        "temp": "float64",
+    }
+    assert types["at"].startswith("datetime64") and types["day"].startswith("datetime64")
+    assert ds["at"].values[0] == np.datetime64("2024-03-31T01:00") and np.isnat(ds["at"].values[1])
+    assert ds["at"].attrs == {"timezone": "Europe/Berlin"}
+    assert ds["size"].attrs == {"categories": ["S", "L"], "ordered": 1}
+    assert ds["size"].values.tolist() == [1, -1, 0]
+    names = ds.sky.attrs["categories"]
+    assert [names[c] if c >= 0 else None for c in ds.sky.values] == ["rain", None, "sun"]
+    assert ds.late.isnull().values.tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "given, says",
+    [
+        ([1, 2], "The data are of type list; accepted: an xarray.Dataset, a DataFrame of pandas"),
+        (np.zeros(3), "of type ndarray"),
+        (xr.DataArray([1.0], dims="row"), "of type DataArray"),
+        (pd.Series([1]), "of type Series"),
+        (pl.Series([1]), "of type Series"),
+        (pl.DataFrame({"x": [dt.timedelta(1)]}), "'x' holds timedelta64"),
+        (pl.DataFrame({"x": [dt.time(1)]}), "'x' is an object column holding time"),
+        (pl.DataFrame({"x": [[1]]}), "'x' is an object column holding ndarray"),
+        (pa.table({"x": pa.array([None, 1.5])}).append_column("x", [[1, 2]]), "distinct strings"),
+    ],
+)
+def test_what_is_no_frame_is_one_sentence(given, says):
+    with pytest.raises(ParameterError, match=says):
+        as_dataset(given)
+
+
+def test_arrays_of_pandas_in_a_dataset_become_plain():
+    "As xarray keeps what has a time zone or categories"
+    df = frame().to_pandas().astype({"gaps": "Int64", "late": "boolean"})
+    odd = xr.Dataset({n: ("row", df[n].array, {"long_name": n}) for n in df})
+    odd = odd.assign_coords(when=("row", df["at"].array)).set_coords("sky")
+    ds, expected = as_dataset(odd), from_frame(df)
+    for name in expected:
+        assert ds[name].variable.equals(expected[name].variable)
+        assert ds[name].attrs == expected[name].attrs | {"long_name": name}
+    assert {"when", "sky"} <= set(ds.coords) and ds.when.attrs["timezone"] == "Europe/Berlin"
+    assert as_dataset(ds) is ds
+    index = pd.DatetimeIndex(df["at"])
+    assert as_dataset(xr.Dataset(coords={"row": index})).row.values[0] == np.datetime64(
+        "2024-03-31T01:00"
+    )
+    with pytest.raises(ParameterError, match="'at' holds .*with a time zone; accepted: .* in UTC"):
+        type_of(xr.Dataset({"at": ("row", index)})["at"])

@@ -715,7 +715,9 @@ def test_the_contract_cell_imports_too(project):
     step, _ = project
     assert (
         "scalai_nb.models.package.package"
-        in step(contract="from scalai_nb.pipeline import In, Model\nm: In[Model] = 'm'").imports.modules
+        in step(
+            contract="from scalai_nb.pipeline import In, Model\nm: In[Model] = 'm'"
+        ).imports.modules
     )
     cells = step("import scalai_nb as sn", "def f():\n    return sn.drift")
     assert list(cells.imports.modules) == DRIFT

@@ -1,6 +1,7 @@
 """Data as a `Dataset` over `row`: read, checked against a contract, kept in a versioned lake.
 
 In: CSV files, DataFrames and Datasets; names of datasets and versions.
-Out: `from_frame`, `to_frame`, `read_csv`; `Contract` with its `Check`; `Lake` with its `Version`s.
+Out: `from_frame`, `to_frame`, `read_csv`; `Contract` with its `Check`; `Lake` with its `Version`s
+and `Finding`s; `labels` of categories.
 Imports: the ground (errors, files, types).
 """

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from .sources import row_blocks, to_frame, type_of
+from .sources import as_dataset, row_blocks, to_frame, type_of
 from ..errors import ContractViolation, ParameterError, unknown
 from ..show import frame_table, prose
 
 if TYPE_CHECKING:
-    from scalai_nb.types import Array, DataArray, Dataset, Frame
+    from scalai_nb.types import Array, DataArray, Dataset, Frame, Table
 
 # %% auto #0
 __all__ = ['missing', 'hashes', 'Column', 'Check', 'Contract']
@@ -264,6 +264,11 @@ def _broken(
     return {"column": column, "rule": rule, "expected": expected, "found": found, "count": count}
 
 
+def _instead(ds: Dataset, name: str) -> str:
+    "What there is instead of a column over `row`"
+    return f"one over {ds[name].dims}" if name in ds.variables else "nothing"
+
+
 def _violations(column: Column, given: DataArray, seen: _Seen) -> Iterator[dict[str, Any]]:
     "The rules that the column `given` breaks, from what was seen of it"
     name, units = column.name, given.attrs.get("units", column.units)
@@ -337,10 +342,18 @@ class Contract:
     # columns that become known only after the moment at which a model predicts
     later: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not self.columns:
+            raise ParameterError(
+                "A contract without a column would accept whatever comes; "
+                "infer it from good data: Contract.infer(ds)."
+            )
+
     @classmethod
     def infer(
         cls,
-        ds: Dataset,  # known to be good; over `row`, in memory or lazy: it is read once
+        # known to be good; over `row`, in memory or lazy: it is read once
+        ds: Dataset | Frame | Table,
         label: str | None = None,  # column that a model is to predict
         time: str | None = None,  # column that says when a row happened
         # column, or columns that together are unique and never missing
@@ -359,11 +372,12 @@ class Contract:
         that is named twice has the last of the roles key, later, time, label, pii; the others are
         features. `Column.tolerance` says how far other data may differ; `amend` changes it.
 
-        ParameterError: a column is not there, the key is none, a column holds infinite numbers.
+        ParameterError: no column is over `row`, one is not there, the key is none, a column holds
+        infinite numbers.
 
         Parameters
         ----------
-        ds : Dataset
+        ds : Dataset | Frame | Table
             known to be good; over `row`, in memory or lazy: it is read once
         label : str | None, default None
             column that a model is to predict
@@ -378,6 +392,12 @@ class Contract:
             column or columns that are known only after the moment of prediction, so that no model
             may learn from them
         """
+        ds = as_dataset(ds)
+        if not _names(ds):
+            raise ParameterError(
+                f"The dataset has the dimensions {tuple(ds.dims)} and no column over 'row'; "
+                "one must be 'row': ds.rename(time='row'), say."
+            )
         keys, persons, after = _as_tuple(key), _as_tuple(pii), _as_tuple(later)
         for name in (*filter(None, (label, time)), *keys, *persons, *after):
             if name not in _names(ds):
@@ -402,7 +422,7 @@ class Contract:
     def check(
         self,
         # over `row`, in memory or lazy: it is read once; further columns are not looked at
-        ds: Dataset,
+        ds: Dataset | Frame | Table,
     ) -> Check:  # `ok` if the contract is kept; else the rules that are broken, one a row
         """Whether `ds` keeps the contract: every rule that is broken, in one pass
 
@@ -413,7 +433,7 @@ class Contract:
 
         Parameters
         ----------
-        ds : Dataset
+        ds : Dataset | Frame | Table
             over `row`, in memory or lazy: it is read once; further columns are not looked at
 
         Returns
@@ -421,12 +441,13 @@ class Contract:
         Check
             `ok` if the contract is kept; else the rules that are broken, one a row
         """
-        here = [c for c in self.columns if c.name in ds.variables]
+        ds = as_dataset(ds)
+        here = [c for c in self.columns if c.name in _names(ds)]
         key = self.key if set(self.key) <= {c.name for c in here} else ()
         bounds = {c.name: c.bounds for c in here}
         seen, twice, keyless = _scan(ds[[c.name for c in here]], bounds, key)
         gone = [c for c in self.columns if c not in here]
-        found = [_broken(c.name, "column", c.dtype, "nothing") for c in gone]
+        found = [_broken(c.name, "column", c.dtype, _instead(ds, c.name)) for c in gone]
         found += [v for c in here for v in _violations(c, ds[c.name], seen[c.name])]
         wanted = "one of its own in each row"
         if twice:
@@ -466,16 +487,16 @@ class Contract:
 
     def attach(
         self,
-        ds: Dataset,  # left as it is
+        ds: Dataset | Frame | Table,  # left as it is
     ) -> Dataset:
         """`ds` with this contract in its attribute `contract`, which the lake keeps
 
         Parameters
         ----------
-        ds : Dataset
+        ds : Dataset | Frame | Table
             left as it is
         """
-        return ds.assign_attrs(contract=self.to_json())
+        return as_dataset(ds).assign_attrs(contract=self.to_json())
 
     @classmethod
     def of(

@@ -12,22 +12,29 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from .damage import Place
 from .layout import append_group, read_group, write_group
 from scalai_nb.data.repository import (
     NAME,
     Diff,
     Version,
+    ancestry,
     create,
     explained,
     group,
+    mend,
     new_ref,
     opened,
     own_branch,
     published,
     refs,
     resolve,
+    seal,
+    snapshot,
     tags,
+    whole,
 )
+from .sources import as_dataset
 from ..errors import Conflict, DatasetNotFound, LakeError, VersionNotFound, unknown
 from ..files import file_lock, whoami
 from ..redaction import secrets_here
@@ -35,7 +42,8 @@ from ..redaction import secrets_here
 if TYPE_CHECKING:
     from icechunk import Repository, SnapshotInfo
 
-    from scalai_nb.types import Dataset, PathLike
+    from scalai_nb.data.verify import Finding
+    from scalai_nb.types import Dataset, Frame, PathLike, Progress, Table
 
 # %% auto #0
 __all__ = ['LakeReader', 'Lake', 'Diff', 'Version', 'file_lock']
@@ -117,10 +125,10 @@ class LakeReader:
         branch : str | Version | None, default None
             where to begin: a branch or any other ref; None: main
         """
-        _, repo, info = self._find(name, branch)
-        names = tags(repo)
-        found = repo.ancestry(snapshot_id=info.id)
-        return [Version.of(i, names) for i in found if "rows" in i.metadata]
+        name, repo, info = self._find(name, branch)
+        with explained(self.path / name):
+            names = tags(repo)
+            return [Version.of(i, names) for i in ancestry(repo, self.path / name, info.id)]
 
     def read(
         self,
@@ -154,8 +162,8 @@ class LakeReader:
             lazy, chunked on `row`; pinned to the version that was the newest
         """
         name, _, info = self._find(name, version)
-        place = partial(group, str(self.path / name), info.id)
-        return read_group(place, info.id, columns, rows)
+        source = partial(group, str(self.path / name), info.id)
+        return read_group(source, info.id, columns, rows, Place(name, info.id))
 
     def diff(
         self,
@@ -176,6 +184,34 @@ class LakeReader:
         """
         before, after = self.version(name, a), self.version(name, b)
         return Diff.of(name, before, after, (self._schema(name, before), self._schema(name, after)))
+
+    def verify(
+        self,
+        name: str,  # dataset
+        progress: Progress = None,  # function of (chunks done, total); True: a bar
+    ) -> list[Finding]:  # nothing: all is as it was written
+        """What is damaged on the disk, in which column and versions; each chunk is read once
+
+        A finding that is not `bad` has no checksum: an earlier scalai-nb wrote it.
+
+        Parameters
+        ----------
+        name : str
+            dataset
+        progress : Progress, default None
+            function of (chunks done, total); True: a bar
+
+        Returns
+        -------
+        list[Finding]
+            nothing: all is as it was written
+        """
+        from scalai_nb.data.verify import verify
+
+        if not self._folder(name).is_dir():
+            raise DatasetNotFound(unknown(name, self.names(), f"the lake {self.path}"))
+        with explained(self.path / name):
+            return verify(self.path / name, progress)
 
     def _schema(self, name: str, version: Version) -> dict[str, Any]:
         "What `data.layout.schema` says of a version"
@@ -209,12 +245,12 @@ class LakeReader:
         repo = self._open(name)
         wanted = cast("str", getattr(ref, "id", ref) or given or "main")
         with explained(self.path / name):
-            id = resolve(repo, wanted)
+            id = resolve(repo, self.path / name, wanted)
             if id is None:
                 raise VersionNotFound(
                     unknown(wanted, refs(repo), f"the tags, branches and versions of {name!r}")
                 )
-            info = repo.lookup_snapshot(id)
+            info = snapshot(repo, self.path / name, id)
         if "rows" not in info.metadata:
             raise DatasetNotFound(
                 f"{name!r} has nothing on {wanted!r} yet; "
@@ -244,8 +280,8 @@ class Lake(LakeReader):
     def write(
         self,
         name: str,  # dataset: lower-case letters, digits, '.', '_', '-'; made if it is not there
-        # with a dimension `row`, in memory or lazy; streamed block by block
-        ds: Dataset,
+        # with a dimension `row`, in memory or lazy: streamed block by block; or a DataFrame
+        ds: Dataset | Frame | Table,
         message: str = "",  # why; default: how many rows
         branch: str = "main",  # cut from main if it is not there
     ) -> Version:  # the new one; the last, where nothing has changed
@@ -258,8 +294,8 @@ class Lake(LakeReader):
         ----------
         name : str
             dataset: lower-case letters, digits, '.', '_', '-'; made if it is not there
-        ds : Dataset
-            with a dimension `row`, in memory or lazy; streamed block by block
+        ds : Dataset | Frame | Table
+            with a dimension `row`, in memory or lazy: streamed block by block; or a DataFrame
         message : str, default ''
             why; default: how many rows
         branch : str, default 'main'
@@ -272,16 +308,18 @@ class Lake(LakeReader):
         """
         import zarr
 
-        def change(store: Any) -> dict[str, Any]:
-            return write_group(zarr.group(store, overwrite=True), _scrubbed(ds))
+        rows = _scrubbed(as_dataset(ds))
 
-        return self._commit(name, branch, message, change)
+        def change(store: Any, _: Place) -> dict[str, Any]:
+            return write_group(zarr.group(store, overwrite=True), rows)
+
+        return self._commit(name, branch, message, change, anew=True)
 
     def append(
         self,
         name: str,  # dataset that is there
         # of the same columns, types and units; new categories are added to the list
-        ds: Dataset,
+        ds: Dataset | Frame | Table,
         message: str = "",  # why; default: how many rows there are then
         branch: str = "main",  # one that is there
     ) -> Version:  # the new one; the last, where `ds` has no rows
@@ -294,7 +332,7 @@ class Lake(LakeReader):
         ----------
         name : str
             dataset that is there
-        ds : Dataset
+        ds : Dataset | Frame | Table
             of the same columns, types and units; new categories are added to the list
         message : str, default ''
             why; default: how many rows there are then
@@ -308,10 +346,12 @@ class Lake(LakeReader):
         """
         import zarr
 
-        def change(store: Any) -> dict[str, Any]:
-            return append_group(zarr.open_group(store, mode="r+"), _scrubbed(ds))
-
         self._find(name, branch)
+        rows = _scrubbed(as_dataset(ds))
+
+        def change(store: Any, base: Place) -> dict[str, Any]:
+            return append_group(zarr.open_group(store, mode="r+"), rows, base)
+
         return self._commit(name, branch, message, change)
 
     def tag(
@@ -462,18 +502,26 @@ class Lake(LakeReader):
         name: str,
         branch: str,
         message: str,
-        change: Callable[[Any], dict[str, Any]],  # writes to a store; returns the new schema
+        # writes to a store, on what is in a place; returns the new schema
+        change: Callable[[Any, Place], dict[str, Any]],
+        anew: bool = False,  # whatever was there is replaced, and may be damaged
     ) -> Version:
         "Commit what `change` does"
-        with self._locked(name) as repo, explained(self.path / name, kinds=()):
+        folder = self._folder(name)
+        with self._locked(name) as repo, explained(folder, kinds=()):
             if branch not in repo.list_branches():
                 repo.create_branch(new_ref(repo, name, branch), repo.lookup_branch("main"))
+            if anew:
+                mend(repo, folder, branch)
+            else:
+                whole(folder, repo.lookup_branch(branch))
             session = repo.writable_session(branch)
             base = repo.lookup_snapshot(session.snapshot_id)
-            rows = change(session.store)["sizes"]["row"]
+            rows = change(session.store, Place(name, base.id))["sizes"]["row"]
             if not session.has_uncommitted_changes:
                 return self.version(name, base.id)
             parent = base.id if "rows" in base.metadata else ""
             about = {"author": self.author, "rows": rows, "parent": parent}
             id = session.commit(secrets_here().scrub(message) or f"{rows:,} rows", about)
+            seal(repo, folder, id, parent)
         return self.version(name, id)

@@ -12,11 +12,13 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from urllib.parse import quote
 
 import numpy as np
 
+from .damage import DECODING, DIFFERS, Damaged, Place, checksum, reading
 from .sources import row_blocks, type_of
 from ..errors import LakeError, unknown
 
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Schema', 'BLOCK', 'SMALL', 'CHUNK', 'Window', 'schema', 'chunk_rows', 'write_group',
-           'Rows', 'read_group', 'append_group']
+           'summed', 'arriving', 'chunk_key', 'intact', 'Rows', 'read_group',
+           'append_group']
 
 # %% ../../nbs/data/layout.ipynb #c8194111
 Schema: TypeAlias = dict[str, Any]  # sizes, attrs and columns; as JSON has it
@@ -161,7 +164,7 @@ def _create(
     group: zarr.Group, name: str, column: Schema, sizes: dict[str, int], rows: int
 ) -> zarr.Array:
     "An empty array for a column, in chunks of `rows` rows"
-    from zarr.codecs import BloscCodec
+    from zarr.codecs import BloscCodec, Crc32cCodec
 
     chunks = [rows if d == "row" else max(1, min(sizes[d], 1024)) for d in column["dims"]]
     # Zarr says that times and strings are not in its specification yet
@@ -172,7 +175,7 @@ def _create(
             dtype=column["dtype"],
             dimension_names=column["dims"],
             chunks=tuple(chunks),
-            compressors=BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"),
+            compressors=(BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"), Crc32cCodec()),
             overwrite=True,
         )
 
@@ -198,12 +201,15 @@ def _rechunk(ds: Dataset, first: int, rows: int) -> Iterator[dict[Any, Array]]:
         yield held
 
 # %% ../../nbs/data/layout.ipynb #4a546e00
-def _fill(group: zarr.Group, plan: Schema, ds: Dataset, start: int) -> None:
-    "Write the rows of `ds` from row `start` on into the arrays of `group`"
+def _fill(group: zarr.Group, plan: Schema, ds: Dataset, start: int, place: Place) -> None:
+    "Write the rows of `ds` from row `start` on into `group`; `place` is what was there"
     arrays: dict[Any, Any] = {name: group[_key(str(name))] for name in ds.variables}
 
     def put(name: Any, at: int, values: Array) -> None:
-        arrays[name][at : at + len(values)] = _stored(plan["columns"][name], values)
+        first = at - at % plan["chunk"]
+        stored = _stored(plan["columns"][name], values)
+        with reading(place, name, (first, at), DECODING):  # a chunk that is begun is read first
+            arrays[name][at : at + len(values)] = stored
 
     with ThreadPoolExecutor(4) as pool:
         for part in _rechunk(ds, plan["chunk"] - start % plan["chunk"], plan["chunk"]):
@@ -246,54 +252,139 @@ def write_group(
     for name, variable in _still(ds).variables.items():
         array = cast("Any", group[_key(str(name))])
         array[...] = _stored(plan["columns"][name], variable.values)
-    _fill(group, plan, _moving(ds), 0)
+    _fill(group, plan, _moving(ds), 0, Place())
     group.attrs["schema"] = json.dumps(plan)
     return plan
 
 # %% ../../nbs/data/layout.ipynb #92906c8b
+def summed(
+    array: Any,  # of Zarr
+) -> bool:
+    """Whether each chunk of `array` ends with its checksum: all that this version writes do
+
+    Parameters
+    ----------
+    array : Any
+        of Zarr
+    """
+    from zarr.codecs import Crc32cCodec
+
+    codecs: Any = getattr(array.metadata, "codecs", ())
+    return bool(codecs) and isinstance(codecs[-1], Crc32cCodec)
+
+
 def _plain(array: Any, rows: int) -> bool:
     "Whether a chunk of `array` is `rows` whole rows of numbers, as this machine has them, in Blosc"
     from zarr.codecs import BloscCodec, BytesCodec
 
     codecs: Any = getattr(array.metadata, "codecs", ())
-    if [type(c) for c in codecs] != [BytesCodec, BloscCodec] or array.dtype.kind not in "biufM":
+    packing = [type(c) for c in (codecs[:-1] if summed(array) else codecs)]
+    if packing != [BytesCodec, BloscCodec] or array.dtype.kind not in "biufM":
         return False
     little = codecs[0].to_dict().get("configuration", {}).get("endian", "little") == "little"
     return little and sys.byteorder == "little" and tuple(array.chunks) == (rows, *array.shape[1:])
 
 
-async def _fetch(store: Any, keys: list[str]) -> list[Any]:
-    "The values of `keys` in a Zarr store, side by side; None for one that is not there"
+async def _send(store: Any, keys: list[str], to: SimpleQueue[tuple[int, Any]]) -> list[Any]:
+    "Begin to get `keys` from a store; number and value of each go into `to` as they come"
     from zarr.core.buffer import default_buffer_prototype
 
-    return await asyncio.gather(*(store.get(key, default_buffer_prototype()) for key in keys))
+    async def one(number: int, key: str) -> None:
+        try:
+            value = await store.get(key, default_buffer_prototype())
+        except BaseException as e:  # whoever waits is told of a cancellation, too
+            value = e
+        to.put((number, value))
+
+    return [asyncio.ensure_future(one(number, key)) for number, key in enumerate(keys)]
+
+
+def arriving(
+    store: Any,  # of Zarr
+    keys: list[str],
+) -> Iterator[tuple[int, Any]]:  # number in `keys`; bytes, None, or the exception of a failure
+    """The values of `keys`, got side by side, in the order in which they arrive; None: is not there
+
+    Parameters
+    ----------
+    store : Any
+        of Zarr
+    keys : list[str]
+
+    Returns
+    -------
+    Iterator[tuple[int, Any]]
+        number in `keys`; bytes, None, or the exception of a failure
+    """
+    from zarr.core.sync import sync
+
+    to: SimpleQueue[tuple[int, Any]] = SimpleQueue()
+    begun = sync(_send(store, keys, to))
+    for _ in begun:
+        yield to.get()
+
+
+def chunk_key(
+    array: Any,  # of Zarr
+    index: tuple[int, ...],  # of the chunk, along each dimension
+) -> str:
+    """Where a chunk of an array is in the store
+
+    Parameters
+    ----------
+    array : Any
+        of Zarr
+    index : tuple[int, ...]
+        of the chunk, along each dimension
+    """
+    return f"{array.path}/{array.metadata.encode_chunk_key(index)}".lstrip("/")
 
 # %% ../../nbs/data/layout.ipynb #f3dd21ad
-def _decompress(chunk: Any, into: Array) -> None:
-    "Decompress a chunk of Blosc into its place; LakeError when it is damaged"
+def _decompress(chunk: Any, into: Array, summed: bool) -> None:
+    "Decompress a chunk of Blosc into its place; Damaged when it is not what was written"
     # It begins with 4 bytes of flags and the sizes as 4 bytes each: whole, of a block, packed.
     from numcodecs.blosc import decompress
 
-    packed = chunk.as_numpy_array()
+    stored = chunk.as_numpy_array()
+    packed = stored[:-4] if summed else stored
     size, _, length = packed[4:16].view("<u4").tolist() if len(packed) >= 16 else (0, 0, 0)
     if size != into.nbytes or length != len(packed):  # Blosc itself would read past the end
-        raise LakeError(
-            f"A stored chunk is damaged: it has {len(packed)} bytes and says {length} "
-            f"for {size} bytes of values, which should be {into.nbytes}."
+        raise Damaged(
+            f"it has {len(stored)} bytes and says {length} "
+            f"for {size} bytes of values, which should be {into.nbytes}"
         )
+    if summed:
+        intact(stored)
     decompress(packed, into)
 
 
-def _unpack(chunk: Any, first: int, out: Array, rows: int, fill: Any) -> None:
-    "Put the rows of a chunk of `rows` rows into `out`, from row `first` on"
+def intact(
+    chunk: Array,  # (byte,) uint8, the last four of them the checksum of the others
+) -> None:
+    """Raise Damaged unless the checksum of a chunk is that of its bytes
+
+    Parameters
+    ----------
+    chunk : Array
+        (byte,) uint8, the last four of them the checksum of the others
+    """
+    if len(chunk) < 4 or checksum(chunk[:-4]) != chunk[-4:].view("<u4")[0]:
+        raise Damaged(DIFFERS)
+
+
+def _unpack(chunk: Any, first: int, out: Array, whole: tuple[int, bool], fill: Any) -> None:
+    "Put rows of a chunk of (rows, whether summed) into `out`, from its row `first` on"
+    rows, summed = whole
+    if isinstance(chunk, BaseException):
+        raise chunk
     if chunk is None:  # not stored: it holds `fill` alone
         out[:] = fill
     elif len(out) == rows:
-        _decompress(chunk, out)
+        _decompress(chunk, out, summed)
     else:
-        whole = np.empty((rows, *out.shape[1:]), out.dtype)
-        _decompress(chunk, whole)
-        out[:] = whole[first : first + len(out)]
+        all_rows = np.empty((rows, *out.shape[1:]), out.dtype)
+        _decompress(chunk, all_rows, summed)
+        out[:] = all_rows[first : first + len(out)]
 
 # %% ../../nbs/data/layout.ipynb #3304aa65
 class Rows:
@@ -311,6 +402,8 @@ class Rows:
         the stored row that is row 0 here
     token : str | None, default None
         names the content; None: it is not shared within a process
+    place : Place
+        what an error calls it
     """
 
     def __init__(
@@ -319,21 +412,25 @@ class Rows:
         plan: Schema,  # of the group, as `write_group` returns it
         start: int = 0,  # the stored row that is row 0 here
         token: str | None = None,  # names the content; None: it is not shared within a process
+        place: Place = Place(),  # what an error calls it
     ) -> None:
         self.opened = opened
         self.plan = plan
         self.start = start
         self.token = token
-        self._arrays: dict[str, tuple[Any, bool]] = {}
+        self.place = place
+        self._arrays: dict[str, tuple[Any, bool, bool]] = {}
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        return (_here if self.token else Rows), (self.opened, self.plan, self.start, self.token)
+        facts = self.opened, self.plan, self.start, self.token, self.place
+        return (_here if self.token else Rows), facts
 
-    def _array(self, name: str) -> tuple[Any, bool]:
-        "The Zarr array of a column, opened once, and whether it can be decoded here"
+    def _array(self, name: str) -> tuple[Any, bool, bool]:
+        "The Zarr array of a column, opened once; can it be decoded here; has it checksums"
         if name not in self._arrays:
-            array = self.opened()[_key(name)]
-            self._arrays[name] = array, _plain(array, self.plan["chunk"])
+            with reading(self.place, name):
+                array = self.opened()[_key(name)]
+                self._arrays[name] = array, _plain(array, self.plan["chunk"]), summed(array)
         return self._arrays[name]
 
     def load(
@@ -361,7 +458,9 @@ class Rows:
         start, stop = start + self.start, stop + self.start
         direct = [n for n in names if self._array(n)[1] and stop > start]
         loaded = self._decoded(direct, start, stop) if direct else {}
-        return {n: loaded[n] if n in loaded else self._through_zarr(n, start, stop) for n in names}
+        rest = [n for n in names if n not in loaded]
+        loaded |= {n: self.part(n, slice(start, stop)) for n in rest}
+        return {n: loaded[n] for n in names}
 
     def pieces(
         self,
@@ -371,46 +470,53 @@ class Rows:
         step = self.plan["chunk"]
         return [int(n) for n in np.diff([0, *range(step - self.start % step, count, step), count])]
 
-    def _through_zarr(self, name: str, start: int, stop: int) -> Array:
-        values = self._array(name)[0][start:stop]
-        if self.plan["columns"][name]["dtype"] == "str":
-            return _unescape(values)
-        return np.asarray(values)
+    def part(
+        self,
+        name: str,
+        key: Any,  # what Zarr takes as an index; stored rows
+    ) -> Array:
+        """The values of a column at `key`, as Zarr decodes them
+
+        Parameters
+        ----------
+        name : str
+        key : Any
+            what Zarr takes as an index; stored rows
+        """
+        array = self._array(name)[0]
+        moving = self.plan["columns"][name]["dims"][:1] == ["row"]
+        with reading(self.place, name, (key.start, key.stop) if moving else None):
+            values = array[key]
+            if self.plan["columns"][name]["dtype"] == "str":
+                return _unescape(values)
+            return np.asarray(values)
 
     def _decoded(self, names: list[str], start: int, stop: int) -> dict[str, Array]:
-        "The values of columns whose chunks are decoded here"
-        from zarr.core.sync import sync
-
+        "The values of columns whose chunks are decoded here, one while the next ones are fetched"
         rows = self.plan["chunk"]
         arrays = {n: self._array(n)[0] for n in names}
-        numbers = range(start // rows, -(-stop // rows))
-        keys = [_chunk_key(array, i) for array in arrays.values() for i in numbers]
-        chunks = iter(sync(_fetch(self.opened().store, keys)))
         loaded = {n: np.empty((stop - start, *a.shape[1:]), a.dtype) for n, a in arrays.items()}
-        for name, array in arrays.items():
-            for i in numbers:
-                first, last = max(start, i * rows), min(stop, (i + 1) * rows)
-                out = loaded[name][first - start : last - start]
-                _unpack(next(chunks), first - i * rows, out, rows, array.fill_value)
+        slots = [(n, i) for n in names for i in range(start // rows, -(-stop // rows))]
+        keys = [chunk_key(arrays[n], (i, *(0,) * (arrays[n].ndim - 1))) for n, i in slots]
+        for number, chunk in arriving(self.opened().store, keys):
+            name, i = slots[number]
+            first, last = max(start, i * rows), min(stop, (i + 1) * rows)
+            out, whole = loaded[name][first - start : last - start], (rows, self._array(name)[2])
+            with reading(self.place, name, (first, last)):
+                _unpack(chunk, first - i * rows, out, whole, arrays[name].fill_value)
         return loaded
-
-
-def _chunk_key(array: Any, number: int) -> str:
-    "Where chunk `number` along the rows of an array is in the store"
-    place = array.metadata.encode_chunk_key((number, *(0,) * (array.ndim - 1)))
-    return f"{array.path}/{place}".lstrip("/")
 
 # %% ../../nbs/data/layout.ipynb #3dc6899c
 _HERE: dict[tuple, Rows] = {}  # by what names the content, first row, and where it is opened
 
 
-def _here(opened: Callable[[], Any], plan: Schema, start: int, token: str) -> Rows:
+def _here(opened: Callable[[], Any], plan: Schema, start: int, token: str, place: Place) -> Rows:
     "The Rows of this process for a content"
     key = token, start, repr(opened)
     if key not in _HERE:
         if len(_HERE) >= 64:
             _HERE.clear()
-        _HERE[key] = Rows(opened, plan, start, token)
+        _HERE[key] = Rows(opened, plan, start, token, place)
     return _HERE[key]
 
 # %% ../../nbs/data/layout.ipynb #5f12e23e
@@ -436,8 +542,7 @@ class _Stored:
             if isinstance(key[0], slice | list | np.ndarray):
                 return values[(slice(None), *key[1:])]
             return values[key[1:]]
-        values = self.rows.opened()[_key(self.name)][key]
-        return _unescape(values) if self.strings else np.asarray(values)
+        return self.rows.part(self.name, key)
 
     def _some(self, key: Any) -> Any:
         "The values at the rows `key`: a slice, or a list that dask has fused into it"
@@ -491,8 +596,9 @@ def read_group(
     token: str,  # names the content: equal tokens, equal content
     columns: Sequence[str] | None = None,  # names to read; None: all
     rows: Window = None,  # (start, stop) or slice; None: all
+    place: Place = Place(),  # what an error calls it
 ) -> Dataset:  # lazy, in chunks of whole stored chunks
-    """The Dataset in a group; raises LakeError for an unknown column
+    """The Dataset in a group; raises LakeError for an unknown column, and where damage is read
 
     Parameters
     ----------
@@ -504,6 +610,8 @@ def read_group(
         names to read; None: all
     rows : Window, default None
         (start, stop) or slice; None: all
+    place : Place
+        what an error calls it
 
     Returns
     -------
@@ -512,9 +620,10 @@ def read_group(
     """
     import xarray as xr
 
-    plan = json.loads(opened().attrs["schema"])
+    with reading(place, ""):
+        plan = json.loads(opened().attrs["schema"])
     start, stop = _window(rows, plan["sizes"]["row"])
-    source = Rows(opened, plan, start, token)
+    source = Rows(opened, plan, start, token, place)
     chosen = _chosen(plan, columns)
     variables = {n: _variable(source, n, stop) for n in chosen}
     coordinates = [n for n, c in chosen.items() if c["coordinate"]]
@@ -600,7 +709,7 @@ def _widen(group: zarr.Group, name: str, plan: Schema, dtype: np.dtype) -> None:
     _create(group, name, column, plan["sizes"], plan["chunk"])[:] = codes
 
 # %% ../../nbs/data/layout.ipynb #f5a9b917
-def _categories(group: zarr.Group, plan: Schema, ds: Dataset) -> Dataset:
+def _categories(group: zarr.Group, plan: Schema, ds: Dataset, place: Place) -> Dataset:
     "`ds` with its codes in the categories of `plan`; `plan` and `group` get room for new ones"
     coded = {n: c for n, c in plan["columns"].items() if c["type"] == "category"}
     for name, column in coded.items():
@@ -608,13 +717,15 @@ def _categories(group: zarr.Group, plan: Schema, ds: Dataset) -> Dataset:
             continue
         ds = ds.assign({name: _recode(ds[name], column["attrs"]["categories"])})
         if ds[name].dtype.itemsize > np.dtype(column["dtype"]).itemsize:
-            _widen(group, name, plan, ds[name].dtype)
+            with reading(place, name, kinds=DECODING):
+                _widen(group, name, plan, ds[name].dtype)
     return ds
 
 
 def append_group(
     group: zarr.Group,  # that `write_group` filled
     ds: Dataset,  # with the same columns; attributes of the dataset itself stay as they were
+    place: Place = Place(),  # what an error calls what is there
 ) -> Schema:  # the new one
     """Add the rows of `ds` at the end
 
@@ -626,6 +737,8 @@ def append_group(
         that `write_group` filled
     ds : Dataset
         with the same columns; attributes of the dataset itself stay as they were
+    place : Place
+        what an error calls what is there
 
     Returns
     -------
@@ -635,17 +748,18 @@ def append_group(
     plan = json.loads(cast("str", group.attrs["schema"]))
     _agree(plan, schema(ds))
     for name, variable in _still(ds).variables.items():
-        stored = read_group(lambda: group, "stored", [str(name)])[name].variable.compute()
+        there = read_group(lambda: group, "stored", [str(name)], place=place)
+        stored = there[name].variable.compute()
         if not stored.equals(variable):
             raise LakeError(
                 f"{name!r} is not over 'row' and differs from what is stored; "
                 "write the dataset anew."
             )
-    ds, start = _categories(group, plan, _moving(ds)), plan["sizes"]["row"]
+    ds, start = _categories(group, plan, _moving(ds), place), plan["sizes"]["row"]
     plan["sizes"]["row"] += ds.sizes["row"]
     for name in ds.variables:
         array = cast("Any", group[_key(str(name))])
         array.resize([plan["sizes"][d] for d in plan["columns"][name]["dims"]])
-    _fill(group, plan, ds, start)
+    _fill(group, plan, ds, start, place)
     group.attrs["schema"] = json.dumps(plan)
     return plan

@@ -5,17 +5,19 @@
 # %% ../../nbs/data/repository.ipynb #41b7251b
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .damage import SEALS, Damaged, Place, Seal, cause
 from ..errors import LakeError, ScalaiError, VersionNotFound, unknown
 from ..show import verbatim
 
@@ -26,8 +28,10 @@ if TYPE_CHECKING:
     from scalai_nb.types import PathLike
 
 # %% auto #0
-__all__ = ['NAME', 'Version', 'compared', 'Diff', 'icechunk', 'explained', 'create', 'opened',
-           'published', 'group', 'refs', 'tags', 'resolve', 'new_ref', 'own_branch']
+__all__ = ['ROOT', 'ID', 'NAME', 'Version', 'compared', 'Diff', 'icechunk', 'explained', 'create',
+           'opened', 'published', 'manifests', 'seal', 'written', 'named', 'stands',
+           'whole', 'snapshot', 'ancestry', 'group', 'mend', 'refs', 'tags', 'resolve',
+           'new_ref', 'own_branch']
 
 # %% ../../nbs/data/repository.ipynb #2274ced7
 @dataclass(frozen=True)
@@ -179,7 +183,8 @@ def _first_use() -> int:
     "Id of the process that first used a lake"
     import icechunk
 
-    icechunk.set_logs_filter("error")  # it warns that commits may race; ours are under the lock
+    # It logs on standard output: that commits may race, which ours cannot, and what it raises, too.
+    icechunk.set_logs_filter("off")
     return os.getpid()
 
 
@@ -214,15 +219,15 @@ def explained(
     except ScalaiError:
         raise
     except (icechunk().IcechunkError, *kinds) as e:
-        lines = [line.strip(" |x`->") for line in str(e).splitlines()]
-        first = next(filter(None, lines), type(e).__name__)
-        cause = next((line for line in lines if "os error" in line), first)
-        remedy = "Nothing"
-        if isinstance(e, OSError) or "os error" in cause:
+        said, remedy = cause(e), "Nothing"
+        if isinstance(e, OSError) or "os error" in said:
             remedy = "Check that it is a folder you may write, on a disk with room; nothing"
-        raise LakeError(f"The lake in {path} refused: {cause}. {remedy} was changed.") from e
+        raise LakeError(f"The lake in {path} refused: {said}. {remedy} was changed.") from e
 
 # %% ../../nbs/data/repository.ipynb #f9436682
+ROOT = "1CECHNKREP0F1RSTCMT0"  # Icechunk's first snapshot of every repository, which is empty
+
+
 def _storage(folder: Path) -> Storage:
     return icechunk().local_filesystem_storage(str(folder))
 
@@ -241,7 +246,7 @@ def create(
     shutil.rmtree(new, ignore_errors=True)
     # a format that Icechunk 1, all that Python 3.11 has, reads too
     shared = {} if icechunk().__version__ < "2" else {"spec_version": 1}
-    icechunk().Repository.create(_storage(new), **shared)
+    seal(icechunk().Repository.create(_storage(new), **shared), new, ROOT, "")
     new.rename(folder)
 
 
@@ -255,30 +260,226 @@ def opened(
     folder : Path
         of the dataset
     """
-    return icechunk().Repository.open(_storage(folder))
+    try:
+        return icechunk().Repository.open(_storage(folder))
+    except icechunk().IcechunkError:
+        stands(folder, "main")
+        raise
 
 
 def published(
     folder: Path,  # of a dataset, or any other
 ) -> bool:
-    """Whether `folder` is a repository with a version on main
+    """Whether `folder` has a version on main; it has when that is damaged, too
 
     Parameters
     ----------
     folder : Path
         of a dataset, or any other
     """
+    if not (folder / "refs" / "branch.main").is_dir():
+        return False
     try:
         repo = opened(folder)
-    except icechunk().IcechunkError:
-        return False
-    return "rows" in repo.lookup_snapshot(repo.lookup_branch("main")).metadata
+        return "rows" in repo.lookup_snapshot(repo.lookup_branch("main")).metadata
+    except (LakeError, icechunk().IcechunkError):
+        return True
+
+
+def manifests(
+    repo: Repository,
+    id: str,  # of a snapshot
+) -> dict[str, list[str]]:  # by path in the folder of the dataset
+    """The manifests of a version, and the arrays whose chunks each of them lists
+
+    Parameters
+    ----------
+    repo : Repository
+    id : str
+        of a snapshot
+
+    Returns
+    -------
+    dict[str, list[str]]
+        by path in the folder of the dataset
+    """
+    found: Any = repo.inspect_snapshot(id)  # a text in Icechunk 1, a dict in 2
+    about = json.loads(found) if isinstance(found, str) else found
+    arrays: dict[str, list[str]] = {f"manifests/{m['id']}": [] for m in about["manifests"]}
+    for node in about["nodes"]:
+        for part in node.get("manifest_refs") or ():
+            arrays[f"manifests/{part['id']}"].append(node["path"].lstrip("/"))
+    return arrays
+
+
+def seal(
+    repo: Repository,
+    folder: Path,  # of the dataset
+    id: str,  # of a snapshot that was just written
+    parent: str,  # id of the version before, or empty
+) -> None:
+    """Keep the checksums of the records of a version
+
+    Parameters
+    ----------
+    repo : Repository
+    folder : Path
+        of the dataset
+    id : str
+        of a snapshot that was just written
+    parent : str
+        id of the version before, or empty
+    """
+    records = [f"snapshots/{id}", *manifests(repo, id)]
+    if (folder / "transactions" / id).is_file():
+        records.append(f"transactions/{id}")
+    with suppress(OSError):  # the version stays; `verify` says that it has no seal
+        Seal.of(folder, id, parent, records).write(folder)
+
+# %% ../../nbs/data/repository.ipynb #6ff0d9d5
+ID = re.compile("[0-9A-Z]{20}")
+
+
+def written(
+    folder: Path,  # of the dataset
+) -> list[str]:  # the last written last
+    """The ids of all versions of a dataset, which have a snapshot or had one: then there is a seal
+
+    Parameters
+    ----------
+    folder : Path
+        of the dataset
+
+    Returns
+    -------
+    list[str]
+        the last written last
+    """
+    files = [f for kind in ("snapshots", SEALS) for f in (folder / kind).glob("*")]
+    files.sort(key=lambda f: f.stat().st_mtime_ns)
+    return [id for id in dict.fromkeys(f.name for f in files) if ID.fullmatch(id) and id != ROOT]
+
+
+def named(
+    folder: Path,  # of the dataset
+    file: Path,  # of a tag or a branch
+) -> str | None:
+    """The id of the version that `file` names; None if it names none
+
+    Parameters
+    ----------
+    folder : Path
+        of the dataset
+    file : Path
+        of a tag or a branch
+    """
+    try:
+        id = json.loads(file.read_bytes())["snapshot"]
+        there = (folder / "snapshots" / id).exists() or (folder / SEALS / id).exists()
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return id if there else None
+
+
+def stands(
+    folder: Path,  # of the dataset
+    ref: str,  # a tag or a branch, or anything else
+) -> None:
+    """Raise LakeError if `ref` is a tag or branch that names no version any more
+
+    Parameters
+    ----------
+    folder : Path
+        of the dataset
+    ref : str
+        a tag or a branch, or anything else
+    """
+    for path in (f"refs/{kind}.{ref}/ref.json" for kind in ("tag", "branch")):
+        if (folder / path).is_file() and not named(folder, folder / path):
+            last = json.dumps({"snapshot": (written(folder) or [ROOT])[-1]})
+            raise LakeError(
+                f"{ref!r} of {folder.name!r} is damaged: {path} names no version. "
+                f"Put one into it, say the last that was written: {last}."
+            )
+
+# %% ../../nbs/data/repository.ipynb #42dbcca7
+def whole(
+    folder: Path,  # of the dataset
+    id: str,  # of a version
+    kinds: tuple[str, ...] = ("snapshots/", "manifests/"),  # of the records that are to be read
+) -> None:
+    """Raise LakeError unless records of a version are as they were sealed, if they were
+
+    Parameters
+    ----------
+    folder : Path
+        of the dataset
+    id : str
+        of a version
+    kinds : tuple[str, ...], default ('snapshots/', 'manifests/')
+        of the records that are to be read
+    """
+    place = Place(folder.name, id)
+    try:
+        kept = Seal.read(folder, id)
+    except Damaged as e:
+        raise LakeError(
+            f"{place} cannot be checked: {e}. {place.remedy} "
+            "If that lists nothing else, delete this file."
+        ) from None
+    broken = kept.broken(folder, kinds) if kept else {}
+    for path, why in broken.items():
+        known = {} if f"snapshots/{id}" in broken else manifests(opened(folder), id)
+        columns = f" (of {', '.join(map(repr, known[path]))})" if known.get(path) else ""
+        raise LakeError(f"{place} is damaged: {path}{columns} {why}. {place.remedy}")
+
+
+def snapshot(
+    repo: Repository,
+    folder: Path,  # of the dataset
+    id: str,
+) -> SnapshotInfo:
+    """What Icechunk says of a version; LakeError when it is not what was written
+
+    Parameters
+    ----------
+    repo : Repository
+    folder : Path
+        of the dataset
+    id : str
+    """
+    whole(folder, id, ("snapshots/",))
+    return repo.lookup_snapshot(id)
+
+
+def ancestry(
+    repo: Repository,
+    folder: Path,  # of the dataset
+    id: str,  # of a version
+) -> Iterator[SnapshotInfo]:
+    """A version and those before it, the newest first; LakeError where one is damaged
+
+    Parameters
+    ----------
+    repo : Repository
+    folder : Path
+        of the dataset
+    id : str
+        of a version
+    """
+    while id:
+        info = snapshot(repo, folder, id)
+        if "rows" not in info.metadata:
+            return
+        yield info
+        id = str(info.metadata["parent"])
 
 
 @lru_cache(maxsize=64)
 def _opened_group(folder: str, id: str) -> Group:
     import zarr
 
+    whole(Path(folder), id)
     session = opened(Path(folder)).readonly_session(snapshot_id=id)
     return zarr.open_group(session.store, mode="r")
 
@@ -287,7 +488,7 @@ def group(
     folder: str,  # of the dataset
     id: str,  # of a snapshot
 ) -> Group:
-    """The Zarr group of one version, opened once a process
+    """The Zarr group of one version, opened once a process; LakeError when it is damaged
 
     Parameters
     ----------
@@ -297,7 +498,57 @@ def group(
         of a snapshot
     """
     icechunk()
-    return _opened_group(folder, id)
+    try:
+        return _opened_group(folder, id)
+    except (ScalaiError, MemoryError):
+        raise
+    except Exception as e:
+        place = Place(Path(folder).name, id)
+        raise LakeError(f"{place} cannot be opened: {cause(e)}. {place.remedy}") from e
+
+# %% ../../nbs/data/repository.ipynb #0914fede
+def _buildable(repo: Repository, folder: Path, id: str) -> bool:
+    "Whether the snapshot of a version can be built on"
+    try:
+        kept = Seal.read(folder, id)
+    except Damaged:
+        kept = None
+    try:
+        repo.lookup_snapshot(id)
+    except icechunk().IcechunkError:
+        return False
+    return not (kept and kept.broken(folder, ("snapshots/",)))
+
+
+def _before(folder: Path, id: str) -> str:
+    "The version before one that cannot be built on, as its seal knows it; else the root"
+    with suppress(Damaged):
+        kept = Seal.read(folder, id)
+        return kept.parent if kept and kept.parent else ROOT
+    return ROOT
+
+
+def mend(
+    repo: Repository,
+    folder: Path,  # of the dataset
+    branch: str,  # whose content is to be written anew
+) -> None:
+    """Move a branch back to the last version that can be built on, if its tip cannot
+
+    Parameters
+    ----------
+    repo : Repository
+    folder : Path
+        of the dataset
+    branch : str
+        whose content is to be written anew
+    """
+    stands(folder, branch)
+    tip = id = repo.lookup_branch(branch)
+    while id != ROOT and not _buildable(repo, folder, id):
+        id = _before(folder, id)
+    if id != tip:
+        repo.reset_branch(branch, id, from_snapshot_id=tip)
 
 # %% ../../nbs/data/repository.ipynb #6be81e23
 NAME = re.compile("[a-z0-9][a-z0-9._-]*")  # what a dataset, a tag or a branch may be called
@@ -312,41 +563,33 @@ def tags(repo: Repository) -> dict[str, list[str]]:
     "Tags by the id that they name"
     found: dict[str, list[str]] = {}
     for tag in sorted(repo.list_tags()):
-        found.setdefault(repo.lookup_tag(tag), []).append(tag)
+        with suppress(icechunk().IcechunkError):  # a damaged one names nothing; `verify` finds it
+            found.setdefault(repo.lookup_tag(tag), []).append(tag)
     return found
 
 
 def resolve(
     repo: Repository,
+    folder: Path,  # of the dataset
     ref: str,  # a tag, a branch, an id or the first 6 or more letters of one
 ) -> str | None:
-    """The snapshot id that `ref` names; None if there is none
+    """The snapshot id that `ref` names; None if there is none. LakeError when `ref` is damaged
 
     Parameters
     ----------
     repo : Repository
+    folder : Path
+        of the dataset
     ref : str
         a tag, a branch, an id or the first 6 or more letters of one
     """
+    stands(folder, ref)
     if ref in repo.list_tags():
         return repo.lookup_tag(ref)
     if ref in repo.list_branches():
         return repo.lookup_branch(ref)
-    if re.fullmatch("[0-9A-Z]{20}", ref):
-        try:
-            return repo.lookup_snapshot(ref).id
-        except icechunk().IcechunkError:
-            return None
-    return _begins(repo, ref) if len(ref) >= 6 else None
-
-
-def _begins(repo: Repository, letters: str) -> str | None:
-    "The one id that begins with `letters`; None if there is none, or are several"
-    tips: list[dict[str, str]] = [{"tag": t} for t in repo.list_tags()]
-    tips += [{"branch": b} for b in repo.list_branches()]
-    versions = (v.id for tip in tips for v in repo.ancestry(**tip))
-    found = {id for id in versions if id.startswith(letters)}
-    return found.pop() if len(found) == 1 else None
+    found = [id for id in written(folder) if id.startswith(ref)] if len(ref) >= 6 else []
+    return found[0] if len(found) == 1 else None
 
 
 def new_ref(

@@ -7,23 +7,27 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from .categories import categorical
 from ..errors import MissingExtra, ParameterError, unknown
 
 if TYPE_CHECKING:
     from typing import IO
 
     import pandas as pd
+    import xarray as xr
 
-    from scalai_nb.types import Array, DataArray, Dataset, Frame, PathLike
+    from scalai_nb.types import Array, DataArray, Dataset, Frame, PathLike, Table
 
 # %% auto #0
-__all__ = ['type_of', 'from_frame', 'to_frame', 'read_csv', 'package_file', 'row_blocks']
+__all__ = ['type_of', 'from_frame', 'as_dataset', 'to_frame', 'read_csv', 'package_file',
+           'row_blocks']
 
 # %% ../../nbs/data/sources.ipynb #7a2d8175
 def type_of(
@@ -38,6 +42,11 @@ def type_of(
     """
     if "categories" in column.attrs:
         return "category"
+    if getattr(column.dtype, "tz", None):
+        raise ParameterError(
+            f"{column.name!r} holds {column.dtype}, with a time zone; "
+            "accepted: datetime64 in UTC. as_dataset(ds) and from_frame(df) convert it."
+        )
     if column.dtype.kind in "OU":
         return "string"
     if column.dtype.kind in "biufM":
@@ -93,6 +102,8 @@ def _variable(column: pd.Series) -> tuple[str, Array, dict[str, Any]]:
     elif isinstance(dtype, pd.DatetimeTZDtype):
         values = column.dt.tz_convert(None).to_numpy(copy=True)
         attrs["timezone"] = str(dtype.tz)
+    elif dtype.kind == "O" and (times := column.infer_objects()).dtype.kind == "M":
+        return _variable(times)
     elif isinstance(dtype, pd.StringDtype) or dtype.kind == "O":
         values = _strings(column)
     elif hasattr(dtype, "numpy_dtype"):
@@ -102,15 +113,35 @@ def _variable(column: pd.Series) -> tuple[str, Array, dict[str, Any]]:
     return "row", values, attrs
 
 # %% ../../nbs/data/sources.ipynb #5a8fade3
+def _pandas(data: Any) -> Frame:
+    "The DataFrame of pandas that `data` is, or holds as one of Polars or as an Arrow table"
+    import pandas as pd
+
+    if isinstance(data, pd.DataFrame):
+        return data
+    if hasattr(data, "collect_schema") and not hasattr(data, "to_pandas"):  # of Polars, put off
+        data = data.collect()
+    if not hasattr(data, "to_pandas") or not hasattr(data, "columns"):
+        raise ParameterError(
+            f"The data are of type {type(data).__name__}; accepted: an xarray.Dataset, "
+            "a DataFrame of pandas or Polars, an Arrow table."
+        )
+    df = data.to_pandas(date_as_object=False)
+    if not df.columns.is_unique:
+        return df
+    bools = [n for n in df if df[n].dtype == object and df[n].dropna().map(type).eq(bool).all()]
+    return df.astype(dict.fromkeys(bools, "boolean"))
+
+
 def from_frame(
-    df: Frame,  # a named index becomes columns, an unnamed one is dropped
+    df: Frame | Table,  # of pandas, Polars or Arrow; a named index becomes columns, no other does
 ) -> Dataset:  # over `row`, a copy of the values
     """The Dataset of a DataFrame; ParameterError for names or dtypes that have no place in it
 
     Parameters
     ----------
-    df : Frame
-        a named index becomes columns, an unnamed one is dropped
+    df : Frame | Table
+        of pandas, Polars or Arrow; a named index becomes columns, no other does
 
     Returns
     -------
@@ -119,6 +150,7 @@ def from_frame(
     """
     import xarray as xr
 
+    df = _pandas(df)
     if any(name is not None for name in df.index.names):
         df = df.reset_index()
     names = list(df.columns)
@@ -135,6 +167,48 @@ def from_frame(
         type_of(ds[name])
     return ds
 
+# %% ../../nbs/data/sources.ipynb #8ce2b97d
+def as_dataset(
+    data: Dataset | Frame | Table,  # or a DataFrame of Polars
+) -> Dataset:  # the same, if it is one of plain columns
+    """The Dataset that `data` is or can be made; ParameterError for other things
+
+    Parameters
+    ----------
+    data : Dataset | Frame | Table
+        or a DataFrame of Polars
+
+    Returns
+    -------
+    Dataset
+        the same, if it is one of plain columns
+    """
+    if not hasattr(data, "data_vars"):
+        return from_frame(cast("Frame", data))
+    ds = cast("Dataset", data)
+    odd = [n for n, v in ds.variables.items() if _is_odd(v)]
+    if not odd:
+        return ds
+    return ds.drop_indexes([n for n in odd if n in ds.indexes]).assign(
+        {name: _plain(ds[name]) for name in odd}
+    )
+
+
+def _is_odd(variable: xr.Variable) -> bool:
+    "Whether the values are an array of pandas, or times as objects, which have a time zone"
+    if variable.dtype != object or not isinstance(variable.dtype, np.dtype):
+        return not isinstance(variable.dtype, np.dtype)
+    values = () if variable.chunks else variable.values.flat
+    return isinstance(next((v for v in values if v is not None and v == v), None), datetime)
+
+
+def _plain(column: DataArray) -> tuple[Any, Array, dict[str, Any]]:
+    "The variable (dims, values, attrs) of a column that is an array of pandas"
+    import pandas as pd
+
+    _, values, attrs = _variable(pd.Series(column.variable.data, name=column.name))
+    return column.dims, values, column.attrs | attrs
+
 # %% ../../nbs/data/sources.ipynb #c773c0f3
 def _series(column: DataArray) -> Any:
     "What pandas holds for the DataArray `column`"
@@ -142,9 +216,7 @@ def _series(column: DataArray) -> Any:
 
     values, attrs = column.values, column.attrs
     if "categories" in attrs:
-        return pd.Categorical.from_codes(
-            values, attrs["categories"], ordered=bool(attrs.get("ordered"))
-        )
+        return categorical(values, attrs)
     if values.dtype.kind in "OU":
         return pd.array(values, dtype="str")
     if "timezone" in attrs:
