@@ -248,8 +248,9 @@ def judges(module: str) -> list[str]:
 
 def call(project: Path, *words: str, seconds: float) -> bool:
     "Whether a command of this environment succeeds in the project; one that hangs does not"
-    env = {k: v for k, v in os.environ.items() if k != "CI"}
-    env |= {"PYTHONPATH": str(project), "PYTHONDONTWRITEBYTECODE": "1"}
+    without = ("CI", "PYTHONDONTWRITEBYTECODE")  # every process would compile every module
+    env = {k: v for k, v in os.environ.items() if k not in without}
+    env["PYTHONPATH"] = str(project)
     program = [str(BIN / words[0]), *words[1:]]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(program, cwd=project, env=env, start_new_session=True, **quiet)

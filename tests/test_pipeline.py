@@ -191,40 +191,53 @@ def test_a_secret_is_written_nowhere(project):
     assert not [name for name, content in project.files().items() if b"hunter2" in content]
 
 
-def test_a_checkpoint_is_computed_once(project):
-    body = (
-        "from scalai_nb.pipeline import checkpoint\n"
-        "from pathlib import Path\n"
-        "def slow(x): print('computed'); return x * 2\n"
-        "print('it is', checkpoint('slow', slow, 21))"
-    )
-    fault = "assert Path('mended').exists(), 'not mended'"
-    project.step("00_a", CONTRACT + 'a: Out = "a"', body, fault, WRITE.format("a", "3"))
+def checkpoints_of(project, *body) -> tuple[str, str]:
+    "What a step prints, when it fails after its checkpoints and when it is run again"
+    fault = "from pathlib import Path\nassert Path('mended').exists(), 'not mended'"
+    body = ("from scalai_nb.pipeline import checkpoint", *body, fault, WRITE.format("a", "3"))
+    project.step("00_a", CONTRACT + 'a: Out = "a"', *body)
     run(project, code=1)
-    assert "computed" in project.scalai("show", "latest", "a").stdout
+    first = project.scalai("show", "latest", "a").stdout
     (project.root / "pipelines/toy/mended").touch()
     run(project)
-    printed = project.scalai("show", "latest", "a").stdout
-    assert "it is 42" in printed and "computed" not in printed
+    return first, project.scalai("show", "latest", "a").stdout
+
+
+def test_a_checkpoint_is_computed_once(project):
+    first, again = checkpoints_of(
+        project,
+        "def slow(x):\n    print('computed')\n    return x * 2",
+        "print('it is', checkpoint('slow', slow, 21))",
+    )
+    assert "computed" in first and "it is 42" in again and "computed" not in again
     assert not list(project.root.glob(".scalai/runs/checkpoints/toy/a/*"))
 
 
 def test_each_call_of_a_loop_has_its_own_checkpoint(project):
-    body = (
-        "from scalai_nb.pipeline import checkpoint\n"
-        "from pathlib import Path\n"
-        "def fold(k, by=1): print('computed', k); return k * by\n"
-        "said = [checkpoint('fold', fold, k, by=10) for k in range(3)]\n"
-        "said += [checkpoint('fold', lambda: k) for k in (7, 8)]\n"
-        "print('they are', said)"
+    first, again = checkpoints_of(
+        project,
+        "import threading\n"
+        "from functools import partial\n"
+        "lock = threading.Lock()  # which no file keeps\n"
+        "def fold(k, by=1):\n"
+        "    with lock: print('computed')\n"
+        "    return k * by\n"
+        "class Folds:\n"
+        "    def __init__(self, k): self.k, self.lock = k, lock\n"
+        "    def fold(self): return fold(self.k)",
+        "said = []\n"
+        "for k in range(2):\n"
+        "    def here(): return [fold(k) for _ in 'x'][0]\n"
+        "    def given(*, by=k): return fold(by)\n"
+        "    calls = [here, given, Folds(k).fold, partial(fold, k), partial(fold, by=k, k=3)]\n"
+        "    calls += [lambda k=k: fold(k), lambda: fold(k, 10), partial(fold, k, by=100)]\n"
+        "    calls += [partial(lambda pair: fold(pair[1]), [lock, k])]\n"
+        "    said.append([checkpoint('fold', call) for call in calls])\n"
+        "print('they are', said)",
     )
-    fault = "assert Path('mended').exists(), 'not mended'"
-    project.step("00_a", CONTRACT + 'a: Out = "a"', body, fault, WRITE.format("a", "3"))
-    run(project, code=1)
-    (project.root / "pipelines/toy/mended").touch()
-    run(project)
-    printed = project.scalai("show", "latest", "a").stdout
-    assert "they are [0, 10, 20, 7, 8]" in printed and "computed" not in printed
+    said = "they are [[0, 0, 0, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 3, 1, 10, 100, 1]]"
+    assert said in first and first.count("computed") == 18
+    assert said in again and "computed" not in again
 
 
 def test_a_cell_is_skipped_by_its_tag_and_what_is_left_by_an_exit(project):

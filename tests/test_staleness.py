@@ -119,7 +119,8 @@ def test_a_file_in_a_folder_counts(step, name):
 def test_a_large_file_is_read_once(step, tmp_path, monkeypatch):
     path, kept = step.folder / "table.csv", tmp_path / "memory.json"
     monkeypatch.setattr(surroundings, "_YOUNG", -1)
-    first = content(path, Memory(kept))
+    first = content(path, memory := Memory(kept))
+    memory.save()
     with monkeypatch.context() as patched:
         patched.delattr("hashlib.file_digest")
         assert content(path, Memory(kept)) == first

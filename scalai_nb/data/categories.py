@@ -14,19 +14,10 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, DataArray
 
 # %% auto #0
-__all__ = ['MISSING', 'coded', 'labels', 'categorical']
+__all__ = ['MISSING', 'labels', 'categorical']
 
 # %% ../../nbs/data/categories.ipynb #cacfab00
 MISSING = -1  # the code of a row without a label
-
-
-def coded(
-    x: Any,
-) -> bool:
-    "Whether `x` is a column of codes that stand for labels"
-    categories = getattr(x, "attrs", {}).get("categories")
-    listed = isinstance(categories, list | tuple) or hasattr(categories, "tolist")
-    return listed and getattr(x.dtype, "kind", "") in ("i", "u")
 
 
 def labels(
@@ -53,10 +44,9 @@ def labels(
         known = (codes >= 0) & (codes < len(table) - 1)
         return table[np.where(known, codes, MISSING)]
 
-    found = xr.apply_ufunc(
-        named, column, dask="parallelized", output_dtypes=[object], keep_attrs=True
-    )
-    return _bare(found)
+    found = xr.apply_ufunc(named, column, dask="parallelized", output_dtypes=[object])
+    kept = {k: v for k, v in column.attrs.items() if k not in ("categories", "ordered")}
+    return found.drop_attrs().assign_attrs(kept)
 
 
 def categorical(
@@ -78,9 +68,3 @@ def categorical(
     names = list(attrs["categories"])
     inside = np.where((codes >= 0) & (codes < len(names)), codes, MISSING)
     return pd.Categorical.from_codes(inside, names, ordered=bool(attrs.get("ordered")))
-
-
-def _bare(x: Any) -> Any:
-    "A new result without the attributes of categories: what it holds is none"
-    x.attrs = {k: v for k, v in x.attrs.items() if k not in ("categories", "ordered")}
-    return x

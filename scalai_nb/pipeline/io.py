@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..environment import environment
@@ -161,46 +161,77 @@ def write(
 
         if ctx:
             about["tags"] = {**about.get("tags", {}), "run": ctx.run, "step": ctx.step}
-        alias = about.pop("alias", None) if ctx and ctx.staged else None
         staged = ctx.staged if ctx else ""
+        alias = about.pop("alias", None) if staged else None
         version = Registry(env).register(cast("Model", value), name, staged=staged, **about)
         number, metrics = str(version.version), version.metrics
         facts = {"kind": "model", "version": number, "rows": None, "metrics": metrics}
-        facts["alias"] = alias
+        facts |= {"alias": alias}
     if ctx:
         with open(ctx.written, "a") as f:
             f.write(json.dumps({"name": name, **facts}) + "\n")
     return version
 
-# %% ../../nbs/pipeline/io.ipynb #6a4672c0
-def _spelled(value: Any) -> Any:
-    "A function as its code, constants and closure spell it, anything else as it is"
+# %% ../../nbs/pipeline/io.ipynb #5c1e77a1
+def _names(code: CodeType) -> set[str]:
+    "Every name that code asks for, in the functions within it too"
+    inner = [_names(c) for c in code.co_consts if isinstance(c, CodeType)]
+    return set(code.co_names).union(*inner)
+
+
+def _spelled(value: Any, around: frozenset[int] = frozenset()) -> Any:
+    "A function as what decides its result: its code, and the values that it finds around it"
+    if isinstance(value, ModuleType) or id(value) in around:
+        return getattr(value, "__name__", None)
+
+    def spelled(part: Any) -> Any:
+        return _spelled(part, around | {id(value)})
+
     if isinstance(value, partial):
-        return _spelled(value.func), value.args, value.keywords
-    code = getattr(value, "__code__", value)
-    if not isinstance(code, CodeType):
-        return value
-    constants = [_spelled(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
-    closure = getattr(value, "__closure__", None) or ()
-    cells = [_spelled(cell.cell_contents) for cell in closure]
-    defaults = getattr(value, "__defaults__", None)
-    return code.co_code.hex(), code.co_names, constants, cells, defaults
+        words = value.keywords
+        return [spelled(part) for part in (value.func, *value.args, *words, *words.values())]
+    if isinstance(value, MethodType):
+        return spelled(value.__func__), spelled(value.__self__)
+    if isinstance(value, CodeType):
+        return value.co_code.hex(), value.co_names, [spelled(part) for part in value.co_consts]
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        own = value.__globals__ if value.__module__ == "__main__" else {}
+        found = {name: own[name] for name in sorted(_names(value.__code__)) if name in own}
+        parts = value.__code__, value.__defaults__, value.__kwdefaults__, cells, found
+        return [spelled(part) for part in parts]
+    if hasattr(value, "__wrapped__"):  # compiled, or with a cache
+        return spelled(value.__wrapped__)
+    if isinstance(value, type):
+        own = vars(value).values() if value.__module__ == "__main__" else ()
+        return value.__qualname__, [spelled(v) for v in own if isinstance(v, FunctionType)]
+    if type(value).__module__ == "__main__" and hasattr(value, "__dict__"):
+        return spelled(type(value)), spelled(vars(value))
+    from dask.tokenize import TokenizationError, tokenize
 
+    try:
+        return tokenize(value, ensure_deterministic=True)
+    except TokenizationError:  # it cannot be pickled, or something in it
+        parts = value.items() if isinstance(value, dict) else value
+        within = isinstance(value, list | tuple | dict)
+        return type(value).__qualname__, [spelled(part) for part in parts] if within else None
 
+# %% ../../nbs/pipeline/io.ipynb #6a4672c0
 def checkpoint(
-    name: str,  # for whoever reads the error of it
+    name: str,  # of what is computed
     function: Callable[..., T],  # called when there is no checkpoint
     *args: Any,
     **kwargs: Any,
 ) -> T:  # what the function returns; it must pickle
     """`function(*args, **kwargs)`, remembered until the step completes
 
-    A call with other arguments, or of another function, is another checkpoint.
+    A call with other arguments, of another function, or of one that reads other values around
+    it, is another checkpoint.
 
     Parameters
     ----------
     name : str
-        for whoever reads the error of it
+        of what is computed
     function : Callable[..., T]
         called when there is no checkpoint
     *args : Any
@@ -214,9 +245,10 @@ def checkpoint(
     ctx = context()
     if not ctx:
         return function(*args, **kwargs)
-    from dask.base import tokenize
+    from dask.tokenize import tokenize
 
-    path = Path(ctx.checkpoints) / f"{tokenize(name, _spelled(function), args, kwargs)}.pkl"
+    token = tokenize(name, _spelled(partial(function, *args, **kwargs)))
+    path = Path(ctx.checkpoints) / f"{token}.pkl"
     if path.exists():
         return pickle.loads(path.read_bytes())
     result = function(*args, **kwargs)

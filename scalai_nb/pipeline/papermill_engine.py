@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from typing import IO, Any
 
 import nbformat
@@ -103,7 +102,6 @@ class Follower:
         self.files = {"stdout": stdout_file, "stderr": stderr_file}
         self.outputs = Outputs()
         self._counted = 0  # cells that have begun
-        self._saved = time.monotonic()
 
     def __call__(self, event: Event) -> None:
         if event["event"] == "output":
@@ -111,11 +109,10 @@ class Follower:
             self._tell(event["type"], event["content"])
         else:
             self._mark(event)
-        every = self.nb_man.autosave_cell_every
-        if every and time.monotonic() - self._saved >= every:
+        since = (self.nb_man.now() - self.nb_man.last_save_time).total_seconds()
+        if 0 < self.nb_man.autosave_cell_every <= since:
             self.fold()
-            self.nb_man.save()
-            self._saved = time.monotonic()
+            self.nb_man.autosave_cell()
 
     def fold(self) -> None:
         "Put the outputs so far into the notebook"

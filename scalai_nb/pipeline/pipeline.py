@@ -353,6 +353,7 @@ def _check_values(pipeline: Pipeline) -> None:
 
 def _check_secrets(pipeline: Pipeline) -> None:
     "Every secret has its variable, and can be told from what else the notebooks say"
+    told = {s.path.name: _told(s) for s in pipeline.steps} if pipeline.secrets else {}
     for step in pipeline.steps:
         for name, variable in step.secrets.items():
             if variable not in os.environ:
@@ -360,11 +361,20 @@ def _check_secrets(pipeline: Pipeline) -> None:
                     f"{step.where(name)}: the environment variable {variable} is not set; "
                     "export it and start again."
                 )
-            if why := _unfit(pipeline, os.environ[variable]):
+            if why := _unfit(os.environ[variable], told):
                 raise GraphError(f"{step.where(name)}: the secret in {variable} {why}")
 
 
-def _unfit(pipeline: Pipeline, secret: str) -> str:
+def _told(step: Step) -> bytes:
+    "What a notebook and its parameters say"
+    values = "\n".join(map(source, step.values.values()))
+    return step.path.read_bytes() + values.encode(errors="surrogateescape")
+
+
+def _unfit(
+    secret: str,
+    told: dict[str, bytes],  # by the name of a notebook
+) -> str:
     "Why a secret cannot be scrubbed; empty: it can"
     if len(secret.strip()) < SHORTEST:
         return (
@@ -372,13 +382,11 @@ def _unfit(pipeline: Pipeline, secret: str) -> str:
             "and scrubbed; use a longer one."
         )
     secrets = Secrets([secret])
-    for step in pipeline.steps:
-        told = "\n".join(map(source, step.values.values()))
-        if secrets.stand_in(step.path.read_bytes() + told.encode(errors="surrogateescape")):
-            return (
-                f"stands in {step.path.name} or in a parameter of it, where it cannot be scrubbed; "
-                "take it out, or use a secret that is no word of the notebook."
-            )
+    if name := next((name for name, text in told.items() if secrets.stand_in(text)), None):
+        return (
+            f"stands in {name} or in a parameter of it, where it cannot be scrubbed; "
+            "take it out, or use a secret that is no word of the notebook."
+        )
     return ""
 
 

@@ -113,7 +113,7 @@ def key(
         of what was seen of files and packages
     """
     memory = memory or Memory()
-    return Key(
+    made = Key(
         {
             "contract": _sha256(step.contract),
             "code": _sha256(step.code),
@@ -126,6 +126,8 @@ def key(
             "kernel": step.kernel,
         }
     )
+    memory.save()
+    return made
 
 # %% ../../nbs/pipeline/staleness.ipynb #b4c6a97a
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..errors import ParameterError, StepError, unknown
 from .reading.imports import Closure, closure
 from .reading.parameter import Parameter, literal, source
-from .reading.syntax import Place, compiled, parse_cell, refused
+from .reading.syntax import SKIPPED, Place, compiled, parse_cell, refused
 
 # %% auto #0
 __all__ = ['Reference', 'Step', 'parse_assignments']
@@ -378,7 +378,7 @@ def _parts(notebook: dict[str, Any], path: Path) -> dict[str, Any]:
     others = [
         parse_cell(_text(c), lambda line, i=i: _place(path, i, line))
         for i, c in enumerate(cells)
-        if i != at and _is_code(c) and "skip-execution" not in _tags(c)
+        if i != at and _is_code(c) and SKIPPED not in _tags(c)
     ]
     trees = [contract, *(tree for tree, _ in others)]
     return {

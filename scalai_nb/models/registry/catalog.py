@@ -138,13 +138,17 @@ class Catalog:
         file = database(self.env)
         return stamp(file) if file else None
 
+    def _seen(self) -> list[Row]:
+        "All versions but those that a step has registered and that is not completed"
+        return [row for row in self._rows() if STAGED not in row[3]]
+
     def names(self) -> list[str]:
         "Names of all models, sorted"
-        return sorted({row[0] for row in self._rows() if STAGED not in row[3]})
+        return sorted({row[0] for row in self._seen()})
 
     def versions(self, name: str) -> list[ModelVersion]:
         "All versions of a model, newest first. `ModelNotFound`: there is none"
-        rows = [row for row in self._rows() if STAGED not in row[3]]
+        rows = self._seen()
         found = [_version(self.env.models, row) for row in rows if row[0] == name]
         if not found:
             raise ModelNotFound(unknown(name, {row[0] for row in rows}, "the registry"))

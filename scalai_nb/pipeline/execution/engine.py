@@ -39,6 +39,7 @@ if sys.modules["rfc3987_syntax"] is None:
 from .forkserver import Child, Exit, ForkProvisioner, ForkServer
 from .kernel_log import KernelLog
 from .outcome import Seen, Verdict, left_early, verdict
+from ..reading.syntax import SKIPPED
 from ...redaction import Secrets
 
 # %% auto #0
@@ -132,7 +133,7 @@ class _Client(NotebookClient):
 def code_cells(
     nb: dict[str, Any],  # a notebook, every source as one text
 ) -> list[int]:
-    """Positions of the cells that will be executed
+    """Positions of the cells with code: all are executed but those with a tag to skip them
 
     Parameters
     ----------
@@ -145,7 +146,7 @@ def code_cells(
 
 def is_skipped(cell: dict[str, Any]) -> bool:
     "Whether a cell is tagged as one that is not to be executed"
-    return "skip-execution" in cell["metadata"].get("tags", [])
+    return SKIPPED in cell["metadata"].get("tags", [])
 
 
 def group_memory(

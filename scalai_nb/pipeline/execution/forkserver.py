@@ -143,9 +143,9 @@ def _own_children() -> set[int]:
 
 def _end(pid: int) -> None:
     "Kill a child of this process, and its group where it leads one by now"
-    for kill in (os.kill, os.killpg):
-        with suppress(ProcessLookupError, PermissionError):
-            kill(pid, signal.SIGKILL)
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGKILL)
+    kill_group(pid)
 
 
 def _end_all() -> None:
@@ -416,8 +416,7 @@ class ForkServer:
     def close(self) -> None:
         "End the server and every process that it started"
         self._requests.close()
-        self._process.wait()
-        self._reader.join()
+        self._reader.join()  # which has waited for the process
         self._notices.close()
 
     def __enter__(self) -> ForkServer:

@@ -38,6 +38,7 @@ class Memory:
     def __init__(self, path: Path | None = None):  # None: for this process only
         self.path = path
         self._facts: dict[str, list[Any]] = self._read()
+        self._new = False  # whether there is something to write
 
     def _read(self) -> dict[str, list[Any]]:
         try:
@@ -52,14 +53,19 @@ class Memory:
         return known[1] if known and known[0] == evidence else None
 
     def put(self, name: str, evidence: list[Any], fact: Any) -> None:
-        "Remember a fact; a disk that refuses is no reason to fail"
+        "Remember a fact"
         self._facts[name] = [evidence, fact]
-        if not self.path:
+        self._new = True
+
+    def save(self) -> None:
+        "Write what is new into the file; a disk that refuses is no reason to fail"
+        if not (self.path and self._new):
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path, durable=False) as file:
                 json.dump(self._facts, getwriter("utf-8")(file))
+            self._new = False
         except OSError:
             pass
 

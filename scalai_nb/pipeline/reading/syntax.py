@@ -14,10 +14,11 @@ from typing import TypeAlias
 from ...errors import StepError
 
 # %% auto #0
-__all__ = ['Place', 'compiled', 'refused', 'normalised', 'parse_cell']
+__all__ = ['Place', 'SKIPPED', 'compiled', 'refused', 'normalised', 'parse_cell']
 
 # %% ../../../nbs/pipeline/reading/syntax.ipynb #0e31efbb
 Place: TypeAlias = Callable[[int], str]  # line of a cell, from 1 -> where that is, for an error
+SKIPPED = "skip-execution"  # tag of a cell that nothing executes, as Jupyter's tools have it
 
 
 def compiled(

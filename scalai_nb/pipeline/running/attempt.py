@@ -265,20 +265,26 @@ class Attempt:
 
     def _publish(self, output: dict[str, Any], completed: bool) -> None:
         "Make what the step wrote the newest version of a dataset or model, or forget it"
+        if output["kind"] == "dataset":
+            self._publish_dataset(output["name"], completed)
+        elif completed and self.shared.publish:
+            self._publish_model(output)
+
+    def _publish_dataset(self, name: str, completed: bool) -> None:
         from scalai_nb.data.lake import Lake
+
+        if not completed:
+            Lake(self.shared.env.lake).drop(name, self._branch)
+        elif self.shared.publish:
+            Lake(self.shared.env.lake).publish(name, self._branch)
+
+    def _publish_model(self, output: dict[str, Any]) -> None:
         from scalai_nb.models.registry.registry import Registry
 
-        name, dataset = output["name"], output["kind"] == "dataset"
-        if dataset and not completed:
-            Lake(self.shared.env.lake).drop(name, self._branch)
-        elif completed and self.shared.publish:
-            if dataset:
-                Lake(self.shared.env.lake).publish(name, self._branch)
-            else:
-                registry = Registry(self.shared.env)
-                registry.publish(name, int(output["version"]))
-                if output["alias"]:
-                    registry.promote(name, output["version"], output["alias"])
+        registry = Registry(self.shared.env)
+        registry.publish(output["name"], int(output["version"]))
+        if output["alias"]:
+            registry.promote(output["name"], output["version"], output["alias"])
 
     def _finish(self, v: Verdict, written: list[dict[str, Any]], recorder: StepRecorder) -> None:
         "Say how the step ended, write its notebook, remember it for the next run"
