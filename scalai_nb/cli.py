@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from .commands.bench import bench_app
@@ -21,20 +22,23 @@ from .commands.terminal import Dataset, Env, Json, console, out, plain
 from .environment import Environment, environment
 from .errors import LakeError, ParameterError, ScalaiError
 from .show import terminal_table
-from .words import when
+from .words import size, when
 
 if TYPE_CHECKING:
+    from scalai_nb.data.expiry import Remains
     from scalai_nb.data.lake import Lake, Version
     from scalai_nb.data.verify import Finding
     from scalai_nb.operations.doctor import Check
+    from scalai_nb.pipeline.plan import Plan
+    from scalai_nb.pipeline.reading.observed import Fact
     from scalai_nb.pipeline.run import Run, StepRun
     from scalai_nb.pipeline.sweeps.sweep import SweepOptions
 
 # %% auto #0
 __all__ = ['app', 'runs_app', 'lake_app', 'kernel_app', 'Parameters', 'Pipeline', 'Sweep', 'RunId',
            'run', 'plan', 'runs', 'runs_send', 'show', 'cancel', 'report', 'lake_ls',
-           'lake_log', 'lake_diff', 'lake_tag', 'lake_restore', 'lake_verify', 'dash',
-           'kernel_install', 'doctor', 'main']
+           'lake_log', 'lake_diff', 'lake_tag', 'lake_restore', 'lake_expire',
+           'lake_verify', 'dash', 'kernel_install', 'doctor', 'main']
 
 # %% ../nbs/cli.ipynb #34c443ca
 app = typer.Typer(
@@ -241,12 +245,46 @@ def plan(
     from_step: Annotated[
         str | None, typer.Option("--from", metavar="STEP", help="As if run from this step.")
     ] = None,
+    explain: Annotated[
+        str | None, typer.Option(metavar="STEP", help="List all that this step depends on.")
+    ] = None,
     json: Json = False,
 ) -> None:
     "Show the graph of a pipeline: what is cached, what is stale and why."
     from scalai_nb.pipeline.step import parse_assignments
 
-    _plan(pipeline, parse_assignments(parameter or []), env, force, from_step, json)
+    values = parse_assignments(parameter or [])
+    if not explain:
+        return _plan(pipeline, values, env, force, from_step, json)
+    facts = _planned(pipeline, values, env, force, from_step).explain(explain)
+    out([fact._asdict() for fact in facts] if json else facts, json, _facts)
+
+
+def _facts(facts: list[Fact]) -> RenderableType:
+    "What a step depends on as a table; what has changed is marked"
+    rows = (
+        ("" if f.then == f.now else "changed", f.what, f.name, _word(f.then), _word(f.now))
+        for f in facts
+    )
+    return terminal_table(rows, "", "what", "which~", "then", "now")
+
+
+def _word(value: Any) -> str:
+    "The beginning of a digest or value; nothing for none"
+    return "" if value is None else str(value)[:24]
+
+
+def _planned(
+    pipeline: str, parameters: dict, env: str | None, force: bool, from_step: str | None
+) -> Plan:
+    "The plan of a pipeline whose words are right"
+    from scalai_nb.pipeline.pipeline import Pipeline
+    from scalai_nb.pipeline.plan import Plan
+
+    where = environment(env)
+    loaded = Pipeline.load(pipeline, where, parameters)
+    loaded.validate(where)
+    return Plan.make(loaded, where, force, from_step)
 
 
 def _plan(
@@ -259,13 +297,8 @@ def _plan(
 ) -> None:
     "Print the plan"
     from scalai_nb.pipeline.drawing import draw_plan
-    from scalai_nb.pipeline.pipeline import Pipeline
-    from scalai_nb.pipeline.plan import Plan
 
-    where = environment(env)
-    loaded = Pipeline.load(pipeline, where, parameters)
-    loaded.validate(where)
-    planned = Plan.make(loaded, where, force, from_step)
+    planned = _planned(pipeline, parameters, env, force, from_step)
     out(planned.to_dict() if as_json else planned, as_json, draw_plan)
 
 # %% ../nbs/cli.ipynb #eb4b9f32
@@ -430,7 +463,7 @@ def _versions(versions: list[Version]) -> Table:
 def _datasets(found: list[dict]) -> RenderableType:
     "Datasets with their latest versions as a table"
     if not found:
-        return "The lake is empty; scalai run flights fills it."
+        return "The lake is empty; a run fills it: scalai run PIPELINE."
     rows = (
         (r["name"], f"{r['rows']:,}", r["id"][:12], when(r["time"]), r["message"])
         if "id" in r
@@ -513,6 +546,42 @@ def _few(versions: tuple[str, ...]) -> str:
     "The first letters of the last three versions, and how many more there are"
     more = f" and {len(versions) - 3} more" if len(versions) > 3 else ""
     return ", ".join(v[:6] for v in versions[-3:]) + more
+
+
+def _remains(dry_run: bool) -> Callable[[list[Remains]], RenderableType]:
+    "How to show what the dead have left"
+
+    def table(found: list[Remains]) -> RenderableType:
+        if not found:
+            return "Nothing is left of runs that died."
+        rows = ((r.dataset, r.what, r.name, size(r.bytes)) for r in found)
+        do = "Nothing was removed yet; add --yes to remove it." if dry_run else "It was removed."
+        return Group(terminal_table(rows, "", "of", "what", "which", "size>"), do)
+
+    return table
+
+
+@lake_app.command("expire")
+def lake_expire(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Names of datasets; all, and models, when left out.")
+    ] = None,
+    env: Env = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it, not only list it.")] = False,
+    json: Json = False,
+) -> None:
+    "Find what runs have left behind when they died: branches, chunks, staged models; remove it."
+    from scalai_nb.data.expiry import expire
+    from scalai_nb.models.registry.registry import Registry
+    from scalai_nb.pipeline.run import died
+
+    found_env = environment(env)
+    registry, dead = Registry(found_env), died(found_env)
+    registry.settle()
+    found = expire(_lake(env), dead, names or (), dry_run=not yes)
+    if not names:
+        found += registry.expire(dead, dry_run=not yes)
+    out(found, json, _remains(not yes))
 
 
 @lake_app.command("verify")

@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from .damage import Place
 from .layout import append_group, read_group, write_group
+from .publication import Move, Publication, Release, pending
 from scalai_nb.data.repository import (
     NAME,
     Diff,
@@ -52,6 +53,13 @@ __all__ = ['LakeReader', 'Lake', 'Diff', 'Version', 'file_lock']
 _all_ = ["Diff", "Version", "file_lock"]
 
 # %% ../../nbs/data/lake.ipynb #e10cde85
+def _newest(name: str, tip: str, publications: list[Publication]) -> str:
+    "Id of the newest version of a dataset whose main branch names `tip`"
+    for publication in publications:
+        tip = publication.main(name, tip)
+    return tip
+
+
 class LakeReader:
     """Read the datasets under a folder
 
@@ -89,8 +97,10 @@ class LakeReader:
     def names(self) -> list[str]:
         "Datasets that have a version on main, sorted"
         with explained(self.path):
+            new = {m.dataset for p in pending(self.path) for m in p.moves}
             folders = sorted(self.path.iterdir()) if self.path.exists() else []
-        return [f.name for f in folders if NAME.fullmatch(f.name) and f.is_dir() and published(f)]
+        datasets = [f for f in folders if NAME.fullmatch(f.name) and f.is_dir()]
+        return [f.name for f in datasets if f.name in new or published(f)]
 
     def version(
         self,
@@ -245,11 +255,14 @@ class LakeReader:
         repo = self._open(name)
         wanted = cast("str", getattr(ref, "id", ref) or given or "main")
         with explained(self.path / name):
+            publications = pending(self.path)  # first: what is closed then is in its place below
             id = resolve(repo, self.path / name, wanted)
             if id is None:
                 raise VersionNotFound(
                     unknown(wanted, refs(repo), f"the tags, branches and versions of {name!r}")
                 )
+            if wanted == "main":
+                id = _newest(name, id, publications)
             info = snapshot(repo, self.path / name, id)
         if "rows" not in info.metadata:
             raise DatasetNotFound(
@@ -268,6 +281,14 @@ def _scrubbed(ds: Dataset) -> Dataset:
     for variable in ds.variables.values():
         variable.attrs = secrets.redact(variable.attrs)
     return ds
+
+
+def _carry_out(repo: Repository, move: Move, branch: str) -> None:
+    "Put main of a dataset where it was moved, unless it was put there or has gone on since"
+    if repo.lookup_branch("main") == move.before:
+        repo.reset_branch("main", move.after, from_snapshot_id=move.before)
+    if branch in repo.list_branches():
+        repo.delete_branch(branch)
 
 
 class Lake(LakeReader):
@@ -377,7 +398,7 @@ class Lake(LakeReader):
             the one that is named
         """
         name, _, info = self._find(name, version)
-        with self._locked(name) as repo, explained(self.path / name):
+        with self.locked(name) as repo, explained(self.path / name):
             repo.create_tag(new_ref(repo, name, tag), info.id)
         return self.version(name, tag)
 
@@ -404,7 +425,7 @@ class Lake(LakeReader):
             where it begins
         """
         name, _, info = self._find(name, version)
-        with self._locked(name) as repo, explained(self.path / name):
+        with self.locked(name) as repo, explained(self.path / name):
             repo.create_branch(new_ref(repo, name, branch), info.id)
         return self.version(name, branch)
 
@@ -429,20 +450,71 @@ class Lake(LakeReader):
         Version
             the newest on main
         """
-        self._find(name, branch)
-        with self._locked(name) as repo, explained(self.path / name):
+        publication = self.publish_all([name], branch)
+        return self.version(name, publication.moves[0].after)
+
+    def publish_all(
+        self,
+        names: Collection[str],  # datasets
+        branch: str,  # of each of them; it is dropped when it is published
+        releases: Sequence[Release] = (),  # of models that are published with them
+    ) -> Publication:  # the caller of a release carries that out, and closes it
+        """Make the tips of a branch of several datasets the tips of main, all at one instant
+
+        Conflict: main of one has moved since its branch was cut; nothing was published.
+
+        Parameters
+        ----------
+        names : Collection[str]
+            datasets
+        branch : str
+            of each of them; it is dropped when it is published
+        releases : Sequence[Release], default ()
+            of models that are published with them
+
+        Returns
+        -------
+        Publication
+            the caller of a release carries that out, and closes it
+        """
+        for name in names:
+            self._find(name, branch)
+        with ExitStack() as stack:
+            repos = {name: stack.enter_context(self.locked(name)) for name in sorted(names)}
+            moves = [self._move(repo, name, branch) for name, repo in repos.items()]
+            publication = Publication(branch, tuple(moves), tuple(releases))
+            with explained(self.path):
+                publication.write(self.path)
+            # all is visible now; where the disk refuses the rest, whoever comes next does it
+            with suppress(LakeError), explained(self.path):
+                for move in moves:
+                    _carry_out(repos[move.dataset], move, branch)
+                if not releases:
+                    publication.close(self.path)
+        return publication
+
+    def settle(
+        self,
+        publication: Publication,
+    ) -> None:
+        "Put datasets where a publication says they are, if the process that was to do it has died"
+        for move in publication.moves:
+            with self.locked(move.dataset):
+                pass  # which does it
+
+    def _move(self, repo: Repository, name: str, branch: str) -> Move:
+        "What publishing a branch changes; raises Conflict where main has moved"
+        with explained(self.path / name):
             tip = repo.lookup_branch(own_branch(repo, name, branch))
             main = repo.lookup_branch("main")
-            if not any(v.id == main for v in repo.ancestry(branch=branch)):
-                other = Version.of(repo.lookup_snapshot(main), {})
-                raise Conflict(
-                    f"main of {name!r} moved to {other.id[:6]} "
-                    f"({other.message!r} by {other.author}) after {branch!r} was cut; "
-                    "nothing was published. Write again on a new branch."
-                )
-            repo.reset_branch("main", tip, from_snapshot_id=main)
-            repo.delete_branch(branch)
-        return self.version(name, tip)
+            if any(v.id == main for v in repo.ancestry(branch=branch)):
+                return Move(name, main, tip)
+            other = Version.of(repo.lookup_snapshot(main), {})
+        raise Conflict(
+            f"main of {name!r} moved to {other.id[:6]} "
+            f"({other.message!r} by {other.author}) after {branch!r} was cut; "
+            "nothing was published. Write again on a new branch."
+        )
 
     def drop(
         self,
@@ -459,7 +531,7 @@ class Lake(LakeReader):
             not main; VersionNotFound if it is not there
         """
         self._open(name)
-        with self._locked(name) as repo, explained(self.path / name):
+        with self.locked(name) as repo, explained(self.path / name):
             repo.delete_branch(own_branch(repo, name, branch))
 
     def restore(
@@ -485,16 +557,28 @@ class Lake(LakeReader):
         return self.write(name, self.read(name, old), f"restore {old.id[:6]}: {old.message}")
 
     @contextmanager
-    def _locked(self, name: str) -> Iterator[Repository]:
-        "The repository of `name`, made if need be, for this writer alone"
-        folder, lock = self._folder(name), self.path / ".locks" / f"{name}.lock"
+    def lock(self, name: str) -> Iterator[None]:
+        "Nobody else writes a dataset while the block lasts, nor makes it. Conflict: somebody does"
+        file = self.path / ".locks" / f"{name}.lock"
         with ExitStack() as stack:
             with explained(self.path):
-                lock.parent.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(file_lock(lock, self.lock_timeout))
+                file.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(file_lock(file, self.lock_timeout))
+            yield
+
+    @contextmanager
+    def locked(self, name: str) -> Iterator[Repository]:
+        "The repository of a dataset, made if need be, for this writer alone"
+        folder = self._folder(name)
+        with self.lock(name):
+            with explained(self.path):
                 if not folder.is_dir():
                     create(folder)
                 repo = opened(folder)
+                for publication in pending(self.path):
+                    for move in publication.moves:
+                        if move.dataset == name:
+                            _carry_out(repo, move, publication.id)
             yield repo
 
     def _commit(
@@ -508,7 +592,7 @@ class Lake(LakeReader):
     ) -> Version:
         "Commit what `change` does"
         folder = self._folder(name)
-        with self._locked(name) as repo, explained(folder, kinds=()):
+        with self.locked(name) as repo, explained(folder, kinds=()):
             if branch not in repo.list_branches():
                 repo.create_branch(new_ref(repo, name, branch), repo.lookup_branch("main"))
             if anew:

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from scalai_nb.types import PathLike
 
 # %% auto #0
-__all__ = ['ROOT', 'ID', 'NAME', 'Version', 'compared', 'Diff', 'icechunk', 'explained', 'create',
-           'opened', 'published', 'manifests', 'seal', 'written', 'named', 'stands',
-           'whole', 'snapshot', 'ancestry', 'group', 'mend', 'refs', 'tags', 'resolve',
-           'new_ref', 'own_branch']
+__all__ = ['ROOT', 'ID', 'NAME', 'Version', 'compared', 'Diff', 'icechunk', 'explained', 'unborn',
+           'create', 'opened', 'published', 'manifests', 'seal', 'written', 'named',
+           'stands', 'whole', 'snapshot', 'ancestry', 'group', 'mend', 'refs', 'tags',
+           'resolve', 'new_ref', 'own_branch']
 
 # %% ../../nbs/data/repository.ipynb #2274ced7
 @dataclass(frozen=True)
@@ -232,6 +232,19 @@ def _storage(folder: Path) -> Storage:
     return icechunk().local_filesystem_storage(str(folder))
 
 
+def unborn(
+    folder: Path,  # of a dataset
+) -> Path:
+    """Where a dataset is made before it is put into its place, and goes before it is removed
+
+    Parameters
+    ----------
+    folder : Path
+        of a dataset
+    """
+    return folder.with_name(f".{folder.name}.new")
+
+
 def create(
     folder: Path,  # of the dataset; it must not be there
 ) -> None:
@@ -242,7 +255,7 @@ def create(
     folder : Path
         of the dataset; it must not be there
     """
-    new = folder.with_name(f".{folder.name}.new")
+    new = unborn(folder)
     shutil.rmtree(new, ignore_errors=True)
     # a format that Icechunk 1, all that Python 3.11 has, reads too
     shared = {} if icechunk().__version__ < "2" else {"spec_version": 1}

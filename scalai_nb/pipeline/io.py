@@ -162,7 +162,7 @@ def write(
         if ctx:
             about["tags"] = {**about.get("tags", {}), "run": ctx.run, "step": ctx.step}
         staged = ctx.staged if ctx else ""
-        alias = about.pop("alias", None) if staged else None
+        alias = about.pop("alias", "") if staged else ""
         version = Registry(env).register(cast("Model", value), name, staged=staged, **about)
         number, metrics = str(version.version), version.metrics
         facts = {"kind": "model", "version": number, "rows": None, "metrics": metrics}

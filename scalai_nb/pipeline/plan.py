@@ -11,7 +11,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ..environment import Environment
+from ..errors import ParameterError
 from .pipeline import Head, Pipeline, heads
+from .reading.observed import Fact
 from .staleness import Cache, Entry, Key, key, reasons
 from .step import Step
 
@@ -66,7 +68,8 @@ class _Judge:
     ) -> Planned:
         "What is to be done about `step`"
         now, entry = key(step, inputs, self.cache.memory), self.cache.get(step)
-        why = reasons(now, entry, self.head, after, step.name in self.forced)
+        moved = self.cache.moved(entry) if entry else []
+        why = reasons(now, entry, self.head, after, step.name in self.forced, moved)
         return Planned(step, why, now, inputs, entry)
 
 
@@ -162,6 +165,23 @@ class Plan:
         reads = found.reads.values()
         inputs = {str(r): pins[str(r)] if str(r) in pins else self.head(*r) for r in reads}
         return _Judge(self.cache, self.head, self.forced)(found, inputs)
+
+    def explain(
+        self,
+        step: str,  # its name
+    ) -> list[Fact]:
+        """Everything that the last good run of a step depended on. ParameterError: there was none
+
+        Parameters
+        ----------
+        step : str
+            its name
+        """
+        name = self.pipeline[step].name
+        planned = next(p for p in self.steps if p.step.name == name)
+        if not planned.entry:
+            raise ParameterError(f"{name} has never run well: there is nothing to compare it with.")
+        return self.cache.facts(planned.entry, planned.key)
 
     def to_dict(self) -> dict[str, Any]:
         "The plan as JSON can hold it"

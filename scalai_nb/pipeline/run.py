@@ -9,7 +9,7 @@ import errno
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,7 +20,7 @@ from ..files import is_locked
 
 # %% auto #0
 __all__ = ['STATUSES', 'CAUSES', 'Event', 'EventLog', 'read_events', 'CellRun', 'StepRun', 'Run',
-           'apply', 'read_run', 'run_folders', 'all_runs', 'load_run']
+           'apply', 'read_run', 'run_folders', 'all_runs', 'died', 'load_run']
 
 # %% ../../nbs/pipeline/run.ipynb #efc8d302
 STATUSES = {
@@ -341,6 +341,9 @@ def _lose(run: Run) -> None:
             cell.status = {"running": "lost", "pending": "not_run"}.get(cell.status, cell.status)
 
 # %% ../../nbs/pipeline/run.ipynb #00e2646d
+_KEEPS = "pending", "running", "completed"  # statuses of a step whose branch is not yet remains
+
+
 def read_run(
     folder: Path,  # of the record
 ) -> Run:
@@ -378,6 +381,22 @@ def all_runs(
         None: all
     """
     return [read_run(folder) for folder in run_folders(env)[:limit]]
+
+
+def died(
+    env: Environment,  # or anything with `runs`
+) -> Callable[[str], bool]:
+    """A function of a branch: whether a run that has ended left it there, unpublished
+
+    That of a run without a record here is left alone, and so is what a completed step has kept.
+
+    Parameters
+    ----------
+    env : Environment
+        or anything with `runs`
+    """
+    steps = {f"{run.id}.{s.name}": s for run in all_runs(env) for s in run.steps}
+    return lambda branch: branch in steps and steps[branch].status not in _KEEPS
 
 
 def load_run(

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from codecs import getwriter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from typing import Any
 from ..environment import Environment
 from ..files import replacing
 from .pipeline import Head, Pipeline
+from .reading.observed import Fact, Observed
 from .reading.parameter import source
 from .reading.surroundings import Memory, content, of_user, packages
 from .step import Step
 
 # %% auto #0
-__all__ = ['Key', 'key', 'Entry', 'Cache', 'reasons']
+__all__ = ['Key', 'key', 'Entry', 'Cache', 'variables', 'reasons']
 
 # %% ../../nbs/pipeline/staleness.ipynb #ad761e0d
 _PARTS = ("contract", "code", "parameters", "inputs", "library", "python")
@@ -46,6 +48,27 @@ class Key:
     def digest(self) -> str:
         "sha256 of the parts"
         return _sha256(json.dumps(self.parts, sort_keys=True))
+
+    def facts(
+        self,
+        new: Key,  # of the same step, now
+    ) -> list[Fact]:
+        """Each part, and each entry of a part, then and now
+
+        Parameters
+        ----------
+        new : Key
+            of the same step, now
+        """
+        found = []
+        for part, then in self.parts.items():
+            now, what = new.parts.get(part), _SINGULAR.get(part, part)
+            if isinstance(then, dict):
+                later = now or {}
+                found += [Fact(what, k, then.get(k), later.get(k)) for k in sorted({*then, *later})]
+            else:
+                found.append(Fact(what, "", then, now))
+        return found
 
     def changes(
         self,
@@ -77,6 +100,14 @@ class Key:
             if was[name] != is_now.get(name):
                 reasons.append(f"package {name} {was[name]} -> {is_now.get(name, 'none')}")
         return reasons
+
+
+_SINGULAR = {
+    "parameters": "parameter",
+    "inputs": "input",
+    "packages": "package",
+    "files": "file of",
+}
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -144,6 +175,8 @@ class Entry:
     seconds : float | None, default None
     rows : int | None, default None
         rows written
+    observed : Observed
+        what it was seen to read
     finished : str
     """
 
@@ -152,6 +185,7 @@ class Entry:
     run: str | None = None  # id of the run
     seconds: float | None = None
     rows: int | None = None  # rows written
+    observed: Observed = field(default_factory=Observed)  # what it was seen to read
     finished: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
@@ -170,6 +204,7 @@ class Cache:
         env: Environment,
         pipeline: Pipeline | str,  # or its name
     ):
+        self.env = env
         self.folder = Path(env.runs) / "cache" / _called(pipeline)
         self.memory = Memory(of_user())
 
@@ -191,7 +226,8 @@ class Cache:
             record = json.loads(self._file(step).read_text())
             parts = {part: record["key"][part] for part in _PARTS}
             parts |= {part: record["key"][part] for part in _LATER_PARTS if part in record["key"]}
-            return Entry(**{**record, "key": Key(parts)})
+            observed = Observed(**record.get("observed", {}))
+            return Entry(**{**record, "key": Key(parts), "observed": observed})
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -200,7 +236,7 @@ class Cache:
         step: Step | str,  # or its name
         key: Key,  # when it ran
         outputs: dict[str, Sequence[str]],  # what it wrote: name -> (kind, version id)
-        **about: Any,  # run, seconds and rows, as `Entry` has them
+        **about: Any,  # run, seconds, rows and observed, as `Entry` has them
     ) -> Entry:
         """Record that `step` ran well
 
@@ -213,13 +249,37 @@ class Cache:
         outputs : dict[str, Sequence[str]]
             what it wrote: name -> (kind, version id)
         **about : Any
-            run, seconds and rows, as `Entry` has them
+            run, seconds, rows and observed, as `Entry` has them
         """
         entry = Entry(key, {name: list(o) for name, o in outputs.items()}, **about)
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(self._file(step), durable=False) as file:
-            json.dump({**entry.__dict__, "key": key.parts}, getwriter("utf-8")(file), indent=1)
+            json.dump({**asdict(entry), "key": key.parts}, getwriter("utf-8")(file), indent=1)
         return entry
+
+    def moved(self, entry: Entry) -> list[str]:
+        "What a step was seen to read and is not as it was, in words"
+        if entry.observed == Observed():
+            return []
+        found = entry.observed.moved(self.env.root, variables(self.env), self.memory)
+        self.memory.save()
+        return found
+
+    def facts(
+        self,
+        entry: Entry,
+        now: Key,
+    ) -> list[Fact]:
+        "Everything that the last good run of a step depended on, then and now"
+        seen = entry.observed
+        unseen = (Fact("not observed", what, None, None) for what in seen.unseen)
+        compared = seen.compared(self.env.root, variables(self.env), self.memory)
+        return [*entry.key.facts(now), *compared, *unseen]
+
+
+def variables(env: Environment) -> dict[str, str]:
+    "The variables of a kernel in an environment, but for those of its run"
+    return {**os.environ, **env.variables}
 
 
 def _called(thing: Pipeline | Step | str) -> str:
@@ -232,6 +292,7 @@ def reasons(
     head: Head,  # tells which version of a dataset or model is there
     after: Sequence[str] = (),  # steps before it that have to run again
     forced: bool = False,  # it is to run whatever the cache has
+    moved: Sequence[str] = (),  # what it was seen to read and has changed since
 ) -> list[str]:
     """Why a step is stale, in words; empty when it is cached
 
@@ -247,11 +308,14 @@ def reasons(
         steps before it that have to run again
     forced : bool, default False
         it is to run whatever the cache has
+    moved : Sequence[str], default ()
+        what it was seen to read and has changed since
     """
     found = ["forced"] if forced else []
     if entry is None:
         return [*found, "never run"]
     found += entry.key.changes(now)
+    found += [what for what in moved if what not in found]
     found += [f"after {name}" for name in after]
     for name, (kind, version) in entry.outputs.items():
         newest = head(kind, name)

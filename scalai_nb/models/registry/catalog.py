@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ...data.publication import Publication, Release, pending
 from ...errors import ModelNotFound, VersionNotFound, unknown
 from ...tracking.mlflow_file import database, stamp, version_rows
 from ...tracking.mlflow_sink import client
@@ -100,6 +101,28 @@ def _rows_of_server(c: Any) -> list[Row]:
     return rows
 
 
+def _published(row: Row, publication: Publication) -> Row:
+    "A version as it is, with what is published and not yet in its place"
+    name, number, created, tags, aliases = row
+    for release in publication.releases:
+        if (release.model, release.version) == (name, number):
+            tags = {k: v for k, v in tags.items() if k != STAGED}
+        if release.model == name and release.alias:
+            aliases = _given(release, number, aliases)
+    return name, number, created, tags, aliases
+
+
+def _given(release: Release, number: int, aliases: list[str]) -> list[str]:
+    "The aliases of a version of a model after one of them was given"
+    alias = release.alias
+    if number == release.version:
+        return sorted({*aliases, alias})
+    if number != release.former:
+        return aliases
+    passed = ["previous"] if alias == "champion" else []
+    return sorted({*passed, *aliases} - {alias})
+
+
 def _find(versions: list[ModelVersion], ref: str) -> ModelVersion:
     "The version that `ref` names. VersionNotFound: none"
     if ref == "latest":
@@ -119,12 +142,12 @@ class Catalog:
     Parameters
     ----------
     env : Environment
-        its `tracking` and `models` are used
+        its `tracking`, `models` and `lake` are used; it need not have a lake
     """
 
     def __init__(
         self,
-        env: Environment,  # its `tracking` and `models` are used
+        env: Environment,  # its `tracking`, `models` and `lake` are used; it need not have a lake
     ) -> None:
         self.env = env
 
@@ -138,9 +161,18 @@ class Catalog:
         file = database(self.env)
         return stamp(file) if file else None
 
+    def _publications(self) -> list[Publication]:
+        "What steps have published and is not in its place yet"
+        lake = getattr(self.env, "lake", "")
+        return pending(Path(lake)) if lake else []
+
     def _seen(self) -> list[Row]:
         "All versions but those that a step has registered and that is not completed"
-        return [row for row in self._rows() if STAGED not in row[3]]
+        publications = self._publications()  # first: what is closed then is in the rows
+        rows = list(self._rows())
+        for publication in publications:
+            rows = [_published(row, publication) for row in rows]
+        return [row for row in rows if STAGED not in row[3]]
 
     def names(self) -> list[str]:
         "Names of all models, sorted"

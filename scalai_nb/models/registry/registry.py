@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -20,9 +21,13 @@ from scalai_nb.errors import (
     Conflict,
     ContractViolation,
     ModelMismatch,
+    ModelNotFound,
     ParameterError,
     VersionNotFound,
 )
+from ...data.expiry import IsDead, Remains, bytes_in
+from ...data.lake import Lake
+from ...data.publication import Release
 from ...files import whoami
 from scalai_nb.models.registry.catalog import (
     DIGEST,
@@ -92,6 +97,7 @@ def _next_version(c: Any, name: str, tags: dict[str, str]) -> str:
     return str(made.version)
 
 # %% ../../../nbs/models/registry/registry.ipynb #b83cff71
+_ABANDONED = 24 * 3600  # seconds after which nobody saves a package any more
 _HEAD = "scalai.history"  # tag in MLflow, of a model: the hash of the last record
 
 
@@ -196,11 +202,95 @@ class Registry(Catalog):
             return self.promote(name, version, alias, "registered")
         return self.get(name, version)
 
-    def publish(self, name: str, version: int) -> None:
-        "Let a version be seen that a step has registered"
+    def publish(
+        self,
+        branch: str,  # of the datasets, and in whose name the models are staged
+        datasets: Collection[str],  # names
+        models: Mapping[tuple[str, int], str],  # (name, version) -> its alias; empty: none
+    ) -> None:
+        """Make datasets and staged models visible, all at one instant.
+
+        `Conflict`: a dataset has moved since the branch was cut. `ModelMismatch`: the package of
+        a model that is to have an alias does not load. Then nothing was published.
+
+        Parameters
+        ----------
+        branch : str
+            of the datasets, and in whose name the models are staged
+        datasets : Collection[str]
+            names
+        models : Mapping[tuple[str, int], str]
+            (name, version) -> its alias; empty: none
+        """
+        staged = {(v.name, v.version): v for v in self.staged(branch)}
+        for model, alias in models.items():
+            if alias:
+                _check_alias(alias)
+                loaded(staged[model])
+        self.settle()
+        releases = [
+            Release(name, version, alias, self._holder(name, alias) or 0, whoami())
+            for (name, version), alias in models.items()
+        ]
+        Lake(self.env.lake).publish_all(datasets, branch, releases)
+        self.settle()
+
+    def settle(self) -> None:
+        "Carry out what is published, also where the process that was to do it has died"
+        for publication in self._publications():
+            lake = Lake(self.env.lake)
+            lake.settle(publication)
+            staged = {(v.name, v.version) for v in self.staged(publication.id)}
+            for release in publication.releases:
+                if (release.model, release.version) in staged:
+                    self._unstage(release)
+                if release.alias:
+                    self._name(release)
+            publication.close(lake.path)
+
+    def expire(
+        self,
+        dead: IsDead,  # of a branch: whether nobody will ever publish it
+        dry_run: bool = True,  # only say what there is
+    ) -> list[Remains]:
+        """Remove staged versions that nobody will publish, and packages that were saved in part
+
+        Parameters
+        ----------
+        dead : IsDead
+            of a branch: whether nobody will ever publish it
+        dry_run : bool, default True
+            only say what there is
+        """
+        c, found = client(self.env), []
+        staged = [(row, row[3].get(STAGED)) for row in self._rows()]
+        for (name, number, *_), by in staged:
+            folder = Path(self.env.models) / name / str(number)
+            if by and dead(by):
+                found.append(Remains(name, "staged version", str(number), bytes_in(folder)))
+                if not dry_run:
+                    c.delete_model_version(name, str(number))
+                    shutil.rmtree(folder, ignore_errors=True)
+        for folder in Path(self.env.models).glob("*/.*"):
+            if time.time() - folder.stat().st_mtime > _ABANDONED:
+                found.append(Remains(folder.parent.name, "folder", folder.name, bytes_in(folder)))
+                if not dry_run:
+                    shutil.rmtree(folder, ignore_errors=True)
+        return found
+
+    def _unstage(self, r: Release) -> None:
+        "Let a version be seen"
         file = database(self.env)
-        if not (file and untag(file, name, version, STAGED)):
-            client(self.env).delete_model_version_tag(name, str(version), STAGED)
+        if not (file and untag(file, r.model, r.version, STAGED)):
+            client(self.env).delete_model_version_tag(r.model, str(r.version), STAGED)
+
+    def _name(self, r: Release) -> None:
+        "Give a published version its alias, unless somebody has given it to another one since"
+        with self._lock(), suppress(ModelMismatch, ModelNotFound, VersionNotFound):
+            self._settle(r.model)
+            if (self._holder(r.model, r.alias) or 0) == r.former:
+                v = self.get(r.model, r.version)
+                self._record("promote", v, r.alias, r.former or None, "", r.by, {})
 
     def promote(
         self,
@@ -238,6 +328,7 @@ class Registry(Catalog):
         """
         _check_alias(alias)
         self.versions(name)
+        self.settle()
         with self._lock():
             self._settle(name)
             v, former = self.get(name, version), self._holder(name, alias)
@@ -271,6 +362,7 @@ class Registry(Catalog):
             as of `promote`
         """
         self.versions(name)
+        self.settle()
         with self._lock():
             self._settle(name)
             former = self._holder(name, "champion")
@@ -313,6 +405,7 @@ class Registry(Catalog):
             what it was judged by
         """
         self.versions(name)
+        self.settle()
         with self._lock():
             self._settle(name)
             v, serves = self.get(name, version), self._holder(name, "champion")
@@ -348,8 +441,8 @@ class Registry(Catalog):
         return locked(f"{self.env.models}.lock")
 
     def _holder(self, name: str, alias: str) -> int | None:
-        "The version that has the alias"
-        return next((v.version for v in self.versions(name) if alias in v.aliases), None)
+        "The version that has the alias in MLflow"
+        return next((row[1] for row in self._rows() if row[0] == name and alias in row[4]), None)
 
     def _settle(self, name: str) -> None:
         "Finish what a process left that died between record and alias; the lock is held"

@@ -30,15 +30,17 @@ import psutil
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from ...errors import WorkFailed
+from .observer import Watch, observe
 
 # %% auto #0
-__all__ = ['kill_group', 'serve', 'Exit', 'Child', 'ForkServer', 'ForkProvisioner']
+__all__ = ['OBSERVED', 'kill_group', 'serve', 'Exit', 'Child', 'ForkServer', 'ForkProvisioner']
 
 # %% ../../../nbs/pipeline/execution/forkserver.ipynb #32f20760
 if TYPE_CHECKING:
     from scalai_nb.types import PathLike
 
 # %% ../../../nbs/pipeline/execution/forkserver.ipynb #87b1ab4b
+OBSERVED = "SCALAI_OBSERVED"  # variable of a kernel: a Watch, as JSON
 _KERNEL = [sys.executable, "-m", "ipykernel_launcher"]
 
 
@@ -80,6 +82,8 @@ def _kernel(argv: list[str]) -> None:
     sys.stderr = sys.__stderr__ = os.fdopen(2, "w", buffering=1, closefd=False)
     app = IPKernelApp.instance()
     app.initialize([*argv, "--HistoryManager.enabled=False", "--IPKernelApp.log_level=CRITICAL"])
+    if watch := os.environ.pop(OBSERVED, ""):
+        observe(Watch(**json.loads(watch)))
     app.start()
 
 # %% ../../../nbs/pipeline/execution/forkserver.ipynb #9a0cb32b

@@ -18,7 +18,7 @@ from typing import NamedTuple, cast
 from .syntax import compiled, normalised, refused
 
 # %% auto #0
-__all__ = ['mentioned', 'Closure', 'closure']
+__all__ = ['mentioned', 'examine', 'Closure', 'closure']
 
 # %% ../../../nbs/pipeline/reading/imports.ipynb #2c0788d5
 def _dotted(node: ast.AST) -> tuple[str | None, str]:
@@ -74,7 +74,7 @@ class _File(NamedTuple):
     lazy: dict[str, str]  # of a lazy package: name -> module that has it
 
 
-def _examine(module: str, file: Path) -> _File:
+def examine(module: str, file: Path) -> _File:
     "What is known of a module's file"
     return _examined(module, file, file.read_text(encoding="utf-8"))
 
@@ -141,7 +141,7 @@ def _behind(name: str, roots: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
     for module, file in _loaded(name, roots):
         yield module, file
         word = name[len(module) + 1 :].split(".")[0]
-        lazy = _examine(module, file).lazy
+        lazy = examine(module, file).lazy
         for target in {where for known, where in lazy.items() if word in (known, "*")}:
             yield from _loaded(target, roots)
 
@@ -179,7 +179,7 @@ def closure(
         name = todo.pop()
         seen.add(name)
         for module, file in _behind(name, roots):
-            found = _examine(module, file)
+            found = examine(module, file)
             if module in modules or _LEFT_OUT.match(module) or found.lazy or not found.digest:
                 continue
             modules[module] = found.digest

@@ -9,7 +9,9 @@ import errno
 import json
 import os
 import shutil
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,17 @@ from typing import Any
 from ...environment import Environment
 from ...errors import Conflict, ScalaiError
 from ..execution.engine import Execution, Limits, code_cells
+from ..execution.forkserver import OBSERVED
+from ..execution.observer import Watch
 from ..execution.outcome import Verdict
 from ..io import Context
 from ..outputs import Notebook
 from ..plan import Planned
+from ..reading.observed import Observed
 from ..run import read_events
 from .recorder import RunRecorder, StepRecorder
 from .resources import Resources
-from ..staleness import Cache
+from ..staleness import Cache, variables
 from ..tracker import Tracker, step_id
 
 # %% auto #0
@@ -217,6 +222,29 @@ class Attempt:
         path.write_text(json.dumps(asdict(context), indent=1))
         return path
 
+    @property
+    def _seen(self) -> Path:
+        "Where the kernel writes down what it reads"
+        return self.shared.recorder.run.file(self.step.stem, "observed.jsonl")
+
+    def _watch(self) -> Watch:
+        "What the kernel is to observe"
+        env = self.shared.env
+        ours = Path(__file__).parents[2]  # this package
+        left_out = map(str, (env.lake, env.runs, env.models, sys.prefix, ours, env.root / ".git"))
+        settings = str(env.root / "settings.ini")
+        return Watch(str(self._seen), str(env.root), tuple(left_out), settings)
+
+    def _observed(self) -> Observed:
+        "What the step was seen to read"
+        if not self._seen.exists():
+            return Observed(unseen=[f"what the kernel {self.step.kernel} reads"])
+        lines = map(json.loads, self._seen.read_text().splitlines())
+        seen = [line for line in lines if line[1] not in self.shared.secrets]
+        known = {*self.planned.key.parts["library"].values(), *map(str, self.step.files.values())}
+        env, memory, names = self.shared.env, self.shared.cache.memory, self.step.imports.names
+        return Observed.of(seen, env.root, variables(env), memory, known, names)
+
     def _execution(self, recorder: StepRecorder) -> Execution:
         "The execution of the step in a kernel that knows its run"
         shared, step, run = self.shared, self.step, self.shared.recorder.run
@@ -230,6 +258,7 @@ class Attempt:
             # what the step records, say the trials of a search, is nested in its own record
             "SCALAI_TRACKED": step_id(run, run.step(step.name)),
             "SCALAI_SECRETS": ",".join(sorted(own)),
+            OBSERVED: json.dumps(asdict(self._watch())),
         }
         if step.uses("connect") and (address := shared.resources.scheduler()):
             variables["SCALAI_SCHEDULER"] = address
@@ -253,38 +282,42 @@ class Attempt:
         if v.status == "completed" and missing:
             why = f"{missing[0]!r} is declared as an Out and was not written; add: write(…)"
             v = replace(v, status="failed", cause="contract", error=why)
-        for output in sorted(written.values(), key=lambda w: w["kind"]):  # datasets first
+        outputs = list(written.values())
+        if v.status == "completed" and self.shared.publish:
             try:
-                self._publish(output, v.status == "completed")
+                self._publish(outputs)
             except Conflict as e:
                 v = replace(v, status="failed", cause="conflict", error=str(e))
             except (OSError, ScalaiError) as e:
                 cause = "disk_full" if "No space left" in str(e) else "runner_error"
                 v = replace(v, status="failed", cause=cause, error=str(e))
-        return v, list(written.values()) if v.status == "completed" else []
+        if v.status == "completed":
+            return v, outputs
+        self._drop(outputs)
+        return v, []
 
-    def _publish(self, output: dict[str, Any], completed: bool) -> None:
-        "Make what the step wrote the newest version of a dataset or model, or forget it"
-        if output["kind"] == "dataset":
-            self._publish_dataset(output["name"], completed)
-        elif completed and self.shared.publish:
-            self._publish_model(output)
+    def _publish(self, outputs: list[dict[str, Any]]) -> None:
+        "Make visible what the step wrote, datasets and models at one instant"
+        datasets = [w["name"] for w in outputs if w["kind"] == "dataset"]
+        models = {(w["name"], int(w["version"])): w["alias"] for w in outputs if "alias" in w}
+        env = self.shared.env
+        if models:
+            from scalai_nb.models.registry.registry import Registry
 
-    def _publish_dataset(self, name: str, completed: bool) -> None:
+            Registry(env).publish(self._branch, datasets, models)
+        elif datasets:
+            from scalai_nb.data.lake import Lake
+
+            Lake(env.lake).publish_all(datasets, self._branch)
+
+    def _drop(self, outputs: list[dict[str, Any]]) -> None:
+        "Forget the datasets that the step wrote; models that are staged are not seen anyway"
         from scalai_nb.data.lake import Lake
 
-        if not completed:
-            Lake(self.shared.env.lake).drop(name, self._branch)
-        elif self.shared.publish:
-            Lake(self.shared.env.lake).publish(name, self._branch)
-
-    def _publish_model(self, output: dict[str, Any]) -> None:
-        from scalai_nb.models.registry.registry import Registry
-
-        registry = Registry(self.shared.env)
-        registry.publish(output["name"], int(output["version"]))
-        if output["alias"]:
-            registry.promote(output["name"], output["version"], output["alias"])
+        for output in outputs:
+            if output["kind"] == "dataset":
+                with suppress(OSError, ScalaiError):  # `scalai lake expire` finds what is left
+                    Lake(self.shared.env.lake).drop(output["name"], self._branch)
 
     def _finish(self, v: Verdict, written: list[dict[str, Any]], recorder: StepRecorder) -> None:
         "Say how the step ended, write its notebook, remember it for the next run"
@@ -327,4 +360,5 @@ class Attempt:
             run=run.id,
             seconds=run.step(step.name).seconds,
             rows=finished["rows"],
+            observed=self._observed(),
         )

@@ -1,0 +1,215 @@
+"What a step was seen to read: whatever of it changes makes the step stale, and is named"
+
+import json
+import os
+import shutil
+import sqlite3
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pandas as pd
+import pytest
+from toy import Project
+
+from scalai_nb.environment import environment
+from scalai_nb.pipeline.pipeline import Pipeline
+from scalai_nb.pipeline.plan import Plan
+
+CONTRACT = 'from scalai_nb.pipeline import In, Out\na: Out = "a"\nn: int = 1'
+READS = {  # file: how it is read
+    "plain.txt": "open('plain.txt').read()",
+    "path.txt": "Path('path.txt').read_text()",
+    "bytes.bin": "Path('bytes.bin').read_bytes()",
+    "low.bin": "os.read(os.open('low.bin', os.O_RDONLY), 9)",
+    "raw.bin": "io.FileIO('raw.bin').read()",
+    "line.txt": "linecache.getline('line.txt', 1)",
+    "mapped.bin": "f = open('mapped.bin'); mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)[:]",
+    "prices.json": "json.load(open('prices.json'))",
+    "rows.csv": "pd.read_csv('rows.csv')",
+    "fast.csv": "pd.read_csv('fast.csv', engine='c', memory_map=True)",
+    "array.npy": "np.load('array.npy')",
+    "text.dat": "np.loadtxt('text.dat')",
+    "lazy.npy": "np.load('lazy.npy', mmap_mode='r').sum()",
+    "thing.pkl": "pickle.load(open('thing.pkl', 'rb'))",
+    "base.db": "sqlite3.connect('base.db').execute('select 1').fetchall()",
+    "options.ini": "configparser.ConfigParser().read('options.ini')",
+    "packed.zip": "zipfile.ZipFile('packed.zip').namelist()",
+    "copied.txt": "shutil.copy('copied.txt', tempfile.mkdtemp())",
+    "run.py": "runpy.run_path('run.py')",
+    "executed.py": "exec(open('executed.py').read())",
+    "none.txt": "os.path.exists('none.txt') or contextlib.suppress(OSError).__enter__()",
+    "linked.txt": "open('linked.txt').read()",
+    "child.py": "subprocess.run([sys.executable, 'child.py'], check=True)",
+    "shelled.sh": "subprocess.run('sh shelled.sh'.split(), check=True)",
+    "late.py": "importlib.import_module('la' + 'te')",
+    "extra/aside.py": "sys.path.insert(0, 'extra'); __import__('as' + 'ide')",
+    "extra/beside.json": "pkgutil.get_data('aside', 'beside.json')",
+    "helper.py": "__import__('helper')",
+    "deep.txt": "helper.deep()",
+    "threaded.txt": "threading.Thread(target=lambda: open('threaded.txt').read()).start()",
+    "forked.txt": "multiprocessing.get_context('fork').Pool(1).map(helper.read, ['forked.txt'])",
+}
+VARIABLES = {
+    "GOT": "os.environ.get('GOT')",
+    "ASKED": "os.getenv('ASKED')",
+    "TAKEN": "os.environ['TAKEN']",
+    "CONTAINED": "'CONTAINED' in os.environ",
+    "BYTES": "os.environb.get(b'BYTES')",
+    "EXPANDED": "os.path.expandvars('$EXPANDED')",
+    "BEHIND": "helper.variable()",
+}
+FOLDERS = {
+    "listed": "os.listdir('listed')",
+    "scanned": "list(os.scandir('scanned'))",
+    "walked": "list(os.walk('walked'))",
+    "globbed": "glob.glob('globbed/*.csv')",
+    "iterated": "list(Path('iterated').iterdir())",
+    "matched": "list(Path('matched').glob('*.csv'))",
+}
+IMPORTS = (
+    "import configparser, contextlib, glob, importlib, io, json, linecache, mmap, multiprocessing\n"
+    "import os, pickle, pkgutil, runpy, shutil, sqlite3, subprocess, sys, tempfile, threading\n"
+    "import zipfile\n"
+    "from pathlib import Path\n"
+    "import numpy as np, pandas as pd, xarray as xr\n"
+    "import helper\n"
+    "import scalai_nb as sn\n"
+    "from scalai_nb.pipeline import write"
+)
+HELPER = (
+    "import os\n"
+    "def read(path): return open(path).read()\n"
+    "def deep(): return read('deep.txt')\n"
+    "def variable(): return os.environ.get('BEHIND')\n"
+)
+OWN = {"own.txt": "open('own.txt', 'w').close(); open('own.txt').read()"}  # what it has written
+
+
+def fill(folder: Path) -> None:
+    "Every file that is read"
+    for name in (*FOLDERS, "extra"):
+        (folder / name).mkdir()
+    for name in READS:
+        if name != "none.txt":
+            (folder / name).write_text("1")
+    for name in ("run.py", "executed.py", "child.py", "late.py", "extra/aside.py"):
+        (folder / name).write_text("x = 1\n")
+    (folder / "helper.py").write_text(HELPER)
+    (folder / "shelled.sh").write_text("true\n")
+    (folder / "linked.txt").rename(folder / "target.txt")
+    (folder / "linked.txt").symlink_to("target.txt")
+    for name in ("array.npy", "lazy.npy"):
+        np.save(folder / name, np.arange(3))
+    for name in ("rows.csv", "fast.csv"):
+        pd.DataFrame({"a": [1]}).to_csv(folder / name)
+    (folder / "options.ini").write_text("[a]\nb = 1\n")
+    pd.to_pickle({"a": 1}, folder / "thing.pkl")
+    shutil.make_archive(folder / "packed", "zip", folder / "listed")
+    with sqlite3.connect(folder / "base.db") as db:
+        db.execute("create table a (b)")
+    db.close()
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    "A project whose step has read everything once"
+    root = tmp_path_factory.mktemp("observed")
+    project = Project(root, "cluster = none\ntrackers = none\nworkers = 1\n")
+    lines = [*READS.values(), *VARIABLES.values(), *FOLDERS.values(), *OWN.values()]
+    lines[lines.index(READS["none.txt"])] = "try: open('none.txt')\nexcept OSError: pass"
+    body = "\n".join(lines)
+    write = "write(a, xr.Dataset({'x': ('row', np.arange(3.0))}))"
+    project.step("00_a", CONTRACT, IMPORTS, body, "%run run.py", "sn.environment().workers", write)
+    project.step("01_b", CONTRACT.replace('"a"', '"b"'), IMPORTS, write)
+    fill(root / "pipelines/toy")
+    ran = project.scalai("run", "toy", TAKEN="1")
+    assert ran.returncode == 0, ran.stdout
+    return root
+
+
+@contextmanager
+def copied(done: Path, tmp_path: Path):
+    "The reasons of both steps in a copy of the project, once it is changed"
+    root = tmp_path / "copy"
+    shutil.copytree(done, root, symlinks=True)
+
+    def reasons(**variables: str) -> list[list[str]]:
+        with patch.dict(os.environ, {"TAKEN": "1", **variables}):
+            env = environment("laptop", settings=root / "settings.ini")
+            found = Plan.make(Pipeline.load("toy", env), env).steps
+        return [step.reasons for step in found]
+
+    yield root / "pipelines/toy", reasons
+
+
+def test_nothing_has_changed(done, tmp_path):
+    with copied(done, tmp_path) as (folder, reasons):
+        assert reasons() == [[], []]
+        for file in folder.rglob("*.txt"):
+            os.utime(file, (1, 1))
+        (folder / "helper.py").write_text(HELPER + "# a remark\n")
+        (folder / "not_read.txt").write_text("1")
+        (folder / "own.txt").write_text("what the step writes itself")
+        assert reasons(OTHER="1") == [[], []]
+
+
+@pytest.mark.parametrize("name", READS)
+def test_a_file_that_was_read(done, tmp_path, name):
+    with copied(done, tmp_path) as (folder, reasons):
+        path = folder / name
+        path.write_text(
+            path.read_text("latin-1") + "\ny = 2\n" if path.exists() else "1", "latin-1"
+        )
+        (one, other) = reasons()
+        assert len(one) == 1 and Path(name).name.split(".")[0] in one[0], one
+        assert other == (["library helper"] if name == "helper.py" else [])
+
+
+@pytest.mark.parametrize("name", [n for n in READS if n != "none.txt"])
+def test_a_file_that_is_gone(done, tmp_path, name):
+    with copied(done, tmp_path) as (folder, reasons):
+        (folder / name).unlink()
+        assert any(Path(name).name.split(".")[0] in why for why in reasons()[0])
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_a_variable_that_was_asked_for(done, tmp_path, name):
+    with copied(done, tmp_path) as (_, reasons):
+        assert reasons(**{name: "2"}) == [[f"variable {name}"], []]
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_that_was_listed(done, tmp_path, name):
+    with copied(done, tmp_path) as (folder, reasons):
+        (folder / name / "new.csv").touch()
+        assert reasons() == [[f"names in folder pipelines/toy/{name}"], []]
+
+
+def test_settings_count_where_the_step_asks_for_them(done, tmp_path):
+    with copied(done, tmp_path) as (folder, reasons):
+        settings = folder.parents[1] / "settings.ini"
+        settings.write_text(settings.read_text().replace("workers = 1", "workers = 2"))
+        assert reasons() == [["file settings.ini"], []]
+
+
+def test_what_cannot_be_seen_is_said(done):
+    entry = json.loads((done / ".scalai/runs/cache/toy/a.json").read_text())
+    assert f"what {sys.executable} reads" in entry["observed"]["unseen"]
+
+
+def test_what_is_edited_while_the_step_runs(tmp_path):
+    project = Project(tmp_path, "cluster = none\ntrackers = none\n")
+    edit = "from pathlib import Path\nPath('rate.txt').write_text('2')"
+    read = "import time; time.sleep(0.02); rate = open('rate.txt').read()"
+    write = "import numpy as np, xarray as xr\nfrom scalai_nb.pipeline import write\n"
+    write += "write(a, xr.Dataset({'x': ('row', np.arange(3.0))}))"
+    process = "import subprocess, sys; subprocess.run([sys.executable, '-c', "
+    project.step("00_a", CONTRACT, read, f"{process}{edit!r}], check=True)", write)
+    (tmp_path / "pipelines/toy/rate.txt").write_text("1")
+    assert project.scalai("run", "toy").returncode == 0
+    plan = json.loads(project.scalai("plan", "toy", "--json").stdout)
+    changed = "file pipelines/toy/rate.txt, which changed while the step read it"
+    assert plan["steps"][0]["reasons"] == [changed]
