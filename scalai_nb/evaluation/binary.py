@@ -196,7 +196,10 @@ class Agreement:
 
     @property
     def roc_auc_error(self) -> float:
-        "Bound of the rounding error of `roc_auc`; 0 while scores are counted exactly"
+        """Bound of the error of `roc_auc`, whatever the scores are; 0 if each is counted by itself
+
+        The error is usually a thousandth of it. `exact` of `evaluate` makes it 1e-6 at most.
+        """
         return bounds(self.state)[0]
 
     @property
@@ -207,7 +210,10 @@ class Agreement:
 
     @property
     def pr_auc_error(self) -> float:
-        "Bound of the rounding error of `pr_auc`; 0 while scores are counted exactly"
+        """Bound of the error of `pr_auc`, whatever the scores are; 0 if each is counted by itself
+
+        The error is usually a quarter of it. `exact` of `evaluate` makes it 1e-4 at most.
+        """
         return bounds(self.state)[1]
 
     @property
@@ -313,7 +319,7 @@ def _gain(s: Scores) -> dict[str, Array]:
 CURVES = {"roc": _roc, "pr": _pr, "gain": _gain, "calibration": _calibration}
 
 # %% ../../nbs/evaluation/binary.ipynb #6734050d
-def _remark(a: Agreement, slices: Collection[Agreement] = ()) -> str:
+def _remark(a: Evaluation) -> str:
     "What a reader of the numbers must know"
     if not a.count:
         return " (no rows: ROC-AUC is not defined)"
@@ -321,7 +327,8 @@ def _remark(a: Agreement, slices: Collection[Agreement] = ()) -> str:
     said = f", their weights sum to {amount(a.weight)}" if weighted else ""
     if not 0 < a.positives < a.weight:
         return f"{said} (one class only: ROC-AUC is not defined)"
-    in_all, in_slices = doubt([a.state]), doubt([e.state for e in slices])
+    in_all = doubt([a.state], a.exact)
+    in_slices = doubt([e.state for e in a.slices.values()], a.exact)
     words = [in_all, in_slices and f"in a slice {in_slices}"]
     return f"{said} ({'; '.join(filter(None, words))})" if any(words) else said
 
@@ -338,10 +345,13 @@ class Evaluation(Agreement):
     ----------
     slices : dict[Any, Evaluation]
         value of `by` -> Evaluation; None where it is missing; by several columns: a tuple of values
+    exact : bool, default False
+        whether bounds were to be within the tolerance
     """
 
     # value of `by` -> Evaluation; None where it is missing; by several columns: a tuple of values
     slices: dict[Any, Evaluation] = field(default_factory=dict)
+    exact: bool = False  # whether bounds were to be within the tolerance
 
     def interval(
         self,
@@ -496,8 +506,7 @@ class Evaluation(Agreement):
         } | {name: getattr(self, name) for name in ("pr_auc", "log_loss", "brier", "ece")}
 
     def __repr__(self) -> str:
-        remark = _remark(self, self.slices.values())
-        return f"Evaluation of {self.count:,} rows{remark}\n{self.to_frame().to_string()}"
+        return f"Evaluation of {self.count:,} rows{_remark(self)}\n{self.to_frame().to_string()}"
 
     def _repr_html_(self) -> str:
         return _page(self).html
@@ -534,8 +543,7 @@ def _page(e: Evaluation) -> Part:
     "The table, the ROC curve and the calibration curve"
     names = map(slice_name, slice_index(e.slices))
     lines = [_line(x, n) for x, n in zip((e, *e.slices.values()), names, strict=True)]
-    remark = _remark(e, e.slices.values())
-    caption = inline(bold(f"{e.count:,}"), f" rows, {amount(e.positives)} positive{remark}")
+    caption = inline(bold(f"{e.count:,}"), f" rows, {amount(e.positives)} positive{_remark(e)}")
     _, false_alarms, catches = e.curve("roc").to_numpy().T
     score, share, _ = e.curve("calibration").to_numpy().T
     return (
@@ -545,8 +553,9 @@ def _page(e: Evaluation) -> Part:
     )
 
 # %% ../../nbs/evaluation/binary.ipynb #415530cd
-def _evaluated(s: State) -> Evaluation:
-    return Evaluation(s.whole, {v: Evaluation(x) for v, x in in_order(s.slices).items()})
+def _evaluated(s: State, exact: bool = False) -> Evaluation:
+    slices = {v: Evaluation(x, exact=exact) for v, x in in_order(s.slices).items()}
+    return Evaluation(s.whole, slices, exact)
 
 
 # a histogram of scores has the key () of all rows, (value,) of a slice
@@ -592,6 +601,7 @@ def evaluation(
     score: str = "score",  # column of probabilities of 1
     by: Sequence[str] = (),  # columns to slice by: each value, or combination of values
     weight: str | None = None,  # column of weights
+    exact: bool = False,  # whether bounds are to be within the tolerance; see `evaluate`
 ) -> Mergeable:  # over datasets; its result is an `Evaluation`
     """The evaluation of a score in a dataset
 
@@ -605,6 +615,8 @@ def evaluation(
         columns to slice by: each value, or combination of values
     weight : str | None, default None
         column of weights
+    exact : bool, default False
+        whether bounds are to be within the tolerance; see `evaluate`
 
     Returns
     -------
@@ -613,12 +625,13 @@ def evaluation(
     """
     named = {"label": label, "score": score, "by": tuple(by), "weight": weight}
     columns = needed(label, score, *by, weight)
-    view = View(_histograms, partial(_rows, **named), _put, _evaluated, columns)
+    finalize = partial(_evaluated, exact=exact)
+    view = View(_histograms, partial(_rows, **named), _put, finalize, columns, exact)
     return Mergeable(
         State,
         partial(update, **named),
         merge,
-        _evaluated,
+        finalize,
         columns=columns,
         again=partial(again, view),
     )
@@ -658,6 +671,7 @@ def evaluate_binary(
     client: Cluster | None = None,  # does the work on Dask's data; None: threads of this process
     *,
     weight: ArrayLike | None = None,  # (row,) finite numbers from 0 on; None: every row counts once
+    exact: bool = False,  # see `evaluate`
 ) -> Evaluation:
     """What `evaluate` returns for scores of two classes
 
@@ -673,7 +687,10 @@ def evaluate_binary(
         does the work on Dask's data; None: threads of this process
     weight : ArrayLike | None, default None
         (row,) finite numbers from 0 on; None: every row counts once
+    exact : bool, default False
+        see `evaluate`
     """
     ds, columns = side_by_side(by, label=label, score=score, weight=weight)
-    algorithm = evaluation(by=columns, weight=None if weight is None else "weight")
+    mass = None if weight is None else "weight"
+    algorithm = evaluation(by=columns, weight=mass, exact=exact)
     return reduce(algorithm, ds, client)

@@ -190,8 +190,6 @@ class Scores:
         whether the bin of 0 has other scores, which are smaller than 1.4e-309
     upper : Array | None, default None
         (n,) greatest score of each bin, where crowded ones were cut finer (`evaluation.crowding`)
-    sampled : bool, default False
-        whether rows drawn from bins have shown that little is hidden in them
     """
 
     bits: int = BITS
@@ -209,7 +207,6 @@ class Scores:
     tiny: bool = False  # whether the bin of 0 has other scores, which are smaller than 1.4e-309
     # (n,) greatest score of each bin, where crowded ones were cut finer (`evaluation.crowding`)
     upper: Array | None = None
-    sampled: bool = False  # whether rows drawn from bins have shown that little is hidden in them
 
     @property
     def greatest(self) -> Array:

@@ -399,10 +399,13 @@ class ClassEvaluation(ClassAgreement):
     ----------
     slices : dict[Any, ClassEvaluation]
         value of `by` -> ClassEvaluation; None where it is missing; by several columns: a tuple
+    exact : bool, default False
+        whether bounds were to be within the tolerance
     """
 
     # value of `by` -> ClassEvaluation; None where it is missing; by several columns: a tuple
     slices: dict[Any, ClassEvaluation] = field(default_factory=dict)
+    exact: bool = False  # whether bounds were to be within the tolerance
 
     @property
     def classes(self) -> dict[Any, Evaluation]:
@@ -464,7 +467,7 @@ class ClassEvaluation(ClassAgreement):
     def _doubt(self) -> str:
         "How far off the measures of a class may be, if that is more than was promised"
         every = (self, *self.slices.values())
-        words = doubt([s for e in every for s in e.state.against])
+        words = doubt([s for e in every for s in e.state.against], self.exact)
         return f" (of a class: {words})" if words else ""
 
     def _repr_html_(self) -> str:
@@ -515,8 +518,9 @@ def _page(e: ClassEvaluation) -> Part:
     return result_table(_HEAD, lines, caption, _NOTE) + result_table(_CLASS_HEAD, classes)
 
 # %% ../../nbs/evaluation/multiclass.ipynb #5e8ea3f8
-def _evaluated(s: State) -> ClassEvaluation:
-    return ClassEvaluation(s.whole, {k: ClassEvaluation(x) for k, x in in_order(s.slices).items()})
+def _evaluated(s: State, exact: bool = False) -> ClassEvaluation:
+    slices = {k: ClassEvaluation(x, exact=exact) for k, x in in_order(s.slices).items()}
+    return ClassEvaluation(s.whole, slices, exact)
 
 
 # a histogram of scores has the key (class,) of all rows, (class, value) of a slice
@@ -568,6 +572,7 @@ def class_evaluation(
     score: str = "score",  # variable over row and class
     by: Sequence[str] = (),  # columns to slice by: each value, or combination of values
     weight: str | None = None,  # column of weights
+    exact: bool = False,  # whether bounds are to be within the tolerance; see `evaluate`
 ) -> Mergeable:  # over datasets; its result is a `ClassEvaluation`
     """The evaluation of scores of several classes in a dataset
 
@@ -581,6 +586,8 @@ def class_evaluation(
         columns to slice by: each value, or combination of values
     weight : str | None, default None
         column of weights
+    exact : bool, default False
+        whether bounds are to be within the tolerance; see `evaluate`
 
     Returns
     -------
@@ -589,12 +596,13 @@ def class_evaluation(
     """
     named = {"label": label, "score": score, "by": tuple(by), "weight": weight}
     columns = needed(label, score, *by, weight)
-    view = View(_histograms, partial(_rows, **named), _put, _evaluated, columns)
+    finalize = partial(_evaluated, exact=exact)
+    view = View(_histograms, partial(_rows, **named), _put, finalize, columns, exact)
     return Mergeable(
         partial(State, ClassState()),
         partial(update_classes, **named),
         _merge,
-        _evaluated,
+        finalize,
         columns=columns,
         again=partial(again, view),
     )
@@ -614,6 +622,7 @@ def evaluate_classes(
     client: Cluster | None = None,  # does the work on Dask's data; None: threads of this process
     *,
     weight: ArrayLike | None = None,  # (row,) finite numbers from 0 on; None: every row counts once
+    exact: bool = False,  # see `evaluate`; of each class against the rest 1e-4 and 1e-3
 ) -> ClassEvaluation:
     """Compare scores of several classes with what happened
 
@@ -634,6 +643,8 @@ def evaluate_classes(
         does the work on Dask's data; None: threads of this process
     weight : ArrayLike | None, default None
         (row,) finite numbers from 0 on; None: every row counts once
+    exact : bool, default False
+        see `evaluate`; of each class against the rest 1e-4 and 1e-3
     """
     import xarray as xr
 
@@ -648,4 +659,5 @@ def evaluate_classes(
     scored = xr.Variable(("row", "class"), table.data, {"classes": class_names(labels, table)})
     mass = {} if weight is None else {"weight": row_array(weight, "weight")}
     ds = rows_of(label=labels, score=scored, **mass, **columns)
-    return reduce(class_evaluation(by=list(columns), weight=next(iter(mass), None)), ds, client)
+    algorithm = class_evaluation(by=list(columns), weight=next(iter(mass), None), exact=exact)
+    return reduce(algorithm, ds, client)

@@ -564,3 +564,110 @@ def joined(
             counts[n, k] = (x_counts[i, k] if first else 0) + (y_counts[j, k] if second else 0)
         i, j, n = i + first, j + second, n + 1
     return values[:n].copy(), counts[:n].copy()
+
+
+# ---- cells within bins, where scores crowd (`evaluation.crowding`)
+
+HALF = 0x3FE0000000000000  # the bits of ½
+
+
+@njit(inline="always")
+def _key(s):
+    """A number below 2^63, in the order of the float64 `s` from 0 to 1; a bin is a range of them
+
+    From ½ on the bits of 1 - s, mirrored; those of ½ itself would end the range of no bin."""
+    if s < 0.5:
+        return _float_bits(s)
+    return 2 * HALF - 1 - min(_float_bits(1.0 - s), HALF - 1)
+
+
+@njit
+def keys(score: np.ndarray) -> np.ndarray:
+    "(n,) int64 in the order of float64 scores"
+    found = np.empty(len(score), np.int64)
+    for i in range(len(score)):
+        found[i] = _key(score[i] + 0.0)  # -0.0 is 0.0
+    return found
+
+
+class Cells(NamedTuple):
+    "Cells within bins, each cut in equal parts"
+
+    bits: int  # of the bins
+    first: np.ndarray  # (bins + 1,) the first cell in each bin or after it
+    low: np.ndarray  # (cell,) int64, ascending: least key
+    high: np.ndarray  # (cell,) int64: greatest key
+    shift: np.ndarray  # (cell,) int64: the lower bits of a key that are equal in a part
+    base: np.ndarray  # (cell + 1,) int64: number of the first part
+
+
+def cells(
+    least: np.ndarray,  # (cell,) float64, ascending
+    greatest: np.ndarray,  # (cell,) float64 in the same bin
+    parts: np.ndarray,  # (cell,) int64: 2^parts at most
+    bits: int,  # as for `tally`
+) -> Cells:
+    "Cells from a least to a greatest score, cut in parts by the next bits of their keys"
+    low, high = keys(least), keys(greatest)
+    needed = np.frexp((high - low).astype(np.float64))[1]  # bits of the widest offset
+    shift = np.maximum(needed - parts, 0)
+    base = np.concatenate(([0], np.cumsum(((high - low) >> shift) + 1)))
+    first = np.searchsorted(bins(least, bits), np.arange((64 << bits) + 1))
+    return Cells(bits, first, low, high, shift, base)
+
+
+class Recount(NamedTuple):
+    "What is counted in parts of cells"
+
+    part: np.ndarray  # (n,) float64, ascending: the numbers of those that have any
+    counts: np.ndarray  # (n, 2) int64, with weights float64: negatives and positives
+    least: np.ndarray  # (n,) float64: least score that occurs
+    greatest: np.ndarray  # (n,) float64: greatest score that occurs
+
+
+@njit(error_model="numpy")
+def _recount(label, score, weight, cells, counts, least, greatest):
+    for i in range(len(score)):
+        s, w = np.float64(score[i]) + 0.0, 1 if weight is None else weight[i]
+        b = _bin(s, cells.bits)
+        at, end = cells.first[b], cells.first[b + 1]
+        if at == end or w == 0:
+            continue
+        key = _key(s)
+        while end - at > 1:
+            middle = (at + end) >> 1
+            at, end = (middle, end) if cells.low[middle] <= key else (at, middle)
+        if key < cells.low[at] or key > cells.high[at]:
+            continue
+        k = cells.base[at] + ((key - cells.low[at]) >> cells.shift[at])
+        new = counts[k, 0] == 0 and counts[k, 1] == 0
+        least[k] = s if new else min(least[k], s)
+        greatest[k] = s if new else max(greatest[k], s)
+        counts[k, label[i] & 1] += w
+
+
+def recount(
+    label: np.ndarray,
+    score: np.ndarray,
+    weight: np.ndarray | None,  # as for `tally`
+    cells: Cells,
+) -> Recount:
+    "Count the rows that are in cells, by part and label"
+    label, score, weight = _rows(label, score, weight)
+    size = cells.base[-1]
+    counts = np.zeros((size, 2), np.int64 if weight is None else np.float64)
+    least, greatest = np.empty(size), np.empty(size)
+    _recount(label, score, weight, cells, counts, least, greatest)
+    found, counts = occupied(counts)
+    return Recount(found.astype(np.float64), counts, least[found], greatest[found])
+
+
+def merge_recounts(a: Recount, b: Recount) -> Recount:
+    "What is counted of the rows of both, in parts of the same cells"
+    part, counts = joined(a.part, a.counts, b.part, b.counts)
+    least, greatest = np.full(len(part), np.inf), np.full(len(part), -np.inf)
+    for x in (a, b):
+        at = np.searchsorted(part, x.part)
+        least[at] = np.minimum(least[at], x.least)
+        greatest[at] = np.maximum(greatest[at], x.greatest)
+    return Recount(part, counts, least, greatest)
