@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, Dataset
 
 # %% auto #0
-__all__ = ['ROC', 'PR', 'SLICE_ROC', 'SLICE_PR', 'LEAN', 'MOST', 'PASSES', 'FEWEST', 'Found',
-           'from_above', 'share_of', 'roc_errors', 'pr_errors', 'bounds', 'hidden',
-           'crowded', 'doubt', 'cells_of', 'recount_rows', 'cut', 'View', 'again']
+__all__ = ['ROC', 'PR', 'SLICE_ROC', 'SLICE_PR', 'LEAN', 'PARTS', 'EXACT_PARTS', 'PASSES', 'FEWEST',
+           'Found', 'from_above', 'share_of', 'roc_errors', 'pr_errors', 'bounds',
+           'hidden', 'crowded', 'doubt', 'cells_of', 'recount_rows', 'cut', 'View',
+           'again']
 
 # %% ../../nbs/evaluation/crowding.ipynb #c004d1a4
 def from_above(s: Scores) -> list[Array]:
@@ -67,7 +68,7 @@ def bounds(s: Scores) -> tuple[float, float]:
 ROC, PR = 1e-6, 1e-4  # how far off ROC-AUC and average precision of all rows may be
 SLICE_ROC, SLICE_PR = 1e-4, 1e-3  # and those of a slice, or of one class against the rest
 LEAN = 1 / 20  # least share of its bound by which a bin is thought to be off
-MOST = 1 << 20  # parts of cells that are counted at once
+PARTS, EXACT_PARTS = 1 << 18, 1 << 20  # of crowded bins, counted in one pass
 
 
 def hidden(s: Scores) -> Array:
@@ -107,7 +108,7 @@ def crowded(
         return np.zeros(0, np.int64)
     order = np.argsort(errors)
     some = order[np.cumsum(errors[order]) > 1 / 2]
-    return np.sort(some[-MOST // 2 :])
+    return np.sort(some[-PARTS:])
 
 # %% ../../nbs/evaluation/crowding.ipynb #c012d1a2
 def doubt(
@@ -136,7 +137,7 @@ def _one_figure(x: float) -> str:
 def cells_of(
     s: Scores,
     places: Array,  # of its crowded bins
-    most: int = MOST,  # parts
+    most: int = PARTS,
 ) -> Cells:
     """Crowded bins of a histogram, cut in parts
 
@@ -145,8 +146,7 @@ def cells_of(
     s : Scores
     places : Array
         of its crowded bins
-    most : int, default MOST
-        parts
+    most : int, default PARTS
     """
     from scalai_nb.kernels.scores import cells
 
@@ -256,7 +256,7 @@ def again(
     places = {k: x for k, x in places.items() if len(x)}
     if not places or not passes:
         return None
-    most = max(MOST // len(places), FEWEST)
+    most = max((EXACT_PARTS if view.exact else PARTS) // len(places), FEWEST)
     cells = {k: cells_of(found[k], x, most) for k, x in places.items()}
 
     def done(parts: dict[Any, Recount]) -> Any:
