@@ -556,18 +556,6 @@ def test_a_pass_over_passes(monkeypatch):
     assert both == {"a": (0, 10), "b": {"x": (0, 10), "y": (0, 10)}, "c": (0, 10)}
 
 
-@pytest.mark.parametrize(("share", "blocks"), [(0.001, 4), (0.1, 10), (0.5, 50), (1.0, 100)])
-def test_some_blocks_may_be_enough(share, blocks, client):
-    first = Mergeable(list, lambda s, b: [*s, int(b.x[0])], lambda a, b: a + b, ordered=True)
-    data = Blocks.of(numbers(None), rows=1)
-    lazy = Blocks.of(numbers(None).chunk(row=1), rows=1)
-    algorithm = replace(first, again=lambda s: replace(first, share=share, again=None))
-    found = reduce(algorithm, data)
-    assert len(found) == blocks and found == reduce(algorithm, lazy, client)
-    steps = np.diff([-1, *found, 100])
-    assert steps.max() <= 2 * 100 / blocks and found == sorted(set(found)), "spread evenly"
-
-
 def test_progress_is_told_of_each_pass(monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 10)
     said = []

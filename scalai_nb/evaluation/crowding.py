@@ -259,17 +259,21 @@ def again(
     most = max((EXACT_PARTS if view.exact else PARTS) // len(places), FEWEST)
     cells = {k: cells_of(found[k], x, most) for k, x in places.items()}
 
-    def done(parts: dict[Any, Recount]) -> Any:
-        finer = {k: cut(found[k], places[k], cells[k], x) for k, x in parts.items()}
-        return view.put(state, finer)
+    def finer(parts: dict[Any, Recount]) -> Any:
+        return view.put(state, {k: cut(found[k], places[k], cells[k], x) for k, x in parts.items()})
+
+    def further(parts: dict[Any, Recount]) -> Mergeable | None:
+        after = finer(parts)
+        same = all(view.histograms(after)[k] is found[k] for k in places)
+        return None if same else again(view, after, passes - 1)
 
     return Mergeable(
         dict,
         partial(_recounted, view.rows, cells),
         _merged,
-        lambda parts: view.finalize(done(parts)),
+        lambda parts: view.finalize(finer(parts)),
         columns=view.columns,
-        again=lambda parts: again(view, done(parts), passes - 1),
+        again=further,
     )
 
 

@@ -295,6 +295,24 @@ def _by_group(group, found, counts, over, at, score, sums):
         at[g] += 1
 
 
+@njit
+def _surely_more(score, limit):
+    """Whether there are more distinct scores than `limit` for sure
+
+    As many hashes of 20 bits differ. It gives up early where many scores are equal."""
+    seen, n = np.zeros(1 << 14, np.uint64), 0
+    for i in range(len(score)):
+        b = _float_bits(np.float64(score[i]) + 0.0)
+        mixed = np.uint64(b ^ (b >> 32) ^ (b >> 15)) * np.uint64(0x9E3779B97F4A7C15)
+        word = mixed >> np.uint64(50)
+        bit = np.uint64(1) << ((mixed >> np.uint64(44)) & np.uint64(63))
+        n += (seen[word] & bit) == 0
+        seen[word] |= bit
+        if n > limit or (i == limit // 8 and 2 * n < i):
+            return n > limit
+    return False
+
+
 def distinct(
     groups: np.ndarray | None,  # (row,) int32 from 0 to len(over) - 1, or None: one group
     label: np.ndarray,
@@ -307,7 +325,10 @@ def distinct(
     # counts: (n, 2) as `tally`'s
     "Count each distinct score of each group"
     (label, score, weight), groups = _rows(label, score, weight), _taken("groups", groups, "i")
-    over, most = over.copy(), min(len(score), limit * np.count_nonzero(~over))
+    over = over.copy()
+    if groups is None and limit < len(score) and not over[0]:
+        over[0] = _surely_more(score, limit)
+    most = min(len(score), limit * np.count_nonzero(~over))
     slots, used = (
         np.full(1 << max(int(2 * most - 1).bit_length(), 1), -1, np.int32),
         np.zeros(len(over), np.int64),
