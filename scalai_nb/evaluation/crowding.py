@@ -150,8 +150,8 @@ def cells_of(
     """
     from scalai_nb.kernels.scores import cells
 
-    errors = hidden(s)[places]
-    parts = np.log2(errors * (most / errors.sum())).astype(np.int64).clip(1)
+    root = np.sqrt(hidden(s)[places])  # for the least Σ error / parts
+    parts = np.log2(root * (most / root.sum())).astype(np.int64).clip(1)
     return cells(s.scores[places], s.greatest[places], parts, s.bits)
 
 
