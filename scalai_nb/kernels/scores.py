@@ -649,7 +649,8 @@ class Recount(NamedTuple):
 @njit(error_model="numpy")
 def _recount(label, score, weight, cells, counts, least, greatest):
     for i in range(len(score)):
-        s, w = np.float64(score[i]) + 0.0, 1 if weight is None else weight[i]
+        s = np.float64(score[i]) + 0.0  # -0.0 is 0.0
+        w = 1 if weight is None else weight[i]
         b = _bin(s, cells.bits)
         at, end = cells.first[b], cells.first[b + 1]
         if at == end or w == 0:
@@ -657,7 +658,10 @@ def _recount(label, score, weight, cells, counts, least, greatest):
         key = _key(s)
         while end - at > 1:
             middle = (at + end) >> 1
-            at, end = (middle, end) if cells.low[middle] <= key else (at, middle)
+            if cells.low[middle] <= key:
+                at = middle
+            else:
+                end = middle
         if key < cells.low[at] or key > cells.high[at]:
             continue
         k = cells.base[at] + ((key - cells.low[at]) >> cells.shift[at])
