@@ -236,6 +236,17 @@ def outlier(r, n):
     return np.append(0.3 + 1e-7 * r.random(n - 1), 0.9)
 
 
+def steep(a, b, middle):
+    "Ordinary scores that sort so well that precision falls along each bin"
+
+    def shape(r, n):
+        score = r.beta(a, b, n)
+        rank = np.argsort(np.argsort(score)) / n
+        return r.random(n) < expit(0.3 / (1 - middle) * (rank - middle) * 5), score
+
+    return shape
+
+
 NEAR = lambda centre, width: well(lambda r, n: centre * (1 + width * r.uniform(-1, 1, n)))
 SINGLE = lambda draw: well(lambda r, n: draw(r, n).astype(np.float32))
 SHAPES = {
@@ -283,6 +294,8 @@ SHAPES = {
     "the wrong way in a band": in_a_band(False),
     "four crowds": crowds(1e-7, 0.02, 0.5, 1 - 1e-6),
     "a crowd at the top": at_the_top,
+    "rare and steep": steep(2, 6, 0.995),
+    "narrow and steep": steep(20, 60, 0.95),
 }
 # those of which the first pass alone is off by more than was promised
 CROWDED = {
@@ -312,6 +325,8 @@ CROWDED = {
     "the wrong way in a band",
     "four crowds",
     "a crowd at the top",
+    "rare and steep",
+    "narrow and steep",
 }
 
 
@@ -373,7 +388,6 @@ ORDINARY = {
     "logits": lambda r, n: expit(r.normal(-1.5, 1.2, n)),
     "logits, 1 %": lambda r, n: expit(r.normal(-5, 1, n)),
     "usual": lambda r, n: r.beta(2, 6, n),
-    "narrow": lambda r, n: r.beta(20, 60, n),
     "rare": lambda r, n: r.beta(1, 99, n),
     "both ends": lambda r, n: r.beta(0.5, 0.5, n),
     "even": lambda r, n: r.random(n),

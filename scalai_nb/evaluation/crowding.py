@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, Dataset
 
 # %% auto #0
-__all__ = ['ROC', 'PR', 'SLICE_ROC', 'SLICE_PR', 'LEAN', 'PARTS', 'EXACT_PARTS', 'PASSES', 'FEWEST',
-           'Found', 'from_above', 'share_of', 'roc_errors', 'pr_errors', 'bounds',
-           'hidden', 'crowded', 'doubt', 'cells_of', 'recount_rows', 'cut', 'View',
-           'again']
+__all__ = ['ROC', 'PR', 'SLICE_ROC', 'SLICE_PR', 'LEAN', 'BIAS', 'PARTS', 'EXACT_PARTS', 'PASSES',
+           'FEWEST', 'Found', 'from_above', 'share_of', 'roc_errors', 'pr_errors',
+           'bounds', 'hidden', 'crowded', 'doubt', 'cells_of', 'recount_rows', 'cut',
+           'View', 'again']
 
 # %% ../../nbs/evaluation/crowding.ipynb #c004d1a4
 def from_above(s: Scores) -> list[Array]:
@@ -68,12 +68,17 @@ def bounds(s: Scores) -> tuple[float, float]:
 ROC, PR = 1e-6, 1e-4  # how far off ROC-AUC and average precision of all rows may be
 SLICE_ROC, SLICE_PR = 1e-4, 1e-3  # and those of a slice, or of one class against the rest
 LEAN = 1 / 20  # least share of its bound by which a bin is thought to be off
+BIAS = 0.4  # share of its bound by which average precision is thought to be too low
 PARTS, EXACT_PARTS = 1 << 18, 1 << 20  # of crowded bins, counted in one pass
+
+
+def _tolerances(s: Scores) -> tuple[float, float]:
+    return (ROC, PR) if s.bits >= BITS else (SLICE_ROC, SLICE_PR)
 
 
 def hidden(s: Scores) -> Array:
     "(n,) what each bin may hide, in parts of the tolerance; of the measure that is worse off"
-    roc, pr = (ROC, PR) if s.bits >= BITS else (SLICE_ROC, SLICE_PR)
+    roc, pr = _tolerances(s)
     return np.maximum(roc_errors(s) / roc, pr_errors(s).max(axis=0) / pr)
 
 
@@ -82,6 +87,12 @@ def _leans(s: Scores) -> Array:
     # rows of equal weights that are worth as much (Kish 1965)
     n, p = s.counts.T * (s.counts.sum() / s.squares.sum())
     return np.sqrt(share_of(n + p + 1, 3 * n * p)).clip(LEAN, 1)
+
+
+def _expected(s: Scores) -> float:
+    "How far off a measure is if the order within bins is that of chance, in parts of the tolerance"
+    low = BIAS * bounds(s)[1] / _tolerances(s)[1]
+    return max(low, 2 * float(np.linalg.norm(hidden(s) * _leans(s))))
 
 
 def crowded(
@@ -104,7 +115,7 @@ def crowded(
     if not s.binned:
         return np.zeros(0, np.int64)
     errors = hidden(s)
-    if errors.sum() <= 1 or (not exact and 2 * np.linalg.norm(errors * _leans(s)) <= 1):
+    if errors.sum() <= 1 or (not exact and _expected(s) <= 1):
         return np.zeros(0, np.int64)
     order = np.argsort(errors)
     some = order[np.cumsum(errors[order]) > 1 / 2]
