@@ -327,8 +327,8 @@ def _remark(a: Evaluation) -> str:
     said = f", their weights sum to {amount(a.weight)}" if weighted else ""
     if not 0 < a.positives < a.weight:
         return f"{said} (one class only: ROC-AUC is not defined)"
-    in_all = doubt([a.state], a.exact)
-    in_slices = doubt([e.state for e in a.slices.values()], a.exact)
+    in_all = doubt([a.state])
+    in_slices = doubt([e.state for e in a.slices.values()])
     words = [in_all, in_slices and f"in a slice {in_slices}"]
     return f"{said} ({'; '.join(filter(None, words))})" if any(words) else said
 
@@ -345,13 +345,10 @@ class Evaluation(Agreement):
     ----------
     slices : dict[Any, Evaluation]
         value of `by` -> Evaluation; None where it is missing; by several columns: a tuple of values
-    exact : bool, default False
-        whether bounds were to be within the tolerance
     """
 
     # value of `by` -> Evaluation; None where it is missing; by several columns: a tuple of values
     slices: dict[Any, Evaluation] = field(default_factory=dict)
-    exact: bool = False  # whether bounds were to be within the tolerance
 
     def interval(
         self,
@@ -553,9 +550,8 @@ def _page(e: Evaluation) -> Part:
     )
 
 # %% ../../nbs/evaluation/binary.ipynb #415530cd
-def _evaluated(s: State, exact: bool = False) -> Evaluation:
-    slices = {v: Evaluation(x, exact=exact) for v, x in in_order(s.slices).items()}
-    return Evaluation(s.whole, slices, exact)
+def _evaluated(s: State) -> Evaluation:
+    return Evaluation(s.whole, {v: Evaluation(x) for v, x in in_order(s.slices).items()})
 
 
 # a histogram of scores has the key () of all rows, (value,) of a slice
@@ -625,13 +621,12 @@ def evaluation(
     """
     named = {"label": label, "score": score, "by": tuple(by), "weight": weight}
     columns = needed(label, score, *by, weight)
-    finalize = partial(_evaluated, exact=exact)
-    view = View(_histograms, partial(_rows, **named), _put, finalize, columns, exact)
+    view = View(_histograms, partial(_rows, **named), _put, _evaluated, columns, exact)
     return Mergeable(
         State,
         partial(update, **named),
         merge,
-        finalize,
+        _evaluated,
         columns=columns,
         again=partial(again, view),
     )

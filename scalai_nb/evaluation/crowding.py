@@ -124,16 +124,15 @@ def crowded(
 # %% ../../nbs/evaluation/crowding.ipynb #c012d1a2
 def doubt(
     states: Collection[Scores],
-    exact: bool = False,
-) -> str:  # nothing, if none has crowded bins
+) -> str:  # nothing, if that is within the tolerance
     """How far off measures may be at most, in words; one figure, rounded up
 
     Returns
     -------
     str
-        nothing, if none has crowded bins
+        nothing, if that is within the tolerance
     """
-    unsure = [bounds(s) for s in states if len(crowded(s, exact))]
+    unsure = [bounds(s) for s in states if hidden(s).sum() > 1]
     if not unsure:
         return ""
     roc, pr = (_one_figure(max(x)) for x in zip(*unsure, strict=True))

@@ -399,13 +399,10 @@ class ClassEvaluation(ClassAgreement):
     ----------
     slices : dict[Any, ClassEvaluation]
         value of `by` -> ClassEvaluation; None where it is missing; by several columns: a tuple
-    exact : bool, default False
-        whether bounds were to be within the tolerance
     """
 
     # value of `by` -> ClassEvaluation; None where it is missing; by several columns: a tuple
     slices: dict[Any, ClassEvaluation] = field(default_factory=dict)
-    exact: bool = False  # whether bounds were to be within the tolerance
 
     @property
     def classes(self) -> dict[Any, Evaluation]:
@@ -467,7 +464,7 @@ class ClassEvaluation(ClassAgreement):
     def _doubt(self) -> str:
         "How far off the measures of a class may be, if that is more than was promised"
         every = (self, *self.slices.values())
-        words = doubt([s for e in every for s in e.state.against], self.exact)
+        words = doubt([s for e in every for s in e.state.against])
         return f" (of a class: {words})" if words else ""
 
     def _repr_html_(self) -> str:
@@ -518,9 +515,8 @@ def _page(e: ClassEvaluation) -> Part:
     return result_table(_HEAD, lines, caption, _NOTE) + result_table(_CLASS_HEAD, classes)
 
 # %% ../../nbs/evaluation/multiclass.ipynb #5e8ea3f8
-def _evaluated(s: State, exact: bool = False) -> ClassEvaluation:
-    slices = {k: ClassEvaluation(x, exact=exact) for k, x in in_order(s.slices).items()}
-    return ClassEvaluation(s.whole, slices, exact)
+def _evaluated(s: State) -> ClassEvaluation:
+    return ClassEvaluation(s.whole, {k: ClassEvaluation(x) for k, x in in_order(s.slices).items()})
 
 
 # a histogram of scores has the key (class,) of all rows, (class, value) of a slice
@@ -596,13 +592,12 @@ def class_evaluation(
     """
     named = {"label": label, "score": score, "by": tuple(by), "weight": weight}
     columns = needed(label, score, *by, weight)
-    finalize = partial(_evaluated, exact=exact)
-    view = View(_histograms, partial(_rows, **named), _put, finalize, columns, exact)
+    view = View(_histograms, partial(_rows, **named), _put, _evaluated, columns, exact)
     return Mergeable(
         partial(State, ClassState()),
         partial(update_classes, **named),
         _merge,
-        finalize,
+        _evaluated,
         columns=columns,
         again=partial(again, view),
     )
