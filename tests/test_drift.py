@@ -275,6 +275,51 @@ def test_one_row_each():
     assert one([1.0], [1.0]).psi == 0 and one([1.0], [2.0]).ks == 1
 
 
+# ---- whole numbers that the reference never had ----
+
+
+@pytest.mark.parametrize("dtype", ["i8", "u1", "f8"])
+def test_a_new_whole_number_counts_as_a_new_category_does(dtype):
+    "A status that had three codes has a fourth one, be it above, between or below the others"
+    for codes in ((10, 20, 30, 40), (10, 20, 40, 30), (20, 30, 40, 10)):
+        a, b = np.repeat(codes[:3], [500, 300, 200]), np.repeat(codes, [400, 250, 150, 200])
+        f = one(a, b.astype(dtype))
+        names = [np.array([f"{code}" for code in x], object) for x in (a, b)]
+        m, n = np.array([500, 300, 200, 0]), np.array([400, 250, 150, 200])
+        assert f.psi == pytest.approx(psi(m, n)) == one(*names).psi > 0.2
+        assert f.js == pytest.approx(jensenshannon(m, n, base=2))
+        assert f.new_categories == () and np.isnan(f.new_share)
+
+
+def test_whole_numbers_that_are_new_by_nature_are_no_alarm():
+    r = RNG(3)
+    ids = r.permutation(100_000)
+    assert one(ids[:3000], ids[3000:6000]).psi < 0.05, "each is new, as each was in the reference"
+    assert one(ids[:40_000], ids[40_000:]).psi < 0.02
+    for draw in (lambda: r.poisson(3, 2000), lambda: r.geometric(0.01, 2000)):
+        assert one(draw(), draw()).psi < 0.05, "a rare value of the tail"
+    same = r.integers(0, 10**9, 2000)
+    assert one(same, same).psi == 0 and one(same, same[:500]).psi < 0.05
+    shifted = one(r.poisson(3, 2000), r.poisson(3, 2000) + 1000)
+    assert shifted.psi > 5 and shifted.ks == 1
+
+
+def test_a_code_that_many_rows_have_shows_among_many_values():
+    r = RNG(4)
+    a, b = (r.integers(0, 10**7, 20_000) for _ in range(2))
+    b[:4000] = -999
+    f = one(a, b)
+    assert f.psi > 0.8 > 0.2 > one(a, b[4000:]).psi
+    html = drift(ds(x=a), ds(x=b))._repr_html_()
+    assert "moved" in html
+
+
+def test_distances_beyond_the_range_of_a_float():
+    a, b = np.tile([1.7e308, -1.7e308], 50), np.tile([1.7e308, 0.0], 50)
+    assert one(a, a).wasserstein == 0 and one(a, b).wasserstein == pytest.approx(0.85e308)
+    assert one(a[:1], a[1:2]).wasserstein == np.inf
+
+
 # ---- strings, categories and bools ----
 
 

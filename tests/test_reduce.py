@@ -10,6 +10,8 @@ from pathlib import Path
 import cloudpickle
 import dask
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import xarray as xr
 from dask import array as da
@@ -23,7 +25,7 @@ from scalai_nb.compute.blocks import Blocks
 from scalai_nb.compute.cluster import connect
 from scalai_nb.compute.laws import alike, check_mergeable
 from scalai_nb.compute.parts import Part
-from scalai_nb.compute.reduce import ALGORITHMS, Mergeable, each, on, reduce
+from scalai_nb.compute.reduce import ALGORITHMS, Mergeable, each, on, reduce, together
 from scalai_nb.describe.sketches import LIMIT, Values, distinct
 from scalai_nb.environment import Environment
 from scalai_nb.errors import ContractViolation, ParameterError, WorkFailed
@@ -466,6 +468,117 @@ def test_columns_are_those_of_the_algorithms(monkeypatch):
     assert seen[0] == ["b"] and seen[1] == ["b", "c"] and ["a"] in seen and ["a", "b", "c"] in seen
     with pytest.raises(ParameterError, match="'d' is not in the columns; known: a, b, c"):
         reduce(on("d", names), ds)
+
+
+# ---- further passes ----
+
+
+def centred(reads=None):
+    "Squared deviations from the mean, in two passes; `reads` gets the first number of each block"
+
+    def note(block):
+        if reads is not None:
+            reads.append(int(block.x.values[0]))
+        return block.x.values
+
+    def again(s):
+        mean = s[1] / s[0]
+        return Mergeable(
+            float,
+            lambda t, b: t + float(((note(b) - mean) ** 2).sum()),
+            lambda a, b: a + b,
+            columns=("x",),
+        )
+
+    return Mergeable(
+        lambda: (0, 0.0),
+        lambda s, b: (s[0] + b.sizes["row"], s[1] + float(note(b).sum())),
+        lambda a, b: (a[0] + b[0], a[1] + b[1]),
+        lambda s: None,
+        again=again,
+    )
+
+
+SQUARES = 83_325.0  # of 0 to 99 about their mean
+
+
+def test_a_further_pass_is_run_where_data_can_be_read_again(client, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 5)
+    ds = numbers(None)
+    blocks = [ds.isel(row=slice(i, i + 20)) for i in range(0, 100, 20)]
+    pq.write_table(pa.table({"x": ds.x.values}), tmp_path / "x.parquet", row_group_size=30)
+    for data in (ds, ds.chunk(row=7), blocks, tuple(blocks), tmp_path / "x.parquet", Blocks.of(ds)):
+        assert reduce(centred(), data) == SQUARES
+    assert reduce(centred(), ds.chunk(row=5), client) == SQUARES
+    assert (
+        reduce(centred(), iter(blocks)) is None and reduce(centred(), (b for b in blocks)) is None
+    )
+
+
+def test_further_passes_of_several_algorithms_share_a_pass(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 10)
+    reads, seen = [], []
+    ds = numbers(None).assign(y=("row", np.arange(100.0)))
+    twice = replace(centred(reads), columns=("x",))
+    names = replace(COUNT, update=lambda s, b: seen.append(list(b)) or s + int(b.y.sum()))
+    both = {"a": twice, "b": replace(names, columns=("y",)), "c": twice}
+    found = reduce(both, ds)
+    assert found == {"a": SQUARES, "b": SUM, "c": SQUARES} and list(found) == ["a", "b", "c"]
+    assert len(reads) == 40 and len(seen) == 10, "what is done is not done again"
+    nested = reduce({"in": together({"a": twice}), "b": names}, ds)
+    assert nested == {"in": {"a": SQUARES}, "b": SUM}
+
+
+def test_a_further_pass_reads_only_what_it_needs():
+    widths = []
+    ds = numbers(None).assign(y=("row", np.zeros(100)))
+    algorithm = centred()
+    further = algorithm.again((100, SUM))
+    watched = replace(further, update=lambda s, b: widths.append(list(b)) or further.update(s, b))
+    assert reduce(replace(algorithm, again=lambda s: watched), ds) == SQUARES
+    assert widths == [["x"]]
+
+
+def test_a_pass_over_passes(monkeypatch):
+    "Each may ask for one more, also of one column and of all"
+    monkeypatch.setattr(module, "BLOCK", 10)
+
+    def counting(n):
+        again = (lambda s: counting(n - 1)) if n else None
+        return Mergeable(int, lambda s, x: s + 1, int.__add__, lambda s: (n, s), again=again)
+
+    ds = numbers(None).assign(y=("row", np.zeros(100)))
+    assert reduce(on("x", counting(3)), ds) == (0, 10)
+    assert reduce(each(counting(2)), ds) == {"x": (0, 10), "y": (0, 10)}
+    both = reduce(
+        {"a": on("x", counting(1)), "b": each(counting(2)), "c": on("y", counting(0))}, ds
+    )
+    assert both == {"a": (0, 10), "b": {"x": (0, 10), "y": (0, 10)}, "c": (0, 10)}
+
+
+def test_progress_is_told_of_each_pass(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 10)
+    said = []
+    assert reduce(centred(), numbers(None), progress=lambda *x: said.append(x)) == SQUARES
+    assert said.count((10, 10)) == 2 and said[0] == said[11] == (0, 10)
+
+
+@pytest.mark.parametrize("where", ["threads", "cluster"])
+def test_an_interrupted_further_pass_keeps_the_first(where, client, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 5)
+    client, file = client if where == "cluster" else None, tmp_path / "checkpoint"
+    (tmp_path / "first").mkdir(), (tmp_path / "second").mkdir()
+    first = Flaky(tmp_path / "first", -1, "fail")
+    second = Flaky(tmp_path / "second", 50, "fail")
+    algorithm = replace(COUNT, update=first, again=lambda s: replace(COUNT, update=second))
+    with pytest.raises(WorkFailed, match="OSError: gone"):
+        reduce(algorithm, numbers(client), client, checkpoint=file)
+    assert file.exists() and len(first.runs()) == 20
+    with pytest.raises(ParameterError, match="begun with other data"):
+        reduce(algorithm, numbers(client).isel(row=slice(0, 50)), client, checkpoint=file)
+    assert reduce(algorithm, numbers(client), client, checkpoint=file) == SUM
+    assert not file.exists() and all(len(x) == 1 for x in first.runs().values())
+    assert len(second.runs()) == 20
 
 
 # ---- progress, interruption, loss ----

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .cuts import naming, over_rows
@@ -36,6 +37,9 @@ class Mergeable:
         whether `merge(a, b)` differs from `merge(b, a)`, as for "the last value"
     columns : tuple[str, ...] | None, default None
         names of the columns of a dataset that `update` reads; None: whatever there is
+    again : Callable[[Any], Mergeable | None] | None, default None
+        state of all rows -> a further pass over the same data, whose result takes the place of this
+        one's; None: there is no need
     """
 
     init: Callable[[], Any]  # () -> the state of no rows
@@ -46,6 +50,9 @@ class Mergeable:
     ordered: bool = False
     # names of the columns of a dataset that `update` reads; None: whatever there is
     columns: tuple[str, ...] | None = None
+    # state of all rows -> a further pass over the same data, whose result takes the place of this
+    # one's; None: there is no need
+    again: Callable[[Any], Mergeable | None] | None = None
 
 # %% ../../nbs/compute/mergeable.ipynb #c7e6882e
 def on(
@@ -71,7 +78,12 @@ def on(
         with naming(f"column {column!r}"):
             return algorithm.update(state, block[column])
 
-    return replace(algorithm, update=update, columns=(column,))
+    def again(state: Any) -> Mergeable | None:
+        further = algorithm.again and algorithm.again(state)
+        return on(column, further) if further else None
+
+    asks = again if algorithm.again else None
+    return replace(algorithm, update=update, columns=(column,), again=asks)
 
 
 def columns(
@@ -116,7 +128,11 @@ def each(
     def finalize(states: dict[str, Any]) -> dict[str, Any]:
         return {name: algorithm.finalize(state) for name, state in states.items()}
 
-    return Mergeable(dict, update, merge, finalize, algorithm.ordered)
+    def again(states: dict[str, Any]) -> Mergeable | None:
+        return _asked({name: on(name, algorithm) for name in states}, states)
+
+    asks = again if algorithm.again else None
+    return Mergeable(dict, update, merge, finalize, algorithm.ordered, again=asks)
 
 # %% ../../nbs/compute/mergeable.ipynb #79aac4a4
 def together(
@@ -140,6 +156,7 @@ def together(
 
     named = [a.columns for a in algorithms.values()]
     whatever = any(names is None for names in named)
+    asks = any(a.again for a in algorithms.values())
     return Mergeable(
         init=lambda: all_of(lambda name, a: a.init()),
         update=lambda s, block: all_of(lambda name, a: a.update(s[name], block)),
@@ -147,7 +164,32 @@ def together(
         finalize=lambda s: all_of(lambda name, a: a.finalize(s[name])),
         ordered=any(a.ordered for a in algorithms.values()),
         columns=None if whatever else tuple({c: 0 for names in named for c in names or ()}),
+        again=partial(_asked, algorithms) if asks else None,
     )
+
+
+def _asked(algorithms: dict[str, Mergeable], states: dict[str, Any]) -> Mergeable | None:
+    "The further passes that some of several algorithms ask for, as one; the others are done"
+    asked = {name: a.again and a.again(states[name]) for name, a in algorithms.items()}
+    further = {name: a for name, a in asked.items() if a}
+    if not further:
+        return None
+    done = {n: a.finalize(states[n]) for n, a in algorithms.items() if n not in further}
+    return _beside(done, together(further), list(algorithms))
+
+
+def _beside(done: dict[str, Any], algorithm: Mergeable, names: list[str]) -> Mergeable:
+    "`algorithm`, whose result is a dict, with the results that are there already"
+
+    def finalize(state: Any) -> dict[str, Any]:
+        found = done | algorithm.finalize(state)
+        return {name: found[name] for name in names}
+
+    def again(state: Any) -> Mergeable | None:
+        further = algorithm.again and algorithm.again(state)
+        return _beside(done, further, names) if further else None
+
+    return replace(algorithm, finalize=finalize, again=again)
 
 # %% ../../nbs/compute/mergeable.ipynb #3248d182
 ALGORITHMS: dict[str, Mergeable] = {}  # by name; `register` adds to it

@@ -5,7 +5,7 @@
 # %% ../../nbs/compute/reduce.ipynb #e8c55eae
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -85,39 +85,68 @@ def reduce(
         algorithm = together(algorithm)
     blocks = Blocks.of(data, algorithm.columns if columns is None else columns, BLOCK)
     resumable = _checkpoint(checkpoint, blocks, algorithm)
-    total = None if blocks.sizes is None else len(blocks)
-    with progress_bar(progress, total) as done:
-        if total is None:
-            state = over_stream(algorithm, blocks, resumable, done, BLOCK)
-        else:
-            state = _over_blocks(algorithm, blocks, resumable, done, client)
-    return algorithm.finalize(state)
+    if blocks.sizes is None:
+        last, state = _over_stream(algorithm, blocks, resumable, progress)
+    else:
+        last, state = _over_blocks(algorithm, blocks, resumable, client, progress)
+    return last.finalize(state)
 
 
 def _checkpoint(path: PathLike | None, blocks: Blocks, algorithm: Mergeable) -> Checkpoint:
     "The checkpoint of this very work; the data are looked at only if there is one"
     if not path:
-        return Checkpoint(None, "")
+        return _NONE
     work = blocks.fingerprint(), PARTS, FAN, algorithm.init()
     return Checkpoint(path, fingerprint(work))
+
+
+_NONE = Checkpoint(None, "")  # of a further pass: it is begun anew from the state of the first
+
+
+def _over_stream(
+    algorithm: Mergeable, blocks: Blocks, checkpoint: Checkpoint, progress: Progress
+) -> tuple[Mergeable, Any]:
+    "The last pass over blocks as they come, and its state; what is no list can be read once"
+    with progress_bar(progress, None) as done:
+        state = over_stream(algorithm, blocks, checkpoint, done, BLOCK)
+    lasting = isinstance(blocks.source.items, list | tuple)
+    further = algorithm.again(state) if algorithm.again and lasting else None
+    return _over_stream(further, blocks, _NONE, progress) if further else (algorithm, state)
 
 
 def _over_blocks(
     algorithm: Mergeable,
     blocks: Blocks,
     checkpoint: Checkpoint,
-    done: Callable[..., object],
     client: Cluster | None,
-) -> Any:
-    "State of all blocks, on threads or on a cluster"
+    progress: Progress,
+) -> tuple[Mergeable, Any]:
+    "The last pass over the blocks, on threads or on a cluster, and its state"
     if client is None and persisted(getattr(blocks.source, "ds", None)):
         raise ParameterError("The dataset was persisted on a cluster; pass its client.")
-    parts = Part.of(blocks)
-    tree = Tree(partial(merged, algorithm), len(parts), checkpoint.read({}))
-    done(sum(len(part.blocks) for place, part in enumerate(parts) if tree.has(place)))
+    parts, steps = Part.of(blocks), _steps(algorithm)
+    tree = Tree(partial(merged, steps), len(parts), checkpoint.read({}))
     with checkpoint.guard(lambda: tree.states):
-        if client and blocks.travels:
-            over_cluster(algorithm, parts, tree, checkpoint, done, client)
-        else:
-            over_threads(algorithm, parts, tree, checkpoint, done)
-    return tree.result
+        with progress_bar(progress, len(blocks)) as done:
+            done(sum(len(part.blocks) for place, part in enumerate(parts) if tree.has(place)))
+            if client and blocks.travels:
+                over_cluster(steps, parts, tree, checkpoint, done, client)
+            else:
+                over_threads(steps, parts, tree, checkpoint, done)
+        further = algorithm.again and algorithm.again(tree.result)
+        if not further:
+            return algorithm, tree.result
+        checkpoint.write(lambda: tree.states, now=True)
+        return _over_blocks(further, _narrowed(blocks, further), _NONE, client, progress)
+
+
+def _steps(algorithm: Mergeable) -> Mergeable:
+    "What a worker needs of an algorithm; what a further pass knows of the one before may be large"
+    return Mergeable(algorithm.init, algorithm.update, algorithm.merge, ordered=algorithm.ordered)
+
+
+def _narrowed(blocks: Blocks, algorithm: Mergeable) -> Blocks:
+    "`blocks` with no more columns than a further pass needs"
+    names = algorithm.columns
+    fewer = names and {*names} < {*(blocks.columns or ())}
+    return blocks.select(names) if names and fewer else blocks

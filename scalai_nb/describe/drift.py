@@ -67,11 +67,23 @@ def _bins(a: Column, b: Column) -> tuple[Array, Array]:
         m, n = (np.append(x[top], c.present - x[top].sum()) for x, c in ((m, a), (n, b)))
     else:
         *_, m, n = _buckets(a, b)
+        new = _unseen(m, n) if a.kind == "integer" else np.zeros(len(n), np.int64)
         # a bucket belongs to the bin in which its middle lies
         middle = (np.cumsum(m) - m / 2) / max(m.sum(), 1)
         bin = (middle * BINS).astype(int).clip(0, BINS - 1)
-        m, n = np.bincount(bin, m, BINS), np.bincount(bin, n, BINS)
+        m, n = np.bincount(bin, m, BINS), np.bincount(bin, n - new, BINS)
+        if new.any():
+            m, n = np.append(m, 0), np.append(n, new.sum())
     return np.append(m, a.missing), np.append(n, b.missing)
+
+
+def _unseen(m: Array, n: Array) -> Array:
+    "Of the counts `n` in each bucket, those of values that the reference never had, beyond chance"
+    new = np.where(m == 0, n, 0)
+    # a row of the reference whose value is alone would be new to the others (Good 1953)
+    expected = n.sum() * np.count_nonzero(m == 1) / max(m.sum(), 1)
+    beyond = max(new.sum() - expected, 0) / max(new.sum(), 1)
+    return np.rint(new * (beyond if m.any() else 0)).astype(np.int64)
 
 # %% ../../nbs/describe/drift.ipynb #6198c190
 def psi(
@@ -196,7 +208,8 @@ def wasserstein(
     one_sign, size = before * after >= 0, np.abs(before) + np.abs(after)
     crossing = (before**2 + after**2) / (2 * np.maximum(size, 1e-300))
     mean = np.where(one_sign, size / 2, crossing)  # of |straight line|
-    return float(np.sum((high - low) * mean) + np.sum((low[1:] - high[:-1]) * np.abs(after[:-1])))
+    gaps = low[1:] / 2 - high[:-1] / 2  # halves, as the whole may be beyond a float
+    return float(np.sum((high - low) * mean)) + 2 * float(np.sum(gaps * np.abs(after[:-1])))
 
 
 def wasserstein_error(

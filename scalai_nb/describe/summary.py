@@ -27,6 +27,7 @@ from scalai_nb.describe.sketches import (
     merge_buckets,
     merge_moments,
     merge_values,
+    moments,
     values,
 )
 from ..errors import ParameterError, unknown
@@ -139,6 +140,20 @@ def _middles(c: ColumnState) -> np.ndarray:
     return middle if c.kind == "number" else np.rint(middle)
 
 
+def _scaled(c: ColumnState) -> tuple[Moments, float]:
+    """The moments of a column and their unit: 1, but for powers that leave the range of a float
+
+    Then they are those of the middles of buckets, in units of the greatest value.
+    """
+    greatest = max(abs(c.least), abs(c.greatest))
+    if c.kind == "time" or not c.moments.n or not 1e60 < greatest or np.isfinite(c.moments.m4):
+        return c.moments, 1.0
+    finite = np.isfinite(x := _middles(c))
+    x, counts = x[finite], c.buckets.counts[finite]
+    unit = float(np.abs(x).max())
+    return moments(x / unit, counts), unit
+
+
 def _most_frequent(c: ColumnState, n: int) -> dict[Any, int]:
     "The `n` most frequent values and their counts"
     order = np.argsort(-c.values.counts, kind="stable")[:n]
@@ -151,7 +166,9 @@ def _most_frequent(c: ColumnState, n: int) -> dict[Any, int]:
 def _edges(low: float, high: float, whole: bool) -> np.ndarray:
     "At most `BINS` bins of one width from `low` to `high`; for whole numbers the width is whole"
     if not whole:
-        return np.linspace(low, high, BINS + 1) if high > low else np.array([low - 0.5, low + 0.5])
+        if high > low:
+            return 4 * np.linspace(low / 4, high / 4, BINS + 1)  # high - low may be infinite
+        return np.array([low - 0.5, low + 0.5])
     width = np.ceil((high - low + 1) / BINS)
     return low - 0.5 + width * np.arange((high - low) // width + 2)
 
@@ -177,17 +194,18 @@ class Column(ColumnState):
     @property
     def std(self) -> float:
         "Standard deviation of the population, of times in seconds"
-        return self.moments.std / (1e6 if self.kind == "time" else 1)
+        m, unit = _scaled(self)
+        return m.std * unit / (1e6 if self.kind == "time" else 1)
 
     @property
     def skewness(self) -> float:
         "0 if symmetric, above if the tail on the right is the longer; NaN for a constant"
-        return self.moments.skewness
+        return _scaled(self)[0].skewness
 
     @property
     def kurtosis(self) -> float:
         "In excess of 3: 0 for a normal distribution, above for heavier tails; NaN for a constant"
-        return self.moments.kurtosis
+        return _scaled(self)[0].kurtosis
 
     @property
     def distinct(self) -> int:

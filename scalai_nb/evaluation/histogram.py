@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['BITS', 'SLICE_BITS', 'LIMIT', 'SLICE_LIMIT', 'SLICES', 'edges', 'Rows', 'taken',
-           'check', 'Scores', 'scores', 'in_bins', 'merge_scores', 'numbered', 'rows_by',
-           'slices', 'State', 'merge_slices', 'merge', 'update', 'in_order',
+           'on_host', 'check', 'Scores', 'scores', 'in_bins', 'merge_scores', 'numbered',
+           'rows_by', 'slices', 'State', 'merge_slices', 'merge', 'update', 'in_order',
            'slice_index', 'slice_name']
 
 # %% ../../nbs/evaluation/histogram.ipynb #4e126e00
@@ -123,6 +123,11 @@ def taken(
     return Rows(_label(label), score.astype(kind, copy=False), mass, eps)
 
 
+def on_host(x: Array) -> Array:
+    "An array of a device on the host; another one as it is"
+    return x if isinstance(x, np.ndarray) else x.get()
+
+
 def check(
     bad: tuple | Array,  # rows with a bad label, score or weight, as `Tally.bad`
     r: Rows,  # the block
@@ -181,6 +186,10 @@ class Scores:
         Σ −weight · ln(probability given to what happened)
     brier : float, default 0.0
         Σ weight · (score − label)²
+    tiny : bool, default False
+        whether the bin of 0 has other scores, which are smaller than 1.4e-309
+    upper : Array | None, default None
+        (n,) greatest score of each bin, where crowded ones were cut finer (`evaluation.crowding`)
     """
 
     bits: int = BITS
@@ -195,14 +204,20 @@ class Scores:
     eps: float = 0.0  # how far scores were kept from 0 and 1 in the log-loss
     log_loss: float = 0.0  # Σ −weight · ln(probability given to what happened)
     brier: float = 0.0  # Σ weight · (score − label)²
+    tiny: bool = False  # whether the bin of 0 has other scores, which are smaller than 1.4e-309
+    # (n,) greatest score of each bin, where crowded ones were cut finer (`evaluation.crowding`)
+    upper: Array | None = None
 
     @property
     def greatest(self) -> Array:
         "(n,) greatest score that may be counted with each of `scores`"
+        if self.upper is not None:
+            return self.upper
         if not self.binned:
             return self.scores
-        least, greatest = edges(self.bits)
-        return greatest[np.searchsorted(least, self.scores, "right") - 1]
+        from scalai_nb.kernels.scores import bins
+
+        return edges(self.bits)[1][bins(self.scores, self.bits)]
 
 
 def _counted(counts: Array, bits: int) -> tuple[Array, Array]:
@@ -213,9 +228,16 @@ def _counted(counts: Array, bits: int) -> tuple[Array, Array]:
     return edges(bits)[0][found], counts
 
 
+def _tiny(score: Array, bits: int) -> Array:
+    "(row,) whether a score is in the bin of 0, and is not 0"
+    return (score > 0) & (score < edges(bits)[0][1])
+
+
 def _squares(counts: Array, squares: Array) -> Array:
     "Σ weight² of either class; a row without a weight is one"
-    return counts.sum(axis=0).astype(np.float64) if counts.dtype.kind == "i" else squares
+    if counts.dtype.kind != "i":
+        return squares
+    return np.array([x.sum() for x in counts.T], np.float64)
 
 
 def scores(
@@ -240,8 +262,10 @@ def scores(
     check(t.bad, r)
     many = np.array([binned])
     (many,), _, found, counts = kernel.distinct(None, r.label, r.score, r.weight, limit, many)
+    tiny = False
     if many:
         found, counts = _counted(t.counts, bits)
+        tiny = bool(t.counts[0].any()) and bool(_tiny(r.score, bits).any())
     return Scores(
         bits,
         limit,
@@ -253,6 +277,7 @@ def scores(
         r.eps if t.rows else 0.0,
         float(t.log_loss),
         float(t.brier),
+        tiny,
     )
 
 # %% ../../nbs/evaluation/histogram.ipynb #d9c4caf1
@@ -293,19 +318,20 @@ def _tables(a: Scores, b: Scores) -> tuple[bool, Array, Array]:
     columns: list[Array] = []
     for s in (a, b):
         found, counts = s.scores, s.counts
-        if binned and not s.binned:
+        if binned and (not s.binned or s.upper is not None):
             found, counts = in_bins(found, counts, s.bits)
         columns += [found, counts.astype(kind, copy=False)]
     return binned, *joined(*columns)
 
 
 def merge_scores(a: Scores, b: Scores) -> Scores:
-    "The state of the rows of both"
+    "The state of the rows of both; what was cut finer is in whole bins again"
     if not a.rows or not b.rows:
         return a if a.rows else b
     binned, found, counts = _tables(a, b)
     if not binned and len(found) > a.limit:
         binned, (found, counts) = True, in_bins(found, counts, a.bits)
+    exact = [s.scores for s in (a, b) if binned and not s.binned]
     return Scores(
         a.bits,
         a.limit,
@@ -317,6 +343,7 @@ def merge_scores(a: Scores, b: Scores) -> Scores:
         max(a.eps, b.eps),
         a.log_loss + b.log_loss,
         a.brier + b.brier,
+        a.tiny or b.tiny or any(bool(_tiny(found, a.bits).any()) for found in exact),
     )
 
 # %% ../../nbs/evaluation/histogram.ipynb #5faa7fd9
@@ -434,6 +461,7 @@ def slices(
     check(t.bad, r)
     first = np.searchsorted(group, np.arange(len(keys) + 1))
     place = np.cumsum(binned) - 1
+    tiny = _tiny_in(t.counts, r.score, number, bits)
 
     def state(i: int) -> Scores:
         mine = slice(first[i], first[i + 1])
@@ -451,9 +479,17 @@ def slices(
             r.eps,
             float(t.log_loss[i]),
             float(t.brier[i]),
+            bool(binned[i]) and i in tiny,
         )
 
     return {keys[i]: state(i) for i in np.flatnonzero(t.rows).tolist()}
+
+
+def _tiny_in(counts: Array, score: Array, number: Array, bits: int) -> set[int]:
+    "The slices with scores in the bin of 0 that are not 0; `counts` are those of binned slices"
+    if not counts[:, 0].any():
+        return set()
+    return set(number[on_host(_tiny(score, bits))].tolist())
 
 
 @dataclass(frozen=True, eq=False)

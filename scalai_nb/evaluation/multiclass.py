@@ -5,8 +5,8 @@
 # %% ../../nbs/evaluation/multiclass.ipynb #78add358
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +17,19 @@ from ..compute.reduce import reduce
 from ..errors import ParameterError, unknown
 from .aligned import column_data, columns_by, needed, row_array, rows_of
 from .binary import Evaluation
+from .crowding import Found, View, again, doubt
 from .estimates import amount, normal_interval, ratio, wilson
 from scalai_nb.evaluation.histogram import (
     SLICE_BITS,
     SLICE_LIMIT,
+    Rows,
     Scores,
     State,
     in_order,
     merge,
     merge_scores,
     numbered,
+    on_host,
     rows_by,
     scores,
     slice_index,
@@ -454,8 +457,15 @@ class ClassEvaluation(ClassAgreement):
         return pd.DataFrame(rows, index=slice_index(self.slices))
 
     def __repr__(self) -> str:
-        title = f"Evaluation of {self.count:,} rows and {len(self.state.classes)} classes"
+        classes = len(self.state.classes)
+        title = f"Evaluation of {self.count:,} rows and {classes} classes{self._doubt()}"
         return "\n".join([title, self.to_frame().to_string(), self.by_class().to_string()])
+
+    def _doubt(self) -> str:
+        "How far off the measures of a class may be, if that is more than was promised"
+        every = (self, *self.slices.values())
+        words = doubt([s for e in every for s in e.state.against])
+        return f" (of a class: {words})" if words else ""
 
     def _repr_html_(self) -> str:
         return _page(self).html
@@ -501,7 +511,7 @@ def _page(e: ClassEvaluation) -> Part:
         for k, count, *rest in table.itertuples(name=None)
     ]
     classes_there = bold(len(e.state.classes))
-    caption = inline(bold(f"{e.count:,}"), " rows, ", classes_there, " classes")
+    caption = inline(bold(f"{e.count:,}"), " rows, ", classes_there, f" classes{e._doubt()}")
     return result_table(_HEAD, lines, caption, _NOTE) + result_table(_CLASS_HEAD, classes)
 
 # %% ../../nbs/evaluation/multiclass.ipynb #5e8ea3f8
@@ -509,11 +519,56 @@ def _evaluated(s: State) -> ClassEvaluation:
     return ClassEvaluation(s.whole, {k: ClassEvaluation(x) for k, x in in_order(s.slices).items()})
 
 
+# a histogram of scores has the key (class,) of all rows, (class, value) of a slice
+def _histograms(s: State) -> Found:
+    found: Found = {(i,): x for i, x in enumerate(s.whole.against)}
+    return found | {(i, key): x for key, c in s.slices.items() for i, x in enumerate(c.against)}
+
+
+def _put(s: State, found: Found) -> State:
+    "The state with some of its histograms replaced"
+
+    def renewed(c: ClassState, *key: Any) -> ClassState:
+        against = (found.get((i, *key), x) for i, x in enumerate(c.against))
+        return replace(c, against=tuple(against))
+
+    return State(renewed(s.whole), {key: renewed(c, key) for key, c in s.slices.items()})
+
+
+def _rows(
+    block: Dataset,
+    keys: Collection[Any],
+    label: str,
+    score: str,
+    by: tuple[str, ...] = (),
+    weight: str | None = None,
+) -> Iterator[tuple[Any, Rows]]:
+    "The rows of each class against the rest, by the keys of `_histograms`"
+    classes = class_names(block[label], block[score])
+    number = class_numbers(block[label].variable, classes)
+    mass = None if weight is None else column_data(block, weight)
+    r = taken(np.zeros(0, bool), column_data(block, score), mass)
+    table, w = on_host(r.score), None if r.weight is None else on_host(r.weight)
+
+    def against(rows: Any, *key: Any) -> Iterator[tuple[Any, Rows]]:
+        for i in range(len(classes)):
+            if (i, *key) in keys:
+                some = None if w is None else w[rows]
+                yield (i, *key), Rows(number[rows] == i, table[rows, i], some, r.eps)
+
+    yield from against(slice(None))
+    if by and any(len(key) > 1 for key in keys):
+        group, names = numbered([block[name].variable for name in by])
+        for k, rows in rows_by(group):
+            yield from against(rows, names[k])
+
+
 def class_evaluation(
     label: str = "label",  # column of numbers or names of classes
     score: str = "score",  # variable over row and class
     by: Sequence[str] = (),  # columns to slice by: each value, or combination of values
     weight: str | None = None,  # column of weights
+    exact: bool = False,  # whether bounds are to be within the tolerance; see `evaluate`
 ) -> Mergeable:  # over datasets; its result is a `ClassEvaluation`
     """The evaluation of scores of several classes in a dataset
 
@@ -527,18 +582,24 @@ def class_evaluation(
         columns to slice by: each value, or combination of values
     weight : str | None, default None
         column of weights
+    exact : bool, default False
+        whether bounds are to be within the tolerance; see `evaluate`
 
     Returns
     -------
     Mergeable
         over datasets; its result is a `ClassEvaluation`
     """
+    named = {"label": label, "score": score, "by": tuple(by), "weight": weight}
+    columns = needed(label, score, *by, weight)
+    view = View(_histograms, partial(_rows, **named), _put, _evaluated, columns, exact)
     return Mergeable(
         partial(State, ClassState()),
-        partial(update_classes, label=label, score=score, by=tuple(by), weight=weight),
+        partial(update_classes, **named),
         _merge,
         _evaluated,
-        columns=needed(label, score, *by, weight),
+        columns=columns,
+        again=partial(again, view),
     )
 
 
@@ -556,6 +617,7 @@ def evaluate_classes(
     client: Cluster | None = None,  # does the work on Dask's data; None: threads of this process
     *,
     weight: ArrayLike | None = None,  # (row,) finite numbers from 0 on; None: every row counts once
+    exact: bool = False,  # see `evaluate`; of each class against the rest 1e-4 and 1e-3
 ) -> ClassEvaluation:
     """Compare scores of several classes with what happened
 
@@ -576,6 +638,8 @@ def evaluate_classes(
         does the work on Dask's data; None: threads of this process
     weight : ArrayLike | None, default None
         (row,) finite numbers from 0 on; None: every row counts once
+    exact : bool, default False
+        see `evaluate`; of each class against the rest 1e-4 and 1e-3
     """
     import xarray as xr
 
@@ -590,4 +654,5 @@ def evaluate_classes(
     scored = xr.Variable(("row", "class"), table.data, {"classes": class_names(labels, table)})
     mass = {} if weight is None else {"weight": row_array(weight, "weight")}
     ds = rows_of(label=labels, score=scored, **mass, **columns)
-    return reduce(class_evaluation(by=list(columns), weight=next(iter(mass), None)), ds, client)
+    algorithm = class_evaluation(by=list(columns), weight=next(iter(mass), None), exact=exact)
+    return reduce(algorithm, ds, client)

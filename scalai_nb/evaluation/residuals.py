@@ -171,6 +171,11 @@ def residuals(
             f"A weight is a finite number from 0 on; {e.bad[2]:,} of {e.rows:,} are not; "
             "leave those rows out."
         )
+    if np.isnan(e.sums).any():  # a sum that is infinite is beyond the range of a float
+        raise ParameterError(
+            "Targets and predictions are so large that their errors, from "
+            f"{e.ends[0]:.3g} to {e.ends[1]:.3g}, cannot be added; divide both by a large number."
+        )
     return Residuals(e.rows, e.sums, e.ends, _occupied(e.counts[:, None]), _occupied(e.table))
 
 # %% ../../nbs/evaluation/residuals.ipynb #95301127

@@ -295,6 +295,24 @@ def _by_group(group, found, counts, over, at, score, sums):
         at[g] += 1
 
 
+@njit
+def _surely_more(score, limit):
+    """Whether there are more distinct scores than `limit` for sure
+
+    As many hashes of 20 bits differ. It gives up early where many scores are equal."""
+    seen, n = np.zeros(1 << 14, np.uint64), 0
+    for i in range(len(score)):
+        b = _float_bits(np.float64(score[i]) + 0.0)
+        mixed = np.uint64(b ^ (b >> 32) ^ (b >> 15)) * np.uint64(0x9E3779B97F4A7C15)
+        word = mixed >> np.uint64(50)
+        bit = np.uint64(1) << ((mixed >> np.uint64(44)) & np.uint64(63))
+        n += (seen[word] & bit) == 0
+        seen[word] |= bit
+        if n > limit or (i == limit // 8 and 2 * n < i):
+            return n > limit
+    return False
+
+
 def distinct(
     groups: np.ndarray | None,  # (row,) int32 from 0 to len(over) - 1, or None: one group
     label: np.ndarray,
@@ -307,7 +325,10 @@ def distinct(
     # counts: (n, 2) as `tally`'s
     "Count each distinct score of each group"
     (label, score, weight), groups = _rows(label, score, weight), _taken("groups", groups, "i")
-    over, most = over.copy(), min(len(score), limit * np.count_nonzero(~over))
+    over = over.copy()
+    if groups is None and limit < len(score) and not over[0]:
+        over[0] = _surely_more(score, limit)
+    most = min(len(score), limit * np.count_nonzero(~over))
     slots, used = (
         np.full(1 << max(int(2 * most - 1).bit_length(), 1), -1, np.int32),
         np.zeros(len(over), np.int64),
@@ -564,3 +585,114 @@ def joined(
             counts[n, k] = (x_counts[i, k] if first else 0) + (y_counts[j, k] if second else 0)
         i, j, n = i + first, j + second, n + 1
     return values[:n].copy(), counts[:n].copy()
+
+
+# ---- cells within bins, where scores crowd (`evaluation.crowding`)
+
+HALF = 0x3FE0000000000000  # the bits of ½
+
+
+@njit(inline="always")
+def _key(s):
+    """A number below 2^63, in the order of the float64 `s` from 0 to 1; a bin is a range of them
+
+    From ½ on the bits of 1 - s, mirrored; those of ½ itself would end the range of no bin."""
+    if s < 0.5:
+        return _float_bits(s)
+    return 2 * HALF - 1 - min(_float_bits(1.0 - s), HALF - 1)
+
+
+@njit
+def keys(score: np.ndarray) -> np.ndarray:
+    "(n,) int64 in the order of float64 scores"
+    found = np.empty(len(score), np.int64)
+    for i in range(len(score)):
+        found[i] = _key(score[i] + 0.0)  # -0.0 is 0.0
+    return found
+
+
+class Cells(NamedTuple):
+    "Cells within bins, each cut in equal parts"
+
+    bits: int  # of the bins
+    first: np.ndarray  # (bins + 1,) the first cell in each bin or after it
+    low: np.ndarray  # (cell,) int64, ascending: least key
+    high: np.ndarray  # (cell,) int64: greatest key
+    shift: np.ndarray  # (cell,) int64: the lower bits of a key that are equal in a part
+    base: np.ndarray  # (cell + 1,) int64: number of the first part
+
+
+def cells(
+    least: np.ndarray,  # (cell,) float64, ascending
+    greatest: np.ndarray,  # (cell,) float64 in the same bin
+    parts: np.ndarray,  # (cell,) int64: 2^parts at most
+    bits: int,  # as for `tally`
+) -> Cells:
+    "Cells from a least to a greatest score, cut in parts by the next bits of their keys"
+    low, high = keys(least), keys(greatest)
+    needed = np.frexp((high - low).astype(np.float64))[1]  # bits of the widest offset
+    shift = np.maximum(needed - parts, 0)
+    base = np.concatenate(([0], np.cumsum(((high - low) >> shift) + 1)))
+    first = np.searchsorted(bins(least, bits), np.arange((64 << bits) + 1))
+    return Cells(bits, first, low, high, shift, base)
+
+
+class Recount(NamedTuple):
+    "What is counted in parts of cells"
+
+    part: np.ndarray  # (n,) float64, ascending: the numbers of those that have any
+    counts: np.ndarray  # (n, 2) int64, with weights float64: negatives and positives
+    least: np.ndarray  # (n,) float64: least score that occurs
+    greatest: np.ndarray  # (n,) float64: greatest score that occurs
+
+
+@njit(error_model="numpy")
+def _recount(label, score, weight, cells, counts, least, greatest):
+    for i in range(len(score)):
+        s = np.float64(score[i]) + 0.0  # -0.0 is 0.0
+        w = 1 if weight is None else weight[i]
+        b = _bin(s, cells.bits)
+        at, end = cells.first[b], cells.first[b + 1]
+        if at == end or w == 0:
+            continue
+        key = _key(s)
+        while end - at > 1:
+            middle = (at + end) >> 1
+            if cells.low[middle] <= key:
+                at = middle
+            else:
+                end = middle
+        if key < cells.low[at] or key > cells.high[at]:
+            continue
+        k = cells.base[at] + ((key - cells.low[at]) >> cells.shift[at])
+        new = counts[k, 0] == 0 and counts[k, 1] == 0
+        least[k] = s if new else min(least[k], s)
+        greatest[k] = s if new else max(greatest[k], s)
+        counts[k, label[i] & 1] += w
+
+
+def recount(
+    label: np.ndarray,
+    score: np.ndarray,
+    weight: np.ndarray | None,  # as for `tally`
+    cells: Cells,
+) -> Recount:
+    "Count the rows that are in cells, by part and label"
+    label, score, weight = _rows(label, score, weight)
+    size = cells.base[-1]
+    counts = np.zeros((size, 2), np.int64 if weight is None else np.float64)
+    least, greatest = np.empty(size), np.empty(size)
+    _recount(label, score, weight, cells, counts, least, greatest)
+    found, counts = occupied(counts)
+    return Recount(found.astype(np.float64), counts, least[found], greatest[found])
+
+
+def merge_recounts(a: Recount, b: Recount) -> Recount:
+    "What is counted of the rows of both, in parts of the same cells"
+    part, counts = joined(a.part, a.counts, b.part, b.counts)
+    least, greatest = np.full(len(part), np.inf), np.full(len(part), -np.inf)
+    for x in (a, b):
+        at = np.searchsorted(part, x.part)
+        least[at] = np.minimum(least[at], x.least)
+        greatest[at] = np.maximum(greatest[at], x.greatest)
+    return Recount(part, counts, least, greatest)
