@@ -17,7 +17,7 @@ from ...compute.reduce import reduce
 from ...data.contract import Contract
 from ...errors import ParameterError, WorkFailed, unknown
 from ...evaluation.splits import Folds, Split, split as split_of
-from ...evaluation.task import Task, judge, task_of
+from ...evaluation.task import Task, judge, task_of, value_of
 from ...goals import Goal
 from ..features.rows import weights as finite_weights
 from ..features.transform import Transform
@@ -35,7 +35,7 @@ from scalai_nb.learn.training.fits import (
     plan,
     transform_of,
 )
-from .heldout import calibrated, check_calibration, goals_of
+from .heldout import calibrated, check_calibration, goals_of, losses_of
 from .leaks import associations, refuse_known, refuse_strong
 from .results import Training
 
@@ -193,7 +193,7 @@ def _collect(w: Work, p: Plan) -> tuple[tuple[Outcome, ...], dict[str, Array]]:
             show(f"{at}: failed: {o.error}")
             continue
         rows = w.split.rows([o.fold])
-        value = getattr(judge(w.task, rows, o.scores), measure)
+        value = value_of(judge(w.task, rows, o.scores), measure)
         name = measure.replace("_", " ")
         show(f"{at}: {name} {value:.4g} on {len(rows):,} rows, {o.seconds:.1f} s")
         if o.name not in scores:
@@ -225,6 +225,18 @@ def _judged(
     return scores, evaluations, curves
 
 
+def _undefined(evaluations: dict[str, Any], losses: tuple[str, ...]) -> list[str]:
+    "What is to be said of losses that are not defined for what a candidate predicts"
+    found = []
+    for name, e in evaluations.items():
+        for loss in losses:
+            try:
+                e.loss(loss)
+            except ParameterError as error:
+                found.append(f"{name}: {error}")
+    return found
+
+
 def _notes(w: Work, done: tuple[Outcome, ...], judging: Judging) -> list[str]:
     "What a reader of the table must know"
     last = [o for o in done if o.fold == w.split.tests[-1]]
@@ -251,7 +263,8 @@ def train(
     # column to predict; None: the one that the contract attached to the data names
     label: str | None = None,
     # name -> comparison, such as {"roc_auc": ">= 0.7", "recall": ">= 0.6"}; the first that does
-    # not set the threshold decides which candidate is best. None: the loss decides
+    # not set the threshold decides which candidate is best. None: the loss decides; of counts,
+    # amounts and quantiles it is the loss that the first such candidate learns
     goals: dict[str, str | Goal] | None = None,
     *,
     # not fitted; None: every column that the contract calls a feature
@@ -281,7 +294,8 @@ def train(
         column to predict; None: the one that the contract attached to the data names
     goals : dict[str, str | Goal] | None, default None
         name -> comparison, such as {"roc_auc": ">= 0.7", "recall": ">= 0.6"}; the first that does
-        not set the threshold decides which candidate is best. None: the loss decides
+        not set the threshold decides which candidate is best. None: the loss decides; of counts,
+        amounts and quantiles it is the loss that the first such candidate learns
     transform : Transform | None, default None
         not fitted; None: every column that the contract calls a feature
     split : str | Folds | Split | None, default None
@@ -296,6 +310,8 @@ def train(
     named: Any = label or (contract and contract.label)
     task = task_of(data, named, _are_classifiers(candidates))
     asked = goals_of(goals, task.kind)
+    if task.kind == "numbers":
+        task = replace(task, losses=losses_of(candidates, asked))
     weight = judging.weight
     check_columns([*by, *([weight] if weight else [])] or None, over_rows(data))
     check_calibration(judging.calibrate, task)
@@ -325,4 +341,5 @@ def train(
     done, scores = _collect(w, p)
     slices = data[by].compute() if by else None
     judged = _judged(w, scores, judging.calibrate, slices, given)
-    return Training(w, p, asked, done, *judged, tuple(_notes(w, done, judging)))
+    notes = [*_notes(w, done, judging), *_undefined(judged[1], task.losses)]
+    return Training(w, p, asked, done, *judged, tuple(notes))
