@@ -331,10 +331,13 @@ class Training(Contest):
             "slices": self._slices(name),
             "limits": [*self.notes],
             "split": self.split.says,
+            "measure": self.measure,
             "settings": _settings(self.work.candidates[name]),
             "calibration": "none",
             "compared": compared | {n: {"failed": why} for n, why in self.failed.items()},
         }
+        if task.names:
+            card["classes"] = list(task.names)
         if name in self.calibrations:
             card["calibration"] = self.calibrations[name].kind
         if self.work.shuffled:
@@ -381,9 +384,7 @@ def _page(t: Training) -> Part:
     values = t.table[columns].itertuples(name=None)
     rows = [[bold(str(name)), *map(_cell, row)] for name, *row in values]
     measure = t.work.task.headline
-    found = {
-        n: (value_of(e, measure), *interval_of(e, measure)) for n, e in t.evaluations.items()
-    }
+    found = {n: (value_of(e, measure), *interval_of(e, measure)) for n, e in t.evaluations.items()}
     every = [x for v in found.values() for x in v]
     low, high = np.nanmin(every), np.nanmax(every)
     title = f"{measure.replace('_', ' ')} with its 95 % interval, {low:.3f} to {high:.3f}"
