@@ -238,7 +238,7 @@ class Contest:
         e, mine, met = self.evaluations[name], self.outcomes_of(name), self.met(name)
         measure = self.work.task.headline
         low, high = interval_of(e, measure)
-        row = {m: value_of(e, m) for m in self.work.task.measures}
+        row: dict[str, Any] = {m: value_of(e, m) for m in self.work.task.measures}
         row |= {f"{measure} low": low, f"{measure} high": high}
         row |= {g: self.value(name, g) for g in self.goals if g in POINTS}
         if met:
@@ -336,6 +336,8 @@ class Training(Contest):
             "calibration": "none",
             "compared": compared | {n: {"failed": why} for n, why in self.failed.items()},
         }
+        if self.work.learned is not None:
+            card["learned_from"] = self.work.learned
         if task.names:
             card["classes"] = list(task.names)
         if name in self.calibrations:

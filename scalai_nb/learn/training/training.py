@@ -15,6 +15,7 @@ import numpy as np
 from ...compute.blocks import check_columns, over_rows
 from ...compute.reduce import reduce
 from ...data.contract import Contract
+from ...describe.fingerprint import Fingerprint, LearnedFrom, fingerprint
 from ...errors import ParameterError, WorkFailed, unknown
 from ...evaluation.splits import Folds, Split, split as split_of
 from ...evaluation.task import Task, judge, task_of, value_of
@@ -36,6 +37,7 @@ from scalai_nb.learn.training.fits import (
     transform_of,
 )
 from .heldout import calibrated, check_calibration, goals_of, losses_of
+from .packable import refuse_unpackable
 from .leaks import associations, refuse_known, refuse_strong
 from .results import Training
 
@@ -61,6 +63,9 @@ class Judging:
         "balanced", or a dict by class: weights of the rows learnt from, not of those judged
     importance : int, default 5000
         rows of each fold on which columns are shuffled; 0: none
+    packaged : bool, default True
+        whether candidates that cannot be packaged are refused at once; False: they are compared
+        only
     """
 
     by: (
@@ -73,6 +78,8 @@ class Judging:
     # "balanced", or a dict by class: weights of the rows learnt from, not of those judged
     class_weight: str | dict | None = None
     importance: int = 5_000  # rows of each fold on which columns are shuffled; 0: none
+    # whether candidates that cannot be packaged are refused at once; False: they are compared only
+    packaged: bool = True
 
     @property
     def columns(self) -> list[str]:
@@ -147,9 +154,9 @@ def _held(ds: Dataset, names: Iterable[str], memory: int) -> tuple[Dataset, int]
 
 
 def _summarized(
-    ds: Dataset, task: Task, transform: Transform, split: Split, effort: Effort
-) -> dict[int, Any]:
-    """Fold -> state of its summary, from one pass that also looks for leaks
+    ds: Dataset, task: Task, transform: Transform, split: Split, effort: Effort, more: list[str]
+) -> tuple[dict[int, Any], Fingerprint]:
+    """Fold -> state of its summary, and a fingerprint of all rows; the pass also looks for leaks
 
     ContractViolation names a leak.
     """
@@ -157,11 +164,20 @@ def _summarized(
     algorithms = {
         "folds": by_fold(transform.names),
         "leaks": associations(numeric, categorical, task.label, task.classes),
+        "rows": fingerprint(sorted({*transform.names, task.label, *more})),
     }
     folded = ds.assign({FOLD: ("row", split.fold)})
     seen = reduce(algorithms, folded, effort.client, progress=False)
     refuse_strong(seen["leaks"], task.label)
-    return seen["folds"]
+    return seen["folds"], seen["rows"]
+
+
+def _identifying(data: Dataset, contract: Contract | None) -> list[str]:
+    "The columns, beside features and label, that tell rows apart: key and time of the contract"
+    if contract is None:
+        return []
+    names = [c.name for c in contract.columns if c.role in ("key", "time")]
+    return [n for n in names if n in data.variables and data[n].dims == ("row",)]
 
 
 def _planned(w: Work, size: int, room: int) -> Plan:
@@ -281,7 +297,8 @@ def train(
     are known too late are refused as features, and those of another role are none by default.
 
     Raises `ContractViolation` if labels, rows or features will not do, `ParameterError` for what
-    cannot be measured or does not exist, and `WorkFailed` if no candidate could be fitted.
+    cannot be measured or packaged, or does not exist, and `WorkFailed` if no candidate could be
+    fitted.
 
     Parameters
     ----------
@@ -318,6 +335,8 @@ def train(
     folds = split if isinstance(split, Folds) else Folds(split if isinstance(split, str) else None)
     t = transform or default_transform(data, contract, {task.label, weight, folds.by})
     refuse_known(t.columns(data), task.label, contract)
+    if judging.packaged:
+        refuse_unpackable(candidates, t, task)
     parts = split_of(
         data,
         contract,
@@ -329,11 +348,12 @@ def train(
     )
     room = budget(effort)
     given = None if weight is None else finite_weights(data[weight].values)
-    ds, size = _held(data, [*t.names, task.label], 0 if effort.client else room)
-    states = _summarized(ds, task, t, parts, effort)
-    w = Work(
-        ds, task, parts, t, dict(candidates), states, effort=effort, shuffled=judging.importance
-    )
+    more = _identifying(data, contract)
+    ds, size = _held(data, [*t.names, task.label, *more], 0 if effort.client else room)
+    states, rows = _summarized(ds, task, t, parts, effort, more)
+    learned = LearnedFrom(rows, parts.says, data.encoding.get("source"))
+    w = Work(ds, task, parts, t, dict(candidates), states, None, effort, judging.importance)
+    w = replace(w, learned=learned)
     weights = _weights(task, judging.class_weight, given)
     if weights is not None:
         w = replace(w, ds=ds.assign({WEIGHT: ("row", weights)}), weight=WEIGHT)

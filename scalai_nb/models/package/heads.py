@@ -317,7 +317,11 @@ def _sklearn_tree(tree: Any, share: float) -> Tree:
 def _forest(g: Graph, x: str, e: Any) -> str:
     trees = [t.tree_ for t in getattr(e, "estimators_", [e])]
     found = [_sklearn_tree(t, 1 / len(trees)) for t in trees]
-    return ensemble(g, x, found, "BRANCH_LEQ", targets=_targets(e))
+    shares = ensemble(g, x, found, "BRANCH_LEQ", targets=_targets(e))
+    if _targets(e) == 1:
+        return shares
+    # a sum of shares may be a last digit above 1
+    return g.node("Clip", shares, np.float32(0), np.float32(1))
 
 
 def _targets(e: Any) -> int:

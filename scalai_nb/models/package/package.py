@@ -25,6 +25,7 @@ import xarray as xr
 from dask.base import is_dask_collection
 
 from ...compute.state import load as load_state, save as save_state
+from ...describe.fingerprint import LearnedFrom
 from ...errors import Conflict, ParameterError
 from ...learn.features.transform import THREADS, Transform, row_coords
 from .card import called, card_of, markdown
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from xgboost import Booster
 
     from scalai_nb.data.contract import Contract
+    from scalai_nb.describe.fingerprint import Fingerprint
     from scalai_nb.describe.summary import Summary
     from scalai_nb.models.package.heads import Fitted, Packable
     from scalai_nb.types import Array, ArrayLike, DataArray, Dataset, PathLike
@@ -114,6 +116,14 @@ def _twin(data: bytes | None, graph: bytes) -> tuple[Booster, Callable[[Array], 
     return booster, _calibration(booster.attr("calibration"))
 
 
+def _read_state(data: bytes | None) -> Any:
+    "What `compute.state` wrote; None where there is nothing"
+    if data is None:
+        return None
+    file: Any = BytesIO(data)
+    return load_state(file)
+
+
 def _calibration(text: str | None) -> Callable[[Array], Array]:
     "The calibration that a booster carries as JSON; what changes nothing where there is none"
     if not text:
@@ -145,7 +155,9 @@ class Model:
     booster : bytes | None
         XGBoost's UBJSON, for many rows
     summary_file : bytes | None
-        `compute.state` of the Summary of the training rows"""
+        `compute.state` of the Summary of the training rows
+    rows_file : bytes | None
+        `compute.state` of the Fingerprint of the rows that it learnt from"""
 
     name: str
     graph: bytes = field(repr=False)  # ONNX
@@ -157,6 +169,8 @@ class Model:
     booster: bytes | None = field(default=None, repr=False)  # XGBoost's UBJSON, for many rows
     # `compute.state` of the Summary of the training rows
     summary_file: bytes | None = field(default=None, repr=False)
+    # `compute.state` of the Fingerprint of the rows that it learnt from
+    rows_file: bytes | None = field(default=None, repr=False)
 
     @cached_property
     def session(self) -> InferenceSession:
@@ -171,10 +185,12 @@ class Model:
     @property
     def summary(self) -> Summary | None:
         "The summary of the training rows, or None"
-        if self.summary_file is None:
-            return None
-        file: Any = BytesIO(self.summary_file)
-        return load_state(file)
+        return _read_state(self.summary_file)
+
+    @property
+    def learned(self) -> Fingerprint | None:
+        "The fingerprint of the rows that the model has learned from, or None"
+        return _read_state(self.rows_file)
 
     @property
     def classes(self) -> tuple:
@@ -437,13 +453,13 @@ def _are_probabilities(scores: Array, output: str) -> None:
         )
 
 # %% ../../../nbs/models/package/package.ipynb #ecbc3d2b
-def _summary_file(summary: Summary | None) -> bytes | None:
-    "A Summary as `compute.state` writes it"
-    if summary is None:
+def _state_file(state: Any) -> bytes | None:
+    "A Summary or a Fingerprint as `compute.state` writes it"
+    if state is None:
         return None
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "summary.zip"
-        save_state(path, summary)
+        path = Path(folder) / "state.zip"
+        save_state(path, state)
         return path.read_bytes()
 
 
@@ -528,13 +544,17 @@ def package(
     """
     stated = dict(card or {})
     named = tuple(stated.pop("classes", None) or ())
+    given, learned = stated.get("learned_from"), None
+    if isinstance(given, LearnedFrom):
+        stated["learned_from"], learned = given.facts(), given.rows
     known = model_of(estimator, len(transform.feature_names), output, named)
     names = _names(known, named, contract)
     written = graph(transform, known, names)
     _takes_missing(transform, known)
     columns, features = inputs(transform), transform.feature_names
     about = card_of(name, stated, known, gives(known), columns, features, names)
-    bare = Model(name, written, transform, about, {}, contract, None, _summary_file(summary))
+    states = _state_file(summary), _state_file(learned)
+    bare = Model(name, written, transform, about, {}, contract, None, *states)
     model = _with_booster(bare, known)
     _prove(model, known)
     rows = example_rows(transform)
@@ -560,7 +580,8 @@ def files(model: Model) -> dict[str, bytes]:
         _json(model.examples),
     )
     content = dict(zip(FILES, always, strict=True))
-    optional = zip(OPTIONAL, (model.booster, model.summary_file), strict=True)
+    states = (model.booster, model.summary_file, model.rows_file)
+    optional = zip(OPTIONAL, states, strict=True)
     content |= {name: data for name, data in optional if data}
     hashes = {name: sha256(data).hexdigest() for name, data in content.items()}
     manifest = {"format": FORMAT, "name": model.name, "files": hashes}

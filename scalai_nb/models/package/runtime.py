@@ -34,7 +34,7 @@ FILES = (
     "contract.json",
     "examples.json",
 )
-OPTIONAL = ("booster.ubj", "summary.zip")
+OPTIONAL = ("booster.ubj", "summary.zip", "rows.zip")
 
 
 def _manifest(path: Path, digest: str | None, called: str) -> dict[str, Any]:

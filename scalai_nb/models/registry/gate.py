@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...describe.fingerprint import seen
 from ...errors import ModelMismatch, ParameterError, unknown
 from ...evaluation.comparison import simultaneous
 from ...evaluation.deviance import is_loss
@@ -346,6 +347,33 @@ def _contract(champion: Model, challenger: Model) -> list[Check]:
     return [Check("contract", not found, reason), *warnings]
 
 
+def _rows_known(model: Model, data: Dataset, decides: bool) -> Iterator[Check]:
+    """Whether the model has learned from the rows, by the fingerprint in its package
+
+    Rows that it has not learned from are refused less than once in a million times.
+    """
+    learned, whose = getattr(model, "learned", None), "the model" if decides else "the champion"
+    if learned is None:
+        return
+    try:
+        found = seen(learned, data)
+    except ParameterError as error:
+        yield Check("seen rows", False, f"cannot be told: {error}", decides=False)
+        return
+    about = "" if found.compared == found.rows else f", by a sample of {found.compared:,}"
+    text = f"{whose} has learned from {found.share:.1%} of the {found.rows:,} rows{about}"
+    if found.known:
+        flatter = "its figures here say nothing; give rows that it has not learned from"
+        yield Check("seen rows", False, f"{text}: {flatter}", "", found.share, decides=decides)
+    elif decides:
+        why = f"{whose} has learned from none of the {found.rows:,} rows{about}"
+        if found.found:
+            why = f"{found.share:.2%} of the rows are like rows that {whose} has learned from"
+            why += f"{about}: it may be chance"
+        few = found.share <= found.chance
+        yield Check("seen rows", few, why, "", found.share, decides=few)
+
+
 def _seen(model: Model, data: Dataset) -> Iterator[Check]:
     "A warning where rows are from before the end of what the model has learned from"
     time, learned = getattr(model.contract, "time", None), model.card.get("learned_to")
@@ -395,7 +423,11 @@ def _score(model: Model, data: Dataset, score: ArrayLike | str | None) -> ArrayL
         if score not in data.variables:
             raise ParameterError(unknown(score, data.variables, "the columns of the data"))
         return data[score].compute()
-    return model.predict(data) if score is None else score
+    if score is not None:
+        return score
+    own = model.predict(data)
+    # the shares of a forest may add up to a last digit above 1
+    return own if kind_of(model) == "numbers" else own.clip(0, 1)
 
 # %% ../../../nbs/models/registry/gate.ipynb #3614aafa
 def judge(
@@ -416,6 +448,9 @@ def judge(
     evidence: Evidence = Evidence(),  # what is known beside the rows
 ) -> Verdict:
     """Judge a model. Nothing is changed.
+
+    A model whose package knows the rows that it has learned from, as those of `train` do, fails
+    on them: the check `seen rows` says which share of the rows it knows.
 
     `ParameterError`: goals or columns that are none, or labels of another kind than the model's.
     `ContractViolation`: labels are missing, or of one class.
@@ -455,12 +490,15 @@ def judge(
     checks = [_goal_check(case, name, goal) for name, goal in wanted.items()]
     checks.append(_examples(challenger))
     if evidence.score is None:
+        checks += _rows_known(challenger, data, decides=True)
         checks += _seen(challenger, data)
     if champion is None:
         checks.append(Check("champion", True, "there is none yet"))
     else:
         if _alike(champion, challenger):
             old = _score(champion, data, evidence.champion_score)
+            if evidence.champion_score is None:
+                checks += _rows_known(champion, data, decides=False)
             checks += _not_worse_anywhere(case, y, scored, old, by)
         checks += _contract(champion, challenger)
     served = None if champion is None else digest(champion)
