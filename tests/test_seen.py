@@ -1,5 +1,7 @@
 "The gate fails on rows that the model has learned from, and never on others"
 
+import json
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -62,6 +64,8 @@ def test_a_few_rows_that_it_knows_are_a_warning(forest):
     mixed = CONCAT([plots(1000).isel(row=slice(0, 8)), plots(992, seed=1)])
     line = check(verdict_on(forest, mixed))
     assert (line.met, line.decides, line.value) == (False, False, 0.008)
+    json.dumps(verdict_on(forest, plots(1000, seed=1)).to_dict())
+    json.dumps(verdict_on(forest, mixed).to_dict())
 
 
 def test_new_rows_pass(forest):

@@ -37,9 +37,9 @@ def _plain(column: DataArray) -> Array:
     if x.dtype.kind == "f":
         single = x.astype(np.float32).astype(np.float64)
         return np.where(np.isnan(single), np.nan, single + 0.0)  # one NaN, and no -0
-    from pandas import isnull
+    import pandas as pd
 
-    return np.where(isnull(x), "", x.astype(str)).astype(object)
+    return np.where(pd.isnull(x), "", x.astype(str)).astype(object)
 
 
 def row_hashes(
@@ -101,7 +101,7 @@ class Fingerprint:
         if not known:
             return 1.0
         alike = known - int((self.counts == 1).sum())
-        return min((alike + 3 * np.sqrt(alike) + 3) / known, 1.0)
+        return min(float((alike + 3 * np.sqrt(alike) + 3) / known), 1.0)
 
 
 def merge_fingerprints(a: Fingerprint, b: Fingerprint) -> Fingerprint:
@@ -208,7 +208,8 @@ def seen(
 
     algorithm = Mergeable(lambda: (0, 0, 0), update, add, columns=learned.columns)
     found: Any = reduce(algorithm, data, progress=False)
-    return Seen(*found, learned.chance)
+    rows, compared, known = found
+    return Seen(rows, compared, known, learned.chance)
 
 # %% ../../nbs/describe/fingerprint.ipynb #69dc50ff
 @dataclass(frozen=True, eq=False)

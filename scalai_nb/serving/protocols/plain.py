@@ -107,9 +107,11 @@ def _classes(app: Service, model: str | None) -> set[str]:
 
 
 def _check_truth(i: int, truth: Any, classes: Callable[[], set[str]]) -> None:
-    if type(truth) is str and truth in classes():
-        return
-    if type(truth) not in (bool, int, float) or not isfinite(truth):
+    if isinstance(truth, str):
+        fine = truth in classes()
+    else:
+        fine = type(truth) in (bool, int, float) and isfinite(truth)
+    if not fine:
         raise Refusal(
             400,
             f"Row {i}: the truth {truth!r:.60} is no number or boolean, nor the name of a class "
