@@ -59,11 +59,11 @@ def row_hashes(
     Array
         (row,) uint64
     """
-    from pandas import DataFrame
-    from pandas.util import hash_pandas_object
+    import pandas as pd
 
-    frame = DataFrame({name: _plain(block[name]) for name in columns})
-    return hash_pandas_object(frame, index=False).to_numpy(np.uint64)
+    hashes: Any = pd.util.hash_pandas_object
+    frame = pd.DataFrame({name: _plain(block[name]) for name in columns})
+    return hashes(frame, index=False).to_numpy(np.uint64)
 
 # %% ../../nbs/describe/fingerprint.ipynb #8f4820cd
 KEPT = 65_536  # hashes, of 8 bytes
