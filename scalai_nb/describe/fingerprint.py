@@ -60,8 +60,9 @@ def row_hashes(
         (row,) uint64
     """
     import pandas as pd
+    from pandas.util import hash_pandas_object
 
-    hashes: Any = pd.util.hash_pandas_object
+    hashes: Any = hash_pandas_object  # pandas says `object`
     frame = pd.DataFrame({name: _plain(block[name]) for name in columns})
     return hashes(frame, index=False).to_numpy(np.uint64)
 
