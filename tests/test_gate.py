@@ -484,8 +484,11 @@ def test_a_verdict_reads_back(champion, blind):
         ({"label": "hour"}, "The gate judges two classes; 'hour' has 19: 5.0, 6.0"),
         ({"evidence": Evidence(score=np.zeros(5))}, "One value a row each is needed"),
         (
-            {"challenger": SimpleNamespace(name="delay", card={"output": "value"})},
-            "judges probabilities of two classes, and 'delay' gives a value",
+            {
+                "challenger": SimpleNamespace(name="delay", card={"output": "value"}),
+                "label": "origin",
+            },
+            "'delay' gives a number, and 'origin' holds none",
         ),
         ({"limits": Limits(measures=["auc"])}, "'auc' is not in the measures that can be compared"),
     ],

@@ -442,7 +442,7 @@ class Broken(ClassifierMixin, BaseEstimator):
 
 def test_a_candidate_that_fails_does_not_take_the_others_along():
     lines = []
-    t = quiet({"broken": Broken(), **BOTH}, data(), progress=lines.append)
+    t = quiet({"broken": Broken(), **BOTH}, data(), progress=lines.append, packaged=False)
     assert t.failed == {"broken": "RuntimeError: no such thing"} and set(t.scores) == set(BOTH)
     assert t.table.loc["broken", "failed"] == "RuntimeError: no such thing" and t.card()[
         "compared"
@@ -459,7 +459,7 @@ def test_all_fail():
     with pytest.raises(
         WorkFailed, match="No candidate could be fitted: broken: RuntimeError: no such thing"
     ):
-        quiet({"broken": Broken()}, data(300))
+        quiet({"broken": Broken()}, data(300), packaged=False)
 
 
 def test_a_refit_that_fails_says_so(monkeypatch):
@@ -506,7 +506,9 @@ class Waits(ClassifierMixin, BaseEstimator):
 @pytest.mark.parametrize("memory, jobs, wanted", [("4GB", 3, 3), ("4GB", 1, 1), (250_000, 3, 1)])
 def test_as_many_at_once_as_fit(memory, jobs, wanted):
     Waits.most = 0
-    t = quiet({"a": Waits(), "b": Waits()}, data(), memory=memory, jobs=jobs, importance=0)
+    t = quiet(
+        {"a": Waits(), "b": Waits()}, data(), memory=memory, jobs=jobs, importance=0, packaged=False
+    )
     assert (
         Waits.most == wanted == t.plan.jobs
         and f"6 fits, {'one' if wanted == 1 else wanted} at a time" in str(t.plan)
@@ -636,7 +638,7 @@ def test_weights():
     )
     assert np.allclose(balanced.scores["it"], by_hand.scores["it"], atol=1e-5)
     with pytest.raises(WorkFailed, match="MLPClassifier|Waits takes no weights"):
-        quiet({"it": Waits()}, ds, class_weight="balanced")
+        quiet({"it": Waits()}, ds, class_weight="balanced", packaged=False)
 
 
 # ---- the card and the model

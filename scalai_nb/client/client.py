@@ -255,7 +255,11 @@ class Client:
             path = self._place("v1") + ":predict"
             answer = self._ask("POST", path, v1_request(columns), (*headers, *_JSON), start)
             predictions = json.loads(answer.body)["predictions"]
-            scores = np.ravel(np.asarray(predictions, np.float32))
+            if predictions and isinstance(predictions[0], dict):
+                predictions = [p["probabilities"] for p in predictions]
+                scores = np.asarray(predictions, np.float32)
+            else:
+                scores = np.ravel(np.asarray(predictions, np.float32))
         else:
             body, more = infer_request(columns, BINARY in self._about["extensions"], id)
             answer = self._ask("POST", self._place() + "/infer", body, (*headers, *more), start)

@@ -94,18 +94,23 @@ def infer_request(
 
 # %% ../../nbs/client/inference.ipynb #285be77b
 def infer_answer(answer: Answer) -> tuple[np.ndarray, dict[str, Any]]:
-    "The scores, (row,), and the JSON of an answer"
+    "The scores, (row,) or (row, class), and the JSON of an answer"
     length = int(answer.headers.get("inference-header-content-length") or len(answer.body))
     head = json.loads(answer.body[:length])
     at = length
     found = {}
     for output in head["outputs"]:
-        dtype = _DTYPES[output["datatype"]]
-        if size := output.get("parameters", {}).get("binary_data_size"):
-            found[output["name"]] = np.frombuffer(answer.body[at : at + size], dtype)
+        size, dtype = output.get("parameters", {}).get("binary_data_size"), output["datatype"]
+        if dtype == "BYTES":  # the names of the likeliest classes
+            at += size or 0
+        elif size:
+            found[output["name"]] = np.frombuffer(answer.body[at : at + size], _DTYPES[dtype])
             at += size
         else:
-            found[output["name"]] = np.asarray(output["data"], dtype).ravel()
+            found[output["name"]] = np.asarray(output["data"], _DTYPES[dtype]).ravel()
+    if "probabilities" in found:
+        shape = next(o["shape"] for o in head["outputs"] if o["name"] == "probabilities")
+        return found["probabilities"].reshape(shape).copy(), head
     return found.get("score", next(iter(found.values()))).copy(), head
 
 # %% ../../nbs/client/inference.ipynb #33ef0535

@@ -173,7 +173,9 @@ class LakeReader:
         """
         name, _, info = self._find(name, version)
         source = partial(group, str(self.path / name), info.id)
-        return read_group(source, info.id, columns, rows, Place(name, info.id))
+        found = read_group(source, info.id, columns, rows, Place(name, info.id))
+        found.encoding["source"] = f"{name}@{info.id}"  # as xarray says where data come from
+        return found
 
     def diff(
         self,

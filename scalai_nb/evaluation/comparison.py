@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, ArrayLike, Dataset, Frame
 
 # %% auto #0
-__all__ = ['LOTS', 'BINS', 'BETTER', 'placements', 'Confidence', 'compare', 'simultaneous']
+__all__ = ['LOTS', 'BINS', 'BETTER', 'placements', 'lots_of', 'drawn_lots', 'drawn_error',
+           'Confidence', 'units_of', 'slice_rows', 'difference_table', 'compare',
+           'simultaneous']
 
 # %% ../../nbs/evaluation/comparison.ipynb #0ac04c35
 def placements(
@@ -120,6 +122,66 @@ def _measured(sums: Array, rows: Array, positives: Array) -> dict[str, Array]:
         }
 
 
+def lots_of(
+    units: Array,  # (row,) number of the group of each row, from 0
+    rng: np.random.Generator,
+) -> Array:  # (row,) number of a lot, at most LOTS of them
+    """Deal groups to lots, which are then drawn
+
+    Parameters
+    ----------
+    units : Array
+        (row,) number of the group of each row, from 0
+    rng : np.random.Generator
+
+    Returns
+    -------
+    Array
+        (row,) number of a lot, at most LOTS of them
+    """
+    count = units.max() + 1
+    return (rng.permutation(count) % min(count, LOTS))[units]
+
+
+def drawn_lots(
+    lots: int,
+    draws: int,
+    rng: np.random.Generator,
+) -> Array:  # (draw + 1, lot) how often each is drawn; the first draw has every lot once
+    """Draw as many lots as there are, with replacement
+
+    Returns
+    -------
+    Array
+        (draw + 1, lot) how often each is drawn; the first draw has every lot once
+    """
+    drawn = rng.integers(0, lots, (draws, lots)) + lots * np.arange(draws)[:, None]
+    often = np.bincount(drawn.ravel(), minlength=lots * draws).reshape(draws, lots)
+    return np.vstack([np.ones(lots), often])
+
+
+def drawn_error(
+    x: Array,  # (draw + 1,) differences, as `drawn_lots` has draws
+    lots: int,
+) -> float:  # NaN if there are too few lots or draws
+    """Standard error of a difference by its draws
+
+    Parameters
+    ----------
+    x : Array
+        (draw + 1,) differences, as `drawn_lots` has draws
+    lots : int
+
+    Returns
+    -------
+    float
+        NaN if there are too few lots or draws
+    """
+    if lots < 2 or np.isfinite(x[1:]).sum() < 2:
+        return np.nan
+    return float(np.nanstd(x[1:], ddof=1) * np.sqrt(lots / (lots - 1)))
+
+
 def _bootstrap(
     pair: _Pair,
     lot: Array,  # (row,) the lot of each row
@@ -132,18 +194,11 @@ def _bootstrap(
     lots, label = lot.max() + 1, pair.label
     both = zip((pair.new, pair.old), thresholds, strict=True)
     tables = [_sums(label, x, lot, t, eps) for x, t in both]
-    drawn = rng.integers(0, lots, (draws, lots)) + lots * np.arange(draws)[:, None]
-    often = np.bincount(drawn.ravel(), minlength=lots * draws).reshape(draws, lots)
-    often = np.vstack([np.ones(lots), often])  # the first: every lot once
+    often = drawn_lots(lots, draws, rng)
     rows, positives = often @ np.bincount(lot), often @ np.bincount(lot, label)
     a, b = (_measured(often @ t, rows, positives) for t in tables)
 
-    def error(x: Array) -> float:
-        if lots < 2 or np.isfinite(x[1:]).sum() < 2:
-            return np.nan
-        return float(np.nanstd(x[1:], ddof=1) * np.sqrt(lots / (lots - 1)))
-
-    return {m: (a[m][0], b[m][0], error(a[m] - b[m]), lots - 1) for m in a}
+    return {m: (a[m][0], b[m][0], drawn_error(a[m] - b[m], lots), lots - 1) for m in a}
 
 # %% ../../nbs/evaluation/comparison.ipynb #10453314
 # measure -> 1 if more of it is better, -1 if less is
@@ -184,7 +239,7 @@ def _scored(label: Array, score: Array) -> Rows:
     return r
 
 
-def _units(groups: Any, rows: int) -> Array:
+def units_of(groups: Any, rows: int) -> Array:
     "(row,) number of the group of each row; without groups each row by itself"
     if groups is None:
         return np.arange(rows)
@@ -198,7 +253,7 @@ def _units(groups: Any, rows: int) -> Array:
     return codes.astype(np.int64)
 
 
-def _parts(by: dict[str, Any]) -> list[tuple]:
+def slice_rows(by: dict[str, Any]) -> list[tuple]:
     "(column, value, rows): all rows, then those of each value of each column"
     parts: list[tuple] = [("all", "all", slice(None))]
     for name, x in by.items():
@@ -224,8 +279,7 @@ class _Job:
         if "roc_auc" in self.measures:
             values["roc_auc"] = _auc(pair)
         if {*self.measures} - {"roc_auc"}:
-            units = pair.units.max() + 1
-            lots = (rng.permutation(units) % min(units, LOTS))[pair.units]
+            lots = lots_of(pair.units, rng)
             draws = self.confidence.rounds
             values |= _bootstrap(pair, lots, self.thresholds, self.eps, draws, rng)
         count = {"rows": len(pair.label), "positives": int(pair.label.sum())}
@@ -251,15 +305,28 @@ _COLUMNS = (
 )
 
 
-def _table(lines: list[dict], level: float) -> Frame:
-    "The lines with their differences and intervals"
+def difference_table(
+    lines: list[dict],  # of slice, measure, counts, `new`, `old`, `error` and `freedom`
+    level: float,  # chance that an interval holds
+    columns: Sequence[str] = _COLUMNS,
+) -> Frame:
+    """The lines with their differences and intervals
+
+    Parameters
+    ----------
+    lines : list[dict]
+        of slice, measure, counts, `new`, `old`, `error` and `freedom`
+    level : float
+        chance that an interval holds
+    columns : Sequence[str], default _COLUMNS
+    """
     import pandas as pd
 
     table = pd.DataFrame(lines)
     table["difference"] = table["new"] - table["old"]
     reach = _reach(level, table["freedom"].to_numpy()) * table["error"]
     table["low"], table["high"] = table["difference"] - reach, table["difference"] + reach
-    return table.loc[:, list(_COLUMNS)]
+    return table.loc[:, list(columns)]
 
 
 def _measures(wanted: Sequence[str] | None, thresholds: tuple[float | None, ...]) -> list[str]:
@@ -338,18 +405,18 @@ def compare(
     if not rows:
         raise ParameterError("There are no rows to compare the models on.")
     a, b = (_scored(ds.label.data, ds[name].data) for name in ("new", "old"))
-    units = _units(ds.variables.get("groups"), rows)
+    units = units_of(ds.variables.get("groups"), rows)
     scored = _Pair(a.label.astype(bool), a.score, b.score, units, groups is not None)
     thresholds = np.array([np.nan if t is None else t for t in flagged_from])
     job = _Job(measured, thresholds, max(a.eps, b.eps), confidence)
     lines = [
         {"slice_by": column, "slice": value} | line
-        for column, value, some in _parts(
+        for column, value, some in slice_rows(
             {str(n): v for n, v in ds.variables.items() if n not in given}
         )
         for line in job.lines(scored.among(some))
     ]
-    return _table(lines, confidence.level)
+    return difference_table(lines, confidence.level)
 
 # %% ../../nbs/evaluation/comparison.ipynb #9c57d682
 def simultaneous(

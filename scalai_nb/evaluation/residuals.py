@@ -15,6 +15,7 @@ import numpy as np
 from ..compute.mergeable import Mergeable, register
 from ..compute.reduce import reduce
 from ..errors import ParameterError, unknown
+from .deviance import loss_of
 from .aligned import column_data, needed, side_by_side
 from .estimates import amount, normal_interval, ratio
 from scalai_nb.evaluation.histogram import (
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, ArrayLike, Cluster, Dataset, Frame
 
 # %% auto #0
-__all__ = ['REGRESSION_EVALUATION', 'error_edges', 'middles', 'Residuals', 'merge_residuals',
-           'residuals', 'update_residuals', 'RegressionMeasures', 'RegressionEvaluation',
-           'regression_evaluation', 'evaluate_regression']
+__all__ = ['REGRESSION_EVALUATION', 'LOSS_EVALUATION', 'error_edges', 'middles', 'Residuals',
+           'merge_residuals', 'residuals', 'update_residuals', 'RegressionMeasures',
+           'RegressionEvaluation', 'regression_evaluation', 'evaluate_regression']
 
 # %% ../../nbs/evaluation/residuals.ipynb #b29ffb1f
 @cache
@@ -89,6 +90,8 @@ class Residuals:
         (n, 2) number of a bin of errors, Σ weight; ascending
     table : Array
         (n, 4) number of a bin of predictions, Σ w, Σ w·error, Σ w·error²
+    losses : dict[str, Array]
+        loss -> Σ w·loss, Σ w·loss², and the targets and predictions that it is not defined for
     """
 
     rows: int = 0
@@ -99,6 +102,8 @@ class Residuals:
     errors: Array = field(default_factory=lambda: np.zeros((0, 2)))
     # (n, 4) number of a bin of predictions, Σ w, Σ w·error, Σ w·error²
     table: Array = field(default_factory=lambda: np.zeros((0, 4)))
+    # loss -> Σ w·loss, Σ w·loss², and the targets and predictions that it is not defined for
+    losses: dict[str, Array] = field(default_factory=dict)
 
 
 def _joined(a: Array, b: Array) -> Array:
@@ -131,6 +136,7 @@ def merge_residuals(a: Residuals, b: Residuals) -> Residuals:
         np.array([min(a.ends[0], b.ends[0]), max(a.ends[1], b.ends[1])]),
         _joined(a.errors, b.errors),
         _joined(a.table, b.table),
+        {name: a.losses[name] + b.losses[name] for name in a.losses},
     )
 
 
@@ -140,11 +146,23 @@ def _occupied(table: Array) -> Array:
     return np.column_stack([some, table[some]])
 
 
+def _lost(name: str, target: Array, prediction: Array, weight: Array | None) -> Array:
+    "Σ w·loss, Σ w·loss², and how many targets and predictions the loss is not defined for"
+    loss = loss_of(name)
+    y, p = target.astype(np.float64), prediction.astype(np.float64)
+    outside = loss.outside(y, p)
+    each = np.where(outside[0] | outside[1], 0, loss.each(y, p))
+    weighted = each if weight is None else weight * each
+    sums = (weighted.sum(), (weighted * each).sum(), *(x.sum() for x in outside))
+    return np.array([float(x) for x in sums])
+
+
 def residuals(
     target: Array,  # (row,) float32 or float64
     prediction: Array,  # (row,) float32 or float64
     weight: Array | None = None,  # (row,) float64
     by_prediction: bool = True,  # whether to remember how errors go with predictions
+    losses: Sequence[str] = (),  # names of losses, see `deviance`
 ) -> Residuals:
     """The state of a block. ParameterError: a value is NaN or infinite, or a weight is bad
 
@@ -158,6 +176,8 @@ def residuals(
         (row,) float64
     by_prediction : bool, default True
         whether to remember how errors go with predictions
+    losses : Sequence[str], default ()
+        names of losses, see `deviance`
     """
     e = of("scores", prediction).errors(target, prediction, weight, by_prediction)
     for bad, name in zip(e.bad[:2], ("target", "prediction"), strict=True):
@@ -176,7 +196,9 @@ def residuals(
             "Targets and predictions are so large that their errors, from "
             f"{e.ends[0]:.3g} to {e.ends[1]:.3g}, cannot be added; divide both by a large number."
         )
-    return Residuals(e.rows, e.sums, e.ends, _occupied(e.counts[:, None]), _occupied(e.table))
+    lost = {name: _lost(name, target, prediction, weight) for name in losses}
+    bins = _occupied(e.counts[:, None]), _occupied(e.table)
+    return Residuals(e.rows, e.sums, e.ends, *bins, lost)
 
 # %% ../../nbs/evaluation/residuals.ipynb #95301127
 _merge = partial(merge, each=merge_residuals)
@@ -197,6 +219,7 @@ def update_residuals(
     prediction: str,  # column of numbers
     by: tuple[str, ...] = (),  # columns to slice by
     weight: str | None = None,  # column of weights
+    losses: tuple[str, ...] = (),  # names of losses, see `deviance`
 ) -> State:
     """Add the rows of a block
 
@@ -214,6 +237,8 @@ def update_residuals(
         columns to slice by
     weight : str | None, default None
         column of weights
+    losses : tuple[str, ...], default ()
+        names of losses, see `deviance`
     """
     y, x = (
         _number_column(column_data(block, column), name)
@@ -225,8 +250,8 @@ def update_residuals(
         group, keys = numbered([block[name].variable for name in by])
         for k, rows in rows_by(group):
             mass = None if w is None else w[rows]
-            slices[keys[k]] = residuals(y[rows], x[rows], mass, by_prediction=False)
-    return _merge(s, State(residuals(y, x, w), slices))
+            slices[keys[k]] = residuals(y[rows], x[rows], mass, False, losses)
+    return _merge(s, State(residuals(y, x, w, losses=losses), slices))
 
 # %% ../../nbs/evaluation/residuals.ipynb #cd01643f
 @dataclass(frozen=True, eq=False)
@@ -315,6 +340,44 @@ class RegressionMeasures:
         place = np.searchsorted(reached, q * reached[-1] * (1 - 1e-12))
         return float(np.clip(x[order][min(place, len(x) - 1)], least, greatest))
 
+    @property
+    def losses(self) -> tuple[str, ...]:
+        "The names of the losses that were asked for"
+        return tuple(self.state.losses)
+
+    def loss(
+        self,
+        name: str,  # of `losses`
+    ) -> float:  # NaN without rows
+        """Mean of a loss over the rows, as scikit-learn has it
+
+        ParameterError: it was not asked for, or targets or predictions are such that it is not
+        defined.
+
+        Parameters
+        ----------
+        name : str
+            of `losses`
+
+        Returns
+        -------
+        float
+            NaN without rows
+        """
+        if name not in self.state.losses:
+            loss_of(name)
+            raise ParameterError(f"{name} was not summed; pass losses=[{name!r}].")
+        total, _, targets, predictions = self.state.losses[name]
+        loss = loss_of(name)
+        wrong = (("target", targets, loss.targets), ("prediction", predictions, loss.predictions))
+        for what, rows, accepted in wrong:
+            if rows:
+                raise ParameterError(
+                    f"{name} is not defined: {rows:,.0f} of {self.count:,} {what}s are not "
+                    f"{accepted}; take another measure, or a model of such numbers."
+                )
+        return ratio(float(total), self.weight)
+
     def _mean(self, k: int) -> float:
         "The mean of what `kernels.scores.Errors` sums at place `k`"
         return ratio(float(self.state.sums[k]), self.weight)
@@ -339,7 +402,7 @@ class RegressionEvaluation(RegressionMeasures):
 
     def interval(
         self,
-        measure: str,  # `mae`, `rmse` or `bias`
+        measure: str,  # `mae`, `rmse` or `bias`, or one of `losses`
         level: float = 0.95,  # chance that such an interval holds
     ) -> tuple[float, float]:  # (low, high); NaN if there are too few rows
         """Confidence interval of a measure. ParameterError: one without an interval
@@ -347,7 +410,7 @@ class RegressionEvaluation(RegressionMeasures):
         Parameters
         ----------
         measure : str
-            `mae`, `rmse` or `bias`
+            `mae`, `rmse` or `bias`, or one of `losses`
         level : float, default 0.95
             chance that such an interval holds
 
@@ -356,8 +419,11 @@ class RegressionEvaluation(RegressionMeasures):
         tuple[float, float]
             (low, high); NaN if there are too few rows
         """
-        if measure not in _INTERVALS:
-            raise ParameterError(unknown(measure, _INTERVALS, "the measures with an interval"))
+        known = (*_INTERVALS, *self.losses)
+        if measure not in known:
+            raise ParameterError(unknown(measure, known, "the measures with an interval"))
+        if measure in self.losses:
+            return self._loss_interval(measure, level)
         n, square = ratio(self.weight**2, float(self.state.sums[1])), self._mean(4)
         if measure == "mae":
             return normal_interval(self.mae, square - self.mae * self.mae, n, level)
@@ -366,6 +432,12 @@ class RegressionEvaluation(RegressionMeasures):
             return normal_interval(self.bias, spread, n, level, least=-np.inf)
         low, high = normal_interval(square, self._mean(5) - square * square, n, level)
         return float(np.sqrt(low)), float(np.sqrt(high))
+
+    def _loss_interval(self, name: str, level: float) -> tuple[float, float]:
+        "Of a loss"
+        mean, n = self.loss(name), ratio(self.weight**2, float(self.state.sums[1]))
+        squares = ratio(float(self.state.losses[name][1]), self.weight)
+        return normal_interval(mean, squares - mean * mean, n, level)
 
     def curve(
         self,
@@ -401,6 +473,7 @@ class RegressionEvaluation(RegressionMeasures):
 
         rows = [
             {name: getattr(e, name) for name in ("count", *_FIGURES)}
+            | {name: _defined(e, name) for name in self.losses}
             for e in (self, *self.slices.values())
         ]
         return pd.DataFrame(rows, index=slice_index(self.slices))
@@ -425,6 +498,14 @@ _HEAD = (
 _NOTE = "Error: prediction − target. Bias: mean error. Medians are within 0.4 %."
 
 
+def _defined(e: RegressionEvaluation, name: str) -> float:
+    "A loss of an evaluation; NaN where it is not defined"
+    try:
+        return e.loss(name)
+    except ParameterError:
+        return np.nan
+
+
 def _histogram(e: RegressionEvaluation, bins: int = 40) -> Part:
     "Errors between the 1st and the 99th percentile; nothing if they do not differ"
     number, weight = e.state.errors.T
@@ -436,6 +517,11 @@ def _histogram(e: RegressionEvaluation, bins: int = 40) -> Part:
     ends = zip(edges[:-1], edges[1:], counts, strict=True)
     titles = [f"{a:.4g} … {b:.4g}: {c:,.0f}" for a, b, c in ends]
     return bars(counts, titles=titles, width=260, height=80)
+
+
+def _titled(loss: str) -> str:
+    "The name of a loss as the head of a column"
+    return loss.replace("_", " ").capitalize()
 
 
 def _along(e: RegressionEvaluation) -> Part:
@@ -451,10 +537,11 @@ def _page(e: RegressionEvaluation) -> Part:
     lines = []
     for key, x in zip(slice_index(e.slices), (e, *e.slices.values()), strict=True):
         figures = [getattr(x, name) for name in _FIGURES]
+        figures += [_defined(x, name) for name in e.losses]
         said = [f"{v:.4g}" if v == v else "–" for v in figures]
         lines.append([bold(slice_name(key)), amount(x.count), *said])
     caption = inline(bold(f"{e.count:,}"), " predictions")
-    page = result_table(_HEAD, lines, caption, _NOTE)
+    page = result_table((*_HEAD, *map(_titled, e.losses)), lines, caption, _NOTE)
     if (errors := _histogram(e)).html:
         page += figure(errors, "Errors, from the 1st to the 99th percentile")
     if (along := _along(e)).html:
@@ -472,8 +559,9 @@ def regression_evaluation(
     prediction: str = "prediction",  # column of numbers
     by: Sequence[str] = (),  # columns to slice by: each value, or combination of values
     weight: str | None = None,  # column of weights
+    losses: Sequence[str] = (),  # names of losses, such as poisson_deviance; see `deviance`
 ) -> Mergeable:  # over datasets; its result is a `RegressionEvaluation`
-    """The evaluation of predictions of a number in a dataset
+    """The evaluation of predictions of a number in a dataset. ParameterError: no such loss
 
     Parameters
     ----------
@@ -485,6 +573,8 @@ def regression_evaluation(
         columns to slice by: each value, or combination of values
     weight : str | None, default None
         column of weights
+    losses : Sequence[str], default ()
+        names of losses, such as poisson_deviance; see `deviance`
 
     Returns
     -------
@@ -492,8 +582,10 @@ def regression_evaluation(
         over datasets; its result is a `RegressionEvaluation`
     """
     names = {"target": target, "prediction": prediction, "by": tuple(by), "weight": weight}
+    names["losses"] = tuple(loss_of(name).name for name in losses)
+    none = Residuals(losses={name: np.zeros(4) for name in names["losses"]})
     return Mergeable(
-        partial(State, Residuals()),
+        partial(State, none),
         partial(update_residuals, **names),
         _merge,
         _evaluated,
@@ -502,6 +594,10 @@ def regression_evaluation(
 
 
 REGRESSION_EVALUATION = register("regression evaluation", regression_evaluation())
+LOSS_EVALUATION = register(
+    "loss evaluation",
+    regression_evaluation(losses=("poisson_deviance", "pinball_loss(0.9)")),
+)
 
 
 def evaluate_regression(
@@ -512,11 +608,15 @@ def evaluate_regression(
     # A dict or Dataset of several columns: each combination of values. None: no slices
     by: ArrayLike | dict[str, ArrayLike] | Dataset | None = None,
     client: Cluster | None = None,  # does the work on Dask's data; None: threads of this process
+    *,
+    # names of losses to sum besides: poisson_deviance, gamma_deviance, tweedie_deviance(POWER),
+    # pinball_loss(QUANTILE); `loss` reads them
+    losses: Sequence[str] = (),
 ) -> RegressionEvaluation:
     """Compare predictions of a number with what happened
 
-    Raises `ParameterError` for values that are NaN or infinite, and for weights that are negative
-    or not finite.
+    Raises `ParameterError` for values that are NaN or infinite, for weights that are negative
+    or not finite, and for a loss that is not known.
 
     Parameters
     ----------
@@ -531,7 +631,11 @@ def evaluate_regression(
         dict or Dataset of several columns: each combination of values. None: no slices
     client : Cluster | None, default None
         does the work on Dask's data; None: threads of this process
+    losses : Sequence[str], default ()
+        names of losses to sum besides: poisson_deviance, gamma_deviance, tweedie_deviance(POWER),
+        pinball_loss(QUANTILE); `loss` reads them
     """
     ds, columns = side_by_side(by, target=target, prediction=prediction, weight=weight)
-    algorithm = regression_evaluation(by=columns, weight=None if weight is None else "weight")
+    mass = None if weight is None else "weight"
+    algorithm = regression_evaluation(by=columns, weight=mass, losses=losses)
     return reduce(algorithm, ds, client)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, ArrayLike, DataArray, Dataset
 
 # %% auto #0
-__all__ = ['MEASURES', 'HIGHER', 'EVALUATIONS', 'FEW', 'Task', 'task_of', 'scored', 'judge']
+__all__ = ['MEASURES', 'HEADLINES', 'HIGHER', 'EVALUATIONS', 'FEW', 'Task', 'task_of', 'scored',
+           'judge', 'value_of', 'interval_of']
 
 # %% ../../nbs/evaluation/task.ipynb #ee98746e
 MEASURES = {
@@ -33,6 +34,8 @@ MEASURES = {
     "classes": ("log_loss", "accuracy", "balanced_accuracy", "roc_auc", "brier"),
     "numbers": ("rmse", "mae", "bias", "r2"),
 }
+# the measure that is shown with its interval, by kind of task
+HEADLINES = {"two classes": "roc_auc", "classes": "accuracy", "numbers": "rmse"}
 HIGHER = {"roc_auc", "pr_auc", "accuracy", "balanced_accuracy", "r2", "recall", "precision"}
 EVALUATIONS: dict[str, Callable[..., Mergeable]] = {
     "two classes": evaluation,
@@ -56,6 +59,8 @@ class Task:
         sorted; None: labels are numbers
     names : tuple, default ()
         of the classes
+    losses : tuple[str, ...], default ()
+        of numbers, that count before all else; see `deviance`
     """
 
     label: str
@@ -63,11 +68,17 @@ class Task:
     values: Array  # (row,) labels, in memory
     classes: Array | None = None  # sorted; None: labels are numbers
     names: tuple = ()  # of the classes
+    losses: tuple[str, ...] = ()  # of numbers, that count before all else; see `deviance`
 
     @property
     def measures(self) -> tuple[str, ...]:
         "What a model is judged by; the first decides"
-        return MEASURES[self.kind]
+        return (*self.losses, *MEASURES[self.kind])
+
+    @property
+    def headline(self) -> str:
+        "The measure that is shown with its interval"
+        return self.losses[0] if self.losses else HEADLINES[self.kind]
 
     @cached_property
     def target(self) -> Array:
@@ -95,7 +106,8 @@ class Task:
         weight : str | None, default None
             column of weights
         """
-        return EVALUATIONS[self.kind]("label", "score", by=by, weight=weight)
+        more = {"losses": self.losses} if self.kind == "numbers" else {}
+        return EVALUATIONS[self.kind]("label", "score", by=by, weight=weight, **more)
 
 # %% ../../nbs/evaluation/task.ipynb #8ed2d39b
 FEW = 100  # most classes
@@ -237,3 +249,52 @@ def judge(
         for value, e in found[n].slices.items()
     }
     return replace(found[""], slices=slices)
+
+
+def value_of(
+    e: Any,  # an evaluation
+    measure: str,  # of `Task.measures`
+) -> float:  # NaN where it is not defined, such as a deviance of predictions below 0
+    """A measure of an evaluation
+
+    Parameters
+    ----------
+    e : Any
+        an evaluation
+    measure : str
+        of `Task.measures`
+
+    Returns
+    -------
+    float
+        NaN where it is not defined, such as a deviance of predictions below 0
+    """
+    if measure not in getattr(e, "losses", ()):
+        return float(getattr(e, measure))
+    try:
+        return float(e.loss(measure))
+    except ParameterError:
+        return float("nan")
+
+# %% ../../nbs/evaluation/task.ipynb #28863032
+def interval_of(
+    e: Any,  # an evaluation
+    measure: str,  # one with an interval
+) -> tuple[float, float]:  # (low, high) at the level 0.95; NaN where the measure is not defined
+    """The interval of a measure of an evaluation
+
+    Parameters
+    ----------
+    e : Any
+        an evaluation
+    measure : str
+        one with an interval
+
+    Returns
+    -------
+    tuple[float, float]
+        (low, high) at the level 0.95; NaN where the measure is not defined
+    """
+    if value_of(e, measure) != value_of(e, measure):
+        return float("nan"), float("nan")
+    return e.interval(measure)

@@ -27,7 +27,7 @@ default_model_filename: "model.onnx"
 max_batch_size: {batch}
 version_policy {{ specific {{ versions: [ {number} ] }} }}
 {inputs}
-output [ {{ name: "score", data_type: TYPE_FP32, dims: [ 1 ] }} ]
+{outputs}
 # what queued while a batch ran is the next one; nobody waits for it to fill
 dynamic_batching {{ max_queue_delay_microseconds: 0 }}
 instance_group [ {{ kind: {kind}, count: {instances} }} ]
@@ -62,6 +62,15 @@ def raw(
     return len(text).to_bytes(4, "little") + text
 
 # %% ../../nbs/export/triton.ipynb #a2092111
+def _outputs(graph: bytes) -> list[tuple[str, str, int]]:
+    "Name, Triton's type and columns of each output of a graph"
+    import onnx
+
+    types = {1: "TYPE_FP32", 7: "TYPE_INT64", 8: "TYPE_STRING"}
+    found = [(o.name, o.type.tensor_type) for o in onnx.load_from_string(graph).graph.output]
+    return [(n, types[t.elem_type], t.shape.dim[1].dim_value) for n, t in found]
+
+
 def files(
     v: ModelVersion,  # of the registry
     instances: int = 1,  # copies of the model that run at once
@@ -89,6 +98,10 @@ def files(
         by path in the repository"""
     content = contents(v.path, v.digest or None)
     inputs = json.loads(content["card.json"])["inputs"]
+    outputs = (
+        f"output [ {{ name: {json.dumps(n)}, data_type: {kind}, dims: [ {width} ] }} ]"
+        for n, kind, width in _outputs(content["model.onnx"])
+    )
     rows = json.loads(content["examples.json"])["rows"]
     quoted = {n: json.dumps(n) for n in inputs}
     warmup = [
@@ -108,6 +121,7 @@ def files(
             f"input [ {{ name: {quoted[n]}, data_type: {_TYPES[t]}, dims: [ 1 ] }} ]"
             for n, t in inputs.items()
         ),
+        outputs="\n".join(outputs),
         warmup="\n".join(warmup),
     )
     examples = {

@@ -177,7 +177,13 @@ class App:
 
     def metadata(self, name: str, version: str | None = None) -> dict[str, Any]:
         "What a model takes and gives, as the Open Inference Protocol has it"
-        columns = self.scorer(name, version).columns
+        scorer = self.scorer(name, version)
+        columns, classes = scorer.columns, scorer.classes
+        outputs: list[dict[str, Any]] = [{"name": "score", "datatype": "FP32", "shape": [-1]}]
+        if classes:
+            shares = {"name": "probabilities", "datatype": "FP32", "shape": [-1, len(classes)]}
+            named = {"parameters": {"classes": [str(c) for c in classes]}}
+            outputs = [shares | named, {"name": "label", "datatype": "BYTES", "shape": [-1]}]
         known = [m for m in self.index() if m["name"] == name and m["state"] == "READY"]
         return {
             "name": name,
@@ -186,7 +192,7 @@ class App:
             "inputs": [
                 {"name": c.name, "datatype": DATATYPES[c.kind], "shape": [-1, 1]} for c in columns
             ],
-            "outputs": [{"name": "score", "datatype": "FP32", "shape": [-1]}],
+            "outputs": outputs,
         }
 
     def index(self) -> list[dict[str, str]]:

@@ -83,6 +83,26 @@ METRICS: dict[str, tuple[str | tuple[float, ...], tuple[str, ...], str]] = {
     ),
     "scalai_model_info": ("gauge", ("model", "version", "aliases"), "Workers that serve a version"),
     "scalai_feedback_count": ("gauge", ("model", "version"), "Predictions whose truth is known"),
+    "scalai_feedback_accuracy": (
+        "gauge",
+        ("model", "version"),
+        "Of several classes, the share of the predictions whose likeliest class came true",
+    ),
+    "scalai_feedback_log_loss": (
+        "gauge",
+        ("model", "version"),
+        "Of several classes, mean -ln of the probability given to the one that came true",
+    ),
+    "scalai_feedback_mae": (
+        "gauge",
+        ("model", "version"),
+        "Of numbers, the mean absolute error",
+    ),
+    "scalai_feedback_rmse": (
+        "gauge",
+        ("model", "version"),
+        "Of numbers, the root of the mean squared error",
+    ),
     "scalai_feedback_precision": (
         "gauge",
         ("model", "version"),

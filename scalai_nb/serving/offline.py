@@ -26,6 +26,7 @@ from ..errors import Conflict, DatasetNotFound, ParameterError, VersionNotFound,
 from ..files import file_lock, replacing
 from ..learn.features.transform import row_coords
 from ..models.package.package import Model, digest as digest_of
+from .log.segments import score_columns
 from ..show import progress_bar
 
 if TYPE_CHECKING:
@@ -162,12 +163,31 @@ class Destination:
     keep: Sequence[str] | None = None
 
 # %% ../../nbs/serving/offline.ipynb #ab1ddffd
-def _lazy_scores(parts: Sequence[Any], blocks: Blocks) -> Any:
-    "The delayed scores of each block as one array of Dask"
+def _lazy_scores(parts: Sequence[Any], blocks: Blocks, columns: int | None) -> Any:
+    "The delayed scores of each block as one array of Dask, (row,) or (row, class)"
     import dask.array as da
 
     sizes = zip(parts, _sizes(blocks), strict=True)
-    return da.concatenate([da.from_delayed(x, (n,), np.float32) for x, n in sizes])
+    more = () if columns is None else (columns,)
+    return da.concatenate([da.from_delayed(x, (n, *more), np.float32) for x, n in sizes])
+
+
+def _score_variables(s: _Scoring, scores: Any, name: str) -> dict[str, Any]:
+    "The scores as columns: one, or of several classes the likeliest class, its score and each"
+    about = {"long_name": f"score of {s.name}"}
+    if s.model.columns is None:
+        return {name: ("row", scores, about)}
+    names = [str(c) for c in s.model.classes]
+    label = scores.argmax(axis=1).astype(np.int8 if len(names) < 128 else np.int16)
+    each = score_columns({"output": "probabilities", "classes": names})
+    found = {
+        name: ("row", scores.max(axis=1), about),
+        "label": ("row", label, {"categories": names}),
+    }
+    for i, column in enumerate(each):
+        of = {"long_name": f"probability of {names[i]}"}
+        found[column.replace("score", name, 1)] = ("row", scores[:, i], of)
+    return found
 
 
 def _column(blocks: Blocks, name: str) -> tuple[str, Any]:
@@ -197,11 +217,9 @@ def _result(s: _Scoring, data: Any, scores: Any, to: Destination, source: str) -
         columns = {n: data[n].variable for n in keep}
     else:
         columns = {n: _column(Blocks.of(data, [n]), n) for n in keep}
-    version = da.zeros_like(scores, np.int8)
-    columns |= {
-        to.name: ("row", scores, {"long_name": f"score of {s.name}"}),
-        "version": ("row", version, {"categories": [s.version]}),
-    }
+    found = _score_variables(s, scores, to.name)
+    version = da.zeros_like(found[to.name][1], np.int8)
+    columns |= {**found, "version": ("row", version, {"categories": [s.version]})}
     about = {"model": s.name, "version": s.version, "digest": s.digest, "source": source}
     return xr.Dataset(columns, attrs=about).unify_chunks()
 
@@ -367,7 +385,7 @@ def score(
     ):
         files = _score_all(s, blocks, folder, client if blocks.travels else None, progress)
         load = delayed(np.load, pure=False)
-        scores = _lazy_scores([load(f) for f in files], blocks)
+        scores = _lazy_scores([load(f) for f in files], blocks, s.model.columns)
         result = _result(s, data, scores, to, source)
         return publish(result, f"{source} scored by {s.name}@{s.version}")
 
@@ -378,10 +396,12 @@ def _lazy(s: _Scoring, data: Any, blocks: Blocks) -> DataArray:
 
     model = delayed(lambda: s.model, pure=False)()
     compute = delayed(_scores, pure=False)
+    parts, columns = [compute(model, *p) for p in _pieces(blocks)], s.model.columns
+    classes = {} if columns is None else {"class": list(s.model.classes)}
     return xr.DataArray(
-        _lazy_scores([compute(model, *p) for p in _pieces(blocks)], blocks),
-        dims="row",
-        coords=row_coords(data) if hasattr(data, "data_vars") else {},
+        _lazy_scores(parts, blocks, columns),
+        dims=["row", *classes],
+        coords=(row_coords(data) if hasattr(data, "data_vars") else {}) | classes,
         name="score",
         attrs={
             "long_name": f"score of {s.name}",

@@ -36,6 +36,7 @@ from scalai_nb.learn.training.adapter import (
 from .importance import Importance, importances
 
 if TYPE_CHECKING:
+    from scalai_nb.describe.fingerprint import LearnedFrom
     from scalai_nb.data.contract import Contract
     from scalai_nb.types import Array, Dataset
 
@@ -258,6 +259,8 @@ class Work:
     effort : Effort
     shuffled : int, default 0
         rows of each fold that importance is measured on
+    learned : LearnedFrom | None, default None
+        the rows, for a package
     turn : Any
         the workers of a cluster learn one model at a time
     """
@@ -271,6 +274,7 @@ class Work:
     weight: str | None = None  # column of weights
     effort: Effort = Effort()
     shuffled: int = 0  # rows of each fold that importance is measured on
+    learned: LearnedFrom | None = None  # the rows, for a package
     # the workers of a cluster learn one model at a time
     turn: Any = field(default_factory=threading.Lock)
 

@@ -5,6 +5,7 @@
 # %% ../../../nbs/learn/training/heldout.ipynb #dc929527
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import reduce as pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,15 @@ from ...evaluation.binary import Evaluation
 from ...evaluation.calibration import CURVES, Calibration, curve_of
 from ...evaluation.histogram import Scores, merge_scores
 from ...evaluation.splits import Split
-from ...evaluation.task import MEASURES, Task, judge
+from ...evaluation.deviance import LOSSES, is_loss, learnt_loss, loss_of
+from ...evaluation.task import MEASURES, Task, judge, value_of
 from ...goals import Goal
 
 if TYPE_CHECKING:
     from scalai_nb.types import Array
 
 # %% auto #0
-__all__ = ['SAME', 'POINTS', 'goals_of', 'threshold_goal', 'threshold_of', 'measured',
+__all__ = ['SAME', 'POINTS', 'goals_of', 'losses_of', 'threshold_goal', 'threshold_of', 'measured',
            'check_calibration', 'calibrated']
 
 # %% ../../../nbs/learn/training/heldout.ipynb #85406681
@@ -32,7 +34,7 @@ POINTS = {"recall": "recall", "precision": "precision", "alerts": "share"}
 def goals_of(
     goals: dict[str, str | Goal] | None,  # name -> comparison, such as {"roc_auc": ">= 0.7"}
     kind: str,  # of the task
-) -> dict[str, Goal]:
+) -> dict[str, Goal]:  # of numbers also losses, such as {"poisson_deviance": "<= 1.1"}
     """The goals by name. ParameterError: one that cannot be measured here
 
     Parameters
@@ -41,14 +43,45 @@ def goals_of(
         name -> comparison, such as {"roc_auc": ">= 0.7"}
     kind : str
         of the task
+
+    Returns
+    -------
+    dict[str, Goal]
+        of numbers also losses, such as {"poisson_deviance": "<= 1.1"}
     """
     known = [*MEASURES[kind]]
     if kind == "two classes":
         known += [*SAME, *POINTS]
+    if kind == "numbers":
+        known += LOSSES
     for name in goals or {}:
-        if SAME.get(name, name) not in known:
+        if kind == "numbers" and is_loss(name):
+            loss_of(name)
+        elif SAME.get(name, name) not in known:
             raise ParameterError(unknown(str(name), known, f"what training measures of {kind}"))
     return {name: Goal(goal) for name, goal in (goals or {}).items()}
+
+
+def losses_of(
+    candidates: Mapping[str, Any],  # name -> estimator of numbers
+    goals: Mapping[str, Goal],  # of `goals_of`
+) -> tuple[str, ...]:  # names of losses; the first decides which candidate is best
+    """What candidates learn that is no squared error, and what goals ask for
+
+    Parameters
+    ----------
+    candidates : Mapping[str, Any]
+        name -> estimator of numbers
+    goals : Mapping[str, Goal]
+        of `goals_of`
+
+    Returns
+    -------
+    tuple[str, ...]
+        names of losses; the first decides which candidate is best
+    """
+    learnt = [loss for e in candidates.values() if (loss := learnt_loss(e))]
+    return tuple(dict.fromkeys([*learnt, *filter(is_loss, goals)]))
 
 
 def threshold_goal(goals: dict[str, Goal]) -> str | None:
@@ -103,7 +136,7 @@ def measured(
     """
     if name in POINTS:
         return float(getattr(e.at(threshold), POINTS[name]))
-    return float(getattr(e, SAME.get(name, name)))
+    return value_of(e, SAME.get(name, name))
 
 # %% ../../../nbs/learn/training/heldout.ipynb #4d0b0e6d
 def check_calibration(

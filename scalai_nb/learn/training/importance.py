@@ -12,7 +12,7 @@ import numpy as np
 
 from ...errors import ParameterError, unknown
 from ...evaluation.histogram import State
-from ...evaluation.task import EVALUATIONS, HIGHER, MEASURES, Task, scored
+from ...evaluation.task import EVALUATIONS, HIGHER, MEASURES, Task, scored, value_of
 from ..features.rows import part_rows
 from ..features.transform import Transform
 from .adapter import answer
@@ -97,6 +97,17 @@ class Importance:
     # column -> share of what the estimator says itself; empty where it says nothing
     own: dict[str, float]
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        "What can be asked for"
+        return (*getattr(self.whole, "losses", ()), *MEASURES[self.kind])
+
+    @property
+    def measure(self) -> str:
+        "The loss of the task; where it is not defined, the next measure"
+        defined = (m for m in self.measures if value_of(self.whole, m) == value_of(self.whole, m))
+        return next(defined, self.measures[0])
+
     def lost(
         self,
         measure: str | None = None,  # None: the loss of the task
@@ -113,12 +124,11 @@ class Importance:
         dict[str, float]
             the most first
         """
-        known = MEASURES[self.kind]
-        measure = measure or known[0]
-        if measure not in known:
-            raise ParameterError(unknown(measure, known, "the measures"))
-        sign, before = -1 if measure in HIGHER else 1, getattr(self.whole, measure)
-        lost = {c: sign * (getattr(e, measure) - before) for c, e in self.shuffled.items()}
+        measure = measure or self.measure
+        if measure not in self.measures:
+            raise ParameterError(unknown(measure, self.measures, "the measures"))
+        sign, before = -1 if measure in HIGHER else 1, value_of(self.whole, measure)
+        lost = {c: sign * (value_of(e, measure) - before) for c, e in self.shuffled.items()}
         return dict(sorted(lost.items(), key=lambda item: -item[1]))
 
     def table(
@@ -139,7 +149,7 @@ class Importance:
         """
         import pandas as pd
 
-        measure = measure or MEASURES[self.kind][0]
+        measure = measure or self.measure
         columns = {f"{measure} lost": self.lost(measure), "own": self.own or None}
         table = pd.DataFrame(columns).rename_axis("column")
         return table.sort_values(f"{measure} lost", ascending=False)
@@ -170,7 +180,7 @@ class Importance:
 
 def _page(i: Importance) -> Part:
     "A table of bars"
-    lost, measure = i.lost(), MEASURES[i.kind][0].replace("_", " ")
+    lost, measure = i.lost(), i.measure.replace("_", " ")
     head = ["Column", f"What is lost when it is shuffled ({measure})"]
     most, own = max(lost.values(), default=0), max(i.own.values(), default=0)
     rows = [[bold(c), inline(bar(x, most), f" {x:.4f}")] for c, x in lost.items()]

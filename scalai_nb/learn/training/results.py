@@ -15,7 +15,7 @@ import numpy as np
 from ...errors import ParameterError, WorkFailed, unknown
 from ...evaluation.calibration import Calibrated, Calibration
 from ...evaluation.splits import Split
-from ...evaluation.task import HIGHER
+from ...evaluation.task import HIGHER, interval_of, value_of
 from ...goals import Goal
 from ..features.transform import Transform
 from .adapter import scores_of
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, Dataset, Frame
 
 # %% auto #0
-__all__ = ['INTERVAL', 'Fitted', 'Contest', 'Training']
+__all__ = ['Fitted', 'Contest', 'Training']
 
 # %% ../../../nbs/learn/training/results.ipynb #64385550
 @dataclass(frozen=True, eq=False)
@@ -83,10 +83,6 @@ class Fitted:
         return scores_of(self.estimator, ds, self.transform, self.classes)
 
 # %% ../../../nbs/learn/training/results.ipynb #20d9b72d
-# the measure that is shown with its interval, by kind of task
-INTERVAL = {"two classes": "roc_auc", "classes": "accuracy", "numbers": "rmse"}
-
-
 @dataclass(frozen=True, eq=False)
 class Contest:
     """How each candidate did, and which is best
@@ -240,9 +236,9 @@ class Contest:
     def _row(self, name: str) -> dict[str, Any]:
         "The row of a candidate"
         e, mine, met = self.evaluations[name], self.outcomes_of(name), self.met(name)
-        measure = INTERVAL[self.work.task.kind]
-        low, high = e.interval(measure)
-        row = {m: getattr(e, m) for m in self.work.task.measures}
+        measure = self.work.task.headline
+        low, high = interval_of(e, measure)
+        row: dict[str, Any] = {m: value_of(e, m) for m in self.work.task.measures}
         row |= {f"{measure} low": low, f"{measure} high": high}
         row |= {g: self.value(name, g) for g in self.goals if g in POINTS}
         if met:
@@ -322,7 +318,7 @@ class Training(Contest):
         name = self.named(name)
         e, task, met = self.evaluations[name], self.work.task, self.met(name)
         compared: dict[str, Any] = {
-            n: {m: getattr(x, m) for m in task.measures} for n, x in self.evaluations.items()
+            n: {m: value_of(x, m) for m in task.measures} for n, x in self.evaluations.items()
         }
         card = {
             "goals": {
@@ -335,10 +331,15 @@ class Training(Contest):
             "slices": self._slices(name),
             "limits": [*self.notes],
             "split": self.split.says,
+            "measure": self.measure,
             "settings": _settings(self.work.candidates[name]),
             "calibration": "none",
             "compared": compared | {n: {"failed": why} for n, why in self.failed.items()},
         }
+        if self.work.learned is not None:
+            card["learned_from"] = self.work.learned
+        if task.names:
+            card["classes"] = list(task.names)
         if name in self.calibrations:
             card["calibration"] = self.calibrations[name].kind
         if self.work.shuffled:
@@ -349,17 +350,18 @@ class Training(Contest):
 
     def _metrics(self, name: str) -> dict[str, float]:
         "The measures of a candidate, for its card"
-        e, measure = self.evaluations[name], INTERVAL[self.work.task.kind]
-        low, high = e.interval(measure)
-        found = {m: getattr(e, m) for m in self.work.task.measures}
+        e, measure = self.evaluations[name], self.work.task.headline
+        low, high = interval_of(e, measure)
+        found = {m: value_of(e, m) for m in self.work.task.measures}
         found |= {g: self.value(name, g) for g in self.goals if g in POINTS}
         return found | {f"{measure}_low": low, f"{measure}_high": high}
 
     def _slices(self, name: str) -> dict[str, dict]:
         "The measures of each slice, for a card"
-        wanted = ("count", "positives", *self.work.task.measures)
+        counts = ("count", "positives")
         return {
-            s: {k: v for k in wanted if (v := getattr(e, k, None)) is not None}
+            s: {k: v for k in counts if (v := getattr(e, k, None)) is not None}
+            | {m: value_of(e, m) for m in self.work.task.measures}
             for s, e in self.evaluations[name].slices.items()
         }
 
@@ -383,8 +385,8 @@ def _page(t: Training) -> Part:
     head = ["Candidate", *(c.replace("_", " ") for c in columns)]
     values = t.table[columns].itertuples(name=None)
     rows = [[bold(str(name)), *map(_cell, row)] for name, *row in values]
-    measure = INTERVAL[t.work.task.kind]
-    found = {n: (getattr(e, measure), *e.interval(measure)) for n, e in t.evaluations.items()}
+    measure = t.work.task.headline
+    found = {n: (value_of(e, measure), *interval_of(e, measure)) for n, e in t.evaluations.items()}
     every = [x for v in found.values() for x in v]
     low, high = np.nanmin(every), np.nanmax(every)
     title = f"{measure.replace('_', ' ')} with its 95 % interval, {low:.3f} to {high:.3f}"

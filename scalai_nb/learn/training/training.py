@@ -15,9 +15,10 @@ import numpy as np
 from ...compute.blocks import check_columns, over_rows
 from ...compute.reduce import reduce
 from ...data.contract import Contract
+from ...describe.fingerprint import Fingerprint, LearnedFrom, fingerprint
 from ...errors import ParameterError, WorkFailed, unknown
 from ...evaluation.splits import Folds, Split, split as split_of
-from ...evaluation.task import Task, judge, task_of
+from ...evaluation.task import Task, judge, task_of, value_of
 from ...goals import Goal
 from ..features.rows import weights as finite_weights
 from ..features.transform import Transform
@@ -35,7 +36,8 @@ from scalai_nb.learn.training.fits import (
     plan,
     transform_of,
 )
-from .heldout import calibrated, check_calibration, goals_of
+from .heldout import calibrated, check_calibration, goals_of, losses_of
+from .packable import refuse_unpackable
 from .leaks import associations, refuse_known, refuse_strong
 from .results import Training
 
@@ -61,6 +63,9 @@ class Judging:
         "balanced", or a dict by class: weights of the rows learnt from, not of those judged
     importance : int, default 5000
         rows of each fold on which columns are shuffled; 0: none
+    packaged : bool, default True
+        whether candidates that cannot be packaged are refused at once; False: they are compared
+        only
     """
 
     by: (
@@ -73,6 +78,8 @@ class Judging:
     # "balanced", or a dict by class: weights of the rows learnt from, not of those judged
     class_weight: str | dict | None = None
     importance: int = 5_000  # rows of each fold on which columns are shuffled; 0: none
+    # whether candidates that cannot be packaged are refused at once; False: they are compared only
+    packaged: bool = True
 
     @property
     def columns(self) -> list[str]:
@@ -147,9 +154,9 @@ def _held(ds: Dataset, names: Iterable[str], memory: int) -> tuple[Dataset, int]
 
 
 def _summarized(
-    ds: Dataset, task: Task, transform: Transform, split: Split, effort: Effort
-) -> dict[int, Any]:
-    """Fold -> state of its summary, from one pass that also looks for leaks
+    ds: Dataset, task: Task, transform: Transform, split: Split, effort: Effort, more: list[str]
+) -> tuple[dict[int, Any], Fingerprint]:
+    """Fold -> state of its summary, and a fingerprint of all rows; the pass also looks for leaks
 
     ContractViolation names a leak.
     """
@@ -157,11 +164,20 @@ def _summarized(
     algorithms = {
         "folds": by_fold(transform.names),
         "leaks": associations(numeric, categorical, task.label, task.classes),
+        "rows": fingerprint(sorted({*transform.names, task.label, *more})),
     }
     folded = ds.assign({FOLD: ("row", split.fold)})
     seen = reduce(algorithms, folded, effort.client, progress=False)
     refuse_strong(seen["leaks"], task.label)
-    return seen["folds"]
+    return seen["folds"], seen["rows"]
+
+
+def _identifying(data: Dataset, contract: Contract | None) -> list[str]:
+    "The columns, beside features and label, that tell rows apart: key and time of the contract"
+    if contract is None:
+        return []
+    names = [c.name for c in contract.columns if c.role in ("key", "time")]
+    return [n for n in names if n in data.variables and data[n].dims == ("row",)]
 
 
 def _planned(w: Work, size: int, room: int) -> Plan:
@@ -193,7 +209,7 @@ def _collect(w: Work, p: Plan) -> tuple[tuple[Outcome, ...], dict[str, Array]]:
             show(f"{at}: failed: {o.error}")
             continue
         rows = w.split.rows([o.fold])
-        value = getattr(judge(w.task, rows, o.scores), measure)
+        value = value_of(judge(w.task, rows, o.scores), measure)
         name = measure.replace("_", " ")
         show(f"{at}: {name} {value:.4g} on {len(rows):,} rows, {o.seconds:.1f} s")
         if o.name not in scores:
@@ -225,6 +241,18 @@ def _judged(
     return scores, evaluations, curves
 
 
+def _undefined(evaluations: dict[str, Any], losses: tuple[str, ...]) -> list[str]:
+    "What is to be said of losses that are not defined for what a candidate predicts"
+    found = []
+    for name, e in evaluations.items():
+        for loss in losses:
+            try:
+                e.loss(loss)
+            except ParameterError as error:
+                found.append(f"{name}: {error}")
+    return found
+
+
 def _notes(w: Work, done: tuple[Outcome, ...], judging: Judging) -> list[str]:
     "What a reader of the table must know"
     last = [o for o in done if o.fold == w.split.tests[-1]]
@@ -251,7 +279,8 @@ def train(
     # column to predict; None: the one that the contract attached to the data names
     label: str | None = None,
     # name -> comparison, such as {"roc_auc": ">= 0.7", "recall": ">= 0.6"}; the first that does
-    # not set the threshold decides which candidate is best. None: the loss decides
+    # not set the threshold decides which candidate is best. None: the loss decides; of counts,
+    # amounts and quantiles it is the loss that the first such candidate learns
     goals: dict[str, str | Goal] | None = None,
     *,
     # not fitted; None: every column that the contract calls a feature
@@ -268,7 +297,8 @@ def train(
     are known too late are refused as features, and those of another role are none by default.
 
     Raises `ContractViolation` if labels, rows or features will not do, `ParameterError` for what
-    cannot be measured or does not exist, and `WorkFailed` if no candidate could be fitted.
+    cannot be measured or packaged, or does not exist, and `WorkFailed` if no candidate could be
+    fitted.
 
     Parameters
     ----------
@@ -281,7 +311,8 @@ def train(
         column to predict; None: the one that the contract attached to the data names
     goals : dict[str, str | Goal] | None, default None
         name -> comparison, such as {"roc_auc": ">= 0.7", "recall": ">= 0.6"}; the first that does
-        not set the threshold decides which candidate is best. None: the loss decides
+        not set the threshold decides which candidate is best. None: the loss decides; of counts,
+        amounts and quantiles it is the loss that the first such candidate learns
     transform : Transform | None, default None
         not fitted; None: every column that the contract calls a feature
     split : str | Folds | Split | None, default None
@@ -296,12 +327,16 @@ def train(
     named: Any = label or (contract and contract.label)
     task = task_of(data, named, _are_classifiers(candidates))
     asked = goals_of(goals, task.kind)
+    if task.kind == "numbers":
+        task = replace(task, losses=losses_of(candidates, asked))
     weight = judging.weight
     check_columns([*by, *([weight] if weight else [])] or None, over_rows(data))
     check_calibration(judging.calibrate, task)
     folds = split if isinstance(split, Folds) else Folds(split if isinstance(split, str) else None)
     t = transform or default_transform(data, contract, {task.label, weight, folds.by})
     refuse_known(t.columns(data), task.label, contract)
+    if judging.packaged:
+        refuse_unpackable(candidates, t, task)
     parts = split_of(
         data,
         contract,
@@ -313,11 +348,12 @@ def train(
     )
     room = budget(effort)
     given = None if weight is None else finite_weights(data[weight].values)
-    ds, size = _held(data, [*t.names, task.label], 0 if effort.client else room)
-    states = _summarized(ds, task, t, parts, effort)
-    w = Work(
-        ds, task, parts, t, dict(candidates), states, effort=effort, shuffled=judging.importance
-    )
+    more = _identifying(data, contract)
+    ds, size = _held(data, [*t.names, task.label, *more], 0 if effort.client else room)
+    states, rows = _summarized(ds, task, t, parts, effort, more)
+    learned = LearnedFrom(rows, parts.says, data.encoding.get("source"))
+    w = Work(ds, task, parts, t, dict(candidates), states, None, effort, judging.importance)
+    w = replace(w, learned=learned)
     weights = _weights(task, judging.class_weight, given)
     if weights is not None:
         w = replace(w, ds=ds.assign({WEIGHT: ("row", weights)}), weight=WEIGHT)
@@ -325,4 +361,5 @@ def train(
     done, scores = _collect(w, p)
     slices = data[by].compute() if by else None
     judged = _judged(w, scores, judging.calibrate, slices, given)
-    return Training(w, p, asked, done, *judged, tuple(_notes(w, done, judging)))
+    notes = [*_notes(w, done, judging), *_undefined(judged[1], task.losses)]
+    return Training(w, p, asked, done, *judged, tuple(notes))

@@ -41,6 +41,7 @@ FILLED = {
     "created": "Created",
     "estimator": "Estimator",
     "output": "Output",
+    "classes": "Classes",
     "inputs": "Inputs",
     "features": "Features",
     "environment": "Environment",
@@ -115,9 +116,10 @@ def card_of(
     name: str,
     stated: Mapping[str, Any],  # by the author, by the keys of CARD and any others
     estimator: Fitted,
-    output: str,  # "probability" or "value"
+    output: str,  # "probability", "probabilities" or "value"
     inputs: Mapping[str, str],  # ONNX type of each raw column
     features: Sequence[str],
+    classes: Sequence[Any] = (),  # names, in the order of their probabilities; none of numbers
 ) -> dict[str, Any]:
     """The author's card, completed. `ParameterError`: a key is filled in here
 
@@ -128,10 +130,12 @@ def card_of(
         by the author, by the keys of CARD and any others
     estimator : Fitted
     output : str
-        "probability" or "value"
+        "probability", "probabilities" or "value"
     inputs : Mapping[str, str]
         ONNX type of each raw column
     features : Sequence[str]
+    classes : Sequence[Any], default ()
+        names, in the order of their probabilities; none of numbers
     """
     for key in stated:
         if key in FILLED:
@@ -149,6 +153,7 @@ def card_of(
         **secrets_here().redact(_plain(stated)),
         "estimator": called(inner),
         "output": output,
+        **({"classes": _plain(list(classes))} if classes else {}),
         "inputs": inputs,
         "features": len(features),
         "environment": _libraries(estimator, inner),

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +36,16 @@ OUTPUTS = ("probability", "log_odds", "value")
 OLDEST = 13  # opset from which the nodes of the transform mean what they mean today
 
 
+def _softmax(y: Array) -> Array:
+    "(row, class) probabilities of log-odds"
+    share = np.exp(y - y.max(axis=1, keepdims=True))
+    return share / share.sum(axis=1, keepdims=True)
+
+
 def _scores(y: Array, output: str) -> Array:
-    "(row,) scores of an output (row,), (row, 1) or (row, 2)"
+    "Scores (row,) of an output (row,), (row, 1) or (row, 2); (row, class) of one of more classes"
+    if y.ndim == 2 and y.shape[1] > 2:
+        return _softmax(y) if output == "log_odds" else y
     if y.ndim == 2 and y.shape[1] == 2:
         y = y[:, 1] - y[:, 0] if output == "log_odds" else y[:, 1]
     y = y.reshape(-1)
@@ -52,7 +60,7 @@ class Outside:
     Attributes
     ----------
     proto : ModelProto
-        (row, feature) float32 or float64 -> (row,), (row, 1) or (row, 2)
+        (row, feature) float32 or float64 -> (row,), (row, 1) or (row, class)
     run : Callable[[Array], Array]
         (row, feature) float32 -> the same
     n_features_in_ : int
@@ -62,20 +70,23 @@ class Outside:
         where it comes from
     called : str, default 'ONNX'
         what a card calls it
+    classes : tuple, default ()
+        names, where it tells more than two classes apart
     """
 
-    # (row, feature) float32 or float64 -> (row,), (row, 1) or (row, 2)
+    # (row, feature) float32 or float64 -> (row,), (row, 1) or (row, class)
     proto: ModelProto = field(repr=False)
     run: Callable[[Array], Array] = field(repr=False)  # (row, feature) float32 -> the same
     n_features_in_: int
     output: str = "probability"  # one of OUTPUTS
     library: str = "onnx"  # where it comes from
     called: str = "ONNX"  # what a card calls it
+    classes: tuple = ()  # names, where it tells more than two classes apart
 
     def scores(
         self,
         X: Array,  # (row, feature) float32
-    ) -> Array:  # (row,) float64
+    ) -> Array:  # (row,) float64; (row, class) of more than two classes
         """Scores as its own library gives them: probabilities or predictions
 
         Parameters
@@ -86,7 +97,7 @@ class Outside:
         Returns
         -------
         Array
-            (row,) float64
+            (row,) float64; (row, class) of more than two classes
         """
         return _scores(np.asarray(self.run(X), np.float64), self.output)
 
@@ -155,10 +166,22 @@ def _runner(proto: ModelProto, name: str, kind: int, result: str) -> Callable[[A
     return run
 
 # %% ../../../nbs/models/package/foreign.ipynb #55367587
+def _check_columns(y: Array, output: str, classes: Sequence, place: str) -> None:
+    "ParameterError unless three rows have as many scores as they should"
+    several = output != "value" and len(classes) > 2 and y.shape == (3, len(classes))
+    if y.shape not in ((3,), (3, 1), (3, 2)) and not several:
+        raise ParameterError(
+            f"{place} gives {y.shape} for 3 rows; "
+            "accepted: one score a row, or the shares of two classes; "
+            "of more classes, with their names: card={'classes': […]}."
+        )
+
+
 def from_onnx(
     given: str | Path | bytes | ModelProto,
     features: int,  # of the transform
     output: str = "probability",  # what it gives, one of OUTPUTS
+    classes: Sequence = (),  # names, where it tells more than two apart
 ) -> Outside:
     """A model that another library exported.
 
@@ -171,6 +194,8 @@ def from_onnx(
         of the transform
     output : str, default 'probability'
         what it gives, one of OUTPUTS
+    classes : Sequence, default ()
+        names, where it tells more than two apart
     """
     proto, place = _loaded(given), "The ONNX model"
     taken = _inputs(proto)
@@ -193,13 +218,10 @@ def from_onnx(
         text = f"{place} fails on three rows ({e}); "
         text += "export it with a first dimension that is dynamic."
         raise ParameterError(text.replace("\n", " ")) from e
-    if y.shape not in ((3,), (3, 1), (3, 2)):
-        raise ParameterError(
-            f"{place} gives {y.shape} for 3 rows; "
-            "accepted: one score a row, or the shares of two classes."
-        )
+    _check_columns(y, output, classes, place)
+    named = tuple(classes) if y.ndim == 2 and y.shape[1] > 2 else ()
     called = f"ONNX by {proto.producer_name}" if proto.producer_name else "ONNX"
-    return Outside(proto, run, features, output, called=called)
+    return Outside(proto, run, features, output, called=called, classes=named)
 
 # %% ../../../nbs/models/package/foreign.ipynb #bae5b6cf
 def _inlined(g: Graph, x: str, proto: ModelProto) -> str:
@@ -223,7 +245,7 @@ def outside_nodes(
     g: Graph,
     x: str,  # name of the features
     e: Outside,
-) -> str:  # name of (row, 1) float32 scores
+) -> str:  # name of (row, 1) float32 scores; (row, class) of more than two classes
     """Write the nodes of a model from outside
 
     Parameters
@@ -236,9 +258,11 @@ def outside_nodes(
     Returns
     -------
     str
-        name of (row, 1) float32 scores
+        name of (row, 1) float32 scores; (row, class) of more than two classes
     """
     y = g.node("Cast", _inlined(g, x, e.proto), to=FLOAT)
+    if e.classes:
+        return g.node("Softmax", y, axis=1) if e.output == "log_odds" else y
     one = e.run(np.zeros((1, e.n_features_in_), np.float32))
     if np.ndim(one) == 2 and np.shape(one)[1] == 2:
         first = g.node("Gather", y, np.array([0]), axis=1)
@@ -269,9 +293,10 @@ def _first(error: BaseException) -> str:
 
 
 def from_torch(
-    module: Module,  # trained: (row, feature) float32 -> (row,), (row, 1) or (row, 2)
+    module: Module,  # trained: (row, feature) float32 -> (row,), (row, 1) or (row, class)
     features: int,  # of the transform
     output: str = "probability",  # what it gives, one of OUTPUTS
+    classes: Sequence = (),  # names, where it tells more than two apart
 ) -> Outside:
     """A net of PyTorch.
 
@@ -280,11 +305,13 @@ def from_torch(
     Parameters
     ----------
     module : Module
-        trained: (row, feature) float32 -> (row,), (row, 1) or (row, 2)
+        trained: (row, feature) float32 -> (row,), (row, 1) or (row, class)
     features : int
         of the transform
     output : str, default 'probability'
         what it gives, one of OUTPUTS
+    classes : Sequence, default ()
+        names, where it tells more than two apart
     """
     try:
         import torch, onnxscript  # noqa: F401
@@ -312,15 +339,15 @@ def from_torch(
         with torch.no_grad():
             return module(torch.from_numpy(np.ascontiguousarray(X))).numpy()
 
-    proto = from_onnx(program.model_proto, features, output).proto
-    return Outside(proto, run, features, output, "torch", type(module).__name__)
+    found = from_onnx(program.model_proto, features, output, classes)
+    return replace(found, run=run, library="torch", called=type(module).__name__)
 
 
 def network_nodes(
     g: Graph,
     x: str,  # name of the features
     e: Any,  # learn.networks' Network
-) -> str:  # name of (row, 1) float32 scores
+) -> str:  # name of (row, 1) float32 scores; (row, class) of more than two classes
     """Write the nodes of a network that was trained here
 
     Parameters
@@ -334,17 +361,18 @@ def network_nodes(
     Returns
     -------
     str
-        name of (row, 1) float32 scores
+        name of (row, 1) float32 scores; (row, class) of more than two classes
     """
-    output = "log_odds" if hasattr(e, "classes_") else "value"
-    return outside_nodes(g, x, from_torch(e.module_, e.n_features_in_, output))
+    classes = getattr(e, "classes_", ())
+    output = "log_odds" if len(classes) else "value"
+    return outside_nodes(g, x, from_torch(e.module_, e.n_features_in_, output, classes))
 
 # %% ../../../nbs/models/package/foreign.ipynb #f8df6cc1
 def converted_nodes(
     g: Graph,
     x: str,  # name of the features
     e: Any,  # any other estimator of scikit-learn
-) -> str:  # name of (row, 1) float32 scores
+) -> str:  # name of (row, 1) float32 scores; (row, class) of more than two classes
     """Write the nodes that skl2onnx makes of an estimator.
 
     `ParameterError`: it cannot. `MissingExtra`: skl2onnx is not installed.
@@ -360,7 +388,7 @@ def converted_nodes(
     Returns
     -------
     str
-        name of (row, 1) float32 scores
+        name of (row, 1) float32 scores; (row, class) of more than two classes
     """
     try:
         import skl2onnx
@@ -382,5 +410,5 @@ def converted_nodes(
         raise ParameterError(
             f"{type(e).__name__} cannot be packaged: skl2onnx says {_first(error)}"
         ) from error
-    output = "probability" if classes else "value"
-    return outside_nodes(g, x, from_onnx(proto, e.n_features_in_, output))
+    output, names = ("probability", e.classes_) if classes else ("value", ())
+    return outside_nodes(g, x, from_onnx(proto, e.n_features_in_, output, names))

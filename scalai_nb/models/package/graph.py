@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array
 
 # %% auto #0
-__all__ = ['FLOAT', 'INT64', 'DOUBLE', 'UNHEARD', 'FEATURES', 'inputs', 'Graph', 'feature_nodes',
-           'finished']
+__all__ = ['FLOAT', 'INT64', 'STRING', 'DOUBLE', 'UNHEARD', 'FEATURES', 'EMPTY', 'inputs', 'Graph',
+           'feature_nodes', 'finished']
 
 # %% ../../../nbs/models/package/graph.ipynb #ef1eb5d3
 def inputs(
@@ -89,7 +90,7 @@ class Graph:
         return result
 
 # %% ../../../nbs/models/package/graph.ipynb #ab90eb25
-FLOAT, INT64, DOUBLE = 1, 7, 11  # TensorProto's numbers of these types
+FLOAT, INT64, STRING, DOUBLE = 1, 7, 8, 11  # TensorProto's numbers of these types
 
 
 def _values(g: Graph, ns: list[Numeric], x: str) -> str:
@@ -211,9 +212,12 @@ def feature_nodes(
     return g.node("Concat", *parts, axis=1, output=FEATURES)
 
 # %% ../../../nbs/models/package/graph.ipynb #bddaf2ae
-def _needed(nodes: list[NodeProto], output: str) -> list[NodeProto]:
-    "The nodes that `output` depends on"
-    wanted, needed = {output}, []
+EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+def _needed(nodes: list[NodeProto], outputs: Iterable[str]) -> list[NodeProto]:
+    "The nodes that the outputs depend on"
+    wanted, needed = {*outputs}, []
     for node in reversed(nodes):
         if wanted & set(node.output):
             needed.append(node)
@@ -237,11 +241,14 @@ def _outer(attribute: AttributeProto) -> Iterator[str]:
 def finished(
     g: Graph,
     columns: Mapping[str, str],  # ONNX type of each input, (row, 1)
-    result: str,  # name of the one output
+    result: str,  # name of the first output
     output: str = "score",  # what it is called
-    width: int | None = 1,  # columns of the output, (row, width) float32
+    width: int | None = 1,  # its columns, (row, width) float32
+    more: Mapping[str, tuple[str, int]] = EMPTY,  # further outputs, (row, 1): result and ONNX type
 ) -> ModelProto:
     """The model of the nodes; onnx's checker has seen it
+
+    An output that is called as a column gets a slash before its name.
 
     Parameters
     ----------
@@ -249,22 +256,27 @@ def finished(
     columns : Mapping[str, str]
         ONNX type of each input, (row, 1)
     result : str
-        name of the one output
+        name of the first output
     output : str, default 'score'
         what it is called
     width : int | None, default 1
-        columns of the output, (row, width) float32
+        its columns, (row, width) float32
+    more : Mapping[str, tuple[str, int]], default EMPTY
+        further outputs, (row, 1): result and ONNX type
     """
     from onnx import TensorProto, checker, helper
 
-    output = f"/{output}" if output in columns else output
-    g.node("Identity", result, output=output)
-    nodes = _needed(g.nodes, output)
+    outputs = {output: (result, TensorProto.FLOAT, width)}
+    outputs |= {name: (*about, 1) for name, about in more.items()}
+    named = {f"/{n}" if n in columns else n: about for n, about in outputs.items()}
+    for name, (result, _, _) in named.items():
+        g.node("Identity", result, output=name)
+    nodes = _needed(g.nodes, named)
     read = {name for node in nodes for name in _read(node)}
     constants = [c for c in g.constants if c.name in read]
     value = helper.make_tensor_value_info
     given = [value(n, getattr(TensorProto, kind), [None, 1]) for n, kind in columns.items()]
-    gives = [value(output, TensorProto.FLOAT, [None, width])]
+    gives = [value(name, kind, [None, width]) for name, (_, kind, width) in named.items()]
     model = helper.make_model(
         helper.make_graph(nodes, "raw columns to score", given, gives, constants),
         ir_version=10,

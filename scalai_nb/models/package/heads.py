@@ -19,6 +19,7 @@ from scalai_nb.models.package.graph import (
     DOUBLE,
     FLOAT,
     INT64,
+    STRING,
     Graph,
     feature_nodes,
     finished,
@@ -47,11 +48,11 @@ if TYPE_CHECKING:
     Packable: TypeAlias = Fitted | Module | ModelProto | bytes | str | Path
 
 # %% auto #0
-__all__ = ['Head', 'Tree', 'Link', 'LINKS', 'HEADS', 'below', 'ensemble', 'rounds', 'isotonic',
-           'head', 'model_of', 'gives', 'score', 'graph']
+__all__ = ['Head', 'Tree', 'Link', 'LINKS', 'HEADS', 'OUTPUT', 'below', 'ensemble', 'rounds',
+           'isotonic', 'head', 'model_of', 'classes_of', 'gives', 'score', 'graph']
 
 # %% ../../../nbs/models/package/heads.ipynb #bf896740
-# (graph, name of (row, feature), estimator) -> name of (row, 1)
+# (graph, name of (row, feature), estimator) -> name of (row, 1); beyond two classes: (row, class)
 Head: TypeAlias = Callable[[Graph, str, Any], str]
 
 # %% ../../../nbs/models/package/heads.ipynb #db2bbf0b
@@ -60,18 +61,19 @@ def _cast(g: Graph, x: str, to: int) -> str:
 
 
 def _margin(g: Graph, x: str, e: Any) -> str:
-    "(row, 1) what is linear in the features; float64 where scikit-learn's coefficients are"
+    "What is linear in the features, (row, 1 or class); float64 where scikit-learn's are"
     wide = type(e).__module__.startswith("sklearn.") and np.asarray(e.coef_).dtype == np.float64
     dtype = np.float64 if wide else np.float32
     weights = np.asarray(e.coef_, dtype).reshape(-1, e.n_features_in_)
     shift = np.asarray(e.intercept_, dtype).reshape(-1)
-    if len(weights) != 1:
+    if len(weights) != 1 and not hasattr(e, "classes_"):
         raise ParameterError(f"{type(e).__name__} has {len(weights)} targets; accepted: one.")
     return g.node("Add", g.node("MatMul", _cast(g, x, DOUBLE) if wide else x, weights.T), shift)
 
 
 def _logistic(g: Graph, x: str, e: Any) -> str:
-    return g.node("Sigmoid", _margin(g, x, e))
+    margin = _margin(g, x, e)
+    return g.node("Sigmoid", margin) if len(e.classes_) == 2 else g.node("Softmax", margin, axis=1)
 
 
 def _exponential(g: Graph, x: str, e: Any) -> str:
@@ -101,8 +103,26 @@ def below(
 
 
 # a column for each of: left, right (children; under 0: a leaf), feature, threshold, missing_left,
-# value (of leaves)
+# value (of leaves; (node, class) where a leaf has one for each class); and, where the whole tree
+# is about one class, `target`, its number
 Tree: TypeAlias = Mapping[str, Any]
+
+
+def _leaves(trees: Sequence[Tree]) -> dict[str, Array]:
+    "What each leaf adds: columns for its tree, its node, the target and the weight"
+    parts: list[tuple[Array, ...]] = []
+    for i, tree in enumerate(trees):
+        at = np.flatnonzero(np.asarray(tree["left"]) < 0)
+        value = np.asarray(tree["value"])[at]
+        columns = value.shape[1] if value.ndim == 2 else 1
+        target = np.tile(np.arange(columns) + tree.get("target", 0), len(at))
+        node = np.repeat(at, columns)
+        parts.append((np.full(len(node), i), node, target, value.ravel()))
+    names = ("treeids", "nodeids", "ids", "weights")
+    return {k: np.concatenate(x) for k, x in zip(names, zip(*parts, strict=True), strict=True)}
+
+
+_NODE = ("left", "right", "feature", "threshold", "missing_left")
 
 
 def ensemble(
@@ -111,7 +131,8 @@ def ensemble(
     trees: Sequence[Tree],
     mode: str,  # BRANCH_LT or BRANCH_LEQ: where a row goes left
     wide: bool = False,  # thresholds are float64
-) -> str:  # name of (row, 1) float32
+    targets: int = 1,  # sums that the leaves add to
+) -> str:  # name of (row, target) float32
     """One node for all trees: the sum of their leaves
 
     Parameters
@@ -124,15 +145,17 @@ def ensemble(
         BRANCH_LT or BRANCH_LEQ: where a row goes left
     wide : bool, default False
         thresholds are float64
+    targets : int, default 1
+        sums that the leaves add to
 
     Returns
     -------
     str
-        name of (row, 1) float32
+        name of (row, target) float32
     """
     from onnx import numpy_helper
 
-    n = {k: np.concatenate([np.asarray(tree[k]) for tree in trees]) for k in trees[0]}
+    n = {k: np.concatenate([np.asarray(tree[k]) for tree in trees]) for k in _NODE}
     sizes = [len(tree["left"]) for tree in trees]
     ids = {
         "treeids": np.repeat(np.arange(len(trees)), sizes),
@@ -147,14 +170,9 @@ def ensemble(
         "values": np.where(leaf, 0, n["threshold"]),
         "missing_value_tracks_true": np.where(leaf, 0, n["missing_left"]),
     }
-    leaves = {
-        **{k: v[leaf] for k, v in ids.items()},
-        "weights": n["value"][leaf],
-        "ids": np.zeros(leaf.sum(), int),
-    }
     columns = {
         **{f"nodes_{k}": v for k, v in nodes.items()},
-        **{f"target_{k}": v for k, v in leaves.items()},
+        **{f"target_{k}": v for k, v in _leaves(trees).items()},
     }
 
     numbers: dict[str, Any] = {}
@@ -168,17 +186,17 @@ def ensemble(
         "TreeEnsembleRegressor",
         x,
         domain="ai.onnx.ml",
-        n_targets=1,
+        n_targets=targets,
         nodes_modes=np.where(leaf, "LEAF", mode).tolist(),
         **numbers,
         **{k: v.tolist() for k, v in columns.items()},
     )
 
 
-def _leaf(value: float) -> Tree:
+def _leaf(value: float, target: int = 0) -> Tree:
     "A tree of one leaf"
     none = {"left": [-1], "right": [-1], "feature": [0], "threshold": [0.0], "missing_left": [0]}
-    return {**none, "value": [value]}
+    return {**none, "value": [value], "target": target}
 
 # %% ../../../nbs/models/package/heads.ipynb #39f0a079
 def _sigmoid(g: Graph, margin: str) -> str:
@@ -198,6 +216,10 @@ def _same(g: Graph, margin: str) -> str:
     return margin
 
 
+def _softmax(g: Graph, margin: str) -> str:
+    return _cast(g, g.node("Softmax", _cast(g, margin, DOUBLE), axis=1), FLOAT)
+
+
 Link: TypeAlias = tuple[Callable[[Any], Any], Callable[[Graph, str], str]]
 # objective of XGBoost -> from base_score to the margin in float32, and the nodes back
 LINKS: dict[str, Link] = {
@@ -206,6 +228,8 @@ LINKS: dict[str, Link] = {
         ["reg:squarederror", "reg:absoluteerror", "reg:pseudohubererror"], (lambda p: p, _same)
     ),
     **dict.fromkeys(["count:poisson", "reg:gamma", "reg:tweedie"], (np.log, _exp)),
+    "reg:quantileerror": (lambda p: p, _same),
+    "multi:softprob": (lambda p: p, _softmax),
 }
 
 
@@ -264,28 +288,46 @@ def _xgboost_tree(tree: dict[str, Any]) -> Tree:
 def _xgboost(g: Graph, x: str, e: Any) -> str:
     learner = _learner(e)
     to_margin, back = LINKS[learner["objective"]["name"]]
-    base = np.float32(np.ravel(json.loads(learner["learner_model_param"]["base_score"]))[0])
-    trees = [_xgboost_tree(t) for t in learner["gradient_booster"]["model"]["trees"]]
-    return back(g, ensemble(g, x, [_leaf(to_margin(base)), *trees], "BRANCH_LT"))
+    model, about = learner["gradient_booster"]["model"], learner["learner_model_param"]
+    targets = max(int(about["num_class"]), 1)
+    base = np.float32(np.ravel(json.loads(about["base_score"])))
+    bases = [_leaf(to_margin(b), k) for k, b in enumerate(np.broadcast_to(base, targets))]
+    trees = [
+        {**_xgboost_tree(t), "target": k}
+        for t, k in zip(model["trees"], model["tree_info"], strict=True)
+    ]
+    return back(g, ensemble(g, x, [*bases, *trees], "BRANCH_LT", targets=targets))
 
 # %% ../../../nbs/models/package/heads.ipynb #907e2553
 def _sklearn_tree(tree: Any, share: float) -> Tree:
     "A tree of scikit-learn"
     if tree.n_outputs != 1:
         raise ParameterError(f"The trees have {tree.n_outputs} targets; accepted: one.")
+    value = tree.value[:, 0] * share  # (node, class), or (node, 1) of numbers
     return {
         "left": tree.children_left,
         "right": tree.children_right,
         "feature": tree.feature,
         "threshold": below(tree.threshold),
         "missing_left": tree.missing_go_to_left,
-        "value": tree.value[:, 0, -1] * share,
+        "value": value if value.shape[1] > 2 else value[:, -1],
     }
 
 
 def _forest(g: Graph, x: str, e: Any) -> str:
     trees = [t.tree_ for t in getattr(e, "estimators_", [e])]
-    return ensemble(g, x, [_sklearn_tree(t, 1 / len(trees)) for t in trees], "BRANCH_LEQ")
+    found = [_sklearn_tree(t, 1 / len(trees)) for t in trees]
+    shares = ensemble(g, x, found, "BRANCH_LEQ", targets=_targets(e))
+    if _targets(e) == 1:
+        return shares
+    # a sum of shares may be a last digit above 1
+    return g.node("Clip", shares, np.float32(0), np.float32(1))
+
+
+def _targets(e: Any) -> int:
+    "How many sums an estimator's trees add to: one for each class beyond two, else one"
+    classes = len(getattr(e, "classes_", ()))
+    return classes if classes > 2 else 1
 
 
 def _histogram_tree(nodes: Array) -> Tree:
@@ -307,12 +349,17 @@ def _histogram_tree(nodes: Array) -> Tree:
 
 def _histogram(g: Graph, x: str, e: Any) -> str:
     # `_predictors`, as sklearn's own export to PMML and ONNX do
-    trees = [_histogram_tree(t.nodes) for per_class in e._predictors for t in per_class]
+    trees = [
+        {**_histogram_tree(t.nodes), "target": k}
+        for per_class in e._predictors
+        for k, t in enumerate(per_class)
+    ]
+    bases = [_leaf(b, k) for k, b in enumerate(np.ravel(e._baseline_prediction))]
     if hasattr(e, "classes_"):
-        back = _sigmoid
+        back = _sigmoid if len(e.classes_) == 2 else _softmax
     else:
         back = _exp if e.loss in ("poisson", "gamma") else _same
-    return back(g, ensemble(g, x, [_leaf(e._baseline_prediction.item()), *trees], "BRANCH_LEQ"))
+    return back(g, ensemble(g, x, [*bases, *trees], "BRANCH_LEQ", targets=_targets(e)))
 
 # %% ../../../nbs/models/package/heads.ipynb #42d32f28
 def _search(g: Graph, x: str, knots: Array) -> str:
@@ -383,7 +430,7 @@ def _calibrated(g: Graph, x: str, e: Any) -> str:
     return _platt(g, score, float(c.x[0]), float(c.y[0]))
 
 # %% ../../../nbs/models/package/heads.ipynb #161fa786
-# by class: the probability of the positive class, or a regression's prediction
+# by class: the probability of the positive class, those of all classes, or a prediction
 HEADS: dict[str, Head] = {
     "LogisticRegression": _logistic,
     **dict.fromkeys(["LinearRegression", "Ridge", "ElasticNet"], _margin),
@@ -425,6 +472,7 @@ def model_of(
     estimator: Packable,  # a torch.nn.Module, an onnx.ModelProto, its bytes or its path
     features: int,  # of the transform
     output: str | None = None,  # what a model from outside gives, one of OUTPUTS
+    classes: Sequence[Any] = (),  # names, where a model from outside tells more than two apart
 ) -> Fitted:
     """The estimator itself, or a model from outside in its place.
 
@@ -438,15 +486,17 @@ def model_of(
         of the transform
     output : str | None, default None
         what a model from outside gives, one of OUTPUTS
+    classes : Sequence[Any], default ()
+        names, where a model from outside tells more than two apart
     """
     given: Any = estimator
     kinds = {c.__name__ for c in type(estimator).__mro__}
     if output not in (None, *OUTPUTS):
         raise ParameterError(f"output={output!r} is not known; accepted: {', '.join(OUTPUTS)}.")
     if kinds & {"ModelProto", "bytes", "str", "Path"}:
-        return from_onnx(given, features, output or "probability")
+        return from_onnx(given, features, output or "probability", classes)
     if "Module" in kinds:
-        return from_torch(given, features, output or "probability")
+        return from_torch(given, features, output or "probability", classes)
     if output:
         raise ParameterError(
             f"output={output!r} is for a model from outside; "
@@ -455,8 +505,17 @@ def model_of(
     return given
 
 # %% ../../../nbs/models/package/heads.ipynb #2b51500c
+def classes_of(estimator: Fitted) -> tuple:
+    "The names of the classes in the order of their probabilities; empty where it tells numbers"
+    if isinstance(estimator, Outside):
+        return estimator.classes
+    return tuple(np.asarray(getattr(estimator, "classes_", ())).tolist())
+
+
 def gives(estimator: Fitted) -> str:
-    "`probability` of the positive class, or a predicted `value`"
+    "`probability` of the positive class, `probabilities` of each class, or a predicted `value`"
+    if len(classes_of(estimator)) > 2:
+        return "probabilities"
     if isinstance(estimator, Outside):
         return "value" if estimator.output == "value" else "probability"
     return "probability" if hasattr(estimator, "classes_") else "value"
@@ -465,7 +524,7 @@ def gives(estimator: Fitted) -> str:
 def score(
     estimator: Fitted,
     X: DataArray,  # (row, feature) float32 with the names of the features
-) -> Array:  # (row,)
+) -> Array:  # (row,); (row, class) of more than two classes
     """The scores of an estimator by its own library
 
     Parameters
@@ -477,22 +536,23 @@ def score(
     Returns
     -------
     Array
-        (row,)
+        (row,); (row, class) of more than two classes
     """
     if isinstance(estimator, Outside):
         return estimator.scores(X.values)
     e: Any = estimator
     features = X.to_pandas() if hasattr(e, "feature_names_in_") else X.values
     with np.errstate(over="ignore", invalid="ignore"):  # of infinite features
-        if gives(e) == "probability":
-            return e.predict_proba(features)[:, 1]
-        return np.ravel(e.predict(features))
+        if gives(e) == "value":
+            return np.ravel(e.predict(features))
+        shares = e.predict_proba(features)
+        return shares[:, 1] if gives(e) == "probability" else shares
 
 # %% ../../../nbs/models/package/heads.ipynb #b364c352
-def _two_classes(e: Any) -> None:
-    "ParameterError unless a classifier has two classes and their probabilities"
-    if (n := len(getattr(e, "classes_", "  "))) != 2:
-        raise ParameterError(f"{type(e).__name__} has {n} classes; accepted: two.")
+def _has_probabilities(e: Any) -> None:
+    "ParameterError unless a classifier has two classes or more and their probabilities"
+    if (n := len(getattr(e, "classes_", "  "))) < 2:
+        raise ParameterError(f"{type(e).__name__} has {n} classes; accepted: two or more.")
     if hasattr(e, "classes_") and not hasattr(e, "predict_proba"):
         raise ParameterError(
             f"{type(e).__name__} gives no probabilities; "
@@ -500,11 +560,28 @@ def _two_classes(e: Any) -> None:
         )
 
 
+# by what a model gives: the name of the graph's first output, float32
+OUTPUT = {"probability": "score", "probabilities": "probabilities", "value": "prediction"}
+
+
+def _label(g: Graph, shares: str, names: Sequence[Any]) -> tuple[str, int]:
+    "The name of the likeliest class, (row, 1), and its ONNX type: whole numbers or strings"
+    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in names)
+    table = np.array(names, np.int64) if whole else np.array([*map(str, names)], object)
+    place = g.node("ArgMax", shares, axis=1, keepdims=1)
+    return g.node("Gather", table, place), INT64 if whole else STRING
+
+
 def graph(
     transform: Transform,  # fitted
     estimator: Fitted,  # on its features
-) -> bytes:  # a serialised ONNX model: raw columns, each (row, 1) -> score, (row, 1) float32
+    classes: Sequence[Any] | None = None,  # names of more than two; None: as the estimator has them
+) -> bytes:  # a serialised ONNX model: raw columns, each (row, 1) -> outputs, (row, column)
     """Write the transform and the estimator as one ONNX graph.
+
+    Its outputs are `score`, the probability of the second of two classes, (row, 1) float32;
+    `probabilities`, (row, class) float32, and `label`, (row, 1), of more classes; or
+    `prediction`, (row, 1) float32, of numbers.
 
     `ParameterError`: the two do not fit, or the kind is not known.
 
@@ -514,11 +591,13 @@ def graph(
         fitted
     estimator : Fitted
         on its features
+    classes : Sequence[Any] | None, default None
+        names of more than two; None: as the estimator has them
 
     Returns
     -------
     bytes
-        a serialised ONNX model: raw columns, each (row, 1) -> score, (row, 1) float32
+        a serialised ONNX model: raw columns, each (row, 1) -> outputs, (row, column)
     """
     nodes, columns = head(estimator), inputs(transform)
     n, m = getattr(estimator, "n_features_in_", None), len(transform.feature_names)
@@ -526,7 +605,11 @@ def graph(
         raise ParameterError(
             f"The estimator has {n} features and the transform {m}; fit it on transform(ds)."
         )
-    _two_classes(estimator)
-    g = Graph()
-    result = nodes(g, feature_nodes(g, transform), estimator)
-    return finished(g, columns, _cast(g, result, FLOAT)).SerializeToString()
+    _has_probabilities(estimator)
+    g, kind = Graph(), gives(estimator)
+    result = _cast(g, nodes(g, feature_nodes(g, transform), estimator), FLOAT)
+    names = classes or classes_of(estimator)
+    if kind != "probabilities":
+        return finished(g, columns, result, OUTPUT[kind]).SerializeToString()
+    more = {"label": _label(g, result, names)}
+    return finished(g, columns, result, OUTPUT[kind], len(names), more).SerializeToString()

@@ -25,6 +25,7 @@ import xarray as xr
 from dask.base import is_dask_collection
 
 from ...compute.state import load as load_state, save as save_state
+from ...describe.fingerprint import LearnedFrom
 from ...errors import Conflict, ParameterError
 from ...learn.features.transform import THREADS, Transform, row_coords
 from .card import called, card_of, markdown
@@ -36,7 +37,14 @@ from scalai_nb.models.package.examples import (
     threshold_rows,
 )
 from .graph import inputs
-from .heads import gives, graph, model_of, rounds, score as score_of
+from scalai_nb.models.package.heads import (
+    classes_of,
+    gives,
+    graph,
+    model_of,
+    rounds,
+    score as score_of,
+)
 from .runtime import FILES, FORMAT, OPTIONAL, contents, same_scores, session
 
 if TYPE_CHECKING:
@@ -44,6 +52,7 @@ if TYPE_CHECKING:
     from xgboost import Booster
 
     from scalai_nb.data.contract import Contract
+    from scalai_nb.describe.fingerprint import Fingerprint
     from scalai_nb.describe.summary import Summary
     from scalai_nb.models.package.heads import Fitted, Packable
     from scalai_nb.types import Array, ArrayLike, DataArray, Dataset, PathLike
@@ -107,6 +116,14 @@ def _twin(data: bytes | None, graph: bytes) -> tuple[Booster, Callable[[Array], 
     return booster, _calibration(booster.attr("calibration"))
 
 
+def _read_state(data: bytes | None) -> Any:
+    "What `compute.state` wrote; None where there is nothing"
+    if data is None:
+        return None
+    file: Any = BytesIO(data)
+    return load_state(file)
+
+
 def _calibration(text: str | None) -> Callable[[Array], Array]:
     "The calibration that a booster carries as JSON; what changes nothing where there is none"
     if not text:
@@ -119,7 +136,9 @@ def _calibration(text: str | None) -> Callable[[Array], Array]:
 # %% ../../../nbs/models/package/package.ipynb #186e0a52
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A model package: raw columns in; a probability of the positive class, or a prediction, out
+    """A model package: raw columns in; probabilities of classes, or a prediction, out
+
+    Of two classes it is the probability of the second.
 
     Attributes
     ----------
@@ -136,7 +155,9 @@ class Model:
     booster : bytes | None
         XGBoost's UBJSON, for many rows
     summary_file : bytes | None
-        `compute.state` of the Summary of the training rows"""
+        `compute.state` of the Summary of the training rows
+    rows_file : bytes | None
+        `compute.state` of the Fingerprint of the rows that it learnt from"""
 
     name: str
     graph: bytes = field(repr=False)  # ONNX
@@ -148,6 +169,8 @@ class Model:
     booster: bytes | None = field(default=None, repr=False)  # XGBoost's UBJSON, for many rows
     # `compute.state` of the Summary of the training rows
     summary_file: bytes | None = field(default=None, repr=False)
+    # `compute.state` of the Fingerprint of the rows that it learnt from
+    rows_file: bytes | None = field(default=None, repr=False)
 
     @cached_property
     def session(self) -> InferenceSession:
@@ -162,17 +185,29 @@ class Model:
     @property
     def summary(self) -> Summary | None:
         "The summary of the training rows, or None"
-        if self.summary_file is None:
-            return None
-        file: Any = BytesIO(self.summary_file)
-        return load_state(file)
+        return _read_state(self.summary_file)
+
+    @property
+    def learned(self) -> Fingerprint | None:
+        "The fingerprint of the rows that the model has learned from, or None"
+        return _read_state(self.rows_file)
+
+    @property
+    def classes(self) -> tuple:
+        "The names of the classes, in the order of their probabilities; empty of numbers"
+        return tuple(self.card.get("classes") or ())
+
+    @property
+    def columns(self) -> int | None:
+        "Columns of scores, one for each of more than two classes; None: a row has one score"
+        return len(self.classes) if self.card.get("output") == "probabilities" else None
 
     def score(
         self,
         # each raw column (row,): float32, float64 seconds since 1970, or object strings,
         # "" is missing
         arrays: Mapping[str, Array],
-    ) -> Array:  # (row,) float32
+    ) -> Array:  # (row,) float32; (row, class) of more than two classes
         """Score rows as `Transform.raw` prepares them
 
         Parameters
@@ -184,10 +219,11 @@ class Model:
         Returns
         -------
         Array
-            (row,) float32
+            (row,) float32; (row, class) of more than two classes
         """
         columns = {n: a.reshape(-1, 1) for n, a in arrays.items()}
-        return cast("Array", self.session.run(None, columns)[0]).ravel()
+        scores = cast("Array", self.session.run(None, columns)[0])
+        return scores if self.columns else scores.ravel()
 
     def predict(
         self,
@@ -196,7 +232,8 @@ class Model:
         # rows of all the data of which `ds` is a part, so that a part is scored as the whole
         # would be; None: of `ds`
         of: int | None = None,
-    ) -> DataArray:  # (row,) float32 probabilities of the positive class, or predictions
+    ) -> DataArray:  # (row,) float32 probabilities of the second of two classes, or predictions;
+        # (row, class) probabilities of more, with the names of the classes
         """Score a dataset.
 
         `ContractViolation`: a column is not there or not of its type.
@@ -214,12 +251,16 @@ class Model:
         Returns
         -------
         DataArray
-            (row,) float32 probabilities of the positive class, or predictions
+            (row,) float32 probabilities of the second of two classes, or predictions;
         """
         parts = self._predicted(ds[self.transform.columns(ds)], block, of)
-        scores = np.concatenate([np.empty(0, np.float32), *parts])
+        shape = (0, self.columns) if self.columns else (0,)
+        scores = np.concatenate([np.empty(shape, np.float32), *parts])
+        coords, dims = row_coords(ds), ["row"]
+        if self.columns:
+            coords, dims = {**coords, "class": list(self.classes)}, ["row", "class"]
         about = {"long_name": f"score of {self.name}"}
-        return xr.DataArray(scores, dims="row", coords=row_coords(ds), name="score", attrs=about)
+        return xr.DataArray(scores, dims=dims, coords=coords, name="score", attrs=about)
 
     def check(self, place: str = "examples") -> None:
         "Score the examples again. `ModelMismatch`: one scores otherwise; `place` is named in it"
@@ -316,7 +357,7 @@ class Model:
         return {k: v for k, v in self.__dict__.items() if k not in ("session", "twin")}
 
     def _predicted(self, ds: Dataset, block: int, of: int | None) -> Iterator[Array]:
-        "Yield (row,) float32 scores of the raw columns `ds`, in order"
+        "Yield float32 scores of the raw columns `ds`, in order"
         rows = ds.sizes["row"]
         few = (of or rows) < BATCH
         part = self._boosted if self.twin and not few else self._unboosted
@@ -324,11 +365,11 @@ class Model:
         return _shared(part, _blocks(ds, size), 1 if few else THREADS)
 
     def _unboosted(self, ds: Dataset) -> Array:
-        "(row,) float32 scores by the graph"
+        "float32 scores by the graph"
         return self.score(self.transform.raw(ds))
 
     def _boosted(self, ds: Dataset) -> Array:
-        "(row,) float32 scores by the booster, from the features of some rows at a time"
+        "float32 scores by the booster, from the features of some rows at a time"
         assert self.twin
         booster, calibration = self.twin
         # XGBoost takes half a millisecond a call
@@ -348,7 +389,7 @@ def estimate(
     t: Transform,
     estimator: Fitted,  # on its features
     ds: Dataset,  # (row) raw columns
-) -> Array:  # (row,) probability of the positive class, or prediction
+) -> Array:  # (row,) probability of the second of two classes, or prediction; else (row, class)
     """Score `ds` in Python, without the graph
 
     Parameters
@@ -362,7 +403,7 @@ def estimate(
     Returns
     -------
     Array
-        (row,) probability of the positive class, or prediction
+        (row,) probability of the second of two classes, or prediction; else (row, class)
     """
     return score_of(estimator, t.transform(ds))
 
@@ -397,28 +438,53 @@ def _prove(m: Model, estimator: Fitted) -> None:
         expected = estimate(m.transform, estimator, rows)
     except ValueError:
         return  # the estimator refuses infinite features
-    known = np.flatnonzero(np.isfinite(expected))  # not so where infinities cancel
+    finite = np.isfinite(expected).reshape(len(expected), -1)
+    known = np.flatnonzero(finite.all(axis=1))  # not so where infinities cancel
     m._compare(rows.isel(row=known), expected[known], m.name)
 
 
 def _are_probabilities(scores: Array, output: str) -> None:
     "ParameterError where what should be a probability is none"
     wrong = scores[~((scores >= 0) & (scores <= 1))]
-    if output == "probability" and len(wrong):
+    if output != "value" and len(wrong):
         raise ParameterError(
             f"The model gives {wrong[0]:.4g}, which is no probability; "
             "pass output='log_odds' or output='value' to say what it is."
         )
 
 # %% ../../../nbs/models/package/package.ipynb #ecbc3d2b
-def _summary_file(summary: Summary | None) -> bytes | None:
-    "A Summary as `compute.state` writes it"
-    if summary is None:
+def _state_file(state: Any) -> bytes | None:
+    "A Summary or a Fingerprint as `compute.state` writes it"
+    if state is None:
         return None
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "summary.zip"
-        save_state(path, summary)
+        path = Path(folder) / "state.zip"
+        save_state(path, state)
         return path.read_bytes()
+
+
+def _names(estimator: Fitted, stated: Any, contract: Contract | None) -> tuple:
+    """The names of the classes: as stated, else those of the contract's codes, else the values
+
+    ParameterError: not as many as there are classes.
+    """
+    values = classes_of(estimator)
+    label = contract.label if contract is not None else None
+    categories = None
+    if contract is not None and label is not None:
+        categories = contract[label].categories
+    if stated:
+        names = tuple(stated)
+    elif values and categories and all(isinstance(v, int) for v in values):
+        names = tuple(categories[v] for v in values)
+    else:
+        names = values
+    if len(names) != len(values):
+        raise ParameterError(
+            f"The card names {len(names)} classes, and {called(estimator)} tells {len(values)} "
+            "apart; name each in the order of their probabilities."
+        )
+    return names
 
 
 def _with_booster(m: Model, estimator: Fitted) -> Model:
@@ -437,18 +503,19 @@ def _with_booster(m: Model, estimator: Fitted) -> Model:
 # %% ../../../nbs/models/package/package.ipynb #7d2665fb
 def package(
     transform: Transform,  # fitted
-    # fitted on its features, two classes or one target; or a torch.nn.Module;
+    # fitted on its features, of classes or one number; or a torch.nn.Module;
     # or ONNX: a path, bytes, a ModelProto
     estimator: Packable,
     contract: Contract | None = None,  # of the data it learnt from
     *,
     name: str = "model",
-    # what the author says, by the keys of CARD and any others
+    # what the author says, by the keys of CARD and any others; `classes` names the classes in the
+    # order of their probabilities, where the label holds codes or the model is from outside
     card: Mapping[str, Any] | None = None,
     # of the training rows, against which drift is measured
     summary: Summary | None = None,
-    # of a model from outside: "probability" (the default) or "log_odds" of the positive class,
-    # or "value"
+    # of a model from outside: "probability" (the default) or "log_odds" of the positive class or
+    # of each class, or "value"
     output: str | None = None,
 ) -> Model:
     """Make a model of a transform and an estimator.
@@ -461,25 +528,33 @@ def package(
     transform : Transform
         fitted
     estimator : Packable
-        fitted on its features, two classes or one target; or a torch.nn.Module; or ONNX: a path,
+        fitted on its features, of classes or one number; or a torch.nn.Module; or ONNX: a path,
         bytes, a ModelProto
     contract : Contract | None, default None
         of the data it learnt from
     name : str, default 'model'
     card : Mapping[str, Any] | None, default None
-        what the author says, by the keys of CARD and any others
+        what the author says, by the keys of CARD and any others; `classes` names the classes in the
+        order of their probabilities, where the label holds codes or the model is from outside
     summary : Summary | None, default None
         of the training rows, against which drift is measured
     output : str | None, default None
-        of a model from outside: "probability" (the default) or "log_odds" of the positive class, or
-        "value"
+        of a model from outside: "probability" (the default) or "log_odds" of the positive class or
+        of each class, or "value"
     """
-    known = model_of(estimator, len(transform.feature_names), output)
-    written = graph(transform, known)
+    stated = dict(card or {})
+    named = tuple(stated.pop("classes", None) or ())
+    given, learned = stated.get("learned_from"), None
+    if isinstance(given, LearnedFrom):
+        stated["learned_from"], learned = given.facts(), given.rows
+    known = model_of(estimator, len(transform.feature_names), output, named)
+    names = _names(known, named, contract)
+    written = graph(transform, known, names)
     _takes_missing(transform, known)
     columns, features = inputs(transform), transform.feature_names
-    about = card_of(name, card or {}, known, gives(known), columns, features)
-    bare = Model(name, written, transform, about, {}, contract, None, _summary_file(summary))
+    about = card_of(name, stated, known, gives(known), columns, features, names)
+    states = _state_file(summary), _state_file(learned)
+    bare = Model(name, written, transform, about, {}, contract, None, *states)
     model = _with_booster(bare, known)
     _prove(model, known)
     rows = example_rows(transform)
@@ -505,7 +580,8 @@ def files(model: Model) -> dict[str, bytes]:
         _json(model.examples),
     )
     content = dict(zip(FILES, always, strict=True))
-    optional = zip(OPTIONAL, (model.booster, model.summary_file), strict=True)
+    states = (model.booster, model.summary_file, model.rows_file)
+    optional = zip(OPTIONAL, states, strict=True)
     content |= {name: data for name, data in optional if data}
     hashes = {name: sha256(data).hexdigest() for name, data in content.items()}
     manifest = {"format": FORMAT, "name": model.name, "files": hashes}

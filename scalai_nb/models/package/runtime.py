@@ -34,7 +34,7 @@ FILES = (
     "contract.json",
     "examples.json",
 )
-OPTIONAL = ("booster.ubj", "summary.zip")
+OPTIONAL = ("booster.ubj", "summary.zip", "rows.zip")
 
 
 def _manifest(path: Path, digest: str | None, called: str) -> dict[str, Any]:
@@ -142,12 +142,12 @@ def session(
     return onnxruntime.InferenceSession(graph, options, providers=providers)
 
 # %% ../../../nbs/models/package/runtime.ipynb #341fb06e
-TOLERANCE = 1e-5  # of a probability; of a prediction, relative to it where it is above 1
+TOLERANCE = 1e-5  # of a probability; of a prediction, relative to it and to the usual one
 
 
 def same_scores(
-    got: Array,  # (row,) float32
-    expected: ArrayLike,  # (row,) numbers
+    got: Array,  # (row,) or (row, class) float32
+    expected: ArrayLike,  # numbers of the same shape
     # of the package: what it gives, and how much more was allowed when it was slimmed
     card: dict[str, Any],
     place: str,  # what the rows are
@@ -157,22 +157,24 @@ def same_scores(
     Parameters
     ----------
     got : Array
-        (row,) float32
+        (row,) or (row, class) float32
     expected : ArrayLike
-        (row,) numbers
+        numbers of the same shape
     card : dict[str, Any]
         of the package: what it gives, and how much more was allowed when it was slimmed
     place : str
         what the rows are
     """
     tolerance = max(TOLERANCE, card.get("slimmed", {}).get("tolerance", 0))
-    relative = 0 if card.get("output", "probability") == "probability" else tolerance
     with np.errstate(over="ignore"):
         wanted = np.asarray(expected, np.float64).astype(np.float32)
-    close = np.isclose(got, wanted, rtol=relative, atol=tolerance)
+    numbers = card.get("output", "probability") == "value"
+    usual = float(np.median(np.abs(wanted))) if numbers and wanted.size else 1.0
+    allowed = {"rtol": tolerance if numbers else 0, "atol": tolerance * max(usual, 1)}
+    close = np.isclose(got, wanted, **allowed)
     if not close.all():
-        i = int(np.argmin(close))
+        at = np.unravel_index(int(np.argmin(close)), close.shape)
         raise ModelMismatch(
-            f"{place} row {i}: the graph scores {got[i]:.6f}, expected {wanted[i]:.6f}; "
+            f"{place} row {at[0]}: the graph scores {got[at]:.6f}, expected {wanted[at]:.6f}; "
             "package it again."
         )

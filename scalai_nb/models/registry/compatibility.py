@@ -53,6 +53,9 @@ def _label(served: Model, offered: Model) -> list[str]:
     old, new = served.card.get("output"), offered.card.get("output")
     if new != old and None not in (new, old):
         return [f"gives a {new}, the served model a {old}"]
+    if new == "probabilities" and served.card.get("classes") != offered.card.get("classes"):
+        a, b = (", ".join(map(str, m.card["classes"])) for m in (served, offered))
+        return [f"tells {b} apart, the served model {a}"]
     if served.contract is None or offered.contract is None:
         return []
     old, new = served.contract.label, offered.contract.label

@@ -15,16 +15,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...describe.fingerprint import seen
 from ...errors import ModelMismatch, ParameterError, unknown
-from ...evaluation.binary import INTERVALS, evaluate_binary
-from ...evaluation.comparison import BETTER, Confidence, compare, simultaneous
-from ...evaluation.task import task_of
+from ...evaluation.comparison import simultaneous
+from ...evaluation.deviance import is_loss
 from ...goals import Goal
 from .compatibility import incompatibilities, narrowed
+from scalai_nb.models.registry.measures import (
+    compared,
+    decisive,
+    evaluated,
+    figure,
+    goals_of,
+    kind_of,
+    labels_of,
+    more_is_better,
+)
 from .verdict import Check, Verdict
 
 if TYPE_CHECKING:
-    from scalai_nb.evaluation.binary import Evaluation
     from scalai_nb.models.package.package import Model
     from scalai_nb.types import Array, ArrayLike, Dataset
 
@@ -40,8 +49,9 @@ class Limits:
     ----------
     margin : float, default 0.0
         how much worse than the champion is not minded
-    measures : Sequence[str], default ('roc_auc',)
-        that are compared with the champion's
+    measures : Sequence[str] | None, default None
+        that are compared with the champion's; None: roc_auc of two classes, log_loss of more, rmse
+        of numbers, or the loss by which the model was chosen
     groups : str | None, default None
         column of what belongs together, say the day; None: single rows
     threshold : float | None, default None
@@ -49,17 +59,20 @@ class Limits:
     level : float, default 0.95
         at which all intervals hold together
     fewest : int, default 30
-        rows of each class, below which a slice cannot tell
+        rows that a measure rests on, below which a slice cannot tell: of two classes those of each
     calls : int, default 200
         single rows that latency is measured with
     """
 
     margin: float = 0.0  # how much worse than the champion is not minded
-    measures: Sequence[str] = ("roc_auc",)  # that are compared with the champion's
+    # that are compared with the champion's; None: roc_auc of two classes, log_loss of more,
+    # rmse of numbers, or the loss by which the model was chosen
+    measures: Sequence[str] | None = None
     groups: str | None = None  # column of what belongs together, say the day; None: single rows
     threshold: float | None = None  # scores from here on are flagged; None: as each card says
     level: float = 0.95  # at which all intervals hold together
-    fewest: int = 30  # rows of each class, below which a slice cannot tell
+    # rows that a measure rests on, below which a slice cannot tell: of two classes those of each
+    fewest: int = 30
     calls: int = 200  # single rows that latency is measured with
 
 
@@ -70,8 +83,8 @@ class Evidence:
     Attributes
     ----------
     score : ArrayLike | str | None, default None
-        (row,) scores of the rows by a challenger that had not seen them, or the name of their
-        column; None: the packaged model scores them
+        scores of the rows by a challenger that had not seen them, (row,) or (row, class), or the
+        name of their column; None: the packaged model scores them
     champion_score : ArrayLike | str | None, default None
         the same by the champion
     measured : Mapping[str, float] | None, default None
@@ -82,8 +95,8 @@ class Evidence:
         the champion's latency in service; None: as measured here
     """
 
-    # (row,) scores of the rows by a challenger that had not seen them, or the name of their column;
-    # None: the packaged model scores them
+    # scores of the rows by a challenger that had not seen them, (row,) or (row, class), or the name
+    # of their column; None: the packaged model scores them
     score: ArrayLike | str | None = None
     champion_score: ArrayLike | str | None = None  # the same by the champion
     measured: Mapping[str, float] | None = None  # values of goals, measured elsewhere
@@ -98,9 +111,15 @@ class _Case:
     challenger: Model
     champion: Model | None
     data: Dataset  # (row)
-    evaluation: Evaluation  # of the challenger's scores
+    evaluation: Any  # of the challenger's scores, as `measures.evaluated` has it
     limits: Limits
     evidence: Evidence
+
+    @property
+    def measures(self) -> list[str]:
+        "What is compared with the champion"
+        given = self.limits.measures
+        return [decisive(self.challenger)] if given is None else list(given)
 
     @property
     def threshold(self) -> float | None:
@@ -109,14 +128,6 @@ class _Case:
         return self.challenger.card.get("threshold") if given is None else given
 
 # %% ../../../nbs/models/registry/gate.ipynb #e27006ed
-# other names of measures
-_NAMES = {"auc": "roc_auc", "average_precision": "pr_auc", "alerts": "share"}
-# of an Evaluation
-_MEASURES = ("roc_auc", "pr_auc", "log_loss", "brier", "ece")
-# of a Point: these need a threshold
-_AT = ("recall", "precision", "share", "f1", "false_positive_rate", "lift")
-
-
 def _number(x: float | None) -> float | None:
     "A finite number, or None"
     return float(x) if x is not None and isfinite(x) else None
@@ -135,20 +146,12 @@ def _found(
     return Check(name, False, reason, "", float(value), low, high)
 
 
-def _quality(name: str, e: Evaluation, threshold: float | None) -> Check:
+def _quality(kind: str, name: str, e: Any, threshold: float | None) -> Check:
     "The check of a measure, without its goal"
-    measure = _NAMES.get(name, name)
-    if measure in _MEASURES:
-        interval = e.interval(measure) if measure in INTERVALS else (None, None)
-        reason = f"on {e.count:,} rows, {e.positives:,} positive"
-        return _found(name, getattr(e, measure), reason, interval)
-    if threshold is None:
-        needs = "needs a threshold: pass threshold=, or package the model with one in its card"
-        return Check(name, False, needs)
-    at = e.at(threshold)
-    interval = at.interval(measure) if measure in ("recall", "precision") else (None, None)
-    reason = f"flagged from {threshold:.4g} on: {at.flagged:,} of {e.count:,} rows"
-    return _found(name, getattr(at, measure), reason, interval)
+    found = figure(kind, name, e, threshold)
+    if isinstance(found, str):
+        return Check(name, False, found)
+    return _found(name, found.value, found.reason, found.interval)
 
 # %% ../../../nbs/models/registry/gate.ipynb #2c2265d9
 def _freshness(case: _Case) -> Check:
@@ -236,14 +239,17 @@ def _measured(case: _Case, name: str) -> Check:
     elsewhere, limits = case.evidence.measured or {}, case.limits
     if name in elsewhere:
         return _found(name, elsewhere[name], "measured elsewhere")
-    quality = partial(_quality, name, case.evaluation, case.threshold)
+    kind, classes = kind_of(case.challenger), case.challenger.card.get("classes") or ()
+    quality = partial(_quality, kind, name, case.evaluation, case.threshold)
     latency = partial(_latency, case.challenger, case.champion, case.data)
     known: dict[str, Callable[[], Check]] = {
-        **dict.fromkeys((*_MEASURES, *_AT, *_NAMES), quality),
+        **dict.fromkeys(goals_of(kind, classes), quality),
         "freshness_days": partial(_freshness, case),
         "drift": partial(_drift, case),
         "latency_ms": partial(latency, limits.calls, case.evidence.served_ms),
     }
+    if kind == "numbers" and is_loss(name):
+        return quality()
     if name in known:
         return known[name]()
     advice = f"pass measured={{{name!r}: …}}, or leave it out"
@@ -260,7 +266,7 @@ def _goal_check(case: _Case, name: str, goal: Goal) -> Check:
 # %% ../../../nbs/models/registry/gate.ipynb #3dfe6ee8
 def _bound(measure: str, margin: float) -> str:
     "The goal of a comparison in words"
-    op, sign = (">=", "-") if BETTER[measure] > 0 else ("<=", "+")
+    op, sign = (">=", "-") if more_is_better(measure) else ("<=", "+")
     return f"{op} champion" + (f" {sign} {margin:g}" if margin else "")
 
 
@@ -268,15 +274,19 @@ def _not_worse(line: Any, enough: bool, limits: Limits) -> Check:
     "The check of one line of a comparison"
     margin = limits.margin
     place = "all rows" if line.slice_by == "all" else f"{line.slice_by} {line.slice}"
-    rows = f"{line.rows:,} rows, {line.positives:,} positive"
+    rows = f"{line.rows:,} rows"
+    if hasattr(line, "positives"):
+        rows += f", {line.positives:,} positive"
     about = f"{line.new:.4f}, the champion's {line.old:.4f}; {rows}"
     difference, low, high = map(_number, (line.difference, line.low, line.high))
     goal = _bound(line.measure, margin)
     check = Check(f"{line.measure} of {place}", False, about, goal, difference, low, high)
     if not enough:
-        few = f"{about}: too few to tell, {limits.fewest} of each class are needed"
+        needed = f"{limits.fewest} of each class are" if "positive" in rows else limits.fewest
+        needed = needed if isinstance(needed, str) else f"{needed} are"
+        few = f"{about}: too few to tell, {needed} needed"
         return replace(check, decides=line.slice_by == "all", reason=few)
-    best = line.high if BETTER[line.measure] > 0 else -line.low
+    best = line.high if more_is_better(line.measure) else -line.low
     if best >= -margin:
         return replace(check, met=True)
     return replace(check, reason=f"{about}: worse, and not by chance")
@@ -284,7 +294,7 @@ def _not_worse(line: Any, enough: bool, limits: Limits) -> Check:
 
 def _thresholds(case: _Case) -> tuple[float | None, float | None] | None:
     "From which score on each model flags, where recall is compared"
-    if "recall" not in case.limits.measures or case.champion is None:
+    if "recall" not in case.measures or case.champion is None:
         return None
     return case.threshold, case.champion.card.get("threshold", case.threshold)
 
@@ -294,18 +304,21 @@ def _not_worse_anywhere(
 ) -> list[Check]:
     "A check for all rows and one for each slice and measure"
     limits, data = case.limits, case.data
-    table = compare(
-        label,
-        new,
-        old,
-        {n: data[n].compute() for n in by} or None,
-        None if limits.groups is None else data[limits.groups].compute(),
-        threshold=_thresholds(case),
-        measures=limits.measures,
-        confidence=Confidence(limits.level),
-    )
-    smaller = np.minimum(table.positives, table.rows - table.positives)
-    enough = (smaller >= limits.fewest) & table.error.notna()
+    given: dict[str, Any] = {
+        "by": {n: data[n].compute() for n in by} or None,
+        "groups": None if limits.groups is None else data[limits.groups].compute(),
+        "threshold": _thresholds(case),
+        "level": limits.level,
+    }
+    scores, measures = (label, new, old), case.measures
+    try:
+        table = compared(case.challenger, scores, measures=measures, **given)
+    except ParameterError:
+        if limits.measures is not None or measures == ["rmse"]:
+            raise
+        # a loss that one of the two does not define, such as a deviance of what is below 0
+        table = compared(case.challenger, scores, measures=["rmse"], **given)
+    enough = (table.rests_on >= limits.fewest) & table.error.notna()
     judged = simultaneous(table.loc[enough], limits.level)
     lines: list[tuple[Any, bool]] = [(line, True) for line in judged.itertuples()]
     lines += [(line, False) for line in table.loc[~enough].itertuples()]
@@ -332,6 +345,33 @@ def _contract(champion: Model, challenger: Model) -> list[Check]:
     unmet = narrowed(champion, challenger)
     warnings = [Check("categories", False, text, decides=False) for text in unmet]
     return [Check("contract", not found, reason), *warnings]
+
+
+def _rows_known(model: Model, data: Dataset, decides: bool) -> Iterator[Check]:
+    """Whether the model has learned from the rows, by the fingerprint in its package
+
+    Rows that it has not learned from are refused less than once in a million times.
+    """
+    learned, whose = getattr(model, "learned", None), "the model" if decides else "the champion"
+    if learned is None:
+        return
+    try:
+        found = seen(learned, data)
+    except ParameterError as error:
+        yield Check("seen rows", False, f"cannot be told: {error}", decides=False)
+        return
+    about = "" if found.compared == found.rows else f", by a sample of {found.compared:,}"
+    text = f"{whose} has learned from {found.share:.1%} of the {found.rows:,} rows{about}"
+    if found.known:
+        flatter = "its figures here say nothing; give rows that it has not learned from"
+        yield Check("seen rows", False, f"{text}: {flatter}", "", found.share, decides=decides)
+    elif decides:
+        why = f"{whose} has learned from none of the {found.rows:,} rows{about}"
+        if found.found:
+            why = f"{found.share:.2%} of the rows are like rows that {whose} has learned from"
+            why += f"{about}: it may be chance"
+        few = found.share <= found.chance
+        yield Check("seen rows", few, why, "", found.share, decides=few)
 
 
 def _seen(model: Model, data: Dataset) -> Iterator[Check]:
@@ -362,40 +402,43 @@ def _goals(model: Model, goals: Mapping[str, str] | None) -> dict[str, Goal]:
     return {name: Goal(goal) for name, goal in stated.items()}
 
 
-def _label(model: Model, data: Dataset, label: str, columns: list[str]) -> Array:
-    "(row,) whether each row is of the second class"
-    if (output := model.card.get("output", "probability")) != "probability":
-        raise ParameterError(
-            f"The gate judges probabilities of two classes, and {model.name!r} gives a {output}; "
-            "promote it with an override that says how it was judged."
-        )
+def _alike(champion: Model, challenger: Model) -> bool:
+    "Whether both give the same, so that their scores can be compared"
+    if kind_of(champion) != kind_of(challenger):
+        return False
+    several = kind_of(champion) == "classes"
+    return not several or champion.card["classes"] == challenger.card["classes"]
+
+
+def _check_columns(data: Dataset, columns: list[str]) -> None:
+    "ParameterError: the data lack one of the columns"
     for name in columns:
         if name not in data.variables:
             raise ParameterError(unknown(name, data.variables, "the columns of the data"))
-    task = task_of(data, label, classes=True)
-    if task.kind != "two classes":
-        some = ", ".join(map(str, task.names[:5]))
-        raise ParameterError(
-            f"The gate judges two classes; {label!r} has {len(task.names)}: {some}."
-        )
-    return task.target
 
 
 def _score(model: Model, data: Dataset, score: ArrayLike | str | None) -> ArrayLike:
-    "(row,) scores: given, a column, or asked of the model"
+    "Scores of the rows: given, a column, or asked of the model"
     if isinstance(score, str):
         if score not in data.variables:
             raise ParameterError(unknown(score, data.variables, "the columns of the data"))
         return data[score].compute()
-    return model.predict(data) if score is None else score
+    if score is not None:
+        return score
+    own = model.predict(data)
+    # the shares of a forest may add up to a last digit above 1
+    return own if kind_of(model) == "numbers" else own.clip(0, 1)
 
 # %% ../../../nbs/models/registry/gate.ipynb #3614aafa
 def judge(
     challenger: Model,
     data: Dataset,  # (row) rows that neither model has learned from
-    label: str,  # its column of what came true: two classes, the second is what is scored
-    # {name: ">= 0.68"}: auc, pr_auc, log_loss, brier, ece; recall, precision, alerts, f1,
-    # false_positive_rate, lift; latency_ms, freshness_days, drift;
+    label: str,  # its column of what came true: classes, or numbers, as the model gives them
+    # {name: ">= 0.68"}, of two classes: auc, pr_auc, log_loss, brier, ece; recall, precision,
+    # alerts, f1, false_positive_rate, lift; of more: log_loss, accuracy, balanced_accuracy, auc,
+    # pr_auc, brier, ece, recall, precision, f1, `recall of CLASS` and the like; of numbers: rmse,
+    # mae, bias, r2, mape, median_absolute_error, max_error, poisson_deviance, gamma_deviance,
+    # tweedie_deviance(POWER), pinball_loss(QUANTILE); of all: latency_ms, freshness_days, drift;
     # None: those of the challenger's card
     goals: Mapping[str, str] | None = None,
     *,
@@ -406,7 +449,10 @@ def judge(
 ) -> Verdict:
     """Judge a model. Nothing is changed.
 
-    `ParameterError`: goals or columns that are none, or more than two classes.
+    A model whose package knows the rows that it has learned from, as those of `train` do, fails
+    on them: the check `seen rows` says which share of the rows it knows.
+
+    `ParameterError`: goals or columns that are none, or labels of another kind than the model's.
     `ContractViolation`: labels are missing, or of one class.
 
     Parameters
@@ -415,11 +461,14 @@ def judge(
     data : Dataset
         (row) rows that neither model has learned from
     label : str
-        its column of what came true: two classes, the second is what is scored
+        its column of what came true: classes, or numbers, as the model gives them
     goals : Mapping[str, str] | None, default None
-        {name: ">= 0.68"}: auc, pr_auc, log_loss, brier, ece; recall, precision, alerts, f1,
-        false_positive_rate, lift; latency_ms, freshness_days, drift; None: those of the
-        challenger's card
+        {name: ">= 0.68"}, of two classes: auc, pr_auc, log_loss, brier, ece; recall, precision,
+        alerts, f1, false_positive_rate, lift; of more: log_loss, accuracy, balanced_accuracy, auc,
+        pr_auc, brier, ece, recall, precision, f1, `recall of CLASS` and the like; of numbers: rmse,
+        mae, bias, r2, mape, median_absolute_error, max_error, poisson_deviance, gamma_deviance,
+        tweedie_deviance(POWER), pinball_loss(QUANTILE); of all: latency_ms, freshness_days, drift;
+        None: those of the challenger's card
     champion : Model | None, default None
         that serves; None: there is none
     by : str | Sequence[str], default ()
@@ -433,18 +482,24 @@ def judge(
 
     by = [by] if isinstance(by, str) else list(by)
     wanted = _goals(challenger, goals)
-    y = _label(challenger, data, label, [*by, *filter(None, [limits.groups])])
+    _check_columns(data, [*by, *filter(None, [limits.groups])])
+    y = labels_of(challenger, data, label)
     scored = _score(challenger, data, evidence.score)
-    case = _Case(challenger, champion, data, evaluate_binary(y, scored), limits, evidence)
+    measured = evaluated(challenger, y, scored, list(wanted))
+    case = _Case(challenger, champion, data, measured, limits, evidence)
     checks = [_goal_check(case, name, goal) for name, goal in wanted.items()]
     checks.append(_examples(challenger))
     if evidence.score is None:
+        checks += _rows_known(challenger, data, decides=True)
         checks += _seen(challenger, data)
     if champion is None:
         checks.append(Check("champion", True, "there is none yet"))
     else:
-        old = _score(champion, data, evidence.champion_score)
-        checks += _not_worse_anywhere(case, y, scored, old, by)
+        if _alike(champion, challenger):
+            old = _score(champion, data, evidence.champion_score)
+            if evidence.champion_score is None:
+                checks += _rows_known(champion, data, decides=False)
+            checks += _not_worse_anywhere(case, y, scored, old, by)
         checks += _contract(champion, challenger)
     served = None if champion is None else digest(champion)
     content = digest(challenger)

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from ...errors import ContractViolation, ParameterError, unknown
+from ...evaluation.deviance import is_loss, loss_of
 from ...goals import Goal
 from ..package.examples import rows_of
 from ..package.package import Model, digest
+from ..registry.measures import labels_of
 from .boosters import with_twin
 from .compacting import DoesNotApply, compact, parsed
 from .curves import fewer_points
@@ -61,11 +63,12 @@ METHODS: dict[str, tuple[Step, ...]] = {
 }
 
 # %% ../../../nbs/models/slim/slim.ipynb #ed544e36
-def _chosen(label: Array, most: int, regression: bool, seed: int) -> tuple[Array, Array]:
+def _chosen(label: Array, most: int, terms: Terms, seed: int) -> tuple[Array, Array]:
     "Two halves of at most `most` rows, dealt at random, each with its share of classes, ascending"
     rng = np.random.default_rng(seed)
     first, second = [], []
-    for value in [None] if regression else [0, 1]:
+    values: list[int | None] = [None] if terms.regression else [*range(terms.classes or 2)]
+    for value in values:
         rows = rng.permutation(len(label) if value is None else np.flatnonzero(label == value))
         rows = rows[: max(round(most * len(rows) / len(label)), 2)]
         first.append(rows[::2])
@@ -256,7 +259,10 @@ def _terms(
     "ParameterError: a goal is not known, or cannot be measured"
     wanted = {n: Goal(g) for n, g in (goals or {}).items()}
     regression = model.card.get("output", "probability") == "value"
-    terms = Terms(wanted, tolerance, threshold, regression)
+    chosen = str(model.card.get("measure") or "")
+    losses = [x for x in (*wanted, chosen) if regression and is_loss(x)]
+    lost = tuple(dict.fromkeys(loss_of(x).name for x in losses))
+    terms = Terms(wanted, tolerance, threshold, regression, model.columns or 0, lost)
     known = {**terms.known, **COSTS}
     for g in terms.goals:
         if g not in known:
@@ -276,8 +282,9 @@ def slim(
     # (row) raw columns and the label, of rows that the model has not learned from;
     # in memory or on Dask
     data: Dataset,
-    label: str,  # column of 0 and 1, or the number to predict
-    # {name: ">= 0.7"}, by the names of MEASURES (ERRORS of a regression) and COSTS
+    label: str,  # column of 0 and 1, of the model's classes, or the number to predict
+    # {name: ">= 0.7"}, by the names of MEASURES (SHARES of several classes, ERRORS and losses of a
+    # regression) and COSTS
     goals: Mapping[str, str] | None = None,
     by: str | Sequence[str] | None = None,  # columns whose values are slices
     tolerance: float = 0.005,  # that a measure may lose, in all rows and in each slice
@@ -296,9 +303,10 @@ def slim(
         (row) raw columns and the label, of rows that the model has not learned from; in memory or
         on Dask
     label : str
-        column of 0 and 1, or the number to predict
+        column of 0 and 1, of the model's classes, or the number to predict
     goals : Mapping[str, str] | None, default None
-        {name: ">= 0.7"}, by the names of MEASURES (ERRORS of a regression) and COSTS
+        {name: ">= 0.7"}, by the names of MEASURES (SHARES of several classes, ERRORS and losses of
+        a regression) and COSTS
     by : str | Sequence[str] | None, default None
         columns whose values are slices
     tolerance : float, default 0.005
@@ -317,7 +325,10 @@ def slim(
     for c in slices:
         if c not in data:
             raise ParameterError(unknown(c, data.data_vars, "the columns of the data"))
-    y = _labels(data, label, terms.regression)
+    if terms.classes:
+        y = labels_of(model, data, label)
+    else:
+        y = _labels(data, label, terms.regression)
     columns = list(dict.fromkeys([*model.transform.columns(data), *slices]))
 
     def held(chosen: Array) -> Rows:
@@ -325,7 +336,7 @@ def slim(
         part = data[columns].isel(row=chosen).compute()
         return Rows(model, part, y[chosen], {c: part[c] for c in slices}, terms, trial.seed)
 
-    learn, test = map(held, _chosen(y, trial.rows, terms.regression, trial.seed))
+    learn, test = map(held, _chosen(y, trial.rows, terms, trial.seed))
     none = dict.fromkeys(test.full, (0.0, terms.measures[0]))
     known: dict[tuple[Step, ...], ModelProto | DoesNotApply] = {}
     tried = [_judged(_made(learn, m, known), test) for m in names]

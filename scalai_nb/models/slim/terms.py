@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from ...evaluation.binary import evaluate_binary
 from ...evaluation.histogram import slice_name
+from ...evaluation.multiclass import evaluate_classes
 from ...evaluation.residuals import evaluate_regression
+from ...evaluation.task import value_of
 from ...goals import Goal
 from ..package.package import Model
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, ArrayLike, DataArray, Dataset
 
 # %% auto #0
-__all__ = ['Measure', 'MEASURES', 'AT_THRESHOLD', 'ERRORS', 'FEW', 'Measured', 'Terms',
+__all__ = ['Measure', 'MEASURES', 'AT_THRESHOLD', 'ERRORS', 'SHARES', 'FEW', 'Measured', 'Terms',
            'with_graph', 'Rows']
 
 # %% ../../../nbs/models/slim/terms.ipynb #0aa0cff0
@@ -34,6 +36,10 @@ Measure: TypeAlias = tuple[int, Callable[[Any, "float | None"], float]]
 
 def _of(name: str) -> Callable[[Any, float | None], float]:
     return lambda e, threshold: getattr(e, name)
+
+
+def _loss(name: str) -> tuple[str, Measure]:
+    return name, (-1, lambda e, threshold: value_of(e, name))
 
 
 def _at(name: str) -> Callable[[Any, float | None], float]:
@@ -58,6 +64,11 @@ ERRORS: dict[str, Measure] = {
     "rmse": (-1, _of("rmse")),
     "r2": (1, _of("r2")),
 }
+# of several classes
+SHARES: dict[str, Measure] = {
+    n: (-1 if n in ("log_loss", "brier") else 1, _of(n))
+    for n in ("log_loss", "accuracy", "balanced_accuracy", "roc_auc", "pr_auc", "brier")
+}
 FEW = 50  # rows of either class, below which a slice is not judged
 
 Measured: TypeAlias = dict[str, dict[str, float]]  # {"all" or "column=value": {measure: value}}
@@ -76,28 +87,38 @@ class Terms:
     threshold : float | None
         of the score, from which on an alert is given
     regression : bool
+    classes : int, default 0
+        how many, of a model of more than two
+    deviances : tuple[str, ...], default ()
+        losses of numbers, such as poisson_deviance
     """
 
     goals: dict[str, Goal]  # by the names of MEASURES or ERRORS, and of COSTS
     tolerance: float  # that each measure may lose, in all rows and in each slice
     threshold: float | None  # of the score, from which on an alert is given
     regression: bool
+    classes: int = 0  # how many, of a model of more than two
+    deviances: tuple[str, ...] = ()  # losses of numbers, such as poisson_deviance
 
     @property
     def known(self) -> dict[str, Measure]:
         "The measures of this kind of model"
-        return ERRORS if self.regression else MEASURES
+        if self.classes:
+            return SHARES
+        return ERRORS | dict(map(_loss, self.deviances)) if self.regression else MEASURES
 
     @property
     def measures(self) -> list[str]:
         "The measures that count"
-        usual = ["mae"] if self.regression else ["roc_auc", "log_loss"]
+        usual = list(self.deviances[:1]) or ["mae"] if self.regression else ["roc_auc", "log_loss"]
+        if self.classes:
+            usual = ["log_loss", "accuracy"]
         return [g for g in self.goals if g in self.known] or usual
 
     def measure(
         self,
-        label: Array,  # (row,)
-        score: Array,  # (row,)
+        label: Array,  # (row,); of several classes their numbers
+        score: Array,  # (row,) or (row, class)
         by: Mapping[str, ArrayLike],  # columns of slices, (row,) each
     ) -> Measured:  # of all rows, and of the slices with enough rows
         """How good scores are
@@ -105,9 +126,9 @@ class Terms:
         Parameters
         ----------
         label : Array
-            (row,)
+            (row,); of several classes their numbers
         score : Array
-            (row,)
+            (row,) or (row, class)
         by : Mapping[str, ArrayLike]
             columns of slices, (row,) each
 
@@ -116,7 +137,9 @@ class Terms:
         Measured
             of all rows, and of the slices with enough rows
         """
-        evaluate = evaluate_regression if self.regression else evaluate_binary
+        evaluate: Any = evaluate_classes if self.classes else evaluate_binary
+        if self.regression:
+            evaluate = partial(evaluate_regression, losses=self.deviances)
         judged = {"all": evaluate(label, score)}
         for name, values in by.items():
             for value, e in evaluate(label, score, by=values).slices.items():
@@ -143,7 +166,8 @@ class Terms:
         return lost / full if self.regression and measure != "r2" and full else lost
 
     def _enough(self, e: Any) -> bool:
-        count = e.count if self.regression else min(e.positives, e.count - e.positives)
+        whole = self.regression or self.classes
+        count = e.count if whole else min(e.positives, e.count - e.positives)
         return count >= FEW
 
 # %% ../../../nbs/models/slim/terms.ipynb #9cff68a9

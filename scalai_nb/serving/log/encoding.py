@@ -5,7 +5,7 @@
 # %% ../../../nbs/serving/log/encoding.ipynb #d88d47b0
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from struct import Struct
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['FORMAT', 'MODEL', 'PREDICTIONS', 'FEEDBACK', 'frame', 'frames', 'Layout', 'layout',
-           'batch', 'Predictions', 'read']
+           'scores_of', 'batch', 'Predictions', 'read']
 
 # %% ../../../nbs/serving/log/encoding.ipynb #aece1dfe
 FORMAT = b"\1"
@@ -103,7 +103,27 @@ def _written(c: Column) -> dict[str, Any]:
 
 
 def _card(card: dict[str, Any]) -> dict[str, Any]:
-    return {"output": card.get("output", "probability"), "threshold": card.get("threshold") or 0.5}
+    found = {"output": card.get("output", "probability"), "threshold": card.get("threshold") or 0.5}
+    named = card.get("classes")
+    return found | ({"classes": [str(c) for c in named]} if named else {})
+
+
+def scores_of(
+    record: Mapping[str, Any],  # of `Layout.record`, or attributes of a dataset of predictions
+) -> int | None:  # None: a row has one
+    """How many scores a row has
+
+    Parameters
+    ----------
+    record : Mapping[str, Any]
+        of `Layout.record`, or attributes of a dataset of predictions
+
+    Returns
+    -------
+    int | None
+        None: a row has one
+    """
+    return len(record["classes"]) if record.get("output") == "probabilities" else None
 
 # %% ../../../nbs/serving/log/encoding.ipynb #0871444c
 _BATCH = Struct("<HII")  # number of the version in the file; calls; rows
@@ -117,7 +137,7 @@ def batch(
     calls: list[Call],
     numbers: Array,  # (row, number) float32
     others: tuple[Array, ...],  # a (row, 1) array for each other column
-    scores: Array,  # (row,) float32
+    scores: Array,  # (row,) or (row, class) float32
     key: bytes,  # of the pseudonyms
 ) -> bytes:
     """A batch as a frame
@@ -133,7 +153,7 @@ def batch(
     others : tuple[Array, ...]
         a (row, 1) array for each other column
     scores : Array
-        (row,) float32
+        (row,) or (row, class) float32
     key : bytes
         of the pseudonyms
     """
@@ -178,7 +198,7 @@ class Predictions:
     latency : Array
         (row,) milliseconds
     score : Array
-        (row,) float32
+        (row,) or (row, class) float32
     numbers : Array
         (row, number) float32: the first of the record's columns
     others : list[Array | list[str]]
@@ -191,7 +211,7 @@ class Predictions:
     time: Array  # (row,) M8[us]
     protocol: list[str]
     latency: Array  # (row,) milliseconds
-    score: Array  # (row,) float32
+    score: Array  # (row,) or (row, class) float32
     numbers: Array  # (row, number) float32: the first of the record's columns
     # each of the others: (row,) float64 seconds since 1970, or a list of strings
     others: list[Array | list[str]]
@@ -204,6 +224,7 @@ class _Collected:
         kinds = [c["kind"] for c in record["columns"]]
         self.record = record
         self.width = kinds.count("number")
+        self.columns = scores_of(record)
         self.others: list[tuple[str, list]] = [(kind, []) for kind in kinds[self.width :]]
         self.calls: list[list] = []
         self.texts: list[bytes] = []
@@ -217,7 +238,7 @@ class _Collected:
             *call, length = _CALL.unpack_from(body, at)
             self.calls.append(call)
             self.texts.append(body[at + _CALL.size : (at := at + _CALL.size + length)])
-        self.scores.append(body[at : (at := at + 4 * rows)])
+        self.scores.append(body[at : (at := at + 4 * rows * (self.columns or 1))])
         self.numbers.append(body[at : (at := at + 4 * rows * self.width)])
         for kind, values in self.others:
             if kind == "time":
@@ -232,7 +253,8 @@ class _Collected:
         texts = b"\n".join(self.texts).decode().split("\n")
         protocols, _, ids = zip(*(text.partition(" ") for text in texts), strict=True)
         named = chain.from_iterable(map(_row_ids, ids, rows))
-        score = _floats(self.scores)
+        score, n = _floats(self.scores), self.columns
+        score = score.reshape(-1, n) if n else score
         return Predictions(
             record=self.record,
             ids=list(named),

@@ -6,17 +6,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from datetime import datetime
 from itertools import takewhile
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from ...data.sources import row_blocks
 from ...errors import DatasetNotFound
-from .segments import feedback, predictions, record_of
+from .segments import feedback, predictions, record_of, score_columns
 from ..metrics import METRICS, Metrics
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, Dataset, Frame, Table
 
 # %% auto #0
-__all__ = ['RECENT', 'WINDOW', 'LATE', 'REACH', 'joined', 'versions', 'quality', 'measures',
-           'Running']
+__all__ = ['RECENT', 'WINDOW', 'LATE', 'REACH', 'truth_numbers', 'joined', 'versions', 'quality',
+           'measures', 'Running']
 
 # %% ../../../nbs/serving/log/feedback.ipynb #c87433f3
 def _truth(ds: Dataset) -> pd.Series:
@@ -35,8 +35,58 @@ def _truth(ds: Dataset) -> pd.Series:
     import pandas as pd
 
     order = np.argsort(ds.received.values, kind="stable")
-    series = pd.Series(ds.truth.values, ds.id.values).iloc[order]
+    truth = ds.truth.values
+    if "truth_class" in ds:
+        named = ds.truth_class.values
+        truth = np.where(pd.isnull(named), truth.astype(object), named)
+    series = pd.Series(truth, ds.id.values).iloc[order]
     return series[~series.index.duplicated(keep="last")]
+
+
+def _name(truth: Any) -> str:
+    "A truth as the name of a class"
+    if isinstance(truth, (bool, np.bool_)) or not isinstance(truth, (int, float, np.number)):
+        return str(truth)
+    return str(int(truth)) if float(truth).is_integer() else str(float(truth))
+
+
+def truth_numbers(
+    truths: Iterable[Any],  # numbers, booleans or names of classes
+    record: Mapping[str, Any],  # of a version: what it gives, and its classes if known
+) -> Array:  # (row,) float64; NaN: nothing that the model could have predicted
+    """What came true, as scores are judged by it
+
+    The number; 1 for the second of two classes; of more the number of the class.
+
+    Parameters
+    ----------
+    truths : Iterable[Any]
+        numbers, booleans or names of classes
+    record : Mapping[str, Any]
+        of a version: what it gives, and its classes if known
+
+    Returns
+    -------
+    Array
+        (row,) float64; NaN: nothing that the model could have predicted
+    """
+    classes = [str(c) for c in record.get("classes") or ()]
+    several = record.get("output") == "probabilities"
+
+    def number(truth: Any) -> float:
+        if several or isinstance(truth, str):
+            return classes.index(_name(truth)) if _name(truth) in classes else np.nan
+        return float(truth)
+
+    return np.array([number(t) for t in truths], np.float64)
+
+
+def _scores(rows: Dataset) -> Array:
+    "(row,) scores of predictions, or (row, class)"
+    names = score_columns(rows.attrs)
+    if names == ["score"]:
+        return rows.score.values
+    return np.stack([rows[n].values for n in names], axis=1)
 
 
 def joined(
@@ -47,6 +97,9 @@ def joined(
     since: str | datetime | np.datetime64 | None = None,
 ) -> Dataset:  # predictions with a column `truth`; the inputs are lazy
     """The predictions of a model whose truth is known
+
+    `truth` is a number: 1 for the second of two classes, of more classes the number of the class;
+    NaN where it is none that the model knows.
 
     DatasetNotFound: it has no predictions, or no feedback, in the lake.
 
@@ -77,7 +130,8 @@ def joined(
         at.append(start + np.flatnonzero(keep))
         values.append(truth.to_numpy()[found[keep]])
         start += block.sizes["row"]
-    return rows.isel(row=np.concatenate(at)).assign(truth=("row", np.concatenate(values)))
+    told = truth_numbers(np.concatenate(values).tolist(), rows.attrs)
+    return rows.isel(row=np.concatenate(at)).assign(truth=("row", told))
 
 
 def versions(
@@ -123,18 +177,18 @@ def quality(
 
     known = joined.attrs.get("threshold", 0.5)
     alarm: float = known if threshold is None else threshold
-    truth, score, of = joined.truth.values, joined.score.values, versions(joined)
+    truth, score, of = joined.truth.values, _scores(joined), versions(joined)
     measured = {}
     for v in sorted(set(of), key=lambda v: (len(v), v)):
-        rows = of == v
+        rows = (of == v) & ~np.isnan(truth)
         measured[v] = measures(truth[rows], score[rows], joined.attrs["output"], alarm)
     return pd.DataFrame([*measured.values()], index=pd.Index([*measured], name="version"))
 
 
 def measures(
-    truth: Array,  # (row,) 0 or 1, or numbers
-    score: Array,  # (row,) probabilities, or predictions
-    output: str,  # probability, or what else the model gives
+    truth: Array,  # (row,) 0 or 1, numbers of classes, or numbers
+    score: Array,  # (row,) probabilities, (row, class) of more classes, or (row,) predictions
+    output: str,  # probability, probabilities, or what else the model gives
     threshold: float,  # probabilities from here on are alarms
 ) -> dict[str, float]:
     """Count and measures of rows of one version
@@ -142,17 +196,24 @@ def measures(
     Parameters
     ----------
     truth : Array
-        (row,) 0 or 1, or numbers
+        (row,) 0 or 1, numbers of classes, or numbers
     score : Array
-        (row,) probabilities, or predictions
+        (row,) probabilities, (row, class) of more classes, or (row,) predictions
     output : str
-        probability, or what else the model gives
+        probability, probabilities, or what else the model gives
     threshold : float
         probabilities from here on are alarms
     """
     from scalai_nb.evaluation.binary import evaluate_binary
+    from scalai_nb.evaluation.multiclass import evaluate_classes
     from scalai_nb.evaluation.residuals import evaluate_regression
 
+    if output == "probabilities":
+        if not len(truth):
+            return {"count": 0}
+        names = ("count", "accuracy", "balanced_accuracy", "log_loss", "brier")
+        c = evaluate_classes(truth.astype(np.int64), np.clip(score, 0, 1))
+        return {n: getattr(c, n) for n in names}
     if output != "probability":
         r = evaluate_regression(truth, score)
         return {"count": r.count, "mae": r.mae, "rmse": r.rmse, "bias": r.bias}
@@ -180,6 +241,13 @@ class _Version(NamedTuple):
     version: str
     output: str
     threshold: float
+    classes: tuple[str, ...] = ()
+
+
+def _version(record: Mapping[str, Any], version: str) -> _Version:
+    "The version of a record, or of the attributes of a dataset"
+    classes = tuple(record.get("classes") or ())
+    return _Version(record["name"], version, record["output"], record["threshold"], classes)
 
 
 def _remember(memory: OrderedDict, key: Hashable, value: object, most: int) -> None:
@@ -190,24 +258,28 @@ def _remember(memory: OrderedDict, key: Hashable, value: object, most: int) -> N
         memory.popitem(last=False)
 
 
-def _predicted(rows: Dataset) -> Iterator[tuple[str, _Version, float]]:
+def _predicted(rows: Dataset) -> Iterator[tuple[str, _Version, _Score]]:
     "Id, version and score of each row of a Dataset of predictions"
-    a = rows.attrs
-    by_name = {
-        v: _Version(a["name"], v, a["output"], a["threshold"])
-        for v in rows.version.attrs["categories"]
-    }
-    scores = rows.score.values.tolist()
+    by_name = {v: _version(rows.attrs, v) for v in rows.version.attrs["categories"]}
+    scores = _scores(rows).tolist()
     for id, v, score in zip(rows.id.values, versions(rows), scores, strict=True):
         yield id, by_name[v], score
 
 
+_Score: TypeAlias = "float | list[float]"  # one of a row, or one for each class
+
+
+def _narrow(rows: Dataset) -> Dataset:
+    "What is needed of predictions, still lazy"
+    return rows[["id", "version", *score_columns(rows.attrs)]]
+
+
 def _search(
     lake: LakeReader, model: str, wanted: set[str]
-) -> Iterator[tuple[str, _Version, float]]:
+) -> Iterator[tuple[str, _Version, _Score]]:
     "Id, version and score of the predictions of a model with these ids, the newest first"
     try:
-        rows = lake.read(predictions(model), columns=["id", "version", "score"])
+        rows = _narrow(lake.read(predictions(model)))
     except DatasetNotFound:
         return
     total, ids = rows.sizes["row"], set(wanted)
@@ -245,11 +317,11 @@ class Running:
         self.metrics = metrics
         self.models: set[str] = set()  # by the names that datasets have
         # (model, id) -> version, score
-        self.recent: OrderedDict[tuple[str, str], tuple[_Version, float]] = OrderedDict()
+        self.recent: OrderedDict[tuple[str, str], tuple[_Version, _Score]] = OrderedDict()
         # (model, id) -> truth, and since when it waits
-        self.waiting: OrderedDict[tuple[str, str], tuple[float, float]] = OrderedDict()
+        self.waiting: OrderedDict[tuple[str, str], tuple[Any, float]] = OrderedDict()
         # version -> id -> score, truth
-        self.known: dict[_Version, OrderedDict[str, tuple[float, float]]] = {}
+        self.known: dict[_Version, OrderedDict[str, tuple[_Score, Any]]] = {}
         self.changed: set[_Version] = set()  # versions since the last `export`
 
     def seen(
@@ -271,26 +343,32 @@ class Running:
             self._load(model)
         ids = rows["id"].to_pylist()
         if what == "feedback":
-            for id, truth in zip(ids, rows["truth"].to_pylist(), strict=True):
+            truths = rows["truth"].to_pylist()
+            if "truth_class" in rows.column_names:
+                named = rows["truth_class"].to_pylist()
+                truths = [t if n is None else n for t, n in zip(truths, named, strict=True)]
+            for id, truth in zip(ids, truths, strict=True):
                 self._add_truth(model, id, truth)
             return
-        r = record_of(rows.schema)
-        version = _Version(r["name"], r["version"], r["output"], r["threshold"])
-        for id, score in zip(ids, rows["score"].to_pylist(), strict=True):
+        record = record_of(rows.schema)
+        version = _version(record, record["version"])
+        columns = [rows[n].to_pylist() for n in score_columns(record)]
+        scores = columns[0] if len(columns) == 1 else list(map(list, zip(*columns, strict=True)))
+        for id, score in zip(ids, scores, strict=True):
             self._add_prediction(model, id, version, score)
 
-    def _add_prediction(self, model: str, id: str, version: _Version, score: float) -> None:
+    def _add_prediction(self, model: str, id: str, version: _Version, score: _Score) -> None:
         _remember(self.recent, (model, id), (version, score), RECENT)
         if waits := self.waiting.pop((model, id), None):
             self._match(id, version, score, waits[0])
 
-    def _add_truth(self, model: str, id: str, truth: float) -> None:
+    def _add_truth(self, model: str, id: str, truth: Any) -> None:
         if found := self.recent.get((model, id)):
             self._match(id, *found, truth)
         elif not any((other, id) in self.recent for other in self.models):
             _remember(self.waiting, (model, id), (truth, monotonic()), RECENT)
 
-    def _match(self, id: str, version: _Version, score: float, truth: float) -> None:
+    def _match(self, id: str, version: _Version, score: _Score, truth: Any) -> None:
         "A prediction and its truth have met"
         known = self.known.setdefault(version, OrderedDict())
         self.metrics.count("scalai_feedback_total", "repeated" if id in known else "first")
@@ -302,14 +380,15 @@ class Running:
     def _load(self, model: str) -> None:
         "Remember what the lake has of the last predictions of a model"
 
-        def last(name: str, *columns: str) -> Dataset:
-            rows = self.lake.read(name, columns=columns)
+        def last(rows: Dataset) -> Dataset:
             return rows.isel(row=slice(-RECENT, None)).compute()
 
         self.models.add(model)
         try:
-            rows = last(predictions(model), "id", "version", "score")
-            truth = _truth(last(feedback(model), "id", "truth", "received")).to_dict()
+            rows = last(_narrow(self.lake.read(predictions(model))))
+            told = self.lake.read(feedback(model))
+            names = [n for n in ("id", "truth", "truth_class", "received") if n in told]
+            truth = _truth(last(told[names])).to_dict()
         except DatasetNotFound:
             return
         for id, version, score in _predicted(rows):
@@ -341,8 +420,9 @@ class Running:
         self.changed.clear()
 
     def _measured(self, version: _Version) -> dict[str, Any]:
-        score, truth = np.array([*self.known[version].values()]).T
-        if version.output == "probability":  # a client may have sent anything
+        scores, truths = zip(*self.known[version].values(), strict=True)
+        score, truth = np.array(scores), truth_numbers(truths, version._asdict())
+        valid = ~np.isnan(truth)  # a client may have sent anything
+        if version.output == "probability":
             valid = (truth == 0) | (truth == 1)
-            score, truth = score[valid], truth[valid]
-        return measures(truth, score, version.output, version.threshold)
+        return measures(truth[valid], score[valid], version.output, version.threshold)

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...files import replacing
-from .encoding import Predictions, read
+from .encoding import Predictions, read, scores_of
 from .journal import sync_folder
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, Dataset, Table
 
 # %% auto #0
-__all__ = ['OWN', 'logged', 'predictions', 'feedback', 'table', 'truths', 'tables', 'convert',
-           'columns_of', 'record_of', 'rows_of', 'dataset']
+__all__ = ['OWN', 'score_columns', 'logged', 'predictions', 'feedback', 'table', 'truths', 'tables',
+           'convert', 'columns_of', 'record_of', 'rows_of', 'dataset']
 
 # %% ../../../nbs/serving/log/segments.ipynb #2c7542d8
 OWN = {
@@ -39,9 +40,40 @@ OWN = {
 }
 
 
-def logged(name: str) -> str:
-    "What the log calls the column `name` of a model"
-    return f"input_{name}" if name in OWN else name
+def score_columns(
+    record: Mapping[str, Any],  # of `Layout.record`, or attributes of a dataset of predictions
+) -> list[str]:
+    """The columns of the scores: one, or one for each class
+
+    Parameters
+    ----------
+    record : Mapping[str, Any]
+        of `Layout.record`, or attributes of a dataset of predictions
+    """
+    if not scores_of(record):
+        return ["score"]
+    plain = [re.sub("[^A-Za-z0-9_.-]", "-", c) for c in record["classes"]]
+    if len({*plain}) < len(plain):
+        plain = [f"{i}-{c}" for i, c in enumerate(plain)]
+    return [f"score_{c}" for c in plain]
+
+
+def logged(
+    name: str,
+    record: Mapping[str, Any] = MappingProxyType({}),  # of the version
+) -> str:
+    """What the log calls the column `name` of a model
+
+    Parameters
+    ----------
+    name : str
+    record : Mapping[str, Any]
+        of the version
+    """
+    own = {*OWN}
+    if scores_of(record):
+        own |= {"label", *score_columns(record)}
+    return f"input_{name}" if name in own else name
 
 
 def predictions(model: str) -> str:
@@ -77,15 +109,27 @@ def table(
         "id": text(p.ids),
         "time": p.time,
         "protocol": text(p.protocol),
-        "score": p.score,
+        **_scores(p),
         "latency_ms": p.latency,
         "version": text([p.record["version"]] * len(p.score)),
         "share": np.full(len(p.score), p.record["share"], np.float32),
     }
     values = (*p.numbers.T, *map(_array, p.others))
     for c, column in zip(p.record["columns"], values, strict=True):
-        columns[logged(c["name"])] = column
+        columns[logged(c["name"], p.record)] = column
     return pa.table(columns).replace_schema_metadata({"record": json.dumps(p.record)})
+
+
+def _scores(p: Predictions) -> dict[str, Any]:
+    "The scores; of classes that of the likeliest, its name, and that of each"
+    import pyarrow as pa
+
+    if p.score.ndim == 1:
+        return {"score": p.score}
+    place = p.score.argmax(axis=1)
+    label = pa.array([p.record["classes"][i] for i in place.tolist()], pa.string())
+    each = dict(zip(score_columns(p.record), p.score.T, strict=True))
+    return {"score": p.score.max(axis=1), "label": label} | each
 
 
 def _array(values: Array | list[str]) -> Any:
@@ -110,10 +154,15 @@ def truths(
     import pyarrow as pa
 
     micro = pa.timestamp("us")
+    given = [r["truth"] for r in records]
+    numbers = [None if isinstance(t, str) else float(t) for t in given]
+    names = [t if isinstance(t, str) else None for t in given]
+    named = {"truth_class": pa.array(names, pa.string())} if any(names) else {}
     return pa.table(
         {
             "id": pa.array([r["id"] for r in records], pa.string()),
-            "truth": pa.array([float(r["truth"]) for r in records], pa.float64()),
+            "truth": pa.array(numbers, pa.float64()),
+            **named,
             "time": pa.array([_time(r.get("time")) for r in records], micro),
             "received": pa.array([_time(r["received"]) for r in records], micro),
         }
@@ -209,6 +258,9 @@ def rows_of(segment: Path) -> int:
     return int(segment.stem.rpartition("-")[2])
 
 # %% ../../../nbs/serving/log/segments.ipynb #a0f4db98
+_KEPT = ("name", "output", "threshold", "classes")  # of the record, as attributes
+
+
 def dataset(
     segments: list[Path],  # with the same columns
 ) -> Dataset:  # over `row`, in memory
@@ -228,12 +280,14 @@ def dataset(
     import xarray as xr
 
     files = [pa.ipc.open_file(pa.memory_map(str(path))) for path in segments]
-    rows = pa.concat_tables([file.read_all() for file in files])
+    rows = pa.concat_tables([file.read_all() for file in files], promote_options="default")
     record = record_of(rows.schema)
-    known = {logged(c["name"]): c for c in record["columns"]}
+    known = {logged(c["name"], record): c for c in record["columns"]}
+    if scores_of(record):
+        known["label"] = {"dtype": "category", "categories": record["classes"]}
     for name in ("version", "protocol"):
         known[name] = {"dtype": "category", "categories": []}
-    attrs = {k: v for k, v in record.items() if k in ("name", "output", "threshold")}
+    attrs = {k: v for k, v in record.items() if k in _KEPT}
     columns = {name: _variable(rows[name], known.get(name)) for name in rows.column_names}
     return xr.Dataset(columns, attrs=attrs)
 

@@ -13,6 +13,7 @@ from io import BytesIO, StringIO
 from struct import error, unpack_from
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import orjson
 
 from ..refusal import Refusal
@@ -28,7 +29,6 @@ from scalai_nb.serving.scoring.validation import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
     from pyarrow import Table
 
 # %% auto #0
@@ -280,23 +280,41 @@ def _output(s: Scorer) -> str:
     return s.card.get("output", "probability")
 
 
+def _named(s: Scorer, scores: np.ndarray) -> dict[str, Any]:
+    "The columns of an answer by name, a value a row"
+    if not s.classes:
+        return {_output(s): scores}
+    each = {f"probability of {c}": scores[:, k] for k, c in enumerate(s.classes)}
+    return {"label": s.labels(scores), **each}
+
+
 def _to_json(s: Scorer, id: str, scores: np.ndarray) -> bytes:
     name, ids = _output(s), ids_of(id, len(scores))
-    predictions = [{"id": i, name: v} for i, v in zip(ids, scores, strict=True)]
+    if s.classes:
+        names = [str(c) for c in s.classes]
+        rows = zip(ids, s.labels(scores), scores, strict=True)
+        predictions = [
+            {"id": i, "label": label, name: dict(zip(names, row, strict=True))}
+            for i, label, row in rows
+        ]
+    else:
+        predictions = [{"id": i, name: v} for i, v in zip(ids, scores, strict=True)]
     answer = {"model": s.name, "version": s.version, "id": id, "predictions": predictions}
     return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _to_csv(s: Scorer, id: str, scores: np.ndarray) -> bytes:
     out = StringIO()
-    lines = zip(ids_of(id, len(scores)), scores.astype(str), strict=True)
-    csv.writer(out, lineterminator="\n").writerows([("id", _output(s)), *lines])
+    named = _named(s, scores)
+    columns = [np.asarray(x).astype(str) for x in named.values()]
+    lines = zip(ids_of(id, len(scores)), *columns, strict=True)
+    csv.writer(out, lineterminator="\n").writerows([("id", *named), *lines])
     return out.getvalue().encode()
 
 
 def _to_arrow(s: Scorer, id: str, scores: np.ndarray) -> bytes:
     pa, out = import_module("pyarrow"), BytesIO()
-    table = pa.table({"id": ids_of(id, len(scores)), _output(s): scores})
+    table = pa.table({"id": ids_of(id, len(scores)), **_named(s, scores)})
     with pa.ipc.new_stream(out, table.schema) as stream:
         stream.write_table(table)
     return out.getvalue()

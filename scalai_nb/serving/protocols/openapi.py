@@ -133,7 +133,7 @@ BODIES: dict[str, tuple[Callable[[Scorer], Schema], Callable[[Scorer], Any]]] = 
 _TRUTH = _object(
     ("id", "truth"),
     id={"type": "string", "minLength": 1, "maxLength": 160},
-    truth={"type": ["number", "boolean"]},
+    truth={"type": ["number", "boolean", "string"]},
     time={"type": "string", "format": "date-time"},
     model={"type": "string"},
 ) | {"additionalProperties": False}

@@ -5,6 +5,7 @@
 # %% ../../../nbs/serving/protocols/plain.ipynb #2d128fdf
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from math import isfinite
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,7 @@ def feedback(app: Service, exchange: Exchange) -> None:
     "Take what came true. Refusal 503: the log cannot take it now"
     kind = media(exchange.headers.get(b"content-type", b""))
     found = lines_of(exchange.body) if kind == "application/x-ndjson" else json_of(exchange.body)
-    records = [_record(i, r) for i, r in enumerate(found if type(found) is list else [found])]
+    records = [_record(app, i, r) for i, r in enumerate(found if type(found) is list else [found])]
     counted(len(records))
     if app.journal is None or not app.journal.feedback(records):
         raise Refusal(503, "The log cannot take feedback now; send it again later.", retry=5)
@@ -72,7 +73,7 @@ def feedback(app: Service, exchange: Exchange) -> None:
 _KNOWN = {"id", "truth", "time", "model"}
 
 
-def _record(i: int, r: Any) -> dict[str, Any]:
+def _record(app: Service, i: int, r: Any) -> dict[str, Any]:
     "What came true of one prediction. Refusal: it is not as it should be"
     if type(r) is not dict or type(r.get("id")) is not str or "truth" not in r or r.keys() - _KNOWN:
         raise Refusal(
@@ -82,7 +83,7 @@ def _record(i: int, r: Any) -> dict[str, Any]:
             row=i,
         )
     _check_id(i, r["id"])
-    _check_truth(i, r["truth"])
+    _check_truth(i, r["truth"], partial(_classes, app, r.get("model")))
     if r.get("time") is not None:
         _check_time(i, r["time"])
     return r
@@ -98,10 +99,25 @@ def _check_id(i: int, id: str) -> None:
         )
 
 
-def _check_truth(i: int, truth: Any) -> None:
-    if type(truth) not in (bool, int, float) or not isfinite(truth):
+def _classes(app: Service, model: str | None) -> set[str]:
+    "The names of the classes of a model, or of all that are served"
+    names = [model] if model in app.models.names() else app.models.names()
+    cards = (app.scorer(n).card for n in names)
+    return {str(c) for card in cards for c in card.get("classes") or ()}
+
+
+def _check_truth(i: int, truth: Any, classes: Callable[[], set[str]]) -> None:
+    if isinstance(truth, str):
+        fine = truth in classes()
+    else:
+        fine = type(truth) in (bool, int, float) and isfinite(truth)
+    if not fine:
         raise Refusal(
-            400, f"Row {i}: the truth {truth!r:.60} is no number or boolean.", row=i, column="truth"
+            400,
+            f"Row {i}: the truth {truth!r:.60} is no number or boolean, nor the name of a class "
+            "of the model.",
+            row=i,
+            column="truth",
         )
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ['Scores', 'Reply', 'Request', 'text_of', 'timeout_of', 'request_of']
 
 # %% ../../../nbs/serving/protocols/request.ipynb #99a4edd3
-Scores: TypeAlias = np.ndarray  # (row,) float32
+Scores: TypeAlias = np.ndarray  # (row,) or (row, class) float32
 Reply: TypeAlias = tuple[bytes, bytes, bytes]  # body, content type, further lines of the head
 
 

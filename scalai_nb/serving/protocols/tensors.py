@@ -5,6 +5,7 @@
 # %% ../../../nbs/serving/protocols/tensors.ipynb #3b881cdb
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import chain
 from math import prod
 from struct import error, unpack_from
@@ -18,7 +19,7 @@ from ..scoring.scorer import Scorer
 from ..scoring.validation import Rows, counted, from_columns, within
 
 # %% auto #0
-__all__ = ['Tensor', 'TYPES', 'DATATYPES', 'from_tensors']
+__all__ = ['Tensor', 'TYPES', 'OUTPUTS', 'DATATYPES', 'packed', 'given', 'from_tensors']
 
 # %% ../../../nbs/serving/protocols/tensors.ipynb #80974676
 Tensor: TypeAlias = tuple[str, str, list, Any]  # name, data type, shape; bytes or a list of values
@@ -38,6 +39,41 @@ TYPES = {
     "FP64": "<f8",
     "BYTES": None,
 }
+
+OUTPUTS = ("score", "probabilities", "label")  # names of what models give
+
+
+def packed(strings: Iterable[Any]) -> bytes:
+    "Strings as the protocol has them in bytes: each after its length"
+    data = [str(s).encode() for s in strings]
+    return b"".join(len(d).to_bytes(4, "little") + d for d in data)
+
+
+def given(
+    s: Scorer,
+    scores: np.ndarray,  # (row,) or (row, class)
+) -> list[tuple[str, str, list[int], Any]]:  # name, data type, shape, values of each tensor
+    """The tensors of an answer
+
+    Parameters
+    ----------
+    s : Scorer
+    scores : np.ndarray
+        (row,) or (row, class)
+
+    Returns
+    -------
+    list[tuple[str, str, list[int], Any]]
+        name, data type, shape, values of each tensor
+    """
+    if not s.classes:
+        return [("score", "FP32", [len(scores)], scores)]
+    labels = [str(c) for c in s.labels(scores)]
+    return [
+        ("probabilities", "FP32", [*scores.shape], np.ascontiguousarray(scores).ravel()),
+        ("label", "BYTES", [len(scores)], labels),
+    ]
+
 
 # what metadata says of each kind of column, and the graph takes
 DATATYPES = {"number": "FP32", "time": "FP64", "string": "BYTES"}

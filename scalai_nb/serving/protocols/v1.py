@@ -52,14 +52,19 @@ def _flat(values: list) -> list:
 
 
 def _predictions(request: Request, scorer: Scorer, scores: Scores) -> Reply:
-    return _dumped("predictions", scores)
+    if not scorer.classes:
+        return _dumped("predictions", scores)
+    rows = zip(scorer.labels(scores), scores, strict=True)
+    return _dumped("predictions", [{"label": label, "probabilities": p} for label, p in rows])
 
 
 def _outputs(request: Request, scorer: Scorer, scores: Scores) -> Reply:
-    return _dumped("outputs", scores)
+    if not scorer.classes:
+        return _dumped("outputs", scores)
+    return _dumped("outputs", {"label": scorer.labels(scores), "probabilities": scores})
 
 
-def _dumped(key: str, scores: Scores) -> Reply:
+def _dumped(key: str, scores: Any) -> Reply:
     return orjson.dumps({key: scores}, option=orjson.OPT_SERIALIZE_NUMPY), JSON, b""
 
 # %% ../../../nbs/serving/protocols/v1.ipynb #cea0949c

@@ -11,7 +11,7 @@ import orjson
 
 from .formats import JSON, object_of
 from .request import Reply, Request, Scores, request_of
-from .tensors import Tensor, from_tensors
+from .tensors import OUTPUTS, Tensor, from_tensors, given, packed
 from ..refusal import Refusal
 from ..scoring.scorer import Scorer
 
@@ -142,8 +142,9 @@ def _wants_bytes(fields: dict[str, Any]) -> bool:
     if type(outputs) is not list or not all(type(o) is dict for o in outputs):
         raise Refusal(400, "'outputs' is no JSON array of objects.")
     for output in outputs:
-        if output.get("name") != "score":
-            raise Refusal(400, f"There is no output {output.get('name')!r:.60}; accepted: 'score'.")
+        if output.get("name") not in OUTPUTS:
+            known = " or ".join(map(repr, OUTPUTS))
+            raise Refusal(400, f"There is no output {output.get('name')!r:.60}; accepted: {known}.")
         if _object(output, "parameters").keys() & _ABSENT:
             raise Refusal(
                 400,
@@ -155,26 +156,34 @@ def _wants_bytes(fields: dict[str, Any]) -> bool:
     return bool(default)
 
 
-def _answer(request: Request, scorer: Scorer, scores: Scores, **data: Any) -> bytes:
-    output = {"name": "score", "datatype": "FP32", "shape": [len(scores)], **data}
+def _answer(request: Request, scorer: Scorer, outputs: list[dict[str, Any]]) -> bytes:
     answer = {
         "model_name": scorer.name,
         "model_version": scorer.version,
         "id": request.id,
         "parameters": {"prediction_id": request.id},
-        "outputs": [output],
+        "outputs": outputs,
     }
     return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _encode(request: Request, scorer: Scorer, scores: Scores) -> Reply:
-    return _answer(request, scorer, scores, data=scores), JSON, b""
+    outputs = [
+        {"name": name, "datatype": kind, "shape": shape, "data": data}
+        for name, kind, shape, data in given(scorer, scores)
+    ]
+    return _answer(request, scorer, outputs), JSON, b""
 
 
 def _encode_bytes(request: Request, scorer: Scorer, scores: Scores) -> Reply:
-    head = _answer(request, scorer, scores, parameters={"binary_data_size": scores.nbytes})
+    outputs, parts = [], []
+    for name, kind, shape, data in given(scorer, scores):
+        parts.append(packed(data) if kind == "BYTES" else data.tobytes())
+        size = {"binary_data_size": len(parts[-1])}
+        outputs.append({"name": name, "datatype": kind, "shape": shape, "parameters": size})
+    head = _answer(request, scorer, outputs)
     length = b"inference-header-content-length: %d\r\n" % len(head)
-    return head + scores.tobytes(), b"application/octet-stream", length
+    return b"".join([head, *parts]), b"application/octet-stream", length
 
 # %% ../../../nbs/serving/protocols/v2.ipynb #54c0f47d
 def _ready(exchange: Exchange, ready: bool, **more: str) -> None:

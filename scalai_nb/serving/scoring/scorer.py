@@ -137,6 +137,36 @@ class Scorer:
     digest: str = ""  # of the package
 
     @cached_property
+    def classes(self) -> tuple:
+        "Names of more than two classes, in the order of their scores; empty: a row has one score"
+        if self.card.get("output") != "probabilities":
+            return ()
+        return tuple(self.card["classes"])
+
+    @cached_property
+    def outputs(self) -> tuple[str, ...]:
+        "What an answer holds, by name"
+        return ("probabilities", "label") if self.classes else ("score",)
+
+    def labels(
+        self,
+        scores: np.ndarray,  # (row, class)
+    ) -> list:  # the name of the likeliest class of each row
+        """What scores of classes say
+
+        Parameters
+        ----------
+        scores : np.ndarray
+            (row, class)
+
+        Returns
+        -------
+        list
+            the name of the likeliest class of each row
+        """
+        return [self.classes[i] for i in scores.argmax(axis=1).tolist()]
+
+    @cached_property
     def numbers(self) -> tuple[str, ...]:
         "Names of the columns of numbers"
         return tuple(c.name for c in self.columns if c.kind == "number")
@@ -174,7 +204,7 @@ class Scorer:
         # a (row, 1) array for each of `others`: float64 seconds since 1970, or object strings,
         # where the empty one is missing
         others: tuple[np.ndarray, ...] = (),
-    ) -> np.ndarray:  # (row,) float32 probabilities or predictions
+    ) -> np.ndarray:  # (row,) float32 probabilities or predictions; (row, class) of classes
         """Score rows
 
         Parameters
@@ -188,12 +218,13 @@ class Scorer:
         Returns
         -------
         np.ndarray
-            (row,) float32 probabilities or predictions
+            (row,) float32 probabilities or predictions; (row, class) of classes
         """
         feed = {NUMBERS: numbers} if self.numbers else {}
         for column, array in zip(self.others, others, strict=True):
             feed[column.name] = array
-        return self.session.run(None, feed)[0].ravel()
+        scores = self.session.run(None, feed)[0]
+        return scores if self.classes else scores.ravel()
 
     @classmethod
     def load(

@@ -138,9 +138,13 @@ class Shadow:
         self._next()
 
     def _compare(self, calls: list[Call], scores: np.ndarray, other: np.ndarray) -> None:
-        for difference in np.abs(scores - other).tolist():
+        apart = np.abs(scores - other)
+        for difference in (apart.max(axis=1) if apart.ndim == 2 else apart).tolist():
             self.metrics.observe("scalai_shadow_difference", *self.labels, value=difference)
         if self.scorer.card.get("output") == "probability":
             flips = int(((scores >= 0.5) != (other >= 0.5)).sum())
+            self.metrics.count("scalai_shadow_flips_total", *self.labels, n=flips)
+        if self.scorer.classes:
+            flips = int((scores.argmax(axis=1) != other.argmax(axis=1)).sum())
             self.metrics.count("scalai_shadow_flips_total", *self.labels, n=flips)
         self.on_shadow(self.scorer, calls, other)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from urllib.parse import quote
 
 from ..protocols.request import Request, Scores
-from ..protocols.tensors import Tensor, from_tensors
+from ..protocols.tensors import OUTPUTS, Tensor, from_tensors, given, packed
 from ..refusal import Refusal
 from ..scoring.scorer import Scorer
 from ..scoring.validation import Rows
@@ -265,8 +265,9 @@ def decode(
         perf_counter when it came
     """
     for wanted in message.outputs:
-        if wanted.name != "score":
-            raise Refusal(400, f"There is no output {wanted.name!r:.60}; accepted: score.")
+        if wanted.name not in OUTPUTS:
+            known = " or ".join(OUTPUTS)
+            raise Refusal(400, f"There is no output {wanted.name!r:.60}; accepted: {known}.")
     return Request(
         "grpc",
         message.model_name,
@@ -283,14 +284,18 @@ def decode(
 
 def encode(request: Request, scorer: Scorer, scores: Scores) -> Message:
     "The ModelInferResponse with the scores of a request"
-    message = request.body
+    message, found = request.body, given(scorer, scores)
     return messages().ModelInferResponse(
         model_name=message.model_name,
         model_version=scorer.version,
         id=message.id,
         parameters=[{"key": "prediction_id", "value": {"string_param": request.id}}],
-        outputs=[{"name": "score", "datatype": "FP32", "shape": [len(scores)]}],
-        raw_output_contents=[scores.tobytes()],
+        outputs=[
+            {"name": name, "datatype": kind, "shape": shape} for name, kind, shape, _ in found
+        ],
+        raw_output_contents=[
+            packed(data) if kind == "BYTES" else data.tobytes() for _, kind, _, data in found
+        ],
     )
 
 # %% ../../../nbs/serving/wire/grpc.ipynb #493d695a
