@@ -18,6 +18,7 @@ from scalai_nb.environment import environment
 from scalai_nb.pipeline.pipeline import Pipeline
 from scalai_nb.pipeline.plan import Plan
 
+SETTINGS = "cluster = none\ntrackers = none\nworkers = 1\n"
 CONTRACT = 'from scalai_nb.pipeline import In, Out\na: Out = "a"\nn: int = 1'
 READS = {  # file: how it is read
     "plain.txt": "open('plain.txt').read()",
@@ -117,7 +118,7 @@ def fill(folder: Path) -> None:
 def done(tmp_path_factory):
     "A project whose step has read everything once"
     root = tmp_path_factory.mktemp("observed")
-    project = Project(root, "cluster = none\ntrackers = none\nworkers = 1\n")
+    project = Project(root, SETTINGS)
     lines = [*READS.values(), *VARIABLES.values(), *FOLDERS.values(), *OWN.values()]
     lines[lines.index(READS["none.txt"])] = "try: open('none.txt')\nexcept OSError: pass"
     body = "\n".join(lines)
@@ -198,6 +199,17 @@ def test_settings_count_where_the_step_asks_for_them(done, tmp_path):
 def test_what_cannot_be_seen_is_said(done):
     entry = json.loads((done / ".scalai/runs/cache/toy/a.json").read_text())
     assert f"what {sys.executable} reads" in entry["observed"]["unseen"]
+
+
+def test_all_that_a_step_depends_on_is_listed(done):
+    project = Project(done, SETTINGS)
+    said = project.scalai("plan", "toy", "--explain", "a", TAKEN="2").stdout
+    assert "changed  variable" in said and "pipelines/toy/prices.json" in said
+    assert "not observed" in said and "library" in said
+    facts = json.loads(project.scalai("plan", "toy", "--explain", "a", "--json", TAKEN="1").stdout)
+    assert {fact["what"] for fact in facts} >= {"code", "kernel", "file", "variable", "package"}
+    never = project.scalai("plan", "toy", "--explain", "z")
+    assert never.returncode == 2 and "'z'" in never.stderr
 
 
 def test_what_is_edited_while_the_step_runs(tmp_path):
