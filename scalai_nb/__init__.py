@@ -45,7 +45,7 @@ _WHERE = {
     "learn.networks.networks": ["Network", "NetworkOptions"],
     "evaluation.residuals": ["RegressionEvaluation", "evaluate_regression"],
     "learn.features.rows": ["Rows"],
-    "evaluation.splits": ["Folds", "Split", "split"],
+    "learn.training.splits": ["Folds", "Split", "split"],
     "describe.summary": ["Summary", "summarize"],
     "learn.training.results": ["Training"],
     "learn.training.training": ["Judging", "train"],

@@ -17,6 +17,7 @@ from sklearn.linear_model import (
 
 import scalai_nb as sn
 from scalai_nb.compute.laws import check_mergeable
+from scalai_nb.compute.mergeable import ALGORITHMS
 from scalai_nb.errors import ParameterError
 from scalai_nb.evaluation.deviance import learnt_loss, loss_of
 from scalai_nb.evaluation.residuals import evaluate_regression, regression_evaluation
@@ -60,6 +61,7 @@ def test_zeros_are_counts():
 
 
 def test_laws_of_losses():
+    'Of the registered "loss evaluation" too: this is it, with columns of other names'
     target, prediction, weight = drawn(90)
     by = np.random.default_rng(1).choice(["a", "b"], 90)
     columns = {"t": target, "p": prediction, "w": weight, "b": by}
@@ -78,6 +80,8 @@ def test_laws_of_losses():
         )
 
     check_mergeable(algorithm, blocks, lambda bs: xr.concat(bs, "row"), near)
+    named = [block.rename(t="target", p="prediction") for block in blocks]
+    check_mergeable(ALGORITHMS["loss evaluation"], named, lambda bs: xr.concat(bs, "row"), near)
     e = sn.reduce(algorithm, ds)
     some = by == "a"
     mass = weight[some]

@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from scalai_nb.data.contract import Contract
 from scalai_nb.errors import ContractViolation, ParameterError
-from scalai_nb.evaluation.splits import Split, split
+from scalai_nb.learn.training.splits import Split, split
 
 
 def data(n=1000, seed=0):

@@ -34,7 +34,7 @@ from scalai_nb.learn.training.importance import importances
 from scalai_nb.learn.linear.regression import LinearRegression, LogisticRegression
 from scalai_nb.learn.networks.networks import Network
 from scalai_nb.learn.training.adapter import SAMPLE, Effort, learn, sampled
-from scalai_nb.evaluation.splits import Folds, split
+from scalai_nb.learn.training.splits import Folds, split
 from scalai_nb.describe.summary import SUMMARY
 from scalai_nb.evaluation.task import task_of
 from scalai_nb.learn.training.training import Judging, train

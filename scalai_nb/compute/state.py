@@ -40,7 +40,7 @@ FORMER = {
     "learn.multiclass": "evaluation.multiclass",
     "learn.residuals": "evaluation.residuals",
     "learn.scores": "evaluation.histogram",
-    "learn.splits": "evaluation.splits",
+    "learn.splits": "learn.training.splits",
     "learn.summary": "describe.summary",
 }
 

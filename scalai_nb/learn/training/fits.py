@@ -20,7 +20,7 @@ import numpy as np
 from ...compute.mergeable import Mergeable
 from ...describe.summary import SUMMARY
 from ...errors import ParameterError
-from ...evaluation.splits import Split
+from .splits import Split
 from ...evaluation.task import Task
 from ..features.rows import threads
 from ..features.transform import Transform

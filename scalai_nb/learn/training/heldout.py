@@ -13,7 +13,7 @@ from ...errors import ParameterError, unknown
 from ...evaluation.binary import Evaluation
 from ...evaluation.calibration import CURVES, Calibration, curve_of
 from ...evaluation.histogram import Scores, merge_scores
-from ...evaluation.splits import Split
+from .splits import Split
 from ...evaluation.deviance import LOSSES, is_loss, learnt_loss, loss_of
 from ...evaluation.task import MEASURES, Task, judge, value_of
 from ...goals import Goal

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...errors import ParameterError, WorkFailed, unknown
 from ...evaluation.calibration import Calibrated, Calibration
-from ...evaluation.splits import Split
+from .splits import Split
 from ...evaluation.task import HIGHER, interval_of, value_of
 from ...goals import Goal
 from ..features.transform import Transform

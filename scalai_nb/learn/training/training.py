@@ -17,7 +17,7 @@ from ...compute.reduce import reduce
 from ...data.contract import Contract
 from ...describe.fingerprint import Fingerprint, LearnedFrom, fingerprint
 from ...errors import ParameterError, WorkFailed, unknown
-from ...evaluation.splits import Folds, Split, split as split_of
+from .splits import Folds, Split, split as split_of
 from ...evaluation.task import Task, judge, task_of, value_of
 from ...goals import Goal
 from ..features.rows import weights as finite_weights

@@ -15,7 +15,7 @@ import numpy as np
 from ...errors import ParameterError, unknown
 from ...evaluation.evaluation import evaluate
 from ...evaluation.residuals import evaluate_regression
-from ...evaluation.splits import split as split_rows
+from ...learn.training.splits import split as split_rows
 from ...learn.training.adapter import check_candidate, learn, scores_of
 from .space import Space
 from .trial import Params, Report
