@@ -9,6 +9,10 @@ import subprocess
 import pytest
 from toy import Project, cells, gone, statuses
 
+from scalai_nb.environment import environment
+from scalai_nb.pipeline.execution.forkserver import ForkServer
+from scalai_nb.pipeline.running.recorder import about
+
 OUT = "from scalai_nb.pipeline import In, Out\n"
 
 
@@ -219,3 +223,49 @@ def test_a_full_disk_under_the_lake(project, small_disk):
         project.scalai("lake", "ls", "--json", SCALAI_LAKE=str(small_disk)).stdout.count('"name"')
         == 1
     )
+
+
+# --- the fork server by itself
+
+
+@pytest.fixture
+def forks(monkeypatch):
+    monkeypatch.setenv("LEFT", "by the server")
+    with ForkServer() as server:
+        yield server
+
+
+def test_the_fork_server_has_a_session_of_its_own(forks):
+    "Ctrl-C in the terminal of the run is for the runner to decide about"
+    assert os.getsid(forks.pid) == forks.pid != os.getsid(0)
+
+
+def test_a_process_has_the_variables_that_it_was_given_and_no_others(forks, tmp_path):
+    child = forks.spawn(["/usr/bin/env"], {"GIVEN": "1"}, log=tmp_path / "log")
+    assert child.ended.result(timeout=20).status == 0
+    names = {line.partition("=")[0] for line in (tmp_path / "log").read_text().splitlines()}
+    assert "GIVEN" in names and not names & {"LEFT", "HOME", "PATH"}
+
+
+def test_a_process_is_signalled(forks):
+    child = forks.spawn(["/bin/sleep", "60"], {})
+    child.signal(signal.SIGTERM)
+    assert child.ended.result(timeout=20).status == -signal.SIGTERM
+
+
+def test_a_run_says_which_commit_it_ran(project):
+    git = ["git", "-C", str(project.root), "-c", "user.name=a", "-c", "user.email=a@b"]
+    env = environment("laptop", settings=project.root / "settings.ini")
+    assert about(env)["code"] is None
+    for words in (["init", "-q"], ["add", "settings.ini"], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *words], check=True)
+    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    assert about(env)["code"] == commit.stdout.strip()
+    (project.root / "settings.ini").write_text("[laptop]\n")
+    assert about(env)["code"] == commit.stdout.strip() + "+changes"
+
+
+@pytest.mark.parametrize("name", ["lake", "models", "runs"])
+def test_a_folder_that_cannot_be_written_is_refused_before_the_run(project, name):
+    done = project.scalai("run", "toy", **{f"SCALAI_{name.upper()}": "/proc/nothing"})
+    assert done.returncode == 2 and f"{name} = /proc/nothing cannot be written" in done.stderr

@@ -366,6 +366,15 @@ def test_plain_takes_every_format(one, expected):
         assert [p["id"] for p in said["predictions"]] == [f"{said['id']}:{i}" for i in range(ROWS)]
 
 
+@pytest.mark.parametrize("write", [arrow, parquet])
+def test_a_column_that_the_model_does_not_know_is_named(one, write):
+    table = pa.Table.from_pandas(frame(), preserve_index=False)
+    more = table.append_column("colour", pa.array(["red"] * ROWS))
+    kind = {arrow: "application/vnd.apache.arrow.stream", parquet: "application/vnd.apache.parquet"}
+    status, _, said = ask(one, "POST", "/predict", write(more), content_type=kind[write])
+    assert status == 400 and "colour" in json.dumps(said)
+
+
 def test_plain_answers_in_the_format_that_is_asked_for(one, expected):
     body = json.dumps(records()).encode()
     status, headers, said = ask(

@@ -87,10 +87,16 @@ def _kernel(argv: list[str]) -> None:
     app.start()
 
 # %% ../../../nbs/pipeline/execution/forkserver.ipynb #9a0cb32b
+_STOPPING = signal.SIGINT, signal.SIGTERM
+
+
 def _fork(request: dict[str, Any], files: Sequence[int]) -> int:
     "Fork the child that `request` asks for, which closes the `files` of the server; its process id"
     parent = os.getpid()
+    # a signal that comes at once waits until the child has its own handlers
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     if pid := os.fork():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
         return pid
     try:
         signal.set_wakeup_fd(-1)
@@ -99,6 +105,7 @@ def _fork(request: dict[str, Any], files: Sequence[int]) -> int:
         for signum in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
         _enter(request, parent)
         cmd = request["cmd"]
         if cmd[:3] == _KERNEL:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import scalai_nb
 from ...environment import Environment
 from ...errors import Conflict, ScalaiError
 from ..execution.engine import Execution, Limits, code_cells
@@ -230,8 +231,8 @@ class Attempt:
     def _watch(self) -> Watch:
         "What the kernel is to observe"
         env = self.shared.env
-        ours = Path(__file__).parents[2]  # this package
-        left_out = map(str, (env.lake, env.runs, env.models, sys.prefix, ours, env.root / ".git"))
+        ours, git = Path(scalai_nb.__file__).parent, env.root / ".git"
+        left_out = map(str, (env.lake, env.runs, env.models, sys.prefix, ours, git))
         settings = str(env.root / "settings.ini")
         return Watch(str(self._seen), str(env.root), tuple(left_out), settings)
 
