@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['app', 'runs_app', 'lake_app', 'kernel_app', 'Parameters', 'Pipeline', 'Sweep', 'RunId',
-           'run', 'plan', 'runs', 'runs_send', 'show', 'cancel', 'report', 'lake_ls',
-           'lake_log', 'lake_diff', 'lake_tag', 'lake_restore', 'lake_expire',
+           'run', 'plan', 'accept', 'runs', 'runs_send', 'show', 'cancel', 'report',
+           'lake_ls', 'lake_log', 'lake_diff', 'lake_tag', 'lake_restore', 'lake_expire',
            'lake_verify', 'dash', 'kernel_install', 'doctor', 'main']
 
 # %% ../nbs/cli.ipynb #34c443ca
@@ -258,6 +258,21 @@ def plan(
         return _plan(pipeline, values, env, force, from_step, json)
     facts = _planned(pipeline, values, env, force, from_step).explain(explain)
     out([fact._asdict() for fact in facts] if json else facts, json, _facts)
+
+
+@app.command()
+def accept(
+    pipeline: Pipeline,
+    step: str,
+    because: Annotated[str, typer.Option(help="Why its outputs are right all the same.")],
+    parameter: Parameters = None,
+    env: Env = None,
+) -> None:
+    "Keep the outputs of a stale step as right; the record says who did so, and why."
+    from scalai_nb.pipeline.step import parse_assignments
+
+    plan = _planned(pipeline, parse_assignments(parameter or []), env, False, None)
+    console().print(plan.accept(step, because).accepted[-1], markup=False)
 
 
 def _facts(facts: list[Fact]) -> RenderableType:

@@ -344,6 +344,16 @@ def test_drain():
         assert c.answer(1)[0][":status"] == "200" and c.frame() is None and served.app.asked == 1
 
 
+def test_a_client_that_goes_away_is_let_go(served):
+    "What it has asked is answered; then the connection is closed"
+    with Client(served, asked(1, b"/slow")) as c:
+        until(lambda: served.app.held)
+        c.send(frame(GOAWAY, 0, 0, pack(">II", 1, NO_ERROR)))
+        assert int.from_bytes(c.until(GOAWAY)[3][:4]) == 1
+        served.let_go()
+        assert c.answer(1)[0][":status"] == "200" and c.frame() is None
+
+
 def test_most_streams(served):
     with Client(served, *(asked(i, b"/slow") for i in range(1, 2001, 2)), asked(2001)) as c:
         assert c.answer(2001) == ("reset", REFUSED_STREAM)

@@ -212,6 +212,26 @@ def test_all_that_a_step_depends_on_is_listed(done):
     assert never.returncode == 2 and "'z'" in never.stderr
 
 
+def test_a_stale_step_is_accepted_on_the_record(done, tmp_path):
+    with copied(done, tmp_path) as (folder, reasons):
+        project = Project(folder.parents[1], SETTINGS)
+        (folder / "plain.txt").write_text("2")
+        (folder / "helper.py").write_text(HELPER + "more = 1\n")
+        why = ["library helper", "file pipelines/toy/plain.txt"]
+        assert reasons()[0] == why
+        words = ("accept", "toy", "a", "--because", "a typing error")
+        said = project.scalai(*words, TAKEN="1", SCALAI_USER="ada")
+        assert f"ada: a typing error ({', '.join(why)})" in said.stdout.replace("\n", " "), said
+        assert reasons()[0] == [] and "accepted" in project.scalai("plan", "toy", TAKEN="1").stdout
+        again = project.scalai(*words, TAKEN="1")
+        assert again.returncode == 2 and "a is cached" in again.stderr
+        (folder / "plain.txt").write_text("3")
+        assert reasons()[0] == ["file pipelines/toy/plain.txt"]
+        shutil.rmtree(folder.parents[1] / ".scalai/lake/a")
+        gone = project.scalai(*words, TAKEN="1")
+        assert gone.returncode == 2 and "output a is gone; run it" in gone.stderr
+
+
 def test_what_is_edited_while_the_step_runs(tmp_path):
     project = Project(tmp_path, "cluster = none\ntrackers = none\n")
     edit = "from pathlib import Path\nPath('rate.txt').write_text('2')"

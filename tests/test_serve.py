@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from threading import Event, Thread
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from scalai_nb.learn.linear.regression import LogisticRegression
 from scalai_nb.learn.features.transform import Transform
 from scalai_nb.models.package.package import package
 from scalai_nb.models.registry.registry import Registry
+from scalai_nb.serving.metrics import Metrics
 from scalai_nb.serving.process import following
 from scalai_nb.serving.process.service import planned, running
 
@@ -519,6 +521,18 @@ def test_a_fallen_canary_is_out_for_all_workers(tmp_path):
     (tmp_path / "fallback" / "late-4.json").write_text("{}")
     found = following.without_fallen(wanted, tmp_path)["models"]
     assert found["late"]["canary"] is None and found["early"]["canary"]["version"] == "4"
+
+
+def test_a_version_that_cannot_be_loaded_is_not_brought_to_the_workers(tmp_path, monkeypatch):
+    (tmp_path / "routes.json").write_text('{"models": {}}')
+    lost = {"path": str(tmp_path / "gone"), "digest": "d"}
+    wanted = {"models": {"late": {"primary": "1", "canary": None, "versions": {"1": lost}}}}
+    monkeypatch.setattr(following, "routes", lambda *_: wanted)
+    registry = SimpleNamespace(stamp=lambda: None)
+    follower = following.RegistryFollower(registry, None, tmp_path, Metrics())
+    follower.look()
+    assert json.loads((tmp_path / "routes.json").read_text()) == {"models": {}}
+    assert "gone" in follower.trouble and follower.refused == wanted
 
 
 def test_graphs_of_versions_that_nobody_serves_are_removed(tmp_path):

@@ -88,7 +88,8 @@ def _mark(p: Planned) -> tuple[str, str]:
 def _reasons(p: Planned) -> list[tuple[str, str]]:
     "Styled lines that give the reasons"
     if p.status == "cached":
-        return [("cached", "green")]
+        accepted = p.entry.accepted[-1:] if p.entry else []
+        return [("cached", "green"), *((f"accepted {said}", "dim") for said in accepted)]
     own = [(r, "") for r in p.reasons if not r.startswith("after ")]
     after = ", ".join(_follows(p))
     return [*own, (f"after {after}", "dim")] if after else own

@@ -183,6 +183,32 @@ class Plan:
             raise ParameterError(f"{name} has never run well: there is nothing to compare it with.")
         return self.cache.facts(planned.entry, planned.key)
 
+    def accept(
+        self,
+        step: str,  # its name
+        because: str,  # why its outputs are right all the same
+    ) -> Entry:
+        """Take the outputs of a stale step as right: it is cached then, and the record says why
+
+        ParameterError: it is cached already, or only a run can make it right.
+
+        Parameters
+        ----------
+        step : str
+            its name
+        because : str
+            why its outputs are right all the same
+        """
+        name = self.pipeline[step].name
+        planned = next(p for p in self.steps if p.step.name == name)
+        if not planned.reasons:
+            raise ParameterError(f"{name} is cached: there is nothing to accept.")
+        lost = [r for r in planned.reasons if r.startswith(("after ", "output ", "never run"))]
+        if lost or planned.entry is None:
+            raise ParameterError(f"{name} cannot be accepted: {', '.join(lost)}; run it.")
+        found, now = planned.entry, planned.key
+        return self.cache.accept(planned.step, found, now, planned.reasons, because)
+
     def to_dict(self) -> dict[str, Any]:
         "The plan as JSON can hold it"
         return {
@@ -207,4 +233,5 @@ def _as_dict(p: Planned) -> dict[str, Any]:
         "parameters": p.key.parts["parameters"],
         "seconds": p.entry.seconds if p.entry else None,
         "run": p.entry.run if p.entry else None,
+        "accepted": p.entry.accepted if p.entry else [],
     }

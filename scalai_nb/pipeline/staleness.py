@@ -11,13 +11,13 @@ import os
 import sys
 from codecs import getwriter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ..environment import Environment
-from ..files import replacing
+from ..files import replacing, whoami
 from .pipeline import Head, Pipeline
 from .reading.observed import Fact, Observed
 from .reading.parameter import source
@@ -177,6 +177,8 @@ class Entry:
         rows written
     observed : Observed
         what it was seen to read
+    accepted : list[str]
+        when, by whom and why, though it was stale
     finished : str
     """
 
@@ -186,6 +188,7 @@ class Entry:
     seconds: float | None = None
     rows: int | None = None  # rows written
     observed: Observed = field(default_factory=Observed)  # what it was seen to read
+    accepted: list[str] = field(default_factory=list)  # when, by whom and why, though it was stale
     finished: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
@@ -251,10 +254,42 @@ class Cache:
         **about : Any
             run, seconds, rows and observed, as `Entry` has them
         """
-        entry = Entry(key, {name: list(o) for name, o in outputs.items()}, **about)
+        return self._write(
+            step, Entry(key, {name: list(o) for name, o in outputs.items()}, **about)
+        )
+
+    def accept(
+        self,
+        step: Step | str,  # or its name
+        entry: Entry,  # its last good run
+        now: Key,
+        reasons: Sequence[str],  # why it is stale
+        because: str,  # why its outputs are right all the same
+    ) -> Entry:
+        """Take the outputs of a stale step as right, and keep who said so, when and why
+
+        Parameters
+        ----------
+        step : Step | str
+            or its name
+        entry : Entry
+            its last good run
+        now : Key
+        reasons : Sequence[str]
+            why it is stale
+        because : str
+            why its outputs are right all the same
+        """
+        observed = entry.observed.renewed(self.env.root, variables(self.env), self.memory)
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        said = f"{time} {whoami()}: {because} ({', '.join(reasons)})"
+        accepted = [*entry.accepted, said]
+        return self._write(step, replace(entry, key=now, observed=observed, accepted=accepted))
+
+    def _write(self, step: Step | str, entry: Entry) -> Entry:
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(self._file(step), durable=False) as file:
-            json.dump({**asdict(entry), "key": key.parts}, getwriter("utf-8")(file), indent=1)
+            json.dump({**asdict(entry), "key": entry.key.parts}, getwriter("utf-8")(file), indent=1)
         return entry
 
     def moved(self, entry: Entry) -> list[str]:

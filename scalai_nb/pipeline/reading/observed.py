@@ -52,6 +52,9 @@ def _short(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
 
 # %% ../../../nbs/pipeline/reading/observed.ipynb #ed7ffa75
+_WHAT = "file", "names in folder", "variable", "package"  # in the order of the fields
+
+
 class Fact(NamedTuple):
     """Something that a step depends on, as it was and as it is
 
@@ -136,6 +139,27 @@ class Observed:
             if digest in known or str(project / name) in known:
                 del found.files[name]
         return found
+
+    def renewed(
+        self,
+        project: Path,
+        variables: Mapping[str, str],  # of a kernel, now
+        memory: Memory,
+    ) -> Observed:
+        """The same things, with the digests that they have now
+
+        Parameters
+        ----------
+        project : Path
+        variables : Mapping[str, str]
+            of a kernel, now
+        memory : Memory
+        """
+        now: dict[str, dict[str, Any]] = {what: {} for what in _WHAT}
+        for fact in self.compared(project, variables, memory):
+            now[fact.what][fact.name] = fact.now
+        files, folders, asked, versions = now.values()
+        return Observed(files, folders, asked, versions, self.unseen)
 
     def moved(
         self,
