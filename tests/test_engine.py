@@ -4,6 +4,7 @@ What cannot be answered in time is refused, and nobody takes all.
 """
 
 import asyncio
+import logging
 import threading
 import time
 from types import SimpleNamespace
@@ -302,7 +303,9 @@ def test_a_log_that_fails_costs_no_answer():
     run(work())
 
 
-def test_one_bad_row_among_many_calls_is_counted_once():
+def test_one_bad_row_among_many_calls_is_counted_once(caplog, monkeypatch):
+    monkeypatch.setattr(logging.root.manager, "disable", logging.NOTSET)
+
     async def work():
         metrics = Metrics()
         e = engine(metrics=metrics)
@@ -312,6 +315,8 @@ def test_one_bad_row_among_many_calls_is_counted_once():
         await asked.done()
         assert asked.ends == [[[2.0]], [500], [[6.0]]]
         assert metrics.counters["scalai_errors_total", "doubles", "score"] == 1
+        (said,) = caplog.records
+        assert "failed on the call" in said.getMessage() and said.exc_info
 
     run(work())
 

@@ -371,6 +371,16 @@ def test_onnx_as_a_file_bytes_or_a_model(options, tmp_path):
     np.testing.assert_allclose(models[0].predict(DATA), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "output, given", [("log_odds", lambda z: 1 / (1 + np.exp(-z))), ("value", np.copy)]
+)
+def test_onnx_gives_what_is_said(output, given):
+    n = len(FILLED.feature_names)
+    model = package(FILLED, onnx_net(n, op="Identity"), output=output)
+    z = FILLED.transform(DATA).values.astype(np.float64) @ np.linspace(-0.5, 0.5, n)
+    np.testing.assert_allclose(model.predict(DATA), given(z), atol=1e-4)
+
+
 def test_onnx_that_does_not_fit(tmp_path):
     n = len(FILLED.feature_names)
     (tmp_path / "text.onnx").write_text("not a model")

@@ -5,6 +5,7 @@ import json
 import socket
 import subprocess
 from struct import pack
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from conftest import tool
 from hypothesis import given, settings, strategies as st
 from served import flights, late_model, plain_model, worker
 
-from scalai_nb.serving.wire.grpc import framed, only, parsed, tensors
+from scalai_nb.serving.wire.grpc import Conversation, framed, only, parsed, tensors
 from scalai_nb.serving.wire.messages import SCHEMA, messages
 from scalai_nb.serving.refusal import Refusal
 
@@ -310,6 +311,12 @@ def refused(function, *args) -> int | None:
         function(*args)
     except Refusal as e:
         return e.status
+
+
+def test_a_client_that_goes_takes_back_what_it_has_asked():
+    open_, answered = SimpleNamespace(call=SimpleNamespace(gone=False)), SimpleNamespace(call=None)
+    Conversation.gone.fset(SimpleNamespace(turns=[answered, open_]), True)
+    assert open_.call.gone
 
 
 def test_messages_are_bounded():

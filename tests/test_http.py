@@ -28,6 +28,7 @@ import pytest
 import uvloop
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from scalai_nb.serving.wire.accepting import Accepting
 from scalai_nb.serving.wire.host import Limits
 from scalai_nb.serving.wire.http import Connection, Server
 from scalai_nb.serving.wire.parsing import HttpExchange
@@ -835,3 +836,27 @@ def test_nothing_is_left_of_a_connection(served):
         assert [o for o in gc.get_objects() if issubclass(type(o), Connection | HttpExchange)] == []
     finally:
         gc.enable()
+
+
+def test_a_connection_that_waits_when_a_worker_ends_is_taken():
+    async def work():
+        taken = []
+
+        class Taken(asyncio.Protocol):
+            def connection_made(self, transport):
+                taken.append(transport)
+
+        board = SimpleNamespace(connections=[0], yields=lambda slot: False)
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            sock.setblocking(False)
+            loop = asyncio.get_running_loop()
+            accepting = Accepting(loop, sock, Taken, board, 0, lambda: len(taken))
+            accepting.start()
+            with socket.create_connection(sock.getsockname()):
+                accepting.stop()
+                await asyncio.gather(*accepting.opening)
+                assert len(taken) == 1 and not accepting.started
+                taken[0].close()
+                await asyncio.sleep(0)
+
+    asyncio.run(work())
