@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import site
 import sys
+import sysconfig
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -75,7 +78,7 @@ class Observer:
         self._file = os.open(watch.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._project = watch.project.rstrip("/") + "/"
         self._left_out = tuple(folder.rstrip("/") + "/" for folder in watch.left_out)
-        self._passed_over = (*self._left_out, sys.base_prefix)
+        self._passed_over = (*self._left_out, *_of_python())
         self._done: set[tuple[str, str]] = set()
         self._written: set[str] = set()
         self._rules: dict[str, Callable[..., None]] = {
@@ -105,7 +108,8 @@ class Observer:
         if (kind, name) in self._done:
             return
         self._done.add((kind, name))
-        os.write(self._file, json.dumps([kind, name, stamp]).encode() + b"\n")
+        with suppress(OSError):  # a full disk ends the step elsewhere
+            os.write(self._file, json.dumps([kind, name, stamp]).encode() + b"\n")
 
     def _own(self, frame: FrameType | None) -> bool:
         "Whether the code of a frame is of a cell, or of a module of the project"
@@ -160,6 +164,14 @@ class Observer:
             name = os.path.abspath(os.path.join(os.fsdecode(cwd or "."), os.fsdecode(word)))
             if self._counts(name) and os.path.isfile(name):
                 self._note("file", name, _stamp(name))
+
+
+def _of_python() -> set[str]:
+    "Folders of the interpreter, its library and its packages; `/usr` itself may hold a project"
+    kinds = "stdlib", "platstdlib", "purelib", "platlib"
+    own = {sys.prefix} - {sys.base_prefix}
+    folders = own.union(map(sysconfig.get_path, kinds), site.getsitepackages())
+    return {folder.rstrip("/") + "/" for folder in folders}
 
 
 def _name(frame: FrameType) -> str:

@@ -9,7 +9,6 @@ import errno
 import json
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -232,7 +231,7 @@ class Attempt:
         "What the kernel is to observe"
         env = self.shared.env
         ours, git = Path(scalai_nb.__file__).parent, env.root / ".git"
-        left_out = map(str, (env.lake, env.runs, env.models, sys.prefix, ours, git))
+        left_out = map(str, (env.lake, env.runs, env.models, ours, git))
         settings = str(env.root / "settings.ini")
         return Watch(str(self._seen), str(env.root), tuple(left_out), settings)
 
@@ -240,7 +239,7 @@ class Attempt:
         "What the step was seen to read"
         if not self._seen.exists():
             return Observed(unseen=[f"what the kernel {self.step.kernel} reads"])
-        lines = map(json.loads, self._seen.read_text().splitlines())
+        lines: Any = read_events(self._seen)
         seen = [line for line in lines if line[1] not in self.shared.secrets]
         known = {*self.planned.key.parts["library"].values(), *map(str, self.step.files.values())}
         env, memory, names = self.shared.env, self.shared.cache.memory, self.step.imports.names
