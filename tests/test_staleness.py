@@ -119,11 +119,16 @@ def test_a_file_in_a_folder_counts(step, name):
 def test_a_large_file_is_read_once(step, tmp_path, monkeypatch):
     path, kept = step.folder / "table.csv", tmp_path / "memory.json"
     monkeypatch.setattr(surroundings, "_YOUNG", -1)
-    first = content(path, memory := Memory(kept))
+    was, first = path.read_bytes(), content(path, memory := Memory(kept))
     memory.save()
     with monkeypatch.context() as patched:
         patched.delattr("hashlib.file_digest")
         assert content(path, Memory(kept)) == first
+    path.unlink()
+    memory.put("another", [], 1)
+    memory.save()
+    assert str(path) not in kept.read_text() and "another" in kept.read_text()
+    path.write_bytes(was)
     kept.write_text("rubbish")
     assert content(path, Memory(kept)) == first
 

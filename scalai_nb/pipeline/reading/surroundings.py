@@ -58,11 +58,17 @@ class Memory:
         self._new = True
 
     def save(self) -> None:
-        "Write what is new into the file; a disk that refuses is no reason to fail"
+        """Write what is new into the file, and forget files that are gone
+
+        A disk that refuses is no reason to fail.
+        """
         if not (self.path and self._new):
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            gone = [n for n in self._facts if n.startswith("/") and not os.path.lexists(n)]
+            for name in gone:
+                del self._facts[name]
             with replacing(self.path, durable=False) as file:
                 json.dump(self._facts, getwriter("utf-8")(file))
             self._new = False
