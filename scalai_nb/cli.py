@@ -272,16 +272,20 @@ def accept(
     from scalai_nb.pipeline.step import parse_assignments
 
     plan = _planned(pipeline, parse_assignments(parameter or []), env, False, None)
-    console().print(plan.accept(step, because).accepted[-1], markup=False)
+    console().print(plan.accept(step, because).accepted[-1], markup=False, soft_wrap=True)
 
 
 def _facts(facts: list[Fact]) -> RenderableType:
     "What a step depends on as a table; what has changed is marked"
-    rows = (
-        ("" if f.then == f.now else "changed", f.what, f.name, _word(f.then), _word(f.now))
-        for f in facts
-    )
+    rows = ((_mark(f), f.what, f.name, _word(f.then), _word(f.now)) for f in facts)
     return terminal_table(rows, "", "what", "which~", "then", "now")
+
+
+def _mark(f: Fact) -> str:
+    "Whether something has changed; an input that is yet to be written is not known"
+    if f.then == f.now:
+        return ""
+    return "open" if f.what == "input" and f.now is None else "changed"
 
 
 def _word(value: Any) -> str:

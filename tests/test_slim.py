@@ -1009,9 +1009,11 @@ def test_a_regression_is_judged_by_its_errors():
 
 def test_rows_to_learn_and_to_judge_are_apart_and_bounded():
     from scalai_nb.models.slim.slim import _chosen
+    from scalai_nb.models.slim.terms import Terms
 
     y = np.random.default_rng(0).random(10_000) < 0.02
-    learn, test = _chosen(y.astype(np.int8), 3000, False, 0)
+    terms = Terms({}, 0.005, None, regression=False)
+    learn, test = _chosen(y.astype(np.int8), 3000, terms, 0)
     assert (
         not np.intersect1d(learn, test).size
         and len(learn) + len(test) <= 3001
@@ -1019,7 +1021,7 @@ def test_rows_to_learn_and_to_judge_are_apart_and_bounded():
         and y[test].sum() >= 28
     )
     assert (np.diff(learn) > 0).all() and not np.array_equal(
-        learn, _chosen(y.astype(np.int8), 3000, False, 1)[0]
+        learn, _chosen(y.astype(np.int8), 3000, terms, 1)[0]
     )
     r = slim(model("linear"), LATER, "late", methods=["compact"], trial=Trial(rows=1000))
     assert sum(r.rows) <= 1001

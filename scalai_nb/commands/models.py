@@ -84,12 +84,28 @@ def _history(name: str, records: list[dict]) -> RenderableType:
     return terminal_table(rows, "when", "action", "version>", "alias", "by", "reason~")
 
 # %% ../../nbs/commands/models.ipynb #39b1a3ff
-def _dataset(name: str, env: str | None) -> Dataset:
-    "The dataset `name`, or name@version"
+def _dataset(name: str, env: str | None, after: str | None = None) -> Dataset:
+    "The dataset `name`, or name@version; its rows after a date. ParameterError: there is no time"
     from scalai_nb.data.lake import Lake
 
     name, _, version = name.partition("@")
-    return Lake(environment(env).lake).read(name, version or None)
+    found = Lake(environment(env).lake).read(name, version or None)
+    return found if after is None else _later(found, after)
+
+
+def _later(ds: Dataset, after: str) -> Dataset:
+    import numpy as np
+
+    from scalai_nb.data.contract import Contract
+
+    time = Contract.of(ds).time
+    if time is None:
+        raise ParameterError(f"The contract of the data has no time: --after {after} says nothing.")
+    try:
+        date = np.datetime64(after, "ns")
+    except ValueError:
+        raise ParameterError(f"{after!r} is no date; write 2013-03-31.") from None
+    return ds.isel(row=(ds[time] > date).values)
 
 
 def _goals(words: list[str] | None) -> dict[str, Goal] | None:
@@ -136,6 +152,10 @@ def models_gate(
     margin: Annotated[
         float, typer.Option(help="How much worse than the champion is not minded.")
     ] = 0.0,
+    after: Annotated[
+        str | None,
+        typer.Option(metavar="DATE", help="Only rows of a later time, by the data's contract."),
+    ] = None,
     env: Env = None,
     json: Json = False,
 ) -> None:
@@ -146,7 +166,7 @@ def models_gate(
     v, verdict = examine(
         registry_of(env),
         name,
-        _dataset(data, env),
+        _dataset(data, env, after),
         label,
         _goals(goal),
         by=by or (),

@@ -37,14 +37,14 @@ class Watch:
     project : str
         folder; what is read below it counts, and modules wherever they are
     left_out : tuple[str, ...]
-        folders that do not count: of the lake, of runs, of packages
+        folders and files that do not count: lake, runs, registry
     settings : str
         path of settings.ini
     """
 
     file: str  # lines of JSON are added to it: [kind, name, size and time]
     project: str  # folder; what is read below it counts, and modules wherever they are
-    left_out: tuple[str, ...]  # folders that do not count: of the lake, of runs, of packages
+    left_out: tuple[str, ...]  # folders and files that do not count: lake, runs, registry
     settings: str  # path of settings.ini
 
 
@@ -119,7 +119,7 @@ class Observer:
 
     def _counts(self, path: str) -> bool:
         "Whether what is read there is the project's"
-        return path.startswith(self._project) and not path.startswith(self._left_out)
+        return path.startswith(self._project) and not f"{path}/".startswith(self._left_out)
 
     def _opened(self, path: Any, mode: str | None, flags: int) -> None:
         if isinstance(path, int) or str(path).startswith(self._passed_over):
@@ -130,7 +130,7 @@ class Observer:
             return
         name = _source(name)
         counts = name.startswith(self._project) or name.endswith(".py")
-        if name in self._written or name.startswith(self._passed_over) or not counts:
+        if name in self._written or f"{name}/".startswith(self._passed_over) or not counts:
             return
         if name != self.watch.settings or self._asked_for_settings(sys._getframe(2)):
             self._note("file", name, _stamp(name))
@@ -147,7 +147,7 @@ class Observer:
         if isinstance(path, int) or "importlib" in _name(sys._getframe(2)):
             return
         name = os.path.abspath(os.fsdecode(path or "."))
-        if self._counts(name + "/"):
+        if self._counts(f"{name}/"):
             self._note("folder", name)
 
     def _imported(self, module: str, *_: Any) -> None:

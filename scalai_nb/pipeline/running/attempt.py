@@ -31,6 +31,7 @@ from .recorder import RunRecorder, StepRecorder
 from .resources import Resources
 from ..staleness import Cache, variables
 from ..tracker import Tracker, step_id
+from ...tracking.mlflow_file import database
 
 # %% auto #0
 __all__ = ['inject', 'Shared', 'Attempt']
@@ -231,7 +232,8 @@ class Attempt:
         "What the kernel is to observe"
         env = self.shared.env
         ours, git = Path(scalai_nb.__file__).parent, env.root / ".git"
-        left_out = map(str, (env.lake, env.runs, env.models, ours, git))
+        kept = env.lake, env.runs, env.models, env.serving, database(env), ours, git
+        left_out = map(str, filter(None, kept))
         settings = str(env.root / "settings.ini")
         return Watch(str(self._seen), str(env.root), tuple(left_out), settings)
 

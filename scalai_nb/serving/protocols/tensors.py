@@ -19,7 +19,7 @@ from ..scoring.scorer import Scorer
 from ..scoring.validation import Rows, counted, from_columns, within
 
 # %% auto #0
-__all__ = ['Tensor', 'TYPES', 'OUTPUTS', 'DATATYPES', 'packed', 'given', 'from_tensors']
+__all__ = ['Tensor', 'TYPES', 'DATATYPES', 'check_outputs', 'packed', 'given', 'from_tensors']
 
 # %% ../../../nbs/serving/protocols/tensors.ipynb #80974676
 Tensor: TypeAlias = tuple[str, str, list, Any]  # name, data type, shape; bytes or a list of values
@@ -40,7 +40,24 @@ TYPES = {
     "BYTES": None,
 }
 
-OUTPUTS = ("score", "probabilities", "label")  # names of what models give
+
+def check_outputs(
+    s: Scorer,
+    names: Iterable[Any],  # that a client asks for
+) -> None:
+    """Refusal: the model does not give an output
+
+    Parameters
+    ----------
+    s : Scorer
+    names : Iterable[Any]
+        that a client asks for
+    """
+    known = ("probabilities", "label") if s.classes else ("score",)
+    for name in names:
+        if name not in known:
+            accepted = " or ".join(known)
+            raise Refusal(400, f"There is no output {name!r:.60}; accepted: {accepted}.")
 
 
 def packed(strings: Iterable[Any]) -> bytes:

@@ -5,15 +5,23 @@
 # %% ../../../nbs/serving/protocols/v2.ipynb #2301130a
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from .formats import JSON, object_of
 from .request import Reply, Request, Scores, request_of
-from .tensors import OUTPUTS, Tensor, from_tensors, given, packed
+from scalai_nb.serving.protocols.tensors import (
+    Tensor,
+    check_outputs,
+    from_tensors,
+    given,
+    packed,
+)
 from ..refusal import Refusal
 from ..scoring.scorer import Scorer
+from ..scoring.validation import Rows
 
 if TYPE_CHECKING:
     from scalai_nb.serving.exchange import Exchange
@@ -118,11 +126,18 @@ def decode(exchange: Exchange, model: str, version: str | None = None) -> Reques
         raise Refusal(400, f"The id {id!r:.60} is no string.")
     if timeout is not None and (type(timeout) is not int or timeout < 0):
         raise Refusal(400, f"The timeout {timeout!r:.60} is no number of microseconds.")
-    request = request_of(exchange, "v2", model, version, body, from_tensors, encode)
+    asked = [output.get("name") for output in fields.get("outputs") or []]
+    request = request_of(exchange, "v2", model, version, body, partial(_rows, asked), encode)
     request.id = id or request.id
     if timeout:
         request.deadline = min(request.deadline, request.received + timeout / 1e6)
     return request
+
+
+def _rows(asked: list[Any], s: Scorer, inputs: list[Tensor]) -> Rows:
+    "The rows of tensors. Refusal: the client asks for an output that the model does not give"
+    check_outputs(s, asked)
+    return from_tensors(s, inputs)
 
 
 def _object(of: dict[str, Any], key: str) -> dict[str, Any]:
@@ -142,9 +157,6 @@ def _wants_bytes(fields: dict[str, Any]) -> bool:
     if type(outputs) is not list or not all(type(o) is dict for o in outputs):
         raise Refusal(400, "'outputs' is no JSON array of objects.")
     for output in outputs:
-        if output.get("name") not in OUTPUTS:
-            known = " or ".join(map(repr, OUTPUTS))
-            raise Refusal(400, f"There is no output {output.get('name')!r:.60}; accepted: {known}.")
         if _object(output, "parameters").keys() & _ABSENT:
             raise Refusal(
                 400,

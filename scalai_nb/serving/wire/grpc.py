@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from urllib.parse import quote
 
 from ..protocols.request import Request, Scores
-from ..protocols.tensors import OUTPUTS, Tensor, from_tensors, given, packed
+from ..protocols.tensors import Tensor, check_outputs, from_tensors, given, packed
 from ..refusal import Refusal
 from ..scoring.scorer import Scorer
 from ..scoring.validation import Rows
@@ -167,6 +167,7 @@ def _values(tensor: Message) -> list:
 
 
 def _rows(scorer: Scorer, message: Message) -> Rows:
+    check_outputs(scorer, (output.name for output in message.outputs))
     return from_tensors(scorer, tensors(message))
 
 # %% ../../../nbs/serving/wire/grpc.ipynb #1a9fd253
@@ -264,10 +265,6 @@ def decode(
     received : float
         perf_counter when it came
     """
-    for wanted in message.outputs:
-        if wanted.name not in OUTPUTS:
-            known = " or ".join(OUTPUTS)
-            raise Refusal(400, f"There is no output {wanted.name!r:.60}; accepted: {known}.")
     return Request(
         "grpc",
         message.model_name,
