@@ -131,7 +131,7 @@ def test_version_2(url, records, shares, labels):
     about = ask(url, "GET", path)[2]["outputs"]
     assert about[0]["shape"] == [-1, 5] and about[0]["parameters"]["classes"] == list(TREES)
     status, _, said = ask(url, "POST", f"{path}/infer", body | {"outputs": [{"name": "odds"}]})
-    assert status == 400 and "accepted: 'score' or 'probabilities' or 'label'" in said["error"]
+    assert status == 400 and "accepted: probabilities or label." in said["error"]
 
 
 def test_a_number_is_answered_as_a_value(url, models, rows, records):
