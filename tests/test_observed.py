@@ -86,13 +86,22 @@ HELPER = (
     "def deep(): return read('deep.txt')\n"
     "def variable(): return os.environ.get('BEHIND')\n"
 )
-OWN = {"own.txt": "open('own.txt', 'w').close(); open('own.txt').read()"}  # what it has written
+OWN = {  # what the step has written itself, at first or when it was not there
+    "own.txt": "open('own.txt', 'w').close(); open('own.txt').read()",
+    "kept.txt": "if not os.path.exists('kept.txt') or not open('kept.txt').read(): "
+    "open('kept.txt', 'w').write('1')",
+    "moved.txt": "open('new.txt', 'w').close(); os.replace('new.txt', 'moved.txt')",
+    "__pycache__/f.nbi": "os.makedirs('__pycache__', exist_ok=True); "
+    "open('__pycache__/f.nbi').read() if os.path.exists('__pycache__/f.nbi') else 0",
+}
 
 
 def fill(folder: Path) -> None:
     "Every file that is read"
-    for name in (*FOLDERS, "extra"):
+    for name in (*FOLDERS, "extra", "__pycache__"):
         (folder / name).mkdir()
+    for name in ("kept.txt", "moved.txt", "__pycache__/f.nbi"):
+        (folder / name).touch()
     for name in READS:
         if name != "none.txt":
             (folder / name).write_text("1")
@@ -154,6 +163,7 @@ def test_nothing_has_changed(done, tmp_path):
         (folder / "helper.py").write_text(HELPER + "# a remark\n")
         (folder / "not_read.txt").write_text("1")
         (folder / "own.txt").write_text("what the step writes itself")
+        (folder / "__pycache__/f.nbi").write_text("compiled")
         assert reasons(OTHER="1") == [[], []]
 
 

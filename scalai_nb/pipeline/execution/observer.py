@@ -85,6 +85,7 @@ class Observer:
             "open": self._opened,
             "os.listdir": self._listed,
             "os.scandir": self._listed,
+            "os.rename": self._renamed,
             "import": self._imported,
             "sqlite3.connect": self._connected,
             "subprocess.Popen": self._started,
@@ -126,14 +127,24 @@ class Observer:
             return  # at once: Python opens hundreds of its own
         name = os.path.abspath(os.fsdecode(path))
         if _writes(mode, flags):
-            self._written.add(name)
+            self._wrote(name)
             return
         name = _source(name)
         counts = name.startswith(self._project) or name.endswith(".py")
         if name in self._written or f"{name}/".startswith(self._passed_over) or not counts:
             return
+        if "/__pycache__/" in name:  # of what compiles as it goes, such as Numba
+            return
         if name != self.watch.settings or self._asked_for_settings(sys._getframe(2)):
             self._note("file", name, _stamp(name))
+
+    def _wrote(self, name: str) -> None:
+        self._written.add(name)
+        if ("file", name) in self._done:  # what it had read before
+            self._note("written", name)
+
+    def _renamed(self, source: Any, target: Any, *_: Any) -> None:
+        self._wrote(os.path.abspath(os.fsdecode(target)))
 
     def _asked_for_settings(self, frame: FrameType | None) -> bool:
         "Whether the code of the project itself asks for an environment; `read` does so always"

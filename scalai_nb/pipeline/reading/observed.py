@@ -133,6 +133,7 @@ class Observed:
             sorted({*names.get("unseen", []), *_by_themselves(imports)}),
         )
         changed = {n for kind, n, stamp in seen if kind == "file" and stamp != _stamp(Path(n))}
+        changed -= {*names.get("written", [])}  # by the step itself
         for name in _relative(changed, project):
             found.files[name] = MEANWHILE
         for name, digest in list(found.files.items()):
