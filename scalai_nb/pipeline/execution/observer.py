@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+import scalai_nb
+
 # %% auto #0
 __all__ = ['Watch', 'Observer', 'observe']
 
@@ -77,7 +79,9 @@ class Observer:
         self.watch = watch
         self._file = os.open(watch.file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._project = watch.project.rstrip("/") + "/"
-        self._left_out = tuple(folder.rstrip("/") + "/" for folder in watch.left_out)
+        ours = os.path.dirname(scalai_nb.__file__)  # which a project may have in it, too
+        left_out = (*watch.left_out, ours)
+        self._left_out = tuple(folder.rstrip("/") + "/" for folder in left_out)
         self._passed_over = (*self._left_out, *_of_python())
         self._done: set[tuple[str, str]] = set()
         self._written: set[str] = set()

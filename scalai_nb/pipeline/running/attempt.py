@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import scalai_nb
 from ...environment import Environment
 from ...errors import Conflict, ScalaiError
 from ..execution.engine import Execution, Limits, code_cells
@@ -231,8 +230,8 @@ class Attempt:
     def _watch(self) -> Watch:
         "What the kernel is to observe"
         env = self.shared.env
-        ours, git = Path(scalai_nb.__file__).parent, env.root / ".git"
-        kept = env.lake, env.runs, env.models, env.serving, database(env), ours, git
+        git = env.root / ".git"
+        kept = env.lake, env.runs, env.models, env.serving, database(env), git
         left_out = map(str, filter(None, kept))
         settings = str(env.root / "settings.ini")
         return Watch(str(self._seen), str(env.root), tuple(left_out), settings)
