@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 import scalai_nb
+from ..reading.surroundings import stamp
 
 # %% auto #0
 __all__ = ['Watch', 'Observer', 'observe']
@@ -61,15 +62,6 @@ def _source(path: str) -> str:
     "The source of a module that Python has compiled; any other path as it is"
     found = _CACHED.fullmatch(path)
     return f"{found[1]}/{found[2]}.py" if found else path
-
-
-def _stamp(path: str) -> list[int] | None:
-    "Size and time of a file; None: it is not there"
-    try:
-        seen = os.stat(path)
-    except OSError:
-        return None
-    return [seen.st_size, seen.st_mtime_ns]
 
 # %% ../../../nbs/pipeline/execution/observer.ipynb #2d898ab5
 class Observer:
@@ -140,7 +132,7 @@ class Observer:
         if "/__pycache__/" in name:  # of what compiles as it goes, such as Numba
             return
         if name != self.watch.settings or self._asked_for_settings(sys._getframe(2)):
-            self._note("file", name, _stamp(name))
+            self._note("file", name, stamp(name))
 
     def _wrote(self, name: str) -> None:
         self._written.add(name)
@@ -178,7 +170,7 @@ class Observer:
         for word in [args] if isinstance(args, str | bytes) else args:
             name = os.path.abspath(os.path.join(os.fsdecode(cwd or "."), os.fsdecode(word)))
             if self._counts(name) and os.path.isfile(name):
-                self._note("file", name, _stamp(name))
+                self._note("file", name, stamp(name))
 
 
 def _of_python() -> set[str]:

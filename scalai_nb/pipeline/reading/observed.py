@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .imports import examine
-from .surroundings import Memory, content, packages
+from .surroundings import Memory, content, packages, stamp
 
 # %% auto #0
 __all__ = ['MEANWHILE', 'Fact', 'Observed']
@@ -132,7 +132,7 @@ class Observed:
             packages(names.get("import", []), memory),
             sorted({*names.get("unseen", []), *_by_themselves(imports)}),
         )
-        changed = {n for kind, n, stamp in seen if kind == "file" and stamp != _stamp(Path(n))}
+        changed = {n for kind, n, was in seen if kind == "file" and was != stamp(n)}
         changed -= {*names.get("written", [])}  # by the step itself
         for name in _relative(changed, project):
             found.files[name] = MEANWHILE
@@ -231,12 +231,3 @@ def _relative(paths: Collection[str], project: Path) -> list[str]:
         str(path.relative_to(project) if path.is_relative_to(project) else path)
         for path in map(Path, paths)
     )
-
-
-def _stamp(path: Path) -> list[int] | None:
-    "Size and time of a file, as the observer takes them"
-    try:
-        seen = path.stat()
-    except OSError:
-        return None
-    return [seen.st_size, seen.st_mtime_ns]

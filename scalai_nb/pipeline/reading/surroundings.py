@@ -20,7 +20,7 @@ from typing import Any
 from ...files import replacing
 
 # %% auto #0
-__all__ = ['of_user', 'Memory', 'content', 'packages']
+__all__ = ['of_user', 'Memory', 'stamp', 'content', 'packages']
 
 # %% ../../../nbs/pipeline/reading/surroundings.ipynb #d4e30005
 _YOUNG = 2.0  # seconds: the coarsest clock of a file system
@@ -76,6 +76,23 @@ class Memory:
             pass
 
 # %% ../../../nbs/pipeline/reading/surroundings.ipynb #d4e30009
+def stamp(
+    path: Path | str,
+) -> list[int] | None:  # None: it is not there
+    """Size and time of a file, in bytes and nanoseconds: others when it was written meanwhile
+
+    Returns
+    -------
+    list[int] | None
+        None: it is not there
+    """
+    try:
+        seen = os.stat(path)
+    except OSError:
+        return None
+    return [seen.st_size, seen.st_mtime_ns]
+
+
 def content(
     path: Path,  # file or folder; it need not be there
     memory: Memory,
