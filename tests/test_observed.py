@@ -6,14 +6,17 @@ import shutil
 import sqlite3
 import sys
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 from toy import Project
 
+from scalai_nb.data.lake import Lake
 from scalai_nb.environment import environment
 from scalai_nb.pipeline.pipeline import Pipeline
 from scalai_nb.pipeline.plan import Plan
@@ -72,8 +75,8 @@ FOLDERS = {
 }
 IMPORTS = (
     "import configparser, contextlib, glob, importlib, io, json, linecache, mmap, multiprocessing\n"
-    "import os, pickle, pkgutil, runpy, shutil, sqlite3, subprocess, sys, tempfile, threading\n"
-    "import zipfile\n"
+    "import os, pickle, pkgutil, runpy, shutil, socket, sqlite3, subprocess, sys, tempfile\n"
+    "import threading, zipfile\n"
     "from pathlib import Path\n"
     "import numpy as np, pandas as pd, xarray as xr\n"
     "import helper\n"
@@ -129,6 +132,7 @@ def done(tmp_path_factory):
     root = tmp_path_factory.mktemp("observed")
     project = Project(root, SETTINGS)
     lines = [*READS.values(), *VARIABLES.values(), *FOLDERS.values(), *OWN.values()]
+    lines += ["importlib.import_module('ya' + 'ml')", "socket.getaddrinfo('localhost', 80)"]
     lines[lines.index(READS["none.txt"])] = "try: open('none.txt')\nexcept OSError: pass"
     body = "\n".join(lines)
     write = "write(a, xr.Dataset({'x': ('row', np.arange(3.0))}))"
@@ -208,7 +212,13 @@ def test_settings_count_where_the_step_asks_for_them(done, tmp_path):
 
 def test_what_cannot_be_seen_is_said(done):
     entry = json.loads((done / ".scalai/runs/cache/toy/a.json").read_text())
-    assert f"what {sys.executable} reads" in entry["observed"]["unseen"]
+    unseen = entry["observed"]["unseen"]
+    assert {f"what {sys.executable} reads", "what localhost:80 answers"} <= {*unseen}
+
+
+def test_a_package_that_the_kernel_had_already_counts_when_it_is_asked_for_by_name(done):
+    entry = json.loads((done / ".scalai/runs/cache/toy/a.json").read_text())
+    assert entry["observed"]["packages"]["PyYAML"] == metadata.version("PyYAML")
 
 
 def test_all_that_a_step_depends_on_is_listed(done):
@@ -256,3 +266,40 @@ def test_what_is_edited_while_the_step_runs(tmp_path):
     plan = json.loads(project.scalai("plan", "toy", "--json").stdout)
     changed = "file pipelines/toy/rate.txt, which changed while the step read it"
     assert plan["steps"][0]["reasons"] == [changed]
+
+
+@pytest.fixture
+def kept(tmp_path):
+    "A project whose step has written a dataset of several chunks, and a function for its reasons"
+    project = Project(tmp_path, "cluster = none\ntrackers = none\n")
+    write = "import numpy as np, xarray as xr\nfrom scalai_nb.pipeline import write\n"
+    columns = "{c: ('row', np.random.default_rng(n).random(5000)) for c in 'xy'}"
+    project.step("00_a", CONTRACT, f"{write}write(a, xr.Dataset({columns}))")
+    assert project.scalai("run", "toy").returncode == 0
+
+    def reasons() -> list[str]:
+        plan = json.loads(project.scalai("plan", "toy", "--json").stdout)
+        return plan["steps"][0]["reasons"]
+
+    return project, Lake(tmp_path / ".scalai/lake"), reasons
+
+
+def test_an_output_that_has_lost_a_chunk_is_made_again(kept):
+    project, lake, reasons = kept
+    assert reasons() == []
+    next((lake.path / "a/chunks").iterdir()).unlink()
+    assert reasons() == ["output a has lost chunks"]
+    assert project.scalai("run", "toy").returncode == 0
+    assert reasons() == [] and lake.read("a").x.values.size == 5000
+
+
+def test_an_output_that_is_restored_to_the_same_content_stands(kept):
+    project, lake, reasons = kept
+    first = lake.version("a")
+    lake.write("a", xr.Dataset({"x": ("row", np.zeros(3))}))
+    assert reasons() == ["output a was changed since"]
+    again = lake.restore("a", first)
+    assert again.id != first.id and reasons() == []
+    lake.append("a", lake.read("a").isel(row=slice(0, 1)).load())
+    assert reasons() == ["output a was changed since"]
+    assert lake.restore("a", again).content == first.id and reasons() == []

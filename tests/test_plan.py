@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -369,12 +370,12 @@ class Stores:
             raise DatasetNotFound(name)
         if ref not in (None, "v1"):
             raise VersionNotFound(ref)
-        return SimpleNamespace(id=f"id-{ref}")
+        return SimpleNamespace(id=f"id-{ref}", content=f"id-{ref}")
 
     def get(self, name, ref="champion"):
         if name != "late":
             raise ModelNotFound(name)
-        return SimpleNamespace(version={"latest": 3, "champion": 2}[ref])
+        return SimpleNamespace(version={"latest": 3, "champion": 2}[ref], path=Path())
 
 
 def test_heads_ask_the_stores(env, tmp_path):

@@ -86,13 +86,13 @@ def test_everything_a_contract_may_say(load):
         flag = True
         """)
     p = step.parameters
-    assert {n: (q.kind, q.model) for n, q in p.items() if q.kind != "value"} == {
-        "flights": ("in", False),
-        "features": ("out", False),
-        "scorer": ("out", True),
-        "champion": ("in", True),
-        "recall": ("goal", False),
-        "token": ("secret", False),
+    assert {n: (q.kind, q.referent) for n, q in p.items() if q.kind != "value"} == {
+        "flights": ("in", "dataset"),
+        "features": ("out", "dataset"),
+        "scorer": ("out", "model"),
+        "champion": ("in", "model"),
+        "recall": ("goal", None),
+        "token": ("secret", None),
     }
     assert [n for n, q in p.items() if q.required] == ["champion"]
     assert (
@@ -178,7 +178,7 @@ def test_the_markers_work_as_annotations():
         (
             "a = 1\nx: flaot = 1.0",
             2,
-            "x: 'flaot' is not in the types of a contract; known: Goal, In, Literal, Out, Path, ",
+            "x: 'flaot' is not in the types of a contract; known: Fresh, Goal, In, Literal, Out, ",
         ),
         ("x: flaot = 1.0", 1, "Did you mean 'float'?"),
         ("x: list[Model] = []", 1, "x: 'Model' is not in the types of a contract"),

@@ -225,6 +225,26 @@ class LakeReader:
         with explained(self.path / name):
             return verify(self.path / name, progress)
 
+    def absent(
+        self,
+        name: str,  # dataset
+        version: str | Version | None = None,  # None: the newest
+    ) -> list[str]:
+        """The columns of a version of which something is not there; a byte of each chunk is read
+
+        Parameters
+        ----------
+        name : str
+            dataset
+        version : str | Version | None, default None
+            None: the newest
+        """
+        from scalai_nb.data.verify import absent
+
+        name, _, info = self._find(name, version)
+        with explained(self.path / name):
+            return absent(self.path / name, info.id)
+
     def _schema(self, name: str, version: Version) -> dict[str, Any]:
         "What `data.layout.schema` says of a version"
         return json.loads(cast("str", group(str(self._folder(name)), version.id).attrs["schema"]))
@@ -329,6 +349,17 @@ class Lake(LakeReader):
         Version
             the new one; the last, where nothing has changed
         """
+        return self._write(name, ds, message, branch)
+
+    def _write(
+        self,
+        name: str,
+        ds: Dataset | Frame | Table,
+        message: str,
+        branch: str = "main",
+        content: str = "",  # id of a version that has the same
+    ) -> Version:
+        "Commit a dataset as a whole"
         import zarr
 
         rows = _scrubbed(as_dataset(ds))
@@ -336,7 +367,7 @@ class Lake(LakeReader):
         def change(store: Any, _: Place) -> dict[str, Any]:
             return write_group(zarr.group(store, overwrite=True), rows)
 
-        return self._commit(name, branch, message, change, anew=True)
+        return self._commit(name, branch, message, change, anew=True, content=content)
 
     def append(
         self,
@@ -556,7 +587,8 @@ class Lake(LakeReader):
             a new version on main; those in between stay in the log
         """
         old = self.version(name, version)
-        return self.write(name, self.read(name, old), f"restore {old.id[:6]}: {old.message}")
+        message = f"restore {old.id[:6]}: {old.message}"
+        return self._write(name, self.read(name, old), message, content=old.content)
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
@@ -591,6 +623,7 @@ class Lake(LakeReader):
         # writes to a store, on what is in a place; returns the new schema
         change: Callable[[Any, Place], dict[str, Any]],
         anew: bool = False,  # whatever was there is replaced, and may be damaged
+        content: str = "",  # id of a version that has the same
     ) -> Version:
         "Commit what `change` does"
         folder = self._folder(name)
@@ -608,6 +641,7 @@ class Lake(LakeReader):
                 return self.version(name, base.id)
             parent = base.id if "rows" in base.metadata else ""
             about = {"author": self.author, "rows": rows, "parent": parent}
+            about |= {"content": content} if content else {}
             id = session.commit(secrets_here().scrub(message) or f"{rows:,} rows", about)
             seal(repo, folder, id, parent)
         return self.version(name, id)

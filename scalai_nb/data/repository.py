@@ -50,6 +50,8 @@ class Version:
     parent : str | None, default None
         id of the version before; None: the first
     tags : tuple[str, ...], default ()
+    content : str
+        id of the version whose content it has: its own, or the one that was restored
     """
 
     id: str  # snapshot, 20 letters and digits; the first 6 will do where one is asked for
@@ -59,6 +61,8 @@ class Version:
     author: str
     parent: str | None = None  # id of the version before; None: the first
     tags: tuple[str, ...] = ()
+    # id of the version whose content it has: its own, or the one that was restored
+    content: str = field(default="", repr=False)
 
     @classmethod
     def of(
@@ -84,6 +88,7 @@ class Version:
             m["author"],
             m["parent"] or None,
             tuple(tags.get(info.id, ())),
+            m.get("content") or info.id,
         )
 
 # %% ../../nbs/data/repository.ipynb #32cb53d1

@@ -5,6 +5,7 @@
 # %% ../../nbs/data/verify.ipynb #911e1452
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from urllib.parse import unquote
 
 from .damage import SEALS, Damaged, Seal, cause
 from .layout import arriving, chunk_key, intact, summed
-from .repository import ROOT, manifests, named, opened
+from .repository import ROOT, group, manifests, named, opened
 from ..show import progress_bar
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from scalai_nb.types import Progress
 
 # %% auto #0
-__all__ = ['Index', 'TOGETHER', 'Finding', 'verify']
+__all__ = ['Index', 'TOGETHER', 'Finding', 'verify', 'absent']
 
 # %% ../../nbs/data/verify.ipynb #cc8fb8c6
 @dataclass(frozen=True)
@@ -302,3 +303,48 @@ def verify(
         for version in dataset.versions.values():
             dataset.read(version, done)
     return dataset.findings()
+
+# %% ../../nbs/data/verify.ipynb #6f546d0c
+_AT_ONCE = 256  # requests for a byte
+
+
+async def _all_there(store: Any, keys: list[str]) -> bool:
+    "Whether a byte of each key can be had"
+    from zarr.abc.store import RangeByteRequest
+    from zarr.core.buffer import default_buffer_prototype
+
+    async def there(key: str) -> bool:
+        try:
+            byte = await store.get(key, default_buffer_prototype(), RangeByteRequest(0, 1))
+        except Exception:  # of Icechunk, about a file that is not there
+            return False
+        return byte is not None
+
+    return all(await asyncio.gather(*map(there, keys)))
+
+
+def absent(
+    folder: Path,  # of a dataset
+    id: str,  # of a version
+) -> list[str]:
+    """The columns of a version of which a chunk is not there; what is in the chunks is not read
+
+    Parameters
+    ----------
+    folder : Path
+        of a dataset
+    id : str
+        of a version
+    """
+    from zarr.core.sync import sync
+
+    stored = group(str(folder), id)
+    store: Any = stored.store
+    found = []
+    for name, array in sorted(stored.arrays()):
+        indices = sync(_stored(store.session, f"/{name}"))
+        keys = [chunk_key(array, index) for index in indices]
+        batches = (keys[i : i + _AT_ONCE] for i in range(0, len(keys), _AT_ONCE))
+        if not all(sync(_all_there(store, batch)) for batch in batches):
+            found.append(unquote(name))
+    return found

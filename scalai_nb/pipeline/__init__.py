@@ -13,7 +13,7 @@ _WHERE = {
     "models.package.package": ["Model"],
     "pipeline.io": ["checkpoint", "read", "write"],
     "goals": ["Goal"],
-    "pipeline.reading.parameter": ["In", "Out", "Secret"],
+    "pipeline.reading.parameter": ["File", "Fresh", "In", "Out", "Secret"],
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = [*_MODULE]

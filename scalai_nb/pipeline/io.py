@@ -108,6 +108,8 @@ def read(
     if ctx:
         _declared(name, ctx.inputs, "read", "In")
         kind, version = ctx.inputs[name]
+        if kind == "file":
+            raise ParameterError(f"read: {name!r} is a file; open it by its path.")
         name = name.split("@")[0]
     missing = None
     if kind != "model":
@@ -148,6 +150,8 @@ def write(
     env, ctx = environment(), context()
     if ctx:
         _declared(name, ctx.outputs, "write", "Out")
+        if ctx.outputs[name] == "file":
+            raise ParameterError(f"write: {name!r} is a file; write it to its path yourself.")
     if hasattr(value, "data_vars"):
         from scalai_nb.data.lake import Lake
 

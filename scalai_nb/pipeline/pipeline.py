@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -23,6 +24,7 @@ from scalai_nb.errors import (
     unknown,
 )
 from .reading.parameter import source
+from .reading.surroundings import Memory, content, of_user
 from .step import Step
 from ..redaction import SHORTEST, Secrets
 
@@ -96,6 +98,10 @@ class Edge(NamedTuple):
     name: str
 
 
+_MARKER = {"dataset": "In", "model": "In[Model]", "file": "In[File]"}
+_PLACE = {"dataset": "the lake", "model": "the registry", "file": "the folder of the notebooks"}
+
+
 def _writers(steps: list[Step]) -> dict[str, tuple[Step, str]]:
     "Name -> the step and parameter that write it; a name has one writer"
     found: dict[str, tuple[Step, str]] = {}
@@ -130,10 +136,9 @@ def edges_of(
             writer, out = writers[ref.name]
             kind = writer.writes[out].kind
             if kind != ref.kind:
-                marker = "In[Model]" if kind == "model" else "In"
                 raise GraphError(
                     f"{step.where(parameter)}: {ref.name} is a {kind}, "
-                    f"written by {writer.name}; write {marker}."
+                    f"written by {writer.name}; write {_MARKER[kind]}."
                 )
             if not ref.ref or order[writer.name] < order[step.name]:
                 edges.append(Edge(writer.name, step.name, ref.name))
@@ -200,8 +205,9 @@ def heads(
     env: Environment,
     lake: Lake | None = None,  # None: the environment's
     registry: Registry | None = None,  # None: the environment's
+    folder: Path = Path(),  # of the notebooks, where files are found
 ) -> Head:  # head(kind, name, ref=None) -> version id, or None where there is none
-    """The function that tells which version of a dataset or model is there
+    """The function that tells which version of a dataset or model is there; of a file its digest
 
     Parameters
     ----------
@@ -210,25 +216,35 @@ def heads(
         None: the environment's
     registry : Registry | None, default None
         None: the environment's
+    folder : Path
+        of the notebooks, where files are found
 
     Returns
     -------
     Head
         head(kind, name, ref=None) -> version id, or None where there is none
     """
+    memory = Memory(of_user())
 
     def head(kind: str, name: str, ref: str | None = None) -> str | None:
         nonlocal lake, registry
+        if kind == "file":
+            return content(folder / name, memory) if (folder / name).exists() else None
         try:
             if kind == "dataset":
                 if lake is None and not _exists(env.lake):
                     return None
                 lake = _lake(env) if lake is None else lake
-                return lake.version(name, ref).id
+                found = lake.version(name, ref)
+                if found.content != found.id:  # it was restored: what it was before is as good
+                    with suppress(VersionNotFound):
+                        found = lake.version(name, found.content)
+                return found.id
             if registry is None and not _exists(env.tracking):
                 return None
             registry = _registry(env) if registry is None else registry
-            return str(registry.get(name, ref or "latest").version)
+            model = registry.get(name, ref or "latest")
+            return str(model.version) if model.path.exists() else None
         except (DatasetNotFound, ModelNotFound, VersionNotFound):
             return None
 
@@ -302,6 +318,11 @@ class Pipeline:
         raise ParameterError(unknown(name, known, f"the steps of {self.name}"))
 
     @property
+    def folder(self) -> Path:
+        "Of its notebooks"
+        return self.path.parent if self.path.is_file() else self.path
+
+    @property
     def secrets(self) -> list[str]:
         "Names of the variables that hold the secrets of its steps"
         return sorted({name for step in self.steps for name in step.secrets.values()})
@@ -337,7 +358,7 @@ class Pipeline:
         _check_values(self)
         _check_secrets(self)
         _check_kernels(self)
-        _check_inputs(self, head or heads(env))
+        _check_inputs(self, head or heads(env, folder=self.folder))
 
 # %% ../../nbs/pipeline/pipeline.ipynb #81f6018c
 def _check_values(pipeline: Pipeline) -> None:
@@ -409,6 +430,6 @@ def _check_inputs(pipeline: Pipeline, head: Head) -> None:
         for parameter, ref in step.reads.items():
             if ref.name in made or head(*ref) is not None:
                 continue
-            store = "lake" if ref.kind == "dataset" else "registry"
-            missing = unknown(str(ref), written, f"the {store}, and no step before writes it")
+            where = f"{_PLACE[ref.kind]}, and no step before writes it"
+            missing = unknown(str(ref), written, where)
             raise GraphError(f"{step.where(parameter)}: {missing}")

@@ -68,8 +68,10 @@ class _Judge:
     ) -> Planned:
         "What is to be done about `step`"
         now, entry = key(step, inputs, self.cache.memory), self.cache.get(step)
-        moved = self.cache.moved(entry) if entry else []
+        moved = [*self.cache.moved(entry), *entry.aged(step)] if entry else []
         why = reasons(now, entry, self.head, after, step.name in self.forced, moved)
+        if entry and not why:
+            why = self.cache.lost(entry)
         return Planned(step, why, now, inputs, entry)
 
 
@@ -141,7 +143,7 @@ class Plan:
         if from_step:
             first = pipeline[from_step].name
             forced |= {first} | pipeline.after(first)
-        cache, head = Cache(env, pipeline), head or heads(env, lake, registry)
+        cache, head = Cache(env, pipeline), head or heads(env, lake, registry, pipeline.folder)
         once = lru_cache(None)(head)  # a version is asked for once
         steps = _judge_all(pipeline, _Judge(cache, once, forced))
         return cls(pipeline, steps, cache, head, forced)

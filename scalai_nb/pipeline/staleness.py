@@ -21,7 +21,7 @@ from ..files import replacing, whoami
 from .pipeline import Head, Pipeline
 from .reading.observed import Fact, Observed
 from .reading.parameter import source
-from .reading.surroundings import Memory, content, of_user, packages
+from .reading.surroundings import Memory, content, of_user, packages, stamp
 from .step import Step
 
 # %% auto #0
@@ -148,7 +148,7 @@ def key(
         {
             "contract": _sha256(step.contract),
             "code": _sha256(step.code),
-            "parameters": {n: source(v) for n, v in step.values.items()},
+            "parameters": {n: source(v) for n, v in step.arguments.items()},
             "inputs": dict(inputs),
             "library": step.imports.modules,
             "python": "{}.{}".format(*sys.version_info),
@@ -161,6 +161,9 @@ def key(
     return made
 
 # %% ../../nbs/pipeline/staleness.ipynb #b4c6a97a
+_CLOCKS = 60.0  # seconds by which the clocks of two machines may differ
+
+
 @dataclass(frozen=True)
 class Entry:
     """The last good run of a step
@@ -180,6 +183,7 @@ class Entry:
     accepted : list[str]
         when, by whom and why, though it was stale
     finished : str
+        or accepted
     """
 
     key: Key
@@ -189,7 +193,25 @@ class Entry:
     rows: int | None = None  # rows written
     observed: Observed = field(default_factory=Observed)  # what it was seen to read
     accepted: list[str] = field(default_factory=list)  # when, by whom and why, though it was stale
+    # or accepted
     finished: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def aged(
+        self,
+        step: Step,  # as it is now
+    ) -> list[str]:
+        """Why the result is too old for the step, in words; empty: it is not
+
+        Parameters
+        ----------
+        step : Step
+            as it is now
+        """
+        finished = datetime.fromisoformat(self.finished)
+        age = (datetime.now(UTC) - finished).total_seconds()
+        if step.fresh and age < -_CLOCKS:
+            return [f"its last run is of {finished:%Y-%m-%d %H:%M} UTC, which is yet to come"]
+        return [f"older than {fresh}" for fresh in step.fresh.values() if age > fresh.seconds]
 
 
 class Cache:
@@ -284,7 +306,8 @@ class Cache:
         time = datetime.now(UTC).isoformat(timespec="seconds")
         said = f"{time} {whoami()}: {because} ({', '.join(reasons)})"
         accepted = [*entry.accepted, said]
-        return self._write(step, replace(entry, key=now, observed=observed, accepted=accepted))
+        found = replace(entry, key=now, observed=observed, accepted=accepted, finished=time)
+        return self._write(step, found)
 
     def _write(self, step: Step | str, entry: Entry) -> Entry:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -299,6 +322,31 @@ class Cache:
         found = entry.observed.moved(self.env.root, variables(self.env), self.memory)
         self.memory.save()
         return found
+
+    def lost(self, entry: Entry) -> list[str]:
+        "Outputs of a step of which something is not there any more, in words"
+        datasets = {n: id for n, (kind, id) in entry.outputs.items() if kind == "dataset"}
+        found = [
+            f"output {name} has lost chunks"
+            for name, id in datasets.items()
+            if self._absent(name, id)
+        ]
+        self.memory.save()
+        return found
+
+    def _absent(self, name: str, id: str) -> bool:
+        "Whether something of a version is not there; looked at again when the folder has changed"
+        from ..data.lake import Lake
+
+        chunks = Path(self.env.lake) / name / "chunks"
+        if not chunks.exists():
+            return False
+        known, evidence = f"chunks of {chunks.parent}", [id, stamp(chunks)]
+        whole = self.memory.get(known, evidence)
+        if whole is None:
+            whole = not Lake(self.env.lake).absent(name, id)
+            self.memory.put(known, evidence, whole)
+        return not whole
 
     def facts(
         self,

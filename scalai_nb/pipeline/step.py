@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import os
 import re
 import tokenize
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ParameterError, StepError, unknown
 from .reading.imports import Closure, closure
-from .reading.parameter import Parameter, literal, source
+from .reading.parameter import Fresh, Parameter, literal, source
 from .reading.syntax import SKIPPED, Place, compiled, parse_cell, refused
 
 # %% auto #0
@@ -107,19 +108,20 @@ def _contract(text: str, place: Place) -> tuple[ast.Module, dict[str, Parameter]
 
 # %% ../../nbs/pipeline/step.ipynb #15cac1ec
 class Reference(NamedTuple):
-    """A dataset or model that a step names, as `flights` or `late-flight@champion`
+    """A dataset, model or file that a step names: `flights`, `late-flight@champion`, `clean.csv`
 
     Attributes
     ----------
     kind : str
-        dataset or model
+        dataset, model or file
     name : str
+        of a file: its path from the folder of the notebook
     ref : str | None, default None
         version, tag, alias or branch; None: the newest
     """
 
-    kind: str  # dataset or model
-    name: str
+    kind: str  # dataset, model or file
+    name: str  # of a file: its path from the folder of the notebook
     ref: str | None = None  # version, tag, alias or branch; None: the newest
 
     def __str__(self) -> str:
@@ -230,10 +232,22 @@ class Step:
         return closure(self.tree, _roots(self.path))
 
     @property
+    def fresh(self) -> dict[str, Fresh]:
+        "Parameter -> how old the result may be"
+        found = {p.name for p in self.parameters.values() if p.kind == "fresh"}
+        return {name: Fresh(v) for name, v in self.values.items() if name in found}
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        "Values that the result depends on: all but an age that no code mentions"
+        unasked = {n for n in self.fresh if not re.search(rf"\b{n}\b", self.code)}
+        return {name: value for name, value in self.values.items() if name not in unasked}
+
+    @property
     def files(self) -> dict[str, Path]:
         "Parameter -> file or folder that it names, as the notebook finds it"
-        folder = self.path.parent
-        return {name: folder / v for name, v in self.values.items() if isinstance(v, Path)}
+        named = {n: v for n, v in self.values.items() if self.parameters[n].kind == "value"}
+        return {n: self.path.parent / v for n, v in named.items() if isinstance(v, Path)}
 
     def where(self, parameter: str) -> str:
         "Place of a parameter's declaration"
@@ -282,13 +296,20 @@ class Step:
         return "\n".join([*imports, *lines])
 
 # %% ../../nbs/pipeline/step.ipynb #da162c46
+def _reference(kind: str, value: str | Path) -> Reference:
+    "What the value of a parameter refers to"
+    if kind == "file":
+        return Reference(kind, os.path.normpath(value))
+    name, _, ref = str(value).partition("@")
+    return Reference(kind, name, ref or None)
+
+
 def _references(step: Step, kind: str) -> dict[str, Reference]:
     "Parameter -> what it refers to, of the parameters of `kind` that have a value"
     found, values = {}, step.values
     for p in step.parameters.values():
         if p.kind == kind and p.name in values:
-            name, _, ref = values[p.name].partition("@")
-            found[p.name] = Reference("model" if p.model else "dataset", name, ref or None)
+            found[p.name] = _reference(p.referent or "dataset", values[p.name])
     return found
 
 # %% ../../nbs/pipeline/step.ipynb #c56da90f
@@ -353,9 +374,9 @@ def _heading(cells: list[dict[str, Any]]) -> tuple[str, str]:
 
 
 def _declaration(tree: ast.Module, parameters: dict[str, Parameter]) -> str:
-    "What of a contract counts: imports, names and types. Defaults count as values"
+    "What of a contract counts: imports, names and types, in any order. Defaults count as values"
     imports = [ast.unparse(s) for s in tree.body if isinstance(s, ast.Import | ast.ImportFrom)]
-    return "\n".join([*imports, *(f"{p.name}: {p.type}" for p in parameters.values())])
+    return "\n".join([*imports, *sorted(f"{p.name}: {p.type}" for p in parameters.values())])
 
 
 def _roots(path: Path) -> tuple[Path, ...]:

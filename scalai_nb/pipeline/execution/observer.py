@@ -5,6 +5,7 @@
 # %% ../../../nbs/pipeline/execution/observer.ipynb #6cd71f66
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import sysconfig
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 import scalai_nb
@@ -26,6 +27,7 @@ __all__ = ['Watch', 'Observer', 'observe']
 # %% ../../../nbs/pipeline/execution/observer.ipynb #93b5dc2c
 _CACHED = re.compile(r"(.*)/__pycache__/([^/]+?)\.[^/.]+(\.opt-\d)?\.pyc")
 _OF_A_RUN = {"SCALAI_STEP", "SCALAI_TRACKED", "SCALAI_SECRETS", "SCALAI_SCHEDULER"}
+_THIS_MACHINE = (None, "", "localhost", "127.0.0.1", "::1")
 _ASKING = ("os", "posixpath", "collections.abc", "_collections_abc")  # code asks through these
 
 
@@ -84,6 +86,7 @@ class Observer:
             "os.rename": self._renamed,
             "import": self._imported,
             "sqlite3.connect": self._connected,
+            "socket.getaddrinfo": self._called,
             "subprocess.Popen": self._started,
         }
 
@@ -95,6 +98,11 @@ class Observer:
             rule(*args)
         except Exception as e:  # else the code that is observed would fail
             self._note("unseen", f"{event}: {type(e).__name__}")
+
+    def loaded(self, module: str, frame: FrameType) -> None:
+        "A module was asked for by name, which may have been there already"
+        if self._own(_beyond(frame)):
+            self._note("import", module.partition(".")[0])
 
     def asked(self, variable: str, frame: FrameType) -> None:
         "A variable was asked for; it counts if the code of the project did so"
@@ -165,6 +173,13 @@ class Observer:
         if not isinstance(database, int):
             self._opened(database, "rb", 0)
 
+    def _called(self, host: Any, port: Any, *_: Any) -> None:
+        frame: FrameType | None = sys._getframe(2)
+        while frame and not self._own(frame):
+            frame = frame.f_back
+        if frame or host not in _THIS_MACHINE:  # where a cluster is, as a rule
+            self._note("unseen", f"what {host}:{port} answers")
+
     def _started(self, program: Any, args: Sequence[Any], cwd: Any, env: Any) -> None:
         self._note("unseen", f"what {os.fsdecode(program)} reads")
         for word in [args] if isinstance(args, str | bytes) else args:
@@ -198,12 +213,17 @@ def observe(
 ) -> Observer:
     "Observe this process from now on, until it ends"
     observer = Observer(watch)
-    look_up = os._Environ.__getitem__
+    look_up, load = os._Environ.__getitem__, importlib.import_module
+
+    def loaded(name: str, package: str | None = None) -> ModuleType:
+        observer.loaded(name, sys._getframe(1))
+        return load(name, package)
 
     def looked_up(self: Any, key: Any) -> Any:
         observer.asked(os.fsdecode(key), sys._getframe(1))
         return look_up(self, key)
 
     os._Environ.__getitem__ = looked_up
+    importlib.import_module = loaded
     sys.addaudithook(observer)
     return observer

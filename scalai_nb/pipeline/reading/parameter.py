@@ -22,19 +22,23 @@ from ...errors import ParameterError, unknown
 from ...goals import Goal
 
 # %% auto #0
-__all__ = ['In', 'Out', 'Secret', 'source', 'literal', 'Parameter']
+__all__ = ['In', 'Out', 'File', 'Secret', 'Fresh', 'source', 'literal', 'Parameter']
 
 # %% ../../../nbs/pipeline/reading/parameter.ipynb #747af000
 class In:
-    "A dataset that the step reads, or with `In[Model]` a model"
+    "A dataset that the step reads; with `In[Model]` a model, with `In[File]` a file or folder"
 
     __class_getitem__ = classmethod(GenericAlias)
 
 
 class Out:
-    "A dataset that the step writes, or with `Out[Model]` a model"
+    "A dataset that the step writes; with `Out[Model]` a model, with `Out[File]` a file or folder"
 
     __class_getitem__ = classmethod(GenericAlias)
+
+
+class File:
+    "A file or folder beside the notebook, in `In[File]` and `Out[File]`; its content counts"
 
 # %% ../../../nbs/pipeline/reading/parameter.ipynb #7980b4a3
 class Secret(str):
@@ -61,6 +65,26 @@ class Secret(str):
                 f"the environment variable {self} is not set; export it and start again."
             ) from None
 
+# %% ../../../nbs/pipeline/reading/parameter.ipynb #0bdbaf61
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # in seconds
+
+
+class Fresh(str):
+    "How old a result may be: `90s`, `30m`, `12h`, `1d` or `2w`; `seconds` is that as a number"
+
+    seconds: float
+
+    def __new__(
+        cls,
+        text: str,  # a number and one of s, m, h, d, w; ParameterError for anything else
+    ) -> Fresh:
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*", str(text), re.ASCII)
+        if not match:
+            raise ParameterError(f"{text!r} is not an age; write one such as 90s, 30m, 12h or 1d.")
+        age = super().__new__(cls, text)
+        age.seconds = float(match[1]) * _UNITS[match[2]]
+        return age
+
 # %% ../../../nbs/pipeline/reading/parameter.ipynb #470fe89c
 _TYPES: dict[str, tuple[int, ...] | None] = {  # how many arguments it takes; None: one or more
     "int": (0,),
@@ -73,6 +97,7 @@ _TYPES: dict[str, tuple[int, ...] | None] = {  # how many arguments it takes; No
     "None": (0,),
     "Goal": (0,),
     "Secret": (0,),
+    "Fresh": (0,),
     "list": (0, 1),
     "dict": (0, 2),
     "In": (0, 1),
@@ -80,7 +105,8 @@ _TYPES: dict[str, tuple[int, ...] | None] = {  # how many arguments it takes; No
     "Union": None,
     "Literal": None,
 }
-_MARKERS = {"In": "in", "Out": "out", "Goal": "goal", "Secret": "secret"}
+_MARKERS = {"In": "in", "Out": "out", "Goal": "goal", "Secret": "secret", "Fresh": "fresh"}
+_REFERENTS = {"Model": "model", "File": "file"}  # of In and Out; without one: a dataset
 
 
 def _split(node: ast.expr) -> tuple[str, list[ast.expr]]:
@@ -114,6 +140,12 @@ def _named(node: ast.expr) -> str:
         return ""
 
 # %% ../../../nbs/pipeline/reading/parameter.ipynb #c8b3eb8b
+def _referent(args: list[ast.expr]) -> str | None:
+    "What In or Out with these arguments refers to: dataset, model or file; None: to nothing known"
+    words = [ast.unparse(a).strip("'\"").split(".")[-1] for a in args]
+    return _REFERENTS.get(words[0]) if words else "dataset"
+
+
 def _known(node: ast.expr, inner: bool = False) -> None:
     "ParameterError unless a contract may use the type; an `inner` one is an argument of another"
     name = _named(node)
@@ -123,8 +155,7 @@ def _known(node: ast.expr, inner: bool = False) -> None:
     args, counts = _split(node)[1], _TYPES[name]
     right = bool(args) if counts is None else len(args) in counts
     if name in _MARKERS:
-        words = [ast.unparse(a).strip("'\"").split(".")[-1] for a in args]
-        right = not inner and words in ([], ["Model"])
+        right = right and not inner and _referent(args) is not None
     elif name == "Literal":
         right = right and all(isinstance(a, ast.Constant | ast.UnaryOp) for a in args)
     else:
@@ -133,7 +164,7 @@ def _known(node: ast.expr, inner: bool = False) -> None:
     if not right:
         raise ParameterError(
             f"`{ast.unparse(node)}` is not a type here; "
-            "write one such as list[int], dict[str, float], In or In[Model]."
+            "write one such as list[int], dict[str, float], In, In[Model] or In[File]."
         )
 
 # %% ../../../nbs/pipeline/reading/parameter.ipynb #d77e6494
@@ -151,12 +182,16 @@ def _fit(node: ast.expr, value: Any, text: bool = False) -> Any:
             return value
         case "None" if value is None:
             return None
+        case "In" | "Out" if _referent(args) == "file" and isinstance(value, str | Path):
+            return _file(value)
         case "In" | "Out" if isinstance(value, str):
             return _name(value, name, bool(args))
         case "Goal" if isinstance(value, str):
             return Goal(value)
         case "Secret" if isinstance(value, str):
             return Secret(value)
+        case "Fresh" if isinstance(value, str):
+            return Fresh(value)
         case "list" if type(value) in ((list, tuple) if text else (list,)):
             return [_fit(args[0], v, text) if args else v for v in value]
         case "dict" if type(value) is dict:
@@ -195,6 +230,15 @@ def _first(args: list[ast.expr], fit: Callable[[ast.expr], _T]) -> _T:
     raise ValueError
 
 # %% ../../../nbs/pipeline/reading/parameter.ipynb #a83e2062
+def _file(path: str | Path) -> str | Path:
+    "`path`, if it can be one"
+    if str(path).strip() and "\0" not in str(path):
+        return path
+    raise ParameterError(
+        f"{str(path)!r} does not name a file; write a path such as data/clean.csv."
+    )
+
+
 def _name(text: str, marker: str, model: bool) -> str:
     "`text`, if the lake or the registry takes it as a name; an input may pin a version"
     name = "[A-Za-z0-9_][\\w.-]*" if model else "[a-z0-9][a-z0-9._-]*"
@@ -346,9 +390,9 @@ class Parameter:
         return _MARKERS.get(_split(self._node)[0], "value")
 
     @property
-    def model(self) -> bool:
-        "Whether it names a model"
-        return self.kind in ("in", "out") and bool(_split(self._node)[1])
+    def referent(self) -> str | None:
+        "dataset, model or file, of what is read or written; else None"
+        return _referent(_split(self._node)[1]) if self.kind in ("in", "out") else None
 
     @property
     def required(self) -> bool:
@@ -425,5 +469,9 @@ def _example(node: ast.expr) -> str:
             return f"{{{_example(args[0])}: {_example(args[1])}}}"
         case "Goal":
             return '">= 0.60"'
+        case "Fresh":
+            return '"1d"'
+        case "In" | "Out" if _referent(args) == "file":
+            return "'data/clean.csv'"
         case _:
             return source(_EXAMPLES.get(name, "API_TOKEN"))

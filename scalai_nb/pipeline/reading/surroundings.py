@@ -20,7 +20,7 @@ from typing import Any
 from ...files import replacing
 
 # %% auto #0
-__all__ = ['of_user', 'Memory', 'stamp', 'content', 'packages']
+__all__ = ['of_user', 'Memory', 'stamp', 'stamps', 'content', 'packages']
 
 # %% ../../../nbs/pipeline/reading/surroundings.ipynb #d4e30005
 _YOUNG = 2.0  # seconds: the coarsest clock of a file system
@@ -91,6 +91,25 @@ def stamp(
     except OSError:
         return None
     return [seen.st_size, seen.st_mtime_ns]
+
+
+def stamps(
+    path: Path,  # of a file or folder
+) -> list[list[Any]]:  # [path, stamp]; empty: it is not there
+    """Size and time of a file, or of a folder and all that is in it
+
+    Parameters
+    ----------
+    path : Path
+        of a file or folder
+
+    Returns
+    -------
+    list[list[Any]]
+        [path, stamp]; empty: it is not there
+    """
+    found = [path, *sorted(path.rglob("*"))] if path.exists() else []
+    return [[str(p), stamp(p)] for p in found]
 
 
 def content(

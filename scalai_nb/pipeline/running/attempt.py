@@ -25,6 +25,7 @@ from ..io import Context
 from ..outputs import Notebook
 from ..plan import Planned
 from ..reading.observed import Observed
+from ..reading.surroundings import content, stamps
 from ..run import read_events
 from .recorder import RunRecorder, StepRecorder
 from .resources import Resources
@@ -131,6 +132,7 @@ class Attempt:
         self.nb = inject(nb, self.step.injected())
         self.execution: Execution | None = None  # once there is one
         self.stopped: str | None = None  # why it was asked to stop
+        self._stamps = self._stamped()
 
     def __call__(self) -> None:
         "Carry out the step; what the runner itself cannot do is recorded as well"
@@ -242,7 +244,10 @@ class Attempt:
             return Observed(unseen=[f"what the kernel {self.step.kernel} reads"])
         lines: Any = read_events(self._seen)
         seen = [line for line in lines if line[1] not in self.shared.secrets]
-        known = {*self.planned.key.parts["library"].values(), *map(str, self.step.files.values())}
+        references = [*self.step.reads.values(), *self.step.writes.values()]
+        named = [self.step.path.parent / r.name for r in references if r.kind == "file"]
+        paths = map(str, [*self.step.files.values(), *named])
+        known = {*self.planned.key.parts["library"].values(), *paths}
         env, memory, names = self.shared.env, self.shared.cache.memory, self.step.imports.names
         return Observed.of(seen, env.root, variables(env), memory, known, names)
 
@@ -278,10 +283,11 @@ class Attempt:
     def _settle(self, v: Verdict) -> tuple[Verdict, list[dict[str, Any]]]:
         "Publish what a completed step wrote, else drop it; the verdict may change for it"
         events = read_events(self.shared.recorder.run.file(self.step.stem, "written.jsonl"))
-        written = {w["name"]: w for w in events}
+        written = {w["name"]: w for w in [*events, *self._files_written()]}
         missing = [r.name for r in self.step.writes.values() if r.name not in written]
         if v.status == "completed" and missing:
-            why = f"{missing[0]!r} is declared as an Out and was not written; add: write(…)"
+            how = "write the file" if missing[0] in self._stamps else "add: write(…)"
+            why = f"{missing[0]!r} is declared as an Out and was not written; {how}"
             v = replace(v, status="failed", cause="contract", error=why)
         outputs = list(written.values())
         if v.status == "completed" and self.shared.publish:
@@ -296,6 +302,20 @@ class Attempt:
             return v, outputs
         self._drop(outputs)
         return v, []
+
+    def _stamped(self) -> dict[str, list[Any]]:
+        "Size and time of what is in the files and folders that the step is to write"
+        names = [r.name for r in self.step.writes.values() if r.kind == "file"]
+        return {name: stamps(self.step.path.parent / name) for name in names}
+
+    def _files_written(self) -> list[dict[str, Any]]:
+        "The files that the step has written since it began, with their digests"
+        folder, memory = self.step.path.parent, self.shared.cache.memory
+        return [
+            {"name": name, "kind": "file", "version": content(folder / name, memory), "rows": None}
+            for name, now in self._stamped().items()
+            if now and now != self._stamps[name]
+        ]
 
     def _publish(self, outputs: list[dict[str, Any]]) -> None:
         "Make visible what the step wrote, datasets and models at one instant"

@@ -85,8 +85,11 @@ class Shelf:
         cache = Cache(self.env, pipeline)
         entries = [entry for s in pipeline.steps if (entry := cache.get(s))]
         made = {name: version for e in entries for name, (_, version) in e.outputs.items()}
+        files = heads(self.env, folder=pipeline.folder)
 
         def head(kind: str, name: str, ref: str | None = None) -> str | None:
+            if kind == "file":
+                return files(kind, name)
             if name in writes and not ref:
                 return self._here(kind, name, made[name]) if name in made else None
             return self._there(kind, name, ref) if kind == "dataset" else self._lend(name, ref)

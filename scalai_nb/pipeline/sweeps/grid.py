@@ -202,11 +202,23 @@ def combine(
     labels = [c.label for c in combinations]
     if double := [x for x in labels if labels.count(x) > 1]:
         raise ParameterError(f"the grid has {double[0]} twice; give each value once.")
+    _check_files(combinations[0].pipeline)
     some = [s.name for s in combinations[0].pipeline.steps]
     part(whole[0], whole[0].above(some)).validate(env)
     return whole[0], combinations
 
 # %% ../../../nbs/pipeline/sweeps/grid.ipynb #4fd3cb1c
+def _check_files(pipeline: Pipeline) -> None:
+    "ParameterError for a file that all combinations would write"
+    for step in pipeline.steps:
+        for parameter, ref in step.writes.items():
+            if ref.kind == "file":
+                raise ParameterError(
+                    f"{step.where(parameter)}: every combination would write {ref.name}; "
+                    "write a dataset, or end the sweep before this step with --until."
+                )
+
+
 def _check(pipeline: Pipeline, grid: dict[str, dict[str, list]], parameters: dict) -> None:
     "ParameterError for a parameter that cannot vary"
     if not grid:
