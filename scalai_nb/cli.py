@@ -379,6 +379,9 @@ def show(
     svg: Annotated[
         str | None, typer.Option(metavar="FILE", help="Draw the table into a file, for a document.")
     ] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Also what a report leaves out because it is long.")
+    ] = False,
 ) -> None:
     "Show a run: its steps, what they took and wrote, what went wrong."
     from scalai_nb.pipeline.progress import summary
@@ -387,6 +390,12 @@ def show(
     found = load_run(environment(env), run)
     if step and (earlier := found.step(step).run):
         found = load_run(environment(env), earlier)  # it was cached from there
+    if whole and not step:
+        raise ParameterError(
+            "--whole is of a step; name one, as in: scalai show latest train --whole"
+        )
+    if step and whole:
+        return _print_whole(found, found.step(step))
     if step:
         return _show_step(found, found.step(step), json)
     if svg:
@@ -406,6 +415,25 @@ def _draw(renderable: RenderableType, title: str, path: str) -> None:
         file.write(svg)
 
 
+def _print_whole(run: Run, step: StepRun) -> None:
+    "Print all that a step has printed, as it did"
+    import sys
+
+    from scalai_nb.pipeline.run import read_events
+
+    for event in read_events(run.file(step.stem, "outputs.jsonl")):
+        said = _said(event["content"])
+        sys.stdout.write(said if event["type"] == "stream" else f"{said}\n")
+
+
+def _said(output: dict[str, Any]) -> str:
+    "What an output says in a terminal"
+    if "traceback" in output:
+        return "\n".join(output["traceback"])
+    found = output.get("text") or output.get("data", {}).get("text/plain", "")
+    return "".join(found)
+
+
 def _show_step(run: Run, step: StepRun, as_json: bool) -> None:
     "Print the cells of `step` with their status and output"
     from scalai_nb.pipeline.outputs import read_outputs
@@ -422,12 +450,7 @@ def _show_step(run: Run, step: StepRun, as_json: bool) -> None:
             markup=False,
         )
         for o in outputs.get(cell.index, []):
-            text = (
-                o.get("text")
-                or "\n".join(o.get("traceback", []))
-                or o.get("data", {}).get("text/plain", "")
-            )
-            print("".join(text).rstrip())
+            print(_said(o).rstrip())
     if step.error:
         console().print(f"{step.cause}: {step.error}", style="red", markup=False)
 

@@ -6,19 +6,124 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections import deque
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..files import replacing
 from .run import Run, StepRun, read_events
+from ..words import size
 
 # %% auto #0
-__all__ = ['Notebook', 'Outputs', 'text', 'read_notebook', 'write_notebook', 'executed',
-           'read_outputs', 'recover']
+__all__ = ['Output', 'MOST', 'Notebook', 'Kept', 'Outputs', 'text', 'read_notebook',
+           'write_notebook', 'executed', 'outputs_of', 'read_outputs', 'recover']
+
+# %% ../../nbs/pipeline/outputs.ipynb #75056bbf
+Output: TypeAlias = dict[str, Any]  # as a notebook has it
+
+_OVERWRITTEN = re.compile(r"[^\n]*\r(?!\n)")
+MOST = 20_000_000  # bytes of a cell's outputs that a notebook keeps
+_PRINTED = 10  # what a printed character takes of that: nobody reads more than two megabytes
+_PIECE = 50_000  # characters of a stream that are kept or left out together
+
+
+def _length(output: Output) -> int:
+    "Characters of an output"
+    if output["output_type"] == "stream":
+        return len(output["text"])
+    return len(json.dumps(output, default=str))
+
+
+def _printed(text: str, name: str = "stdout") -> Output:
+    return {"output_type": "stream", "name": name, "text": text}
+
+
+class Kept:
+    """The outputs of a cell: all of them, or the first and the last with a word in between
+
+    Parameters
+    ----------
+    most : float, default math.inf
+        bytes to keep
+    whole : str, default ''
+        what has all of it, in words
+    """
+
+    def __init__(
+        self,
+        most: float = math.inf,  # bytes to keep
+        whole: str = "",  # what has all of it, in words
+    ):
+        self.most = most
+        self.whole = whole
+        self.clear()
+
+    def clear(self) -> None:
+        "Forget all outputs"
+        self._first: list[Output] = []
+        self._last: deque[Output] = deque()
+        self._taken = [0, 0]  # by the first and the last
+        self._left_out = 0
+
+    @property
+    def outputs(self) -> list[Output]:
+        "As a notebook has them"
+        between = [self._note(self._left_out)] if self._left_out else []
+        return [*self._first, *between, *self._last]
+
+    @property
+    def newest(self) -> Output | None:
+        "The last one, to which a stream may add"
+        last = self._last or self._first
+        return last[-1] if last else None
+
+    def append(self, output: Output) -> None:
+        "Keep an output, or leave out others for it"
+        length = _length(output)
+        if length > self.most / 2:
+            output = self._note(length)
+            length = _length(output)
+        full = self._taken[0] >= self.most / 2
+        (self._last if full else self._first).append(output)
+        self._take(length, output)
+
+    def print(self, text: str, name: str) -> None:
+        "Go on with a stream"
+        piece = len(text) if self.most == math.inf else _PIECE
+        for start in range(0, len(text), piece):
+            self._print(text[start : start + piece], name)
+
+    def _print(self, text: str, name: str) -> None:
+        "Add to the last piece of a stream, or begin a new one"
+        newest = self.newest
+        if not newest or newest.get("name") != name or self._is_full(newest):
+            newest = _printed("", name)
+            self.append(newest)
+        before = len(newest["text"])
+        longer = newest["text"] + text
+        newest["text"] = _OVERWRITTEN.sub("", longer) if "\r" in text else longer
+        self._take(len(newest["text"]) - before, newest)
+
+    def _is_full(self, output: Output) -> bool:
+        "Whether a piece of a stream is long enough"
+        return self.most < math.inf and len(output["text"]) >= _PIECE
+
+    def _take(self, length: int, output: Output) -> None:
+        "Count an output that has come or grown, and leave out the oldest of the last"
+        weight = _PRINTED if output["output_type"] == "stream" else 1
+        self._taken[bool(self._last)] += weight * length
+        while self._taken[1] > self.most / 2 and len(self._last) > 1:
+            oldest = self._last.popleft()
+            weight = _PRINTED if oldest["output_type"] == "stream" else 1
+            self._taken[1] -= weight * _length(oldest)
+            self._left_out += _length(oldest)
+
+    def _note(self, length: int) -> Output:
+        return _printed(f"\n[{size(length)} left out here; {self.whole}]\n")
 
 # %% ../../nbs/pipeline/outputs.ipynb #c4168a2e
-_OVERWRITTEN = re.compile(r"[^\n]*\r(?!\n)")
 _FIELDS = {  # kind of output: what a notebook has of the message
     "error": ("ename", "evalue", "traceback"),
     "execute_result": ("data", "metadata", "execution_count"),
@@ -27,13 +132,32 @@ _FIELDS = {  # kind of output: what a notebook has of the message
 
 
 class Outputs:
-    "The outputs of a notebook's cells, replayed message by message"
+    """The outputs of a notebook's cells, replayed message by message
 
-    def __init__(self):
-        self.cells: dict[int, list[dict[str, Any]]] = {}
+    Parameters
+    ----------
+    most : float, default math.inf
+        bytes of a cell to keep
+    whole : str, default ''
+        what has all of it, in words
+    """
+
+    def __init__(
+        self,
+        most: float = math.inf,  # bytes of a cell to keep
+        whole: str = "",  # what has all of it, in words
+    ):
+        self.most = most
+        self.whole = whole
         self.widgets: dict[str, Any] | None = None
-        self._shown: dict[str, list[dict[str, Any]]] = {}  # display_id -> its outputs
+        self._kept: dict[int, Kept] = {}  # by the position of the cell
+        self._shown: dict[str, list[Output]] = {}  # display_id -> its outputs
         self._clear: set[int] = set()  # cells to clear before their next output
+
+    @property
+    def cells(self) -> dict[int, list[Output]]:
+        "What a notebook has of each cell, by position"
+        return {cell: kept.outputs for cell, kept in self._kept.items()}
 
     def apply(
         self,
@@ -52,7 +176,7 @@ class Outputs:
         content : dict[str, Any]
             of the message
         """
-        outputs = self.cells.setdefault(cell, [])
+        outputs = self._kept.setdefault(cell, Kept(self.most, self.whole))
         if type == "widgets":
             self.widgets = content
         elif type == "clear_output":
@@ -65,17 +189,11 @@ class Outputs:
                 outputs.clear()
             self._clear.discard(cell)
             if type == "stream":
-                self._stream(outputs, content)
+                outputs.print(content["text"], content["name"])
             else:
                 outputs.append(self._display(type, content))
 
-    def _stream(self, outputs: list[dict[str, Any]], content: dict[str, Any]) -> None:
-        if not (outputs and outputs[-1].get("name") == content["name"]):
-            outputs.append({"output_type": "stream", "name": content["name"], "text": ""})
-        text = outputs[-1]["text"] + content["text"]
-        outputs[-1]["text"] = _OVERWRITTEN.sub("", text) if "\r" in content["text"] else text
-
-    def _display(self, type: str, content: dict[str, Any]) -> dict[str, Any]:
+    def _display(self, type: str, content: dict[str, Any]) -> Output:
         fields = _FIELDS.get(type, _FIELDS["display_data"])
         output = {"output_type": type, **{k: content[k] for k in fields}}
         if shown := (content.get("transient") or {}).get("display_id"):
@@ -112,15 +230,12 @@ def write_notebook(path: Path, nb: Notebook) -> int:
         return file.write(written)
 
 # %% ../../nbs/pipeline/outputs.ipynb #8c19a2af
-def _small(output: dict[str, Any], at_most: int | None) -> dict[str, Any]:
+def _small(output: Output, at_most: int | None) -> Output:
     "`output`, or a word in its place when it is larger than `at_most` bytes"
     if at_most is None:
         return output
-    n = len(json.dumps(output))
-    if n <= at_most:
-        return output
-    note = f"[{n:,} bytes, shown when the step has ended]\n"
-    return {"output_type": "stream", "name": "stdout", "text": note}
+    n = _length(output)
+    return output if n <= at_most else _printed(f"[{n:,} bytes, shown when the step has ended]\n")
 
 
 def executed(
@@ -151,6 +266,7 @@ def executed(
         a new notebook
     """
     ran = {c.index: c for c in step.cells}
+    shown = outputs.cells
     count, cells = 0, []
     for i, cell in enumerate(nb["cells"]):
         c = ran.get(i)
@@ -165,7 +281,7 @@ def executed(
         cells.append(
             {
                 **cell,
-                "outputs": [_small(o, at_most) for o in outputs.cells.get(i, [])],
+                "outputs": [_small(o, at_most) for o in shown.get(i, [])],
                 "execution_count": count if done else None,
                 "metadata": {**cell["metadata"], "scalai": known},
             }
@@ -177,9 +293,14 @@ def executed(
     return {**nb, "cells": cells, "metadata": metadata}
 
 # %% ../../nbs/pipeline/outputs.ipynb #8c4040b6
+def outputs_of(run: Run, step: StepRun) -> Outputs:
+    "Nothing yet; of much that is applied it keeps the first and the last"
+    return Outputs(MOST, f"scalai show {run.id} {step.name} --whole prints all of it")
+
+
 def read_outputs(run: Run, step: StepRun) -> Outputs:
     "Replay what `step` of `run` printed and showed"
-    outputs = Outputs()
+    outputs = outputs_of(run, step)
     for o in read_events(run.file(step.stem, "outputs.jsonl")):
         outputs.apply(o["cell"], o["type"], o["content"])
     return outputs

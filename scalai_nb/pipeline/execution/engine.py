@@ -404,7 +404,9 @@ class Execution:
         "The last line of the kernel's own log"
         if not (self.log and Path(self.log).exists()):
             return ""
-        lines = Path(self.log).read_text(errors="replace").strip().splitlines()
+        with Path(self.log).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+            lines = file.read().decode(errors="replace").strip().splitlines()
         return lines[-1][:200] if lines else ""
 
     def _limit(self, exit: Exit) -> str:

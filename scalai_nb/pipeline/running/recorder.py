@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ...environment import Environment
-from ..outputs import Notebook, Outputs, executed, write_notebook
+from ..outputs import Notebook, executed, outputs_of, write_notebook
 from ..run import Event, EventLog, Run, apply
 from .exclusive import exclusive
 from ..step import Step
@@ -153,7 +153,7 @@ class StepRecorder:
         self.step = step
         self.nb = nb
         self.stop = stop
-        self.outputs = Outputs()
+        self.outputs = outputs_of(recorder.run, recorder.run.step(step.name))
         self._scrubber = Scrubber(recorder.secrets)
         run = recorder.run
         self._path = run.folder / f"{step.stem}.ipynb"
