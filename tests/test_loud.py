@@ -1,4 +1,4 @@
-"""A cell that prints more than anybody reads: the first and the last are shown, a file has it all"""
+"""A cell that prints more than anybody reads: the first and last are shown, a file has it all"""
 
 import json
 import random

@@ -138,9 +138,14 @@ def _package(name: str, extra: str = "") -> Callable[[Environment], str]:
 
 def _tracker(env: Environment) -> str:
     from urllib.parse import urlsplit
+    from scalai_nb.tracking.migration import unfinished
+    from scalai_nb.tracking.mlflow_file import database
     from scalai_nb.tracking.outbox import waiting
 
     url, n = urlsplit(env.tracking), len(waiting(env))
+    file = database(env)
+    if file and file.exists() and (why := unfinished(file)):
+        raise Unwell(f"{file} {why}", "the next run mends it, or: scalai runs send")
     if url.scheme in ("http", "https"):
         try:
             port = url.port or {"http": 80, "https": 443}[url.scheme]

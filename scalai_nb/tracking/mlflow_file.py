@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 from contextlib import AbstractContextManager, closing
 from functools import cache
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..files import file_lock
 
 # %% auto #0
-__all__ = ['database', 'locked', 'known_schemas', 'schema', 'VersionRow', 'version_rows', 'untag',
-           'stamp']
+__all__ = ['database', 'locked', 'known_schemas', 'newest_schema', 'schema', 'VersionRow',
+           'version_rows', 'untag', 'stamp']
 
 # %% ../../nbs/tracking/mlflow_file.ipynb #b5888811
 if TYPE_CHECKING:
@@ -69,6 +70,21 @@ def known_schemas() -> frozenset[str]:
     folders = [Path(p) / "store/db_migrations/versions" for p in places]
     files = (file for folder in folders for file in folder.glob("*_*.py"))
     return frozenset(name for f in files if (name := f.name.partition("_")[0]))
+
+
+@cache
+def newest_schema() -> str:
+    "Number of the schema that the installed MLflow writes; empty where it cannot be found"
+    spec = find_spec("mlflow")
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    files = [f for p in places for f in (Path(p) / "store/db_migrations/versions").glob("*_*.py")]
+    known = {f.name.partition("_")[0]: f.read_text(encoding="utf-8") for f in files}
+    former = {m[1] for text in known.values() for m in _FORMER.finditer(text)}
+    newest = known.keys() - former - {""}
+    return newest.pop() if len(newest) == 1 else ""
+
+
+_FORMER = re.compile(r"^down_revision\b[^=]*= [\"'](\w+)", re.M)  # what a migration starts from
 
 
 def schema(db: sqlite3.Connection) -> str:

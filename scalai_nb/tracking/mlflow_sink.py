@@ -5,14 +5,12 @@
 # %% ../../nbs/tracking/mlflow_sink.ipynb #f3c5e366
 from __future__ import annotations
 
-import logging
-import os
 import re
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from .mlflow_file import database, locked
+from .migration import quiet, set_up
+from .mlflow_file import database
 from .record import Record, Refused
 
 # %% auto #0
@@ -35,18 +33,13 @@ def client(
     env : Environment
         of which `tracking` is used
     """
-    os.environ.update(
-        MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true", MLFLOW_DISABLE_AGENT_HINT="true"
-    )
-    for name, value in (("TIMEOUT", "10"), ("MAX_RETRIES", "1")):
-        os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
-    for name in ("mlflow.store.db.utils", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    quiet()
     from mlflow import MlflowClient
 
     file = database(env)
-    with locked(f"{file}.lock") if file else nullcontext():
-        return MlflowClient(tracking_uri=env.tracking, registry_uri=env.tracking)
+    if file:
+        set_up(file)
+    return MlflowClient(tracking_uri=env.tracking, registry_uri=env.tracking)
 
 # %% ../../nbs/tracking/mlflow_sink.ipynb #fbed67d1
 # ours -> MLflow's; any other is FAILED
