@@ -287,3 +287,22 @@ def test_a_worker_that_is_away_when_another_loss_is_15_seconds_old_comes_back():
             os.kill(*worker_pids(client), signal.SIGKILL)
             time.sleep(seconds)
             client.wait_for_workers(1, timeout=20)
+
+
+@pytest.mark.parametrize("failures", [0, 2, 3])
+def test_a_worker_that_dies_while_it_starts_is_started_again(monkeypatch, failures):
+    tries = []
+
+    def starts(env, **options):
+        tries.append(options)
+        if len(tries) <= failures:
+            raise RuntimeError("Nanny failed to start.") from OSError("it was killed")
+        return "a cluster"
+
+    monkeypatch.setitem(module.CLUSTERS, "local", starts)
+    if failures < 3:
+        assert module._started(env(), n_workers=2) == "a cluster"
+    else:
+        with pytest.raises(WorkFailed, match=r"do not start \(it was killed\)"):
+            module._started(env(), n_workers=2)
+    assert tries == [{"n_workers": 2}] * min(failures + 1, 3)

@@ -117,6 +117,23 @@ CLUSTERS: dict[str, Callable[..., DaskCluster]] = {
     "kubernetes": _kubernetes,
 }
 
+
+_TRIES = 3  # to start a cluster: a worker may die while it starts
+
+
+def _started(env: Environment, **options: Any) -> DaskCluster:
+    "The cluster that an environment asks for. WorkFailed: its workers do not start"
+    why: BaseException | None = None
+    for _ in range(_TRIES):
+        try:
+            return CLUSTERS[env.cluster](env, **options)
+        except RuntimeError as e:  # of Dask, about a worker or its nanny
+            why = e.__cause__ or e
+    raise WorkFailed(
+        f"the workers of cluster = {env.cluster} do not start ({why}); "
+        "see what ends them, or set cluster = none."
+    )
+
 # %% ../../nbs/compute/cluster.ipynb #80090b19
 TIMEOUT = 5  # seconds within which a scheduler must answer
 
@@ -178,7 +195,7 @@ def connect(
     env = env if isinstance(env, Environment) else environment(env)
     address, source = _address(env)
     if not address:
-        return _own(CLUSTERS[env.cluster](env, **options))
+        return _own(_started(env, **options))
     if options:
         raise ParameterError(
             f"{', '.join(options)} cannot be set: "
@@ -315,5 +332,5 @@ def start(
         _join(env.cluster, f"cluster of the environment {env.name}").close()
         yield env.cluster
     else:
-        with CLUSTERS[env.cluster](env) as cluster:
+        with _started(env) as cluster:
             yield cast("DaskCluster", cluster).scheduler_address

@@ -1,9 +1,9 @@
 """Kill what a run consists of, at random instants: `python tests/campaigns/kills.py`
 
 Each try starts a run of a small pipeline and kills one of its processes with SIGKILL: the runner,
-the fork server, a kernel, a process that a cell has started (some in a session of their own), or
-the sender of records. Then no process is left, no traceback of ours was printed, the record says
-what happened, and the next run ends with the data of an undisturbed one.
+the fork server, a kernel, a process that a cell has started (some in a session of their own), the
+sender of records, or one of two Dask workers. Then no process is left, no traceback of ours was
+printed, the record says what happened, and the next run ends with the data of an undisturbed one.
 """
 
 import argparse
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from toy import Project
 
 MARK = "SCALAI_KILLS_TRY"  # variable that all processes of a try inherit
-KINDS = ("runner", "fork server", "kernel", "child", "sender")
+KINDS = ("runner", "fork server", "kernel", "child", "sender", "worker")
 CONTRACT = "from scalai_nb.pipeline import In, Out\n"
 DATA = (
     "import numpy as np, xarray as xr\n"
@@ -41,6 +41,16 @@ CHILDREN = (
     "time.sleep(0.4)"
 )
 
+ON_WORKERS = (
+    "import time\n"
+    "import scalai_nb as sn\n"
+    "def slow(x):\n"
+    "    time.sleep(0.1)\n"
+    "    return x\n"
+    "client = sn.connect()\n"
+    "assert sum(client.gather(client.map(slow, range(20)))) == 190"
+)
+
 
 @dataclass
 class Try:
@@ -54,14 +64,16 @@ class Try:
     wrong: list[str] = field(default_factory=list)
 
 
-def project(folder: Path) -> Project:
-    "A pipeline whose steps start processes and write datasets"
-    made = Project(folder, "cluster = none\ntrackers = mlflow\njobs = 2\n")
+def project(folder: Path, workers: bool = False) -> Project:
+    "A pipeline whose steps start processes and write datasets; the last one may need workers"
+    cluster = "cluster = local\nworkers = 2\n" if workers else "cluster = none\n"
+    made = Project(folder, f"{cluster}trackers = mlflow\njobs = 2\n")
     made.step("00_a", CONTRACT + 'a: Out = "a"', CHILDREN, DATA.format("a", 2))
     made.step("01_b", CONTRACT + 'b: Out = "b"', CHILDREN, DATA.format("b", 3))
     reads = 'a: In = "a"\nb: In = "b"\nc: Out = "c"\nd: Out = "d"'
     write = DATA.format("c", 5) + "\n" + DATA.format("d", 7)
-    made.step("02_c", CONTRACT + reads, "import time; time.sleep(0.2)", write)
+    work = ON_WORKERS if workers else "import time; time.sleep(0.2)"
+    made.step("02_c", CONTRACT + reads, work, write)
     return made
 
 
@@ -87,7 +99,9 @@ def kind_of(process: psutil.Process, runner: int) -> str:
         if "forkserver import serve" in words:
             above = " ".join(parent.cmdline()) if parent else ""
             return "kernel" if "forkserver import serve" in above else "fork server"
-        return "sender" if "send_all" in words else "child"
+        if "send_all" in words:
+            return "sender"
+        return "worker" if "spawn_main" in words else "child"
     except psutil.Error:
         return "gone"
 
@@ -121,8 +135,10 @@ def attempt(seed: int, undisturbed: dict, kinds: tuple[str, ...] = KINDS) -> Try
     "One run, one kill"
     rng = random.Random(seed)
     done = Try(seed, rng.choice(kinds), rng.uniform(0.05, 4.5))
+    if done.kind == "worker":
+        done.after += 2.5  # they start late
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
-        p = project(Path(folder))
+        p = project(Path(folder), done.kind == "worker")
         mark = f"{os.getpid()}-{seed}"
         runner = p.start("run", "toy", "--plain", **{MARK: mark})
         end = time.monotonic() + done.after
