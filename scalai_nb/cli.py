@@ -5,10 +5,11 @@
 # %% ../nbs/cli.ipynb #e1e5606e
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console, Group, RenderableType
@@ -688,11 +689,24 @@ def _checks(checks: list[Check]) -> Table:
 
 # %% ../nbs/cli.ipynb #d6548dc2
 def main(argv: list[str] | None = None) -> None:
-    "Run `scalai`; errors of ours are one line on stderr"
+    "Run `scalai`; errors of ours, and what a disk refuses, are one line on stderr"
     try:
         app(argv, prog_name="scalai")
     except ScalaiError as e:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"[bold red]error:[/] {str(e).replace('[', chr(92) + '[')}"
+        _end(str(e), e.exit_code)
+    except OSError as e:
+        if e.errno not in _REFUSALS:
+            raise
+        _end(
+            f"{e.filename or 'The disk'}: {e.strerror}; free some space or allow writing there.", 1
         )
-        sys.exit(e.exit_code)
+
+
+_REFUSALS = (errno.EACCES, errno.EDQUOT, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS)
+
+
+def _end(said: str, status: int) -> NoReturn:
+    "Say an error and exit"
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"[bold red]error:[/] {said.replace('[', chr(92) + '[')}")
+    sys.exit(status)

@@ -12,6 +12,7 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
+from ..files import replacing
 from .outputs import Notebook, read_notebook, recover, text
 from .run import CAUSES, STATUSES, Run, StepRun
 from ..show import MARKS, Part, code, element, inline, lines, prose
@@ -242,11 +243,11 @@ def report(run: Run) -> str:
 
 
 def write_report(run: Run) -> Path | None:
-    "Write report.html into the folder of `run`; None when the disk is full"
+    "Write report.html into the folder of `run`; None when the disk refuses, and one before stays"
     path = run.folder / "report.html"
     try:
-        path.write_text(report(run), encoding="utf-8")
+        with replacing(path, durable=False) as file:
+            file.write(report(run).encode())
     except OSError:
-        path.unlink(missing_ok=True)
         return None
     return path

@@ -19,8 +19,8 @@ from ..errors import RunNotFound, unknown
 from ..files import is_locked
 
 # %% auto #0
-__all__ = ['STATUSES', 'CAUSES', 'Event', 'EventLog', 'read_events', 'CellRun', 'StepRun', 'Run',
-           'apply', 'read_run', 'run_folders', 'all_runs', 'died', 'load_run']
+__all__ = ['STATUSES', 'CAUSES', 'Event', 'LATEST', 'EventLog', 'read_events', 'CellRun', 'StepRun',
+           'Run', 'apply', 'read_run', 'run_folders', 'all_runs', 'died', 'load_run']
 
 # %% ../../nbs/pipeline/run.ipynb #efc8d302
 STATUSES = {
@@ -341,6 +341,7 @@ def _lose(run: Run) -> None:
             cell.status = {"running": "lost", "pending": "not_run"}.get(cell.status, cell.status)
 
 # %% ../../nbs/pipeline/run.ipynb #00e2646d
+LATEST = "latest"  # file among the run records: the id of the run that was started last
 _KEEPS = "pending", "running", "completed"  # statuses of a step whose branch is not yet remains
 
 
@@ -363,9 +364,12 @@ def read_run(
 
 
 def run_folders(env: Environment) -> list[Path]:
-    "Folders of run records, newest first"
-    folders = (p.parent for p in Path(env.runs).glob("*/events.jsonl"))
-    return sorted(folders, key=lambda p: p.name.rsplit("-", 2)[-2:], reverse=True)
+    "Folders of run records, newest first; the last is first whatever the clock said then"
+    folders = [p.parent for p in Path(env.runs).glob("*/events.jsonl")]
+    folders.sort(key=lambda p: p.name.rsplit("-", 2)[-2:], reverse=True)
+    last = Path(env.runs) / LATEST
+    started = last.read_text(encoding="utf-8") if last.exists() else ""
+    return sorted(folders, key=lambda p: p.name != started)
 
 
 def all_runs(

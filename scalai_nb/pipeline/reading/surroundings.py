@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from ...files import replacing
+from ...show import progress_bar
 
 # %% auto #0
 __all__ = ['of_user', 'Memory', 'stamp', 'stamps', 'content', 'packages']
 
 # %% ../../../nbs/pipeline/reading/surroundings.ipynb #d4e30005
+_BLOCK = 2**20  # bytes read at a time
 _YOUNG = 2.0  # seconds: the coarsest clock of a file system
 
 
@@ -112,6 +114,16 @@ def stamps(
     return [[str(p), stamp(p)] for p in found]
 
 
+def _digest(path: Path, size: int) -> str:
+    "sha256 of a file; on a terminal with a bar where that takes long"
+    digest = hashlib.sha256()
+    with path.open("rb") as file, progress_bar(None, size, f"bytes of {path.name}") as done:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            done(len(block))
+    return digest.hexdigest()
+
+
 def content(
     path: Path,  # file or folder; it need not be there
     memory: Memory,
@@ -144,8 +156,7 @@ def content(
     if known := memory.get(name, evidence):
         return known
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = _digest(path, seen.st_size)
     except OSError:
         return "not readable"
     if time.time() - seen.st_ctime > _YOUNG:

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ...environment import Environment
+from ...files import replacing
 from ..outputs import Notebook, executed, outputs_of, write_notebook
-from ..run import Event, EventLog, Run, apply
+from ..run import LATEST, Event, EventLog, Run, apply
 from .exclusive import exclusive
 from ..step import Step
 from .scrubber import Scrubber, scrubbed
@@ -84,6 +85,7 @@ class RunRecorder:
         self.on_event = on_event
         self.secrets = secrets
         self._lock = threading.RLock()
+        self._now = 0.0  # of the last event: no time goes back, though a clock may
 
     def open(
         self,
@@ -109,6 +111,8 @@ class RunRecorder:
                 # name, and that one is excluded.
                 self.run.id += "b"
                 self.run.folder = runs / self.run.id
+        with replacing(runs / LATEST, durable=False) as file:
+            file.write(self.run.id.encode())
         pid = os.getpid()
         stack.enter_context(exclusive(self.run.folder / "alive", self.run.id, str(pid)))
         self._log = EventLog(self.run.folder / "events.jsonl")
@@ -118,7 +122,8 @@ class RunRecorder:
     def emit(self, event: Event) -> None:
         "Record `event`, fold it into the run, show it"
         with self._lock:
-            event = {"t": time.time(), **scrubbed(event, self.secrets)}
+            self._now = max(self._now, time.time())
+            event = {"t": self._now, **scrubbed(event, self.secrets)}
             apply(self.run, event)
             self.show(event)
             self._log.append(event)
