@@ -48,7 +48,6 @@ def test_a_read_only_disk_can_be_looked_at(on_disk):
         ["lake", "expire", "--yes"],
         ["lake", "tag", "a", "first"],
         ["lake", "restore", "a", "main"],
-        ["export", "kubernetes"],
     ):
         done = on_disk.scalai(*words)
         assert "Traceback" not in done.stderr, (words, done.stderr)
