@@ -134,6 +134,17 @@ def test_version_2(url, records, shares, labels):
     assert status == 400 and "accepted: probabilities or label." in said["error"]
 
 
+@pytest.mark.parametrize("name", ["label", "probabilities"])
+@pytest.mark.parametrize("binary", [False, True])
+def test_version_2_gives_the_outputs_that_were_asked_for(url, records, labels, name, binary):
+    body = {"inputs": tensors(records), "outputs": [{"name": name}]}
+    body["parameters"] = {"binary_data_output": binary}
+    _, headers, said = ask(url, "POST", "/v2/models/tree/infer", body)
+    if binary:
+        said = json.loads(said[: int(headers["inference-header-content-length"])])
+    assert [o["name"] for o in said["outputs"]] == [name]
+
+
 def test_a_number_is_answered_as_a_value(url, models, rows, records):
     said = predict(url, "birds", records)[2]["predictions"]
     near([p["value"] for p in said], models["birds"].predict(rows))
@@ -160,6 +171,7 @@ def test_grpc_has_both_outputs(models, shares, labels):
     first, second = given(served, shares)
     assert first[:3] == ("probabilities", "FP32", [ROWS, 5]) and second[3] == labels
     assert packed(["a", "bc"]) == b"\1\0\0\0a\2\0\0\0bc"
+    assert [t[0] for t in given(served, shares, ["label"])] == ["label"]
 
 
 def test_the_openapi_document_accepts_a_class_as_feedback(url):

@@ -5,7 +5,7 @@
 # %% ../../../nbs/serving/protocols/tensors.ipynb #3b881cdb
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import chain
 from math import prod
 from struct import error, unpack_from
@@ -69,6 +69,7 @@ def packed(strings: Iterable[Any]) -> bytes:
 def given(
     s: Scorer,
     scores: np.ndarray,  # (row,) or (row, class)
+    asked: Collection[str] = (),  # outputs that the client wants; none: all
 ) -> list[tuple[str, str, list[int], Any]]:  # name, data type, shape, values of each tensor
     """The tensors of an answer
 
@@ -77,6 +78,8 @@ def given(
     s : Scorer
     scores : np.ndarray
         (row,) or (row, class)
+    asked : Collection[str], default ()
+        outputs that the client wants; none: all
 
     Returns
     -------
@@ -85,11 +88,13 @@ def given(
     """
     if not s.classes:
         return [("score", "FP32", [len(scores)], scores)]
-    labels = [str(c) for c in s.labels(scores)]
-    return [
-        ("probabilities", "FP32", [*scores.shape], np.ascontiguousarray(scores).ravel()),
-        ("label", "BYTES", [len(scores)], labels),
-    ]
+    found = []
+    if not asked or "probabilities" in asked:
+        flat = np.ascontiguousarray(scores).ravel()
+        found.append(("probabilities", "FP32", [*scores.shape], flat))
+    if not asked or "label" in asked:
+        found.append(("label", "BYTES", [len(scores)], [str(c) for c in s.labels(scores)]))
+    return found
 
 
 # what metadata says of each kind of column, and the graph takes

@@ -121,13 +121,14 @@ def decode(exchange: Exchange, model: str, version: str | None = None) -> Reques
     fields, binary = parts(exchange)
     body = tensors(fields["inputs"], binary)
     encode = _encode_bytes if _wants_bytes(fields) else _encode
+    asked = [output.get("name") for output in fields.get("outputs") or []]
     id, timeout = fields.get("id", ""), _object(fields, "parameters").get("timeout")
     if type(id) is not str:
         raise Refusal(400, f"The id {id!r:.60} is no string.")
     if timeout is not None and (type(timeout) is not int or timeout < 0):
         raise Refusal(400, f"The timeout {timeout!r:.60} is no number of microseconds.")
-    asked = [output.get("name") for output in fields.get("outputs") or []]
-    request = request_of(exchange, "v2", model, version, body, partial(_rows, asked), encode)
+    rows, encode = partial(_rows, asked), partial(encode, asked)
+    request = request_of(exchange, "v2", model, version, body, rows, encode)
     request.id = id or request.id
     if timeout:
         request.deadline = min(request.deadline, request.received + timeout / 1e6)
@@ -179,17 +180,17 @@ def _answer(request: Request, scorer: Scorer, outputs: list[dict[str, Any]]) -> 
     return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _encode(request: Request, scorer: Scorer, scores: Scores) -> Reply:
+def _encode(asked: list[str], request: Request, scorer: Scorer, scores: Scores) -> Reply:
     outputs = [
         {"name": name, "datatype": kind, "shape": shape, "data": data}
-        for name, kind, shape, data in given(scorer, scores)
+        for name, kind, shape, data in given(scorer, scores, asked)
     ]
     return _answer(request, scorer, outputs), JSON, b""
 
 
-def _encode_bytes(request: Request, scorer: Scorer, scores: Scores) -> Reply:
+def _encode_bytes(asked: list[str], request: Request, scorer: Scorer, scores: Scores) -> Reply:
     outputs, parts = [], []
-    for name, kind, shape, data in given(scorer, scores):
+    for name, kind, shape, data in given(scorer, scores, asked):
         parts.append(packed(data) if kind == "BYTES" else data.tobytes())
         size = {"binary_data_size": len(parts[-1])}
         outputs.append({"name": name, "datatype": kind, "shape": shape, "parameters": size})

@@ -281,7 +281,8 @@ def decode(
 
 def encode(request: Request, scorer: Scorer, scores: Scores) -> Message:
     "The ModelInferResponse with the scores of a request"
-    message, found = request.body, given(scorer, scores)
+    message = request.body
+    found = given(scorer, scores, [output.name for output in message.outputs])
     return messages().ModelInferResponse(
         model_name=message.model_name,
         model_version=scorer.version,
