@@ -303,3 +303,24 @@ def test_an_output_that_is_restored_to_the_same_content_stands(kept):
     lake.append("a", lake.read("a").isel(row=slice(0, 1)).load())
     assert reasons() == ["output a was changed since"]
     assert lake.restore("a", again).content == first.id and reasons() == []
+
+
+def test_a_package_that_was_uninstalled_between_two_runs(kept):
+    project, lake, reasons = kept
+    site = project.root / "site-packages"
+    about = site / "prices_of_ada-1.0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: prices-of-ada\nVersion: 1.0\n")
+    (about / "top_level.txt").write_text("prices_of_ada\n")
+    (site / "prices_of_ada.py").write_text("price = 3.0\n")
+    project.env["PYTHONPATH"] = f"{site}:{os.environ.get('PYTHONPATH', '')}"
+    write = "import numpy as np, xarray as xr\nfrom scalai_nb.pipeline import write\n"
+    write += "write(a, xr.Dataset({'x': ('row', np.full(4, prices_of_ada.price))}))"
+    project.step("00_a", CONTRACT, "import prices_of_ada", write)
+    assert project.scalai("run", "toy").returncode == 0 and reasons() == []
+    before = lake.version("a")
+    shutil.rmtree(site)
+    assert "package prices-of-ada 1.0 -> none" in reasons()
+    ran = project.scalai("run", "toy")
+    assert ran.returncode == 1 and "No module named 'prices_of_ada'" in ran.stdout
+    assert lake.version("a") == before
