@@ -21,6 +21,7 @@ from scalai_nb.compute.cuts import (
     over_rows,
     selected,
 )
+from ..data.sources import as_dataset, is_frame
 from ..errors import ParameterError, WorkFailed, extra, unknown
 
 if TYPE_CHECKING:
@@ -84,8 +85,8 @@ def _is_stream(data: Any) -> bool:
 
 def _source(data: Any, names: str | Iterable[str] | None, least: int) -> Source | _Stream:
     "The source that reads the columns `names` of `data`"
-    if hasattr(data, "data_vars"):
-        return dataset_source(data, names, least)
+    if hasattr(data, "data_vars") or is_frame(data):
+        return dataset_source(as_dataset(data), names, least)
     files = data[0] if isinstance(data, list | tuple) and data else data
     if isinstance(files, str | Path):
         return parquet_source(data, names, least)
@@ -94,9 +95,9 @@ def _source(data: Any, names: str | Iterable[str] | None, least: int) -> Source 
     if _is_stream(data):
         return _Stream(data, names)
     raise ParameterError(
-        "Blocks are read from an xarray.Dataset or an iterable of them, Parquet files or Arrow "
-        f"tables, not {type(data).__name__}; "
-        "try .to_dataset() of a DataArray, scalai_nb.from_frame of a DataFrame."
+        "Blocks are read from an xarray.Dataset or an iterable of them, a DataFrame of pandas or "
+        f"Polars, Parquet files or Arrow tables, not {type(data).__name__}; "
+        "try .to_dataset() of a DataArray, .to_frame() of a Series."
     )
 
 # %% ../../nbs/compute/blocks.ipynb #6ed8883e

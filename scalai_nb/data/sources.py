@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, DataArray, Dataset, Frame, PathLike, Table
 
 # %% auto #0
-__all__ = ['type_of', 'from_frame', 'as_dataset', 'to_frame', 'read_csv', 'package_file',
-           'row_blocks']
+__all__ = ['type_of', 'from_frame', 'is_frame', 'as_dataset', 'to_frame', 'read_csv',
+           'package_file', 'row_blocks']
 
 # %% ../../nbs/data/sources.ipynb #7a2d8175
 def type_of(
@@ -168,6 +168,12 @@ def from_frame(
     return ds
 
 # %% ../../nbs/data/sources.ipynb #8ce2b97d
+def is_frame(data: object) -> bool:
+    "Whether `data` is a DataFrame of pandas or Polars"
+    of = type(data).__module__.partition(".")[0]
+    return of in ("pandas", "polars") and hasattr(type(data), "columns")
+
+
 def as_dataset(
     data: Dataset | Frame | Table,  # or a DataFrame of Polars
 ) -> Dataset:  # the same, if it is one of plain columns

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from scalai_nb.data.lake import Version
     from scalai_nb.models.package.package import Model
     from scalai_nb.models.registry.registry import ModelVersion
-    from scalai_nb.types import Dataset
+    from scalai_nb.types import Dataset, Frame
 
 T = TypeVar("T")
 
@@ -131,7 +131,7 @@ def read(
 # %% ../../nbs/pipeline/io.ipynb #74e02297
 def write(
     name: str,  # what the contract cell calls an Out
-    value: Dataset | Model,
+    value: Dataset | Frame | Model,
     message: str = "",  # for whoever reads the log of the dataset
     **about: Any,  # of a model: metrics={}, tags={}, alias=""
 ) -> Version | ModelVersion:
@@ -141,7 +141,7 @@ def write(
     ----------
     name : str
         what the contract cell calls an Out
-    value : Dataset | Model
+    value : Dataset | Frame | Model
     message : str, default ''
         for whoever reads the log of the dataset
     **about : Any
@@ -152,13 +152,13 @@ def write(
         _declared(name, ctx.outputs, "write", "Out")
         if ctx.outputs[name] == "file":
             raise ParameterError(f"write: {name!r} is a file; write it to its path yourself.")
-    if hasattr(value, "data_vars"):
+    if not hasattr(value, "card"):  # as a model has
         from scalai_nb.data.lake import Lake
 
         message = message or (f"{ctx.step} in {ctx.run}" if ctx else "")
         branch = ctx.branch if ctx else "main"
-        dataset = cast("Dataset", value)
-        version = Lake(env.lake).write(name, dataset, message, branch=branch)
+        rows = cast("Dataset", value)
+        version = Lake(env.lake).write(name, rows, message, branch=branch)
         facts = {"kind": "dataset", "version": version.id, "rows": version.rows}
     else:
         from scalai_nb.models.registry.registry import Registry
