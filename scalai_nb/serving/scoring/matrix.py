@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from ...files import replacing
 
@@ -21,7 +23,9 @@ def matrix_graph(
     graph: bytes,  # ONNX, of a package
     numbers: list[str],  # its inputs of numbers, in the order in which the matrix has them
 ) -> bytes:
-    """The graph with one input `NUMBERS` (row, number) float32 instead of those
+    """The graph with one input `NUMBERS` (row, number) instead of those
+
+    It is float32, or float64 where one of those is.
 
     Parameters
     ----------
@@ -31,31 +35,100 @@ def matrix_graph(
         its inputs of numbers, in the order in which the matrix has them
     """
     import onnx
-    from onnx import helper
+    from onnx import TensorProto, helper
 
     model = onnx.load_from_string(graph)
     g = model.graph
+    kinds = {i.name: i.type.tensor_type.elem_type for i in g.input}
+    single = {n for n in numbers if kinds[n] == TensorProto.FLOAT}
+    kind = TensorProto.FLOAT if single.issuperset(numbers) else TensorProto.DOUBLE
     others = [i for i in g.input if i.name not in numbers]
-    whole = next((n for n in g.node if n.op_type == "Concat" and list(n.input) == numbers), None)
-    matrix = helper.make_tensor_value_info(NUMBERS, onnx.TensorProto.FLOAT, [None, len(numbers)])
+    whole = _together(g, numbers)
+    matrix = helper.make_tensor_value_info(NUMBERS, kind, [None, len(numbers)])
     del g.input[:]
     g.input.extend([matrix, *others])
-    if whole:
-        _replace(g, whole)
+    if whole and kind == TensorProto.FLOAT:
+        _replace(g, whole.nodes, NUMBERS)
+    elif whole:
+        _replace(g, whole.nodes, _less(g, whole.centres))
     else:
-        split = helper.make_node("Split", [NUMBERS], numbers, axis=1, num_outputs=len(numbers))
-        g.node.insert(0, split)
+        _split(g, numbers, single if kind == TensorProto.DOUBLE else set())
     return model.SerializeToString()
+
+
+class _Whole(NamedTuple):
+    "How a graph puts its numbers together"
+
+    nodes: list[Any]  # onnx.NodeProto; the last gives the matrix
+    centres: list[float]  # what is subtracted from each of the numbers before
+
+
+def _together(
+    g: Any,  # onnx.GraphProto
+    numbers: list[str],
+) -> _Whole | None:  # None: it does not, as where a time is among them
+    "The nodes that make one matrix of the numbers"
+    from onnx import numpy_helper
+
+    made = {name: node for node in g.node for name in node.output}
+    known = {c.name: c for c in g.initializer}
+    for node in g.node:
+        if node.op_type != "Concat":
+            continue
+        casts = [made[n] for n in node.input if n in made and made[n].op_type == "Cast"]
+        lesses = [made[n] for c in casts for n in c.input if made[n].op_type == "Sub"]
+        centred = {c.output[0]: less for c, less in zip(casts, lesses, strict=False)}
+        names = [centred[n].input[0] if n in centred else n for n in node.input]
+        if names == numbers:
+            constants = [known[centred[n].input[1]] if n in centred else None for n in node.input]
+            centres = [float(numpy_helper.to_array(c)) if c else 0.0 for c in constants]
+            return _Whole([*lesses, *casts, node], centres)
+    return None
+
+
+def _less(
+    g: Any,  # onnx.GraphProto
+    centres: list[float],
+) -> str:  # name of (row, number) float32
+    "`NUMBERS` less the centres, which are subtracted in float64"
+    from onnx import TensorProto, helper, numpy_helper
+
+    less, single, constant = (f"{NUMBERS}/{name}" for name in ("less", "single", "centres"))
+    g.initializer.append(numpy_helper.from_array(np.array(centres), constant))
+    g.node.insert(0, helper.make_node("Sub", [NUMBERS, constant], [less]))
+    g.node.insert(1, helper.make_node("Cast", [less], [single], to=TensorProto.FLOAT))
+    return single
+
+
+def _split(
+    g: Any,  # onnx.GraphProto
+    numbers: list[str],
+    single: set[str],  # those that have to become float32 again
+) -> None:
+    "Make the inputs of the numbers of `NUMBERS`"
+    from onnx import TensorProto, helper
+
+    parts = [f"{n}/wide" if n in single else n for n in numbers]
+    split = helper.make_node("Split", [NUMBERS], parts, axis=1, num_outputs=len(numbers))
+    casts = [
+        helper.make_node("Cast", [part], [n], to=TensorProto.FLOAT)
+        for n, part in zip(numbers, parts, strict=True)
+        if n in single
+    ]
+    for i, node in enumerate([split, *casts]):
+        g.node.insert(i, node)
 
 
 def _replace(
     g: Any,  # onnx.GraphProto
-    whole: Any,  # its onnx.NodeProto that puts the numbers together
+    nodes: list[Any],  # its onnx.NodeProto that are not needed any more
+    name: str,
 ) -> None:
-    "Read `NUMBERS` where the result of `whole` was read"
-    g.node.remove(whole)
+    "Read `name` where the result of the last of the nodes was read"
+    for node in nodes:
+        g.node.remove(node)
     for node in g.node:
-        node.input[:] = [NUMBERS if name == whole.output[0] else name for name in node.input]
+        node.input[:] = [name if n == nodes[-1].output[0] else n for n in node.input]
 
 # %% ../../../nbs/serving/scoring/matrix.ipynb #2dd25fc6
 def prepared(
