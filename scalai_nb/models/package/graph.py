@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import groupby
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -142,19 +143,35 @@ def _bucket_nodes(g: Graph, n: Numeric, x: str) -> str:
     return _one_hot(g, g.node("Where", g.node("IsNaN", x), np.int64(width), place), width)
 
 
-def _counted(g: Graph, n: Numeric) -> str:
-    "(row, 1) float32 of a column: from its origin or centre, if it has one"
-    if not math.isnan(n.origin):
-        return g.node("Cast", g.node("Sub", n.name, n.origin), to=FLOAT)
-    if not n.centred:
-        return n.name
-    x = _log(g, n.name) if n.logged else n.name
-    return g.node("Cast", g.node("Sub", x, n.centre), to=FLOAT)
+class _Counted(NamedTuple):
+    "How a column is counted, before all else"
+
+    exact: bool  # from an origin or a centre, in float64
+    log: bool  # after its logarithm was taken
+
+
+def _how(n: Numeric) -> _Counted:
+    "How a column is counted"
+    return _Counted(n.centred or not math.isnan(n.origin), n.centred and n.logged)
+
+
+def _counted(g: Graph, how: _Counted, ns: list[Numeric]) -> list[str]:
+    "Names that make up (row, numeric) float32 of columns that are counted alike"
+    names = [n.name for n in ns]
+    if not how.exact:
+        return names
+    x = names[0] if len(ns) == 1 else g.node("Concat", *names, axis=1)
+    if how.log:
+        x = _log(g, x)
+    start = np.array([n.centre if n.centred else n.origin for n in ns])
+    return [g.node("Cast", g.node("Sub", x, start), to=FLOAT)]
 
 
 def _numeric_nodes(g: Graph, ns: list[Numeric]) -> str:
     "(row, feature) float32: the features of the numbers"
-    raw = g.node("Concat", *(_counted(g, n) for n in ns), axis=1)
+    runs = groupby(ns, _how)
+    parts = [name for how, run in runs for name in _counted(g, how, [*run])]
+    raw = g.node("Concat", *parts, axis=1)
     x = _values(g, ns, raw)
     parts = [x, g.node("Cast", g.node("IsNaN", raw), to=FLOAT)]
     order: list[int] = []

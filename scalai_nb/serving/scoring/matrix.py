@@ -43,7 +43,7 @@ def matrix_graph(
     single = {n for n in numbers if kinds[n] == TensorProto.FLOAT}
     kind = TensorProto.FLOAT if single.issuperset(numbers) else TensorProto.DOUBLE
     others = [i for i in g.input if i.name not in numbers]
-    whole = _together(g, numbers)
+    whole = _together(g, numbers, single)
     matrix = helper.make_tensor_value_info(NUMBERS, kind, [None, len(numbers)])
     del g.input[:]
     g.input.extend([matrix, *others])
@@ -57,33 +57,51 @@ def matrix_graph(
 
 
 class _Whole(NamedTuple):
-    "How a graph puts its numbers together"
+    "How a graph puts columns together"
 
-    nodes: list[Any]  # onnx.NodeProto; the last gives the matrix
-    centres: list[float]  # what is subtracted from each of the numbers before
+    columns: list[str]
+    centres: list[float]  # what is subtracted from each
+    nodes: list[Any]  # onnx.NodeProto that do so; the last gives the matrix
 
 
 def _together(
     g: Any,  # onnx.GraphProto
     numbers: list[str],
+    single: set[str],  # those of float32
 ) -> _Whole | None:  # None: it does not, as where a time is among them
-    "The nodes that make one matrix of the numbers"
-    from onnx import numpy_helper
-
+    "How the matrix of the numbers comes about"
     made = {name: node for node in g.node for name in node.output}
     known = {c.name: c for c in g.initializer}
-    for node in g.node:
-        if node.op_type != "Concat":
-            continue
-        casts = [made[n] for n in node.input if n in made and made[n].op_type == "Cast"]
-        lesses = [made[n] for c in casts for n in c.input if made[n].op_type == "Sub"]
-        centred = {c.output[0]: less for c, less in zip(casts, lesses, strict=False)}
-        names = [centred[n].input[0] if n in centred else n for n in node.input]
-        if names == numbers:
-            constants = [known[centred[n].input[1]] if n in centred else None for n in node.input]
-            centres = [float(numpy_helper.to_array(c)) if c else 0.0 for c in constants]
-            return _Whole([*lesses, *casts, node], centres)
-    return None
+    wholes = (_traced(n.output[0], made, known) for n in g.node if n.op_type == "Concat")
+    found = (w for w in wholes if w and w.columns == numbers)
+    # float64 columns are put together, too, before the centres, which are not 0, are subtracted
+    counted = [n not in single for n in numbers]
+    return next((w for w in found if [c != 0 for c in w.centres] == counted), None)
+
+
+def _traced(
+    name: str,
+    made: dict[str, Any],  # onnx.NodeProto by what it gives
+    known: dict[str, Any],  # onnx.TensorProto by name
+) -> _Whole | None:  # None: it is more than columns less their centres
+    "How a result of a graph comes about"
+    from onnx import numpy_helper
+
+    node = made.get(name)
+    if node is None:
+        return _Whole([name], [0.0], [])
+    if node.op_type == "Sub" and node.input[1] in known:
+        inner = _traced(node.input[0], made, known)
+        centres = numpy_helper.to_array(known[node.input[1]]).ravel().tolist()
+        fits = inner and len(centres) == len(inner.columns)
+        return _Whole(inner.columns, centres, [*inner.nodes, node]) if fits else None
+    if node.op_type not in ("Cast", "Concat"):
+        return None
+    parts = [p for n in node.input if (p := _traced(n, made, known))]
+    if len(parts) < len(node.input):
+        return None
+    columns, centres, nodes = ([v for p in parts for v in p[i]] for i in range(3))
+    return _Whole(columns, centres, [*nodes, node])
 
 
 def _less(
@@ -108,7 +126,7 @@ def _split(
     "Make the inputs of the numbers of `NUMBERS`"
     from onnx import TensorProto, helper
 
-    parts = [f"{n}/wide" if n in single else n for n in numbers]
+    parts = [f"{NUMBERS}/{n}" if n in single else n for n in numbers]
     split = helper.make_node("Split", [NUMBERS], parts, axis=1, num_outputs=len(numbers))
     casts = [
         helper.make_node("Cast", [part], [n], to=TensorProto.FLOAT)
