@@ -749,9 +749,9 @@ class CARD:
         )
         return a
 
-    number, seconds, missing, bucket, lookup, assemble = (
+    number, centred, seconds, missing, bucket, lookup, assemble = (
         lambda *args, name=name: CARD[name](*args)
-        for name in ("number", "seconds", "missing", "bucket", "lookup", "assemble")
+        for name in ("number", "centred", "seconds", "missing", "bucket", "lookup", "assemble")
     )
 
 

@@ -4,10 +4,10 @@ A column becomes a row of a small table of numbers or places, and `assemble` wri
 row by row.
 
 A block is taken in tiles of some thousand rows. For each, `number`, `centred`, `seconds`,
-`missing`, `bucket` and `lookup` turn one column into one row of `numbers` (float32 values) or `places`
-(int32, the feature that is 1), which stay in L2; `assemble` then writes the rows of the matrix
-once. Arithmetic is float32, one operation after another and never reordered, so that an ONNX
-graph can repeat it bit for bit; what float32 cannot hold is subtracted before, by `centred` and
+`missing`, `bucket` and `lookup` turn one column into one row of `numbers` (float32 values) or
+`places` (int32, the feature that is 1), which stay in L2; `assemble` then writes the rows of the
+matrix once. Arithmetic is float32, one operation after another and never reordered, so that an ONNX
+graph can repeat it bit for bit; what float32 would blur is subtracted before, by `centred` and
 `seconds`."""
 
 import math

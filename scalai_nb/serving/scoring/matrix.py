@@ -93,15 +93,19 @@ def _traced(
     if node.op_type == "Sub" and node.input[1] in known:
         inner = _traced(node.input[0], made, known)
         centres = numpy_helper.to_array(known[node.input[1]]).ravel().tolist()
-        fits = inner and len(centres) == len(inner.columns)
-        return _Whole(inner.columns, centres, [*inner.nodes, node]) if fits else None
+        if not inner or len(centres) != len(inner.columns):
+            return None
+        return _Whole(inner.columns, centres, [*inner.nodes, node])
     if node.op_type not in ("Cast", "Concat"):
         return None
     parts = [p for n in node.input if (p := _traced(n, made, known))]
     if len(parts) < len(node.input):
         return None
-    columns, centres, nodes = ([v for p in parts for v in p[i]] for i in range(3))
-    return _Whole(columns, centres, [*nodes, node])
+    return _Whole(
+        [name for p in parts for name in p.columns],
+        [centre for p in parts for centre in p.centres],
+        [*(inner for p in parts for inner in p.nodes), node],
+    )
 
 
 def _less(
