@@ -55,7 +55,7 @@ def matrix_graph(
         _split(g, numbers, single if kind == TensorProto.DOUBLE else set())
     return model.SerializeToString()
 
-
+# %% ../../../nbs/serving/scoring/matrix.ipynb #b81f2e60
 class _Whole(NamedTuple):
     "How a graph puts columns together"
 
@@ -107,7 +107,7 @@ def _traced(
         [*(inner for p in parts for inner in p.nodes), node],
     )
 
-
+# %% ../../../nbs/serving/scoring/matrix.ipynb #c52a9d37
 def _less(
     g: Any,  # onnx.GraphProto
     centres: list[float],
