@@ -2,12 +2,15 @@
 
 import http.client
 import json
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 import xarray as xr
+from onnx import numpy_helper
 from served import worker
 
 import scalai_nb as sn
@@ -15,8 +18,17 @@ from scalai_nb.client.inference import infer_request
 from scalai_nb.client.sendable import columns_of
 from scalai_nb.learn.features.recipes import CROWDED, FAR
 from scalai_nb.models.package.runtime import session
+from scalai_nb.serving.log.encoding import MODEL, batch, frame, layout, read
+from scalai_nb.serving.log.pseudonyms import pseudonym
+from scalai_nb.serving.log.segments import logged
+from scalai_nb.serving.log.segments import table as segment
+from scalai_nb.serving.protocols.formats import READERS
+from scalai_nb.serving.refusal import Refusal
+from scalai_nb.serving.scoring.calls import Call
 from scalai_nb.serving.scoring.matrix import NUMBERS, matrix_graph
-from scalai_nb.serving.scoring.scorer import Scorer
+from scalai_nb.serving.scoring.rollout import arranged
+from scalai_nb.serving.scoring.scorer import Column, Scorer
+from scalai_nb.serving.scoring.validation import Rows, within
 
 DTYPES = "f4", "f8", "i2", "i4", "i8", "u1", "u4", "u8"
 SEEDS = range(12)
@@ -98,7 +110,7 @@ def test_every_route_gives_the_same_features(seed):
     np.testing.assert_allclose(parts.transform(ds).values, X, rtol=1e-5, atol=1e-5)
 
 
-def frame(ds):
+def as_frame(ds):
     return pd.DataFrame({n: ds[n].values.astype(np.float64) for n in DTYPES})
 
 
@@ -113,8 +125,8 @@ def test_a_package_scores_as_a_pipeline_of_scikit_learn(seed):
 
     ds = table(seed)
     scaled = make_pipeline(SimpleImputer(), StandardScaler())
-    theirs = ColumnTransformer([("numbers", scaled, list(DTYPES))]).fit(frame(ds))
-    features = theirs.transform(frame(ds))
+    theirs = ColumnTransformer([("numbers", scaled, list(DTYPES))]).fit(as_frame(ds))
+    features = theirs.transform(as_frame(ds))
     rng = np.random.default_rng(seed)
     y = features @ rng.standard_normal(len(DTYPES)) + rng.logistic(size=ROWS) > 0
     reference = LogisticRegression(C=10, tol=1e-8, max_iter=1000).fit(features, y)
@@ -305,3 +317,90 @@ def test_a_package_comes_back_as_it_was(models, tmp_path):
     s = Scorer.load(tmp_path / "m", 1)
     assert s.numbers == tuple(NUMERIC) and s.dtype == np.float64
     assert [c.name for c in s.others] == ["at", "town"]
+
+
+# ---- what a worker does with them
+
+
+def scorer(version="1", wide=("kWh",), pii=()):
+    columns = (
+        Column("near", "number", low=-5, high=0.1),
+        Column("kWh", "number", low=999_999_999, high=1_000_000_001, wide="kWh" in wide),
+        Column("id", "number", pii="id" in pii, wide="id" in wide),
+    )
+    return Scorer("meters", version, columns, {}, {}, None)
+
+
+@pytest.mark.parametrize("far", [("kWh",), ("id",), ("kWh", "id"), ()])
+@pytest.mark.parametrize("pii", [(), ("id",)])
+def test_a_log_keeps_the_digits(far, pii):
+    s = scorer(wide=far, pii=pii)
+    numbers = np.array([[0.1, 1e9 + 0.25, 1e12 + 1], [np.nan, 1e9 - 0.5, 7]]).astype(s.dtype)
+    call = Call(s, Rows(numbers), "b7", None, None, protocol="v1", received=0.0)
+    lay = layout(s)
+    written = frame(MODEL, json.dumps(lay.record | {"share": 1.0}).encode())
+    written += batch(0, lay, [call], numbers, (), np.float32([0.5, 0.25]), b"key")
+    [back], _ = read(written)
+    table = segment(back)
+    for name, at in (("near", 0), ("kWh", 1), ("id", 2)):
+        column = table[logged(name, lay.record)]
+        if name in pii:
+            expected = [pseudonym(v, b"key") for v in numbers[:, at].tolist()]
+            assert column.to_pylist() == expected
+            continue
+        kind = np.float64 if name in far else np.float32
+        assert column.type == ("double" if name in far else "float")
+        np.testing.assert_array_equal(column.to_numpy(), numbers[:, at].astype(kind))
+
+
+def test_limits_of_far_numbers_are_not_rounded():
+    s = scorer()
+    assert within(s, np.array([[0.1, 1e9 + 1, 3]])).dtype == np.float64
+    assert within(s, np.array([[np.float32(0.1), 1e9 + 1, 3]])).dtype == np.float64
+    with pytest.raises(Refusal, match="'kWh': 1e\\+09 is outside"):
+        within(s, np.array([[0.1, 1e9 + 1.5, 3]]))
+    assert within(scorer(wide=()), np.array([[0.1, 1e9 + 1, 3]])).dtype == np.float32
+
+
+def test_another_version_takes_rows_that_are_as_exact():
+    narrow, wide = scorer("1", ()), scorer("2")
+    exact = np.array([[0.1, 1e9 + 0.25, 3]])
+    assert arranged(Rows(exact.astype(np.float32)), narrow, wide) is None
+    assert arranged(Rows(exact), wide, narrow).numbers.dtype == np.float32
+    assert arranged(Rows(exact), wide, scorer("3")).numbers[0, 1] == 1e9 + 0.25
+
+
+def test_arrow_rounds_whole_numbers_as_float64_does():
+    import pyarrow as pa
+
+    s = Scorer("ids", "1", (Column("id", "number", wide=True),), {}, {}, None)
+    sink = pa.BufferOutputStream()
+    rows = pa.table({"id": [2**60 + 1, 5]})
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_table(rows)
+    read_arrow = READERS["application/vnd.apache.arrow.stream"]
+    assert read_arrow(s, sink.getvalue().to_pybytes()).numbers.ravel().tolist() == [2.0**60, 5]
+
+
+def test_a_package_of_before_has_no_centres():
+    folder = Path(__file__).parent / "former" / "model"
+    m = sn.Model.load(folder)
+    assert not any(n.centred for n in m.transform.numeric_)
+    assert Scorer.load(folder, 1).dtype == np.float32
+
+
+def test_the_graph_of_a_package_of_before_becomes_a_matrix(models):
+    "Where a time's origin is a number rather than an array"
+    m = models["all"]
+    proto = onnx.load_from_string(m.graph)
+    for c in proto.graph.initializer:
+        x = numpy_helper.to_array(c)
+        if x.dtype == np.float64 and x.shape == (1,):
+            c.CopyFrom(numpy_helper.from_array(x.reshape(()), c.name))
+    before = proto.SerializeToString()
+    assert before != m.graph
+    raw = m.transform.raw(meters())
+    feed = {NUMBERS: np.stack([raw[n].astype(np.float64) for n in NUMERIC], axis=1)}
+    feed |= {n: raw[n].reshape(-1, 1) for n in ("at", "town")}
+    scores = session(matrix_graph(before, NUMERIC)).run(None, feed)[0]
+    np.testing.assert_array_equal(scores.ravel(), m.score(raw))

@@ -426,16 +426,8 @@ def _write(write: Callable[[int, int, Any], None], X: Any) -> None:
 
 # %% ../../../nbs/learn/features/transform.ipynb #7c7c993b
 _OPTIONS = ("numeric", "categorical", *ACCEPTED)
-_NUMBERS = (
-    "origin",
-    "centre",
-    "mean",
-    "std",
-    "fill",
-    "low",
-    "high",
-    "edges",
-)  # learnt of a Numeric
+# learnt of a Numeric
+_NUMBERS = ("origin", "centre", "mean", "std", "fill", "low", "high", "edges")
 _NAMES = ("categories", "rare", "shares")  # learnt of a Categorical
 _EMPTY = {f.name: f.default for f in fields(Numeric)}
 
@@ -487,6 +479,10 @@ def _input(c: Numeric | Categorical, column: xr.Variable) -> Array:
 @dataclass
 class Transform(_Learnt):
     """Impute, clip, log, scale or bucket the numbers; one-hot, hash or count the categories
+
+    Features are float32. They are within 2e-5 of a deviation of what float64 gives, also where a
+    column is far from 0, as 1e9 ± 1. What float64 has not is lost: digits beyond the 16th, and
+    whole numbers beyond 2**53 are rounded.
 
     Attributes
     ----------

@@ -180,7 +180,7 @@ def _tree_nodes(graph: bytes) -> Iterator[dict[str, Any]]:
 
 
 def _thresholds(graph: bytes, t: Transform) -> dict[str, Array]:
-    "float32 values at which a tree of the graph turns, by column of numbers, as `_counted` has it"
+    "float32 values, from the centre, at which a tree of the graph turns, by column of numbers"
     found: dict[int, list[Array]] = {}
     for a in _tree_nodes(graph):
         inner = np.array(a["nodes_modes"]) != b"LEAF"
@@ -197,7 +197,7 @@ def _thresholds(graph: bytes, t: Transform) -> dict[str, Array]:
 
 
 def _value(n: Numeric, feature: Array) -> Array:
-    "float32 values of a number whose feature is near `feature`, counted from its centre"
+    "float32 values of a number, from its centre, whose feature is near `feature`"
     x = feature.astype(np.float64) * (n.std if n.scaled else 1) + (n.mean if n.scaled else 0)
     with np.errstate(over="ignore"):
         return _unlogged(n, x).astype(np.float32)
