@@ -119,7 +119,7 @@ def _content(path: Path) -> bytes:
     "What a file holds; nothing where it is not there"
     return path.read_bytes() if path.is_file() else b""
 
-
+# %% ../../../nbs/models/package/runtime.ipynb #4fa16b83
 _KINDS = {"FLOAT": "number", "DOUBLE": "time", "STRING": "string"}  # by the type of the input
 
 

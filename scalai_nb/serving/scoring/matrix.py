@@ -15,46 +15,6 @@ from ...files import replacing
 # %% auto #0
 __all__ = ['NUMBERS', 'matrix_graph', 'prepared']
 
-# %% ../../../nbs/serving/scoring/matrix.ipynb #73515cd5
-NUMBERS = "/numbers"  # name of the input; no column can have it
-
-
-def matrix_graph(
-    graph: bytes,  # ONNX, of a package
-    numbers: list[str],  # its inputs of numbers, in the order in which the matrix has them
-) -> bytes:
-    """The graph with one input `NUMBERS` (row, number) instead of those
-
-    It is float32, or float64 where one of those is.
-
-    Parameters
-    ----------
-    graph : bytes
-        ONNX, of a package
-    numbers : list[str]
-        its inputs of numbers, in the order in which the matrix has them
-    """
-    import onnx
-    from onnx import TensorProto, helper
-
-    model = onnx.load_from_string(graph)
-    g = model.graph
-    kinds = {i.name: i.type.tensor_type.elem_type for i in g.input}
-    single = {n for n in numbers if kinds[n] == TensorProto.FLOAT}
-    kind = TensorProto.FLOAT if single.issuperset(numbers) else TensorProto.DOUBLE
-    others = [i for i in g.input if i.name not in numbers]
-    whole = _together(g, numbers, single)
-    matrix = helper.make_tensor_value_info(NUMBERS, kind, [None, len(numbers)])
-    del g.input[:]
-    g.input.extend([matrix, *others])
-    if whole and kind == TensorProto.FLOAT:
-        _replace(g, whole.nodes, NUMBERS)
-    elif whole:
-        _replace(g, whole.nodes, _less(g, whole.centres))
-    else:
-        _split(g, numbers, single if kind == TensorProto.DOUBLE else set())
-    return model.SerializeToString()
-
 # %% ../../../nbs/serving/scoring/matrix.ipynb #b81f2e60
 class _Whole(NamedTuple):
     "How a graph puts columns together"
@@ -151,6 +111,46 @@ def _replace(
         g.node.remove(node)
     for node in g.node:
         node.input[:] = [name if n == nodes[-1].output[0] else n for n in node.input]
+
+# %% ../../../nbs/serving/scoring/matrix.ipynb #73515cd5
+NUMBERS = "/numbers"  # name of the input; no column can have it
+
+
+def matrix_graph(
+    graph: bytes,  # ONNX, of a package
+    numbers: list[str],  # its inputs of numbers, in the order in which the matrix has them
+) -> bytes:
+    """The graph with one input `NUMBERS` (row, number) instead of those
+
+    It is float32, or float64 where one of those is.
+
+    Parameters
+    ----------
+    graph : bytes
+        ONNX, of a package
+    numbers : list[str]
+        its inputs of numbers, in the order in which the matrix has them
+    """
+    import onnx
+    from onnx import TensorProto, helper
+
+    model = onnx.load_from_string(graph)
+    g = model.graph
+    kinds = {i.name: i.type.tensor_type.elem_type for i in g.input}
+    single = {n for n in numbers if kinds[n] == TensorProto.FLOAT}
+    kind = TensorProto.FLOAT if single.issuperset(numbers) else TensorProto.DOUBLE
+    others = [i for i in g.input if i.name not in numbers]
+    whole = _together(g, numbers, single)
+    matrix = helper.make_tensor_value_info(NUMBERS, kind, [None, len(numbers)])
+    del g.input[:]
+    g.input.extend([matrix, *others])
+    if whole and kind == TensorProto.FLOAT:
+        _replace(g, whole.nodes, NUMBERS)
+    elif whole:
+        _replace(g, whole.nodes, _less(g, whole.centres))
+    else:
+        _split(g, numbers, single if kind == TensorProto.DOUBLE else set())
+    return model.SerializeToString()
 
 # %% ../../../nbs/serving/scoring/matrix.ipynb #2dd25fc6
 def prepared(
