@@ -241,7 +241,7 @@ def test_a_tree_package_of_options(name):
 
 def test_a_bug_planted_in_the_features_is_caught(monkeypatch):
     log = graphs._log
-    monkeypatch.setattr(graphs, "_log", lambda g, x: g.node("Add", log(g, x), np.float32(1e-3)))
+    monkeypatch.setattr(graphs, "_log", lambda g, x: g.node("Add", log(g, x), np.float64(1e-3)))
     with pytest.raises((ModelMismatch, AssertionError)):
         parity(*fitted(**OPTIONS["log"]), rows=1000)
 

@@ -190,9 +190,10 @@ def test_buckets_equal_scikit_learn(x, bucket):
     ds = xr.Dataset({"x": ("row", x)})
     t = Transform({"x": {"bucket": bucket, "impute": None}}).fit(ds)
     X, (n,) = t.transform(ds).values, t.numeric_
-    edges = np.unique(np.quantile(x[~np.isnan(x)], np.arange(1, bucket) / bucket).astype("f4"))
-    assert n.edges == tuple(edges[edges > np.float32(np.nanmin(x))])
-    place = np.searchsorted(n.edges, x.astype("f4"), side="right")
+    centre = n.centre if n.centred else 0.0  # of edges that crowd
+    edges = np.unique(np.quantile(x[~np.isnan(x)], np.arange(1, bucket) / bucket))
+    assert n.edges == tuple(np.unique((edges[edges > np.nanmin(x)] - centre).astype("f4")))
+    place = np.searchsorted(n.edges, (x - centre).astype("f4"), side="right")
     np.testing.assert_array_equal(X, np.eye(len(n.edges) + 1)[place] * ~np.isnan(x)[:, None])
     assert X.shape[1] == len(t.feature_names) == len(set(t.feature_names))
 
@@ -748,9 +749,9 @@ class CARD:
         )
         return a
 
-    number, seconds, missing, bucket, lookup, assemble = (
+    number, centred, seconds, missing, bucket, lookup, assemble = (
         lambda *args, name=name: CARD[name](*args)
-        for name in ("number", "seconds", "missing", "bucket", "lookup", "assemble")
+        for name in ("number", "centred", "seconds", "missing", "bucket", "lookup", "assemble")
     )
 
 

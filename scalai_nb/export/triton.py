@@ -56,6 +56,8 @@ def raw(
     """
     if kind == "FLOAT":
         return np.float32(np.nan if value is None else value).tobytes()
+    if kind == "DOUBLE" and isinstance(value, float):  # of a number
+        return np.float64(value).tobytes()
     if kind == "DOUBLE":
         return np.float64(array_of(Column("", "time"), [value])[0, 0]).tobytes()
     text = array_of(Column("", "string"), [value])[0, 0].encode()

@@ -17,6 +17,15 @@ __global__ void number(const T* x, float* out, i64 n, float fill, float low, flo
   }
 }
 
+template <class T, bool LOG>
+__global__ void centred(const T* __restrict__ x, float* __restrict__ out, i64 n, double centre) {
+  for (i64 i = position(); i < n; i += stride()) {
+    double v = (double)x[i];
+    if (LOG) v = copysign(log(1.0 + fabs(v)), v);
+    out[i] = (float)(v - centre);
+  }
+}
+
 __global__ void seconds(const i64* __restrict__ x, float* __restrict__ out, i64 n, double unit, double origin) {
   for (i64 i = position(); i < n; i += stride())
     out[i] = x[i] == (i64)(1ull << 63) ? __uint_as_float(0x7fc00000u) : (float)((double)x[i] / unit - origin);

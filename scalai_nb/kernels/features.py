@@ -3,11 +3,12 @@
 A column becomes a row of a small table of numbers or places, and `assemble` writes the table out
 row by row.
 
-A block is taken in tiles of some thousand rows. For each, `number`, `seconds`, `missing`,
-`bucket` and `lookup` turn one column into one row of `numbers` (float32 values) or `places`
-(int32, the feature that is 1), which stay in L2; `assemble` then writes the rows of the matrix
-once. Arithmetic is float32, one operation after another and never reordered, so that an ONNX
-graph can repeat it bit for bit."""
+A block is taken in tiles of some thousand rows. For each, `number`, `centred`, `seconds`,
+`missing`, `bucket` and `lookup` turn one column into one row of `numbers` (float32 values) or
+`places` (int32, the feature that is 1), which stay in L2; `assemble` then writes the rows of the
+matrix once. Arithmetic is float32, one operation after another and never reordered, so that an ONNX
+graph can repeat it bit for bit; what float32 would blur is subtracted before, by `centred` and
+`seconds`."""
 
 import math
 
@@ -84,6 +85,31 @@ def number(
     (_log_number if log else _number)(
         x, out, float(fill), float(low), float(high), float(shift), float(scale)
     )
+
+
+@njit
+def _centred(x, out, centre):
+    for i in range(x.size):
+        out[i] = np.float32(np.float64(x[i]) - centre)
+
+
+@njit
+def _log_centred(x, out, centre):
+    for i in range(x.size):
+        v = np.float64(x[i])
+        out[i] = np.float32(math.copysign(math.log(1.0 + abs(v)), v) - centre)
+
+
+def centred(
+    x: np.ndarray,  # (row,) float32 or float64; NaN is missing and stays so
+    out: np.ndarray,  # (row,) float32, written
+    centre: float,  # that becomes 0
+    log: bool = False,  # sign(v) * log(1 + |v|) is taken before
+) -> None:
+    "Numbers as their distance from a centre: subtracted in float64, then rounded"
+    _check(x, FLOATS, "x")
+    _check(out, FLOATS[:1], "out", x.shape)
+    (_log_centred if log else _centred)(x, out, float(centre))
 
 
 @njit

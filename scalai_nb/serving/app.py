@@ -15,7 +15,7 @@ from .metrics import Metrics
 from .protocols.request import Request, Scores, text_of
 from .protocols.route import Prediction
 from .protocols.routes import ROUTES, find
-from .protocols.tensors import DATATYPES
+from .protocols.tensors import datatype
 from .refusal import Refusal, refuse
 from .scoring.admission import Admission
 from .scoring.calls import Call
@@ -190,7 +190,7 @@ class App:
             "versions": [m["version"] for m in known],
             "platform": "onnx",
             "inputs": [
-                {"name": c.name, "datatype": DATATYPES[c.kind], "shape": [-1, 1]} for c in columns
+                {"name": c.name, "datatype": datatype(c), "shape": [-1, 1]} for c in columns
             ],
             "outputs": outputs,
         }

@@ -421,6 +421,11 @@ def numbers(k, put, x, **words):
     return out
 
 
+def less(x, centre):
+    with np.errstate(over="ignore"):
+        return (np.float64(x) - centre).astype(np.float32)
+
+
 for dtype in FLOATS:
     for n in SIZES:
         x = column(dtype, n)
@@ -443,6 +448,24 @@ for dtype in FLOATS:
             "features",
             f"number, logarithms {dtype} {n}",
             lambda k, put, x=x: numbers(k, put, x, log=True),
+            2e-7,
+        )
+
+        def centred(k, put, x=x, log=False):
+            out = written(x.shape, "float32", put)
+            k.centred(put(x), out, 1e3 + 0.3, log)
+            return out
+
+        add(
+            "features",
+            f"centred {dtype} {n}",
+            centred,
+            reference=lambda x=x: less(x, 1e3 + 0.3),
+        )
+        add(
+            "features",
+            f"centred, logarithms {dtype} {n}",
+            lambda k, put, x=x, centred=centred: centred(k, put, x, log=True),
             2e-7,
         )
 

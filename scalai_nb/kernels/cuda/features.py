@@ -13,6 +13,7 @@ ROWS, FLOAT_BYTES = 32, 4  # rows of a tile of `assemble`
 CHUNK = (SHARED // (ROWS * FLOAT_BYTES) - 1) | 1  # features of a tile
 INSTANCES = (
     *(f"number<{C[t]}, {log}>" for t in FLOATS for log in ("false", "true")),
+    *(f"centred<{C[t]}, {log}>" for t in FLOATS for log in ("false", "true")),
     "seconds",
     *(f"missing<{C[t]}>" for t in FLOATS),
     "bucket",
@@ -47,6 +48,16 @@ def number(
         f"number<{C[x.dtype.name]}, {'true' if log else 'false'}>",
         x.size,
         (x, _out(x, out, "float32"), np.int64(x.size), *words),
+    )
+
+
+def centred(x: Array, out: Array, centre: float, log: bool = False) -> None:
+    "Numbers as their distance from a centre: subtracted in float64, then rounded"
+    check("x", x, FLOATS)
+    _start(
+        f"centred<{C[x.dtype.name]}, {'true' if log else 'false'}>",
+        x.size,
+        (x, _out(x, out, "float32"), np.int64(x.size), np.float64(centre)),
     )
 
 

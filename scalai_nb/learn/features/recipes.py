@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from zlib import crc32
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array
 
 # %% auto #0
-__all__ = ['ACCEPTED', 'NONE', 'UNSEEN', 'Number', 'Category', 'whole', 'recipes', 'Points',
-           'Numeric', 'learn_number', 'Categorical', 'category_name', 'learn_category']
+__all__ = ['ACCEPTED', 'FAR', 'CROWDED', 'NONE', 'UNSEEN', 'Number', 'Category', 'whole', 'recipes',
+           'Points', 'Numeric', 'learn_number', 'Categorical', 'category_name',
+           'learn_category']
 
 # %% ../../../nbs/learn/features/recipes.ipynb #b1581baf
 @dataclass(frozen=True)
@@ -306,7 +307,11 @@ def _deviation(n: int, mean: float, squares: float) -> float:
 # %% ../../../nbs/learn/features/recipes.ipynb #4b449f09
 @dataclass(frozen=True)
 class Numeric:
-    """A column of numbers as it was in training; all but the origin are float32 values
+    """A column of numbers as it was in training
+
+    Values are counted from the origin, of a time, or from the centre: it is subtracted in float64,
+    and the rest is rounded to float32. All other numbers are float32 values, counted likewise; of
+    a column with a centre and `log` they are logarithms.
 
     Attributes
     ----------
@@ -314,6 +319,8 @@ class Numeric:
     recipe : Number
     origin : float, default np.nan
         seconds since 1970 from which a time is counted; NaN: it is no time
+    centre : float, default np.nan
+        of numbers that float32 would blur, of their logarithms with `log`; NaN: there is none
     mean : float, default 0.0
         is subtracted
     std : float, default 1.0
@@ -331,6 +338,8 @@ class Numeric:
     name: str
     recipe: Number
     origin: float = np.nan  # seconds since 1970 from which a time is counted; NaN: it is no time
+    # of numbers that float32 would blur, of their logarithms with `log`; NaN: there is none
+    centre: float = np.nan
     mean: float = 0.0  # is subtracted
     std: float = 1.0  # divides
     fill: float = np.nan  # takes the place of a missing value; NaN: it stays missing
@@ -343,7 +352,7 @@ class Numeric:
         "Names of the features without the indicator"
         if not self.recipe.bucket:
             return [self.name]
-        e = [str(np.float32(v)) for v in self.edges]
+        e = [str(self.centre + v if self.centred else np.float32(v)) for v in self.edges]
         if not e:
             return [f"{self.name} any"]
         between = [f"{self.name} {a} to {b}" for a, b in zip(e, e[1:], strict=False)]
@@ -353,6 +362,11 @@ class Numeric:
     def features(self) -> list[str]:
         "Names of the features"
         return self.value_features + [f"{self.name} missing"] * self.recipe.indicator
+
+    @property
+    def centred(self) -> bool:
+        "Whether a number is subtracted in float64, before all else but the logarithm"
+        return not math.isnan(self.centre)
 
     @property
     def scaled(self) -> bool:
@@ -468,8 +482,46 @@ def _scale(p: Points, how: str | bool | None) -> tuple[float, float]:
 
 def _edges(p: Points, buckets: int) -> tuple[float, ...]:
     "The inner edges of ranges with as many values each; fewer where a value is that frequent"
-    edges = np.unique(_quantile(p, np.arange(1, buckets) / buckets).astype(np.float32))
-    return tuple(edges[np.isfinite(edges) & (edges > np.float32(p.x[0]))].tolist())
+    edges = np.unique(_quantile(p, np.arange(1, buckets) / buckets))
+    return tuple(edges[np.isfinite(edges) & (edges > p.x[0])].tolist())
+
+# %% ../../../nbs/learn/features/recipes.ipynb #8ad2c6e1
+FAR = 128.0  # deviations from 0 beyond which float32 would blur a column
+CROWDED = 4096.0  # likewise, widths of a bucket
+
+
+def _centre(
+    n: Numeric,  # not rounded yet
+    least: float,  # value of the column
+) -> float:
+    "What has to be subtracted in float64; NaN: nothing"
+    if n.recipe.bucket:
+        edges = np.array(n.edges)
+        gaps = np.diff(edges, prepend=least)
+        if not (gaps * CROWDED < np.abs(edges)).any():
+            return np.nan
+        return float(edges[gaps.argmin()])
+    # a logarithm is blurred by the rounding of its number, too
+    greatest = max(abs(n.mean), float(n.logged))
+    return n.mean if n.scaled and greatest > FAR * abs(n.std) else np.nan
+
+
+def _counted_from(n: Numeric, centre: float) -> Numeric:
+    "The same column, counted from `centre`"
+    numbers = np.array([n.fill, n.low, n.high])
+    fill, low, high = (_curve(numbers) if n.logged else numbers) - centre
+    place = {"centre": centre} if math.isnan(n.origin) else {"origin": n.origin + centre}
+    edges = tuple(e - centre for e in n.edges)
+    return replace(n, **place, mean=n.mean - centre, fill=fill, low=low, high=high, edges=edges)
+
+
+def _rounded(n: Numeric) -> Numeric:
+    "All but origin and centre as float32 has them. ContractViolation: one is beyond its range"
+    mean, std = _float32(n.name, n.mean, n.std)
+    fill, low, high = _float32(n.name, n.fill, n.low, n.high, finite=False)
+    edges = np.unique(_float32(n.name, *n.edges, finite=False))
+    edges = tuple(edges[np.isfinite(edges)].tolist())
+    return replace(n, mean=mean, std=std, fill=fill, low=low, high=high, edges=edges)
 
 # %% ../../../nbs/learn/features/recipes.ipynb #d8dbca12
 def learn_number(
@@ -508,9 +560,9 @@ def learn_number(
     edges = _edges(filled, r.bucket) if r.bucket else ()
     if abs(std) < np.finfo(np.float32).smallest_subnormal:
         std = 1.0  # float32 cannot tell the values apart
-    mean, std = _float32(name, mean, std)
-    fill, low, high = _float32(name, fill, low, high, finite=False)
-    return Numeric(name, r, origin, mean, std, fill, low, high, edges)
+    exact = Numeric(name, r, origin, np.nan, mean, std, fill, low, high, edges)
+    centre, rounded = _centre(exact, p.x[0]), _rounded(exact)
+    return rounded if math.isnan(centre) else _rounded(_counted_from(exact, centre))
 
 # %% ../../../nbs/learn/features/recipes.ipynb #29fead46
 NONE, UNSEEN = -1, -2  # places of what is missing, and of what was not in training

@@ -43,6 +43,7 @@ FILLED = {
     "output": "Output",
     "classes": "Classes",
     "inputs": "Inputs",
+    "centred": "Numbers taken as float64",
     "features": "Features",
     "environment": "Environment",
     "code": "Code version",
@@ -120,6 +121,7 @@ def card_of(
     inputs: Mapping[str, str],  # ONNX type of each raw column
     features: Sequence[str],
     classes: Sequence[Any] = (),  # names, in the order of their probabilities; none of numbers
+    centred: Sequence[str] = (),  # raw columns of numbers that the graph takes as float64
 ) -> dict[str, Any]:
     """The author's card, completed. `ParameterError`: a key is filled in here
 
@@ -136,6 +138,8 @@ def card_of(
     features : Sequence[str]
     classes : Sequence[Any], default ()
         names, in the order of their probabilities; none of numbers
+    centred : Sequence[str], default ()
+        raw columns of numbers that the graph takes as float64
     """
     for key in stated:
         if key in FILLED:
@@ -155,6 +159,7 @@ def card_of(
         "output": output,
         **({"classes": _plain(list(classes))} if classes else {}),
         "inputs": inputs,
+        **({"centred": list(centred)} if centred else {}),
         "features": len(features),
         "environment": _libraries(estimator, inner),
         "code": _commit(),

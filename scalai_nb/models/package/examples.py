@@ -34,6 +34,24 @@ def _times(seconds: Iterable[float]) -> Array:
     return np.array([_time(s) for s in seconds])
 
 
+def _unlogged(n: Numeric, x: Array) -> Array:
+    "The numbers whose logarithms are `x`, where a column without a centre has such"
+    return _exponential(x) if n.logged and not n.centred else x
+
+
+def _uncounted(n: Numeric, x: Array) -> Array:
+    "The raw numbers that are counted from a centre as `x`"
+    if not n.centred:
+        return x.astype(np.float32)
+    far = x.astype(np.float64) + n.centre
+    return _exponential(far) if n.logged else far
+
+
+def _exponential(x: Array) -> Array:
+    "Inverse of sign(x) · log(1 + |x|)"
+    return np.copysign(np.expm1(np.abs(x)), x)
+
+
 def example_rows(
     t: Transform,  # fitted
     rows: int = 100,  # how many
@@ -59,9 +77,8 @@ def example_rows(
     rng, columns = np.random.default_rng(seed), {}
     for n in t.numeric_:
         x = np.where(rng.random(rows) < 0.1, np.nan, rng.normal(n.mean, 2 * n.std, rows))
-        if n.logged:
-            x = np.copysign(np.expm1(np.abs(x)), x)
-        columns[n.name] = x.astype(np.float32) if np.isnan(n.origin) else _times(x + n.origin)
+        time = not math.isnan(n.origin)
+        columns[n.name] = _times(x + n.origin) if time else _uncounted(n, _unlogged(n, x))
     for c in t.categorical_:
         x = rng.choice(np.array(c.known or [None], object), rows)
         x[rng.random(rows) < 0.1] = None
@@ -86,7 +103,7 @@ def as_list(
     return [None if v != v else v for v in column.values.tolist()]
 
 
-_TYPES = {"FLOAT": np.float32, "DOUBLE": "datetime64[ms]", "STRING": object}
+_TYPES = {"FLOAT": np.float32, "DOUBLE": np.float64, "STRING": object}
 
 
 def rows_of(
@@ -106,8 +123,10 @@ def rows_of(
     Dataset
         (row)
     """
-    kinds = inputs(t).items()
-    return xr.Dataset({n: ("row", np.array(columns[n], _TYPES[kind])) for n, kind in kinds})
+    kinds: dict[str, Any] = {n: _TYPES[kind] for n, kind in inputs(t).items()}
+    times = [n.name for n in t.numeric_ if not math.isnan(n.origin)]
+    kinds |= dict.fromkeys(times, "datetime64[ms]")
+    return xr.Dataset({n: ("row", np.array(columns[n], kind)) for n, kind in kinds.items()})
 
 # %% ../../../nbs/models/package/examples.ipynb #b4154133
 _EXTREME = (np.inf, -np.inf, 3.4e38, -3.4e38, 1e-45, -0.0)
@@ -161,7 +180,7 @@ def _tree_nodes(graph: bytes) -> Iterator[dict[str, Any]]:
 
 
 def _thresholds(graph: bytes, t: Transform) -> dict[str, Array]:
-    "float32 raw values at which a tree of the graph turns, by column of numbers"
+    "float32 values, from the centre, at which a tree of the graph turns, by column of numbers"
     found: dict[int, list[Array]] = {}
     for a in _tree_nodes(graph):
         inner = np.array(a["nodes_modes"]) != b"LEAF"
@@ -171,17 +190,17 @@ def _thresholds(graph: bytes, t: Transform) -> dict[str, Array]:
             found.setdefault(f, []).append(np.unique(values[features == f]))
     at = {name: i for i, name in enumerate(t.feature_names)}
     return {
-        n.name: _raw(n, np.concatenate(found[at[n.name]]))
+        n.name: _value(n, np.concatenate(found[at[n.name]]))
         for n in t.numeric_
         if n.name in at and at[n.name] in found and math.isnan(n.origin)
     }
 
 
-def _raw(n: Numeric, feature: Array) -> Array:
-    "Raw values of a number whose feature is near `feature`"
+def _value(n: Numeric, feature: Array) -> Array:
+    "float32 values of a number, from its centre, whose feature is near `feature`"
     x = feature.astype(np.float64) * (n.std if n.scaled else 1) + (n.mean if n.scaled else 0)
     with np.errstate(over="ignore"):
-        return (np.copysign(np.expm1(np.abs(x)), x) if n.logged else x).astype(np.float32)
+        return _unlogged(n, x).astype(np.float32)
 
 
 def threshold_rows(
@@ -205,10 +224,11 @@ def threshold_rows(
         (row)
     """
     rng, ds = np.random.default_rng(2), example_rows(t, rows, seed=2)
+    known = {n.name: n for n in t.numeric_}
     for name, values in _thresholds(graph, t).items():
         x, steps = rng.choice(values, rows), rng.integers(-2, 3, rows)
         with np.errstate(over="ignore"):
-            near = x + steps.astype(np.float32) * np.spacing(x)
+            near = _uncounted(known[name], x + steps.astype(np.float32) * np.spacing(x))
         drawn = rng.random(rows) < 0.7
         ds[name].values[:] = np.where(drawn, near, ds[name].values)
     return ds

@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import groupby
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -30,15 +31,15 @@ __all__ = ['FLOAT', 'INT64', 'STRING', 'DOUBLE', 'UNHEARD', 'FEATURES', 'EMPTY',
 def inputs(
     t: Transform,  # fitted
 ) -> dict[str, str]:
-    """The ONNX type of each raw column: DOUBLE for a time, FLOAT for a number, STRING
+    """The ONNX type of each raw column: FLOAT, DOUBLE for a time or a centred number, STRING
 
     Parameters
     ----------
     t : Transform
         fitted
     """
-    times = zip(t.numeric, ~np.isnan(t.origin_), strict=True)
-    numbers = {n: "DOUBLE" if time else "FLOAT" for n, time in times}
+    exact = {n.name: n.centred or not math.isnan(n.origin) for n in t.numeric_}
+    numbers = {name: "DOUBLE" if wide else "FLOAT" for name, wide in exact.items()}
     return {**numbers, **dict.fromkeys(t.categorical, "STRING")}
 
 # %% ../../../nbs/models/package/graph.ipynb #1c2c6fca
@@ -110,9 +111,10 @@ def _values(g: Graph, ns: list[Numeric], x: str) -> str:
         x = g.node("Where", g.node("Less", x, low), low, x)  # Clip would do as it likes with NaN
     if given(high, np.inf):
         x = g.node("Where", g.node("Greater", x, high), high, x)
-    logs = [n.logged for n in ns]
+    logs = [n.logged and not n.centred for n in ns]
     if any(logs):
-        x = g.node("Where", np.array(logs), _log(g, x), x)
+        log = g.node("Cast", _log(g, g.node("Cast", x, to=DOUBLE)), to=FLOAT)
+        x = g.node("Where", np.array(logs), log, x)
     if not any(n.scaled for n in ns):
         return x
     centred = g.node("Sub", x, each(lambda n: n.mean if n.scaled else 0))
@@ -120,11 +122,10 @@ def _values(g: Graph, ns: list[Numeric], x: str) -> str:
 
 
 def _log(g: Graph, x: str) -> str:
-    "sign(x) · log(1 + |x|), rounded from float64 as the kernel does"
-    absolute = g.node("Abs", g.node("Cast", x, to=DOUBLE))
-    size = g.node("Log", g.node("Add", absolute, np.float64(1)))
-    negative = g.node("Less", x, np.float32(0))
-    return g.node("Cast", g.node("Where", negative, g.node("Neg", size), size), to=FLOAT)
+    "sign(x) · log(1 + |x|) of float64, as the kernel has it"
+    size = g.node("Log", g.node("Add", g.node("Abs", x), np.float64(1)))
+    negative = g.node("Less", x, np.float64(0))
+    return g.node("Where", negative, g.node("Neg", size), size)
 
 
 def _one_hot(g: Graph, place: str, width: int) -> str:
@@ -142,14 +143,35 @@ def _bucket_nodes(g: Graph, n: Numeric, x: str) -> str:
     return _one_hot(g, g.node("Where", g.node("IsNaN", x), np.int64(width), place), width)
 
 
+class _Counted(NamedTuple):
+    "How a column is counted, before all else"
+
+    exact: bool  # from an origin or a centre, in float64
+    log: bool  # after its logarithm was taken
+
+
+def _how(n: Numeric) -> _Counted:
+    "How a column is counted"
+    return _Counted(n.centred or not math.isnan(n.origin), n.centred and n.logged)
+
+
+def _counted(g: Graph, how: _Counted, ns: list[Numeric]) -> list[str]:
+    "Names that make up (row, numeric) float32 of columns that are counted alike"
+    names = [n.name for n in ns]
+    if not how.exact:
+        return names
+    x = names[0] if len(ns) == 1 else g.node("Concat", *names, axis=1)
+    if how.log:
+        x = _log(g, x)
+    start = np.array([n.centre if n.centred else n.origin for n in ns])
+    return [g.node("Cast", g.node("Sub", x, start), to=FLOAT)]
+
+
 def _numeric_nodes(g: Graph, ns: list[Numeric]) -> str:
     "(row, feature) float32: the features of the numbers"
-    seconds = {
-        n.name: g.node("Cast", g.node("Sub", n.name, n.origin), to=FLOAT)
-        for n in ns
-        if not math.isnan(n.origin)
-    }
-    raw = g.node("Concat", *(seconds.get(n.name, n.name) for n in ns), axis=1)
+    runs = groupby(ns, _how)
+    parts = [name for how, run in runs for name in _counted(g, how, [*run])]
+    raw = g.node("Concat", *parts, axis=1)
     x = _values(g, ns, raw)
     parts = [x, g.node("Cast", g.node("IsNaN", raw), to=FLOAT)]
     order: list[int] = []

@@ -204,8 +204,8 @@ class Model:
 
     def score(
         self,
-        # each raw column (row,): float32, float64 seconds since 1970, or object strings,
-        # "" is missing
+        # each raw column (row,): float32; float64 of a centred number, and seconds since 1970;
+        # or object strings, "" is missing
         arrays: Mapping[str, Array],
     ) -> Array:  # (row,) float32; (row, class) of more than two classes
         """Score rows as `Transform.raw` prepares them
@@ -213,8 +213,8 @@ class Model:
         Parameters
         ----------
         arrays : Mapping[str, Array]
-            each raw column (row,): float32, float64 seconds since 1970, or object strings, "" is
-            missing
+            each raw column (row,): float32; float64 of a centred number, and seconds since 1970; or
+            object strings, "" is missing
 
         Returns
         -------
@@ -552,7 +552,8 @@ def package(
     written = graph(transform, known, names)
     _takes_missing(transform, known)
     columns, features = inputs(transform), transform.feature_names
-    about = card_of(name, stated, known, gives(known), columns, features, names)
+    centred = [n.name for n in transform.numeric_ if n.centred]
+    about = card_of(name, stated, known, gives(known), columns, features, names, centred)
     states = _state_file(summary), _state_file(learned)
     bare = Model(name, written, transform, about, {}, contract, None, *states)
     model = _with_booster(bare, known)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, ArrayLike
 
 # %% auto #0
-__all__ = ['FORMAT', 'FILES', 'OPTIONAL', 'TOLERANCE', 'contents', 'session', 'same_scores']
+__all__ = ['FORMAT', 'FILES', 'OPTIONAL', 'TOLERANCE', 'contents', 'kinds', 'session',
+           'same_scores']
 
 # %% ../../../nbs/models/package/runtime.ipynb #c52b0f06
 FORMAT = 1
@@ -116,6 +118,28 @@ def contents(
 def _content(path: Path) -> bytes:
     "What a file holds; nothing where it is not there"
     return path.read_bytes() if path.is_file() else b""
+
+# %% ../../../nbs/models/package/runtime.ipynb #4fa16b83
+_KINDS = {"FLOAT": "number", "DOUBLE": "time", "STRING": "string"}  # by the type of the input
+
+
+def kinds(
+    card: Mapping[str, Any],  # of a package
+) -> dict[str, str]:  # number, time or string, by name
+    """What each raw column of a model holds; a centred number comes as float64, as a time does
+
+    Parameters
+    ----------
+    card : Mapping[str, Any]
+        of a package
+
+    Returns
+    -------
+    dict[str, str]
+        number, time or string, by name
+    """
+    found = {name: _KINDS[kind] for name, kind in card["inputs"].items()}
+    return found | dict.fromkeys(card.get("centred", ()), "number")
 
 # %% ../../../nbs/models/package/runtime.ipynb #6f2e1f93
 def session(

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..package.runtime import kinds
+
 if TYPE_CHECKING:
     from scalai_nb.data.contract import Column
     from scalai_nb.models.package.package import Model
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ['incompatibilities', 'narrowed']
 
 # %% ../../../nbs/models/registry/compatibility.ipynb #f2a2ebc6
-_KINDS = {"FLOAT": "a number", "DOUBLE": "a time", "STRING": "a text"}  # of the inputs of a graph
+_KINDS = {"number": "a number", "time": "a time", "string": "a text"}
 
 
 def _shared(served: Model, offered: Model) -> list[tuple[Column, Column]]:
@@ -30,7 +32,7 @@ def _shared(served: Model, offered: Model) -> list[tuple[Column, Column]]:
 
 def _inputs(served: Model, offered: Model) -> list[str]:
     "Differences of the columns"
-    old, new = served.card["inputs"], offered.card["inputs"]
+    old, new = kinds(served.card), kinds(offered.card)
     found = [
         f"needs {n!r}, {_KINDS[kind]}, which the served model does not ask for"
         for n, kind in new.items()

@@ -93,13 +93,15 @@ def layout(s: Scorer) -> Layout:
     rest = tuple((c, place[c]) for c in s.columns if c not in clear)
     columns = [_written(c) for c in (*clear, *(c for c, _ in rest))]
     record = {"name": s.name, "version": s.version, **_card(s.card), "columns": columns}
+    record |= {"numbers": "<f8"} if s.dtype == np.float64 else {}  # else they are <f4
     return Layout(None if clear == numbers else [place[c] for c in clear], rest, record)
 
 
 def _written(c: Column) -> dict[str, Any]:
     if c.pii:
         return {"name": c.name, "kind": "string", "dtype": "", "categories": None}
-    return {"name": c.name, "kind": c.kind, "dtype": c.dtype, "categories": c.categories}
+    wide = {"wide": True} if c.wide else {}
+    return {"name": c.name, "kind": c.kind, "dtype": c.dtype, "categories": c.categories} | wide
 
 
 def _card(card: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +137,7 @@ def batch(
     number: int,  # of the version in this file
     lay: Layout,
     calls: list[Call],
-    numbers: Array,  # (row, number) float32
+    numbers: Array,  # (row, number), as `Scorer.score` takes them
     others: tuple[Array, ...],  # a (row, 1) array for each other column
     scores: Array,  # (row,) or (row, class) float32
     key: bytes,  # of the pseudonyms
@@ -149,7 +151,7 @@ def batch(
     lay : Layout
     calls : list[Call]
     numbers : Array
-        (row, number) float32
+        (row, number), as `Scorer.score` takes them
     others : tuple[Array, ...]
         a (row, 1) array for each other column
     scores : Array
@@ -200,7 +202,7 @@ class Predictions:
     score : Array
         (row,) or (row, class) float32
     numbers : Array
-        (row, number) float32: the first of the record's columns
+        (row, number): the first of the record's columns
     others : list[Array | list[str]]
         each of the others: (row,) float64 seconds since 1970, or a list of strings
     """
@@ -212,7 +214,7 @@ class Predictions:
     protocol: list[str]
     latency: Array  # (row,) milliseconds
     score: Array  # (row,) or (row, class) float32
-    numbers: Array  # (row, number) float32: the first of the record's columns
+    numbers: Array  # (row, number): the first of the record's columns
     # each of the others: (row,) float64 seconds since 1970, or a list of strings
     others: list[Array | list[str]]
 
@@ -224,6 +226,7 @@ class _Collected:
         kinds = [c["kind"] for c in record["columns"]]
         self.record = record
         self.width = kinds.count("number")
+        self.dtype = np.dtype(record.get("numbers", "<f4"))
         self.columns = scores_of(record)
         self.others: list[tuple[str, list]] = [(kind, []) for kind in kinds[self.width :]]
         self.calls: list[list] = []
@@ -239,7 +242,8 @@ class _Collected:
             self.calls.append(call)
             self.texts.append(body[at + _CALL.size : (at := at + _CALL.size + length)])
         self.scores.append(body[at : (at := at + 4 * rows * (self.columns or 1))])
-        self.numbers.append(body[at : (at := at + 4 * rows * self.width)])
+        size = self.dtype.itemsize * rows * self.width
+        self.numbers.append(body[at : (at := at + size)])
         for kind, values in self.others:
             if kind == "time":
                 values.append(body[at : (at := at + 8 * rows)])
@@ -262,7 +266,7 @@ class _Collected:
             protocol=np.repeat(np.array(protocols, object), rows).tolist(),
             latency=np.repeat(np.asarray(seconds, np.float32) * 1000, rows),
             score=score,
-            numbers=_floats(self.numbers).reshape(len(score), self.width),
+            numbers=_floats(self.numbers, self.dtype).reshape(len(score), self.width),
             others=[_values(kind, values) for kind, values in self.others],
         )
 
@@ -271,7 +275,7 @@ def _row_ids(id: str, rows: int) -> list[str]:
     return [id] if rows == 1 else [f"{id}:{i}" for i in range(rows)]
 
 
-def _floats(parts: Iterable[bytes], dtype: str = "<f4") -> Array:
+def _floats(parts: Iterable[bytes], dtype: np.dtype | str = "<f4") -> Array:
     return np.frombuffer(b"".join(parts), dtype)
 
 

@@ -304,7 +304,7 @@ class Journal:
         self,
         scorer: Scorer,
         calls: list[Call],
-        numbers: Array,  # (row, number) float32, as `Scorer.score` took them
+        numbers: Array,  # (row, number), as `Scorer.score` took them
         others: tuple[Array, ...],  # a (row, 1) array for each other column, likewise
         scores: Array,  # (row,) float32, which it gave
     ) -> bool:
@@ -315,7 +315,7 @@ class Journal:
         scorer : Scorer
         calls : list[Call]
         numbers : Array
-            (row, number) float32, as `Scorer.score` took them
+            (row, number), as `Scorer.score` took them
         others : tuple[Array, ...]
             a (row, 1) array for each other column, likewise
         scores : Array

@@ -114,7 +114,9 @@ def table(
         "version": text([p.record["version"]] * len(p.score)),
         "share": np.full(len(p.score), p.record["share"], np.float32),
     }
-    values = (*p.numbers.T, *map(_array, p.others))
+    read = zip(p.record["columns"], p.numbers.T, strict=False)  # the others come behind
+    numbers = (x if c.get("wide") else x.astype(np.float32) for c, x in read)
+    values = (*numbers, *map(_array, p.others))
     for c, column in zip(p.record["columns"], values, strict=True):
         columns[logged(c["name"], p.record)] = column
     return pa.table(columns).replace_schema_metadata({"record": json.dumps(p.record)})

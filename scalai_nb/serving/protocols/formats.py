@@ -219,7 +219,7 @@ def _column(c: Column, values: Any) -> Any:
     if types.is_timestamp(values.type):
         return values.to_numpy()
     if types.is_integer(values.type) and c.kind != "string" or types.is_floating(values.type):
-        return values.cast("float64").to_numpy()
+        return values.cast("float64", safe=False).to_numpy()  # integers beyond 2**53 are rounded
     listed = (types.is_string, types.is_large_string, types.is_boolean, types.is_integer)
     if any(is_kind(values.type) for is_kind in listed):
         return values.to_pylist()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import scalai_nb
-from .tensors import DATATYPES, TYPES
+from .tensors import TYPES, datatype
 from ..refusal import Refusal
 from ..scoring.scorer import Column, Scorer
 from ..scoring.validation import from_records
@@ -90,7 +90,7 @@ def _object(required: tuple[str, ...], **properties: Schema) -> Schema:
 def _tensor(c: Column, value: Any) -> dict[str, Any]:
     return {
         "name": c.name,
-        "datatype": "BYTES" if c.kind == "time" else DATATYPES[c.kind],
+        "datatype": "BYTES" if c.kind == "time" else datatype(c),
         "shape": [1],
         "data": [value],
     }

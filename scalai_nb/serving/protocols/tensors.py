@@ -15,11 +15,11 @@ import numpy as np
 
 from ...errors import unknown
 from ..refusal import Refusal
-from ..scoring.scorer import Scorer
+from ..scoring.scorer import Column, Scorer
 from ..scoring.validation import Rows, counted, from_columns, within
 
 # %% auto #0
-__all__ = ['Tensor', 'TYPES', 'DATATYPES', 'check_outputs', 'packed', 'given', 'from_tensors']
+__all__ = ['Tensor', 'TYPES', 'check_outputs', 'packed', 'given', 'datatype', 'from_tensors']
 
 # %% ../../../nbs/serving/protocols/tensors.ipynb #80974676
 Tensor: TypeAlias = tuple[str, str, list, Any]  # name, data type, shape; bytes or a list of values
@@ -97,8 +97,12 @@ def given(
     return found
 
 
-# what metadata says of each kind of column, and the graph takes
-DATATYPES = {"number": "FP32", "time": "FP64", "string": "BYTES"}
+_DATATYPES = {"number": "FP32", "time": "FP64", "string": "BYTES"}  # by kind
+
+
+def datatype(c: Column) -> str:
+    "What metadata says of a column, and the graph takes"
+    return "FP64" if c.wide else _DATATYPES[c.kind]
 
 # %% ../../../nbs/serving/protocols/tensors.ipynb #ef69552f
 def _values(
@@ -199,7 +203,7 @@ def from_tensors(
 
 
 def _matrix(s: Scorer, name: str, datatype: str, shape: list, data: Any) -> np.ndarray:
-    "(row, number) float32 of the one tensor that holds all columns"
+    "(row, number) of the one tensor that holds all columns"
     k = len(s.numbers)
     if len(shape) != 2 or shape[1] != k:
         raise _wrong(

@@ -6,12 +6,111 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from ...files import replacing
 
 # %% auto #0
 __all__ = ['NUMBERS', 'matrix_graph', 'prepared']
+
+# %% ../../../nbs/serving/scoring/matrix.ipynb #b81f2e60
+class _Whole(NamedTuple):
+    "How a graph puts columns together"
+
+    columns: list[str]
+    centres: list[float]  # what is subtracted from each
+    nodes: list[Any]  # onnx.NodeProto that do so; the last gives the matrix
+
+
+def _together(
+    g: Any,  # onnx.GraphProto
+    numbers: list[str],
+    single: set[str],  # those of float32
+) -> _Whole | None:  # None: it does not, as where a time is among them
+    "How the matrix of the numbers comes about"
+    made = {name: node for node in g.node for name in node.output}
+    known = {c.name: c for c in g.initializer}
+    wholes = (_traced(n.output[0], made, known) for n in g.node if n.op_type == "Concat")
+    found = (w for w in wholes if w and w.columns == numbers)
+    # float64 columns are put together, too, before the centres, which are not 0, are subtracted
+    counted = [n not in single for n in numbers]
+    return next((w for w in found if [c != 0 for c in w.centres] == counted), None)
+
+
+def _traced(
+    name: str,
+    made: dict[str, Any],  # onnx.NodeProto by what it gives
+    known: dict[str, Any],  # onnx.TensorProto by name
+) -> _Whole | None:  # None: it is more than columns less their centres
+    "How a result of a graph comes about"
+    from onnx import numpy_helper
+
+    node = made.get(name)
+    if node is None:
+        return _Whole([name], [0.0], [])
+    if node.op_type == "Sub" and node.input[1] in known:
+        inner = _traced(node.input[0], made, known)
+        centres = numpy_helper.to_array(known[node.input[1]]).ravel().tolist()
+        if not inner or len(centres) != len(inner.columns):
+            return None
+        return _Whole(inner.columns, centres, [*inner.nodes, node])
+    if node.op_type not in ("Cast", "Concat"):
+        return None
+    parts = [p for n in node.input if (p := _traced(n, made, known))]
+    if len(parts) < len(node.input):
+        return None
+    return _Whole(
+        [name for p in parts for name in p.columns],
+        [centre for p in parts for centre in p.centres],
+        [*(inner for p in parts for inner in p.nodes), node],
+    )
+
+# %% ../../../nbs/serving/scoring/matrix.ipynb #c52a9d37
+def _less(
+    g: Any,  # onnx.GraphProto
+    centres: list[float],
+) -> str:  # name of (row, number) float32
+    "`NUMBERS` less the centres, which are subtracted in float64"
+    from onnx import TensorProto, helper, numpy_helper
+
+    less, single, constant = (f"{NUMBERS}/{name}" for name in ("less", "single", "centres"))
+    g.initializer.append(numpy_helper.from_array(np.array(centres), constant))
+    g.node.insert(0, helper.make_node("Sub", [NUMBERS, constant], [less]))
+    g.node.insert(1, helper.make_node("Cast", [less], [single], to=TensorProto.FLOAT))
+    return single
+
+
+def _split(
+    g: Any,  # onnx.GraphProto
+    numbers: list[str],
+    single: set[str],  # those that have to become float32 again
+) -> None:
+    "Make the inputs of the numbers of `NUMBERS`"
+    from onnx import TensorProto, helper
+
+    parts = [f"{NUMBERS}/{n}" if n in single else n for n in numbers]
+    split = helper.make_node("Split", [NUMBERS], parts, axis=1, num_outputs=len(numbers))
+    casts = [
+        helper.make_node("Cast", [part], [n], to=TensorProto.FLOAT)
+        for n, part in zip(numbers, parts, strict=True)
+        if n in single
+    ]
+    for i, node in enumerate([split, *casts]):
+        g.node.insert(i, node)
+
+
+def _replace(
+    g: Any,  # onnx.GraphProto
+    nodes: list[Any],  # its onnx.NodeProto that are not needed any more
+    name: str,
+) -> None:
+    "Read `name` where the result of the last of the nodes was read"
+    for node in nodes:
+        g.node.remove(node)
+    for node in g.node:
+        node.input[:] = [name if n == nodes[-1].output[0] else n for n in node.input]
 
 # %% ../../../nbs/serving/scoring/matrix.ipynb #73515cd5
 NUMBERS = "/numbers"  # name of the input; no column can have it
@@ -21,7 +120,9 @@ def matrix_graph(
     graph: bytes,  # ONNX, of a package
     numbers: list[str],  # its inputs of numbers, in the order in which the matrix has them
 ) -> bytes:
-    """The graph with one input `NUMBERS` (row, number) float32 instead of those
+    """The graph with one input `NUMBERS` (row, number) instead of those
+
+    It is float32, or float64 where one of those is.
 
     Parameters
     ----------
@@ -31,31 +132,25 @@ def matrix_graph(
         its inputs of numbers, in the order in which the matrix has them
     """
     import onnx
-    from onnx import helper
+    from onnx import TensorProto, helper
 
     model = onnx.load_from_string(graph)
     g = model.graph
+    kinds = {i.name: i.type.tensor_type.elem_type for i in g.input}
+    single = {n for n in numbers if kinds[n] == TensorProto.FLOAT}
+    kind = TensorProto.FLOAT if single.issuperset(numbers) else TensorProto.DOUBLE
     others = [i for i in g.input if i.name not in numbers]
-    whole = next((n for n in g.node if n.op_type == "Concat" and list(n.input) == numbers), None)
-    matrix = helper.make_tensor_value_info(NUMBERS, onnx.TensorProto.FLOAT, [None, len(numbers)])
+    whole = _together(g, numbers, single)
+    matrix = helper.make_tensor_value_info(NUMBERS, kind, [None, len(numbers)])
     del g.input[:]
     g.input.extend([matrix, *others])
-    if whole:
-        _replace(g, whole)
+    if whole and kind == TensorProto.FLOAT:
+        _replace(g, whole.nodes, NUMBERS)
+    elif whole:
+        _replace(g, whole.nodes, _less(g, whole.centres))
     else:
-        split = helper.make_node("Split", [NUMBERS], numbers, axis=1, num_outputs=len(numbers))
-        g.node.insert(0, split)
+        _split(g, numbers, single if kind == TensorProto.DOUBLE else set())
     return model.SerializeToString()
-
-
-def _replace(
-    g: Any,  # onnx.GraphProto
-    whole: Any,  # its onnx.NodeProto that puts the numbers together
-) -> None:
-    "Read `NUMBERS` where the result of `whole` was read"
-    g.node.remove(whole)
-    for node in g.node:
-        node.input[:] = [NUMBERS if name == whole.output[0] else name for name in node.input]
 
 # %% ../../../nbs/serving/scoring/matrix.ipynb #2dd25fc6
 def prepared(

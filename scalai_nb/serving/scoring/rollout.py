@@ -100,7 +100,7 @@ def arranged(
     rows: Rows,
     source: Scorer,  # whose columns they have
     target: Scorer,  # which needs them in its own order
-) -> Rows | None:  # None: it has a column that the source has not
+) -> Rows | None:  # None: it has a column that the source has not, or has rounded to float32
     """Rows as another version takes them
 
     Parameters
@@ -114,14 +114,22 @@ def arranged(
     Returns
     -------
     Rows | None
-        None: it has a column that the source has not
+        None: it has a column that the source has not, or has rounded to float32
     """
     there = [(c.name, c.kind) for c in source.others]
     wanted = [(c.name, c.kind) for c in target.others]
     if not (set(target.numbers) <= set(source.numbers) and set(wanted) <= set(there)):
         return None
+    if not _wide(target) <= _wide(source):
+        return None
     numbers = rows.numbers
     if target.numbers != source.numbers:
         order = [source.numbers.index(n) for n in target.numbers]
         numbers = np.ascontiguousarray(numbers[:, order])
+    numbers = numbers.astype(target.dtype, copy=False)
     return Rows(numbers, tuple(rows.others[there.index(c)] for c in wanted))
+
+
+def _wide(s: Scorer) -> set[str]:
+    "The numbers that are not rounded to float32"
+    return {c.name for c in s.columns if c.wide}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ...models.package.runtime import contents, same_scores, session
+from ...models.package.runtime import contents, kinds, same_scores, session
 from .matrix import NUMBERS, prepared
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class Column:
         known ones; others may come
     pii : bool, default False
         about a person: no log holds its values
+    wide : bool, default False
+        a number that the graph takes as float64
     """
 
     name: str
@@ -57,33 +59,35 @@ class Column:
     missing: bool = True  # whether a value may be missing
     categories: tuple[str, ...] | None = None  # known ones; others may come
     pii: bool = False  # about a person: no log holds its values
+    wide: bool = False  # a number that the graph takes as float64
 
 
-# by the type of the graph's input
-_KINDS = {"FLOAT": "number", "DOUBLE": "time", "STRING": "string"}
 _FLOAT32 = float(np.finfo(np.float32).max)
 
 
 def columns_of(
-    inputs: dict[str, str],  # ONNX type by name, as the card has them
+    card: dict[str, Any],  # of the package
     contract: Contract | None,  # of the data that the model learnt from
 ) -> tuple[Column, ...]:
     """The columns that a model takes, as its contract has them
 
     Parameters
     ----------
-    inputs : dict[str, str]
-        ONNX type by name, as the card has them
+    card : dict[str, Any]
+        of the package
     contract : Contract | None
         of the data that the model learnt from
     """
     known = {c.name: c for c in contract.columns} if contract else {}
-    return tuple(_column(name, _KINDS[kind], known.get(name)) for name, kind in inputs.items())
+    wide = set(card.get("centred", ()))
+    return tuple(
+        _column(name, kind, known.get(name), name in wide) for name, kind in kinds(card).items()
+    )
 
 
-def _column(name: str, kind: str, c: Expected | None) -> Column:
+def _column(name: str, kind: str, c: Expected | None, wide: bool) -> Column:
     if not c:
-        return Column(name, kind, low=-_FLOAT32, high=_FLOAT32)
+        return Column(name, kind, low=-_FLOAT32, high=_FLOAT32, wide=wide)
     low, high = c.bounds
     return Column(
         name,
@@ -94,6 +98,7 @@ def _column(name: str, kind: str, c: Expected | None) -> Column:
         missing=c.missing > 0,
         categories=c.categories,
         pii=c.role == "pii",
+        wide=wide,
     )
 
 # %% ../../../nbs/serving/scoring/scorer.ipynb #541ed5ca
@@ -172,6 +177,11 @@ class Scorer:
         return tuple(c.name for c in self.columns if c.kind == "number")
 
     @cached_property
+    def dtype(self) -> type[np.floating]:
+        "Of the matrix of the numbers: float64 if one of them needs it"
+        return np.float64 if any(c.wide for c in self.columns) else np.float32
+
+    @cached_property
     def others(self) -> tuple[Column, ...]:
         "The columns of times and strings"
         return tuple(c for c in self.columns if c.kind != "number")
@@ -187,20 +197,21 @@ class Scorer:
     def limits(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(1, number) the lowest and the highest value accepted, and whether one may be missing
 
-        Where float32 rounds a limit outward, that is accepted too.
+        Where float32 rounds a limit outward, that is accepted too, unless the column is wide.
         """
         columns = [c for c in self.columns if c.kind == "number"]
         low = np.array([[c.low for c in columns]])
         high = np.array([[c.high for c in columns]])
+        wide = np.array([[c.wide for c in columns]], bool)
         return (
-            np.minimum(low, low.astype(np.float32)),
-            np.maximum(high, high.astype(np.float32)),
+            np.where(wide, low, np.minimum(low, low.astype(np.float32))),
+            np.where(wide, high, np.maximum(high, high.astype(np.float32))),
             np.array([[c.missing for c in columns]], bool),
         )
 
     def score(
         self,
-        numbers: np.ndarray,  # (row, number) float32, NaN is missing
+        numbers: np.ndarray,  # (row, number) of `dtype`, NaN is missing
         # a (row, 1) array for each of `others`: float64 seconds since 1970, or object strings,
         # where the empty one is missing
         others: tuple[np.ndarray, ...] = (),
@@ -210,7 +221,7 @@ class Scorer:
         Parameters
         ----------
         numbers : np.ndarray
-            (row, number) float32, NaN is missing
+            (row, number) of `dtype`, NaN is missing
         others : tuple[np.ndarray, ...], default ()
             a (row, 1) array for each of `others`: float64 seconds since 1970, or object strings,
             where the empty one is missing
@@ -258,7 +269,7 @@ class Scorer:
         contract = None
         if json.loads(content["contract.json"]):
             contract = Contract.from_json(content["contract.json"].decode())
-        columns = columns_of(card["inputs"], contract)
+        columns = columns_of(card, contract)
         numbers = [c.name for c in columns if c.kind == "number"]
         graph = Path(cache) / f"{digest}.onnx" if cache and digest else None
         known = frozenset(c.name for c in contract.columns) if contract else frozenset()
@@ -294,7 +305,7 @@ def example_arrays(
     """
     rows = s.examples["rows"]
     if s.numbers:
-        numbers = np.array([rows[n] for n in s.numbers], np.float32).T
+        numbers = np.array([rows[n] for n in s.numbers], s.dtype).T
     else:
         numbers = np.empty((len(s.examples["scores"]), 0), np.float32)
     return np.ascontiguousarray(numbers), tuple(array_of(c, rows[c.name]) for c in s.others)

@@ -86,7 +86,7 @@ class Shadow:
         self,
         source: Scorer,  # which answered
         calls: list[Call],
-        numbers: np.ndarray,  # (row, number) float32
+        numbers: np.ndarray,  # (row, number), as `source` took them
         others: tuple[np.ndarray, ...],  # a (row, 1) array for each other column
         scores: np.ndarray,  # (row,) that were answered
     ) -> None:
@@ -98,7 +98,7 @@ class Shadow:
             which answered
         calls : list[Call]
         numbers : np.ndarray
-            (row, number) float32
+            (row, number), as `source` took them
         others : tuple[np.ndarray, ...]
             a (row, 1) array for each other column
         scores : np.ndarray

@@ -28,12 +28,12 @@ class Rows:
     Attributes
     ----------
     numbers : np.ndarray
-        (row, number) float32
+        (row, number) of the scorer's `dtype`
     others : tuple[np.ndarray, ...], default ()
         a (row, 1) array for each other column
     """
 
-    numbers: np.ndarray  # (row, number) float32
+    numbers: np.ndarray  # (row, number) of the scorer's `dtype`
     others: tuple[np.ndarray, ...] = ()  # a (row, 1) array for each other column
 
     def __len__(self) -> int:
@@ -59,7 +59,7 @@ def counted(n: int) -> int:
 def within(
     s: Scorer,
     x: np.ndarray,  # (row, number) of any type of numbers, NaN is missing
-) -> np.ndarray:  # as float32
+) -> np.ndarray:  # as the scorer takes them
     """Numbers that the contract accepts. Refusal naming the first that it does not
 
     Parameters
@@ -71,14 +71,14 @@ def within(
     Returns
     -------
     np.ndarray
-        as float32
+        as the scorer takes them
     """
     low, high, missing = s.limits
     fine = (x >= low) & (x <= high)
     if np.count_nonzero(fine) < fine.size and (bad := ~fine & ~(np.isnan(x) & missing)).any():
         row, number = np.argwhere(bad)[0].tolist()
         raise _outside(s, x, row, number)
-    return x.astype(np.float32)
+    return x.astype(s.dtype)
 
 
 def _outside(s: Scorer, x: np.ndarray, row: int, number: int) -> Refusal:
@@ -106,7 +106,7 @@ _JSON_TYPES: dict[type, str] = {
 
 
 def _matrix(s: Scorer, values: Sequence[Sequence]) -> np.ndarray:
-    "(row, number) float32 of sequences of JSON values"
+    "(row, number) of sequences of JSON values"
     found: set[type] = set()
     for row in values:
         found.update(map(type, row))
