@@ -21,6 +21,7 @@ import xarray as xr
 
 from ...compute.blocks import Blocks
 from ...compute.reduce import reduce
+from ...data.sources import as_dataset
 from ...describe.summary import SUMMARY, Summary
 from ...errors import ContractViolation, ParameterError, unknown
 from ...kernels import of
@@ -37,7 +38,7 @@ from scalai_nb.learn.features.recipes import (
 )
 
 if TYPE_CHECKING:
-    from scalai_nb.types import Array, Cluster, Data, DataArray, Dataset
+    from scalai_nb.types import Array, Cluster, Data, DataArray, Dataset, Frame, Table
 
 # %% auto #0
 __all__ = ['TILE', 'THREADS', 'row_coords', 'numbers', 'codes', 'Transform', 'FeatureBlocks']
@@ -592,7 +593,7 @@ class Transform(_Learnt):
 
     def transform(
         self,
-        ds: Dataset,  # (row,) columns; in memory or on Dask
+        ds: Dataset | Frame | Table,  # (row,) columns; in memory or on Dask
         out: Any = None,  # contiguous float32 (row, feature) array to write to, of an earlier call
     ) -> DataArray:  # (row, feature) float32; NaN only where impute is None
         """The features of `ds`
@@ -601,7 +602,7 @@ class Transform(_Learnt):
 
         Parameters
         ----------
-        ds : Dataset
+        ds : Dataset | Frame | Table
             (row,) columns; in memory or on Dask
         out : Any, default None
             contiguous float32 (row, feature) array to write to, of an earlier call
@@ -611,6 +612,7 @@ class Transform(_Learnt):
         DataArray
             (row, feature) float32; NaN only where impute is None
         """
+        ds = as_dataset(ds)
         shape = (ds.sizes["row"], _fitted(self).width_)
         X, start = out, 0
         if out is not None and not (
@@ -631,14 +633,14 @@ class Transform(_Learnt):
 
     def fit_transform(
         self,
-        ds: Dataset,  # the training rows
+        ds: Dataset | Frame | Table,  # the training rows
         client: Cluster | None = None,  # whose workers read the rows; None: threads here
     ) -> DataArray:  # (row, feature) float32
         """Learn from `ds` and transform it
 
         Parameters
         ----------
-        ds : Dataset
+        ds : Dataset | Frame | Table
             the training rows
         client : Cluster | None, default None
             whose workers read the rows; None: threads here
@@ -671,13 +673,13 @@ class Transform(_Learnt):
 
     def raw(
         self,
-        ds: Dataset,  # (row,) columns in memory
+        ds: Dataset | Frame | Table,  # (row,) columns in memory
     ) -> dict[str, Array]:  # float32; float64 of times and with a centre; strings, "" is missing
         """By name, each column (row,) as the graph of a served model receives it
 
         Parameters
         ----------
-        ds : Dataset
+        ds : Dataset | Frame | Table
             (row,) columns in memory
 
         Returns
@@ -685,6 +687,7 @@ class Transform(_Learnt):
         dict[str, Array]
             float32; float64 of times and with a centre; strings, "" is missing
         """
+        ds = as_dataset(ds)
         return {c.name: _input(c, _variable(ds, c.name)) for c in _all(self)}
 
     def to_dict(self) -> dict[str, Any]:

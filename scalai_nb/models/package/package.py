@@ -25,6 +25,7 @@ import xarray as xr
 from dask.base import is_dask_collection
 
 from ...compute.state import load as load_state, save as save_state
+from ...data.sources import as_dataset
 from ...describe.fingerprint import LearnedFrom
 from ...errors import Conflict, ParameterError
 from ...learn.features.transform import THREADS, Transform, row_coords
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from scalai_nb.describe.fingerprint import Fingerprint
     from scalai_nb.describe.summary import Summary
     from scalai_nb.models.package.heads import Fitted, Packable
-    from scalai_nb.types import Array, ArrayLike, DataArray, Dataset, PathLike
+    from scalai_nb.types import Array, ArrayLike, DataArray, Dataset, Frame, PathLike, Table
 
 # %% auto #0
 __all__ = ['BATCH', 'Model', 'estimate', 'package', 'files', 'digest']
@@ -227,7 +228,8 @@ class Model:
 
     def predict(
         self,
-        ds: Dataset,  # (row) the raw columns, and any others; in memory or on Dask
+        # (row) the raw columns, and any others; in memory or on Dask
+        ds: Dataset | Frame | Table,
         block: int = 65_536,  # rows scored at a time
         # rows of all the data of which `ds` is a part, so that a part is scored as the whole
         # would be; None: of `ds`
@@ -240,7 +242,7 @@ class Model:
 
         Parameters
         ----------
-        ds : Dataset
+        ds : Dataset | Frame | Table
             (row) the raw columns, and any others; in memory or on Dask
         block : int, default 65536
             rows scored at a time
@@ -253,6 +255,7 @@ class Model:
         DataArray
             (row,) float32 probabilities of the second of two classes, or predictions;
         """
+        ds = as_dataset(ds)
         parts = self._predicted(ds[self.transform.columns(ds)], block, of)
         shape = (0, self.columns) if self.columns else (0,)
         scores = np.concatenate([np.empty(shape, np.float32), *parts])
