@@ -136,7 +136,9 @@ OPERATIONS = {
     "equals": lambda ds: xr.DataArray(ds.equals(ds.copy(deep=True))),
     "identical": lambda ds: xr.DataArray(ds.compute().identical(ds.compute())),
     "not equals": lambda ds: xr.DataArray(ds.equals(other(ds))),
-    "to_dict": lambda ds: xr.DataArray(str(ds.fillna("?").compute().to_dict()["data_vars"]["weather"]["data"])),
+    "to_dict": lambda ds: xr.DataArray(
+        str(ds.fillna("?").compute().to_dict()["data_vars"]["weather"]["data"])
+    ),
     "rename": lambda ds: ds.rename(weather="sky").sky,
     "assign": lambda ds: ds.assign(again=ds.weather).again,
     "drop_vars": lambda ds: ds.drop_vars("temp"),
