@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
+import scalai_nb as sn
+from scalai_nb.compute.blocks import Blocks
 from scalai_nb.data.categories import Categories, coded, labelled, labels
+from scalai_nb.data.sources import type_of
 from scalai_nb.errors import ParameterError
 
 NAMES = ["fog", "rain", "snow", "sun"]  # "snow" is in no row
@@ -208,3 +210,228 @@ def test_as_strings_do_in_xarray(name, form):
 def test_as_strings_do_in_pandas(name, form):
     operation = VALUES[name]
     same(outcome(operation, FORMS[form](codes())), outcome(operation, beside(form)))
+
+
+NEW = {"concat"}  # operations on datasets by which a label comes that Dask does not know before
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_codes_say_what_labels_say(name, form):
+    "What is handed to an algorithm is what the user sees"
+    try:
+        found = OPERATIONS[name](FORMS[form](codes()))
+    except Exception:
+        return  # as with strings
+    given = coded(found)
+    for n in found.variables if hasattr(found, "data_vars") else ():
+        if type_of(found[n]) == "category":
+            assert given[n].dtype.kind == "i"
+            said, shown = labels(given[n]).variable, found[n].variable
+            if NEW & {name} and form in ("lazy", "chunked") and n == "weather":
+                with pytest.raises(ParameterError, match="'hail' is new .* on Dask; load it"):
+                    said.compute()
+                said = labels(coded(found[n].compute())).variable
+            xr.testing.assert_equal(said.compute(), plain(shown.compute()))
+
+
+moves = st.sampled_from(
+    [
+        lambda x: x[::-1],
+        lambda x: x[1:],
+        lambda x: x.where(x != "b"),
+        lambda x: x.where(x != "a", "z"),
+        lambda x: x.where(x.isin(["a", "c"])),
+        lambda x: xr.concat([x, x[:2]], "row"),
+        lambda x: x.fillna("b"),
+        lambda x: x.roll(row=1),
+        lambda x: x.expand_dims(k=2).stack(both=["row", "k"]).rename(both="row"),
+        lambda x: x.dropna("row"),
+        lambda x: x.isel(row=(x == "a").values),
+        lambda x: x.compute(),
+        lambda x: x.chunk(row=2),
+        lambda x: x.copy(deep=True),
+        lambda x: x.broadcast_like(x),
+    ]
+)
+questions = st.sampled_from(
+    [
+        lambda x: x == "a",
+        lambda x: x != "z",
+        lambda x: x.isin(["b", "z"]),
+        lambda x: x.isnull(),
+        lambda x: x.count(),
+        lambda x: x,
+    ]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from([-1, 0, 1, 2]), max_size=6),
+    st.lists(moves, max_size=4),
+    questions,
+    st.booleans(),
+)
+def test_any_chain_of_operations(given_codes, chain, question, lazy):
+    column = xr.DataArray(np.int8(given_codes), dims="row", attrs={"categories": ["a", "b", "c"]})
+    column = column.chunk(row=2) if lazy else column
+    known, text = labelled(column), labels(column)
+
+    def found(x):
+        for move in chain:
+            x = move(x)
+        return question(x.reset_index("row") if "row" in x.indexes else x)
+
+    same(outcome(found, known), outcome(found, text))
+
+
+# --- what strings have not ------------------------------------------------------------------------
+
+SIZES = ["S", "M", "L"]
+COMPARE = ["lt", "le", "gt", "ge", "eq", "ne"]
+
+
+@pytest.mark.parametrize("name", COMPARE)
+def test_categories_with_an_order_are_compared_by_it(name):
+    given = np.int8([2, -1, 0, 1])
+    sizes = labelled(xr.DataArray(given, dims="row", attrs={"categories": SIZES, "ordered": 1}))
+    expected = pd.Categorical.from_codes(given, SIZES, ordered=True)
+    compare = getattr(operator, name)
+    for label in SIZES:
+        assert compare(sizes, label).values.tolist() == compare(expected, label).tolist()
+        assert compare(label, sizes).values.tolist() == compare(label, expected).tolist()
+
+
+def test_a_label_without_a_place_in_the_order_is_refused():
+    sizes = Categories(np.int8([0]), SIZES, ordered=True)
+    with pytest.raises(ParameterError, match="'XL' has no place in the order S, M, L; compare"):
+        operator.lt(sizes, "XL")
+    assert (sizes == "XL").tolist() == [False]
+
+
+def test_missing_is_every_code_without_a_label():
+    column = Categories(np.array([-7, 1, 2, 99]), ["a", "b"])
+    assert column.tolist()[1] == "b" and pd.isna(column.tolist()).tolist() == [1, 0, 1, 1]
+    assert (column == "a").tolist() == [False] * 4 and (column != "b").tolist() == [1, 0, 1, 1]
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u8", "i8"])
+def test_the_last_code_of_a_dtype_has_a_label(dtype):
+    names = [f"c{i}" for i in range(128)]
+    column = Categories(np.array([127, 0], dtype), names)
+    assert column.tolist() == ["c127", "c0"] and (column == "c127").tolist() == [True, False]
+    more = np.concatenate([column, Categories(np.int8([0]), ["new"])])
+    assert isinstance(more, Categories) and more.tolist() == ["c127", "c0", "new"]
+
+
+def test_labels_are_set_as_text():
+    ds = labelled(codes())
+    before = ds.copy(deep=True)
+    ds.weather[0] = "hail"
+    ds.weather.loc[{"row": [1, 2]}] = np.array(["fog", np.nan], object)
+    ds["grid"][{"row": 0, "x": 1}] = "fog"
+    assert ds.weather.values[:3].tolist()[:2] == ["hail", "fog"] and pd.isna(ds.weather.values[2])
+    assert ds.weather[3:].equals(before.weather[3:])
+    assert ds.grid.values[0].tolist() == ["rain", "fog"]
+    assert before.weather.values[0] == "rain" and before.weather.data.names == tuple(NAMES)
+    with pytest.raises(ParameterError, match="3 is no label; accepted: text"):
+        ds.weather[0] = 3
+
+
+# --- in and out -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_codes_come_back_as_they_were(form):
+    assert coded(FORMS[form](codes())).compute().identical(codes())
+    assert coded(codes()).identical(codes()) and coded(strings(codes())).identical(strings(codes()))
+
+
+def test_nothing_is_copied():
+    ds = codes()
+    assert np.shares_memory(coded(labelled(ds)).weather.values, ds.weather.values)
+    lazy = on_dask(ds)
+    assert coded(labelled(lazy)).weather.data is lazy.weather.data
+    assert coded(ds) is ds
+
+
+def test_print():
+    text = repr(labelled(codes()))
+    assert "weather  (row) object 12B 'rain' 'sun' 'rain' nan ... 'fog' nan 'rain' 'sun'" in text
+    assert "4 categories: fog, rain, snow, sun" in repr(labelled(codes()).weather)
+    assert "Categories" in repr(labelled(on_dask(codes())))
+
+
+def test_pandas_gets_categories_from_to_frame():
+    column = sn.to_frame(labelled(codes())[["weather", "temp"]]).weather
+    assert column.cat.categories.tolist() == NAMES and column.cat.codes.tolist() == CODES.tolist()
+    back = sn.from_frame(column.to_frame())
+    assert back.weather.equals(labelled(codes()).weather.drop_vars("x", errors="ignore"))
+
+
+@pytest.mark.parametrize("form", ["memory", "loaded"])
+def test_files_of_xarray_hold_the_labels(form, tmp_path):
+    ds = FORMS[form](codes())[["weather"]].fillna("?")
+    ds.astype(str).to_zarr(tmp_path / "a.zarr", zarr_format=2)
+    ds.to_netcdf(tmp_path / "a.nc", engine="scipy")
+    expected = strings(codes()).weather.fillna("?").values.tolist()
+    with xr.open_zarr(tmp_path / "a.zarr") as found:
+        assert found.weather.values.tolist() == expected
+    with xr.open_dataset(tmp_path / "a.nc", engine="scipy") as found:
+        assert found.weather.values.astype(str).tolist() == expected
+
+
+# --- codes alone are read -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def undecoded(monkeypatch):
+    "To make one label of a code is an error"
+
+    def decode(*args, **options):
+        raise AssertionError("labels were made")
+
+    monkeypatch.setattr(Categories, "__array__", decode)
+
+
+@pytest.fixture
+def stored(tmp_path):
+    lake = sn.Lake(tmp_path / "lake")
+    lake.write("sky", codes().drop_vars(["grid", "x"]))
+    return lake
+
+
+def test_a_pass_over_the_lake_makes_no_label(stored, undecoded):
+    ds = stored.read("sky")
+    assert type_of(ds.weather) == "category"
+    blocks = Blocks.of(ds)
+    assert type(blocks.source).__name__ == "_Lake" and blocks[0].weather.values.tolist() == [*CODES]
+    s = sn.summarize(ds)
+    assert s["weather"].kind == "category" and s["weather"].missing == 2
+    assert sn.drift(ds, ds)["weather"].psi == 0
+    assert sn.group_by(ds, "weather", {"temp": "mean"}).sizes["group"] == 4
+    t = sn.Transform(["temp"], ["weather"]).fit(ds)
+    assert t.transform(ds).shape == (12, 4) and t.raw(ds.compute())["weather"][0] == "rain"
+    contract = sn.Contract.infer(ds)
+    assert contract["weather"].categories == tuple(NAMES) and contract.check(ds).ok
+    y = ds.temp > 2
+    by = sn.evaluate(y, ds.temp / 6, by=ds.weather).slices
+    assert set(by) == {"rain", "sun", "fog", None}
+    stored.append("sky", ds.isel(row=slice(0, 3)))
+    assert stored.read("sky").sizes["row"] == 15
+
+
+def test_lazy_stays_lazy(stored):
+    import dask
+
+    def refuse(*args, **options):
+        raise AssertionError("something was computed")
+
+    with dask.config.set(scheduler=refuse):
+        ds = stored.read("sky")
+        rain = ds.weather == "rain"
+        kept = ds.where(rain), ds.weather.isin(["sun"]), ds.weather.fillna("?"), coded(ds)
+        repr(ds), ds.isel(row=slice(2, 5)), xr.concat([ds, ds], "row"), ds.weather.isnull()
+    assert rain.chunks == ds.weather.chunks and all(x.chunks for x in kept)
+    assert rain.sum().compute() == 4

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['MISSING', 'T', 'Categories', 'coded', 'labelled', 'labels', 'categorical']
 
-# %% ../../nbs/data/categories.ipynb #34b90dd1
+# %% ../../nbs/data/categories.ipynb #e5fd58aa
 MISSING = -1  # the code of a row without a label
 
 
@@ -67,14 +67,20 @@ class Categories(NDArrayOperatorsMixin):
     def nbytes(self) -> int:
         return self.codes.nbytes
 
+    @property
+    def flags(self) -> Any:
+        return self.codes.flags
+
     def __len__(self) -> int:
         return len(self.codes)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(np.asarray(self))
 
-    def __getitem__(self, key: Any) -> Categories:
-        return self.with_codes(np.asarray(self.codes[key]))
+    def __getitem__(self, key: Any) -> Any:
+        codes = self.codes[key]
+        found = self.with_codes(np.asarray(codes))
+        return found if isinstance(codes, np.ndarray) else found.item()
 
     def __setitem__(self, key: Any, value: Any) -> None:
         names, (codes, given) = _united([self, _encoded(value)])
@@ -151,6 +157,12 @@ class Categories(NDArrayOperatorsMixin):
             of the smallest dtype
         """
         place = {name: i for i, name in enumerate(names)}
+        new = next((n for n in self.names if n not in place), None)
+        if new is not None:
+            raise ParameterError(
+                f"{new!r} is new among the categories of a column on Dask; load it first: "
+                "column.compute(), or make it one of strings: labels(column)."
+            )
         dtype = np.min_scalar_type(-max(1, len(names)))
         return self.each(np.array([place[n] for n in self.names], dtype), MISSING)
 
