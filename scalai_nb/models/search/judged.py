@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from ...data.categories import coded
 from ...errors import ParameterError, unknown
 from ...evaluation.evaluation import evaluate
 from ...evaluation.residuals import evaluate_regression
@@ -162,6 +163,7 @@ def judged(
             "transform= is missing: it makes features of the columns; "
             "pass, say, sn.Transform(numeric=[…], categorical=[…])."
         )
+    rows = replace(rows, data=coded(rows.data))
     classes = np.unique(rows.data[rows.label].values) if is_classifier(estimator) else None
     metric = metric or _metric_of(classes)
     if metric not in MEASURES:
