@@ -360,7 +360,7 @@ _ANSWERED: dict[Any, Callable[..., Any]] = {
     np.where: _where,
 }
 
-# %% ../../nbs/data/categories.ipynb #a364b82b
+# %% ../../nbs/data/categories.ipynb #99456e82
 T = TypeVar("T")
 
 
@@ -370,9 +370,9 @@ def _lazy(codes: Any, names: Sequence[str], ordered: bool) -> Any:
     from dask.base import tokenize
 
     register_chunk_type(Categories)
-    name = f"categories-{tokenize(codes.name, names, ordered)}"
-    meta = Categories(codes._meta, names, ordered)
-    found = codes.map_blocks(Categories, names, ordered, dtype=object, meta=meta, name=name)
+    name = f"categories-{tokenize(codes.name, repr(names), ordered)}"
+    make = partial(Categories, names=names, ordered=ordered)
+    found = codes.map_blocks(make, dtype=object, meta=make(codes._meta), name=name)
     found.coded = name, codes
     return found
 
@@ -393,8 +393,14 @@ def _given(data: Any) -> tuple[Any, Categories] | None:
     if name == data.name:
         return codes, meta
     dtype = np.min_scalar_type(-max(1, len(meta.names)))
-    codes = data.map_blocks(_codes, meta.names, dtype=dtype, meta=meta.codes.astype(dtype))
-    return codes, meta
+    find = partial(_codes, names=meta.names)
+    return data.map_blocks(find, dtype=dtype, meta=meta.codes.astype(dtype)), meta
+
+
+def _changed(ds: Any, change: Callable[[Any], Any]) -> Any:
+    "`ds` with `change` of its variables; itself where that changes none"
+    changed = {n: new for n, v in ds.variables.items() if (new := change(v)) is not v}
+    return ds.assign(changed) if changed else ds
 
 
 def coded(
@@ -409,9 +415,7 @@ def coded(
     """
     x: Any = data
     if hasattr(x, "data_vars"):
-        columns = {n: coded(v) for n, v in x.variables.items()}
-        changed = {n: v for n, v in columns.items() if v is not x.variables[n]}
-        return x.assign(changed) if changed else data
+        return _changed(x, coded)
     found = _given(getattr(getattr(x, "variable", x), "_data", None))
     if found is None:
         return data
@@ -426,25 +430,25 @@ def coded(
 
 def _is_coded(x: Any) -> bool:
     "Whether a Variable or DataArray holds codes, in host memory or on Dask"
-    if "categories" not in x.attrs or x.dtype.kind not in "iu" or x.dims == (x.name,):
+    is_index = x.dims == (getattr(x, "name", None),)
+    if "categories" not in x.attrs or x.dtype.kind not in "iu" or is_index:
         return False
     return isinstance(x.data if x.chunks is None else x.data._meta, np.ndarray)
 
 
 def labelled(
-    data: T,  # Dataset or DataArray
+    data: T,  # Dataset, DataArray or Variable
 ) -> T:
     """`data` with labels for codes with the attribute `categories`; an index keeps its codes
 
     Parameters
     ----------
     data : T
-        Dataset or DataArray
+        Dataset, DataArray or Variable
     """
     x: Any = data
     if hasattr(x, "data_vars"):
-        columns = {n: labelled(x[n]).variable for n in x.variables if _is_coded(x[n])}
-        return x.assign(columns) if columns else data
+        return _changed(x, labelled)
     if not _is_coded(x):
         return data
     made = Categories if x.chunks is None else _lazy

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -163,13 +163,13 @@ def judged(
             "transform= is missing: it makes features of the columns; "
             "pass, say, sn.Transform(numeric=[…], categorical=[…])."
         )
-    rows = replace(rows, data=coded(rows.data))
-    classes = np.unique(rows.data[rows.label].values) if is_classifier(estimator) else None
+    data = coded(rows.data)
+    classes = np.unique(data[rows.label].values) if is_classifier(estimator) else None
     metric = metric or _metric_of(classes)
     if metric not in MEASURES:
         raise ParameterError(unknown(metric, MEASURES, "the measures"))
     folds = rows.split
     if folds is None or isinstance(folds, str):
-        folds = split_rows(rows.data, by=folds, label=rows.label, seed=seed)
-    fitted = [(a, b, deepcopy(rows.transform).fit(rows.data.isel(row=a))) for a, b in folds]
-    return Judged(estimator, rows.data, rows.label, classes, fitted, metric)
+        folds = split_rows(data, by=folds, label=rows.label, seed=seed)
+    fitted = [(a, b, deepcopy(rows.transform).fit(data.isel(row=a))) for a, b in folds]
+    return Judged(estimator, data, rows.label, classes, fitted, metric)
