@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, DataArray
 
 # %% auto #0
-__all__ = ['MISSING', 'T', 'Categories', 'coded', 'labelled', 'labels', 'categorical']
+__all__ = ['MISSING', 'Categories', 'coded', 'labelled', 'labels', 'categorical']
 
 # %% ../../nbs/data/categories.ipynb #e5fd58aa
 MISSING = -1  # the code of a row without a label
@@ -361,7 +361,7 @@ _ANSWERED: dict[Any, Callable[..., Any]] = {
 }
 
 # %% ../../nbs/data/categories.ipynb #99456e82
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def _lazy(codes: Any, names: Sequence[str], ordered: bool) -> Any:
@@ -404,13 +404,13 @@ def _changed(ds: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def coded(
-    data: T,  # Dataset, DataArray or Variable
-) -> T:
+    data: _T,  # Dataset, DataArray or Variable
+) -> _T:
     """`data` with labels as codes and the attribute `categories`; itself where there are none
 
     Parameters
     ----------
-    data : T
+    data : _T
         Dataset, DataArray or Variable
     """
     x: Any = data
@@ -437,13 +437,13 @@ def _is_coded(x: Any) -> bool:
 
 
 def labelled(
-    data: T,  # Dataset, DataArray or Variable
-) -> T:
+    data: _T,  # Dataset, DataArray or Variable
+) -> _T:
     """`data` with labels for codes with the attribute `categories`; an index keeps its codes
 
     Parameters
     ----------
-    data : T
+    data : _T
         Dataset, DataArray or Variable
     """
     x: Any = data
