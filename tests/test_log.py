@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from scalai_nb.data.lake import Lake
+from scalai_nb.data.sources import type_of
 from scalai_nb.serving.log import journal as journals
 from scalai_nb.serving.log import ingest as logs
 from scalai_nb.serving.scoring.calls import Call
@@ -437,11 +438,11 @@ def test_versions_with_other_columns_are_one_dataset(service, lake, monkeypatch)
     rows = lake.read("late-predictions").compute()
     assert rows.id.values.tolist() == [f"{v}:{i}" for v in "1234" for i in (0, 1)]
     np.testing.assert_array_equal(rows.hour, [7, 7, 7, 7, np.nan, np.nan, 7.5, 7.5])
-    assert rows.carrier.dtype == object and [
+    assert type_of(rows.carrier) == "string" and [
         v for v in rows.carrier.values if isinstance(v, str)
     ] == ["ZZ", "AA", "YY"]
     assert (
-        rows.version.attrs["categories"] == ["1", "2", "3", "4"]
+        rows.version.data.names == ("1", "2", "3", "4")
         and rows.temp.isnull().values.tolist() == [True] * 6 + [False] * 2
     )
 

@@ -15,6 +15,7 @@ import zarr
 from toy import Project
 
 from scalai_nb.compute.blocks import Blocks
+from scalai_nb.data.categories import coded
 from scalai_nb.data import lake as lakes, layout, repository
 from scalai_nb.data.damage import SEALS, Seal
 from scalai_nb.data.lake import Lake
@@ -272,9 +273,9 @@ def test_what_the_error_advises_works(lake, kind):
             file.write_bytes(b"")
     forget()
     lake.restore("a", versions[1].id[:8])
-    assert lake.read("a").identical(good) or lake.read("a").compute().identical(good)
+    assert lake.read("a").compute().identical(good)
     lake.write("a", table(5, 5))
-    assert lake.read("a").compute().identical(table(5, 5))
+    assert coded(lake.read("a").compute()).identical(table(5, 5))
 
 
 def test_a_branch_that_names_nothing(lake):
@@ -325,13 +326,14 @@ def test_a_dataset_of_before_is_read_and_goes_on(lake, monkeypatch):
             before.setattr(module, "seal", lambda *_: None)
         old = lake.write("a", table(100, 1))
     forget()
-    assert lake.read("a").compute().identical(table(100, 1))
+    assert coded(lake.read("a").compute()).identical(table(100, 1))
     notes = lake.verify("a")
     assert not any(f.bad for f in notes)
     assert {f.column for f in notes} == {"", *table(1, 1).variables}
     assert any(f.where == f"{SEALS}/{old.id}" and f.versions == (old.id,) for f in notes)
     lake.append("a", table(20, 2))
-    assert lake.read("a").compute().isel(row=slice(100, None)).identical(table(20, 2))
+    rest = lake.read("a", rows=(100, None)).compute()
+    assert coded(rest).identical(table(20, 2))
     new = lake.write("a", lake.read("a"))
     assert all(new.id not in f.versions for f in lake.verify("a"))
     flip(sorted(files(lake, "chunks"), key=lambda f: f.stat().st_mtime_ns)[-1])

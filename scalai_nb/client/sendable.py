@@ -79,7 +79,10 @@ def column(
 # %% ../../nbs/client/sendable.ipynb #5f3a2f07
 def _of_dataset(ds: Dataset, wanted: Mapping[str, str]) -> dict[str, np.ndarray]:
     "Values by column of a Dataset; codes as the categories that they stand for"
+    from scalai_nb.data.categories import coded
+
     known = [cast(str, n) for n, x in ds.variables.items() if x.dims == ("row",)]
+    ds = coded(ds)
 
     def values(x: Any) -> np.ndarray:
         if "categories" not in x.attrs:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
+from ..data.categories import coded
 from ..errors import ParameterError, ScalaiError, WorkFailed, unknown
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ def selected(
     ds: Dataset,
     names: str | Iterable[str] | None,  # columns; None: all
 ) -> Dataset:
-    """The columns `names` of `ds`, without other coordinates over `row`
+    """The columns `names` of `ds`, without other coordinates over `row`; categories as codes
 
     Parameters
     ----------
@@ -203,9 +204,9 @@ def selected(
         columns; None: all
     """
     if names is None:
-        return ds
+        return coded(ds)
     ds = ds[check_columns(names, over_rows(ds))]
-    return ds.drop_vars([n for n in over_rows(ds) if n not in names])
+    return coded(ds.drop_vars([n for n in over_rows(ds) if n not in names]))
 
 
 def loaded(

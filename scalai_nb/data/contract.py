@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from .sources import as_dataset, row_blocks, to_frame, type_of
+from .sources import as_dataset, from_frame, row_blocks, to_frame, type_of
 from ..errors import ContractViolation, ParameterError, unknown
 from ..show import frame_table, prose
 
@@ -496,7 +496,8 @@ class Contract:
         ds : Dataset | Frame | Table
             left as it is
         """
-        return as_dataset(ds).assign_attrs(contract=self.to_json())
+        given = cast("Dataset", ds if hasattr(ds, "data_vars") else from_frame(cast("Any", ds)))
+        return given.assign_attrs(contract=self.to_json())
 
     @classmethod
     def of(

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from .categories import labelled
 from .damage import Place
 from .layout import append_group, read_group, write_group
 from .publication import Move, Publication, Release, pending
@@ -152,8 +153,8 @@ class LakeReader:
         """The content of a dataset
 
         Nothing is loaded yet: a block is when it is computed, a column when it is used. What is
-        missing is NaN in numbers and strings, NaT in times, code −1 in categories. LakeError: a
-        column is not there.
+        missing is NaN in numbers, strings and categories, NaT in times. LakeError: a column is not
+        there.
 
         Parameters
         ----------
@@ -173,7 +174,7 @@ class LakeReader:
         """
         name, _, info = self._find(name, version)
         source = partial(group, str(self.path / name), info.id)
-        found = read_group(source, info.id, columns, rows, Place(name, info.id))
+        found = labelled(read_group(source, info.id, columns, rows, Place(name, info.id)))
         found.encoding["source"] = f"{name}@{info.id}"  # as xarray says where data come from
         return found
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from .categories import categorical
+from .categories import categorical, coded, labelled
 from ..errors import MissingExtra, ParameterError, unknown
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def type_of(
     str
         "category", "string" or the name of the NumPy dtype
     """
+    column = coded(column)
     if "categories" in column.attrs:
         return "category"
     if getattr(column.dtype, "tz", None):
@@ -165,7 +166,7 @@ def from_frame(
     ds = xr.Dataset(variables, attrs=dict(df.attrs))
     for name in names:
         type_of(ds[name])
-    return ds
+    return labelled(ds)
 
 # %% ../../nbs/data/sources.ipynb #8ce2b97d
 def is_frame(data: object) -> bool:
@@ -176,7 +177,7 @@ def is_frame(data: object) -> bool:
 
 def as_dataset(
     data: Dataset | Frame | Table,  # or a DataFrame of Polars
-) -> Dataset:  # the same, if it is one of plain columns
+) -> Dataset:  # categories are codes; the same, if it is one of plain columns
     """The Dataset that `data` is or can be made; ParameterError for other things
 
     Parameters
@@ -187,11 +188,11 @@ def as_dataset(
     Returns
     -------
     Dataset
-        the same, if it is one of plain columns
+        categories are codes; the same, if it is one of plain columns
     """
     if not hasattr(data, "data_vars"):
-        return from_frame(cast("Frame", data))
-    ds = cast("Dataset", data)
+        return coded(from_frame(cast("Frame", data)))
+    ds = coded(cast("Dataset", data))
     odd = [n for n, v in ds.variables.items() if _is_odd(v)]
     if not odd:
         return ds
@@ -253,7 +254,7 @@ def to_frame(
                 f"{name!r} has the dimensions {column.dims}; "
                 "a DataFrame holds columns over ('row',) alone. Select those first."
             )
-    ds = ds.compute()
+    ds = coded(ds).compute()
     rows = range(ds.sizes.get("row", 0))
     df = pd.DataFrame({name: _series(ds[name]) for name in ds.variables}, index=rows)
     df.attrs = dict(ds.attrs)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.categories import coded
 from ..errors import ParameterError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def row_array(
     """
     import xarray as xr
 
-    column: Any = x if hasattr(x, "dims") else xr.DataArray(np.asarray(x))
+    column: Any = coded(x) if hasattr(x, "dims") else xr.DataArray(np.asarray(x))
     if column.ndim != 1:
         raise ParameterError(f"{name} has {column.ndim} dimensions; pass one value a row.")
     return xr.Variable("row", column.data, column.attrs)

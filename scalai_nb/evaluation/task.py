@@ -15,6 +15,7 @@ import xarray as xr
 
 from ..compute.mergeable import Mergeable, together
 from ..compute.reduce import reduce
+from ..data.categories import coded
 from ..data.contract import missing
 from ..errors import ContractViolation, ParameterError, unknown
 from .binary import Evaluation, evaluation
@@ -171,7 +172,7 @@ def task_of(
     if label not in ds.variables:
         known = [n for n, v in ds.data_vars.items() if v.dims == ("row",)]
         raise ParameterError(unknown(str(label), known, "the columns"))
-    column = ds[label].compute()
+    column = coded(ds[label]).compute()
     if not column.size:
         raise ContractViolation("The dataset has no rows; nothing can be learnt.")
     lost = missing(column)
@@ -239,6 +240,7 @@ def judge(
     block = scored(task, rows, score, weight)
     columns = [] if by is None else list(map(str, by.data_vars))
     if by is not None and columns:
+        by = coded(by)
         block = block.assign({f"by {n}": ("row", by[n].values, by[n].attrs) for n in columns})
     w = None if weight is None else "weight"
     each = {"": task.algorithm(weight=w)} | {n: task.algorithm([f"by {n}"], w) for n in columns}

@@ -21,6 +21,7 @@ import xarray as xr
 
 from ...compute.blocks import Blocks
 from ...compute.reduce import reduce
+from ...data.categories import coded
 from ...data.sources import as_dataset
 from ...describe.summary import SUMMARY, Summary
 from ...errors import ContractViolation, ParameterError, unknown
@@ -45,11 +46,14 @@ __all__ = ['TILE', 'THREADS', 'row_coords', 'numbers', 'codes', 'Transform', 'Fe
 
 # %% ../../../nbs/learn/features/transform.ipynb #160592d5
 def _variable(ds: Dataset, name: str) -> xr.Variable:
-    "Column `name` of `ds`, (row,), without its coordinates; ContractViolation where there is none"
+    """Column `name` of `ds`, (row,), without its coordinates; categories as codes
+
+    ContractViolation where there is none.
+    """
     if name not in ds.variables or ds.variables[name].dims != ("row",):
         known = [str(n) for n, c in ds.items() if c.dims == ("row",)]
         raise ContractViolation(unknown(name, known, "the columns of the dataset"))
-    return ds.variables[name]
+    return coded(ds.variables[name])
 
 
 def row_coords(ds: Dataset) -> dict[Any, DataArray]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ...compute.mergeable import Mergeable
 from ...compute.reduce import reduce
+from ...data.categories import coded
 from ...data.contract import Contract, hashes, missing
 from ...errors import ContractViolation, ParameterError, unknown
 
@@ -107,7 +108,8 @@ def _present(ds: Dataset, name: str) -> DataArray:
     if name not in ds.variables:
         known = [n for n, v in ds.variables.items() if v.dims == ("row",)]
         raise ParameterError(unknown(str(name), known, "the columns"))
-    column = ds[name].load() if not ds[name].chunks else ds[name].compute()
+    column = coded(ds[name])
+    column = column.load() if not column.chunks else column.compute()
     lost = missing(column)
     if lost:
         raise ContractViolation(
@@ -328,7 +330,7 @@ def check_apart(
     shared = same & ~apart
     if not shared.any() or (not key and same.sum() > len(mark) / 2):
         return split
-    one = ds[names].isel(row=[int(order[1:][shared][0])]).compute()
+    one = coded(ds[names]).isel(row=[int(order[1:][shared][0])]).compute()
     row = ", ".join(f"{n} {_value(one[n])}" for n in names[:4]) + (", …" if len(names) > 4 else "")
     where = f"the key {tuple(key)}" if key else "all columns"
     raise ContractViolation(

@@ -14,6 +14,7 @@ import numpy as np
 
 from ...compute.blocks import check_columns, over_rows
 from ...compute.reduce import reduce
+from ...data.categories import coded
 from ...data.contract import Contract
 from ...describe.fingerprint import Fingerprint, LearnedFrom, fingerprint
 from ...errors import ParameterError, WorkFailed, unknown
@@ -323,7 +324,7 @@ def train(
     effort : Effort
         client, memory, jobs, sample, checkpoint and progress
     """
-    contract, by = _contract(data), judging.columns
+    contract, by, data = _contract(data), judging.columns, coded(data)
     named: Any = label or (contract and contract.label)
     task = task_of(data, named, _are_classifiers(candidates))
     asked = goals_of(goals, task.kind)

@@ -19,6 +19,7 @@ from ...compute.blocks import Blocks, naming
 from ...compute.cluster import persisted
 from ...compute.mergeable import Mergeable
 from ...compute.reduce import reduce
+from ...data.categories import coded
 from ...errors import ContractViolation, ParameterError
 from ..features.labels import COUNTS, LABELS, Coded, class_weights, numeric
 from scalai_nb.learn.features.rows import (
@@ -194,7 +195,7 @@ def _of_columns(
     blocks: Any = Blocks.of(X, device=_device_of(estimator))
     if y is None:
         raise ParameterError("There is no y to learn from; pass the name of the label.")
-    first = X if is_dataset(X) else blocks[0]
+    first = coded(X) if is_dataset(X) else blocks[0]
     rows_of(estimator, first, y, weight, transform)
     if transform is None:
         names = wanted = list(estimator.feature_names_in_)
@@ -208,9 +209,9 @@ def _of_columns(
             return reduce(Columns(None, y, weight).over(algorithm), blocks.select(targets), client)
 
     columns = Columns(_made(names, transform), y, weight)
-    coded, label = "categories" in first[y].attrs, f"The label {y!r}"
+    named, label = "categories" in first[y].attrs, f"The label {y!r}"
     mark, width = blocks.fingerprint(), len(names)
-    return Given(Fold(over), mark, width, names, blocks, columns, label=label, coded=coded)
+    return Given(Fold(over), mark, width, names, blocks, columns, label=label, coded=named)
 
 
 def _of_dask(estimator: Any, X: Any, y: Any, weight: Any, client: Any) -> Given:

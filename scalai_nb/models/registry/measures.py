@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from ...data.categories import coded
 from ...data.contract import missing
 from ...errors import ContractViolation, ParameterError, unknown
 from ...evaluation.binary import INTERVALS, evaluate_binary
@@ -42,7 +43,7 @@ def kind_of(model: Model) -> str:
 
 def _numbers(model: Model, data: Dataset, label: str) -> Array:
     "(row,) float64 labels"
-    column = data[label].compute()
+    column = coded(data[label]).compute()
     if column.dtype.kind not in "biuf" or "categories" in column.attrs:
         raise ParameterError(
             f"{model.name!r} gives a number, and {label!r} holds none; "

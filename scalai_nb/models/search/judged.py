@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from ...data.categories import coded
 from ...errors import ParameterError, unknown
 from ...evaluation.evaluation import evaluate
 from ...evaluation.residuals import evaluate_regression
@@ -162,12 +163,13 @@ def judged(
             "transform= is missing: it makes features of the columns; "
             "pass, say, sn.Transform(numeric=[…], categorical=[…])."
         )
-    classes = np.unique(rows.data[rows.label].values) if is_classifier(estimator) else None
+    data = coded(rows.data)
+    classes = np.unique(data[rows.label].values) if is_classifier(estimator) else None
     metric = metric or _metric_of(classes)
     if metric not in MEASURES:
         raise ParameterError(unknown(metric, MEASURES, "the measures"))
     folds = rows.split
     if folds is None or isinstance(folds, str):
-        folds = split_rows(rows.data, by=folds, label=rows.label, seed=seed)
-    fitted = [(a, b, deepcopy(rows.transform).fit(rows.data.isel(row=a))) for a, b in folds]
-    return Judged(estimator, rows.data, rows.label, classes, fitted, metric)
+        folds = split_rows(data, by=folds, label=rows.label, seed=seed)
+    fitted = [(a, b, deepcopy(rows.transform).fit(data.isel(row=a))) for a, b in folds]
+    return Judged(estimator, data, rows.label, classes, fitted, metric)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from ...data.categories import coded
 from ...errors import ContractViolation, ParameterError, unknown
 from ...evaluation.deviance import is_loss, loss_of
 from ...goals import Goal
@@ -84,7 +85,7 @@ def _labels(data: Dataset, label: str, regression: bool) -> Array:
         raise ContractViolation(
             "The data has no rows; give rows that the model has not learned from."
         )
-    y = np.asarray(data[label].values)
+    y = np.asarray(coded(data[label]).values)
     if y.dtype.kind not in "biuf":
         raise ContractViolation(
             f"{label!r} holds {y.dtype}; a label is 0 or 1, or a number to predict."

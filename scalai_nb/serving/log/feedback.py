@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from ...data.categories import labels
 from ...data.sources import row_blocks
 from ...errors import DatasetNotFound
 from .segments import feedback, predictions, record_of, score_columns
@@ -149,7 +150,7 @@ def versions(
     Array
         (row,) strings
     """
-    return np.array(ds.version.attrs["categories"], object)[ds.version.values]
+    return labels(ds.version).values
 
 # %% ../../../nbs/serving/log/feedback.ipynb #ea5d6cd9
 def quality(
@@ -260,9 +261,9 @@ def _remember(memory: OrderedDict, key: Hashable, value: object, most: int) -> N
 
 def _predicted(rows: Dataset) -> Iterator[tuple[str, _Version, _Score]]:
     "Id, version and score of each row of a Dataset of predictions"
-    by_name = {v: _version(rows.attrs, v) for v in rows.version.attrs["categories"]}
-    scores = _scores(rows).tolist()
-    for id, v, score in zip(rows.id.values, versions(rows), scores, strict=True):
+    of, scores = versions(rows).tolist(), _scores(rows).tolist()
+    by_name = {v: _version(rows.attrs, v) for v in set(of)}
+    for id, v, score in zip(rows.id.values, of, scores, strict=True):
         yield id, by_name[v], score
 
 

@@ -19,6 +19,7 @@ from uuid import uuid4
 
 import numpy as np
 
+from ...data.categories import coded
 from ...data.sources import type_of
 from ...errors import DatasetNotFound, VersionNotFound
 from ...files import file_lock, replacing
@@ -136,7 +137,7 @@ _BRANCH = "schema"
 def _append(lake: Lake, name: str, ds: Dataset, message: str) -> Version:
     "Add rows to a dataset that may have to be made, or to get other columns"
     try:
-        stored = lake.read(name, rows=(0, 0))
+        stored = coded(lake.read(name, rows=(0, 0)))
     except DatasetNotFound:
         return lake.write(name, ds, message)
     schema = common_schema(stored, ds)
@@ -152,7 +153,7 @@ def _widen(lake: Lake, name: str, schema: Schema) -> None:
     except VersionNotFound:
         pass
     lake.branch(name, _BRANCH)
-    rows = conform(lake.read(name, _BRANCH), schema)
+    rows = conform(coded(lake.read(name, _BRANCH)), schema)
     lake.write(name, rows, f"{len(schema)} columns", branch=_BRANCH)
     lake.publish(name, _BRANCH)
 
