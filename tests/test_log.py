@@ -3,10 +3,12 @@
 What was acknowledged is found, once, whoever dies; nobody's value is written; nothing is raised.
 """
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -519,3 +521,42 @@ def test_a_worker_loads_nothing_heavy_for_it():
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
         == "[]"
     )
+
+
+RECORDS = st.fixed_dictionaries(
+    {"id": st.one_of(st.text(max_size=5), st.integers(0, 9), st.none())},
+    optional={
+        "truth": st.one_of(
+            st.booleans(), st.floats(), st.text(max_size=3), st.none(), st.lists(st.none())
+        ),
+        "model": st.one_of(
+            st.sampled_from(["late", "", "LATE", "a/b", "x" * 300]), st.none(), st.integers(0, 9)
+        ),
+        "time": st.one_of(st.text(max_size=4), st.integers(0, 9), st.none()),
+    },
+)
+
+
+@given(st.lists(RECORDS, min_size=1, max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_no_line_of_feedback_stops_the_log_or_makes_a_dataset(records):
+    "Whatever is in a journal, by whatever way: what has a place goes on, the rest is set aside"
+    with tempfile.TemporaryDirectory() as folder:
+        service = Path(folder, "late")
+        with journal(service) as j:
+            write(j, scorer(HOUR), "p")
+            for r in records:
+                j.feedback([r])
+            j.feedback([{"id": "p", "truth": 1, "model": "late"}])
+        lake = Lake(Path(folder, "lake"))
+        keeper = LogKeeper(service, lake, Metrics())
+        done = keeper.step(force=True)
+        assert done and not keeper.trouble
+        assert sorted(lake.names()) == ["late-feedback", "late-predictions"]
+        assert lake.read("late-predictions").id.values.tolist() == ["p"]
+        aside = [line for f in service.rglob("quarantine/*") for line in f.read_text().splitlines()]
+        assert all(json.loads(line)["reason"] for line in aside)
+        kept = lake.read("late-feedback").sizes["row"]
+        assert kept + len(aside) == len(records) + 1 and kept >= 1
+        assert not list(service.rglob("*.journal"))
+        assert keeper.step(force=True).rows == 0

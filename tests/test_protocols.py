@@ -430,6 +430,10 @@ def test_feedback_is_taken_and_checked(one):
         b'{"id": "a", "truth": 1, "x": 1}',
     ):
         assert ask(one, "POST", "/feedback", bad)[0] == 400, bad
+    for model in (b'""', b'"plan"', b"null", b"7", b'"%s"' % (b"x" * 300), b"[]"):
+        body = b'{"id": "a", "truth": 1, "model": %s}' % model
+        status, _, said = ask(one, "POST", "/feedback", body)
+        assert status == 404 and "served: " in said["error"], (model, said)
 
 
 # ---- what is wrong

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, Dataset, Table
 
 # %% auto #0
-__all__ = ['OWN', 'score_columns', 'logged', 'predictions', 'feedback', 'table', 'truths', 'tables',
-           'convert', 'columns_of', 'record_of', 'rows_of', 'dataset']
+__all__ = ['OWN', 'log', 'score_columns', 'logged', 'predictions', 'feedback', 'table', 'truths',
+           'Unusable', 'tables', 'convert', 'columns_of', 'record_of', 'rows_of',
+           'dataset']
 
 # %% ../../../nbs/serving/log/segments.ipynb #2c7542d8
 OWN = {
@@ -183,9 +185,20 @@ def _time(value: Any) -> datetime | None:
     return at.astimezone(UTC).replace(tzinfo=None) if at.tzinfo else at
 
 # %% ../../../nbs/serving/log/segments.ipynb #d55c215a
+log = logging.getLogger(__name__)
+
+
+class Unusable(NamedTuple):
+    "What of a journal has no place in the lake"
+
+    reason: str
+    record: dict[str, Any]
+
+
 def tables(
     data: bytes,  # of a journal
     models: list[str],  # that the service has
+    unusable: list[Unusable],  # gets what has no place
 ) -> Iterator[tuple[str, Table]]:
     """Name of the dataset and rows, of each version and of the feedback in a journal
 
@@ -195,16 +208,47 @@ def tables(
         of a journal
     models : list[str]
         that the service has
+    unusable : list[Unusable]
+        gets what has no place
     """
     versions, records = read(data)
     for p in versions:
         yield predictions(p.record["name"]), table(p)
     by_model: dict[str, list[dict[str, Any]]] = {}
     for r in records:
+        if reason := _no_truth(r, models):
+            unusable.append(Unusable(reason, r))
+            continue
         for model in [r["model"]] if "model" in r else models:
             by_model.setdefault(model, []).append(r)
     for model, records in by_model.items():
         yield feedback(model), truths(records)
+
+
+def _no_truth(record: dict[str, Any], models: list[str]) -> str:
+    "Why a record of feedback has no place in the lake; empty: it has"
+    if "model" in record and record["model"] not in models:
+        return "it names no model of the service"
+    try:
+        truths([record])
+    except Exception as e:  # of Python or Arrow, about what a client sent
+        return f"{type(e).__name__}: {e}"
+    return ""
+
+
+def _set_aside(
+    unusable: list[Unusable],
+    path: Path,  # of a file, written where there is something to keep
+) -> None:
+    "Keep what has no place in the lake, with the reasons"
+    if not unusable:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(u._asdict(), default=str) for u in unusable]
+    with replacing(path) as file:
+        file.write("\n".join([*lines, ""]).encode(errors="replace"))
+    sync_folder(path.parent)
+    log.warning("%d lines of a log have no place in the lake: %s", len(lines), path)
 
 
 def convert(
@@ -213,6 +257,8 @@ def convert(
     models: list[str],  # that the service has
 ) -> list[tuple[str, Table]]:  # name of the dataset and rows
     """Make segments of a journal. Doing it again, wherever it was cut off, makes the same files
+
+    What has no place in the lake goes to `quarantine`, beside `folder`, with the reason.
 
     Parameters
     ----------
@@ -230,7 +276,10 @@ def convert(
     """
     import pyarrow as pa
 
-    made = list(tables(journal.read_bytes(), models))
+    unusable: list[Unusable] = []
+    made = list(tables(journal.read_bytes(), models, unusable))
+    aside = folder.parent / "quarantine" / f"{journal.stem}-{journal.parent.name}.jsonl"
+    _set_aside(unusable, aside)
     for i, (name, rows) in enumerate(made):
         path = folder / name / f"{journal.stem}-{journal.parent.name}-{i}-{rows.num_rows}.arrow"
         path.parent.mkdir(parents=True, exist_ok=True)

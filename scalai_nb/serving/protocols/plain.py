@@ -83,6 +83,7 @@ def _record(app: Service, i: int, r: Any) -> dict[str, Any]:
             row=i,
         )
     _check_id(i, r["id"])
+    _check_model(app, i, r)
     _check_truth(i, r["truth"], partial(_classes, app, r.get("model")))
     if r.get("time") is not None:
         _check_time(i, r["time"])
@@ -96,6 +97,19 @@ def _check_id(i: int, id: str) -> None:
             f"Row {i}: the id has {len(id)} characters; accepted: 1 to 160.",
             row=i,
             column="id",
+        )
+
+
+def _check_model(app: Service, i: int, r: dict[str, Any]) -> None:
+    "Refusal 404: it is of a model that is not served, whose dataset a client would make"
+    known = app.models.names()
+    if "model" in r and r["model"] not in known:
+        served = ", ".join(known)
+        raise Refusal(
+            404,
+            f"Row {i}: there is no model {r['model']!r:.60}; served: {served:.200}.",
+            row=i,
+            column="model",
         )
 
 
