@@ -12,7 +12,7 @@ from toy import statuses
 
 import scalai_nb as sn
 from scalai_nb.data.lake import Lake
-from scalai_nb.data.sources import to_frame
+from scalai_nb.data.sources import to_frame, type_of
 from scalai_nb.environment import environment
 from scalai_nb.errors import WorkFailed
 from scalai_nb.models.registry import gate
@@ -125,7 +125,7 @@ def test_the_network_becomes_a_third_of_its_size_and_no_slice_loses_more_than_is
         for m in ([1, 2, 3], [4])
     )
     names = [n for n in known.data_vars if known[n].attrs.get("long_name") and n != "late"]
-    categories = [n for n in names if "categories" in known[n].attrs]
+    categories = [n for n in names if type_of(known[n]) == "category"]
     t = sn.Transform(numeric=[n for n in names if n not in categories], categorical=categories).fit(
         known
     )
