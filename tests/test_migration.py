@@ -149,7 +149,11 @@ def test_doctor_says_that_a_migration_was_interrupted(snapshots, tmp_path):
     [file] = tmp_path.rglob("tracking.db")
     with closing(sqlite3.connect(file)) as db, db:
         db.execute('CREATE TABLE "_alembic_tmp_runs" (run_uuid)')
-    assert "in the middle of a migration" in " ".join(project.scalai("doctor").stdout.split())
+    assert "in the middle of a migration" in " ".join(
+        project.scalai("doctor", COLUMNS="200").stdout.split()
+    )
     project.scalai("run", "toy", "--force")
     project.scalai("runs", "send")
-    assert "in the middle of a migration" not in " ".join(project.scalai("doctor").stdout.split())
+    assert "in the middle of a migration" not in " ".join(
+        project.scalai("doctor", COLUMNS="200").stdout.split()
+    )

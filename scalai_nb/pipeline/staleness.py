@@ -336,7 +336,7 @@ class Cache:
 
     def _absent(self, name: str, id: str) -> bool:
         "Whether something of a version is not there; looked at again when the folder has changed"
-        from ..data.lake import Lake
+        from scalai_nb.data.lake import Lake
 
         chunks = Path(self.env.lake) / name / "chunks"
         if not chunks.exists():
