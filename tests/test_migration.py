@@ -20,8 +20,6 @@ from scalai_nb.tracking import migration
 from scalai_nb.tracking.migration import set_up, unfinished
 from scalai_nb.tracking.mlflow_sink import client
 
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow's
-
 SNAPSHOTS = """
 import shutil, sys
 from pathlib import Path

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import warnings
 from contextlib import closing
 from pathlib import Path
 
@@ -91,7 +92,9 @@ def _migrate(file: Path) -> None:
 
     engine = utils.create_sqlalchemy_engine(f"sqlite:///{file}")
     try:
-        utils._initialize_tables(engine)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what MLflow does with SQLAlchemy
+            utils._initialize_tables(engine)
     finally:
         engine.dispose()
 
