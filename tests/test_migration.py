@@ -78,7 +78,7 @@ def check(snapshot: Path, file: Path) -> None:
     assert unfinished(file) == ""
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_a_file_that_was_killed_in_mid_migration_is_whole_again(snapshots, tmp_path, seed):
     file = tmp_path / "tracking.db"
     check(random.Random(seed).choice(snapshots), file)
@@ -94,18 +94,15 @@ def test_every_statement(snapshots, tmp_path):
         check(snapshot, folder / "tracking.db")
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_setting_up_may_be_killed(tmp_path, seed):
     file = tmp_path / "tracking.db"
-    for later in (0.1, 0.4):
-        words = [sys.executable, "-c", SET_UP, str(file)]
-        process = subprocess.Popen(words, stdout=subprocess.PIPE)
+    words = [sys.executable, "-c", SET_UP, str(file)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
-        time.sleep(random.Random(seed).uniform(0, 1) + later)
+        time.sleep(random.Random(seed).uniform(0, 1.4))
         process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        assert not file.exists() or file.stat().st_size == 0 or not unfinished(file)
+    assert not file.exists() or file.stat().st_size == 0 or not unfinished(file)
     usable(file)
 
 

@@ -85,8 +85,10 @@ def _is_stream(data: Any) -> bool:
 
 def _source(data: Any, names: str | Iterable[str] | None, least: int) -> Source | _Stream:
     "The source that reads the columns `names` of `data`"
-    if hasattr(data, "data_vars") or is_frame(data):
-        return dataset_source(as_dataset(data), names, least)
+    if is_frame(data):
+        data = as_dataset(data)
+    if hasattr(data, "data_vars"):
+        return dataset_source(data, names, least)
     files = data[0] if isinstance(data, list | tuple) and data else data
     if isinstance(files, str | Path):
         return parquet_source(data, names, least)
