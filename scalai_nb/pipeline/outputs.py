@@ -36,6 +36,11 @@ def _length(output: Output) -> int:
     return len(json.dumps(output, default=str))
 
 
+def _weight(output: Output) -> int:
+    "What an output takes of the bytes to keep"
+    return _length(output) * (_PRINTED if output["output_type"] == "stream" else 1)
+
+
 def _printed(text: str, name: str = "stdout") -> Output:
     return {"output_type": "stream", "name": name, "text": text}
 
@@ -64,8 +69,9 @@ class Kept:
         "Forget all outputs"
         self._first: list[Output] = []
         self._last: deque[Output] = deque()
-        self._taken = [0, 0]  # by the first and the last
-        self._left_out = 0
+        self._room = self.most / 2  # that the first have left
+        self._behind = 0  # what the last take
+        self._left_out = 0  # characters
 
     @property
     def outputs(self) -> list[Output]:
@@ -81,13 +87,10 @@ class Kept:
 
     def append(self, output: Output) -> None:
         "Keep an output, or leave out others for it"
-        length = _length(output)
-        if length > self.most / 2:
-            output = self._note(length)
-            length = _length(output)
-        full = self._taken[0] >= self.most / 2
-        (self._last if full else self._first).append(output)
-        self._take(length, output)
+        if _weight(output) > self.most / 2:
+            output = self._note(_length(output))
+        (self._first if self._room > 0 else self._last).append(output)
+        self._take(_weight(output))
 
     def print(self, text: str, name: str) -> None:
         "Go on with a stream"
@@ -104,20 +107,21 @@ class Kept:
         before = len(newest["text"])
         longer = newest["text"] + text
         newest["text"] = _OVERWRITTEN.sub("", longer) if "\r" in text else longer
-        self._take(len(newest["text"]) - before, newest)
+        self._take(_PRINTED * (len(newest["text"]) - before))
 
     def _is_full(self, output: Output) -> bool:
         "Whether a piece of a stream is long enough"
         return self.most < math.inf and len(output["text"]) >= _PIECE
 
-    def _take(self, length: int, output: Output) -> None:
-        "Count an output that has come or grown, and leave out the oldest of the last"
-        weight = _PRINTED if output["output_type"] == "stream" else 1
-        self._taken[bool(self._last)] += weight * length
-        while self._taken[1] > self.most / 2 and len(self._last) > 1:
+    def _take(self, weight: int) -> None:
+        "Count what has come, or grown at the end, and leave out the oldest of the last"
+        if not self._last:
+            self._room -= weight
+            return
+        self._behind += weight
+        while self._behind > self.most / 2 and len(self._last) > 1:
             oldest = self._last.popleft()
-            weight = _PRINTED if oldest["output_type"] == "stream" else 1
-            self._taken[1] -= weight * _length(oldest)
+            self._behind -= _weight(oldest)
             self._left_out += _length(oldest)
 
     def _note(self, length: int) -> Output:
