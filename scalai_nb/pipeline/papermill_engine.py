@@ -14,7 +14,7 @@ from papermill.engines import Engine, NotebookExecutionManager
 from papermill.log import logger
 
 from ..errors import RunFailed
-from .execution.engine import Execution, Limits, preload
+from .execution.engine import Execution, Kernel, Limits, preload
 from .execution.forkserver import ForkServer
 from .execution.outcome import Verdict
 from .outputs import Outputs
@@ -60,8 +60,7 @@ class ScalaiEngine(Engine):
                 nb_man.nb,
                 server,
                 follower,
-                kernel=kernel_name,
-                cwd=os.getcwd(),
+                kernel=Kernel(kernel_name, os.getcwd()),
                 limits=Limits(memory, execution_timeout, start=start_timeout),
             )
             v = execution.run()

@@ -43,7 +43,7 @@ from ..reading.syntax import SKIPPED
 from ...redaction import Secrets
 
 # %% auto #0
-__all__ = ['FORK_SAFE', 'code_cells', 'is_skipped', 'group_memory', 'Limits', 'Execution',
+__all__ = ['FORK_SAFE', 'code_cells', 'is_skipped', 'group_memory', 'Limits', 'Kernel', 'Execution',
            'preload']
 
 # %% ../../../nbs/pipeline/execution/engine.ipynb #b4109e92
@@ -194,6 +194,25 @@ class Limits:
     start: float = 60.0  # seconds until the kernel must answer
 
 # %% ../../../nbs/pipeline/execution/engine.ipynb #77a6b899
+@dataclass(frozen=True)
+class Kernel:
+    """Which kernel executes a notebook, and what it finds around it
+
+    Attributes
+    ----------
+    name : str | None, default None
+        None: the notebook's own
+    cwd : PathLike | None, default None
+        working directory; None: this process's
+    env : dict[str, str] | None, default None
+        all variables; None: this process's
+    """
+
+    name: str | None = None  # None: the notebook's own
+    cwd: PathLike | None = None  # working directory; None: this process's
+    env: dict[str, str] | None = None  # all variables; None: this process's
+
+
 class Execution:
     """One notebook executed once, in a kernel of its own
 
@@ -205,12 +224,7 @@ class Execution:
         starts the kernel
     on_event : Callable[[dict[str, Any]], None]
         called with each event, from another thread: {"event": "cell" or "output", "cell": …}
-    kernel : str | None, default None
-        kernel name; None: the notebook's own
-    cwd : PathLike | None, default None
-        working directory of the kernel; None: this process's
-    env : dict[str, str] | None, default None
-        all variables of the kernel; None: this process's
+    kernel : Kernel
     log : Path | None, default None
         where the kernel's process writes what no cell prints
     secrets : Secrets
@@ -225,9 +239,7 @@ class Execution:
         # called with each event, from another thread: {"event": "cell" or "output", "cell": …}
         on_event: Callable[[dict[str, Any]], None],
         *,
-        kernel: str | None = None,  # kernel name; None: the notebook's own
-        cwd: PathLike | None = None,  # working directory of the kernel; None: this process's
-        env: dict[str, str] | None = None,  # all variables of the kernel; None: this process's
+        kernel: Kernel = Kernel(),
         log: Path | None = None,  # where the kernel's process writes what no cell prints
         secrets: Secrets = Secrets([]),  # scrubbed from the log
         limits: Limits = Limits(),
@@ -235,9 +247,10 @@ class Execution:
         self.nb = nb
         self.server = server
         self.on_event = on_event
-        self.kernel = kernel or nb["metadata"].get("kernelspec", {}).get("name", "python3")
-        self.cwd = cwd
-        self.env = dict(os.environ) if env is None else env
+        own = nb["metadata"].get("kernelspec", {}).get("name", "python3")
+        self.kernel = kernel.name or own
+        self.cwd = kernel.cwd
+        self.env = dict(os.environ) if kernel.env is None else kernel.env
         self.log = log
         self.secrets = secrets
         self.limits = limits

@@ -17,7 +17,7 @@ from typing import Any
 
 from ...environment import Environment
 from ...errors import Conflict, ScalaiError
-from ..execution.engine import Execution, Limits, code_cells
+from ..execution.engine import Execution, Kernel, Limits, code_cells
 from ..execution.forkserver import OBSERVED
 from ..execution.observer import Watch
 from ..execution.outcome import Verdict
@@ -272,9 +272,7 @@ class Attempt:
             self.nb,
             shared.resources.forks(),
             recorder,
-            kernel=step.kernel,
-            cwd=Path(step.path).parent,
-            env=variables,
+            kernel=Kernel(step.kernel, Path(step.path).parent, variables),
             log=run.file(step.stem, "log"),
             secrets=shared.recorder.secrets,
             limits=Limits(shared.env.memory, shared.env.cell_timeout),
