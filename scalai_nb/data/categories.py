@@ -403,6 +403,13 @@ def _changed(ds: Any, change: Callable[[Any], Any]) -> Any:
     return ds.assign(changed) if changed else ds
 
 
+def _remade(x: Any, data: Any, attrs: dict[Any, Any]) -> Any:
+    "A Variable or DataArray with other values and attributes"
+    x = x.copy(deep=False, data=data)
+    x.attrs = attrs
+    return x
+
+
 def coded(
     data: _T,  # Dataset, DataArray or Variable
 ) -> _T:
@@ -423,9 +430,7 @@ def coded(
     attrs = x.attrs | {"categories": list(known.names)}
     if known.ordered:
         attrs["ordered"] = 1
-    x = x.copy(deep=False, data=codes)
-    x.attrs = attrs
-    return x
+    return _remade(x, codes, attrs)
 
 
 def _is_coded(x: Any) -> bool:
@@ -453,9 +458,8 @@ def labelled(
         return data
     made = Categories if x.chunks is None else _lazy
     found = made(x.data, tuple(x.attrs["categories"]), bool(x.attrs.get("ordered")))
-    x = x.copy(deep=False, data=found)
-    x.attrs = {k: v for k, v in x.attrs.items() if k not in ("categories", "ordered")}
-    return x
+    attrs = {k: v for k, v in x.attrs.items() if k not in ("categories", "ordered")}
+    return _remade(x, found, attrs)
 
 # %% ../../nbs/data/categories.ipynb #cacfab00
 def labels(

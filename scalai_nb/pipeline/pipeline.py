@@ -229,7 +229,9 @@ def heads(
     def head(kind: str, name: str, ref: str | None = None) -> str | None:
         nonlocal lake, registry
         if kind == "file":
-            return content(folder / name, memory) if (folder / name).exists() else None
+            found = content(folder / name, memory) if (folder / name).exists() else None
+            memory.save()  # a file of gigabytes is read once, not in every plan
+            return found
         try:
             if kind == "dataset":
                 if lake is None and not _exists(env.lake):

@@ -63,24 +63,26 @@ def locked(
 
 # %% ../../nbs/tracking/mlflow_file.ipynb #1f5e3bcc
 @cache
-def known_schemas() -> frozenset[str]:
-    "Numbers of the schemas that the installed MLflow can read; none where they cannot be found"
+def _migrations() -> dict[str, Path]:
+    "The files of the installed MLflow's migrations, by the number of the schema that each makes"
     spec = find_spec("mlflow")
     places = list(spec.submodule_search_locations or ()) if spec else []
     folders = [Path(p) / "store/db_migrations/versions" for p in places]
     files = (file for folder in folders for file in folder.glob("*_*.py"))
-    return frozenset(name for f in files if (name := f.name.partition("_")[0]))
+    return {name: f for f in files if (name := f.name.partition("_")[0])}
+
+
+def known_schemas() -> frozenset[str]:
+    "Numbers of the schemas that the installed MLflow can read; none where they cannot be found"
+    return frozenset(_migrations())
 
 
 @cache
 def newest_schema() -> str:
     "Number of the schema that the installed MLflow writes; empty where it cannot be found"
-    spec = find_spec("mlflow")
-    places = list(spec.submodule_search_locations or ()) if spec else []
-    files = [f for p in places for f in (Path(p) / "store/db_migrations/versions").glob("*_*.py")]
-    known = {f.name.partition("_")[0]: f.read_text(encoding="utf-8") for f in files}
-    former = {m[1] for text in known.values() for m in _FORMER.finditer(text)}
-    newest = known.keys() - former - {""}
+    texts = [f.read_text(encoding="utf-8") for f in _migrations().values()]
+    former = {m[1] for text in texts for m in _FORMER.finditer(text)}
+    newest = {*_migrations()} - former
     return newest.pop() if len(newest) == 1 else ""
 
 
