@@ -345,7 +345,8 @@ def test_ctrl_c_ends_the_sweep_and_it_resumes(tmp_path):
     def interrupt():
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not any(
-            "depth 2" in p.read_text() for p in tmp_path.glob("**/02_fit.outputs.jsonl")
+            "depth 2" in p.read_text()
+            for p in tmp_path.glob(".scalai/runs/*/steps/02_fit.outputs.jsonl")
         ):
             time.sleep(0.05)
         signal.raise_signal(signal.SIGINT)

@@ -93,7 +93,7 @@ class Project:
         while time.monotonic() < deadline:
             printed = "".join(
                 json.loads(line)["content"].get("text", "")
-                for path in self.root.glob(f"**/{step}.outputs.jsonl")
+                for path in self.root.glob(f".scalai/runs/*/steps/{step}.outputs.jsonl")
                 for line in path.read_text().splitlines()
                 if line.endswith("}")
             )
