@@ -93,7 +93,7 @@ class Project:
         while time.monotonic() < deadline:
             printed = "".join(
                 json.loads(line)["content"].get("text", "")
-                for path in self.root.glob(f".scalai/runs/*/steps/{step}.outputs.jsonl")
+                for path in self._outputs(step)
                 for line in path.read_text().splitlines()
                 if line.endswith("}")
             )
@@ -101,6 +101,11 @@ class Project:
                 return printed
             time.sleep(0.05)
         raise AssertionError(f"{text!r} was not printed within {seconds} s")
+
+    def _outputs(self, step: str) -> list[Path]:
+        "Where steps leave what they print; a folder may be renamed while this looks"
+        found = (Path(folder, name) for folder, _, files in os.walk(self.root) for name in files)
+        return [path for path in found if path.match(f"{step}.outputs.jsonl")]
 
 
 def gone(pid: int, seconds: float = 10) -> bool:
