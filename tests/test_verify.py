@@ -4,6 +4,8 @@ import json
 import pickle
 import random
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -439,3 +441,36 @@ def test_one_damaged_dataset_does_not_hide_the_others(tmp_path, lake):
     done = project.scalai("lake", "log", "a")
     assert done.returncode == 2 and done.stderr.startswith("error: 'main' of 'a' is damaged")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_process_that_leaves_waits_for_what_is_still_read(lake):
+    "Icechunk's threads end a process by SIGABRT when they find its interpreter gone"
+    lake.write("a", table(400, 1))
+    code = (
+        "import asyncio, sys\n"
+        "from scalai_nb.data.lake import Lake\n"
+        "Lake(sys.argv[1]).read('a').load()\n"
+        "from zarr.core import sync\n"
+        "async def read():\n"
+        "    await asyncio.sleep(0.3)\n"
+        "    print('read', flush=True)\n"
+        "asyncio.run_coroutine_threadsafe(read(), sync.loop[0])\n"
+        "sys.exit(3)"
+    )
+    command = [sys.executable, "-c", code, str(lake.path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "read\n", "")
+
+
+def test_a_process_ends_with_its_own_exit_code(lake):
+    lake.write("a", table(400, 1))
+    flip(max((lake.path / "a" / "chunks").iterdir(), key=lambda f: f.stat().st_size))
+    code = (
+        "import sys\n"
+        "from scalai_nb.data.lake import Lake\n"
+        "sys.exit(2 + len(Lake(sys.argv[1]).verify('a')))"
+    )
+    command = [sys.executable, "-c", code, str(lake.path)]
+    for _ in range(2):
+        together = [subprocess.Popen(command) for _ in range(6)]
+        assert [p.wait() for p in together] == [3] * 6

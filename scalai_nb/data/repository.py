@@ -5,10 +5,13 @@
 # %% ../../nbs/data/repository.ipynb #41b7251b
 from __future__ import annotations
 
+import asyncio
+import atexit
 import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -187,10 +190,27 @@ class Diff:
 def _first_use() -> int:
     "Id of the process that first used a lake"
     import icechunk
+    import zarr.core.sync  # what it registers for the exit is then called after `_finish`
 
     # It logs on standard output: that commits may race, which ours cannot, and what it raises, too.
     icechunk.set_logs_filter("off")
+    atexit.register(_finish)
     return os.getpid()
+
+
+def _finish() -> None:
+    """Wait at the exit of the process until Icechunk's threads have said what they have read
+
+    One that asks for the interpreter when it is gone ends the process by SIGABRT.
+    """
+    from zarr.core import sync
+
+    loop, deadline = sync.loop[0], time.monotonic() + 5
+    if not loop or _first_use() != os.getpid():
+        return
+    while asyncio.all_tasks(loop) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(0.02)  # what told the loop of the last may still wait for the interpreter
 
 
 def icechunk() -> Any:
