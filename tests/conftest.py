@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import shutil
+import socket
 import signal
 import subprocess
 import sys
@@ -201,3 +202,10 @@ def pytest_terminal_summary(terminalreporter):
             f"CI: skipped for a reason that tests/allowed_skips.txt does not list: {reason}",
             red=True,
         )
+
+
+def free_port() -> int:
+    "A port at which nobody listens"
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]

@@ -17,9 +17,12 @@ import scalai_nb as sn
 _WORK = """
 import socket, sys
 from pathlib import Path
+from scalai_nb.serving.process.options import Options
 from scalai_nb.serving.process.worker import work
-work(socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2]), \
-announce=lambda: print("ready", flush=True))
+sock, folder, names, grpc_port = sys.argv[1:]
+options = Options(tuple(names.split(",")), grpc_port=int(grpc_port) or None)
+work(socket.socket(fileno=int(sock)), Path(folder), options,
+     announce=lambda: print("ready", flush=True))
 """
 
 
@@ -66,7 +69,12 @@ def plain_model() -> sn.Model:
 
 
 @contextmanager
-def worker(folder: Path, models: dict, canary: dict | None = None):
+def worker(
+    folder: Path,
+    models: dict,
+    canary: dict | None = None,
+    grpc_port: int = 0,  # 0: it does not speak gRPC
+):
     """The url of a worker that serves models by their names, as version 3 with the alias champion
 
     With a canary, it serves them once more as version 4.
@@ -87,7 +95,10 @@ def worker(folder: Path, models: dict, canary: dict | None = None):
         sock.setblocking(False)
         env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
         process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", _WORK, str(sock.fileno()), str(folder)],
+            [
+                *(sys.executable, "-W", "error", "-c", _WORK),
+                *(str(sock.fileno()), str(folder), ",".join(models), str(grpc_port)),
+            ],
             pass_fds=[sock.fileno()],
             stdout=subprocess.PIPE,
             stderr=stderr,

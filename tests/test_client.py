@@ -438,10 +438,11 @@ def test_a_client_needs_no_server_and_no_heavy_library():
 WORK = """
 import socket, sys
 from pathlib import Path
+from scalai_nb.serving.process.options import Options
 from scalai_nb.serving.process.worker import work
 sock = socket.socket(fileno=int(sys.argv[1]))
 sock.setblocking(False)
-work(sock, Path(sys.argv[2]))
+work(sock, Path(sys.argv[2]), Options(("late",)))
 """
 
 

@@ -1,20 +1,17 @@
 """gRPC as people's clients speak it: tritonclient, grpcio's stubs and KServe's, to a real worker"""
 
-import gzip
 import json
-import socket
 import subprocess
-from struct import pack
-from types import SimpleNamespace
+import urllib.request
 
 import numpy as np
 import pytest
-from conftest import tool
+from conftest import free_port, tool
 from hypothesis import given, settings, strategies as st
 from served import flights, late_model, plain_model, worker
 
-from scalai_nb.serving.wire.grpc import Conversation, framed, only, parsed, tensors
-from scalai_nb.serving.wire.messages import SCHEMA, messages
+from scalai_nb.serving.protocols.messages import SCHEMA, messages
+from scalai_nb.serving.protocols.protobuf import parsed, tensors
 from scalai_nb.serving.refusal import Refusal
 
 
@@ -29,9 +26,16 @@ def plain():
 
 
 @pytest.fixture(scope="module")
-def served(late, plain, tmp_path_factory):
-    with worker(tmp_path_factory.mktemp("service"), {"late": late, "plain": plain}) as url:
-        yield url.removeprefix("http://")
+def service(late, plain, tmp_path_factory):
+    "Where HTTP and where gRPC is spoken"
+    port, models = free_port(), {"late": late, "plain": plain}
+    with worker(tmp_path_factory.mktemp("service"), models, grpc_port=port) as url:
+        yield url, f"127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def served(service):
+    return service[1]
 
 
 def client(served: str, script: str, **given):
@@ -169,7 +173,7 @@ say(code(stub.ModelMetadata, pb.ModelMetadataRequest(name="zzz")))
 say(code(channel.unary_unary("/inference.GRPCInferenceService/ModelInfer"), b"\\xff no message"))
 say(code(channel.unary_unary("/other.Service/Call"), b""))
 say(code(stub.ModelInfer, infer(x=np.zeros((2_200_000, 4)))))
-say(code(stub.ModelInfer, infer(), compression=grpc.Compression.Deflate))
+say(code(stub.ModelInfer, infer(x=[[1, 2]]), compression=grpc.Compression.Deflate))
 """,
     )
     codes = [
@@ -181,7 +185,7 @@ say(code(stub.ModelInfer, infer(), compression=grpc.Compression.Deflate))
         "INVALID_ARGUMENT",
         "UNIMPLEMENTED",
         "RESOURCE_EXHAUSTED",
-        "UNIMPLEMENTED",
+        "INVALID_ARGUMENT",
     ]
     assert [code for code, _ in said] == codes
     assert (
@@ -271,15 +275,13 @@ say(asyncio.run(main()))
     )
 
 
-def test_predictions_are_counted_with_those_of_http(served):
+def test_predictions_are_counted_with_those_of_http(service):
+    url, served = service
     client(
         served,
         TRITON + 'triton.InferenceServerClient(url).infer("plain", [matrix([[1, 2, 3, 4]])])',
     )
-    host, port = served.split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as s:
-        s.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-        text = b"".join(iter(lambda: s.recv(65_536), b"")).decode()
+    text = urllib.request.urlopen(f"{url}/metrics", timeout=10).read().decode()
     assert 'scalai_requests_total{model="plain",protocol="grpc",status="200",version="3"}' in text
 
 
@@ -306,38 +308,74 @@ say(found)
         assert ours == theirs[known.get(name, name)], name
 
 
-def refused(function, *args) -> int | None:
-    try:
-        function(*args)
-    except Refusal as e:
-        return e.status
-
-
-def test_a_client_that_goes_takes_back_what_it_has_asked():
-    open_, answered = SimpleNamespace(call=SimpleNamespace(gone=False)), SimpleNamespace(call=None)
-    Conversation.gone.fset(SimpleNamespace(turns=[answered, open_]), True)
-    assert open_.call.gone
-
-
-def test_messages_are_bounded():
-    bomb = gzip.compress(bytes(40 << 20))
-    assert (
-        refused(only, b"\x01" + pack(">I", len(bomb)) + bomb) == 413
-        and refused(only, b"\x00" + pack(">I", 1 << 30)) == 413
+def test_a_call_that_is_cancelled_takes_back_what_it_has_asked(service):
+    "And a conversation of which the client goes away leaves nothing behind"
+    url, served = service
+    client(
+        served,
+        TRITON
+        + """
+import grpc
+from tritonclient.grpc import service_pb2 as pb, service_pb2_grpc
+for i in range(50):
+    channel = grpc.insecure_channel(url)
+    stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+    q = pb.ModelInferRequest(model_name="plain", id=str(i), \
+inputs=[{"name": "x", "datatype": "FP32", "shape": [100, 4]}], raw_input_contents=[bytes(1600)])
+    call = stub.ModelInfer.future(q)
+    stream = stub.ModelStreamInfer(iter([q] * 20))
+    next(stream) if i % 2 else None
+    stream.cancel(); call.cancel(); channel.close()
+""",
     )
-    assert (
-        refused(only, framed(b"a") + framed(b"b"))
-        == refused(only, framed(b"abc")[:-1])
-        == refused(only, b"")
-        == refused(only, b"\x01" + pack(">I", 2) + b"no")
-        == 400
+    (ready,) = client(served, TRITON + "say(triton.InferenceServerClient(url).is_server_ready())")
+    assert ready
+    text = urllib.request.urlopen(f"{url}/metrics", timeout=10).read().decode()
+    assert "scalai_queue_rows 0" in text
+
+
+def test_messages_are_bounded(served):
+    "As they are sent, and when they are unpacked"
+    said = client(
+        served,
+        TRITON
+        + """
+import grpc
+from tritonclient.grpc import service_pb2 as pb, service_pb2_grpc
+channel = grpc.insecure_channel(url)
+stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+q = pb.ModelInferRequest(model_name="plain", \
+inputs=[{"name": "x", "datatype": "FP32", "shape": [1, 4]}], raw_input_contents=[bytes(40 << 20)])
+for compression in (grpc.Compression.NoCompression, grpc.Compression.Gzip):
+    try: stub.ModelInfer(q, compression=compression)
+    except grpc.RpcError as e: say(e.code().name)
+""",
     )
+    assert said == ["RESOURCE_EXHAUSTED"] * 2
+
+
+def test_health_and_reflection(served):
+    "As probes of Kubernetes ask, and clients that have no .proto"
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+    from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+        ProtoReflectionDescriptorDatabase,
+    )
+
+    with grpc.insecure_channel(served) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for name in ("", "inference.GRPCInferenceService"):
+            assert health.Check(health_pb2.HealthCheckRequest(service=name)).status == 1
+        known = ProtoReflectionDescriptorDatabase(channel)
+        assert "inference.GRPCInferenceService" in known.get_services()
+        file = known.FindFileContainingSymbol("inference.GRPCInferenceService")
+        assert {m.name for m in file.service[0].method} >= {"ModelInfer", "ModelStreamInfer"}
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_message_or_refused(data):
     try:
-        tensors(parsed("ModelInferRequest", only(framed(data))))
+        tensors(parsed("ModelInferRequest", data))
     except Refusal as e:
         assert e.status == 400

@@ -14,7 +14,7 @@ from scalai_nb.serving.metrics import METRICS, Metrics
 def samples(m: Metrics) -> dict:
     "The samples of the page, by name and labels"
     text, kind = metrics.page(m)
-    assert kind.startswith(b"text/plain")
+    assert kind.startswith("text/plain")
     return {
         (s.name, *sorted(s.labels.values())): s.value
         for family in text_string_to_metric_families(text.decode())

@@ -616,6 +616,7 @@ def test_a_canary_takes_its_share_by_a_column_or_a_header(late, tmp_path, key):
 
 
 def test_requests_are_counted_by_what_is_served(one):
+    ask(one, "POST", "/predict", records())
     ask(one, "POST", "/predict/nobody", [{}])
     ask(one, "POST", "/predict", [records()[0] | {"hour": "x"}])
     text = ask(one, "GET", "/metrics")[2].decode()

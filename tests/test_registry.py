@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -18,7 +17,7 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import tool
+from conftest import free_port, tool
 from sklearn.linear_model import LogisticRegression
 
 from scalai_nb.errors import (
@@ -586,12 +585,6 @@ def server(tmp_path_factory):
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def answers(url, process, log, seconds=120):

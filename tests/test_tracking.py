@@ -21,7 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import tool
+from conftest import free_port, tool
 from toy import Project, gone
 
 from scalai_nb.environment import environment
@@ -58,12 +58,6 @@ def logged(env, experiment="flights") -> dict:
     found = c.search_runs([c.get_experiment_by_name(experiment).experiment_id])
     assert len(found) == len({r.info.run_name for r in found})
     return {r.info.run_name: r for r in found}
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 # ---- the spool

@@ -197,8 +197,9 @@ def ours(
         with pinned(core):
             running = stack.enter_context(service.running([s.name], s.env, port=0, **options))
         path = {"v1": f"/v1/models/{s.name}:predict", "v2": f"/v2/models/{s.name}/infer"}[form]
-        pid, url = running.process.pid, running.url
-        yield Server(pid, form, url + path, url, s.name, tuple(running.state["workers"]))
+        pid, grpc = running.process.pid, f"http://{running.grpc}"
+        workers = tuple(running.state["workers"])
+        yield Server(pid, form, running.url + path, grpc, s.name, workers)
 
 # %% ../../nbs/bench/served.ipynb #fdadeb0c
 def _family(pid: int) -> list[psutil.Process]:

@@ -82,7 +82,11 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Where to listen; 0.0.0.0 lets other machines in.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8080,
+    port: Annotated[int, typer.Option(help="Of HTTP; 0 takes a free one.")] = 8080,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(help="Of gRPC; 0 takes a free one.", show_default="the next after --port"),
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(help="Processes that answer.", show_default="one a core, at most 4"),
@@ -145,6 +149,7 @@ def serve(
     options = {
         "host": host,
         "port": port,
+        "grpc_port": grpc_port,
         "workers": workers,
         "latency": latency and latency / 1000,
         "shadow": shadow,
@@ -166,7 +171,12 @@ def _announce(options: Options, routes: dict) -> None:
     workers = f"{options.workers} worker{'s' * (options.workers > 1)}"
     console().print(
         f"{options.url}/docs: {workers}, answers within {options.latency * 1000:g} ms, "
-        "HTTP (v1, v2, /predict) and gRPC (v2) at one port; Ctrl-C ends it",
+        f"HTTP (v1, v2, /predict), and gRPC (v2) at {_grpc(options)}; Ctrl-C ends it",
         soft_wrap=True,
     )
     print(curl(options.url, name, Path(route["versions"][route["primary"]]["path"])))
+
+
+def _grpc(options: Options) -> str:
+    "Where gRPC is spoken, or will be"
+    return "a port beside it" if options.grpc_port is None else options.grpc

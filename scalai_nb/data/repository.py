@@ -190,7 +190,7 @@ class Diff:
 def _first_use() -> int:
     "Id of the process that first used a lake"
     import icechunk
-    import zarr.core.sync  # what it registers for the exit is then called after `_finish`
+    import zarr.core.sync  # noqa: F401  (what it registers for the exit comes after `_finish`)
 
     # It logs on standard output: that commits may race, which ours cannot, and what it raises, too.
     icechunk.set_logs_filter("off")

@@ -74,7 +74,7 @@ METRICS: dict[str, tuple[str | tuple[float, ...], tuple[str, ...], str]] = {
     ),
     "scalai_queue_rows": ("gauge", (), "Rows that wait for their batch: what to scale replicas by"),
     "scalai_workers": ("gauge", (), "Workers that are ready"),
-    "scalai_connections": ("gauge", (), "Open connections"),
+    "scalai_connections": ("gauge", (), "Open connections of HTTP"),
     "scalai_log_failing": ("gauge", (), "Processes that cannot write the prediction log: an alarm"),
     "scalai_registry_up": (
         "gauge",
@@ -262,7 +262,7 @@ def _cumulative(buckets: Sequence[float], found: Any) -> tuple[list[tuple[str, f
 def page(
     m: Metrics,
     accept: str = "",  # what the client takes: OpenMetrics, or the text format
-) -> tuple[bytes, bytes]:  # the page and its content type
+) -> tuple[bytes, str]:  # the page and its content type
     """The metrics as Prometheus reads them
 
     Parameters
@@ -273,7 +273,7 @@ def page(
 
     Returns
     -------
-    tuple[bytes, bytes]
+    tuple[bytes, str]
         the page and its content type
     """
     from prometheus_client.exposition import choose_encoder
@@ -283,7 +283,7 @@ def page(
     assert not undeclared, f"not in METRICS: {undeclared}"
     encoder, kind = choose_encoder(accept)
     collected: Any = _Collected(m)
-    return encoder(collected), kind.encode()
+    return encoder(collected), kind
 
 
 class _Collected:

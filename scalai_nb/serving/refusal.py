@@ -5,15 +5,12 @@
 # %% ../../nbs/serving/refusal.ipynb #020dd17b
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import orjson
 
-if TYPE_CHECKING:
-    from scalai_nb.serving.exchange import Exchange
+from .exchange import HttpResponse
 
 # %% auto #0
-__all__ = ['Refusal', 'refuse']
+__all__ = ['Refusal', 'refused']
 
 # %% ../../nbs/serving/refusal.ipynb #733480cd
 class Refusal(Exception):
@@ -58,13 +55,13 @@ class Refusal(Exception):
         return {"error": str(self), **{k: v for k, v in where.items() if v is not None}}
 
     @property
-    def headers(self) -> bytes:
-        "The lines of HTTP's head that go with it"
-        retry = b"retry-after: %d\r\n" % max(1, round(self.retry)) if self.retry else b""
-        allow = b"allow: %b\r\n" % self.allow.encode() if self.allow else b""
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        "The headers of HTTP that go with it"
+        retry = (("retry-after", str(max(1, round(self.retry)))),) if self.retry else ()
+        allow = (("allow", self.allow),) if self.allow else ()
         return retry + allow
 
 # %% ../../nbs/serving/refusal.ipynb #8a64db93
-def refuse(exchange: Exchange, e: Refusal) -> None:
-    "Answer an exchange that there is no answer"
-    exchange.reply(e.status, orjson.dumps(e.to_dict()), headers=e.headers)
+def refused(e: Refusal) -> HttpResponse:
+    "A refusal as HTTP says it"
+    return HttpResponse(e.status, orjson.dumps(e.to_dict()), headers=e.headers)

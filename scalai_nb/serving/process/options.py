@@ -28,7 +28,9 @@ class Options:
     host : str, default '127.0.0.1'
         where to listen
     port : int, default 8080
-        0: a free one
+        of HTTP; 0: a free one
+    grpc_port : int | None, default None
+        0: a free one; None: the next after that of HTTP
     workers : int, default 1
         processes that answer
     latency : float, default 0.1
@@ -50,7 +52,8 @@ class Options:
     # NAME, NAME@alias or NAME@version; the first of a name answers requests without a version
     names: tuple[str, ...]
     host: str = "127.0.0.1"  # where to listen
-    port: int = 8080  # 0: a free one
+    port: int = 8080  # of HTTP; 0: a free one
+    grpc_port: int | None = None  # 0: a free one; None: the next after that of HTTP
     workers: int = 1  # processes that answer
     latency: float = 0.1  # seconds; a request that would be answered later is refused
     shadow: str | None = None  # alias of the version that gets a copy of the traffic, unanswered
@@ -65,6 +68,7 @@ class Options:
         for name, accepted, valid in (
             ("names", "at least one model", bool(self.names)),
             ("port", "0 to 65535", 0 <= self.port <= 65535),
+            ("grpc_port", "0 to 65535", 0 <= (self.grpc_port or 0) <= 65535),
             ("workers", "1 or more", self.workers >= 1),
             ("latency", "seconds, above 0", self.latency > 0),
             ("share", "0 to 1", 0 <= self.share <= 1),
@@ -78,9 +82,18 @@ class Options:
     @property
     def url(self) -> str:
         "Where clients of this machine reach the service"
+        return f"http://{self._host}:{self.port}"
+
+    @property
+    def grpc(self) -> str:
+        "Where they reach it by gRPC"
+        return f"{self._host}:{self.grpc_port}"
+
+    @property
+    def _host(self) -> str:
         everywhere = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}
         host = everywhere.get(self.host, self.host)
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        return f"[{host}]" if ":" in host else host
 
     @property
     def asked(self) -> dict[str, list[str]]:

@@ -97,17 +97,32 @@ def _lock(folder: Path) -> TextIO:
 
 def _listen(host: str, port: int) -> socket.socket:
     "A socket for all workers. Conflict: the port is taken. ParameterError: no host of this machine"
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = _bound(host, port, "--port")
+    sock.listen(4096)
+    sock.setblocking(False)
+    return sock
+
+
+def _reserved(host: str, port: int) -> socket.socket:
+    "A socket that keeps a port for the workers, which listen there themselves; as `_listen` raises"
+    sock = _bound(host, port, "--grpc-port")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # now that nobody else has it
+    return sock
+
+
+def _bound(host: str, port: int, option: str) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        sock = socket.create_server((host, port), family=family, backlog=4096)
+        sock.bind((host, port))
     except (OSError, OverflowError) as e:
+        sock.close()
         if getattr(e, "errno", 0) == errno.EADDRINUSE:
             raise Conflict(
                 f"Port {port} is taken{_holder(port)}; "
-                "choose another with --port, 0 for a free one."
+                f"choose another with {option}, 0 for a free one."
             ) from None
         raise ParameterError(f"Cannot listen on {host}:{port}: {e}.") from None
-    sock.setblocking(False)
     return sock
 
 
@@ -141,15 +156,21 @@ class _Prepared:
     folder: Path  # of the service
     options: Options
     wanted: Routes
-    sock: socket.socket
+    sock: socket.socket  # of HTTP
+    grpc: socket.socket  # keeps its port
     lock: TextIO
+
+    @property
+    def files(self) -> tuple[int, int, int]:
+        "File descriptors that the supervisor inherits"
+        return self.sock.fileno(), self.grpc.fileno(), self.lock.fileno()
 
     def command(
         self,
         owner: int | None = None,  # process id of the parent that the service does not outlive
     ) -> list[str]:
         "What starts the supervisor"
-        files = f"{self.sock.fileno()}, {self.lock.fileno()}"
+        files = ", ".join(map(str, self.files))
         called = f"supervise({str(self.folder)!r}, {files}, {owner})"
         code = f"from scalai_nb.serving.process.supervisor import supervise; {called}"
         return [sys.executable, "-P", "-c", code]
@@ -164,14 +185,22 @@ def _prepared(
     folder = Path(env.serving) / (service or next(iter(options.asked)))
     metrics = folder / "metrics"
     metrics.mkdir(parents=True, exist_ok=True)
-    with _lock(folder) as lock, _listen(options.host, options.port) as sock:
-        options = replace(options, port=sock.getsockname()[1])
+    host, port, grpc_port = options.host, options.port, options.grpc_port
+    if grpc_port is None:
+        grpc_port = port and port + 1
+    with (
+        _lock(folder) as lock,
+        _listen(host, port) as sock,
+        _reserved(host, grpc_port) as grpc,
+    ):
+        ports = sock.getsockname()[1], grpc.getsockname()[1]
+        options = replace(options, port=ports[0], grpc_port=ports[1])
         for copy in metrics.iterdir():
             copy.unlink()  # of a service that has ended
         prove(wanted, folder)
         publish(wanted, folder)
         options.write(folder)
-        yield _Prepared(folder, options, wanted, sock, lock)
+        yield _Prepared(folder, options, wanted, sock, grpc, lock)
 
 # %% ../../../nbs/serving/process/service.ipynb #38d0955b
 def serve(
@@ -202,8 +231,8 @@ def serve(
     """
     with _prepared(names, env, service, options) as p:
         announce(p.options, p.wanted)
-        for file in (p.sock, p.lock):
-            os.set_inheritable(file.fileno(), True)
+        for file in p.files:
+            os.set_inheritable(file, True)
         sys.stdout.flush()
         os.execve(sys.executable, p.command(), {**os.environ, **env.variables})
 
@@ -239,6 +268,11 @@ class Service:
     def url(self) -> str:
         "Where it is reached"
         return self.state["url"]
+
+    @property
+    def grpc(self) -> str:
+        "Where it is reached by gRPC"
+        return self.state["grpc"]
 
     @property
     def pids(self) -> list[int]:
@@ -311,7 +345,7 @@ def running(
     ):
         process = subprocess.Popen(
             p.command(os.getpid()),
-            pass_fds=(p.sock.fileno(), p.lock.fileno()),
+            pass_fds=p.files,
             env={**os.environ, **env.variables},
             stdin=subprocess.DEVNULL,
             stdout=log,

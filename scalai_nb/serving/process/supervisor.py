@@ -126,8 +126,7 @@ def _start_worker(
     from scalai_nb.serving.process.worker import work
 
     ready = partial(os.kill, os.getpid(), signal.SIGUSR1)
-    times = options.latency, options.sample, options.drain
-    return fork(lambda: work(sock, folder, slot, *times, board, ready))
+    return fork(lambda: work(sock, folder, options, slot, board, ready))
 
 
 def _start_keeper(folder: Path) -> int:
@@ -210,7 +209,8 @@ class Supervisor:
             if not self.ready and all(self.children.board.ready):
                 self.ready = True
                 n = len(self.children.workers)
-                say(f"ready: {n} worker{'s' * (n > 1)} at {self.options.url}")
+                url, grpc = self.options.url, self.options.grpc
+                say(f"ready: {n} worker{'s' * (n > 1)} at {url}, gRPC at {grpc}")
 
     def _patience(self) -> float | None:
         "Seconds until something is due without a signal; None: nothing is"
@@ -276,6 +276,7 @@ class Supervisor:
         state = {
             "pid": os.getpid(),
             "url": self.options.url,
+            "grpc": self.options.grpc,
             "workers": [c.pid for c in self.children.workers],
             "keeper": self.children.keeper.pid,
             "ready": self.ready and self.deadline is None,
@@ -290,6 +291,7 @@ class Supervisor:
 def supervise(
     folder: str,  # of the service
     sock: int,  # file descriptor of the listening socket
+    grpc: int,  # file descriptor of a socket that keeps the port of gRPC from others
     # file descriptor of the lock on the folder; free when the last process of the service is gone
     lock: int,
     owner: int | None = None,  # process id of the parent; the service ends when it does
@@ -302,12 +304,14 @@ def supervise(
         of the service
     sock : int
         file descriptor of the listening socket
+    grpc : int
+        file descriptor of a socket that keeps the port of gRPC from others
     lock : int
         file descriptor of the lock on the folder; free when the last process of the service is gone
     owner : int | None, default None
         process id of the parent; the service ends when it does
     """
-    for fd in (sock, lock):
+    for fd in (sock, grpc, lock):
         os.set_inheritable(fd, False)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     # a worker may have more connections than the usual 1,024

@@ -22,11 +22,13 @@ from ..log.journal import Journal
 from ..log.pseudonyms import secret
 from ..metrics import resumed, save
 from .following import RoutesFile
+from .options import Options
 from ..scoring.admission import Admission
 from ..scoring.roles import Logs
 from ..scoring.versions import Models
 from ..tracing import tracing
 from ..wire.accepting import Accepting, Board
+from ..wire.grpc import GrpcServer
 from ..wire.http import Server
 
 # %% auto #0
@@ -55,12 +57,9 @@ class Worker:
         listening, non-blocking; shared with the other workers
     folder : Path
         of the service
+    options : Options
     slot : int
         which of the workers
-    latency : float
-        seconds within which an answer is of use
-    sample : float
-        share of the predictions that are logged
     board : Board
         what the workers know of each other
     """
@@ -77,9 +76,8 @@ class Worker:
         loop: asyncio.AbstractEventLoop,
         sock: socket.socket,  # listening, non-blocking; shared with the other workers
         folder: Path,  # of the service
+        options: Options,
         slot: int,  # which of the workers
-        latency: float,  # seconds within which an answer is of use
-        sample: float,  # share of the predictions that are logged
         board: Board,  # what the workers know of each other
     ) -> None:
         self.slot = slot
@@ -89,16 +87,18 @@ class Worker:
         self.copy = folder / "metrics" / f"worker-{slot}.json"
         self.saved: object = None  # counters and gauges, as they are in the copy
         self.metrics = metrics = resumed(self.copy)
-        admission = Admission(latency, metrics)
+        admission = Admission(options.latency, metrics)
         self.journal = journal = Journal(
-            folder, slot, sample=sample, secret=secret(folder), metrics=metrics
+            folder, slot, sample=options.sample, secret=secret(folder), metrics=metrics
         )
         self.models = Models(loop, admission, Logs(journal.append), folder, metrics)
         self.tracing = tracing(folder.name)
         prefix = f"{os.urandom(5).hex()}-"
-        self.server = Server(
-            App(self.models, admission, metrics, journal, prefix, self.copy, self.tracing)
-        )
+        app = App(self.models, admission, metrics, journal, prefix, self.copy, self.tracing)
+        self.server = Server(app)
+        self.grpc = None
+        if options.grpc_port:
+            self.grpc = GrpcServer(app, options.host, options.grpc_port)
         count = lambda: len(self.server.connections)
         self.accepting = Accepting(loop, sock, self.server.connection, board, slot, count)
 
@@ -121,6 +121,8 @@ class Worker:
         self.metrics.gauge("scalai_workers", value=1)
         self.board.ready[self.slot] = 1
         self.accepting.start()
+        if self.grpc:
+            await self.grpc.start()
         announce()
         while True:
             self.save_metrics()
@@ -164,7 +166,8 @@ class Worker:
         self.board.clear(self.slot)
         self.accepting.stop()
         await asyncio.gather(*self.accepting.opening, return_exceptions=True)
-        await self.server.drain(seconds)
+        grpc = [self.grpc.stop(seconds)] if self.grpc else []
+        await asyncio.gather(self.server.drain(seconds), *grpc)
         self.journal.close()
         if self.tracing:
             self.tracing.close()
@@ -175,10 +178,8 @@ class Worker:
 def work(
     sock: socket.socket,  # listening, non-blocking; shared with the other workers
     folder: Path,  # of the service
+    options: Options,
     slot: int = 0,  # which of the workers
-    latency: float = 0.1,  # seconds within which an answer is of use
-    sample: float = 1.0,  # share of the predictions that are logged
-    drain: float = 30.0,  # seconds that open requests have at the end
     board: Board | None = None,  # what the workers know of each other; None: there are no others
     announce: Callable[[], object] = lambda: None,  # called when it is ready
 ) -> None:
@@ -192,14 +193,9 @@ def work(
         listening, non-blocking; shared with the other workers
     folder : Path
         of the service
+    options : Options
     slot : int, default 0
         which of the workers
-    latency : float, default 0.1
-        seconds within which an answer is of use
-    sample : float, default 1.0
-        share of the predictions that are logged
-    drain : float, default 30.0
-        seconds that open requests have at the end
     board : Board | None, default None
         what the workers know of each other; None: there are no others
     announce : Callable[[], object]
@@ -211,11 +207,11 @@ def work(
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         loop.add_signal_handler(signal.SIGTERM, stop.set)
-        worker = Worker(loop, sock, folder, slot, latency, sample, board or Board(slot + 1))
+        worker = Worker(loop, sock, folder, options, slot, board or Board(slot + 1))
         loop.add_signal_handler(signal.SIGHUP, worker.forget)
         await _live(worker, stop, announce)
         loop.remove_signal_handler(signal.SIGTERM)
-        await worker.end(drain)
+        await worker.end(options.drain)
 
     uvloop.run(main())
 

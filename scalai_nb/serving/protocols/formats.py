@@ -32,13 +32,10 @@ if TYPE_CHECKING:
     from pyarrow import Table
 
 # %% auto #0
-__all__ = ['JSON', 'UNFOLDED', 'Reader', 'READERS', 'WRITERS', 'json_of', 'object_of', 'of_json',
+__all__ = ['UNFOLDED', 'Reader', 'READERS', 'WRITERS', 'json_of', 'object_of', 'of_json',
            'lines_of', 'media', 'reader', 'ids_of', 'accepted']
 
 # %% ../../../nbs/serving/protocols/formats.ipynb #9534ac73
-JSON = b"application/json"
-
-
 def json_of(body: bytes) -> Any:
     """What JSON says
 
@@ -247,9 +244,9 @@ _ALSO = {  # what curl says, and other names
 }
 
 
-def media(header: bytes) -> str:
+def media(header: str) -> str:
     "The media type that a header names, without its parameters"
-    kind = header.decode("latin-1").partition(";")[0].strip().lower()
+    kind = header.partition(";")[0].strip().lower()
     return _ALSO.get(kind, kind)
 
 
@@ -327,7 +324,7 @@ WRITERS: dict[str, Callable[[Scorer, str, np.ndarray], bytes]] = {  # scorer, id
 }
 
 
-def accepted(header: bytes) -> str:
+def accepted(header: str) -> str:
     "The first media type of an Accept header that is written here; JSON if it names none"
-    kinds = map(media, header.split(b","))
+    kinds = map(media, header.split(","))
     return next((kind for kind in kinds if kind in WRITERS), "application/json")

@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+import orjson
 
 import scalai_nb
 from .tensors import TYPES, datatype
@@ -154,21 +157,27 @@ _ERROR = _object(
 )
 
 
-def document(app: Service) -> dict[str, Any]:
-    "What can be asked of an app, as OpenAPI 3.1 describes it"
-    served = [app.scorer(name) for name in app.models.names()]
+def document(app: Service) -> bytes:
+    "What can be asked of an app, as OpenAPI 3.1 describes it in JSON"
+    return _document(app.routes, tuple(app.scorer(name) for name in app.models.names()))
+
+
+@lru_cache(maxsize=1)  # it takes half a millisecond, and anybody may ask
+def _document(routes: tuple[Route, ...], served: tuple[Scorer, ...]) -> bytes:
     paths: dict[str, Any] = {}
-    for route in app.routes:
+    for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, served)
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "Predictions", "version": scalai_nb.__version__},
-        "paths": paths,
-        "components": {"schemas": {"Error": _ERROR}},
-    }
+    return orjson.dumps(
+        {
+            "openapi": "3.1.0",
+            "info": {"title": "Predictions", "version": scalai_nb.__version__},
+            "paths": paths,
+            "components": {"schemas": {"Error": _ERROR}},
+        }
+    )
 
 
-def _operation(route: Route, served: list[Scorer]) -> dict[str, Any]:
+def _operation(route: Route, served: Sequence[Scorer]) -> dict[str, Any]:
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     responses: dict[str, Any] = {"200": {"description": "Done"}}
     for status, text in _REFUSED.items():
@@ -186,7 +195,7 @@ def _operation(route: Route, served: list[Scorer]) -> dict[str, Any]:
     return operation
 
 
-def _parameter(name: str, served: list[Scorer]) -> dict[str, Any]:
+def _parameter(name: str, served: Sequence[Scorer]) -> dict[str, Any]:
     schema: Schema = {"type": "string"}
     if name == "model":
         schema["enum"] = sorted({s.name for s in served})
@@ -195,7 +204,7 @@ def _parameter(name: str, served: list[Scorer]) -> dict[str, Any]:
     return {"name": name, "in": "path", "required": True, "schema": schema}
 
 
-def _body(name: str, served: list[Scorer]) -> tuple[Schema, Any]:
+def _body(name: str, served: Sequence[Scorer]) -> tuple[Schema, Any]:
     "The schema of what is sent, which may be for any of the models, and an example for the first"
     if name == "feedback":
         return FEEDBACK, [{"id": "b7-0", "truth": True}]

@@ -11,30 +11,29 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from ..exchange import HttpRequest, HttpResponse
 from ..metrics import of_service, page
 from .openapi import document, examples
-from .request import text_of
 
 if TYPE_CHECKING:
-    from scalai_nb.serving.exchange import Exchange
     from scalai_nb.serving.protocols.route import Route, Service
 
 # %% auto #0
 __all__ = ['metrics', 'openapi', 'home', 'docs']
 
 # %% ../../../nbs/serving/protocols/pages.ipynb #b05eac04
-def metrics(app: Service, exchange: Exchange) -> None:
+def metrics(app: Service, asked: HttpRequest) -> HttpResponse:
     "The counters of all processes of the service"
     found = of_service(app.metrics, app.copy) if app.copy else app.metrics
-    exchange.reply(200, *page(found, text_of(exchange.headers, b"accept")))
+    return HttpResponse(200, *page(found, asked.headers.get("accept", "")))
 
 
-def openapi(app: Service, exchange: Exchange) -> None:
+def openapi(app: Service, asked: HttpRequest) -> HttpResponse:
     "What can be asked, as OpenAPI describes it"
-    exchange.reply(200, orjson.dumps(document(app)))
+    return HttpResponse(200, document(app))
 
 # %% ../../../nbs/serving/protocols/pages.ipynb #ae111981
-_HTML = b"text/html; charset=utf-8"
+_HTML = "text/html; charset=utf-8"
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
 pre,textarea{font:13px/1.4 ui-monospace,monospace;background:#f4f4f4;padding:.6rem;width:100%;
@@ -58,7 +57,7 @@ def _page(title: str, body: str) -> bytes:
     ).encode()
 
 
-def home(app: Service, exchange: Exchange) -> None:
+def home(app: Service, asked: HttpRequest) -> HttpResponse:
     "What is served, and where to go"
     rows = "".join(
         f"<tr><td>{escape(m['name'])}<td>{escape(m['version'])}"
@@ -67,7 +66,7 @@ def home(app: Service, exchange: Exchange) -> None:
     )
     links = " · ".join(f'<a href="{path}">{path}</a>' for path in _LINKS)
     table = f"<table><tr><th>model<th>version<th>state{rows}</table>"
-    exchange.reply(200, _page("scalai-nb", f"<p>{links}</p>{table}"), _HTML)
+    return HttpResponse(200, _page("scalai-nb", f"<p>{links}</p>{table}"), _HTML)
 
 # %% ../../../nbs/serving/protocols/pages.ipynb #2c45ea0d
 _TRY = """<script>
@@ -82,11 +81,11 @@ for (const f of document.forms) f.onsubmit = async e => {
 </script>"""
 
 
-def docs(app: Service, exchange: Exchange) -> None:
+def docs(app: Service, asked: HttpRequest) -> HttpResponse:
     "Each operation, with an example"
-    host = text_of(exchange.headers, b"host") or "localhost"
+    host = asked.headers.get("host", "localhost")
     body = "".join(_operation(app, route, host) for route in app.routes)
-    exchange.reply(200, _page("How to ask for predictions", body + _TRY), _HTML)
+    return HttpResponse(200, _page("How to ask for predictions", body + _TRY), _HTML)
 
 
 def _operation(app: Service, route: Route, host: str) -> str:

@@ -18,13 +18,13 @@ from scalai_nb.serving.protocols.formats import (
     media,
     reader,
 )
-from .request import Reply, Request, Scores, request_of
+from ..exchange import HttpRequest, HttpResponse
+from .request import Request, Scores, request_of
 from ..refusal import Refusal
 from ..scoring.scorer import Scorer
 from ..scoring.validation import counted, seconds
 
 if TYPE_CHECKING:
-    from scalai_nb.serving.exchange import Exchange
     from scalai_nb.serving.protocols.route import Service
 
 # %% auto #0
@@ -32,7 +32,7 @@ __all__ = ['decode', 'feedback']
 
 # %% ../../../nbs/serving/protocols/plain.ipynb #bdb435d0
 def decode(
-    exchange: Exchange,
+    asked: HttpRequest,
     model: str = "",  # its name; "": the only one that is served
     version: str | None = None,  # number or alias
 ) -> Request:
@@ -40,34 +40,34 @@ def decode(
 
     Parameters
     ----------
-    exchange : Exchange
+    asked : HttpRequest
     model : str, default ''
         its name; "": the only one that is served
     version : str | None, default None
         number or alias
     """
-    headers = exchange.headers
-    read = reader(media(headers.get(b"content-type", b"")))
-    encode = _ENCODERS[accepted(headers.get(b"accept", b""))]
-    return request_of(exchange, "predict", model, version, exchange.body, read, encode)
+    headers = asked.headers
+    read = reader(media(headers.get("content-type", "")))
+    encode = _ENCODERS[accepted(headers.get("accept", ""))]
+    return request_of(asked, "predict", model, version, asked.body, read, encode)
 
 
-def _encode(kind: str, request: Request, scorer: Scorer, scores: Scores) -> Reply:
-    return WRITERS[kind](scorer, request.id, scores), kind.encode(), b""
+def _encode(kind: str, request: Request, scorer: Scorer, scores: Scores) -> HttpResponse:
+    return HttpResponse(200, WRITERS[kind](scorer, request.id, scores), kind)
 
 
 _ENCODERS = {kind: partial(_encode, kind) for kind in WRITERS}
 
 # %% ../../../nbs/serving/protocols/plain.ipynb #9a2835d2
-def feedback(app: Service, exchange: Exchange) -> None:
+def feedback(app: Service, asked: HttpRequest) -> HttpResponse:
     "Take what came true. Refusal 503: the log cannot take it now"
-    kind = media(exchange.headers.get(b"content-type", b""))
-    found = lines_of(exchange.body) if kind == "application/x-ndjson" else json_of(exchange.body)
+    kind = media(asked.headers.get("content-type", ""))
+    found = lines_of(asked.body) if kind == "application/x-ndjson" else json_of(asked.body)
     records = [_record(app, i, r) for i, r in enumerate(found if type(found) is list else [found])]
     counted(len(records))
     if app.journal is None or not app.journal.feedback(records):
         raise Refusal(503, "The log cannot take feedback now; send it again later.", retry=5)
-    exchange.reply(200, b'{"accepted":%d}' % len(records))
+    return HttpResponse(200, b'{"accepted":%d}' % len(records))
 
 
 _KNOWN = {"id", "truth", "time", "model"}

@@ -31,7 +31,7 @@ class Route:
     path : str
         as OpenAPI writes it
     handle : Callable[..., Any]
-        (app, exchange, **parameters of the path): replies
+        (app, asked, **parameters of the path): the response
     summary : str
     body : str, default ''
         what is sent, by its name in `openapi.BODIES`; "": nothing
@@ -39,7 +39,7 @@ class Route:
 
     method: str
     path: str  # as OpenAPI writes it
-    handle: Callable[..., Any]  # (app, exchange, **parameters of the path): replies
+    handle: Callable[..., Any]  # (app, asked, **parameters of the path): the response
     summary: str
     body: str = ""  # what is sent, by its name in `openapi.BODIES`; "": nothing
 
@@ -51,7 +51,7 @@ class Route:
 
 @dataclass(frozen=True)
 class Prediction(Route):
-    "A method of a path that scores answer; `handle(exchange, **parameters)` decodes its `Request`"
+    "A method of a path that scores answer; `handle(asked, **parameters)` decodes its `Request`"
 
 # %% ../../../nbs/serving/protocols/route.ipynb #f1f38966
 class FeedbackLog(Protocol):

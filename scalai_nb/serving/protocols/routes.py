@@ -104,15 +104,15 @@ ROUTES: tuple[Route, ...] = (
 # %% ../../../nbs/serving/protocols/routes.ipynb #088325ba
 @lru_cache(maxsize=1024)
 def find(
-    method: bytes,
-    path: bytes,  # decoded
+    method: str,
+    path: str,  # decoded
 ) -> tuple[Route, dict[str, str]]:  # what answers, and the parameters in the path
     """Who answers a request. Refusal 404, 405: nobody, or not to this method
 
     Parameters
     ----------
-    method : bytes
-    path : bytes
+    method : str
+    path : str
         decoded
 
     Returns
@@ -120,18 +120,17 @@ def find(
     tuple[Route, dict[str, str]]
         what answers, and the parameters in the path
     """
-    text = path.decode(errors="replace")
-    verb = "GET" if method == b"HEAD" else method.decode("latin-1")
+    verb = "GET" if method == "HEAD" else method
     allowed: set[str] = set()
     for route in ROUTES:
-        if not (found := route.pattern.fullmatch(text)):
+        if not (found := route.pattern.fullmatch(path)):
             continue
         if route.method == verb:
             return route, found.groupdict()
         allowed |= {"GET", "HEAD"} if route.method == "GET" else {route.method}
     if not allowed:
-        raise Refusal(404, f"There is nothing at {text:.80}; see /docs.")
+        raise Refusal(404, f"There is nothing at {path:.80}; see /docs.")
     methods = ", ".join(sorted(allowed))
     raise Refusal(
-        405, f"{verb:.20} is no method of {text:.80}; accepted: {methods}.", allow=methods
+        405, f"{verb:.20} is no method of {path:.80}; accepted: {methods}.", allow=methods
     )

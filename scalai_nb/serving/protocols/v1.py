@@ -9,27 +9,27 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import orjson
 
-from .formats import JSON, object_of, of_json
-from .request import Reply, Request, Scores, request_of
+from ..exchange import HttpRequest, HttpResponse
+from .formats import object_of, of_json
+from .request import Request, Scores, request_of
 from ..refusal import Refusal
 from ..scoring.scorer import Scorer
 from ..scoring.validation import Rows, from_columns
 
 if TYPE_CHECKING:
-    from scalai_nb.serving.exchange import Exchange
     from scalai_nb.serving.protocols.route import Service
 
 # %% auto #0
 __all__ = ['decode', 'unsupported', 'models', 'model']
 
 # %% ../../../nbs/serving/protocols/v1.ipynb #d2e8500d
-def decode(exchange: Exchange, model: str, version: str | None = None) -> Request:
+def decode(asked: HttpRequest, model: str, version: str | None = None) -> Request:
     "The request of `instances`, or of `inputs`"
-    found = object_of(exchange.body, "instances", "inputs")
+    found = object_of(asked.body, "instances", "inputs")
     if "instances" in found:
         rows = found["instances"]
-        return request_of(exchange, "v1", model, version, rows, of_json, _predictions)
-    return request_of(exchange, "v1", model, version, found["inputs"], _of_inputs, _outputs)
+        return request_of(asked, "v1", model, version, rows, of_json, _predictions)
+    return request_of(asked, "v1", model, version, found["inputs"], _of_inputs, _outputs)
 
 
 def _of_inputs(scorer: Scorer, inputs: Any) -> Rows:
@@ -51,24 +51,24 @@ def _flat(values: list) -> list:
     return [v[0] if type(v) is list and len(v) == 1 else v for v in values]
 
 
-def _predictions(request: Request, scorer: Scorer, scores: Scores) -> Reply:
+def _predictions(request: Request, scorer: Scorer, scores: Scores) -> HttpResponse:
     if not scorer.classes:
         return _dumped("predictions", scores)
     rows = zip(scorer.labels(scores), scores, strict=True)
     return _dumped("predictions", [{"label": label, "probabilities": p} for label, p in rows])
 
 
-def _outputs(request: Request, scorer: Scorer, scores: Scores) -> Reply:
+def _outputs(request: Request, scorer: Scorer, scores: Scores) -> HttpResponse:
     if not scorer.classes:
         return _dumped("outputs", scores)
     return _dumped("outputs", {"label": scorer.labels(scores), "probabilities": scores})
 
 
-def _dumped(key: str, scores: Any) -> Reply:
-    return orjson.dumps({key: scores}, option=orjson.OPT_SERIALIZE_NUMPY), JSON, b""
+def _dumped(key: str, scores: Any) -> HttpResponse:
+    return HttpResponse(200, orjson.dumps({key: scores}, option=orjson.OPT_SERIALIZE_NUMPY))
 
 # %% ../../../nbs/serving/protocols/v1.ipynb #cea0949c
-def unsupported(app: Service, exchange: Exchange, model: str, verb: str) -> NoReturn:
+def unsupported(app: Service, asked: HttpRequest, model: str, verb: str) -> NoReturn:
     "Refusal 404: `:classify`, `:explain` and the like"
     raise Refusal(
         404,
@@ -77,12 +77,12 @@ def unsupported(app: Service, exchange: Exchange, model: str, verb: str) -> NoRe
     )
 
 
-def models(app: Service, exchange: Exchange) -> None:
+def models(app: Service, asked: HttpRequest) -> HttpResponse:
     "The names of the models"
-    exchange.reply(200, orjson.dumps({"models": app.models.names()}))
+    return HttpResponse(200, orjson.dumps({"models": app.models.names()}))
 
 
-def model(app: Service, exchange: Exchange, model: str, version: str | None = None) -> None:
+def model(app: Service, asked: HttpRequest, model: str, version: str | None = None) -> HttpResponse:
     "Whether a model answers"
     if version:
         versions = [app.scorer(model, version).version]
@@ -91,4 +91,4 @@ def model(app: Service, exchange: Exchange, model: str, version: str | None = No
     fine = {"error_code": "OK", "error_message": ""}
     status = [{"version": v, "state": "AVAILABLE", "status": fine} for v in versions]
     about = {"name": model, "ready": True, "model_version_status": status}
-    exchange.reply(200, orjson.dumps(about))
+    return HttpResponse(200, orjson.dumps(about))

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from .formats import JSON, object_of
-from .request import Reply, Request, Scores, request_of
+from ..exchange import HttpRequest, HttpResponse
+from .formats import object_of
+from .request import Request, Scores, request_of
 from scalai_nb.serving.protocols.tensors import (
     Tensor,
     check_outputs,
@@ -24,7 +25,6 @@ from ..scoring.scorer import Scorer
 from ..scoring.validation import Rows
 
 if TYPE_CHECKING:
-    from scalai_nb.serving.exchange import Exchange
     from scalai_nb.serving.protocols.route import Service
 
 # %% auto #0
@@ -32,15 +32,15 @@ __all__ = ['parts', 'tensors', 'decode', 'live', 'ready', 'model_ready', 'server
            'index']
 
 # %% ../../../nbs/serving/protocols/v2.ipynb #bd9bce81
-_LENGTH = b"inference-header-content-length"
+_LENGTH = "inference-header-content-length"
 
 
-def parts(exchange: Exchange) -> tuple[dict[str, Any], memoryview]:
+def parts(asked: HttpRequest) -> tuple[dict[str, Any], memoryview]:
     "The JSON of a body, and the bytes that follow it"
-    length, body = exchange.headers.get(_LENGTH), exchange.body
-    if length is None:
+    length, body = asked.headers.get(_LENGTH, ""), asked.body
+    if not length:
         return object_of(body, "inputs"), memoryview(b"")
-    if not length.isdigit() or int(length) > len(body):
+    if not (length.isascii() and length.isdigit()) or int(length) > len(body):
         raise Refusal(
             400,
             f"Inference-Header-Content-Length is {length!r}; "
@@ -116,19 +116,19 @@ def _slice(name: str, binary: memoryview, at: int, size: Any) -> memoryview:
     return binary[at : at + size]
 
 # %% ../../../nbs/serving/protocols/v2.ipynb #e6476fa3
-def decode(exchange: Exchange, model: str, version: str | None = None) -> Request:
+def decode(asked: HttpRequest, model: str, version: str | None = None) -> Request:
     "The request of tensors of columns, which a tensor of scores answers"
-    fields, binary = parts(exchange)
+    fields, binary = parts(asked)
     body = tensors(fields["inputs"], binary)
     encode = _encode_bytes if _wants_bytes(fields) else _encode
-    asked = [output.get("name") for output in fields.get("outputs") or []]
+    outputs = [output.get("name") for output in fields.get("outputs") or []]
     id, timeout = fields.get("id", ""), _object(fields, "parameters").get("timeout")
     if type(id) is not str:
         raise Refusal(400, f"The id {id!r:.60} is no string.")
     if timeout is not None and (type(timeout) is not int or timeout < 0):
         raise Refusal(400, f"The timeout {timeout!r:.60} is no number of microseconds.")
-    rows, encode = partial(_rows, asked), partial(encode, asked)
-    request = request_of(exchange, "v2", model, version, body, rows, encode)
+    rows, encode = partial(_rows, outputs), partial(encode, outputs)
+    request = request_of(asked, "v2", model, version, body, rows, encode)
     request.id = id or request.id
     if timeout:
         request.deadline = min(request.deadline, request.received + timeout / 1e6)
@@ -180,54 +180,60 @@ def _answer(request: Request, scorer: Scorer, outputs: list[dict[str, Any]]) -> 
     return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _encode(asked: list[str], request: Request, scorer: Scorer, scores: Scores) -> Reply:
+def _encode(asked: list[str], request: Request, scorer: Scorer, scores: Scores) -> HttpResponse:
     outputs = [
         {"name": name, "datatype": kind, "shape": shape, "data": data}
         for name, kind, shape, data in given(scorer, scores, asked)
     ]
-    return _answer(request, scorer, outputs), JSON, b""
+    return HttpResponse(200, _answer(request, scorer, outputs))
 
 
-def _encode_bytes(asked: list[str], request: Request, scorer: Scorer, scores: Scores) -> Reply:
+def _encode_bytes(
+    asked: list[str], request: Request, scorer: Scorer, scores: Scores
+) -> HttpResponse:
     outputs, parts = [], []
     for name, kind, shape, data in given(scorer, scores, asked):
         parts.append(packed(data) if kind == "BYTES" else data.tobytes())
         size = {"binary_data_size": len(parts[-1])}
         outputs.append({"name": name, "datatype": kind, "shape": shape, "parameters": size})
     head = _answer(request, scorer, outputs)
-    length = b"inference-header-content-length: %d\r\n" % len(head)
-    return b"".join([head, *parts]), b"application/octet-stream", length
+    length = (_LENGTH, str(len(head)))
+    return HttpResponse(200, b"".join([head, *parts]), "application/octet-stream", (length,))
 
 # %% ../../../nbs/serving/protocols/v2.ipynb #54c0f47d
-def _ready(exchange: Exchange, ready: bool, **more: str) -> None:
-    exchange.reply(200 if ready else 503, orjson.dumps({**more, "ready": ready}))
+def _ready(ready: bool, **more: str) -> HttpResponse:
+    return HttpResponse(200 if ready else 503, orjson.dumps({**more, "ready": ready}))
 
 
-def live(app: Service, exchange: Exchange) -> None:
+def live(app: Service, asked: HttpRequest) -> HttpResponse:
     "That the process answers"
-    exchange.reply(200, b'{"live":true}')
+    return HttpResponse(200, b'{"live":true}')
 
 
-def ready(app: Service, exchange: Exchange) -> None:
+def ready(app: Service, asked: HttpRequest) -> HttpResponse:
     "Whether all models are loaded and proved"
-    _ready(exchange, app.models.ready)
+    return _ready(app.models.ready)
 
 
-def model_ready(app: Service, exchange: Exchange, model: str, version: str | None = None) -> None:
+def model_ready(
+    app: Service, asked: HttpRequest, model: str, version: str | None = None
+) -> HttpResponse:
     "Whether a model answers"
-    _ready(exchange, bool(app.scorer(model, version)), name=model)
+    return _ready(bool(app.scorer(model, version)), name=model)
 
 
-def server(app: Service, exchange: Exchange) -> None:
+def server(app: Service, asked: HttpRequest) -> HttpResponse:
     "The server, as the protocol describes one"
-    exchange.reply(200, orjson.dumps(app.server_metadata()))
+    return HttpResponse(200, orjson.dumps(app.server_metadata()))
 
 
-def metadata(app: Service, exchange: Exchange, model: str, version: str | None = None) -> None:
+def metadata(
+    app: Service, asked: HttpRequest, model: str, version: str | None = None
+) -> HttpResponse:
     "What a model takes and gives"
-    exchange.reply(200, orjson.dumps(app.metadata(model, version)))
+    return HttpResponse(200, orjson.dumps(app.metadata(model, version)))
 
 
-def index(app: Service, exchange: Exchange) -> None:
+def index(app: Service, asked: HttpRequest) -> HttpResponse:
     "All versions and their states"
-    exchange.reply(200, orjson.dumps(app.index()))
+    return HttpResponse(200, orjson.dumps(app.index()))

@@ -1,6 +1,6 @@
-"""HTTP/1.1, HTTP/2 and gRPC on the event loop; to be replaced by a maintained server.
+"""HTTP/1.1 on the event loop of a worker, and gRPC by grpcio at a port of its own.
 
-In: bytes of clients, on a socket that all workers share.
-Out: exchanges for the app (`Server`, `HttpExchange`, `Stream`, `Grpc`, `Accepting`).
+In: bytes of clients, on a socket that all workers share; calls that grpcio brings.
+Out: requests for the app, and its answers (`Server`, `GrpcServer`, `Accepting`).
 Imports: serving.exchange, serving.protocols, serving.refusal.
 """

@@ -7,22 +7,18 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from ..exchange import HttpRequest, HttpResponse
 from ..refusal import Refusal
 
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop
-
     from scalai_nb.serving.metrics import Metrics
 
 # %% auto #0
-__all__ = ['PREFACE', 'Limits', 'Gate', 'Application', 'Host', 'decompressed']
+__all__ = ['BUSY', 'MISTAKE', 'Limits', 'Gate', 'Application', 'decompressed']
 
 # %% ../../../nbs/serving/wire/host.ipynb #25c98b8c
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # with which a connection that speaks HTTP/2 begins
-
-
 @dataclass(frozen=True)
 class Limits:
     """What a worker gives to its clients before it refuses
@@ -42,6 +38,8 @@ class Limits:
     ahead : int, default 128
         requests that a client sends without waiting for answers
     connections : int, default 10000
+    streams : int, default 200
+        calls at a time of a connection of gRPC
     head_time : float, default 10.0
         seconds within which a head comes
     body_time : float, default 30.0
@@ -65,6 +63,7 @@ class Limits:
     unfinished: int = 256 << 20  # bytes of all bodies that are not whole yet
     ahead: int = 128  # requests that a client sends without waiting for answers
     connections: int = 10_000
+    streams: int = 200  # calls at a time of a connection of gRPC
     head_time: float = 10.0  # seconds within which a head comes
     body_time: float = 30.0  # seconds for a body, and one more for each `rate` bytes that came
     rate: int = 65_536  # bytes
@@ -90,7 +89,7 @@ class Gate(Protocol):
 
 
 class Application(Protocol):
-    "Who answers exchanges"
+    "Who answers requests"
 
     @property
     def admission(self) -> Gate:
@@ -102,44 +101,21 @@ class Application(Protocol):
         "Where refusals are counted"
         ...
 
-    def __call__(self, exchange: Any, /) -> None:
-        "Answer an `Exchange`, now or later"
+    async def __call__(self, asked: HttpRequest, /) -> HttpResponse:
+        "The answer"
         ...
 
 
-class Host(Protocol):
-    """The server, as far as its connections know it
-
-    Attributes
-    ----------
-    app : Any
-        an Application; gRPC asks the whole App
-    limits : Limits
-    loop : AbstractEventLoop
-    unfinished : int
-        bytes of bodies that are not whole yet
-    """
-
-    app: Any  # an Application; gRPC asks the whole App
-    limits: Limits
-    loop: AbstractEventLoop
-    unfinished: int  # bytes of bodies that are not whole yet
-
-    def opened(self, connection: Any, /) -> None:
-        "Look after a connection"
-        ...
-
-    def closed(self, connection: Any, /) -> None:
-        "Look after it no more"
-        ...
+BUSY = "The server has as much to do as it can do in time; come again later."
+MISTAKE = "The server made a mistake; it is in its log."
 
 # %% ../../../nbs/serving/wire/host.ipynb #35d80d6f
-_WBITS = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}  # of zlib
+_WBITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # of zlib
 
 
 def decompressed(
     body: bytes,
-    encoding: bytes,  # as the header content-encoding has it
+    encoding: str,  # as the header content-encoding has it
     most: int,  # bytes
 ) -> bytes:
     """The content of a body. Refusal: 415 other encodings, 413 more than `most`, 400 it is broken
@@ -147,28 +123,27 @@ def decompressed(
     Parameters
     ----------
     body : bytes
-    encoding : bytes
+    encoding : str
         as the header content-encoding has it
     most : int
         bytes
     """
     encoding = encoding.strip().lower()
-    if encoding in (b"", b"identity"):
+    if encoding in ("", "identity"):
         return body
     if encoding not in _WBITS:
-        given = encoding.decode("latin-1")
         raise Refusal(
-            415, f"The content-encoding is {given!r:.40}; accepted: gzip, deflate, or none."
+            415, f"The content-encoding is {encoding!r:.40}; accepted: gzip, deflate, or none."
         )
     stream = zlib.decompressobj(_WBITS[encoding])
     try:
         content = stream.decompress(body, most + 1)
     except zlib.error:
-        raise Refusal(400, f"The body is no {encoding.decode()}.") from None
+        raise Refusal(400, f"The body is no {encoding}.") from None
     if len(content) > most:
         raise Refusal(
             413, f"The body decompresses to more than {most:,} bytes; send fewer rows a request."
         )
     if not stream.eof or stream.unused_data:
-        raise Refusal(400, f"The body is not one whole {encoding.decode()} stream.")
+        raise Refusal(400, f"The body is not one whole {encoding} stream.")
     return content

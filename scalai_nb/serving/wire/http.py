@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from email.utils import formatdate
-from math import ceil, inf
+from math import inf
 from time import perf_counter
-from typing import Any, cast
+from typing import cast
 
-from ..refusal import Refusal
-from .host import PREFACE, Application, Limits, decompressed
-from .parsing import BUSY, HttpExchange, Requests, plain_predict, response
+from ..exchange import HttpResponse
+from ..refusal import Refusal, refused
+from .host import MISTAKE, Application, Limits, decompressed
+from .parsing import Incoming, Requests, plain_predict, response, too_busy
 
 # %% auto #0
 __all__ = ['log', 'Ending', 'Connection', 'Server']
@@ -31,19 +32,18 @@ class Ending(asyncio.Protocol):
     #      │             exchange │  what else comes waits           ^
     #      │  a Refusal           │  client is gone                  │ `linger` seconds
     #      └──────────> DEAF ─────┼── write_eof: it may read why ────┘
-    #                             └──> CLOSED, and `call.gone`
+    #                             └──> CLOSED, and its task is cancelled
 
     transport: asyncio.Transport
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        self.requests = Requests(server.limits, self)
-        self.exchange: HttpExchange | None = None  # that is open
+        self.requests = Requests(server.limits)
+        self.exchange: Incoming | None = None  # that is open
         self.refusal: Refusal | None = None  # why the connection is to end
         self.blocked = False  # the client does not read
         self.eof = False  # it will not send
         self.deaf = False  # it is no longer listened to
-        self.early = b""  # what may become the preface of HTTP/2
         self.ahead = b""  # what came while an exchange was open
         self.deadline = inf  # perf_counter
         self.unsent = inf  # bytes, when last looked at
@@ -55,35 +55,21 @@ class Ending(asyncio.Protocol):
 
     def answer(
         self,
-        x: HttpExchange,
-        status: int,
-        body: bytes,
-        kind: bytes,  # content type
-        headers: bytes,  # further ones, as `name: value\r\n`
+        x: Incoming,
+        answer: HttpResponse,
     ) -> None:
-        """Write the answer to the exchange that is open
-
-        Parameters
-        ----------
-        x : HttpExchange
-        status : int
-        body : bytes
-        kind : bytes
-            content type
-        headers : bytes
-            further ones, as `name: value\\r\\n`
-        """
+        "Write the answer to the exchange that is open"
         if x is not self.exchange:
             return
         keep = x.keep and not self.server.draining
         if not keep:
-            line = b"connection: close\r\n"
+            line = "connection: close\r\n"
         else:
-            line = b"connection: keep-alive\r\n" if b"connection" in x.headers else b""
-        sent = response(status, body, kind, b"%b%b%b" % (self.server.date, line, headers))
-        self.exchange = x.call = None
+            line = "connection: keep-alive\r\n" if "connection" in x.headers else ""
+        sent = response(answer, self.server.date + line)
+        self.exchange = x.task = None
         self.wait(self.server.limits.idle)
-        self.transport.write(sent if x.method != b"HEAD" else sent[: len(sent) - len(body)])
+        self.transport.write(sent if x.method != "HEAD" else sent[: len(sent) - len(answer.body)])
         if not keep:
             self.close()
         elif self.requests.whole or self.requests.next or self.ahead or self.refusal or self.eof:
@@ -97,10 +83,10 @@ class Ending(asyncio.Protocol):
         "Say why, and end"
         self.server.metrics.count("scalai_requests_total", "", "", "http", str(e.status))
         self.requests.next = self.refusal = None
-        self.exchange = x = HttpExchange(self, perf_counter())
+        self.exchange = x = Incoming(perf_counter())
         x.keep = False
         self.deaf = True
-        x.refuse(e)
+        self.answer(x, refused(e))
 
     def close(self) -> None:
         "Close, when the client has had time to read why"
@@ -124,7 +110,7 @@ class Ending(asyncio.Protocol):
             self.deadline = now + self.server.limits.stuck
         elif unsent or self.deaf or self.transport.is_closing():
             self.transport.abort()
-        elif self.requests.next or self.early:
+        elif self.requests.next:
             self.refuse(Refusal(408, "The rest of the request did not come in time."))
         else:
             self.close()
@@ -149,8 +135,8 @@ class Ending(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         "The loop: the client is gone"
-        if self.exchange and self.exchange.call:
-            self.exchange.call.gone = True
+        if self.exchange and self.exchange.task:
+            self.exchange.task.cancel()
         self.server.hold(self.held, 0)
         self.server.closed(self)
         self.exchange = None
@@ -162,7 +148,6 @@ class Connection(Ending):
 
     def __init__(self, server: Server) -> None:
         super().__init__(server)
-        self.fresh = True  # nothing was parsed yet
         self.client = ""  # its address
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -191,8 +176,6 @@ class Connection(Ending):
         ):
             self._shed()
             return
-        if self.fresh and not (data := self._first(data)):
-            return
         try:
             self.requests.feed(data)
         except Refusal as e:
@@ -220,25 +203,28 @@ class Connection(Ending):
     def _occupied(self) -> bool:
         return bool(self.exchange or self.blocked or self.transport.is_closing())
 
-    def _open(self, x: HttpExchange) -> None:
+    def _open(self, x: Incoming) -> None:
         "Hand a request to the app"
         self.exchange, self.deadline = x, inf
         if self.held:
             self.held = self.server.hold(self.held, 0)
-        client = x.headers.get(b"x-client-id")
-        x.client = client.decode("latin-1") if client else self.client
-        try:
-            if b"content-encoding" in x.headers:
-                encoding, most = x.headers[b"content-encoding"], self.server.limits.body
-                x.body = decompressed(x.body, encoding, most)
-            self.server.app(x)
-        except Refusal as e:
-            x.refuse(e)
-        except Exception:
-            log.exception("%s %s failed", x.method.decode(), x.path.decode())
-            x.refuse(Refusal(500, "The server made a mistake; it is in its log."))
+        x.task = self.server.loop.create_task(self._ask(x))
 
-    def _partial(self, x: HttpExchange) -> None:
+    async def _ask(self, x: Incoming) -> None:
+        "Answer a request as the app does"
+        try:
+            asked = x.request(self.client)
+            if encoding := asked.headers.get("content-encoding", ""):
+                asked.body = decompressed(asked.body, encoding, self.server.limits.body)
+            answer = await self.server.app(asked)
+        except Refusal as e:
+            answer = refused(e)
+        except Exception:
+            log.exception("%s %s failed", x.method, x.path)
+            answer = refused(Refusal(500, MISTAKE))
+        self.answer(x, answer)
+
+    def _partial(self, x: Incoming) -> None:
         "Wait for the rest of a request"
         limits = self.server.limits
         self.held = self.server.hold(self.held, len(x.body))
@@ -249,7 +235,7 @@ class Connection(Ending):
             return
         seconds = limits.body_time + len(x.body) / limits.rate if x.method else limits.head_time
         self.deadline = x.received + seconds
-        if x.method and not x.body and x.headers.pop(b"expect", b"").lower() == b"100-continue":
+        if x.method and not x.body and x.headers.pop("expect", "").lower() == "100-continue":
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _shed(self) -> None:
@@ -261,54 +247,30 @@ class Connection(Ending):
         self.transport.write(self.server.busy)
         self.server.metrics.count("scalai_shed_total", "full")
 
-    def _first(self, data: bytes) -> bytes:
-        "What of the first bytes is HTTP/1.1; none yet while they may become HTTP/2's preface"
-        self.early += data
-        if self.early.startswith(PREFACE):
-            self._upgrade()
-            return b""
-        if PREFACE.startswith(self.early):
-            self.wait(self.server.limits.head_time)
-            return b""
-        data, self.early, self.fresh = self.early, b"", False
-        return data
-
-    def _upgrade(self) -> None:
-        "Hand the connection over to HTTP/2"
-        from scalai_nb.serving.wire.http2 import Http2
-
-        h2 = Http2(self.server)
-        self.transport.set_protocol(h2)
-        h2.connection_made(self.transport)
-        self.server.closed(self)
-        self.requests.end()
-        h2.data_received(self.early)
-
 # %% ../../../nbs/serving/wire/http.ipynb #1619fb8e
 class Server:
-    """The connections of a worker, of HTTP/1.1 and of HTTP/2
+    """The connections of a worker
 
     Parameters
     ----------
     app : Application
-        called with each exchange
+        called with each request
     limits : Limits
     """
 
     def __init__(
         self,
-        app: Application,  # called with each exchange
+        app: Application,  # called with each request
         limits: Limits = Limits(),
     ) -> None:
         self.app = app
         self.limits = limits
         self.admission = app.admission
         self.metrics = app.metrics
-        # each has `transport`, `deadline`, `expire(now)` and `finish()`
-        self.connections: set[Any] = set()
+        self.connections: set[Ending] = set()
         self.loop = asyncio.get_running_loop()
         self.timer: asyncio.TimerHandle | None = None
-        self.date = b""  # the header of this second
+        self.date = ""  # the header of this second
         self.busy = b""  # the refusal of a plain request
         self.unfinished = 0  # bytes of bodies that are not whole yet
         self.draining = False  # whether no more is taken
@@ -318,13 +280,13 @@ class Server:
         "For `loop.create_server` and `loop.connect_accepted_socket`"
         return Connection(self)
 
-    def opened(self, connection: Any) -> None:
+    def opened(self, connection: Ending) -> None:
         "Look after a connection"
         self.connections.add(connection)
         if not self.timer:
             self._sweep()
 
-    def closed(self, connection: Any) -> None:
+    def closed(self, connection: Ending) -> None:
         "Look after it no more"
         self.connections.discard(connection)
         if self.draining and not self.connections:
@@ -337,9 +299,8 @@ class Server:
 
     def _sweep(self) -> None:
         now = perf_counter()
-        self.date = b"date: %b\r\n" % formatdate(usegmt=True).encode()
-        retry = b"%bretry-after: %d\r\n" % (self.date, max(1, ceil(self.admission.retry)))
-        self.busy = response(503, BUSY, b"application/json", retry)
+        self.date = f"date: {formatdate(usegmt=True)}\r\n"
+        self.busy = response(too_busy(self.admission.retry), self.date)
         for connection in tuple(self.connections):
             if now > connection.deadline:
                 connection.expire(now)
