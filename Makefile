@@ -4,11 +4,13 @@
 #   make test VENV=/tmp/x          elsewhere
 #   make test ARGS="-k lake"       what else pytest is told
 #   make test PROCESSES=8          on so many cores; 0: one test at a time, in one process
+#   make test ROOMS="data serving" notebooks of these folders of nbs/ only
 #   make outputs NOTEBOOK=a.ipynb  of one notebook
 PYTHON ?=
 VENV   ?= .venv$(if $(PYTHON),-$(notdir $(PYTHON)))
 ARGS   ?=
 PROCESSES ?= 2
+ROOMS  ?=
 NOTEBOOK  ?=
 
 BIN       := $(abspath $(VENV))/bin
@@ -31,7 +33,7 @@ demo: $(INSTALLED)  ## Run the flights system end to end, on real data
 
 test: $(INSTALLED)  ## Run every notebook and compare its outputs, then run every test
 	@echo "test: the notebooks of nbs/, each from top to bottom"
-	@$(BIN)/python tests/outputs.py --check --lessons --processes $(PROCESSES)
+	@$(BIN)/python tests/outputs.py --check --lessons --processes $(PROCESSES) $(if $(ROOMS),--rooms $(ROOMS))
 	@echo "test: tests/"
 	@$(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal $(ARGS)
 

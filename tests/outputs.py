@@ -186,15 +186,15 @@ def tested(copy: Path, path: str, processes: int) -> bool:
     return call(copy, "-c", NBDEV_TEST.format(path=path, processes=processes, skipped=SKIPPED))
 
 
-def run(copy: Path, chosen: list[Path], processes: int) -> tuple[dict[Path, Path], bool]:
+def run(
+    copy: Path, chosen: list[Path], processes: int, rooms: list[str]
+) -> tuple[dict[Path, Path], bool]:
     "Run the notebooks, those of a pipeline by a run of it; where each is left, and whether all ran"
     done, well = {}, True
     alone = [p for p in chosen if p in lessons()]
-    if len(alone) == len(lessons()):
-        well &= tested(copy, "nbs", processes)
-    else:
-        for path in alone:
-            well &= tested(copy, str(path), processes)
+    paths = [f"nbs/{room}" for room in rooms] or map(str, alone)
+    for path in ["nbs"] if len(alone) == len(lessons()) else paths:
+        well &= tested(copy, path, processes)
     done |= {p: copy / p for p in alone}
     for name in pipelines():
         if any(p.parent == PIPELINES / name for p in chosen):
@@ -239,15 +239,18 @@ def main() -> int:
         "--check", action="store_true", help="change nothing; fail when a text differs"
     )
     parser.add_argument("--lessons", action="store_true", help="without pipelines and dashboards")
+    parser.add_argument("--rooms", nargs="*", default=[], help="lessons of these folders only")
     parser.add_argument("--processes", type=int, default=2)
     words = parser.parse_args()
     if words.check and sys.version_info[:2] != PYTHON:
         print(f"outputs: run here, and compared on Python {'.'.join(map(str, PYTHON))} only")
     everything = [p.relative_to(ROOT) for name in LESSONS for p in (ROOT / name).rglob("*.ipynb")]
     chosen = words.notebook or (lessons() if words.lessons else sorted(everything))
+    if words.rooms:
+        chosen = [p for p in lessons() if p.parts[1] in words.rooms]
     copy = copied()
     try:
-        done, well = run(copy, chosen, words.processes)
+        done, well = run(copy, chosen, words.processes, words.rooms)
         differ = [line for path in done for line in refresh(path, done[path], words.check)]
     finally:
         shutil.rmtree(copy, ignore_errors=True)

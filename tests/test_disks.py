@@ -81,7 +81,7 @@ def project_with_lake(tmp_path, small_disk):
 
 
 def test_two_pipelines_that_write_one_dataset_at_once(tmp_path):
-    project = Project(tmp_path, "cluster = none\ntrackers = none\n")
+    project = Project(tmp_path)
     for name, rows in (("one", 3), ("other", 5)):
         wait = "import time; time.sleep(1)"
         project.step("00_a", OUT + 'a: Out = "a"', wait, WRITE.format("a", rows), pipeline=name)
@@ -96,7 +96,7 @@ def test_two_pipelines_that_write_one_dataset_at_once(tmp_path):
 
 
 def test_a_run_of_a_day_when_the_clock_was_wrong_is_not_the_latest_for_ever(tmp_path):
-    project = Project(tmp_path, "cluster = none\ntrackers = none\n")
+    project = Project(tmp_path)
     project.step("00_a", "n: int = 1", "n")
     assert project.scalai("run", "toy").returncode == 0
     first = tmp_path / ".scalai/runs" / project.show()["id"]
@@ -119,7 +119,7 @@ main(sys.argv[1:])
 
 
 def test_a_clock_that_goes_back_during_a_run(tmp_path):
-    project = Project(tmp_path, "cluster = none\ntrackers = none\n")
+    project = Project(tmp_path)
     project.step("00_a", "n: int = 1", "n", "n + 1")
     words = [sys.executable, "-c", CLOCK, "run", "toy", "--plain"]
     done = subprocess.run(words, cwd=tmp_path, env=project.env, capture_output=True, text=True)

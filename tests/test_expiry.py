@@ -109,7 +109,7 @@ def test_a_disk_that_refuses_is_named(tmp_path):
 
 
 def test_a_killed_run_and_what_it_leaves(tmp_path):
-    project = Project(tmp_path, "cluster = none\ntrackers = none\n")
+    project = Project(tmp_path)
     wait = "import time; print('written', flush=True); time.sleep(60)"
     project.step("00_make", CONTRACT, WRITE, wait)
     process = project.start("run", "toy")

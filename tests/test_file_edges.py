@@ -21,7 +21,7 @@ WORDS = "from pathlib import Path\nfrom scalai_nb.pipeline import File, Fresh, I
 @pytest.fixture
 def project(tmp_path):
     "Two steps: the second reads a file that the first writes half a second after it began"
-    project = Project(tmp_path, "cluster = none\njobs = 2\n")
+    project = Project(tmp_path, "cluster = none\ntrackers = none\njobs = 2\n")
     write = "import time\ntime.sleep(0.5)\nPath(clean).write_text(str(rows))"
     project.step("01_clean", WORDS + 'clean: Out[File] = "clean.csv"\nrows: int = 3', write)
     read = "Path(total).write_text(str(2 * int(Path(clean).read_text())))"

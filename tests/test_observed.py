@@ -254,7 +254,7 @@ def test_a_stale_step_is_accepted_on_the_record(done, tmp_path):
 
 
 def test_what_is_edited_while_the_step_runs(tmp_path):
-    project = Project(tmp_path, "cluster = none\ntrackers = none\n")
+    project = Project(tmp_path)
     edit = "from pathlib import Path\nPath('rate.txt').write_text('2')"
     read = "import time; time.sleep(0.02); rate = open('rate.txt').read()"
     write = "import numpy as np, xarray as xr\nfrom scalai_nb.pipeline import write\n"
@@ -271,7 +271,7 @@ def test_what_is_edited_while_the_step_runs(tmp_path):
 @pytest.fixture
 def kept(tmp_path):
     "A project whose step has written a dataset of several chunks, and a function for its reasons"
-    project = Project(tmp_path, "cluster = none\ntrackers = none\n")
+    project = Project(tmp_path)
     write = "import numpy as np, xarray as xr\nfrom scalai_nb.pipeline import write\n"
     columns = "{c: ('row', np.random.default_rng(n).random(5000)) for c in 'xy'}"
     project.step("00_a", CONTRACT, f"{write}write(a, xr.Dataset({columns}))")

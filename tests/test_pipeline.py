@@ -260,7 +260,7 @@ def test_an_exit_with_another_code_is_a_failure(project):
 
 
 def test_the_cluster_of_the_run(tmp_path):
-    project = Project(tmp_path, "cluster = local\nworkers = 1\n")
+    project = Project(tmp_path, "cluster = local\ntrackers = none\nworkers = 1\n")
     body = (
         "import scalai_nb as sn\n"
         "client = sn.connect()\n"

@@ -41,7 +41,7 @@ WRITE = (
 @pytest.fixture
 def project(tmp_path):
     "A step that writes a dataset and a model, and a reader of both"
-    p = Project(tmp_path, "cluster = none\ntrackers = none\n")
+    p = Project(tmp_path)
     p.step("00_make", CONTRACT, WRITE, "assert n < 9, 'too many'")
     reads = 'a: In = "a"\nm: In[Model] = "m"'
     use = "from scalai_nb.pipeline import read\nprint('scored', len(read(m).predict(read(a))))"

@@ -42,9 +42,9 @@ def notebook(
 
 
 class Project:
-    "A folder with a settings.ini, and the command `scalai` in it"
+    "A folder with a settings.ini, and the command `scalai` in it; no tracker is told of its runs"
 
-    def __init__(self, root: Path, settings: str = "cluster = none\n"):
+    def __init__(self, root: Path, settings: str = "cluster = none\ntrackers = none\n"):
         self.root = root
         (root / "settings.ini").write_text(f"[laptop]\npipelines = pipelines\n{settings}")
         self.env = {k: v for k, v in os.environ.items() if not k.startswith("SCALAI_")}
