@@ -102,10 +102,10 @@ def watched(served, name: str, memory: int = MEMORY):
     at, _, process = served
     before = peak = process.memory_info().rss
     with Bystander(at) as calm:
-        time.sleep(0.5)
+        time.sleep(0.3)
     with Bystander(at) as bystander:
         yield
-        end = time.monotonic() + 1
+        end = time.monotonic() + 0.5
         while time.monotonic() < end:
             peak = max(peak, process.memory_info().rss)
             time.sleep(0.02)
@@ -136,7 +136,7 @@ def settings(**values: int) -> bytes:
     return frame(SETTINGS, 0, 0, b"".join(struct.pack(">HI", *n) for n in numbers))
 
 
-def throw(at: tuple[str, int], *pieces: bytes, seconds: float = 3.0) -> None:
+def throw(at: tuple[str, int], *pieces: bytes, seconds: float = 1.5) -> None:
     "Send as much as the server takes, and read what it says, until it hangs up or time is over"
     end = time.monotonic() + seconds
     with suppress(OSError), socket.create_connection(at, timeout=1) as s:

@@ -196,7 +196,7 @@ def beside_aims(
 
     aims = [
         aim(f"JSON, {shape}: times the best peer", times("json", shape, rivals), least=least)
-        for shape, least in (("c=1", 2.5), ("c=16", 5), ("c=64", 5))
+        for shape, least in (("c=1", 2), ("c=16", 5), ("c=64", 5))
     ]
     aims += [
         aim(f"JSON, {shape}: p99, of the best peer's", latency(shape), most=1)
