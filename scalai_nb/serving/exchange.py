@@ -16,11 +16,7 @@ class Headers(Protocol):
     "The headers of a request, by lower-case name"
 
     def get(self, name: str, default: str, /) -> str:
-        "What a header says; the default where it is not there, or no ASCII"
-        ...
-
-    def __contains__(self, name: object, /) -> bool:
-        "Whether it is there"
+        "What a header says"
         ...
 
 
@@ -39,7 +35,7 @@ class HttpRequest:
     client : str, default 'me'
         whose share of the queue it takes
     received : float, default 0.0
-        perf_counter when its head had come
+        perf_counter when its first byte came
     """
 
     path: str  # decoded, without the query
@@ -47,7 +43,7 @@ class HttpRequest:
     method: str = "POST"
     headers: Headers = field(default_factory=dict)
     client: str = "me"  # whose share of the queue it takes
-    received: float = 0.0  # perf_counter when its head had come
+    received: float = 0.0  # perf_counter when its first byte came
 
 
 class HttpResponse(NamedTuple):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scalai_nb.serving.scoring.validation import Rows
 
 # %% auto #0
-__all__ = ['Scores', 'Request', 'text_of', 'timeout_of', 'request_of']
+__all__ = ['Scores', 'Request', 'timeout_of', 'request_of']
 
 # %% ../../../nbs/serving/protocols/request.ipynb #99a4edd3
 Scores: TypeAlias = np.ndarray  # (row,) or (row, class) float32
@@ -77,17 +77,9 @@ class Request:
         return self.decode(scorer, self.body)
 
 # %% ../../../nbs/serving/protocols/request.ipynb #fa0d58fe
-def text_of(headers: Headers, name: str) -> str:
-    "What a header says; empty if it is not there. Refusal: it has other characters than ASCII's"
-    value = headers.get(name, "")
-    if not value and name in headers:
-        raise Refusal(400, f"{name} is empty, or has characters beside those of ASCII.")
-    return value
-
-
 def timeout_of(headers: Headers) -> float:
     "Seconds that the client waits, as x-request-timeout-ms says; inf: for ever"
-    milliseconds = text_of(headers, "x-request-timeout-ms")
+    milliseconds = headers.get("x-request-timeout-ms", "")
     if not milliseconds:
         return inf
     if not (milliseconds.isascii() and milliseconds.isdigit()) or len(milliseconds) > 9:
@@ -119,7 +111,7 @@ def request_of(
         asked.client,
         received,
         received + timeout_of(headers),
-        text_of(headers, "x-request-id"),
+        headers.get("x-request-id", ""),
         "",
         headers.get("traceparent", ""),
     )
