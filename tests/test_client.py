@@ -16,6 +16,7 @@ from socketserver import BaseRequestHandler, ThreadingTCPServer
 import numpy as np
 import pytest
 import xarray as xr
+from conftest import free_port
 
 import scalai_nb as sn
 from scalai_nb.errors import ContractViolation, ModelNotFound, ParameterError, WorkFailed
@@ -134,9 +135,7 @@ def replicas(*servers, **options):
 
 def dead() -> str:
     "An address where nobody listens"
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{s.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 # ---- again

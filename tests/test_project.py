@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tomllib
@@ -13,6 +12,7 @@ from zipfile import ZipFile
 
 import pytest
 import yaml
+from conftest import free_port
 from packaging.requirements import Requirement
 
 from scalai_nb.environment import environment
@@ -186,9 +186,7 @@ def test_the_commands_of_the_manifests_make_a_cluster_that_computes(tmp_path):
     "Scheduler and worker as the pods start them, with this machine's address for the cluster's"
     from distributed import Client
 
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     here = {
         "0.0.0.0": "127.0.0.1",
         "8786": str(port),

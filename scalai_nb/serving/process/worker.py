@@ -119,10 +119,10 @@ class Worker:
         if not self.models.ready:
             raise WorkFailed("; ".join(self.models.errors.values()))
         self.metrics.gauge("scalai_workers", value=1)
-        self.board.ready[self.slot] = 1
-        self.accepting.start()
         if self.grpc:
             await self.grpc.start()
+        self.board.ready[self.slot] = 1
+        self.accepting.start()
         announce()
         while True:
             self.save_metrics()

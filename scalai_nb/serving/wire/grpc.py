@@ -11,6 +11,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from time import perf_counter
 from typing import TYPE_CHECKING, NoReturn
+from urllib.parse import unquote
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # clients could fill the log of the service
 
@@ -67,7 +68,7 @@ def client_of(
     peer : str
         as grpcio has it: `ipv4:127.0.0.1:50312`, `ipv6:%5B::1%5D:50312`
     """
-    return peer.partition(":")[2].rpartition(":")[0]
+    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 # %% ../../../nbs/serving/wire/grpc.ipynb #47e4f896
 def _server_live(app: App, message: Message) -> Message:
