@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine, Generator
 from email.utils import formatdate
 from math import inf
 from time import perf_counter
-from typing import cast
+from types import coroutine
+from typing import Any, cast
 
 from ..exchange import HttpResponse
 from ..refusal import Refusal, refused
@@ -18,7 +20,7 @@ from .host import MISTAKE, Application, Limits, decompressed
 from .parsing import Incoming, Requests, plain_predict, response, too_busy
 
 # %% auto #0
-__all__ = ['log', 'Ending', 'Connection', 'Server']
+__all__ = ['log', 'Ending', 'continued', 'Connection', 'Server']
 
 # %% ../../../nbs/serving/wire/http.ipynb #a5e3a55a
 log = logging.getLogger(__name__)
@@ -143,6 +145,35 @@ class Ending(asyncio.Protocol):
         self.requests.end()
 
 # %% ../../../nbs/serving/wire/http.ipynb #eca76ef3
+async def continued(
+    begun: Coroutine[Any, Any, None],
+    first: Any,  # what it waits for
+) -> None:
+    """What is left of a coroutine that has begun
+
+    Parameters
+    ----------
+    begun : Coroutine[Any, Any, None]
+    first : Any
+        what it waits for
+    """
+    await _steps(begun, first)
+
+
+@coroutine
+def _steps(begun: Coroutine[Any, Any, None], first: Any) -> Generator[Any, Any, None]:
+    try:
+        while True:
+            try:
+                sent = yield first
+            except BaseException as e:
+                first = begun.throw(e)
+            else:
+                first = begun.send(sent)
+    except StopIteration:
+        return
+
+
 class Connection(Ending):
     "A client's connection"
 
@@ -208,7 +239,12 @@ class Connection(Ending):
         self.exchange, self.deadline = x, inf
         if self.held:
             self.held = self.server.hold(self.held, 0)
-        x.task = self.server.loop.create_task(self._ask(x))
+        asking = self._ask(x)
+        try:
+            first = asking.send(None)  # now, not in a moment: admission must know of it
+        except StopIteration:
+            return  # it has its answer
+        x.task = self.server.loop.create_task(continued(asking, first))
 
     async def _ask(self, x: Incoming) -> None:
         "Answer a request as the app does"
