@@ -1,5 +1,6 @@
 """Joining, starting and ending Dask clusters, for real."""
 
+import gc
 import os
 import signal
 import socket
@@ -8,12 +9,14 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import psutil
 import pytest
+from distributed.utils import LoopRunner
 
 from scalai_nb.compute import cluster as module
 from scalai_nb.compute.cluster import connect, start
@@ -153,6 +156,20 @@ def test_a_cluster_that_was_started_is_closed_with_its_client():
         assert [w["nthreads"] for w in client.scheduler_info()["workers"].values()] == [3]
         pids = worker_pids(client)
     assert gone(pids)
+
+
+def test_a_closed_client_holds_nobody_up_who_collects_it():
+    "Whoever starts a loop has the lock that a cluster's end waits for, and may have to collect"
+    with connect(env()) as client:
+        client.itself = client
+    known = weakref.ref(client)
+    del client
+    with LoopRunner._lock:
+        collecting = threading.Thread(target=gc.collect)
+        collecting.start()
+        collecting.join(5)
+        assert not collecting.is_alive()
+    assert known() is None
 
 
 def test_none_computes_in_this_process():

@@ -213,7 +213,9 @@ def _own(cluster: DaskCluster) -> Cluster:
 
     def close(*args: Any, **kw: Any) -> None:
         disconnect(*args, **kw)
-        cluster.close()
+        # whoever collects a closed client may have a lock that a second end would wait for
+        if cluster.status.name != "closed":
+            cluster.close()
 
     client.close = close
     return client
