@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from .terminal import Env, console
-from ..environment import environment
+from ..environment import environment, parse_bytes
 from ..show import terminal_table
 
 if TYPE_CHECKING:
@@ -130,6 +130,14 @@ def serve(
         float,
         typer.Option(metavar="S", help="Seconds that open requests have when the service ends."),
     ] = 30.0,
+    memory: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory of a worker for what clients send, decoded or not; "
+            "more than that is refused.",
+        ),
+    ] = "256MB",
     service: Annotated[
         str | None,
         typer.Option(
@@ -158,6 +166,7 @@ def serve(
         "key": key,
         "sample": sample,
         "drain": drain,
+        "memory": parse_bytes(memory),
     }
     if dry_run:
         return _announce(*planned(names, environment(env), **options))

@@ -29,7 +29,7 @@ class HttpRequest:
     path : str
         decoded, without the query
     body : bytes, default b''
-        whole, and decompressed
+        whole, as it came
     method : str, default 'POST'
     headers : Headers
     client : str, default 'me'
@@ -39,7 +39,7 @@ class HttpRequest:
     """
 
     path: str  # decoded, without the query
-    body: bytes = b""  # whole, and decompressed
+    body: bytes = b""  # whole, as it came
     method: str = "POST"
     headers: Headers = field(default_factory=dict)
     client: str = "me"  # whose share of the queue it takes

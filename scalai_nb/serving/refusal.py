@@ -5,6 +5,8 @@
 # %% ../../nbs/serving/refusal.ipynb #020dd17b
 from __future__ import annotations
 
+from functools import partial
+
 import orjson
 
 from .exchange import HttpResponse
@@ -48,6 +50,11 @@ class Refusal(Exception):
         self.column = column
         self.retry = retry
         self.allow = allow
+
+    def __reduce__(self) -> tuple:
+        "It crosses from one process to another"
+        keys = ("row", "column", "retry", "allow")
+        return partial(type(self), **{k: getattr(self, k) for k in keys}), (self.status, str(self))
 
     def to_dict(self) -> dict[str, str | int]:
         "As JSON says it; `error` is the key of the Open Inference Protocol"

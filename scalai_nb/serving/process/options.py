@@ -47,6 +47,9 @@ class Options:
         share of the predictions that are logged, 0 to 1
     drain : float, default 30.0
         seconds that open requests have when the service ends
+    memory : int
+        bytes that what clients send may take in a worker: a quarter while it comes or its answer is
+        not read, half while it is decoded, a quarter while its rows wait
     """
 
     # NAME, NAME@alias or NAME@version; the first of a name answers requests without a version
@@ -63,6 +66,9 @@ class Options:
     key: str | None = None
     sample: float = 1.0  # share of the predictions that are logged, 0 to 1
     drain: float = 30.0  # seconds that open requests have when the service ends
+    # bytes that what clients send may take in a worker: a quarter while it comes or its answer is
+    # not read, half while it is decoded, a quarter while its rows wait
+    memory: int = 256 << 20
 
     def __post_init__(self) -> None:
         for name, accepted, valid in (
@@ -74,6 +80,7 @@ class Options:
             ("share", "0 to 1", 0 <= self.share <= 1),
             ("sample", "0 to 1", 0 <= self.sample <= 1),
             ("drain", "seconds, 0 or more", self.drain >= 0),
+            ("memory", "16 MB or more", self.memory >= 16 << 20),
         ):
             if not valid:
                 value = getattr(self, name)

@@ -18,17 +18,21 @@ from pathlib import Path
 
 from ...errors import WorkFailed
 from ..app import App
+from ..decoding.decoder import Decoder
+from ..decoding.sandbox import Sandbox, serve
 from ..log.journal import Journal
 from ..log.pseudonyms import secret
 from ..metrics import resumed, save
 from .following import RoutesFile
 from .options import Options
+from .processes import fork
 from ..scoring.admission import Admission
 from ..scoring.roles import Logs
 from ..scoring.versions import Models
 from ..tracing import tracing
 from ..wire.accepting import Accepting, Board
 from ..wire.grpc import GrpcServer
+from ..wire.host import Limits
 from ..wire.http import Server
 
 # %% auto #0
@@ -62,6 +66,8 @@ class Worker:
         which of the workers
     board : Board
         what the workers know of each other
+    sandbox : Sandbox
+        where large bodies are decoded
     """
 
     #              tend                 all primaries loaded             end
@@ -79,6 +85,7 @@ class Worker:
         options: Options,
         slot: int,  # which of the workers
         board: Board,  # what the workers know of each other
+        sandbox: Sandbox,  # where large bodies are decoded
     ) -> None:
         self.slot = slot
         self.board = board
@@ -87,15 +94,18 @@ class Worker:
         self.copy = folder / "metrics" / f"worker-{slot}.json"
         self.saved: object = None  # counters and gauges, as they are in the copy
         self.metrics = metrics = resumed(self.copy)
-        admission = Admission(options.latency, metrics)
+        admission = Admission(options.latency, metrics, options.memory // 4)
         self.journal = journal = Journal(
             folder, slot, sample=options.sample, secret=secret(folder), metrics=metrics
         )
         self.models = Models(loop, admission, Logs(journal.append), folder, metrics)
         self.tracing = tracing(folder.name)
         prefix = f"{os.urandom(5).hex()}-"
-        app = App(self.models, admission, metrics, journal, prefix, self.copy, self.tracing)
-        self.server = Server(app)
+        decoder = Decoder(sandbox, options.memory)
+        app = App(
+            self.models, admission, metrics, journal, prefix, self.copy, self.tracing, decoder
+        )
+        self.server = Server(app, Limits(kept=options.memory // 4))
         self.grpc = None
         if options.grpc_port:
             self.grpc = GrpcServer(app, options.host, options.grpc_port)
@@ -203,17 +213,33 @@ def work(
     """
     import uvloop
 
+    sandbox = _sandbox(sock)
+
     async def main() -> None:
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         loop.add_signal_handler(signal.SIGTERM, stop.set)
-        worker = Worker(loop, sock, folder, options, slot, board or Board(slot + 1))
+        worker = Worker(loop, sock, folder, options, slot, board or Board(slot + 1), sandbox)
         loop.add_signal_handler(signal.SIGHUP, worker.forget)
         await _live(worker, stop, announce)
         loop.remove_signal_handler(signal.SIGTERM)
         await worker.end(options.drain)
 
     uvloop.run(main())
+
+
+def _sandbox(sock: socket.socket) -> Sandbox:
+    "A process that forks others, while this one can still be forked; it does not listen"
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def forked() -> None:
+        sock.close()
+        ours.close()
+        serve(theirs)
+
+    fork(forked)
+    theirs.close()
+    return Sandbox(ours)
 
 
 async def _live(worker: Worker, stop: asyncio.Event, announce: Callable[[], object]) -> None:

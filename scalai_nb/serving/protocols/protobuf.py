@@ -5,6 +5,8 @@
 # %% ../../../nbs/serving/protocols/protobuf.ipynb #68ba281a
 from __future__ import annotations
 
+from collections.abc import Collection
+from functools import partial
 from math import inf
 from typing import Any, TypeAlias
 
@@ -16,7 +18,7 @@ from ..scoring.scorer import Scorer
 from ..scoring.validation import Rows
 
 # %% auto #0
-__all__ = ['Message', 'parsed', 'tensors', 'deadline', 'decode', 'encode']
+__all__ = ['Message', 'parsed', 'addressed', 'tensors', 'deadline', 'decode', 'encode']
 
 # %% ../../../nbs/serving/protocols/protobuf.ipynb #d8bd8c44
 Message: TypeAlias = Any  # of protobuf: its class is made from a table when it is first needed
@@ -30,6 +32,42 @@ def parsed(kind: str, message: bytes) -> Message:
         return getattr(messages(), kind).FromString(message)
     except DecodeError:
         raise Refusal(400, f"The message is no {kind}.") from None
+
+# %% ../../../nbs/serving/protocols/protobuf.ipynb #78829e87
+_NAME, _VERSION, _ID = 0x0A, 0x12, 0x1A  # tags of the first three fields of a ModelInferRequest
+
+
+def addressed(
+    message: bytes,
+) -> tuple[str, str | None, str]:  # name and version of the model, id of the request
+    """What a ModelInferRequest that is not parsed begins with
+
+    Returns
+    -------
+    tuple[str, str | None, str]
+        name and version of the model, id of the request
+    """
+    found, at = {_NAME: "", _VERSION: "", _ID: ""}, 0
+    try:
+        for _ in range(8):
+            if message[at] not in found:
+                break
+            size, start = _varint(message, at + 1)
+            found[message[at]] = message[start : start + size].decode()
+            at = start + size
+    except (IndexError, ValueError):
+        pass  # whoever parses it says what is wrong
+    return found[_NAME], found[_VERSION] or None, found[_ID]
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    "A number of up to five bytes, and where it ends"
+    value = 0
+    for i in range(5):
+        value |= (message[at + i] & 0x7F) << 7 * i
+        if message[at + i] < 0x80:
+            return value, at + i + 1
+    raise ValueError("a length is a number of up to five bytes")
 
 # %% ../../../nbs/serving/protocols/protobuf.ipynb #2204d596
 _CONTENTS = {
@@ -121,7 +159,7 @@ def decode(
         message.model_version or None,
         message,
         _rows,
-        encode,
+        partial(encode, message.id, [output.name for output in message.outputs]),
         client,
         received,
         deadline(message, received, remaining),
@@ -129,14 +167,30 @@ def decode(
     )
 
 
-def encode(request: Request, scorer: Scorer, scores: Scores) -> Message:
-    "The ModelInferResponse with the scores of a request"
-    message = request.body
-    found = given(scorer, scores, [output.name for output in message.outputs])
+def encode(
+    id: str,  # that the client gave
+    asked: Collection[str],  # outputs that it wants; none: all
+    request: Request,
+    scorer: Scorer,
+    scores: Scores,
+) -> Message:
+    """The ModelInferResponse with the scores of a request
+
+    Parameters
+    ----------
+    id : str
+        that the client gave
+    asked : Collection[str]
+        outputs that it wants; none: all
+    request : Request
+    scorer : Scorer
+    scores : Scores
+    """
+    found = given(scorer, scores, asked)
     return messages().ModelInferResponse(
-        model_name=message.model_name,
+        model_name=request.model,
         model_version=scorer.version,
-        id=message.id,
+        id=id,
         parameters=[{"key": "prediction_id", "value": {"string_param": request.id}}],
         outputs=[
             {"name": name, "datatype": kind, "shape": shape} for name, kind, shape, _ in found

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -20,10 +20,24 @@ if TYPE_CHECKING:
     from scalai_nb.serving.scoring.validation import Rows
 
 # %% auto #0
-__all__ = ['Scores', 'Request', 'timeout_of', 'request_of']
+__all__ = ['Scores', 'Apart', 'Request', 'timeout_of', 'request_of']
 
 # %% ../../../nbs/serving/protocols/request.ipynb #99a4edd3
 Scores: TypeAlias = np.ndarray  # (row,) or (row, class) float32
+
+
+class Apart(NamedTuple):
+    """How a request is made of its body in another process
+
+    Attributes
+    ----------
+    make : Callable[[bytes], Request]
+    prepare : Callable[[], object]
+        called once in that process: what many such requests need
+    """
+
+    make: Callable[[bytes], Request]
+    prepare: Callable[[], object]  # called once in that process: what many such requests need
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +69,8 @@ class Request:
     key : str, default ''
     trace : str, default ''
         W3C's traceparent, where the client sent one
+    apart : Apart | None, default None
+        None: it is decoded here
     """
 
     protocol: str  # v1, v2, predict or grpc
@@ -71,6 +87,12 @@ class Request:
         ""  # by which a canary takes its share; "": a column, if the routes say, or the client
     )
     trace: str = ""  # W3C's traceparent, where the client sent one
+    apart: Apart | None = None  # None: it is decoded here
+
+    @property
+    def asked(self) -> tuple[str, str | None, str]:
+        "Model, version, and the key by which a canary takes its share"
+        return self.model, self.version, self.key or self.client
 
     def rows(self, scorer: Scorer) -> Rows:
         "The rows for the columns of a scorer. Refusal: they are not as it needs them"

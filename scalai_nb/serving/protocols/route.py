@@ -53,6 +53,11 @@ class Route:
 class Prediction(Route):
     "A method of a path that scores answer; `handle(asked, **parameters)` decodes its `Request`"
 
+    @property
+    def protocol(self) -> str:
+        "What metrics and the log call it"
+        return "predict" if self.body == "rows" else self.body
+
 # %% ../../../nbs/serving/protocols/route.ipynb #f1f38966
 class FeedbackLog(Protocol):
     "Where feedback goes"

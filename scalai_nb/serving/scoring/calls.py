@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ['STRING', 'Call', 'Queue']
 
 # %% ../../../nbs/serving/scoring/calls.ipynb #fb115156
-STRING = 64  # bytes that a string takes, or about as many
+STRING = 64  # bytes that a string takes besides its characters, or about as many
 
 
 @dataclass(slots=True, eq=False)
@@ -94,8 +94,10 @@ class Call:
         rows = self.rows
         self.size = len(rows.numbers)
         self.bytes = rows.numbers.nbytes
-        if rows.others:
-            self.bytes += STRING * self.size * len(rows.others)
+        for x in rows.others:
+            self.bytes += STRING * self.size
+            if x.dtype == object:
+                self.bytes += sum(map(len, x[:, 0]))
         self.parts = []
 
     def end(self) -> None:

@@ -17,8 +17,9 @@ from ..refusal import Refusal
 from .scorer import Column, Scorer
 
 # %% auto #0
-__all__ = ['MOST', 'Rows', 'counted', 'within', 'wrong', 'seconds', 'times', 'name_of', 'strings',
-           'present', 'check_names', 'from_records', 'from_lists', 'from_columns']
+__all__ = ['MOST', 'TEXT', 'Rows', 'counted', 'within', 'wrong', 'seconds', 'times', 'name_of',
+           'strings', 'present', 'check_names', 'from_records', 'from_lists',
+           'from_columns']
 
 # %% ../../../nbs/serving/scoring/validation.ipynb #a9f2a77d
 @dataclass(slots=True)
@@ -176,6 +177,9 @@ def name_of(v: object) -> str:
     return str(int(v)) if isinstance(v, float) and v.is_integer() else str(v)
 
 
+TEXT = 32_768  # characters of a string
+
+
 def strings(
     column: Column,
     values: Sequence,  # strings; None is missing; numbers where the column learnt from numbers
@@ -200,6 +204,10 @@ def strings(
             if not (type(v) is str or v is None or numeric and isinstance(v, (int, float))):
                 raise wrong(i, column, f"{v!r:.60} is of type {_json_type(v)}; accepted: a string")
         values = [_string(v) for v in values]
+    if max(map(len, values), default=0) > TEXT:
+        row = next(i for i, v in enumerate(values) if len(v) > TEXT)
+        what = f"has {len(values[row]):,} characters; accepted: up to {TEXT:,}"
+        raise wrong(row, column, what)
     return np.fromiter(values, object, len(values))
 
 

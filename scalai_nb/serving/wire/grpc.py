@@ -21,7 +21,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from ..protocols.messages import SERVICE, messages, pool
-from ..protocols.protobuf import Message, decode, parsed
+from ..decoding.unpacking import LIGHT
+from ..protocols.large import of_grpc
+from ..protocols.protobuf import Message, addressed, decode, parsed
 from ..refusal import Refusal
 from .host import BUSY, MISTAKE, Limits
 
@@ -114,6 +116,7 @@ class Grpc:
     "The calls of a worker"
 
     #   a call ──> parsed ──> decode ──> App.score ──> encode ──> the answer
+    #              a large one: of_grpc; another process decodes it
     #                 └──────────┴───────────┴── Refusal ──> `refuse`; anything else: INTERNAL
     #
     #   a conversation: _listen makes a task of each request; converse gives their answers in order.
@@ -126,7 +129,7 @@ class Grpc:
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler]:
         "What answers each call, by its name"
-        unary = {name: self._unary(name, self._known(call)) for name, call in AT_ONCE.items()}
+        unary = {name: self._unary(name, self._known(name, call)) for name, call in AT_ONCE.items()}
         stream = grpc.stream_stream_rpc_method_handler(
             self.converse, response_serializer=_serialized
         )
@@ -136,14 +139,17 @@ class Grpc:
             "ModelStreamInfer": stream,
         }
 
-    async def infer(self, message: Message, context: ServicerContext) -> Message:
-        "The scores of one request"
+    async def infer(self, message: bytes, context: ServicerContext) -> Message:
+        "The scores of one ModelInferRequest"
         admission = self.app.admission
         if admission.full:
             self.app.metrics.count("scalai_shed_total", "full")
             raise Refusal(503, BUSY, retry=admission.retry)
-        client, remaining = client_of(context.peer()), context.time_remaining()
-        request = decode(message, client, perf_counter(), remaining)
+        about = client_of(context.peer()), perf_counter(), context.time_remaining()
+        if len(message) > LIGHT and self.app.decoder:
+            request = of_grpc(message, *about)
+        else:
+            request = decode(parsed("ModelInferRequest", message), *about)
         scorer, scores = await self.app.score(request)
         return request.encode(request, scorer, scores)
 
@@ -185,8 +191,7 @@ class Grpc:
         "A task for each request, and None after the last"
         try:
             async for message in requests:
-                asked = parsed("ModelInferRequest", message)
-                await turns.put(asyncio.create_task(self._turn(asked, context)))
+                await turns.put(asyncio.create_task(self._turn(message, context)))
         except asyncio.CancelledError:
             if self.ended:
                 raise Refusal(503, STOPPING, retry=1) from None
@@ -194,32 +199,33 @@ class Grpc:
         finally:
             await turns.put(None)
 
-    async def _turn(self, message: Message, context: ServicerContext) -> Message:
+    async def _turn(self, message: bytes, context: ServicerContext) -> Message:
         "The answer to a request of a conversation, which may say why there is none"
         try:
             return messages().ModelStreamInferResponse(
                 infer_response=await self.infer(message, context)
             )
         except Refusal as e:
-            about = {"model_name": message.model_name, "id": message.id}
+            name, _, id = addressed(message)
+            about = {"model_name": name, "id": id}
             return messages().ModelStreamInferResponse(error_message=str(e), infer_response=about)
 
     def _known(
-        self, call: Callable[[App, Message], Message]
-    ) -> Callable[[Message, ServicerContext], Awaitable[Message]]:
-        async def answer(message: Message, context: ServicerContext) -> Message:
-            return call(self.app, message)
+        self, name: str, call: Callable[[App, Message], Message]
+    ) -> Callable[[bytes, ServicerContext], Awaitable[Message]]:
+        async def answer(message: bytes, context: ServicerContext) -> Message:
+            return call(self.app, parsed(f"{name}Request", message))
 
         return answer
 
     def _unary(
-        self, name: str, answer: Callable[[Message, ServicerContext], Awaitable[Message]]
+        self, name: str, answer: Callable[[bytes, ServicerContext], Awaitable[Message]]
     ) -> grpc.RpcMethodHandler:
         "What grpcio calls with the message of a call"
 
         async def behaviour(message: bytes, context: ServicerContext) -> Message:
             try:
-                return await answer(parsed(f"{name}Request", message), context)
+                return await answer(message, context)
             except Refusal as e:
                 await refuse(context, e)
             except Exception:
