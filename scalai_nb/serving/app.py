@@ -267,11 +267,17 @@ class App:
     async def _rows_apart(self, request: Request, serving: Serving) -> tuple[Serving, Rows]:
         "The same of a body that another process decodes, and what else that says"
         assert request.apart and self.decoder
-        make, prepare = request.apart
+        make, prepare, fold = request.apart
         for _ in range(3):
             scorer = lean(serving.scorer)
             made, *parts = await self.decoder(
-                request.client, decoded, request.body, make, scorer, prepare=prepare
+                request.client,
+                decoded,
+                request.body,
+                make,
+                scorer,
+                fold=fold,
+                prepare=prepare,
             )
             rows = joined(parts)
             # meanwhile, an alias may have moved

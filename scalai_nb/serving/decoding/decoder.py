@@ -13,16 +13,16 @@ from .sandbox import Allowance, Sandbox
 from .turns import Turns
 
 # %% auto #0
-__all__ = ['ANY', 'FOLD', 'allowance', 'Decoder']
+__all__ = ['ANY', 'allowance', 'Decoder']
 
 # %% ../../../nbs/serving/decoding/decoder.ipynb #16264115
 ANY = 16 << 20  # bytes that each body may take
-FOLD = 256  # and this often its own
 
 
 def allowance(
     size: int,  # bytes of a body, as they were sent
-    most: int,  # bytes that any may take
+    fold: int,  # how many bytes may become of one
+    most: int,  # bytes that any body may take
 ) -> Allowance:
     """What decoding a body may take
 
@@ -30,10 +30,12 @@ def allowance(
     ----------
     size : int
         bytes of a body, as they were sent
+    fold : int
+        how many bytes may become of one
     most : int
-        bytes that any may take
+        bytes that any body may take
     """
-    return Allowance(min(most, ANY + FOLD * size), 2 + (size >> 20))
+    return Allowance(min(most, ANY + fold * size), 2 + (size >> 20))
 
 # %% ../../../nbs/serving/decoding/decoder.ipynb #c8ec1eb6
 class Decoder:
@@ -61,7 +63,8 @@ class Decoder:
         function: Callable[..., Iterable],  # by its name: a function of a module
         body: bytes,  # its first argument
         *arguments: Any,  # the others
-        prepare: Callable[[], object] = int,  # called once in the process that forks
+        fold: int,  # how many bytes may become of one of `body`
+        prepare: Callable[[], object],  # called once in the process that forks
     ) -> list[Any]:
         "What `function(body, *arguments)` yields. Refusal: it takes too much, or too many wait"
 
@@ -70,7 +73,7 @@ class Decoder:
         async def called() -> list[Any]:
             async with self.turns.turn(client, len(body)):
                 began.set()
-                may = allowance(len(body), self.most)
+                may = allowance(len(body), fold, self.most)
                 calls = self.sandbox.call(may, function, body, *arguments, prepare=prepare)
                 return [found async for found in calls]
 

@@ -105,10 +105,11 @@ class Worker:
         app = App(
             self.models, admission, metrics, journal, prefix, self.copy, self.tracing, decoder
         )
-        self.server = Server(app, Limits(kept=options.memory // 4))
+        limits = Limits(kept=options.memory // 4, message=options.memory // 64)
+        self.server = Server(app, limits)
         self.grpc = None
         if options.grpc_port:
-            self.grpc = GrpcServer(app, options.host, options.grpc_port)
+            self.grpc = GrpcServer(app, options.host, options.grpc_port, limits)
         count = lambda: len(self.server.connections)
         self.accepting = Accepting(loop, sock, self.server.connection, board, slot, count)
 

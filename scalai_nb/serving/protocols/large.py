@@ -24,7 +24,8 @@ from ..scoring.scorer import Scorer
 from ..scoring.validation import Rows
 
 # %% auto #0
-__all__ = ['PIECE', 'ALWAYS', 'pieces', 'joined', 'decoded', 'lean', 'of_http', 'of_grpc']
+__all__ = ['PIECE', 'FOLD', 'ALWAYS', 'GRPC_FOLD', 'pieces', 'joined', 'decoded', 'lean', 'of_http',
+           'of_grpc']
 
 # %% ../../../nbs/serving/protocols/large.ipynb #3397983c
 PIECE = 16_384  # values
@@ -104,7 +105,14 @@ def _pyarrow() -> None:
     pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # the others take more than is asked
 
 
-ALWAYS = {"application/vnd.apache.parquet"}  # decoded apart, also where the body is small
+# rows as JSON take some fifteen times their bytes, and gzip makes a fifth or a tenth of them
+FOLD = 100
+# decoded apart, also where the body is small: in another language, which strangers may crash
+ALWAYS = {
+    "application/vnd.apache.arrow.stream",
+    "application/vnd.apache.arrow.file",
+    "application/vnd.apache.parquet",
+}
 
 
 def of_http(
@@ -128,7 +136,7 @@ def of_http(
     make = partial(_unpacked, most, route.handle, replace(asked, body=b""), parameters)
     model, version = parameters.get("model", ""), parameters.get("version")
     request = request_of(asked, route.protocol, model, version, asked.body, _taken, _taken)
-    request.apart = Apart(make, _pyarrow if "vnd.apache" in kind else _nothing)
+    request.apart = Apart(make, _pyarrow if kind in ALWAYS else _nothing, FOLD)
     return request
 
 
@@ -143,6 +151,9 @@ def _unpacked(
     return handle(asked, **parameters)
 
 # %% ../../../nbs/serving/protocols/large.ipynb #dffb1f7c
+GRPC_FOLD = 8  # it is decompressed already, and most are numbers of four bytes
+
+
 def of_grpc(
     message: bytes,  # a ModelInferRequest
     client: str,  # whose share of the queue it takes
@@ -165,7 +176,7 @@ def of_grpc(
     name, version, _ = addressed(message)
     make = partial(_parsed, (name, version), client, received, remaining)
     request = Request("grpc", name, version, message, _taken, _taken, client, received)
-    request.apart = Apart(make, messages)
+    request.apart = Apart(make, messages, GRPC_FOLD)
     return request
 
 

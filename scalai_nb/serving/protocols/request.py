@@ -34,10 +34,13 @@ class Apart(NamedTuple):
     make : Callable[[bytes], Request]
     prepare : Callable[[], object]
         called once in that process: what many such requests need
+    fold : int
+        how many bytes may become of one
     """
 
     make: Callable[[bytes], Request]
     prepare: Callable[[], object]  # called once in that process: what many such requests need
+    fold: int  # how many bytes may become of one
 
 
 @dataclass(slots=True, eq=False)

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from scalai_nb.serving.app import App
 
 # %% auto #0
-__all__ = ['log', 'CODES', 'AT_ONCE', 'AHEAD', 'STOPPING', 'LARGEST', 'METADATA', 'refuse',
-           'client_of', 'Grpc', 'GrpcServer']
+__all__ = ['log', 'CODES', 'AT_ONCE', 'AHEAD', 'STOPPING', 'METADATA', 'refuse', 'client_of',
+           'Grpc', 'GrpcServer']
 
 # %% ../../../nbs/serving/wire/grpc.ipynb #ff77d282
 log = logging.getLogger(__name__)
@@ -242,7 +242,6 @@ def _serialized(message: Message) -> bytes:
     return message.SerializeToString()
 
 # %% ../../../nbs/serving/wire/grpc.ipynb #40905913
-LARGEST = 32 << 20  # bytes of a message, as it is sent and when it is unpacked
 METADATA = 16_384  # bytes of a call's headers
 
 
@@ -259,7 +258,7 @@ class GrpcServer:
         self.server = grpc.aio.server(
             options=[
                 ("grpc.so_reuseport", 1),
-                ("grpc.max_receive_message_length", LARGEST),
+                ("grpc.max_receive_message_length", limits.message),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_concurrent_streams", limits.streams),
                 ("grpc.max_metadata_size", METADATA),

@@ -34,6 +34,8 @@ class Limits:
     kept : int
         bytes of all that waits: bodies that are not whole, requests sent ahead, answers nobody
         reads
+    message : int
+        bytes of a message of gRPC, as it is sent and when it is decompressed
     ahead : int, default 128
         requests that a client sends without waiting for answers
     connections : int, default 10000
@@ -61,6 +63,7 @@ class Limits:
     body: int = 32 << 20  # bytes of a body, as it is sent
     # bytes of all that waits: bodies that are not whole, requests sent ahead, answers nobody reads
     kept: int = 64 << 20
+    message: int = 4 << 20  # bytes of a message of gRPC, as it is sent and when it is decompressed
     ahead: int = 128  # requests that a client sends without waiting for answers
     connections: int = 10_000
     streams: int = 200  # calls at a time of a connection of gRPC
