@@ -74,7 +74,8 @@ class Admission(Lateness):
         """
         clients = self._clients(client, perf_counter())
         self.check_time()
-        if self.work > self.budget / 2 and self.held.get(client, 0.0) > self.budget / clients:
+        room = self.budget / self.pace
+        if self.work > room / 2 and self.held.get(client, 0.0) > room / clients:
             self.refuse(
                 429,
                 "share",
@@ -98,19 +99,18 @@ class Admission(Lateness):
 
     def leave(self, calls: Sequence[Work]) -> None:
         "Count calls out"
-        held = self.held
+        held, seconds = self.held, 0.0
         for call in calls:
             self.rows -= call.size
             self.bytes -= call.bytes
-            self.work -= call.cost
+            seconds += call.cost
             held[call.client] -= call.cost
             if held[call.client] < 1e-9:
                 del held[call.client]
         self.calls -= len(calls)
         if not self.calls:
-            self.work = 0.0  # no error of rounding is carried on
             held.clear()
-        self.full = self.work > self.budget
+        self.over(seconds, bool(self.calls))
 
     def _clients(self, client: str, now: float) -> int:
         "How many have asked lately: who was refused a moment ago has a share too"

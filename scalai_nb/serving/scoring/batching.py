@@ -18,7 +18,7 @@ from ..refusal import Refusal
 from .admission import Admission
 from .calls import Call, Queue
 from .cost import Cost, Plan
-from .lateness import LOOP, late
+from .lateness import late
 from .scorer import Scorer
 from .validation import Rows
 
@@ -253,7 +253,7 @@ class Engine:
     def add(self, call: Call) -> None:
         "Queue a call. Refusal 503: there is no memory for it"
         rows, plan = call.size, self.plan
-        on_loop = 3 * self.endings.seconds * (1 if plan.heavy else LOOP)
+        on_loop = 3 * self.endings.seconds
         call.cost = min(rows, plan.rows) * plan.row + on_loop  # others wait for one slice only
         self.admission.enter(call, self.loop)
         self.queue.put(call, large=rows > plan.rows)

@@ -5,7 +5,7 @@
 # %% ../../../nbs/serving/scoring/lateness.ipynb #c1e06fd2
 from __future__ import annotations
 
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import TYPE_CHECKING, NoReturn
 
 from ..metrics import Metrics
@@ -15,11 +15,10 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
 # %% auto #0
-__all__ = ['SHARE', 'LOOP', 'TURN', 'Lateness', 'is_late', 'late']
+__all__ = ['SHARE', 'TURN', 'Lateness', 'is_late', 'late']
 
 # %% ../../../nbs/serving/scoring/lateness.ipynb #a1bb5d6e
 SHARE = 0.5  # of the latency goal: how long the work of the calls that are in may take
-LOOP = 4  # how many times the loop's own seconds for a call count, where it scores too
 TURN = 0.1  # of the latency goal: how long a turn of the loop may take
 
 
@@ -45,6 +44,8 @@ class Lateness:
         self.metrics = metrics or Metrics()
         self.work = 0.0  # seconds, of the calls that are in
         self.budget = SHARE * latency  # seconds; less when turns of the loop are too long
+        self.pace = 1.0  # seconds by the clock that a second of work has taken lately
+        self.since = 0.0  # perf_counter at which calls last left and others stayed; 0: none did
         self.full = False  # whether anybody would be late now: asked before a request is parsed
         self.turning = False  # whether a call has entered in this turn of the loop
 
@@ -75,7 +76,32 @@ class Lateness:
             self.turning = True
             loop.call_soon(self._turn_over, loop)
         self.work += seconds
-        self.full = self.work > self.budget
+        self._look()
+
+    def over(
+        self,
+        seconds: float,  # of work, as it was estimated
+        more: bool,  # whether other calls are in
+    ) -> None:
+        """Work is done
+
+        Parameters
+        ----------
+        seconds : float
+            of work, as it was estimated
+        more : bool
+            whether other calls are in
+        """
+        now = perf_counter()
+        if self.since and seconds:
+            took = max(0.1, min(4.0, (now - self.since) / seconds / self.pace))
+            self.pace = max(0.05, min(20.0, self.pace * (1 + 0.1 * (took - 1))))
+        self.since = now if more else 0.0
+        self.work = self.work - seconds if more else 0.0  # no error of rounding is carried on
+        self._look()
+
+    def _look(self) -> None:
+        self.full = self.work * self.pace > self.budget
 
     def refuse(
         self,
@@ -98,16 +124,16 @@ class Lateness:
         raise Refusal(status, message, retry=self.retry)
 
     def _turn_over(self, loop: AbstractEventLoop) -> None:
-        if self.work > self.budget / 4:
+        if self.work * self.pace > self.budget / 4:
             # It runs when the loop has come round, which waits for no events meanwhile.
-            loop.call_soon(self._adapt, perf_counter())
+            loop.call_soon(self._adapt, thread_time())
         else:
             self._scale(1.1)
         self.turning = False
-        self.full = self.work > self.budget
+        self._look()
 
     def _adapt(self, before: float) -> None:
-        turn = perf_counter() - before
+        turn = thread_time() - before  # without what other processes had of its core
         self._scale(max(0.5, min(1.1, TURN * self.latency / turn)))
 
     def _scale(self, change: float) -> None:
