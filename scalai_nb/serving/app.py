@@ -15,7 +15,7 @@ from .exchange import HttpRequest, HttpResponse
 from .metrics import Metrics
 from .protocols.request import Request, Scores
 from .protocols.route import Prediction
-from .protocols.routes import ROUTES, find
+from .protocols.routes import ROUTES, find, options
 from .protocols.tensors import datatype
 from .refusal import Refusal, refused
 from .scoring.admission import Admission
@@ -117,6 +117,8 @@ class App:
     async def __call__(self, asked: HttpRequest) -> HttpResponse:
         "The answer, now or when its batch has run"
         try:
+            if asked.method == "OPTIONS":
+                return options(asked.path)
             route, parameters = find(asked.method, asked.path)
             if type(route) is Prediction:
                 return await self.predict(asked, route.handle(asked, **parameters))

@@ -18,11 +18,17 @@ from pathlib import Path
 
 from ...errors import WorkFailed
 from ..app import App
+from ..door.access import AccessLog
+from ..door.door import Door
+from ..door.tls import Tls
+from ..door.tokens import TokenFile
 from ..log.journal import Journal
 from ..log.pseudonyms import secret
 from ..metrics import resumed, save
 from .following import RoutesFile
 from .options import Options
+from .processes import say
+from ..protocols.routes import route_of, scope_of
 from ..scoring.admission import Admission
 from ..scoring.roles import Logs
 from ..scoring.versions import Models
@@ -47,6 +53,32 @@ def tidy() -> None:
         CDLL(None).malloc_trim(0)
 
 # %% ../../../nbs/serving/process/worker.ipynb #28f1de68
+def _tls(options: Options, log: Callable[[str], object]) -> Tls | None:
+    "The certificate of a service"
+    if not (options.tls_cert and options.tls_key):
+        return None
+    client_ca = Path(options.tls_client_ca) if options.tls_client_ca else None
+    return Tls(Path(options.tls_cert), Path(options.tls_key), client_ca, log)
+
+
+def _door(options: Options, board: Board, log: Callable[[str], object]) -> Door:
+    "Who may ask this service"
+    return Door(
+        scope_of,
+        tokens=TokenFile(Path(options.tokens), log) if options.tokens else None,
+        hosts=options.hosts,
+        origins=options.origins,
+        headers=(options.key,) if options.key else (),
+        rate=options.rate,
+        budgets=board.budgets,
+    )
+
+
+def _route(method: str, path: str) -> str:
+    "What the access log says of a request: a route, or the name of a call of gRPC"
+    return path if method == "gRPC" else route_of(method, path)
+
+
 class Worker:
     """The parts of a worker, put together
 
@@ -95,12 +127,17 @@ class Worker:
         self.tracing = tracing(folder.name)
         prefix = f"{os.urandom(5).hex()}-"
         app = App(self.models, admission, metrics, journal, prefix, self.copy, self.tracing)
-        self.server = Server(app)
+        log = say if slot == 0 else lambda text: None  # what all see, one says
+        self.tls = tls = _tls(options, log)
+        self.access = AccessLog(folder, slot, _route) if options.access_log else None
+        parts = {"door": _door(options, board, log), "access": self.access}
+        self.server = Server(app, secure=tls is not None, **parts)
         self.grpc = None
         if options.grpc_port:
-            self.grpc = GrpcServer(app, options.host, options.grpc_port)
+            self.grpc = GrpcServer(app, options.host, options.grpc_port, tls=tls, **parts)
         count = lambda: len(self.server.connections)
-        self.accepting = Accepting(loop, sock, self.server.connection, board, slot, count)
+        context = lambda: tls.context if tls else None
+        self.accepting = Accepting(loop, sock, self.server.connection, board, slot, count, context)
 
     async def tend(
         self,
@@ -126,6 +163,7 @@ class Worker:
         announce()
         while True:
             self.save_metrics()
+            self.look_after_door()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.called.wait(), 1.0)
             self.called.clear()
@@ -142,6 +180,13 @@ class Worker:
         "Follow the routes anew, now"
         self.routes.forget()
         self.called.set()
+
+    def look_after_door(self) -> None:
+        "Take a certificate that was renewed, and write the access log"
+        if self.tls and self.tls.look() and self.slot == 0:
+            say("another certificate is there; whoever connects from now on sees it")
+        if self.access:
+            self.access.flush()
 
     def save_metrics(self) -> None:
         "Leave the counters for the other processes, if they have changed"
@@ -165,10 +210,12 @@ class Worker:
         self.models.ready = False
         self.board.clear(self.slot)
         self.accepting.stop()
-        await asyncio.gather(*self.accepting.opening, return_exceptions=True)
+        await self.accepting.settle(min(seconds, 1.0))
         grpc = [self.grpc.stop(seconds)] if self.grpc else []
         await asyncio.gather(self.server.drain(seconds), *grpc)
         self.journal.close()
+        if self.access:
+            self.access.close()
         if self.tracing:
             self.tracing.close()
         self.metrics.gauges.clear()
