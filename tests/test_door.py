@@ -5,26 +5,36 @@ To real services of several workers, by openssl, curl, Triton's client and grpci
 
 import base64
 import http.client
+import json
+import queue
 import shutil
+import socket
 import ssl
 import subprocess
+import threading
 import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import grpc
 import psutil
 import pytest
-from conftest import free_port
+from conftest import free_port, tool
 from served import plain_model, worker
 
 from scalai_nb.environment import environment
+from scalai_nb.errors import ParameterError
 from scalai_nb.models.registry.registry import Registry
 from scalai_nb.serving.door.tokens import new_token, revoke_token
-from scalai_nb.serving.process.service import running
+from scalai_nb.serving.process.service import planned, running
 from scalai_nb.serving.protocols.messages import SERVICE, messages
 from scalai_nb.serving.protocols.route import Prediction
 from scalai_nb.serving.protocols.routes import ROUTES
+from scalai_nb.serving.refusal import Refusal
+from scalai_nb.serving.scoring.admission import Admission
+from scalai_nb.serving.wire.accepting import HANDSHAKES
+from scalai_nb.serving.wire.parsing import Incoming
 
 ROW = b'{"instances": [[1, 2, 3, 4]]}'
 PREDICT = "/v1/models/plain:predict"
@@ -59,12 +69,24 @@ def trusting(cert: str) -> ssl.SSLContext:
 # ---- asking
 
 
-def connection(url: str, cert: str | None = None) -> http.client.HTTPConnection:
+OPEN = []
+
+
+@pytest.fixture(autouse=True)
+def close():
+    yield
+    while OPEN:
+        OPEN.pop().close()
+
+
+def connection(url: str, cert: str | None = None, **options) -> http.client.HTTPConnection:
+    "A connection, closed when the test has ended"
     at = urlsplit(url)
+    kind = http.client.HTTPConnection
     if at.scheme == "https":
-        context = trusting(cert)
-        return http.client.HTTPSConnection(at.hostname, at.port, timeout=20, context=context)
-    return http.client.HTTPConnection(at.hostname, at.port, timeout=20)
+        kind, options = http.client.HTTPSConnection, {"context": trusting(cert), **options}
+    OPEN.append(kind(at.hostname, at.port, timeout=20, **options))
+    return OPEN[-1]
 
 
 def ask(c, method="POST", path=PREDICT, body=ROW, token=None, **headers):
@@ -115,6 +137,15 @@ def home(database, plain, tmp_path_factory):
 def env(home, tmp_path):
     shutil.copytree(home, tmp_path, dirs_exist_ok=True)
     return environment("laptop", settings=tmp_path / "settings.ini")
+
+
+def worker_at(port: int) -> psutil.Process:
+    "Who listens at a port"
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if any(c.laddr.port == port for c in process.net_connections("tcp")):
+                return process
+    raise AssertionError(f"nobody listens at {port}")
 
 
 # ---- tokens
@@ -185,7 +216,6 @@ def test_every_route_by_every_token(guarded, route):
         assert found == wanted if wanted else found not in (401, 403), (who, body)
         assert ("www-authenticate" in headers) == (found == 401)
         assert not token or token.encode() not in body
-    c.close()
 
 
 def test_a_token_reaches_by_basic_too_and_a_browser_is_asked_for_it(guarded):
@@ -204,7 +234,6 @@ def test_a_token_reaches_by_basic_too_and_a_browser_is_asked_for_it(guarded):
     assert headers["www-authenticate"].startswith("Basic")
     _, headers, _ = ask(c, "GET", "/docs", accept="*/*")
     assert headers["www-authenticate"].startswith("Bearer")
-    c.close()
 
 
 # ---- gRPC
@@ -311,5 +340,510 @@ def test_a_revoked_token_is_refused_within_a_second_by_all_workers(env, tmp_path
         time.sleep(1.0)
         assert {status(c, token=new) for c in there} == {200}
         assert gone not in service.log() and keep not in service.log()
-        for c in there:
+
+
+def test_a_conversation_ends_with_its_token(tmp_path, plain):
+    file, port = tmp_path / "tokens.json", free_port()
+    token = new_token(file, "talker", ["predict"])
+    with (
+        worker(tmp_path, {"plain": plain}, grpc_port=port, tokens=str(file)),
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        turns = queue.Queue()
+        talk = channel.stream_stream(
+            f"/{SERVICE}/ModelStreamInfer",
+            lambda m: m.SerializeToString(),
+            messages().ModelStreamInferResponse.FromString,
+        )
+        answers = talk(
+            iter(turns.get, None), metadata=[("authorization", f"Bearer {token}")], timeout=30
+        )
+        turns.put(row())
+        assert len(next(answers).infer_response.outputs) == 1
+        revoke_token(file, "talker")
+        time.sleep(1.0)
+        turns.put(row())
+        answer = next(answers)
+        assert "revoked" in answer.error_message and not answer.infer_response.outputs
+        turns.put(None)
+
+
+# ---- TLS
+
+
+@pytest.fixture(scope="module")
+def secured(plain, tmp_path_factory):
+    "A worker over TLS with tokens: its url and address of gRPC, its certificate and a token"
+    folder = tmp_path_factory.mktemp("secured")
+    files, file, port = certificate(folder, "server"), folder / "tokens.json", free_port()
+    token = new_token(file, "tests", ["predict", "feedback", "operate"])
+    with worker(folder, {"plain": plain}, grpc_port=port, tokens=str(file), **files) as url:
+        yield url, f"127.0.0.1:{port}", files["tls_cert"], token
+
+
+def s_client(port: int, *words: str) -> str:
+    "What `openssl s_client` says of a connection"
+    done = subprocess.run(
+        ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", *words],
+        input=b"",
+        capture_output=True,
+        timeout=20,
+    )
+    return (done.stdout + done.stderr).decode(errors="replace")
+
+
+def test_openssl_finds_tls_1_3_and_1_2_and_nothing_older(secured):
+    url, address, cert, _ = secured
+    for port in (urlsplit(url).port, int(address.rpartition(":")[2])):
+        said = s_client(port, "-CAfile", cert, "-verify_return_error", "-tls1_3")
+        assert "Verify return code: 0 (ok)" in said and "TLSv1.3" in said
+        assert "TLSv1.2" in s_client(port, "-CAfile", cert, "-tls1_2")
+        old = s_client(port, "-CAfile", cert, "-tls1_1", "-cipher", "DEFAULT@SECLEVEL=0")
+        assert "Cipher is (NONE)" in old
+    assert "ALPN protocol: http/1.1" in s_client(urlsplit(url).port, "-alpn", "h2,http/1.1")
+
+
+def curl(url: str, *words: str) -> tuple[int, str]:
+    "The exit code of curl, and the answer with its status behind it"
+    done = subprocess.run(
+        ["curl", "-sS", "--max-time", "20", "-w", " %{http_code}", *words, url],
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_curl_as_the_docs_show_it(secured):
+    url, _, cert, token = secured
+    bearer = "-H", f"authorization: Bearer {token}"
+    code, said = curl(url + PREDICT, "--cacert", cert, *bearer, "-d", ROW.decode())
+    assert code == 0 and said.endswith(" 200") and "predictions" in said
+    assert curl(url + PREDICT, "--cacert", cert, "-d", ROW.decode())[1].endswith(" 401")
+    assert curl(url + "/v2/health/ready", "--cacert", cert)[1].endswith(" 200")
+    assert curl(url + PREDICT, *bearer)[0] == 60, "it is not believed without being named"
+    plain = url.replace("https", "http")
+    assert curl(plain + PREDICT, *bearer, "-d", ROW.decode())[0] != 0
+    c = connection(url, cert)
+    same, plain = url, url.replace("https", "http")
+    assert status(c, token=token, origin=same) == 200
+    assert status(c, token=token, origin=plain) == 403, "anybody can make that page"
+    _, page = curl(url + "/docs", "--cacert", cert, *bearer)
+    assert f"{url}{PREDICT}" in page and "Bearer $TOKEN" in page and token not in page
+
+
+def test_a_refused_client_reads_why_over_tls(secured):
+    url, _, cert, token = secured
+    at = urlsplit(url)
+    long = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99000000\r\n\r\n"
+    for sent, wanted in ((long, b"413"), (b"nonsense\r\n\r\n", b"400")):
+        with trusting(cert).wrap_socket(
+            socket.create_connection((at.hostname, at.port), timeout=20),
+            server_hostname="localhost",
+        ) as s:
+            s.sendall(sent)
+            assert s.recv(9999).split()[1] == wanted
+            start = time.monotonic()
+            with suppress(ConnectionError, ssl.SSLError):
+                while s.recv(9999):
+                    pass
+            assert time.monotonic() - start < 5, "and it is hung up on"
+
+
+TRITON = """
+import sys, json
+import numpy as np
+url, address, cert, token = sys.argv[1:]
+from tritonclient import http
+import tritonclient.grpc as rpc
+context = lambda: __import__("ssl").create_default_context(cafile=cert)
+bearer = {"authorization": "Bearer " + token}
+x = np.float32([[1, 2, 3, 4]])
+def tensor(kind):
+    t = kind.InferInput("input", [1, 4], "FP32"); t.set_data_from_numpy(x); return [t]
+a = http.InferenceServerClient(url.removeprefix("https://"), ssl=True, ssl_context_factory=context)
+b = rpc.InferenceServerClient(address, ssl=True, root_certificates=cert)
+said = {"live": [a.is_server_live(), b.is_server_live()], "scores": [], "refused": []}
+for client, kind in ((a, http), (b, rpc)):
+    score = client.infer("plain", tensor(kind), headers=dict(bearer)).as_numpy("score")
+    said["scores"].append(float(score.ravel()[0]))
+    said["metadata"] = client.get_model_metadata("plain", headers=dict(bearer)) and True
+    try: client.infer("plain", tensor(kind))
+    except Exception as e: said["refused"].append(str(e))
+print(json.dumps(said))
+"""
+
+
+def test_triton_s_clients_with_ssl(secured):
+    done = subprocess.run(
+        [tool("clients") / "python", "-c", TRITON, *secured],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["live"] == [True, True] and len({round(s, 5) for s in said["scores"]}) == 1
+    assert all("needs a token" in text for text in said["refused"]) and len(said["refused"]) == 2
+
+
+def test_clients_need_a_certificate_where_they_must_have_one(plain, tmp_path):
+    ours = certificate(tmp_path, "ours", None, "-days", "30")
+    certificate(tmp_path, "client", "ours")
+    certificate(tmp_path, "other", None, "-days", "30")
+    certificate(tmp_path, "stranger", "other")
+    port = free_port()
+    options = {**ours, "tls_client_ca": ours["tls_cert"], "grpc_port": port}
+    with worker(tmp_path, {"plain": plain}, **options) as url:
+
+        def asked(*words: str) -> int:
+            return curl(url + PREDICT, "--cacert", ours["tls_cert"], "-d", ROW.decode(), *words)[0]
+
+        def known(name: str) -> tuple[str, ...]:
+            return "--cert", f"{tmp_path}/{name}.crt", "--key", f"{tmp_path}/{name}.key"
+
+        assert asked(*known("client")) == 0
+        assert asked() == 56 and asked(*known("stranger")) == 56
+        for name, code in (("client", "OK"), ("stranger", "UNAVAILABLE"), (None, "UNAVAILABLE")):
+            root, pair = Path(ours["tls_cert"]).read_bytes(), (None, None)
+            if name:
+                pair = [Path(f"{tmp_path}/{name}.{end}").read_bytes() for end in ("key", "crt")]
+            credentials = grpc.ssl_channel_credentials(root, *pair)
+            with grpc.secure_channel(f"127.0.0.1:{port}", credentials) as channel:
+                assert called(channel, "ModelInfer", row()).name == code, name
+
+
+# ---- certificates that change
+
+
+def serial(at: str, cert: str) -> str:
+    "Whose certificate a server shows"
+    host, _, port = at.rpartition(":")
+    shown = ssl.get_server_certificate((host, int(port)))
+    return "the same" if shown.strip() == Path(cert).read_text().strip() else "another"
+
+
+class Asking(threading.Thread):
+    "Asks again and again, on connections that are kept for a while; notes what is no 200"
+
+    def __init__(self, url: str, certs: list[str], token: str):
+        super().__init__()
+        self.url, self.token, self.failed, self.answered = url, token, [], 0
+        self.context = ssl.create_default_context()
+        for cert in certs:
+            self.context.load_verify_locations(cert)
+        self.done = threading.Event()
+
+    def run(self):
+        at = urlsplit(self.url)
+        while not self.done.is_set():
+            c = http.client.HTTPSConnection(at.hostname, at.port, timeout=20, context=self.context)
+            for _ in range(20):
+                try:
+                    found = status(c, token=self.token)
+                except Exception as e:
+                    self.failed.append(repr(e))
+                    break
+                self.answered += 1
+                if found != 200:
+                    self.failed.append(str(found))
             c.close()
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.done.set()
+        self.join()
+
+
+def test_a_certificate_is_renewed_under_traffic_and_a_wrong_one_is_not_taken(env, tmp_path):
+    files = certificate(tmp_path, "server")
+    cert, key = Path(files["tls_cert"]), Path(files["tls_key"])
+    new = certificate(tmp_path, "new")
+    past = certificate(
+        tmp_path, "past", None, "-not_before", "20200101000000Z", "-not_after", "20210101000000Z"
+    )
+    file = tmp_path / "tokens.json"
+    token = new_token(file, "tests", ["predict"])
+    first = shutil.copy(cert, tmp_path / "first.crt")
+    options = {**files, "tokens": str(file), "workers": 2, "latency": 1.0}
+    with running("plain", env, **options) as service:
+        assert service.url.startswith("https://") and service.state["url"] == service.url
+        both = service.url.removeprefix("https://"), service.grpc
+        with Asking(service.url, [str(first), new["tls_cert"]], token) as asking:
+            kept = connection(service.url, str(first))
+            assert status(kept, token=token) == 200
+            shutil.copy(past["tls_cert"], cert)  # expired, and not of the key
+            until(lambda: "former certificate stays" in service.log())
+            assert [serial(at, first) for at in both] == ["the same", "the same"]
+            shutil.copy(past["tls_key"], key)
+            until(lambda: "certificate has expired" in service.log())
+            assert [serial(at, first) for at in both] == ["the same", "the same"]
+            shutil.copy(new["tls_cert"], cert)
+            shutil.copy(new["tls_key"], key)
+            until(
+                lambda: all(
+                    serial(at, new["tls_cert"]) == "the same" for at in both for _ in range(8)
+                ),
+                seconds=5,
+            )
+            assert status(kept, token=token) == 200, "what is open goes on"
+            kept.close()
+        assert asking.answered > 100 and not asking.failed, asking.failed[:3]
+        assert "another certificate is there" in service.log()
+
+
+def test_handshakes_that_do_not_end_keep_nobody_out(secured):
+    url, _, cert, token = secured
+    at = urlsplit(url)
+    with ExitStack() as stack:
+        for _ in range(700):
+            s = stack.enter_context(socket.create_connection((at.hostname, at.port), timeout=20))
+            s.sendall(b"\x16\x03\x01")
+        times = []
+        for _ in range(5):
+            start = time.monotonic()
+            c = connection(url, cert)
+            assert status(c, token=token) == 200
+            c.close()
+            times.append(time.monotonic() - start)
+        assert sorted(times)[2] < 1.0, times
+        taken = [c for c in worker_at(at.port).net_connections("tcp") if c.laddr.port == at.port]
+        assert HANDSHAKES / 2 < len(taken) < HANDSHAKES + 8, "the oldest are given up"
+
+
+# ---- what is refused at the start
+
+
+def test_what_cannot_be_safe_is_refused_at_the_start(env, tmp_path):
+    files = certificate(tmp_path, "server")
+    other = certificate(tmp_path, "other")
+    past = certificate(
+        tmp_path, "past", None, "-not_before", "20200101000000Z", "-not_after", "20210101000000Z"
+    )
+    tokens = tmp_path / "tokens.json"
+    new_token(tokens, "a", ["read"])
+    garbage = tmp_path / "garbage.json"
+    garbage.write_text("half a file {")
+    fine = {**files, "tokens": str(tokens)}
+    asked, _ = planned("plain", env, host="0.0.0.0", **fine)
+    assert asked.url == "https://127.0.0.1:8080"
+    for says, options in {
+        "stay at 127.0.0.1, with a proxy": {"host": "0.0.0.0"},
+        "give --tls-cert, --tls-key and --tokens": {"host": "::", **files},
+        "takes a certificate and tokens": {"host": "192.0.2.1", "tokens": str(tokens)},
+        "lets other machines in": {"host": ""},
+        "tls_key=None is not valid": {"tls_cert": files["tls_cert"]},
+        "the key is not that of the certificate": {**files, "tls_key": other["tls_key"]},
+        "certificate has expired": past,
+        "No such file": {**files, "tls_cert": str(tmp_path / "none.crt")},
+        "no PEM": {**files, "tls_cert": str(garbage)},
+        "holds no certificate": {**files, "tls_client_ca": str(garbage)},
+        "garbage.json: The file of tokens is no JSON": {"tokens": str(garbage)},
+        "none.json cannot be read": {"tokens": str(tmp_path / "none.json")},
+        "no origin of a page": {"origins": ("*",)},
+        "rate=-1 is not valid": {"rate": -1},
+    }.items():
+        with pytest.raises(ParameterError, match=says):
+            planned("plain", env, **options)
+
+
+# ---- a file of tokens that goes away
+
+
+def test_without_its_file_nobody_is_let_in(env, tmp_path):
+    file = tmp_path / "tokens.json"
+    token = new_token(file, "a", ["predict"])
+    text = file.read_text()
+    with running("plain", env, workers=2, tokens=str(file), latency=1.0) as service:
+        there = open_to_all(service.url, 2)
+        assert {status(c, token=token) for c in there} == {200}
+        for spoil in (file.unlink, lambda: file.write_text("half a file {")):
+            spoil()
+            time.sleep(0.6)
+            assert {status(c, token=token) for c in there} == {503}
+            assert {status(c, token=None) for c in there} == {503}
+            assert {status(c, method="GET", path="/v2/health/ready") for c in there} == {200}
+            file.write_text(text)
+            time.sleep(0.6)
+            assert {status(c, token=token) for c in there} == {200}
+        log = service.log()
+        assert log.count("nobody is let in but to health") == 2 and token not in log
+
+
+# ---- who cannot be told by what a client writes
+
+
+def test_what_a_client_writes_is_no_name():
+    "2,000 invented names once left an honest client a 2,000th of the queue"
+    admission = Admission(latency=1.0)
+    for i in range(2000):
+        x = Incoming(0.0)
+        x.headers |= {
+            "x-client-id": f"invented {i}",
+            "x-forwarded-for": f"10.0.{i // 250}.{i % 250}",
+        }
+        admission.check(x.request("192.0.2.7").client)
+    admission.work = 0.6 * admission.budget  # the queue is more than half full
+    admission.held["192.0.2.1"] = 0.01 * admission.budget
+    admission.check("192.0.2.1")
+    admission.held["192.0.2.7"] = 0.55 * admission.budget
+    with pytest.raises(Refusal, match="2 clients share the queue"):
+        admission.check("192.0.2.7")
+
+
+def test_spoofed_names_and_addresses_have_one_budget(env):
+    with running("plain", env, workers=2, rate=20, latency=1.0) as service:
+        found, start = [], time.monotonic()
+        for i in range(400):
+            if i % 50 == 0:
+                c = connection(service.url)  # to another worker, perhaps
+            names = {"x_client_id": f"invented {i}", "x_forwarded_for": f"10.0.0.{i}"}
+            found.append(status(c, forwarded=f"for=10.0.0.{i}", x_real_ip=f"10.0.1.{i}", **names))
+        seconds = time.monotonic() - start
+        assert set(found) == {200, 429} and found.count(200) < 20 + 20 * seconds + 2
+        _, headers, body = ask(c)
+        assert "retry-after" in headers and b"20 requests a second" in body
+        honest = connection(service.url, source_address=("127.0.0.2", 0))
+        assert [status(honest) for _ in range(10)] == [200] * 10
+        assert status(c, method="GET", path="/v2/health/live") == 200, "health is never refused"
+
+
+def test_a_token_has_a_budget_of_its_own_and_strangers_do_not_use_it_up(plain, tmp_path):
+    file = tmp_path / "tokens.json"
+    honest = new_token(file, "honest", ["predict"])
+    greedy = new_token(file, "greedy", ["predict"], rate=5)
+    with worker(tmp_path, {"plain": plain}, tokens=str(file), rate=50.0) as url:
+        c = connection(url)
+        tries = [status(c, token=f"scalai_{i}") for i in range(200)]
+        assert set(tries) == {401, 429}, "guessing is bounded by address"
+        assert [status(c, token=honest) for _ in range(20)] == [200] * 20
+        taken = [status(c, token=greedy) for _ in range(30)]
+        assert taken.count(429) >= 20 and taken[0] == 200
+        assert status(c, token=honest) == 200
+
+
+# ---- browsers
+
+
+def test_pages_may_ask_if_they_are_listed_and_host_names_cannot_mislead(plain, tmp_path):
+    with worker(tmp_path, {"plain": plain}, origins=["https://shop.example"]) as url:
+        c, host = connection(url), url.removeprefix("http://")
+        shop = "https://shop.example"
+        code, headers, _ = ask(c, origin=shop)
+        assert code == 200 and headers["access-control-allow-origin"] == shop
+        assert (
+            headers["vary"] == "origin"
+            and "retry-after" in headers["access-control-expose-headers"]
+        )
+        code, headers, _ = ask(c, "OPTIONS", origin=shop, access_control_request_method="POST")
+        assert code == 200 and headers["access-control-allow-methods"] == "POST, OPTIONS"
+        assert "authorization" in headers["access-control-allow-headers"]
+        assert status(c, origin=f"http://{host}") == 200, "its own page"
+        for stranger in (
+            "https://evil.example",
+            "null",
+            "http://127.0.0.1:1",
+            "http://shop.example",
+        ):
+            code, headers, _ = ask(c, origin=stranger)
+            assert code == 403 and "access-control-allow-origin" not in headers, stranger
+            assert status(c, method="OPTIONS", origin=stranger) == 403
+            assert status(c, path="/feedback", origin=stranger) == 403
+        for form in (
+            "text/plain",
+            "application/x-www-form-urlencoded",
+            "multipart/form-data; a=b",
+            "",
+        ):
+            assert status(c, origin=shop, content_type=form) == 415, form
+        assert ask(c, "OPTIONS")[1]["allow"] == "POST, OPTIONS"
+        assert ask(c, "OPTIONS", "/v2")[1]["allow"] == "GET, HEAD, OPTIONS"
+        assert ask(c, "OPTIONS", "*")[1]["allow"] == "GET, HEAD, POST, OPTIONS"
+        assert status(c, method="OPTIONS", path="/nowhere") == 404
+        # a name that leads here: DNS rebinding
+        assert status(c, method="GET", path="/metrics", host="evil.example") == 421
+        for fine in ("localhost", "127.0.0.1:8080", "[::1]:8080", "models", "a.localhost:1"):
+            assert status(c, method="GET", path="/v2", host=fine) == 200, fine
+
+
+def test_hosts_are_listed(plain, tmp_path):
+    with worker(tmp_path, {"plain": plain}, hosts=["models.example"]) as url:
+        c = connection(url)
+        assert status(c, method="GET", path="/v2", host="Models.example:443") == 200
+        assert status(c, method="GET", path="/v2", host="localhost") == 421
+        assert status(c, method="GET", path="/v2/health/live", host="10.1.2.3:8080") == 200, (
+            "a probe"
+        )
+
+
+def test_pages_carry_headers_that_guard_them(plain, tmp_path):
+    with worker(tmp_path, {"plain": plain}) as url:
+        c = connection(url)
+        for path in ("/", "/docs"):
+            _, headers, body = ask(c, "GET", path)
+            policy = dict(p.split(" ", 1) for p in headers["content-security-policy"].split("; "))
+            assert policy["default-src"] == policy["frame-ancestors"] == "'none'"
+            assert headers["x-frame-options"] == "DENY" and headers["cache-control"] == "no-store"
+            assert headers["referrer-policy"] == "no-referrer"
+            assert b" onclick" not in body and b"unsafe" not in policy["script-src"].encode()
+        for path in ("/v2", "/metrics", "/nowhere"):
+            assert ask(c, "GET", path)[1]["x-content-type-options"] == "nosniff"
+
+
+# ---- a body of a stranger
+
+
+def test_a_stranger_s_body_is_not_waited_for(guarded):
+    url, _, tokens = guarded
+    at = urlsplit(url)
+    head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 30000000\r\n{}\r\n"
+    for who, wanted in (("none", b"401"), ("wrong", b"401"), ("read", b"403")):
+        more = f"Authorization: Bearer {tokens[who]}\r\n" if tokens[who] else ""
+        with socket.create_connection((at.hostname, at.port), timeout=20) as s:
+            s.sendall(head.format(more).encode() + b"{")
+            assert s.recv(9999).split()[1] == wanted
+    with socket.create_connection((at.hostname, at.port), timeout=20) as s:
+        more = f"Authorization: Bearer {tokens['predict']}\r\nExpect: 100-continue\r\n"
+        s.sendall(head.format(more).encode())
+        assert s.recv(9999) == b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+# ---- the access log
+
+
+def test_the_access_log_says_who_and_what_and_no_values(env, tmp_path):
+    file = tmp_path / "tokens.json"
+    token = new_token(file, "nightly", ["predict"])
+    options = {"workers": 2, "tokens": str(file), "access_log": True, "latency": 1.0}
+    with running("plain", env, **options) as service:
+        c = connection(service.url)
+        assert status(c, path=f"{PREDICT}?name=Lovelace", token=token) == 200
+        assert status(c, path="/predict/Lovelace@3", token=token) == 404
+        assert status(c, method="GET", path="/names/Lovelace") == 404
+        assert status(c, body=b'{"instances": "Lovelace"}', token=token) == 400
+        assert status(c, token="scalai_Lovelace") == 401
+        c.close()
+        with grpc.insecure_channel(service.grpc) as channel:
+            assert called(channel, "ModelInfer", row(), token).name == "OK"
+        raw = socket.create_connection(("127.0.0.1", urlsplit(service.url).port), timeout=20)
+        raw.sendall(b"Lovelace\r\n\r\n")
+        assert raw.recv(999)
+        raw.close()
+        log = lambda: "".join(p.read_text() for p in service.folder.glob("access-*.log*"))
+        until(lambda: log().count("\n") == 7)
+        lines = [json.loads(line) for line in log().splitlines()]
+        assert "Lovelace" not in log() and token not in log()
+        found = {(x["client"], x["method"], x["route"], x["status"]) for x in lines}
+        predict = "/v1/models/{model}:predict"
+        assert found == {
+            ("nightly", "POST", predict, 200),
+            ("nightly", "POST", "/predict/{model}@{version}", 404),
+            ("127.0.0.1", "GET", "", 404),
+            ("nightly", "POST", predict, 400),
+            ("127.0.0.1", "POST", predict, 401),
+            ("nightly", "gRPC", "ModelInfer", 200),
+            ("127.0.0.1", "", "", 400),
+        }
+        assert all(x["ms"] >= 0 and x["time"].endswith("+00:00") for x in lines)

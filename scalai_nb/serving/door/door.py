@@ -228,7 +228,9 @@ class Door:
             )
 
     def _check_page(self, asked: HttpRequest, origin: str, host: str) -> None:
-        same = origin.partition("://")[2] == host
+        scheme, _, at = origin.partition("://")
+        # a proxy may have made http of https, and nothing makes https of http
+        same = at == host and not (asked.secure and scheme == "http")
         if not same and origin not in self.origins:
             raise Refusal(
                 403,

@@ -150,7 +150,9 @@ class Accepting:
             return False  # no more files
         conn.setblocking(False)
         if len(self.opening) >= HANDSHAKES:
-            next(iter(self.opening)).cancel()  # an honest one takes milliseconds
+            oldest = next(iter(self.opening))  # an honest one takes milliseconds
+            del self.opening[oldest]
+            oldest.cancel()
         task = self.loop.create_task(self._open(conn))
         self.opening[task] = None
         task.add_done_callback(self._opened)

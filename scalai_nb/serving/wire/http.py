@@ -257,8 +257,8 @@ class Connection(Ending):
         asked = x.request(self.client)
         try:
             if door:
-                asked.client = door.check(asked)
                 asked.secure = self.server.secure
+                asked.client = door.check(asked)
             if encoding := asked.headers.get("content-encoding", ""):
                 asked.body = decompressed(asked.body, encoding, self.server.limits.body)
             answer = await self.server.app(asked)
