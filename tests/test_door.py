@@ -7,12 +7,15 @@ import base64
 import http.client
 import json
 import queue
+import re
+import select
 import shutil
 import socket
 import ssl
 import subprocess
 import threading
 import time
+import traceback
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,8 +26,9 @@ import pytest
 from conftest import free_port, tool
 from served import plain_model, worker
 
+from scalai_nb.client.client import Client
 from scalai_nb.environment import environment
-from scalai_nb.errors import ParameterError
+from scalai_nb.errors import ParameterError, WorkFailed
 from scalai_nb.models.registry.registry import Registry
 from scalai_nb.serving.door.tokens import new_token, revoke_token
 from scalai_nb.serving.process.service import planned, running
@@ -847,3 +851,46 @@ def test_the_access_log_says_who_and_what_and_no_values(env, tmp_path):
             ("127.0.0.1", "", "", 400),
         }
         assert all(x["ms"] >= 0 and x["time"].endswith("+00:00") for x in lines)
+
+
+# ---- this library's own client
+
+
+def test_the_client_carries_them(secured, guarded, tmp_path):
+    url, _, cert, token = secured
+    rows = {n: [1.0, 2.0] for n in "abcd"}
+    with Client(url, token=token, ca=cert, timeout=20) as client:
+        assert client.ready() and len(client.predict(rows)) == 2
+        assert client.feedback(client.last.ids, [1.0, 2.0]) == 2
+        shown = [repr(client), repr(vars(client)), repr(vars(client.replicas))]
+        shown += [repr(r.credentials) for r in client.replicas.replicas]
+        assert not any(token in text for text in shown)
+    for says, options in {
+        "needs a token.*Client.url, token=TOKEN": {"ca": cert},
+        "answers 401: The token is not known": {"ca": cert, "token": "scalai_guessed"},
+        "not believed.*pass ca=FILE": {"token": token},
+    }.items():
+        with Client(url, timeout=20, **options) as client, pytest.raises(WorkFailed) as e:
+            client.predict(rows)
+        told = "".join(traceback.format_exception(e.value))
+        assert re.search(says, str(e.value)) and token not in told and "guessed" not in told
+    plain, _, tokens = guarded
+    with Client(plain, token=tokens["feedback"], timeout=20) as client:
+        with pytest.raises(WorkFailed, match="answers 403: The token feedback has feedback"):
+            client.predict(rows)
+    for says, at, options in (
+        ("in the clear", "http://models.example", {"token": token}),
+        ("none.crt", url, {"ca": "none.crt"}),
+        ("no use", plain, {"ca": cert}),
+    ):
+        with pytest.raises(ParameterError, match=says):
+            Client(at, **options)
+
+
+def test_a_kept_connection_says_nothing_before_it_is_asked(secured):
+    "A session ticket would, which a client that hedges takes for its answer"
+    url, _, cert, token = secured
+    c = connection(url, cert)
+    c.connect()
+    assert not select.select([c.sock], [], [], 0.3)[0]
+    assert status(c, token=token) == 200

@@ -84,6 +84,7 @@ def _context(cert: Path, key: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
+    context.num_tickets = 0  # a client that waits for its answer would take one for it
     try:
         context.load_cert_chain(cert, key, password=lambda: b"")
     except ssl.SSLError as e:
