@@ -6,6 +6,7 @@ To real services of several workers, by openssl, curl, Triton's client and grpci
 import base64
 import http.client
 import json
+import os
 import queue
 import re
 import select
@@ -13,6 +14,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -894,3 +896,45 @@ def test_a_kept_connection_says_nothing_before_it_is_asked(secured):
     c.connect()
     assert not select.select([c.sock], [], [], 0.3)[0]
     assert status(c, token=token) == 200
+
+
+# ---- the commands
+
+
+def test_the_commands(env, tmp_path):
+    def scalai(*words: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "scalai_nb", *words],
+            cwd=tmp_path,
+            env=os.environ | env.variables | {"COLUMNS": "200"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    files = certificate(tmp_path, "server")
+    code, said, told = scalai("token", "new", "nightly", "--scope", "predict", "--expires", "30d")
+    assert code == 0 and said.startswith("scalai_") and said.count("\n") == 1
+    file = Path(told.strip().rpartition("--tokens ")[2])
+    assert file == Path(env.serving) / "tokens.json" and said.strip() not in file.read_text()
+    code, said, _ = scalai("token", "ls", "--json")
+    (about,) = json.loads(said)
+    assert about["name"] == "nightly" and about["scopes"] == ["predict"]
+    assert abs(about["expires"] - time.time() - 30 * 86_400) < 60
+    for words, says in (
+        (("new", "nightly", "--scope", "read"), "scalai token revoke nightly"),
+        (("new", "x", "--scope", "admin"), "known: feedback, operate, predict, read"),
+        (("new", "x", "--scope", "read", "--expires", "soon"), "accepted: 30d"),
+        (("revoke", "nobody"), "nobody"),
+    ):
+        code, said, told = scalai("token", *words)
+        assert code in (1, 2) and says in told and not said, told
+    door = "--tls-cert", files["tls_cert"], "--tls-key", files["tls_key"], "--tokens", str(file)
+    code, said, told = scalai("serve", "plain", "--dry-run", "--host", "0.0.0.0")
+    assert code == 2 and "--tls-cert" in told and "stay at 127.0.0.1" in told
+    code, said, told = scalai("serve", "plain", "--dry-run", "--host", "0.0.0.0", *door)
+    assert code == 0 and "https://127.0.0.1:8080/docs" in said, told
+    assert f'curl --cacert {files["tls_cert"]} -H "authorization: Bearer $TOKEN" https' in said
+    assert scalai("token", "revoke", "nightly")[0] == 0
+    assert "nobody may ask" in scalai("token", "ls")[1]
