@@ -3,6 +3,7 @@
 To real services of several workers, by openssl, curl, Triton's client and grpcio.
 """
 
+import ast
 import base64
 import http.client
 import json
@@ -15,24 +16,27 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
 from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import grpc
 import psutil
 import pytest
-from conftest import free_port, tool
+from conftest import ROOT, free_port, tool
+from hypothesis import given, settings, strategies as st
 from served import plain_model, worker
 
 from scalai_nb.client.client import Client
 from scalai_nb.environment import environment
 from scalai_nb.errors import ParameterError, WorkFailed
 from scalai_nb.models.registry.registry import Registry
-from scalai_nb.serving.door.tokens import new_token, revoke_token
+from scalai_nb.serving.door.tokens import TokenFile, new_token, revoke_token
 from scalai_nb.serving.process.service import planned, running
 from scalai_nb.serving.protocols.messages import SERVICE, messages
 from scalai_nb.serving.protocols.route import Prediction
@@ -938,3 +942,85 @@ def test_the_commands(env, tmp_path):
     assert f'curl --cacert {files["tls_cert"]} -H "authorization: Bearer $TOKEN" https' in said
     assert scalai("token", "revoke", "nightly")[0] == 0
     assert "nobody may ask" in scalai("token", "ls")[1]
+
+
+# ---- what the documents say
+
+RISKS = re.compile(r"^\| (API\d+) [^|]+\|[^|]+\| (.+) \|$", re.MULTILINE)
+ASKING = {"urllib", "http", "requests", "httpx", "urllib3", "aiohttp", "socketserver", "ftplib"}
+
+
+def test_each_risk_of_owasp_names_tests_that_are_there():
+    found = RISKS.findall((ROOT / "docs/serving.md").read_text(encoding="utf-8"))
+    assert [risk for risk, _ in found] == [f"API{i}" for i in range(1, 11)]
+    for risk, held in found:
+        named = re.findall(r"`(tests/\w+\.py)::(\w+)`", held)
+        assert named, risk
+        for file, name in named:
+            assert f"\ndef {name}(" in (ROOT / file).read_text(encoding="utf-8"), (risk, name)
+
+
+def test_the_service_has_nothing_to_ask_others_with():
+    "No room of it imports a client of a network protocol; traces go where the environment says"
+    for path in (ROOT / "scalai_nb/serving").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        imported = {a.name for x in ast.walk(tree) if isinstance(x, ast.Import) for a in x.names}
+        imported |= {x.module or "" for x in ast.walk(tree) if isinstance(x, ast.ImportFrom)}
+        # `http.HTTPStatus` and the parts of an url are words, no clients
+        wrong = {m for m in imported if m.partition(".")[0] in ASKING}
+        assert wrong <= {"http", "urllib.parse"}, path
+
+
+def test_the_commands_of_the_docs(env, tmp_path):
+    text = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
+    block = text[text.index("```bash\nopenssl") + 8 :].partition("```")[0].replace("\\\n", "")
+    make, token, serve, curl = block.strip().splitlines()
+    port, grpc_port = free_port(), free_port()
+    assert serve.startswith("scalai serve late-flight --host 0.0.0.0 --tls-cert tls.crt")
+    scalai = f"{sys.executable} -m scalai_nb"
+    script = "\n".join([make, token.replace("scalai", scalai), "echo $TOKEN"])
+    made = subprocess.run(
+        ["bash", "-ec", script], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert made.returncode == 0, made.stderr
+    files = {"tls_cert": "tls.crt", "tls_key": "tls.key", "tokens": "tokens.json"}
+    options = {name: str(tmp_path / file) for name, file in files.items()}
+    with running("plain", env, port=port, host="0.0.0.0", grpc_port=grpc_port, **options):
+        asked = curl.replace("late-flight", "plain").replace(":8080", f":{port}")
+        asked = asked.replace("curl ", f"curl -sS --resolve models.example:{port}:127.0.0.1 ")
+        done = subprocess.run(
+            ["bash", "-c", asked],
+            cwd=tmp_path,
+            env=os.environ | {"TOKEN": made.stdout.strip()},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert json.loads(done.stdout)["name"] == "plain", done.stderr
+
+
+# ---- clocks that jump
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 600), st.integers(-90_000, 90_000)), max_size=12))
+def test_no_clock_revives_a_token(moves):
+    "It is refused after its time, however the wall clock jumps, and good before, if that is right"
+    start, wall, steady = 1_800_000_000.0, [1_800_000_000.0], [50.0]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "tokens.json"
+        token = new_token(file, "hour", ["predict"])
+        about = json.loads(file.read_text())
+        about["hour"]["expires"] = datetime.fromtimestamp(start + 3600, UTC).isoformat()
+        file.write_text(json.dumps(about))
+        tokens = TokenFile(file, wall=lambda: wall[0], steady=lambda: steady[0])
+        for passed, jump in moves:
+            steady[0] += passed
+            wall[0] += passed + jump
+            try:
+                tokens.token(f"Bearer {token}")
+                good = True
+            except Refusal:
+                good = False
+            lived = steady[0] - 50.0
+            assert good == (lived < 3600 and wall[0] < start + 3600)

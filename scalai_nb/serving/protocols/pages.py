@@ -32,7 +32,7 @@ def metrics(app: Service, asked: HttpRequest) -> HttpResponse:
 
 def openapi(app: Service, asked: HttpRequest) -> HttpResponse:
     "What can be asked, as OpenAPI describes it"
-    return HttpResponse(200, document(app))
+    return HttpResponse(200, document(app, bool(asked.headers.get("authorization", ""))))
 
 # %% ../../../nbs/serving/protocols/pages.ipynb #ae111981
 _HTML = "text/html; charset=utf-8"
