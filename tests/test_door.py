@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 import grpc
 import psutil
 import pytest
+from browser import CHROMIUM, visiting
 from conftest import ROOT, free_port, tool
 from hypothesis import given, settings, strategies as st
 from served import plain_model, worker
@@ -1024,3 +1025,49 @@ def test_no_clock_revives_a_token(moves):
                 good = False
             lived = steady[0] - 50.0
             assert good == (lived < 3600 and wall[0] < start + 3600)
+
+
+# ---- a real browser
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium; run make test-services")
+def test_a_reader_tries_it_with_a_token_and_another_page_may_not(guarded):
+    from playwright.sync_api import expect
+
+    url, _, tokens = guarded
+    other = url.replace("127.0.0.1", "localhost")  # another origin
+    with visiting(url, other) as visit:
+        page = visit.page
+        page.set_extra_http_headers({"authorization": f"Bearer {tokens['read']}"})
+        page.goto(f"{url}/docs")
+        page.set_extra_http_headers({})
+        expect(page.locator("body")).to_have_css("max-width", "960px")  # its style may be used
+        form = page.locator(f'form[action="{PREDICT}"]')
+        form.get_by_role("button").click()
+        expect(form.locator("output")).to_contain_text("401")
+        page.get_by_label("Token").fill(tokens["predict"])
+        form.get_by_role("button").click()
+        expect(form.locator("output")).to_contain_text("200")
+        run = page.evaluate(
+            "() => { const s = document.createElement('script'); s.textContent = 'window.ran = 1';"
+            " document.body.append(s); return window.ran === 1 }"
+        )
+        assert not run and not visit.outside
+        assert [e for e in visit.errors if "Content Security Policy" in e], "another script"
+        page.goto(f"{other}/v2/health/live")
+        send = (
+            "([url, token]) => fetch(url + '/feedback', {method: 'POST', mode: 'no-cors', "
+            "headers: {'content-type': 'text/plain'}, body: '{\"id\": \"a\", \"truth\": 1}'})"
+            ".then(r => r.type)"
+        )
+        before = counted(url, tokens["operate"], 403)
+        assert page.evaluate(send, [url, tokens["feedback"]]) == "opaque"
+        until(lambda: counted(url, tokens["operate"], 403) == before + 1)
+
+
+def counted(url: str, token: str, code: int) -> float:
+    "How many requests were refused at the door with a status"
+    text = ask(connection(url), "GET", "/metrics", token=token)[2].decode()
+    line = f'scalai_requests_total{{model="",protocol="http",status="{code}",version=""}} '
+    return sum(float(x.removeprefix(line)) for x in text.splitlines() if x.startswith(line))
