@@ -72,6 +72,35 @@ def certificate(folder: Path, name: str, by: str | None = None, *more: str) -> d
     return {"tls_cert": cert, "tls_key": key}
 
 
+AUTHORITY = """
+[ca]
+default_ca = a
+[a]
+database = {0}/index.txt
+serial = {0}/serial
+new_certs_dir = {0}
+default_md = sha256
+policy = p
+[p]
+commonName = supplied
+"""
+
+
+def expired(folder: Path, name: str) -> dict[str, str]:
+    "A certificate that ended in 2021, made as every version of openssl can"
+    found = certificate(folder, name)
+    cert, key = found["tls_cert"], found["tls_key"]
+    for file, text in (("ca.cnf", AUTHORITY.format(folder)), ("index.txt", ""), ("serial", "01")):
+        (folder / file).write_text(text)
+    openssl("req", "-new", "-key", key, "-subj", f"/CN={name}", "-out", f"{cert}.csr")
+    openssl(
+        *("ca", "-batch", "-notext", "-config", f"{folder}/ca.cnf", "-selfsign"),
+        *("-keyfile", key, "-in", f"{cert}.csr", "-out", cert),
+        *("-startdate", "200101000000Z", "-enddate", "210101000000Z"),
+    )
+    return found
+
+
 def trusting(cert: str) -> ssl.SSLContext:
     "A client that believes one certificate"
     return ssl.create_default_context(cafile=cert)
@@ -314,6 +343,39 @@ def test_reflection_and_conversations_need_a_token_and_health_does_not(guarded):
                     assert e.code() == REFUSED[expected(scope, who)], (scope, who)
                 else:
                     assert said and not expected(scope, who), (scope, who)
+
+
+def test_a_stranger_s_message_is_not_received(guarded):
+    "30 MB each of twelve, which the server would have to hold"
+    url, address, tokens = guarded
+    process = worker_at(urlsplit(url).port)
+    large = messages().ModelInferRequest(model_name="plain", raw_input_contents=[bytes(30 << 20)])
+    body = large.SerializeToString()
+    before, peak, done = process.memory_info().rss, [0], threading.Event()
+
+    def watch():
+        while not done.wait(0.005):
+            peak[0] = max(peak[0], process.memory_info().rss)
+
+    def send():
+        with grpc.insecure_channel(address) as channel:
+            call = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+            try:
+                call(body, timeout=30, metadata=[("authorization", "Bearer scalai_guessed")])
+            except grpc.RpcError as e:
+                codes.append(e.code())
+
+    codes, threads = [], [threading.Thread(target=send) for _ in range(12)]
+    watching = threading.Thread(target=watch)
+    watching.start()
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    done.set()
+    watching.join()
+    assert codes == [grpc.StatusCode.UNAUTHENTICATED] * 12
+    assert peak[0] - before < 60 << 20, f"{(peak[0] - before) >> 20} MB"
 
 
 # ---- revoked, on all workers
@@ -572,9 +634,7 @@ def test_a_certificate_is_renewed_under_traffic_and_a_wrong_one_is_not_taken(env
     files = certificate(tmp_path, "server")
     cert, key = Path(files["tls_cert"]), Path(files["tls_key"])
     new = certificate(tmp_path, "new")
-    past = certificate(
-        tmp_path, "past", None, "-not_before", "20200101000000Z", "-not_after", "20210101000000Z"
-    )
+    past = expired(tmp_path, "past")
     file = tmp_path / "tokens.json"
     token = new_token(file, "tests", ["predict"])
     first = shutil.copy(cert, tmp_path / "first.crt")
@@ -630,9 +690,7 @@ def test_handshakes_that_do_not_end_keep_nobody_out(secured):
 def test_what_cannot_be_safe_is_refused_at_the_start(env, tmp_path):
     files = certificate(tmp_path, "server")
     other = certificate(tmp_path, "other")
-    past = certificate(
-        tmp_path, "past", None, "-not_before", "20200101000000Z", "-not_after", "20210101000000Z"
-    )
+    past = expired(tmp_path, "past")
     tokens = tmp_path / "tokens.json"
     new_token(tokens, "a", ["read"])
     garbage = tmp_path / "garbage.json"

@@ -189,6 +189,27 @@ class Door:
             )
         return token.name
 
+    def knows(
+        self,
+        authorization: str,  # header of HTTP, metadata of gRPC
+        scope: str,  # "": anybody may
+    ) -> bool:
+        """Whether a token covers a scope; nothing is counted
+
+        Parameters
+        ----------
+        authorization : str
+            header of HTTP, metadata of gRPC
+        scope : str
+            "": anybody may
+        """
+        if not scope or self.tokens is None:
+            return True
+        try:
+            return self.tokens.token(authorization).allows(scope)
+        except Refusal:
+            return False
+
     def shared(
         self,
         asked: HttpRequest,

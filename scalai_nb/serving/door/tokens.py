@@ -323,8 +323,11 @@ class TokenFile:
         if signature == self.signature:
             return
         self.signature = signature
+        before = self.known
         try:
             self.known = {t.sha256: t for t in read_tokens(self.path).values()}
+            if before is None:
+                self.say(f"the tokens are known again: {self.path}")
         except ParameterError as e:
             self.known = None
             self.say(f"nobody is let in but to health: {e}")

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['log', 'CODES', 'AT_ONCE', 'AHEAD', 'SCOPES', 'STOPPING', 'LARGEST', 'METADATA',
-           'refuse', 'client_of', 'Grpc', 'Reflection', 'credentials', 'GrpcServer']
+           'refuse', 'client_of', 'Grpc', 'Guard', 'Reflection', 'credentials',
+           'GrpcServer']
 
 # %% ../../../nbs/serving/wire/grpc.ipynb #ff77d282
 log = logging.getLogger(__name__)
@@ -286,6 +287,39 @@ LARGEST = 32 << 20  # bytes of a message, as it is sent and when it is unpacked
 METADATA = 16_384  # bytes of a call's headers
 
 
+class Guard(grpc.aio.ServerInterceptor):
+    "Refuses strangers before their message is received, of which there may be 32 MB"
+
+    def __init__(self, calls: Grpc, door: Door) -> None:
+        self.calls = calls
+        self.door = door
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        "What answers a call: who reads no message, if its token does not do"
+        details: Any = handler_call_details
+        scope = SCOPES.get(details.method.rpartition("/")[2], "")
+        metadata = details.invocation_metadata or ()
+        said = next((value for name, value in metadata if name == "authorization"), "")
+        if self.door.knows(str(said), scope):
+            return await continuation(handler_call_details)
+
+        async def refusing(
+            requests: AsyncIterator[bytes], context: ServicerContext
+        ) -> AsyncIterator[bytes]:
+            try:
+                self.calls.client(scope, context)
+            except Refusal as e:
+                await refuse(context, e)
+            await refuse(context, Refusal(503, STOPPING, retry=1))
+            yield b""
+
+        return grpc.stream_stream_rpc_method_handler(refusing)
+
+
 class Reflection(reflection.aio.ReflectionServicer):  # pyright: ignore[reportAttributeAccessIssue]
     "What can be called, for those who may read it"
 
@@ -359,7 +393,9 @@ class GrpcServer:
     ) -> None:
         self.calls = Grpc(app, door, access)
         self.health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
+        guarded = door is not None and door.tokens is not None
         self.server = grpc.aio.server(
+            interceptors=[Guard(self.calls, door)] if door and guarded else None,
             options=[
                 ("grpc.so_reuseport", 1),
                 ("grpc.max_receive_message_length", LARGEST),
@@ -369,7 +405,7 @@ class GrpcServer:
                 ("grpc.absolute_max_metadata_size", METADATA),
                 ("grpc.keepalive_time_ms", int(1000 * limits.body_time)),
                 ("grpc.keepalive_timeout_ms", int(1000 * limits.head_time)),
-            ]
+            ],
         )
         named = grpc.method_handlers_generic_handler(SERVICE, self.calls.handlers())
         self.server.add_generic_rpc_handlers((named,))
