@@ -684,6 +684,45 @@ def test_handshakes_that_do_not_end_keep_nobody_out(secured):
         assert HANDSHAKES / 2 < len(taken) < HANDSHAKES + 8, "the oldest are given up"
 
 
+def test_order_and_end_are_kept_over_tls(env, tmp_path):
+    "Many requests at once, answers that are not read, and a service that ends meanwhile"
+    files = certificate(tmp_path, "server")
+    with running("plain", env, workers=1, drain=20.0, latency=5.0, **files) as service:
+        at = urlsplit(service.url)
+        raw = lambda: socket.create_connection((at.hostname, at.port), timeout=20)
+        head = b"POST /v1/models/plain:predict HTTP/1.1\r\nHost: x\r\nX-Request-Id: %d\r\n"
+        one = head + b"Content-Length: %d\r\n\r\n%s"
+        context = trusting(files["tls_cert"])
+        with ExitStack() as stack:
+            wrap = lambda: stack.enter_context(
+                context.wrap_socket(raw(), server_hostname="localhost")
+            )
+            s = wrap()
+            for i in range(100):
+                s.sendall(one % (i, len(ROW), ROW))
+            answers = stack.enter_context(s.makefile("rb"))
+            ids = []
+            while len(ids) < 100:
+                line = answers.readline()
+                assert line, len(ids)
+                if line.startswith(b"x-prediction-id"):
+                    ids.append(int(line.split()[1]))
+            assert ids == [*range(100)]
+            idle, stalled = wrap(), stack.enter_context(raw())
+            stalled.sendall(b"\x16\x03\x01")
+            unread = wrap()
+            unread.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+            time.sleep(0.3)
+            start = time.monotonic()
+            service.process.terminate()
+            assert idle.recv(99) == b"" and time.monotonic() - start < 5, "it was idle"
+            while unread.recv(1 << 20):
+                pass
+            service.process.wait(30)
+            assert time.monotonic() - start < 15, "nobody waits for the whole drain"
+        assert service.process.returncode == 0, service.log()
+
+
 # ---- what is refused at the start
 
 

@@ -31,6 +31,8 @@ def host_name(
     """
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
+    if host.count(":") > 1:  # an address without brackets
+        return host.lower()
     return host.partition(":")[0].lower().rstrip(".")
 
 
@@ -109,7 +111,7 @@ class Door:
     ) -> None:
         self.scope_of = scope_of
         self.tokens = tokens
-        self.hosts = frozenset(h.lower() for h in hosts)
+        self.hosts = frozenset(map(host_name, hosts))
         self.origins = checked_origins(origins)
         self.allowed = ", ".join((_ALLOWED, *headers))
         self.rate = rate
