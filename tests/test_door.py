@@ -633,7 +633,7 @@ class Asking(threading.Thread):
 def test_a_certificate_is_renewed_under_traffic_and_a_wrong_one_is_not_taken(env, tmp_path):
     files = certificate(tmp_path, "server")
     cert, key = Path(files["tls_cert"]), Path(files["tls_key"])
-    new = certificate(tmp_path, "new")
+    new = certificate(tmp_path, "new", None, "-days", "60")
     past = expired(tmp_path, "past")
     file = tmp_path / "tokens.json"
     token = new_token(file, "tests", ["predict"])
@@ -663,6 +663,13 @@ def test_a_certificate_is_renewed_under_traffic_and_a_wrong_one_is_not_taken(env
             kept.close()
         assert asking.answered > 100 and not asking.failed, asking.failed[:3]
         assert "another certificate is there" in service.log()
+        ends = ssl._ssl._test_decode_cert(new["tls_cert"])["notAfter"]
+        until(
+            lambda: (
+                service.metrics().gauges.get(("scalai_certificate_expires",))
+                == ssl.cert_time_to_seconds(ends)
+            )
+        )
 
 
 def test_handshakes_that_do_not_end_keep_nobody_out(secured):
@@ -773,6 +780,7 @@ def test_without_its_file_nobody_is_let_in(env, tmp_path):
             assert {status(c, token=token) for c in there} == {503}
             assert {status(c, token=None) for c in there} == {503}
             assert {status(c, method="GET", path="/v2/health/ready") for c in there} == {200}
+            until(lambda: service.metrics().gauges.get(("scalai_tokens_failing",)) == 2)
             file.write_text(text)
             time.sleep(0.6)
             assert {status(c, token=token) for c in there} == {200}

@@ -130,7 +130,9 @@ class Worker:
         log = say if slot == 0 else lambda text: None  # what all see, one says
         self.tls = tls = _tls(options, log)
         self.access = AccessLog(folder, slot, _route) if options.access_log else None
-        parts = {"door": _door(options, board, log), "access": self.access}
+        door = _door(options, board, log)
+        self.tokens = door.tokens
+        parts = {"door": door, "access": self.access}
         self.server = Server(app, secure=tls is not None, **parts)
         self.grpc = None
         if options.grpc_port:
@@ -162,8 +164,8 @@ class Worker:
         self.accepting.start()
         announce()
         while True:
-            self.save_metrics()
             self.look_after_door()
+            self.save_metrics()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.called.wait(), 1.0)
             self.called.clear()
@@ -182,9 +184,15 @@ class Worker:
         self.called.set()
 
     def look_after_door(self) -> None:
-        "Take a certificate that was renewed, and write the access log"
-        if self.tls and self.tls.look() and self.slot == 0:
+        "Take a certificate that was renewed, look at the tokens, and write the access log"
+        first = self.slot == 0  # what is the same for all workers, one says
+        if self.tls and self.tls.look() and first:
             say("another certificate is there; whoever connects from now on sees it")
+        if self.tls and first:
+            self.metrics.gauge("scalai_certificate_expires", value=self.tls.now.expires)
+        if self.tokens:
+            self.tokens.look()
+            self.metrics.gauge("scalai_tokens_failing", value=int(self.tokens.known is None))
         if self.access:
             self.access.flush()
 
