@@ -588,7 +588,7 @@ def test_many_rows_are_several_requests(url, model, data, monkeypatch):
 
 
 def test_what_is_known_of_the_last_prediction(url, model, data):
-    with Client(url, timeout=30, model="late@champion", client_id="tests") as client:
+    with Client(url, timeout=30, model="late@champion", headers={"x-a": "b"}) as client:
         assert client.last is None
         scores = client.predict(data.isel(row=[0]))
         (id,) = client.last.ids

@@ -186,8 +186,8 @@ def test_wrong_words_start_nothing(env):
         with pytest.raises(error, match=says.replace("?", r"\?")):
             planned(names, env)
     with (
-        pytest.raises(ParameterError, match="Cannot listen on 192.0.2.1"),
-        running("late", env, host="192.0.2.1"),
+        pytest.raises(ParameterError, match="Cannot listen on ::1%nowhere"),
+        running("late", env, host="::1%nowhere"),
     ):
         pass
     Registry(env).register(late_after(3), "early")

@@ -18,6 +18,7 @@ from urllib3.connection import HTTPConnection
 from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.exceptions import HTTPError
 
+from .credentials import Credentials
 from ..errors import ParameterError
 
 # %% auto #0
@@ -84,15 +85,19 @@ class Replica:
     ----------
     url : str
         http://HOST:PORT
+    credentials : Credentials
     """
 
     def __init__(
         self,
         url: str,  # http://HOST:PORT
+        credentials: Credentials = Credentials(),
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ParameterError(f"{url!r} is no address of a service; accepted: http://HOST:PORT.")
+        credentials.check(parts)
+        self.credentials = credentials
         self.url = url.rstrip("/")
         self.path = parts.path.rstrip("/")
         self.owner = os.getpid()  # the process whose connections the pool holds
@@ -105,6 +110,9 @@ class Replica:
         self.resting = 0.0  # when it may be asked again
 
     def _new_pool(self) -> HTTPConnectionPool:
+        if self.url.startswith("https:"):
+            context = self.credentials.context
+            return connection_from_url(self.url, maxsize=IDLE, ssl_context=context)
         return connection_from_url(self.url, maxsize=IDLE)
 
     @property
@@ -223,7 +231,8 @@ class Flight:
         self.connection: HTTPConnection | None = None
         self.begun = monotonic()
         left = max(1e-3, deadline - self.begun)
-        headers = {**dict(request.headers), "x-request-timeout-ms": str(int(left * 1000))}
+        headers = dict(request.headers) | replica.credentials.headers
+        headers["x-request-timeout-ms"] = str(int(left * 1000))
         try:
             # half the time, so that another can be asked where nobody takes the call
             opened = self.connection = replica.connection(left / 2)

@@ -174,6 +174,8 @@ def refused(
     text = text or f"status {answer.status}"
     if answer.status == 404:
         return ModelNotFound(f"{answer.url}: {text}")
+    if answer.status == 401:
+        return WorkFailed(f"{answer.url} answers 401: {text} Here: Client(url, token=TOKEN).")
     if answer.status != 400:
         return WorkFailed(f"{answer.url} answers {answer.status}: {text}")
     where = f"In the rows from {start} on: " if start else ""

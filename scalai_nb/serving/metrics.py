@@ -76,6 +76,16 @@ METRICS: dict[str, tuple[str | tuple[float, ...], tuple[str, ...], str]] = {
     "scalai_workers": ("gauge", (), "Workers that are ready"),
     "scalai_connections": ("gauge", (), "Open connections of HTTP"),
     "scalai_log_failing": ("gauge", (), "Processes that cannot write the prediction log: an alarm"),
+    "scalai_tokens_failing": (
+        "gauge",
+        (),
+        "Workers that cannot read the file of tokens, and let nobody in: an alarm",
+    ),
+    "scalai_certificate_expires": (
+        "gauge",
+        (),
+        "When the certificate that is shown ends, in seconds since 1970",
+    ),
     "scalai_registry_up": (
         "gauge",
         (),

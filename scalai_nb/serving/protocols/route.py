@@ -35,6 +35,8 @@ class Route:
     summary : str
     body : str, default ''
         what is sent, by its name in `openapi.BODIES`; "": nothing
+    scope : str, default 'read'
+        that a token must have, as `door.tokens` names them; "": none is needed
     """
 
     method: str
@@ -42,6 +44,7 @@ class Route:
     handle: Callable[..., Any]  # (app, asked, **parameters of the path): the response
     summary: str
     body: str = ""  # what is sent, by its name in `openapi.BODIES`; "": nothing
+    scope: str = "read"  # that a token must have, as `door.tokens` names them; "": none is needed
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
@@ -53,10 +56,7 @@ class Route:
 class Prediction(Route):
     "A method of a path that scores answer; `handle(asked, **parameters)` decodes its `Request`"
 
-    @property
-    def protocol(self) -> str:
-        "What metrics and the log call it"
-        return "predict" if self.body == "rows" else self.body
+    scope: str = "predict"
 
 # %% ../../../nbs/serving/protocols/route.ipynb #f1f38966
 class FeedbackLog(Protocol):

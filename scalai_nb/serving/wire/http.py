@@ -14,18 +14,19 @@ from time import perf_counter
 from types import coroutine
 from typing import Any, cast
 
+from ..door.access import AccessLog
+from ..door.budgets import client_address
+from ..door.door import Door
 from ..exchange import HttpResponse
 from ..refusal import Refusal, refused
-from .host import MISTAKE, Application, Limits
+from .host import MISTAKE, Application, Limits, decompressed
 from .parsing import Incoming, Requests, plain_predict, response, too_busy
 
 # %% auto #0
-__all__ = ['log', 'LARGE', 'Ending', 'continued', 'Connection', 'Server']
+__all__ = ['log', 'Ending', 'continued', 'Connection', 'Server']
 
 # %% ../../../nbs/serving/wire/http.ipynb #a5e3a55a
 log = logging.getLogger(__name__)
-
-LARGE = 64 << 10  # bytes of an answer that may not be sent at once
 
 
 class Ending(asyncio.Protocol):
@@ -51,7 +52,8 @@ class Ending(asyncio.Protocol):
         self.ahead = b""  # what came while an exchange was open
         self.deadline = inf  # perf_counter
         self.unsent = inf  # bytes, when last looked at
-        self.held = 0  # bytes that it keeps: a body that is not whole, what came ahead, an answer
+        self.held = 0  # bytes of an unfinished body
+        self.client = ""  # its address
 
     def go_on(self) -> None:
         "With what the client sent"
@@ -70,8 +72,6 @@ class Ending(asyncio.Protocol):
             line = "connection: close\r\n"
         else:
             line = "connection: keep-alive\r\n" if "connection" in x.headers else ""
-        if len(answer.body) > LARGE and not self.server.make_room(len(answer.body), self):
-            answer = refused(Refusal(503, "Too many answers wait to be read.", retry=1))
         sent = response(answer, self.server.date + line)
         self.exchange = x.task = None
         self.wait(self.server.limits.idle)
@@ -80,11 +80,6 @@ class Ending(asyncio.Protocol):
             self.close()
         elif self.requests.whole or self.requests.next or self.ahead or self.refusal or self.eof:
             self.server.loop.call_soon(self.go_on)
-
-    def hold(self, size: int) -> None:
-        "Keep so many bytes, instead of those that are kept now"
-        self.server.kept += size - self.held
-        self.held = size
 
     def wait(self, seconds: float) -> None:
         "For the client"
@@ -97,13 +92,17 @@ class Ending(asyncio.Protocol):
         self.exchange = x = Incoming(perf_counter())
         x.keep = False
         self.deaf = True
-        self.answer(x, refused(e))
+        answer = refused(e)
+        if access := self.server.access:
+            access.note(self.client, "", "", e.status, len(answer.body), 0.0)
+        self.answer(x, answer)
 
     def close(self) -> None:
         "Close, when the client has had time to read why"
         if self.deaf and not self.eof:
             self.wait(self.server.limits.linger)
-            self.transport.write_eof()
+            if self.transport.can_write_eof():  # TLS cannot: the client ends it, or the time
+                self.transport.write_eof()
         else:
             self.wait(self.server.limits.stuck)
             self.transport.close()
@@ -129,14 +128,12 @@ class Ending(asyncio.Protocol):
     def pause_writing(self) -> None:
         "The loop: the client does not read"
         self.blocked = True
-        self.hold(self.transport.get_write_buffer_size() + len(self.ahead))
         self.unsent = inf
         self.wait(self.server.limits.stuck)
 
     def resume_writing(self) -> None:
         "The loop: it reads again"
         self.blocked = False
-        self.hold(len(self.ahead))
         if not self.deaf:
             self.wait(self.server.limits.idle)
         self.go_on()
@@ -144,13 +141,14 @@ class Ending(asyncio.Protocol):
     def eof_received(self) -> bool:
         "The loop: the client will not send any more; whether to stay open for answers"
         self.eof = True
-        return bool(self.exchange or self.requests.whole)
+        open = self.exchange or self.requests.whole
+        return bool(open) and self.transport.can_write_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:
         "The loop: the client is gone"
         if self.exchange and self.exchange.task:
             self.exchange.task.cancel()
-        self.hold(0)
+        self.server.hold(self.held, 0)
         self.server.closed(self)
         self.exchange = None
         self.requests.end()
@@ -188,15 +186,11 @@ def _steps(begun: Coroutine[Any, Any, None], first: Any) -> Generator[Any, Any, 
 class Connection(Ending):
     "A client's connection"
 
-    def __init__(self, server: Server) -> None:
-        super().__init__(server)
-        self.client = ""  # its address
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         "The loop: a client has come"
         self.transport = cast(asyncio.Transport, transport)
         peer, limits = transport.get_extra_info("peername"), self.server.limits
-        self.client = peer[0] if isinstance(peer, tuple) else ""
+        self.client = client_address(peer[0]) if isinstance(peer, tuple) else ""
         self.server.opened(self)
         self.wait(limits.idle)
         if len(self.server.connections) > limits.connections:
@@ -208,7 +202,6 @@ class Connection(Ending):
             return
         if self.exchange or self.blocked:
             self.ahead += data
-            self.hold(self.held + len(data))
             self.transport.pause_reading()
             return
         if (
@@ -234,7 +227,6 @@ class Connection(Ending):
             return
         if self.ahead:
             data, self.ahead = self.ahead, b""
-            self.hold(0)
             self.transport.resume_reading()
             self.data_received(data)
         elif self.refusal:
@@ -251,7 +243,7 @@ class Connection(Ending):
         "Hand a request to the app"
         self.exchange, self.deadline = x, inf
         if self.held:
-            self.hold(len(self.ahead))
+            self.held = self.server.hold(self.held, 0)
         asking = self._ask(x)
         try:
             first = asking.send(None)  # now, not in a moment: admission must know of it
@@ -261,20 +253,40 @@ class Connection(Ending):
 
     async def _ask(self, x: Incoming) -> None:
         "Answer a request as the app does"
+        door, access = self.server.door, self.server.access
+        asked = x.request(self.client)
         try:
-            answer = await self.server.app(x.request(self.client))
+            if door:
+                asked.secure = self.server.secure
+                asked.client = door.check(asked)
+            if encoding := asked.headers.get("content-encoding", ""):
+                asked.body = decompressed(asked.body, encoding, self.server.limits.body)
+            answer = await self.server.app(asked)
         except Refusal as e:
+            self.server.metrics.count("scalai_requests_total", "", "", "http", str(e.status))
             answer = refused(e)
         except Exception:
             log.exception("%s %s failed", x.method, x.path)
             answer = refused(Refusal(500, MISTAKE))
+        if door and "origin" in x.headers:
+            answer = door.shared(asked, answer)
+        if access:
+            seconds, size = perf_counter() - x.received, len(answer.body)
+            access.note(asked.client, x.method, x.path, answer.status, size, seconds)
         self.answer(x, answer)
 
     def _partial(self, x: Incoming) -> None:
-        "Wait for the rest of a request"
-        limits = self.server.limits
-        self.hold(len(x.body))
-        if self.server.kept > limits.kept:
+        "Wait for the rest of a request, if it may come"
+        limits, door = self.server.limits, self.server.door
+        if door and x.method and not x.known:
+            try:
+                door.check(x.request(self.client), spend=False)
+            except Refusal as e:
+                self.refuse(e)
+                return
+            x.known = True
+        self.held = self.server.hold(self.held, len(x.body))
+        if self.server.unfinished > limits.unfinished:
             self.refuse(
                 Refusal(503, "Too much is being sent to this server; come again later.", retry=1)
             )
@@ -302,23 +314,35 @@ class Server:
     app : Application
         called with each request
     limits : Limits
+    door : Door | None, default None
+        says who may ask; None: everybody
+    access : AccessLog | None, default None
+        takes note of each request; None: nobody does
+    secure : bool, default False
+        whether connections are of TLS
     """
 
     def __init__(
         self,
         app: Application,  # called with each request
         limits: Limits = Limits(),
+        door: Door | None = None,  # says who may ask; None: everybody
+        access: AccessLog | None = None,  # takes note of each request; None: nobody does
+        secure: bool = False,  # whether connections are of TLS
     ) -> None:
         self.app = app
         self.limits = limits
+        self.door = door
+        self.access = access
+        self.secure = secure
         self.admission = app.admission
         self.metrics = app.metrics
         self.connections: set[Ending] = set()
         self.loop = asyncio.get_running_loop()
         self.timer: asyncio.TimerHandle | None = None
-        self.date = ""  # the header of this second
+        self.date = ""  # the headers of this second
         self.busy = b""  # the refusal of a plain request
-        self.kept = 0  # bytes that all of them keep
+        self.unfinished = 0  # bytes of bodies that are not whole yet
         self.draining = False  # whether no more is taken
         self.empty = asyncio.Event()  # and the last connection has gone
 
@@ -338,32 +362,15 @@ class Server:
         if self.draining and not self.connections:
             self.empty.set()
 
-    def make_room(
-        self,
-        size: int,  # bytes of an answer
-        whose: Ending,
-    ) -> bool:
-        """Whether there is room for an answer; whoever leaves more than that unread is cut off
-
-        Parameters
-        ----------
-        size : int
-            bytes of an answer
-        whose : Ending
-        """
-        while self.kept + size > self.limits.kept:
-            blocked = [c for c in self.connections if c.blocked and c is not whose]
-            worst = max(blocked, key=lambda c: c.held, default=whose)
-            if worst.held < size:
-                return False
-            worst.hold(0)
-            worst.blocked = False
-            worst.transport.abort()
-        return True
+    def hold(self, before: int, now: int) -> int:
+        "`now`, bytes of an unfinished body that were `before`"
+        self.unfinished += now - before
+        return now
 
     def _sweep(self) -> None:
         now = perf_counter()
-        self.date = f"date: {formatdate(usegmt=True)}\r\n"
+        # with the header that keeps browsers from taking an answer for something else
+        self.date = f"date: {formatdate(usegmt=True)}\r\nx-content-type-options: nosniff\r\n"
         self.busy = response(too_busy(self.admission.retry), self.date)
         for connection in tuple(self.connections):
             if now > connection.deadline:
