@@ -236,7 +236,7 @@ def test_invented_identities(tmp_path):
     with worker(tmp_path, {"plain": plain_model()}, rate=400.0) as url:
         at = urlsplit(url).hostname, urlsplit(url).port
         with (
-            watched((at, None, _process(at[1])), "invented identities"),
+            watched((at, None, listener(at[1])), "invented identities"),
             socket.create_connection(at, timeout=20, source_address=("127.0.0.3", 0)) as s,
             s.makefile("rb") as answers,
         ):

@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from .terminal import Env, console
-from ..environment import environment
+from ..environment import environment, parse_bytes
 from ..show import terminal_table
 
 if TYPE_CHECKING:
@@ -134,6 +134,14 @@ def serve(
         float,
         typer.Option(metavar="S", help="Seconds that open requests have when the service ends."),
     ] = 30.0,
+    memory: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory of a worker for what clients send, decoded or not; "
+            "more than that is refused.",
+        ),
+    ] = "256MB",
     tls_cert: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Certificate (PEM); read anew when it changes."),
@@ -201,6 +209,7 @@ def serve(
         "key": key,
         "sample": sample,
         "drain": drain,
+        "memory": parse_bytes(memory),
         "tls_cert": tls_cert,
         "tls_key": tls_key,
         "tls_client_ca": tls_client_ca,

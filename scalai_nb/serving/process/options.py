@@ -56,6 +56,9 @@ class Options:
         share of the predictions that are logged, 0 to 1
     drain : float, default 30.0
         seconds that open requests have when the service ends
+    memory : int
+        bytes that what clients send may take in a worker: a quarter while it comes or its answer is
+        not read, half while it is decoded, a quarter while its rows wait
     tls_cert : str | None, default None
         file of PEM: the certificate, then those that sign it
     tls_key : str | None, default None
@@ -88,6 +91,9 @@ class Options:
     key: str | None = None
     sample: float = 1.0  # share of the predictions that are logged, 0 to 1
     drain: float = 30.0  # seconds that open requests have when the service ends
+    # bytes that what clients send may take in a worker: a quarter while it comes or its answer is
+    # not read, half while it is decoded, a quarter while its rows wait
+    memory: int = 256 << 20
     tls_cert: str | None = None  # file of PEM: the certificate, then those that sign it
     tls_key: str | None = None  # file of PEM: its key
     tls_client_ca: str | None = None  # file of PEM: clients must have a certificate that it signs
@@ -107,6 +113,7 @@ class Options:
             ("share", "0 to 1", 0 <= self.share <= 1),
             ("sample", "0 to 1", 0 <= self.sample <= 1),
             ("drain", "seconds, 0 or more", self.drain >= 0),
+            ("memory", "16 MB or more", self.memory >= 16 << 20),
             ("rate", "requests a second, above 0", self.rate is None or self.rate > 0),
             ("tls_key", "the key of tls_cert, with it", bool(self.tls_cert) == bool(self.tls_key)),
             ("tls_client_ca", "with tls_cert", bool(self.tls_cert or not self.tls_client_ca)),

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from ...errors import WorkFailed
 from ..app import App
+from ..decoding.decoder import Decoder
+from ..decoding.sandbox import Sandbox, serve
 from ..door.access import AccessLog
 from ..door.door import Door
 from ..door.tls import Tls
@@ -27,7 +29,7 @@ from ..log.pseudonyms import secret
 from ..metrics import resumed, save
 from .following import RoutesFile
 from .options import Options
-from .processes import say
+from .processes import fork, say
 from ..protocols.routes import route_of, scope_of
 from ..scoring.admission import Admission
 from ..scoring.roles import Logs
@@ -35,6 +37,7 @@ from ..scoring.versions import Models
 from ..tracing import tracing
 from ..wire.accepting import Accepting, Board
 from ..wire.grpc import GrpcServer
+from ..wire.host import Limits
 from ..wire.http import Server
 
 # %% auto #0
@@ -94,6 +97,8 @@ class Worker:
         which of the workers
     board : Board
         what the workers know of each other
+    sandbox : Sandbox
+        where large bodies are decoded
     """
 
     #              tend                 all primaries loaded             end
@@ -111,6 +116,7 @@ class Worker:
         options: Options,
         slot: int,  # which of the workers
         board: Board,  # what the workers know of each other
+        sandbox: Sandbox,  # where large bodies are decoded
     ) -> None:
         self.slot = slot
         self.board = board
@@ -119,24 +125,29 @@ class Worker:
         self.copy = folder / "metrics" / f"worker-{slot}.json"
         self.saved: object = None  # counters and gauges, as they are in the copy
         self.metrics = metrics = resumed(self.copy)
-        admission = Admission(options.latency, metrics)
+        admission = Admission(options.latency, metrics, options.memory // 4)
         self.journal = journal = Journal(
             folder, slot, sample=options.sample, secret=secret(folder), metrics=metrics
         )
         self.models = Models(loop, admission, Logs(journal.append), folder, metrics)
         self.tracing = tracing(folder.name)
         prefix = f"{os.urandom(5).hex()}-"
-        app = App(self.models, admission, metrics, journal, prefix, self.copy, self.tracing)
+        decoder = Decoder(sandbox, options.memory)
+        app = App(
+            self.models, admission, metrics, journal, prefix, self.copy, self.tracing, decoder
+        )
         log = say if slot == 0 else lambda text: None  # what all see, one says
         self.tls = tls = _tls(options, log)
         self.access = AccessLog(folder, slot, _route) if options.access_log else None
         door = _door(options, board, log)
         self.tokens = door.tokens
         parts = {"door": door, "access": self.access}
-        self.server = Server(app, secure=tls is not None, **parts)
+        limits = Limits(kept=options.memory // 4, message=options.memory // 64)
+        self.server = Server(app, limits, secure=tls is not None, **parts)
         self.grpc = None
         if options.grpc_port:
-            self.grpc = GrpcServer(app, options.host, options.grpc_port, tls=tls, **parts)
+            where = options.host, options.grpc_port
+            self.grpc = GrpcServer(app, *where, limits, tls=tls, **parts)
         count = lambda: len(self.server.connections)
         context = lambda: tls.context if tls else None
         self.accepting = Accepting(loop, sock, self.server.connection, board, slot, count, context)
@@ -258,17 +269,33 @@ def work(
     """
     import uvloop
 
+    sandbox = _sandbox(sock)
+
     async def main() -> None:
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         loop.add_signal_handler(signal.SIGTERM, stop.set)
-        worker = Worker(loop, sock, folder, options, slot, board or Board(slot + 1))
+        worker = Worker(loop, sock, folder, options, slot, board or Board(slot + 1), sandbox)
         loop.add_signal_handler(signal.SIGHUP, worker.forget)
         await _live(worker, stop, announce)
         loop.remove_signal_handler(signal.SIGTERM)
         await worker.end(options.drain)
 
     uvloop.run(main())
+
+
+def _sandbox(sock: socket.socket) -> Sandbox:
+    "A process that forks others, while this one can still be forked; it does not listen"
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def forked() -> None:
+        sock.close()
+        ours.close()
+        serve(theirs)
+
+    fork(forked)
+    theirs.close()
+    return Sandbox(ours)
 
 
 async def _live(worker: Worker, stop: asyncio.Event, announce: Callable[[], object]) -> None:

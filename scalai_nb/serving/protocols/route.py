@@ -58,6 +58,11 @@ class Prediction(Route):
 
     scope: str = "predict"
 
+    @property
+    def protocol(self) -> str:
+        "What metrics and the log call it"
+        return "predict" if self.body == "rows" else self.body
+
 # %% ../../../nbs/serving/protocols/route.ipynb #f1f38966
 class FeedbackLog(Protocol):
     "Where feedback goes"

@@ -25,7 +25,9 @@ from ..door.budgets import client_address
 from ..door.door import Door
 from ..door.tls import Tls
 from ..protocols.messages import SERVICE, messages, pool
-from ..protocols.protobuf import Message, decode, parsed
+from ..decoding.unpacking import LIGHT
+from ..protocols.large import of_grpc
+from ..protocols.protobuf import Message, addressed, decode, parsed
 from ..refusal import Refusal
 from .host import BUSY, MISTAKE, Limits
 
@@ -33,9 +35,8 @@ if TYPE_CHECKING:
     from scalai_nb.serving.app import App
 
 # %% auto #0
-__all__ = ['log', 'CODES', 'AT_ONCE', 'AHEAD', 'SCOPES', 'STOPPING', 'LARGEST', 'METADATA',
-           'refuse', 'client_of', 'Grpc', 'Guard', 'Reflection', 'credentials',
-           'GrpcServer']
+__all__ = ['log', 'CODES', 'AT_ONCE', 'AHEAD', 'SCOPES', 'STOPPING', 'METADATA', 'refuse',
+           'client_of', 'Grpc', 'Guard', 'Reflection', 'credentials', 'GrpcServer']
 
 # %% ../../../nbs/serving/wire/grpc.ipynb #ff77d282
 log = logging.getLogger(__name__)
@@ -127,6 +128,7 @@ class Grpc:
     "The calls of a worker"
 
     #   a call ──> parsed ──> decode ──> App.score ──> encode ──> the answer
+    #              a large one: of_grpc; another process decodes it
     #                 └──────────┴───────────┴── Refusal ──> `refuse`; anything else: INTERNAL
     #
     #   a conversation: _listen makes a task of each request; converse gives their answers in order.
@@ -141,7 +143,7 @@ class Grpc:
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler]:
         "What answers each call, by its name"
-        unary = {name: self._unary(name, self._known(call)) for name, call in AT_ONCE.items()}
+        unary = {name: self._unary(name, self._known(name, call)) for name, call in AT_ONCE.items()}
         stream = grpc.stream_stream_rpc_method_handler(
             self.converse, response_serializer=_serialized
         )
@@ -164,13 +166,17 @@ class Grpc:
             self.app.metrics.count("scalai_requests_total", "", "", "grpc", str(e.status))
             raise
 
-    async def infer(self, message: Message, context: ServicerContext, client: str) -> Message:
-        "The scores of one request"
+    async def infer(self, message: bytes, context: ServicerContext, client: str) -> Message:
+        "The scores of one ModelInferRequest"
         admission = self.app.admission
         if admission.full:
             self.app.metrics.count("scalai_shed_total", "full")
             raise Refusal(503, BUSY, retry=admission.retry)
-        request = decode(message, client, perf_counter(), context.time_remaining())
+        about = client, perf_counter(), context.time_remaining()
+        if len(message) > LIGHT and self.app.decoder:
+            request = of_grpc(message, *about)
+        else:
+            request = decode(parsed("ModelInferRequest", message), *about)
         scorer, scores = await self.app.score(request)
         return request.encode(request, scorer, scores)
 
@@ -216,8 +222,7 @@ class Grpc:
         "A task for each request, and None after the last"
         try:
             async for message in requests:
-                asked = parsed("ModelInferRequest", message)
-                await turns.put(asyncio.create_task(self._turn(asked, context)))
+                await turns.put(asyncio.create_task(self._turn(message, context)))
         except asyncio.CancelledError:
             if self.ended:
                 raise Refusal(503, STOPPING, retry=1) from None
@@ -225,7 +230,7 @@ class Grpc:
         finally:
             await turns.put(None)
 
-    async def _turn(self, message: Message, context: ServicerContext) -> Message:
+    async def _turn(self, message: bytes, context: ServicerContext) -> Message:
         "The answer to a request of a conversation, which may say why there is none"
         begun, client, status = perf_counter(), client_of(context.peer()), 200
         try:
@@ -235,21 +240,22 @@ class Grpc:
             )
         except Refusal as e:
             status = e.status
-            about = {"model_name": message.model_name, "id": message.id}
+            name, _, id = addressed(message)
+            about = {"model_name": name, "id": id}
             return messages().ModelStreamInferResponse(error_message=str(e), infer_response=about)
         finally:
             self._note(client, "ModelStreamInfer", status, begun)
 
     def _known(
-        self, call: Callable[[App, Message], Message]
-    ) -> Callable[[Message, ServicerContext, str], Awaitable[Message]]:
-        async def answer(message: Message, context: ServicerContext, client: str) -> Message:
-            return call(self.app, message)
+        self, name: str, call: Callable[[App, Message], Message]
+    ) -> Callable[[bytes, ServicerContext, str], Awaitable[Message]]:
+        async def answer(message: bytes, context: ServicerContext, client: str) -> Message:
+            return call(self.app, parsed(f"{name}Request", message))
 
         return answer
 
     def _unary(
-        self, name: str, answer: Callable[[Message, ServicerContext, str], Awaitable[Message]]
+        self, name: str, answer: Callable[[bytes, ServicerContext, str], Awaitable[Message]]
     ) -> grpc.RpcMethodHandler:
         "What grpcio calls with the message of a call"
 
@@ -258,7 +264,7 @@ class Grpc:
             try:
                 client = client_of(context.peer())
                 client = self.client(SCOPES[name], context)
-                return await answer(parsed(f"{name}Request", message), context, client)
+                return await answer(message, context, client)
             except Refusal as e:
                 status = e.status
                 await refuse(context, e)
@@ -283,7 +289,6 @@ def _serialized(message: Message) -> bytes:
     return message.SerializeToString()
 
 # %% ../../../nbs/serving/wire/grpc.ipynb #40905913
-LARGEST = 32 << 20  # bytes of a message, as it is sent and when it is unpacked
 METADATA = 16_384  # bytes of a call's headers
 
 
@@ -398,7 +403,7 @@ class GrpcServer:
             interceptors=[Guard(self.calls, door)] if door and guarded else None,
             options=[
                 ("grpc.so_reuseport", 1),
-                ("grpc.max_receive_message_length", LARGEST),
+                ("grpc.max_receive_message_length", limits.message),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_concurrent_streams", limits.streams),
                 ("grpc.max_metadata_size", METADATA),

@@ -19,14 +19,16 @@ from ..door.budgets import client_address
 from ..door.door import Door
 from ..exchange import HttpResponse
 from ..refusal import Refusal, refused
-from .host import MISTAKE, Application, Limits, decompressed
+from .host import MISTAKE, Application, Limits
 from .parsing import Incoming, Requests, plain_predict, response, too_busy
 
 # %% auto #0
-__all__ = ['log', 'Ending', 'continued', 'Connection', 'Server']
+__all__ = ['log', 'LARGE', 'Ending', 'continued', 'Connection', 'Server']
 
 # %% ../../../nbs/serving/wire/http.ipynb #a5e3a55a
 log = logging.getLogger(__name__)
+
+LARGE = 64 << 10  # bytes of an answer that may not be sent at once
 
 
 class Ending(asyncio.Protocol):
@@ -52,7 +54,7 @@ class Ending(asyncio.Protocol):
         self.ahead = b""  # what came while an exchange was open
         self.deadline = inf  # perf_counter
         self.unsent = inf  # bytes, when last looked at
-        self.held = 0  # bytes of an unfinished body
+        self.held = 0  # bytes that it keeps: a body that is not whole, what came ahead, an answer
         self.client = ""  # its address
 
     def go_on(self) -> None:
@@ -72,6 +74,8 @@ class Ending(asyncio.Protocol):
             line = "connection: close\r\n"
         else:
             line = "connection: keep-alive\r\n" if "connection" in x.headers else ""
+        if len(answer.body) > LARGE and not self.server.make_room(len(answer.body), self):
+            answer = refused(Refusal(503, "Too many answers wait to be read.", retry=1))
         sent = response(answer, self.server.date + line)
         self.exchange = x.task = None
         self.wait(self.server.limits.idle)
@@ -80,6 +84,11 @@ class Ending(asyncio.Protocol):
             self.close()
         elif self.requests.whole or self.requests.next or self.ahead or self.refusal or self.eof:
             self.server.loop.call_soon(self.go_on)
+
+    def hold(self, size: int) -> None:
+        "Keep so many bytes, instead of those that are kept now"
+        self.server.kept += size - self.held
+        self.held = size
 
     def wait(self, seconds: float) -> None:
         "For the client"
@@ -128,12 +137,14 @@ class Ending(asyncio.Protocol):
     def pause_writing(self) -> None:
         "The loop: the client does not read"
         self.blocked = True
+        self.hold(self.transport.get_write_buffer_size() + len(self.ahead))
         self.unsent = inf
         self.wait(self.server.limits.stuck)
 
     def resume_writing(self) -> None:
         "The loop: it reads again"
         self.blocked = False
+        self.hold(len(self.ahead))
         if not self.deaf:
             self.wait(self.server.limits.idle)
         self.go_on()
@@ -148,7 +159,7 @@ class Ending(asyncio.Protocol):
         "The loop: the client is gone"
         if self.exchange and self.exchange.task:
             self.exchange.task.cancel()
-        self.server.hold(self.held, 0)
+        self.hold(0)
         self.server.closed(self)
         self.exchange = None
         self.requests.end()
@@ -202,6 +213,7 @@ class Connection(Ending):
             return
         if self.exchange or self.blocked:
             self.ahead += data
+            self.hold(self.held + len(data))
             self.transport.pause_reading()
             return
         if (
@@ -227,6 +239,7 @@ class Connection(Ending):
             return
         if self.ahead:
             data, self.ahead = self.ahead, b""
+            self.hold(0)
             self.transport.resume_reading()
             self.data_received(data)
         elif self.refusal:
@@ -243,7 +256,7 @@ class Connection(Ending):
         "Hand a request to the app"
         self.exchange, self.deadline = x, inf
         if self.held:
-            self.held = self.server.hold(self.held, 0)
+            self.hold(len(self.ahead))
         asking = self._ask(x)
         try:
             first = asking.send(None)  # now, not in a moment: admission must know of it
@@ -259,8 +272,6 @@ class Connection(Ending):
             if door:
                 asked.secure = self.server.secure
                 asked.client = door.check(asked)
-            if encoding := asked.headers.get("content-encoding", ""):
-                asked.body = decompressed(asked.body, encoding, self.server.limits.body)
             answer = await self.server.app(asked)
         except Refusal as e:
             self.server.metrics.count("scalai_requests_total", "", "", "http", str(e.status))
@@ -285,8 +296,8 @@ class Connection(Ending):
                 self.refuse(e)
                 return
             x.known = True
-        self.held = self.server.hold(self.held, len(x.body))
-        if self.server.unfinished > limits.unfinished:
+        self.hold(len(x.body))
+        if self.server.kept > limits.kept:
             self.refuse(
                 Refusal(503, "Too much is being sent to this server; come again later.", retry=1)
             )
@@ -342,7 +353,7 @@ class Server:
         self.timer: asyncio.TimerHandle | None = None
         self.date = ""  # the headers of this second
         self.busy = b""  # the refusal of a plain request
-        self.unfinished = 0  # bytes of bodies that are not whole yet
+        self.kept = 0  # bytes that all of them keep
         self.draining = False  # whether no more is taken
         self.empty = asyncio.Event()  # and the last connection has gone
 
@@ -362,10 +373,28 @@ class Server:
         if self.draining and not self.connections:
             self.empty.set()
 
-    def hold(self, before: int, now: int) -> int:
-        "`now`, bytes of an unfinished body that were `before`"
-        self.unfinished += now - before
-        return now
+    def make_room(
+        self,
+        size: int,  # bytes of an answer
+        whose: Ending,
+    ) -> bool:
+        """Whether there is room for an answer; whoever leaves more than that unread is cut off
+
+        Parameters
+        ----------
+        size : int
+            bytes of an answer
+        whose : Ending
+        """
+        while self.kept + size > self.limits.kept:
+            blocked = [c for c in self.connections if c.blocked and c is not whose]
+            worst = max(blocked, key=lambda c: c.held, default=whose)
+            if worst.held < size:
+                return False
+            worst.hold(0)
+            worst.blocked = False
+            worst.transport.abort()
+        return True
 
     def _sweep(self) -> None:
         now = perf_counter()
