@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from scalai_nb.serving.log import journal as journals
 from scalai_nb.serving.log import ingest as logs
 from scalai_nb.serving.scoring.calls import Call
 from scalai_nb.serving.log.encoding import frame, frames, read
+from scalai_nb.serving.log.feedback import joined
 from scalai_nb.serving.log.journal import Journal
 from scalai_nb.serving.log.ingest import Compacted, LogKeeper, compact
 from scalai_nb.serving.metrics import Metrics
@@ -39,11 +41,12 @@ def scorer(*columns, version="3", name="late") -> Scorer:
     return Scorer(name, version, columns or (HOUR,), {}, {}, None)
 
 
-def write(journal: Journal, served: Scorer, id: str, rows: int = 1, value=7.0, others=()) -> bool:
+def write(
+    journal: Journal, served: Scorer, id: str, rows: int = 1, value=7.0, others=(), request_id=""
+) -> bool:
     numbers = np.full((rows, len(served.numbers)), value, np.float32)
-    call = Call(
-        served, Rows(numbers, others), id, None, None, protocol="v1", received=time.perf_counter()
-    )
+    rows_of_call, about = Rows(numbers, others), {"protocol": "v1", "request_id": request_id}
+    call = Call(served, rows_of_call, id, None, None, received=time.perf_counter(), **about)
     return journal.append(
         served, [call], numbers, others, np.linspace(0, 1, rows, dtype=np.float32)
     )
@@ -447,6 +450,41 @@ def test_versions_with_other_columns_are_one_dataset(service, lake, monkeypatch)
         rows.version.data.names == ("1", "2", "3", "4")
         and rows.temp.isnull().values.tolist() == [True] * 6 + [False] * 2
     )
+
+
+def test_what_a_client_calls_its_request_is_kept_beside_the_prediction(service, lake):
+    named = scorer(Column("request_id", "number"))
+    with journal(service) as j:
+        write(j, named, "a-0", rows=2, request_id="my flight 7")
+        write(j, named, "a-1")
+    compact(service, lake, force=True)
+    rows = lake.read("late-predictions").compute()
+    assert rows.id.values.tolist() == ["a-0:0", "a-0:1", "a-1"]
+    assert rows.request_id.values[:2].tolist() == ["my flight 7"] * 2
+    assert np.isnan(rows.request_id.values[2]) and rows.input_request_id.values.tolist() == [7] * 3
+
+
+def test_a_log_of_an_earlier_version_goes_on(tmp_path):
+    "A lake, a segment and a journal from before predictions had a column of request ids"
+    with tarfile.open(Path(__file__).parent / "former" / "log.tar.gz") as stored:
+        stored.extractall(tmp_path, filter="data")
+    service, lake = tmp_path / "late", Lake(tmp_path / "lake")
+    assert "request_id" not in lake.read("late-predictions")
+    with journal(service) as j:
+        write(j, scorer(HOUR), "new-0", request_id="mine")
+        j.feedback([{"id": "new-0", "truth": 1}])
+    compact(service, lake, force=True)
+    rows = lake.read("late-predictions").compute()
+    sent = dict(zip(rows.id.values.tolist(), rows.request_id.values.tolist(), strict=True))
+    assert sent.pop("new-0") == "mine" and all(np.isnan(id) for id in sent.values())
+    assert [*sent] == ["lake-a", "lake-b", "segment:0", "segment:1", "my flight 7"]
+    both = joined(lake, "late")
+    assert dict(zip(both.id.values.tolist(), both.truth.values.tolist(), strict=True)) == {
+        "lake-a": 1,
+        "lake-b": 1,
+        "my flight 7": 0,
+        "new-0": 1,
+    }
 
 
 def test_a_version_written_by_somebody_else_meanwhile_stays(service, lake, monkeypatch):

@@ -20,6 +20,7 @@ from .protocols.tensors import datatype
 from .refusal import Refusal, refused
 from .scoring.admission import Admission
 from .scoring.calls import Call
+from .scoring.repeats import Repeats
 from .scoring.scorer import Scorer
 from .scoring.validation import Rows
 from .scoring.versions import Models
@@ -113,6 +114,7 @@ class App:
         self.copy = copy
         self.tracing = tracing
         self.ids = (f"{prefix}{i}" for i in count())
+        self.repeats = Repeats()
 
     async def __call__(self, asked: HttpRequest) -> HttpResponse:
         "The answer, now or when its batch has run"
@@ -132,6 +134,8 @@ class App:
         scorer, scores = await self.score(request)
         answer = request.encode(request, scorer, scores)
         about = ("x-model-version", scorer.version), ("x-prediction-id", request.id)
+        if request.request_id:
+            about += (("x-request-id", request.request_id),)
         return HttpResponse(answer.status, answer.body, answer.kind, about + answer.headers)
 
     async def score(self, request: Request) -> tuple[Scorer, Scores]:
@@ -140,6 +144,7 @@ class App:
         Where the task that waits is cancelled, the rows are scored no more.
         """
         call = scorer = None
+        taken = False  # whether its request id counts as used
         waiting = get_running_loop().create_future()
         try:
             self.admission.check(request.client)
@@ -147,7 +152,10 @@ class App:
             serving = self.models.choose(request.model, request.version, key)
             scorer = serving.scorer
             serving, rows = self._rows(request, serving)
-            request.id = checked(request.id) or next(self.ids)
+            if checked(request.request_id):
+                self.repeats.take(request.client, request.request_id)
+                taken = True
+            request.id = next(self.ids)
             call = Call(
                 serving.scorer,
                 rows,
@@ -158,9 +166,11 @@ class App:
                 client=request.client,
                 received=request.received,
                 deadline=request.deadline,
+                request_id=request.request_id,
             )
             serving.engine.add(call)
             scores = await waiting
+            taken = False  # for good
             self._count(request, call.scorer, 200)
             return call.scorer, scores
         except Refusal as e:
@@ -169,6 +179,8 @@ class App:
         finally:
             if call:
                 call.gone = True  # nobody waits any more
+            if taken:
+                self.repeats.give_back(request.client, request.request_id)
 
     def scorer(self, name: str, version: str | None = None) -> Scorer:
         """The scorer of a version, by its number or alias; of the primary if none is named

@@ -50,11 +50,13 @@ class Request:
         perf_counter when its first byte came
     deadline : float, default inf
         perf_counter after which nobody waits for it
-    id : str, default ''
-        of the prediction; "": the app makes one
+    request_id : str, default ''
+        what the client calls it; "": nothing
     key : str, default ''
     trace : str, default ''
         W3C's traceparent, where the client sent one
+    id : str, default ''
+        of the prediction; the app makes it
     """
 
     protocol: str  # v1, v2, predict or grpc
@@ -66,11 +68,12 @@ class Request:
     client: str  # whose share of the queue it takes
     received: float  # perf_counter when its first byte came
     deadline: float = inf  # perf_counter after which nobody waits for it
-    id: str = ""  # of the prediction; "": the app makes one
+    request_id: str = ""  # what the client calls it; "": nothing
     key: str = (
         ""  # by which a canary takes its share; "": a column, if the routes say, or the client
     )
     trace: str = ""  # W3C's traceparent, where the client sent one
+    id: str = ""  # of the prediction; the app makes it
 
     def rows(self, scorer: Scorer) -> Rows:
         "The rows for the columns of a scorer. Refusal: they are not as it needs them"
