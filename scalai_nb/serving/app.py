@@ -231,7 +231,7 @@ class App:
         }
 
     def _only_model(self) -> str:
-        names = self.models.names()
+        names = self.models.names() or [*self.models.wanted]  # to be loaded: 503, not 404
         if len(names) == 1:
             return names[0]
         paths = ", ".join(f"/predict/{n}" for n in names)
