@@ -21,6 +21,7 @@ from hypothesis import given, settings, strategies as st
 
 from scalai_nb.data.lake import Lake
 from scalai_nb.data.sources import type_of
+from scalai_nb.files import file_lock
 from scalai_nb.serving.log import journal as journals
 from scalai_nb.serving.log import ingest as logs
 from scalai_nb.serving.scoring.calls import Call
@@ -401,6 +402,86 @@ def test_compactors_take_turns(service, tmp_path):
         t.join()
     ids = Lake(tmp_path / "lake").read("late-predictions").id.values.tolist()
     assert sum(rows) == 80 == len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("moment", ["making", "widening"])
+def test_two_services_at_one_dataset_take_turns(tmp_path, monkeypatch, moment):
+    "One lake, two hosts: while one makes a dataset, or gives it a column, the other wants to"
+    one, two = tmp_path / "one" / "late", tmp_path / "two" / "late"
+    lake, expected = Lake(tmp_path / "lake"), ["a", "b"]
+    if moment == "widening":
+        with journal(one) as j:
+            write(j, scorer(HOUR), "old")
+        compact(one, lake, force=True)
+        expected.append("old")
+    for service, id in ((one, "a"), (two, "b")):
+        with journal(service) as j:
+            write(j, scorer(HOUR, TEMP, version="4"), id)
+    original, others = Lake.write, []
+
+    def writes(self, name, ds, message="", branch="main"):
+        "The other comes when the first is about to write"
+        if not others:
+            work = lambda: compact(two, Lake(tmp_path / "lake"), force=True)
+            others.append(Thread(target=work))
+            others[0].start()
+            others[0].join(2)
+        return original(self, name, ds, message, branch)
+
+    monkeypatch.setattr(Lake, "write", writes)
+    assert compact(one, lake, force=True).rows == 1
+    others[0].join()
+    monkeypatch.undo()
+    assert sorted(lake.read("late-predictions").id.values.tolist()) == expected
+    assert compact(one, lake, force=True) == compact(two, lake, force=True) == Compacted()
+
+
+def test_whose_turn_it_is_not_goes_on_and_comes_again(tmp_path, lake):
+    service = tmp_path / "late"
+    with journal(service) as j:
+        write(j, scorer(HOUR), "a")
+    keeper = LogKeeper(service, lake, Metrics())
+    locks = lake.path / ".locks" / "log"
+    locks.mkdir(parents=True)
+    with file_lock(locks / "late-predictions.lock", 0):
+        begun = time.monotonic()
+        assert compact(service, lake, rows=1) == Compacted(waiting=1)
+        assert time.monotonic() - begun < 1
+        assert keeper.step().waiting == 1 and not keeper.trouble
+    assert compact(service, lake).rows == 1  # what was planned needs not wait for more
+
+
+HOST = """
+import sys
+sys.path.insert(0, "tests")
+from test_log import *
+name, folder, n = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+service, lake = folder / name / "late", Lake(folder / "lake")
+for i in range(n):
+    with journal(service) as j:
+        columns = (HOUR, TEMP) if i % 4 else (HOUR,)
+        write(j, scorer(*columns, version=str(i % 4)), f"{name}-{i}", rows=2)
+        j.feedback([{"id": f"{name}-{i}:0", "truth": i % 2}])
+    compact(service, lake, rows=1)
+compact(service, lake, force=True)
+"""
+
+
+@pytest.mark.slow
+def test_three_hosts_share_a_lake_and_nothing_is_lost_or_doubled(tmp_path):
+    "Each with a service of the same name and a folder of its own"
+    hosts = [
+        subprocess.Popen([sys.executable, "-c", HOST, name, str(tmp_path), "12"], stderr=-1)
+        for name in "abc"
+    ]
+    for host in hosts:
+        _, said = host.communicate(timeout=200)
+        assert host.returncode == 0, said.decode()
+    lake = Lake(tmp_path / "lake")
+    expected = sorted(f"{name}-{i}:{row}" for name in "abc" for i in range(12) for row in (0, 1))
+    assert sorted(lake.read("late-predictions").id.values.tolist()) == expected
+    told = sorted(f"{name}-{i}:0" for name in "abc" for i in range(12))
+    assert sorted(lake.read("late-feedback").id.values.tolist()) == told
 
 
 def test_few_rows_wait_and_many_do_not(service, lake):
