@@ -29,6 +29,13 @@ def test_a_service_that_is_killed_has_each_answer_in_the_lake_once(tmp_path):
     assert not found.wrong, found.table()
 
 
+@pytest.mark.slow
+def test_two_services_of_one_name_share_a_lake(tmp_path):
+    answered, logged, truths = services.shared(tmp_path, rounds=2)
+    assert logged == answered and len(answered) > 100
+    assert set(truths) <= set(answered) and set(truths.values()) == {1}
+
+
 @pytest.mark.campaign
 def test_a_service_under_two_hundred_kills_and_a_hundred_moves(tmp_path):
     found = services.campaign(200, 100, seed=13, home=tmp_path)

@@ -50,10 +50,10 @@ def late_after(hour: int) -> Model:
     return package(t, fitted, name="late")
 
 
-def prepared(home: Path) -> tuple[Environment, dict[str, np.ndarray]]:
+def prepared(home: Path, lake: str = ".scalai/lake") -> tuple[Environment, dict[str, np.ndarray]]:
     "A project with two versions of `late`, and the scores of each by hour"
     home.mkdir(parents=True, exist_ok=True)
-    (home / "settings.ini").write_text("[laptop]\n")
+    (home / "settings.ini").write_text(f"[laptop]\nlake = {lake}\n")
     env = environment("laptop", settings=home / "settings.ini")
     models = late_after(15), late_after(8)
     registry = Registry(env)
@@ -344,6 +344,34 @@ def outcome(struck: Struck, found: list[Client], moved: int, seconds: float) -> 
         "files set aside": len(aside),
     }
     return Outcome(figures, aims, [*others[:5], *struck.failed[:3]])
+
+
+def shared(home: Path, rounds: int) -> tuple[Counter[str], Counter[str], Counter[str]]:
+    """Two services of one name, of two projects, with one lake; they end at once, and start anew
+
+    How often each row was answered, and is in the lake; how often each truth is there.
+    """
+    lake, asked = str(home / "lake"), []
+    projects = [prepared(home / name, lake) for name in "ab"]
+    struck = [Struck(env, 1, random.Random(0)) for env, _ in projects]
+    for i in range(rounds):
+        for service, (_, scores) in zip(struck, projects, strict=True):
+            service.start()
+            asked.append(Client(f"c{len(asked)}", service.port, scores, seed=i))
+            asked[-1].start()
+        time.sleep(1)
+        for client in asked[-2:]:
+            client.enough.set()
+            client.join()
+            assert not (client.wrong or client.errors or client.broken)
+        ending = [Thread(target=service.stack.close) for service in struck]
+        for thread in ending:
+            thread.start()
+        for thread in ending:
+            thread.join()
+    answered = Counter(id for c in asked for id in c.predictions)
+    assert sum(len(c.told) for c in asked) > rounds
+    return answered, copies(Lake(lake), "late-predictions"), copies(Lake(lake), "late-feedback")
 
 
 def _by_a_kill(t: float, struck: Struck) -> bool:
