@@ -192,11 +192,23 @@ class Struck:
         return Path(self.env.serving) / "late" / "log"
 
     def committing(self, seconds: float) -> None:
-        "Wait for a commit under way, which is when a kill could double or lose something"
+        """Wait for a commit under way, which is when a kill could double or lose something
+
+        Half of the times also until the lake has it, and the service has not noted that yet.
+        """
         until = time.monotonic() + seconds
-        while time.monotonic() < until and not any(self.folder.glob("segments/*/plan.json")):
-            time.sleep(0.002)
-        time.sleep(self.rng.uniform(0, 0.15))
+        while not (plans := [*self.folder.glob("segments/*/plan.json")]):
+            if time.monotonic() > until:
+                return
+            time.sleep(0.001)
+        main = Path(self.env.lake) / plans[0].parent.name / "refs" / "branch.main" / "ref.json"
+        before = _changed(main)
+        if self.rng.random() < 0.5:
+            time.sleep(self.rng.uniform(0, 0.15))
+            return
+        while plans[0].exists() and _changed(main) == before:
+            time.sleep(0.0005)
+        time.sleep(self.rng.uniform(0, 0.01))
 
     def victim(self, kind: str) -> int:
         "Process id of whom to kill; 0: not now, as it is not there, or nobody else would answer"
@@ -372,6 +384,14 @@ def shared(home: Path, rounds: int) -> tuple[Counter[str], Counter[str], Counter
     answered = Counter(id for c in asked for id in c.predictions)
     assert sum(len(c.told) for c in asked) > rounds
     return answered, copies(Lake(lake), "late-predictions"), copies(Lake(lake), "late-feedback")
+
+
+def _changed(path: Path) -> int:
+    "When a file was last written; 0: it is not there"
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _by_a_kill(t: float, struck: Struck) -> bool:
