@@ -97,7 +97,7 @@ class Client(Thread):
         self.told: list[str] = []  # ids whose truth was taken
         self.versions: Counter[str] = Counter()
         self.wrong: list[str] = []
-        self.errors: list[tuple[float, str]] = []  # when, and what was answered
+        self.errors: list[str] = []  # what was answered that was no 200
         self.broken: list[float] = []  # when a connection broke
         self.closed = 0  # times that nobody listened
 
@@ -126,8 +126,7 @@ class Client(Thread):
         answer = c.getresponse()
         text = answer.read()
         if answer.status != 200:
-            about = (time.monotonic(), f"{answer.status} {text[:120].decode()}")
-            self.errors.append(about)
+            self.errors.append(f"{answer.status} {text[:120].decode()}")
             time.sleep(0.1)
             return None
         return json.loads(text) | {"headers": dict(answer.headers)}
@@ -326,9 +325,7 @@ def outcome(struck: Struck, found: list[Client], moved: int, seconds: float) -> 
     truths = copies(lake, "late-feedback")
     broken = [t for c in found for t in c.broken]
     stray = [t for t in broken if not _by_a_kill(t, struck)]
-    errors = [(t, text) for c in found for t, text in c.errors]
-    unready = [e for e in errors if e[1].startswith("503") and _while_down(e[0], struck)]
-    others = [text for t, text in errors if (t, text) not in unready]
+    errors = [text for c in found for text in c.errors]
     aside = list(struck.folder.glob("quarantine/*"))
     figures = {
         "seconds": int(seconds),
@@ -340,7 +337,6 @@ def outcome(struck: Struck, found: list[Client], moved: int, seconds: float) -> 
         "truths taken": len(told),
         "truths in the lake": sum(truths.values()),
         "connections that broke": len(broken),
-        "answers 503 while the service was started again": len(unready),
         **{f"answers by version {v}": sum(c.versions[v] for c in found) for v in ("1", "2")},
     }
     aims = {
@@ -351,11 +347,11 @@ def outcome(struck: Struck, found: list[Client], moved: int, seconds: float) -> 
         "truths taken that are not in the lake": len(told - truths.keys()),
         "truths that are there twice": sum(n > 1 for n in truths.values()),
         "connections that broke without a kill": len(stray),
-        "errors of another kind": len(others),
+        "answers that were no 200": len(errors),
         "services that did not start": len(struck.failed),
         "files set aside": len(aside),
     }
-    return Outcome(figures, aims, [*others[:5], *struck.failed[:3]])
+    return Outcome(figures, aims, [*errors[:5], *struck.failed[:3]])
 
 
 def shared(home: Path, rounds: int) -> tuple[Counter[str], Counter[str], Counter[str]]:
@@ -396,11 +392,7 @@ def _changed(path: Path) -> int:
 
 def _by_a_kill(t: float, struck: Struck) -> bool:
     within = any(k - 0.1 <= t <= k + WINDOW for k in struck.at)
-    return within or _while_down(t, struck)
-
-
-def _while_down(t: float, struck: Struck) -> bool:
-    return any(a <= t <= b + WINDOW for a, b in struck.down)
+    return within or any(a <= t <= b + WINDOW for a, b in struck.down)
 
 
 def main() -> int:

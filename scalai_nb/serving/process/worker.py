@@ -32,7 +32,7 @@ from ..wire.grpc import GrpcServer
 from ..wire.http import Server
 
 # %% auto #0
-__all__ = ['COLLECT', 'tidy', 'Worker', 'work']
+__all__ = ['COLLECT', 'PATIENCE', 'tidy', 'Worker', 'work']
 
 # %% ../../../nbs/serving/process/worker.ipynb #c05e90bf
 COLLECT = 20_000  # new objects after which the garbage collector looks
@@ -47,6 +47,9 @@ def tidy() -> None:
         CDLL(None).malloc_trim(0)
 
 # %% ../../../nbs/serving/process/worker.ipynb #28f1de68
+PATIENCE = 2.0  # seconds for which connections wait while nobody is ready
+
+
 class Worker:
     """The parts of a worker, put together
 
@@ -66,8 +69,8 @@ class Worker:
 
     #              tend                 all primaries loaded             end
     #   STARTING ───────> LOADING ────────────────────────────> READY ───────> DRAINING ──> ENDED
-    #                       │ it answers 503, unless              │ ^ other routes:
-    #                       │ another worker is ready             └─┘ `Models.apply`, while the
+    #                       │ after PATIENCE it answers 503,      │ ^ other routes:
+    #                       │ unless another worker is ready      └─┘ `Models.apply`, while the
     #                       └──> WorkFailed: a primary                former versions answer
     #                            cannot be served
 
@@ -113,9 +116,11 @@ class Worker:
         announce : Callable[[], object]
             called when it is ready
         """
-        if not self.board.elsewhere(self.slot):
-            self.accepting.start()  # a request is told that the service is not ready
-        await self.follow()
+        telling = asyncio.get_running_loop().call_later(PATIENCE, self._tell)
+        try:
+            await self.follow()
+        finally:
+            telling.cancel()
         if not self.models.ready:
             raise WorkFailed("; ".join(self.models.errors.values()))
         self.metrics.gauge("scalai_workers", value=1)
@@ -130,6 +135,11 @@ class Worker:
                 await asyncio.wait_for(self.called.wait(), 1.0)
             self.called.clear()
             await self.follow()
+
+    def _tell(self) -> None:
+        "Take requests, which are told that the service is not ready"
+        if not self.board.elsewhere(self.slot):
+            self.accepting.start()
 
     async def follow(self) -> None:
         "Serve what the routes say, if they have changed"
