@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from threading import Lock
 from time import monotonic
@@ -22,10 +22,13 @@ from .credentials import Credentials
 from ..errors import ParameterError
 
 # %% auto #0
-__all__ = ['UNREACHED', 'REFUSALS', 'FAILURES', 'LONGEST', 'FORGET', 'IDLE', 'Request', 'Answer',
-           'Replica', 'Flight']
+__all__ = ['ID', 'UNREACHED', 'REFUSALS', 'FAILURES', 'LONGEST', 'FORGET', 'IDLE', 'Request',
+           'Answer', 'Replica', 'Flight']
 
 # %% ../../nbs/client/flight.ipynb #1a9700e2
+ID = "x-request-id"  # header of what the client calls a request
+
+
 @dataclass(frozen=True)
 class Request:
     """What is asked of any replica
@@ -43,6 +46,20 @@ class Request:
     path: str
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()  # (name, value) of each
+
+    def again(
+        self,
+        attempt: int,  # from 2
+    ) -> Request:
+        """The same once more; a server takes a request id once, so that of the attempt is another
+
+        Parameters
+        ----------
+        attempt : int
+            from 2
+        """
+        headers = ((n, f"{v}~{attempt}" if n == ID else v) for n, v in self.headers)
+        return replace(self, headers=tuple(headers))
 
 
 @dataclass(frozen=True)

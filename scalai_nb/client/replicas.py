@@ -192,7 +192,9 @@ class Replicas:
         def launch(replica: Replica | None) -> None:
             assert replica is not None
             tried.append(replica)
-            flight = Flight(replica, request, deadline)
+            attempt = len(tried)
+            asked = request if attempt == 1 else request.again(attempt)
+            flight = Flight(replica, asked, deadline)
             assert flight.connection is not None
             flights[flight.connection.sock] = flight
 

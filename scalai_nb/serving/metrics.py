@@ -58,7 +58,11 @@ METRICS: dict[str, tuple[str | tuple[float, ...], tuple[str, ...], str]] = {
         ("model", "version"),
         "Rows that the shadow did not score, as it had no time",
     ),
-    "scalai_feedback_total": ("counter", ("kind",), "Feedback received: first, repeated, unknown"),
+    "scalai_feedback_total": (
+        "counter",
+        ("kind",),
+        "Feedback received: first, repeated (the same again), amended (another truth), unknown",
+    ),
     "scalai_restarts_total": ("counter", (), "Workers started again after they died"),
     "scalai_request_seconds": (
         SECONDS,

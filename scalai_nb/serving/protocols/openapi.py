@@ -150,6 +150,7 @@ _GUARDED = {
 _REFUSED = {
     400: "A shape, a type, a value or a name is not as it should be; `row` and `column` say where",
     404: "No such model, version or path",
+    409: "This client has used the request id before",
     413: "Too many rows or bytes",
     415: "A format that is not read here",
     421: "Not served under this host name",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -20,27 +20,10 @@ if TYPE_CHECKING:
     from scalai_nb.serving.scoring.validation import Rows
 
 # %% auto #0
-__all__ = ['Scores', 'Apart', 'Request', 'timeout_of', 'request_of']
+__all__ = ['Scores', 'Request', 'timeout_of', 'request_of']
 
 # %% ../../../nbs/serving/protocols/request.ipynb #99a4edd3
 Scores: TypeAlias = np.ndarray  # (row,) or (row, class) float32
-
-
-class Apart(NamedTuple):
-    """How a request is made of its body in another process
-
-    Attributes
-    ----------
-    make : Callable[[bytes], Request]
-    prepare : Callable[[], object]
-        called once in that process: what many such requests need
-    fold : int
-        how many bytes may become of one
-    """
-
-    make: Callable[[bytes], Request]
-    prepare: Callable[[], object]  # called once in that process: what many such requests need
-    fold: int  # how many bytes may become of one
 
 
 @dataclass(slots=True, eq=False)
@@ -67,13 +50,13 @@ class Request:
         perf_counter when its first byte came
     deadline : float, default inf
         perf_counter after which nobody waits for it
-    id : str, default ''
-        of the prediction; "": the app makes one
+    request_id : str, default ''
+        what the client calls it; "": nothing
     key : str, default ''
     trace : str, default ''
         W3C's traceparent, where the client sent one
-    apart : Apart | None, default None
-        None: it is decoded here
+    id : str, default ''
+        of the prediction; the app makes it
     """
 
     protocol: str  # v1, v2, predict or grpc
@@ -85,17 +68,12 @@ class Request:
     client: str  # whose share of the queue it takes
     received: float  # perf_counter when its first byte came
     deadline: float = inf  # perf_counter after which nobody waits for it
-    id: str = ""  # of the prediction; "": the app makes one
+    request_id: str = ""  # what the client calls it; "": nothing
     key: str = (
         ""  # by which a canary takes its share; "": a column, if the routes say, or the client
     )
     trace: str = ""  # W3C's traceparent, where the client sent one
-    apart: Apart | None = None  # None: it is decoded here
-
-    @property
-    def asked(self) -> tuple[str, str | None, str]:
-        "Model, version, and the key by which a canary takes its share"
-        return self.model, self.version, self.key or self.client
+    id: str = ""  # of the prediction; the app makes it
 
     def rows(self, scorer: Scorer) -> Rows:
         "The rows for the columns of a scorer. Refusal: they are not as it needs them"
