@@ -712,7 +712,7 @@ def test_order_and_end_are_kept_over_tls(env, tmp_path):
             while len(ids) < 100:
                 line = answers.readline()
                 assert line, len(ids)
-                if line.startswith(b"x-prediction-id"):
+                if line.startswith(b"x-request-id"):
                     ids.append(int(line.split()[1]))
             assert ids == [*range(100)]
             idle, stalled = wrap(), stack.enter_context(raw())

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from .credentials import Credentials
 from .flight import ID, Answer, Request
 from .inference import BINARY, infer_answer, infer_request, refused, v1_request
 from .replicas import Replicas
@@ -75,8 +76,14 @@ class Client:
         take; None: never
     protocol : str, default 'v2'
         or v1
-    client_id : str | None, default None
-        who asks: a server under load gives each client its share; None: this machine's address
+    token : str | None, default None
+        that the service gave out; it is shown nowhere
+    ca : str | None, default None
+        file of PEM: who signs its certificate; None: the system's
+    cert : str | tuple[str, str] | None, default None
+        file of PEM with this client's certificate and its key, or two; None: it needs none
+    headers : Mapping[str, str] | None, default None
+        that go with each request, say one by which a canary takes its share
     """
 
     def __init__(
@@ -92,8 +99,12 @@ class Client:
         # answers take; None: never
         hedge: float | Literal["auto"] | None = None,
         protocol: str = "v2",  # or v1
-        # who asks: a server under load gives each client its share; None: this machine's address
-        client_id: str | None = None,
+        token: str | None = None,  # that the service gave out; it is shown nowhere
+        ca: str | None = None,  # file of PEM: who signs its certificate; None: the system's
+        # file of PEM with this client's certificate and its key, or two; None: it needs none
+        cert: str | tuple[str, str] | None = None,
+        # that go with each request, say one by which a canary takes its share
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         if protocol not in ("v2", "v1"):
             raise ParameterError(unknown(protocol, ("v2", "v1"), "the protocols"))
@@ -101,11 +112,13 @@ class Client:
             raise ParameterError(
                 "Version 1 of the protocol cannot say what is served; pass model=NAME."
             )
-        self.replicas = Replicas([url] if isinstance(url, str) else url, retries, hedge)
+        credentials = Credentials(token, ca, cert)
+        urls = [url] if isinstance(url, str) else url
+        self.replicas = Replicas(urls, retries, hedge, credentials)
         self.model = model
         self.timeout = timeout
         self.protocol = protocol
-        self.client_id = client_id
+        self.headers = tuple((headers or {}).items())
         self._about: dict[str, Any] = {}
         self._local = threading.local()
         self.close = weakref.finalize(self, self.replicas.close)
@@ -224,9 +237,8 @@ class Client:
         start: int = 0,
     ) -> Answer:
         "An answer with status 200"
-        if self.client_id:
-            headers = (*headers, ("x-client-id", self.client_id))
-        answer = self.replicas.ask(Request(method, path, body, headers), self.timeout)
+        request = Request(method, path, body, (*self.headers, *headers))
+        answer = self.replicas.ask(request, self.timeout)
         if answer.status != 200:
             raise refused(answer, start)
         return answer

@@ -11,11 +11,14 @@ from itertools import count
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from .decoding.unpacking import LIGHT, decompressed, is_light
 from .exchange import HttpRequest, HttpResponse
 from .metrics import Metrics
+from .protocols.large import ALWAYS, decoded, joined, lean, of_http
+from .protocols.formats import media
 from .protocols.request import Request, Scores
-from .protocols.route import Prediction
-from .protocols.routes import ROUTES, find
+from .protocols.route import Prediction, Route
+from .protocols.routes import ROUTES, find, options
 from .protocols.tensors import datatype
 from .refusal import Refusal, refused
 from .scoring.admission import Admission
@@ -28,12 +31,13 @@ from .scoring.versions import Models
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from scalai_nb.serving.decoding.decoder import Decoder
     from scalai_nb.serving.protocols.route import FeedbackLog
     from scalai_nb.serving.scoring.roles import Serving
     from scalai_nb.serving.tracing import Tracing
 
 # %% auto #0
-__all__ = ['checked', 'first_value', 'heard', 'App']
+__all__ = ['LARGEST', 'checked', 'first_value', 'heard', 'App']
 
 # %% ../../nbs/serving/app.ipynb #dee06ace
 def checked(id: str) -> str:
@@ -72,6 +76,15 @@ def heard(
     return lambda result: None if waiting.done() else settle(result)
 
 # %% ../../nbs/serving/app.ipynb #1359bd6f
+LARGEST = 32 << 20  # bytes of a body, when it is decompressed
+
+
+def _too_large(route: Route) -> Refusal:
+    return Refusal(
+        413, f"{route.path} takes up to {LIGHT >> 10} KB at a time; send it in several requests."
+    )
+
+
 class App:
     """What a worker does with what it is asked
 
@@ -87,6 +100,8 @@ class App:
     copy : Path | None, default None
         of its metrics; beside it are those of the other processes
     tracing : Tracing | None, default None
+    decoder : Decoder | None, default None
+        of large bodies; None: they are decoded here
     """
 
     #                 find            Route                          handle
@@ -94,6 +109,7 @@ class App:
     #                         │ Prediction            score                        encode
     #                         └───────────> Request ─────────> Call … scores ─────────> HttpResponse
     #                               decode  check, choose, rows
+    #                        of a large body: check, choose, decode in another process
 
     routes = ROUTES
 
@@ -106,6 +122,7 @@ class App:
         prefix: str = "",  # of the ids of this worker's predictions: no other process has had it
         copy: Path | None = None,  # of its metrics; beside it are those of the other processes
         tracing: Tracing | None = None,
+        decoder: Decoder | None = None,  # of large bodies; None: they are decoded here
     ) -> None:
         self.models = models
         self.admission = admission
@@ -113,15 +130,20 @@ class App:
         self.journal = journal
         self.copy = copy
         self.tracing = tracing
+        self.decoder = decoder
         self.ids = (f"{prefix}{i}" for i in count())
         self.repeats = Repeats()
 
     async def __call__(self, asked: HttpRequest) -> HttpResponse:
         "The answer, now or when its batch has run"
         try:
+            if asked.method == "OPTIONS":
+                return options(asked.path)
             route, parameters = find(asked.method, asked.path)
             if type(route) is Prediction:
-                return await self.predict(asked, route.handle(asked, **parameters))
+                return await self.predict(asked, self._request(route, asked, parameters))
+            if route.body and not is_light(asked):
+                raise _too_large(route)
             return route.handle(self, asked, **parameters)
         except Refusal as e:
             return refused(e)
@@ -148,10 +170,12 @@ class App:
         waiting = get_running_loop().create_future()
         try:
             self.admission.check(request.client)
-            key = request.key or request.client
-            serving = self.models.choose(request.model, request.version, key)
+            serving = self.models.choose(*request.asked)
             scorer = serving.scorer
-            serving, rows = self._rows(request, serving)
+            if request.apart:
+                serving, rows = await self._rows_apart(request, serving)
+            else:
+                serving, rows = self._rows(request, serving)
             if checked(request.request_id):
                 self.repeats.take(request.client, request.request_id)
                 taken = True
@@ -237,15 +261,55 @@ class App:
         paths = ", ".join(f"/predict/{n}" for n in names)
         raise Refusal(404, f"{len(names)} models are served; name one in the path: {paths}.")
 
+    def _request(
+        self, route: Prediction, asked: HttpRequest, parameters: dict[str, str]
+    ) -> Request:
+        "The request of a body: of a small one what it says, of a large one who is asked"
+        if not self.decoder:
+            encoding = asked.headers.get("content-encoding", "")
+            asked.body = decompressed(asked.body, encoding, LARGEST)
+        elif not is_light(asked) or media(asked.headers.get("content-type", "")) in ALWAYS:
+            return of_http(route, asked, parameters, LARGEST)
+        return route.handle(asked, **parameters)
+
     def _rows(self, request: Request, serving: Serving) -> tuple[Serving, Rows]:
         "Who answers, which a column of the first row may decide, and the rows for that version"
         rows = request.rows(serving.scorer)
+        other = self._chosen(request, serving, rows)
+        return (serving, rows) if other is serving else (other, request.rows(other.scorer))
+
+    async def _rows_apart(self, request: Request, serving: Serving) -> tuple[Serving, Rows]:
+        "The same of a body that another process decodes, and what else that says"
+        assert request.apart and self.decoder
+        make, prepare, fold = request.apart
+        for _ in range(3):
+            scorer = lean(serving.scorer)
+            made, *parts = await self.decoder(
+                request.client,
+                decoded,
+                request.body,
+                make,
+                scorer,
+                fold=fold,
+                prepare=prepare,
+            )
+            rows = joined(parts)
+            # meanwhile, an alias may have moved
+            other = self._chosen(request, self.models.choose(*request.asked), rows)
+            if other.scorer.columns == scorer.columns:
+                request.request_id, request.deadline = made.request_id, made.deadline
+                request.encode, request.body = made.encode, None
+                return other, rows
+            serving = other
+        raise Refusal(503, "The versions of the model change too often; ask again.", retry=1)
+
+    def _chosen(self, request: Request, serving: Serving, rows: Rows) -> Serving:
+        "Who answers rows, where a column of the first may decide; else `serving`"
         column = self.models.canary_key(request.model)
         if not column or request.version or request.key:
-            return serving, rows
+            return serving
         key = first_value(serving.scorer, rows, column) or request.client
-        other = self.models.choose(request.model, None, key)
-        return (serving, rows) if other is serving else (other, request.rows(other.scorer))
+        return self.models.choose(request.model, None, key)
 
     def _count(self, request: Request, scorer: Scorer | None, status: int) -> None:
         "Count a request, and what it took if it was answered"

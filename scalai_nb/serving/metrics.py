@@ -83,7 +83,7 @@ METRICS: dict[str, tuple[str | tuple[float, ...], tuple[str, ...], str]] = {
     "scalai_tokens_failing": (
         "gauge",
         (),
-        "Workers that cannot read the file of tokens, and let nobody in: an alarm",
+        "Workers that cannot read the file of tokens, and refuse everybody: an alarm",
     ),
     "scalai_certificate_expires": (
         "gauge",

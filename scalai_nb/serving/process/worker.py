@@ -18,17 +18,26 @@ from pathlib import Path
 
 from ...errors import WorkFailed
 from ..app import App
+from ..decoding.decoder import Decoder
+from ..decoding.sandbox import Sandbox, serve
+from ..door.access import AccessLog
+from ..door.door import Door
+from ..door.tls import Tls
+from ..door.tokens import TokenFile
 from ..log.journal import Journal
 from ..log.pseudonyms import secret
 from ..metrics import resumed, save
 from .following import RoutesFile
 from .options import Options
+from .processes import fork, say
+from ..protocols.routes import route_of, scope_of
 from ..scoring.admission import Admission
 from ..scoring.roles import Logs
 from ..scoring.versions import Models
 from ..tracing import tracing
 from ..wire.accepting import Accepting, Board
 from ..wire.grpc import GrpcServer
+from ..wire.host import Limits
 from ..wire.http import Server
 
 # %% auto #0
@@ -50,6 +59,32 @@ def tidy() -> None:
 PATIENCE = 2.0  # seconds for which connections wait while nobody is ready
 
 
+def _tls(options: Options, log: Callable[[str], object]) -> Tls | None:
+    "The certificate of a service"
+    if not (options.tls_cert and options.tls_key):
+        return None
+    client_ca = Path(options.tls_client_ca) if options.tls_client_ca else None
+    return Tls(Path(options.tls_cert), Path(options.tls_key), client_ca, log)
+
+
+def _door(options: Options, board: Board, log: Callable[[str], object]) -> Door:
+    "Who may ask this service"
+    return Door(
+        scope_of,
+        tokens=TokenFile(Path(options.tokens), log) if options.tokens else None,
+        hosts=options.hosts,
+        origins=options.origins,
+        headers=(options.key,) if options.key else (),
+        rate=options.rate,
+        budgets=board.budgets,
+    )
+
+
+def _route(method: str, path: str) -> str:
+    "What the access log says of a request: a route, or the name of a call of gRPC"
+    return path if method == "gRPC" else route_of(method, path)
+
+
 class Worker:
     """The parts of a worker, put together
 
@@ -65,6 +100,8 @@ class Worker:
         which of the workers
     board : Board
         what the workers know of each other
+    sandbox : Sandbox
+        where large bodies are decoded
     """
 
     #              tend                 all primaries loaded             end
@@ -82,6 +119,7 @@ class Worker:
         options: Options,
         slot: int,  # which of the workers
         board: Board,  # what the workers know of each other
+        sandbox: Sandbox,  # where large bodies are decoded
     ) -> None:
         self.slot = slot
         self.board = board
@@ -90,20 +128,32 @@ class Worker:
         self.copy = folder / "metrics" / f"worker-{slot}.json"
         self.saved: object = None  # counters and gauges, as they are in the copy
         self.metrics = metrics = resumed(self.copy)
-        admission = Admission(options.latency, metrics)
+        admission = Admission(options.latency, metrics, options.memory // 4)
         self.journal = journal = Journal(
             folder, slot, sample=options.sample, secret=secret(folder), metrics=metrics
         )
         self.models = Models(loop, admission, Logs(journal.append), folder, metrics)
         self.tracing = tracing(folder.name)
         prefix = f"{os.urandom(5).hex()}-"
-        app = App(self.models, admission, metrics, journal, prefix, self.copy, self.tracing)
-        self.server = Server(app)
+        decoder = Decoder(sandbox, options.memory)
+        app = App(
+            self.models, admission, metrics, journal, prefix, self.copy, self.tracing, decoder
+        )
+        log = say if slot == 0 else lambda text: None  # what all see, one says
+        self.tls = tls = _tls(options, log)
+        self.access = AccessLog(folder, slot, _route) if options.access_log else None
+        door = _door(options, board, log)
+        self.tokens = door.tokens
+        parts = {"door": door, "access": self.access}
+        limits = Limits(kept=options.memory // 4, message=options.memory // 64)
+        self.server = Server(app, limits, secure=tls is not None, **parts)
         self.grpc = None
         if options.grpc_port:
-            self.grpc = GrpcServer(app, options.host, options.grpc_port)
+            where = options.host, options.grpc_port
+            self.grpc = GrpcServer(app, *where, limits, tls=tls, **parts)
         count = lambda: len(self.server.connections)
-        self.accepting = Accepting(loop, sock, self.server.connection, board, slot, count)
+        context = lambda: tls.context if tls else None
+        self.accepting = Accepting(loop, sock, self.server.connection, board, slot, count, context)
 
     async def tend(
         self,
@@ -130,6 +180,7 @@ class Worker:
         self.accepting.start()
         announce()
         while True:
+            self.look_after_door()
             self.save_metrics()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.called.wait(), 1.0)
@@ -153,6 +204,19 @@ class Worker:
         self.routes.forget()
         self.called.set()
 
+    def look_after_door(self) -> None:
+        "Take a certificate that was renewed, look at the tokens, and write the access log"
+        first = self.slot == 0  # what is the same for all workers, one says
+        if self.tls and self.tls.look() and first:
+            say("another certificate is there; whoever connects from now on sees it")
+        if self.tls and first:
+            self.metrics.gauge("scalai_certificate_expires", value=self.tls.now.expires)
+        if self.tokens:
+            self.tokens.look()
+            self.metrics.gauge("scalai_tokens_failing", value=int(self.tokens.known is None))
+        if self.access:
+            self.access.flush()
+
     def save_metrics(self) -> None:
         "Leave the counters for the other processes, if they have changed"
         metrics = self.metrics
@@ -175,10 +239,12 @@ class Worker:
         self.models.ready = False
         self.board.clear(self.slot)
         self.accepting.stop()
-        await asyncio.gather(*self.accepting.opening, return_exceptions=True)
+        await self.accepting.settle(min(seconds, 1.0))
         grpc = [self.grpc.stop(seconds)] if self.grpc else []
         await asyncio.gather(self.server.drain(seconds), *grpc)
         self.journal.close()
+        if self.access:
+            self.access.close()
         if self.tracing:
             self.tracing.close()
         self.metrics.gauges.clear()
@@ -213,17 +279,33 @@ def work(
     """
     import uvloop
 
+    sandbox = _sandbox(sock)
+
     async def main() -> None:
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         loop.add_signal_handler(signal.SIGTERM, stop.set)
-        worker = Worker(loop, sock, folder, options, slot, board or Board(slot + 1))
+        worker = Worker(loop, sock, folder, options, slot, board or Board(slot + 1), sandbox)
         loop.add_signal_handler(signal.SIGHUP, worker.forget)
         await _live(worker, stop, announce)
         loop.remove_signal_handler(signal.SIGTERM)
         await worker.end(options.drain)
 
     uvloop.run(main())
+
+
+def _sandbox(sock: socket.socket) -> Sandbox:
+    "A process that forks others, while this one can still be forked; it does not listen"
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def forked() -> None:
+        sock.close()
+        ours.close()
+        serve(theirs)
+
+    fork(forked)
+    theirs.close()
+    return Sandbox(ours)
 
 
 async def _live(worker: Worker, stop: asyncio.Event, announce: Callable[[], object]) -> None:

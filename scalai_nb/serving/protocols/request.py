@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -20,10 +20,27 @@ if TYPE_CHECKING:
     from scalai_nb.serving.scoring.validation import Rows
 
 # %% auto #0
-__all__ = ['Scores', 'Request', 'timeout_of', 'request_of']
+__all__ = ['Scores', 'Apart', 'Request', 'timeout_of', 'request_of']
 
 # %% ../../../nbs/serving/protocols/request.ipynb #99a4edd3
 Scores: TypeAlias = np.ndarray  # (row,) or (row, class) float32
+
+
+class Apart(NamedTuple):
+    """How a request is made of its body in another process
+
+    Attributes
+    ----------
+    make : Callable[[bytes], Request]
+    prepare : Callable[[], object]
+        called once in that process: what many such requests need
+    fold : int
+        how many bytes may become of one
+    """
+
+    make: Callable[[bytes], Request]
+    prepare: Callable[[], object]  # called once in that process: what many such requests need
+    fold: int  # how many bytes may become of one
 
 
 @dataclass(slots=True, eq=False)
@@ -57,6 +74,8 @@ class Request:
         W3C's traceparent, where the client sent one
     id : str, default ''
         of the prediction; the app makes it
+    apart : Apart | None, default None
+        None: it is decoded here
     """
 
     protocol: str  # v1, v2, predict or grpc
@@ -74,6 +93,12 @@ class Request:
     )
     trace: str = ""  # W3C's traceparent, where the client sent one
     id: str = ""  # of the prediction; the app makes it
+    apart: Apart | None = None  # None: it is decoded here
+
+    @property
+    def asked(self) -> tuple[str, str | None, str]:
+        "Model, version, and the key by which a canary takes its share"
+        return self.model, self.version, self.key or self.client
 
     def rows(self, scorer: Scorer) -> Rows:
         "The rows for the columns of a scorer. Refusal: they are not as it needs them"
