@@ -20,6 +20,7 @@ from .commands.export import export
 from .commands.models import metrics_of, models_app
 from .commands.serve import serve
 from .commands.terminal import Dataset, Env, Json, console, out, plain
+from .commands.token import token_app
 from .environment import Environment, environment
 from .errors import LakeError, ParameterError, ScalaiError
 from .show import terminal_table
@@ -57,6 +58,7 @@ for name, sub in (
     ("runs", runs_app),
     ("lake", lake_app),
     ("models", models_app),
+    ("token", token_app),
     ("kernel", kernel_app),
     ("bench", bench_app),
 ):

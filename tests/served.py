@@ -15,12 +15,12 @@ import xarray as xr
 import scalai_nb as sn
 
 _WORK = """
-import socket, sys
+import json, socket, sys
 from pathlib import Path
 from scalai_nb.serving.process.options import Options
 from scalai_nb.serving.process.worker import work
-sock, folder, names, grpc_port = sys.argv[1:]
-options = Options(tuple(names.split(",")), grpc_port=int(grpc_port) or None)
+sock, folder, names, grpc_port, more = sys.argv[1:]
+options = Options(tuple(names.split(",")), grpc_port=int(grpc_port) or None, **json.loads(more))
 work(socket.socket(fileno=int(sock)), Path(folder), options,
      announce=lambda: print("ready", flush=True))
 """
@@ -74,6 +74,7 @@ def worker(
     models: dict,
     canary: dict | None = None,
     grpc_port: int = 0,  # 0: it does not speak gRPC
+    **options: object,  # of the service
 ):
     """The url of a worker that serves models by their names, as version 3 with the alias champion
 
@@ -97,7 +98,13 @@ def worker(
         process = subprocess.Popen(
             [
                 *(sys.executable, "-W", "error", "-c", _WORK),
-                *(str(sock.fileno()), str(folder), ",".join(models), str(grpc_port)),
+                *(
+                    str(sock.fileno()),
+                    str(folder),
+                    ",".join(models),
+                    str(grpc_port),
+                    json.dumps(options),
+                ),
             ],
             pass_fds=[sock.fileno()],
             stdout=subprocess.PIPE,
@@ -107,7 +114,8 @@ def worker(
         )
         try:
             assert process.stdout.readline() == "ready\n", (folder / "stderr").read_text()
-            yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+            scheme = "https" if options.get("tls_cert") else "http"
+            yield f"{scheme}://127.0.0.1:{sock.getsockname()[1]}"
         finally:
             process.terminate()
             process.communicate(timeout=40)

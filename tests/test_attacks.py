@@ -223,3 +223,31 @@ def test_compressed_bombs(served):
     with watched(served, "gzip"):
         for _ in range(5):
             throw(served[0], sent, seconds=0.5)
+
+
+def test_invented_identities(tmp_path):
+    "2,000 names and addresses that a client writes are one client, and leave all others theirs"
+    request = (
+        "POST /v1/models/plain:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 29\r\n"
+        "X-Client-Id: invented {0}\r\nX-Forwarded-For: 10.0.{1}.{2}\r\n"
+        "Forwarded: for=10.0.{1}.{2}\r\n"
+        '\r\n{{"instances": [[1, 2, 3, 4]]}}'
+    )
+    with worker(tmp_path, {"plain": plain_model()}, rate=400.0) as url:
+        at = urlsplit(url).hostname, urlsplit(url).port
+        with (
+            watched((at, None, listener(at[1])), "invented identities"),
+            socket.create_connection(at, timeout=20, source_address=("127.0.0.3", 0)) as s,
+            s.makefile("rb") as answers,
+        ):
+            start, found = time.monotonic(), []
+            for i in range(2000):
+                s.sendall(request.format(i, i // 250, i % 250).encode())
+                found.append(int(answers.readline().split()[1]))
+                length = 0
+                while (line := answers.readline()) != b"\r\n":
+                    if line.startswith(b"content-length"):
+                        length = int(line.split()[1])
+                answers.read(length)
+            seconds = time.monotonic() - start
+    assert set(found) == {200, 429} and found.count(200) < 400 + 400 * seconds + 5

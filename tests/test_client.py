@@ -191,6 +191,15 @@ def test_a_refusal_is_asked_again_after_as_long_as_the_server_says():
         assert full.asked == 2 and time.monotonic() - begun >= 1
 
 
+def test_another_try_has_a_request_id_of_its_own():
+    "A server takes an id once, and the first try may have been logged"
+    asked = Request("POST", "/predict", b"{}", (("x-request-id", "mine"),))
+    with serving(full := StandIn(status=503)), replicas(full) as rs:
+        assert rs.ask(asked, 5).status == 503
+    ids = [next(x for x in h.split("\r\n") if "x-request-id" in x) for h in full.heads]
+    assert ids == [f"x-request-id: mine{again}" for again in ("", "~2", "~3")]
+
+
 def test_what_cannot_be_in_time_is_not_waited_for():
     with serving(full := StandIn(status=429, headers="retry-after: 3\r\n")), replicas(full) as rs:
         begun = time.monotonic()
@@ -574,11 +583,10 @@ def test_many_rows_are_several_requests(url, model, data, monkeypatch):
     monkeypatch.setattr("scalai_nb.client.client.ROWS", 150)
     with Client(url, timeout=30) as client:
         assert np.array_equal(client.predict(data, id="mine"), model.predict(data))
-        assert (
-            len(client.last.ids) == 500
-            and client.last.ids[0] == "mine.0:0"
-            and client.last.ids[-1] == "mine.3:49"
-        )
+        made, rows = zip(*(id.split(":") for id in client.last.ids), strict=True)
+        assert [*map(int, rows)] == [*range(150)] * 3 + [*range(50)] and len({*made}) == 4
+        with pytest.raises(WorkFailed, match="409: .* the request id 'mine.0' before"):
+            client.predict(data, id="mine")
         wrong = data.assign(hour=("row", np.where(np.arange(500) == 321, 99, data.hour)))
         with pytest.raises(
             ContractViolation, match="In the rows from 300 on: Row 21, column 'hour'"
@@ -588,7 +596,7 @@ def test_many_rows_are_several_requests(url, model, data, monkeypatch):
 
 
 def test_what_is_known_of_the_last_prediction(url, model, data):
-    with Client(url, timeout=30, model="late@champion", client_id="tests") as client:
+    with Client(url, timeout=30, model="late@champion", headers={"x-a": "b"}) as client:
         assert client.last is None
         scores = client.predict(data.isel(row=[0]))
         (id,) = client.last.ids

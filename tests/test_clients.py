@@ -65,9 +65,9 @@ for bytes_in in (False, True):
 c.set_data_from_numpy(np.ascontiguousarray(x[:, j:j+1]), binary_data=bytes_in)
         for inputs in ([one], columns):
             result = client.infer("plain", inputs, \
-outputs=[http.InferRequestedOutput("score", binary_data=bytes_out)], request_id="r1", \
-model_version="3", timeout=10_000_000)
-            assert result.get_response()["id"] == "r1" \
+outputs=[http.InferRequestedOutput("score", binary_data=bytes_out)], \
+request_id=f"r{len(said['scores'])}", model_version="3", timeout=10_000_000)
+            assert result.get_response()["id"] == f"r{len(said['scores'])}" \
 and result.as_numpy("score").dtype == np.float32
             said["scores"].append(result.as_numpy("score").tolist())
         said["scores"].append(client.infer("plain", [one]).as_numpy("score").tolist())
@@ -122,7 +122,7 @@ model_name="plain"))["predictions"])
     for binary in (False, True):
         tensor = InferInput("input", [5, 4], "FP32")
         tensor.set_data_from_numpy(x, binary_data=binary)
-        response = await v2.infer(url, InferRequest("plain", [tensor], request_id="r1"), \
+        response = await v2.infer(url, InferRequest("plain", [tensor], request_id=f"k{binary}"), \
 model_name="plain")
         said["scores"].append(np.ravel(response.outputs[0].as_numpy()).tolist())
     try: await v1.infer(url, {"instances": [[1]]}, model_name="plain")

@@ -20,6 +20,7 @@ from scalai_nb.commands.export import export as command
 from scalai_nb.commands.serve import serve
 from scalai_nb.errors import Conflict, ModelMismatch, ParameterError
 from scalai_nb.models.package.runtime import session
+from scalai_nb.serving.door.tokens import new_token
 from scalai_nb.export import targets
 from scalai_nb.export.targets import MARK, export
 
@@ -219,6 +220,13 @@ def test_the_parts_of_the_manifest_belong_together(version, tmp_path):
     assert pod["terminationGracePeriodSeconds"] > drain + int(
         container["lifecycle"]["preStop"]["exec"]["command"][1]
     )
+    secrets = {v["name"]: v["secret"]["secretName"] for v in pod["volumes"] if "secret" in v}
+    assert secrets == {"tls": "scalai-tls", "tokens": "scalai-tokens"}
+    places = {m["mountPath"] for m in container["volumeMounts"] if m["name"] in secrets}
+    told = {w.rpartition("/")[0] for w in container["command"] if w.startswith("/etc/")}
+    assert places == told and all(
+        container[p]["httpGet"]["scheme"] == "HTTPS" for p in container if p.endswith("Probe")
+    )
     security = container["securityContext"]
     assert (
         security["readOnlyRootFilesystem"]
@@ -228,6 +236,12 @@ def test_the_parts_of_the_manifest_belong_together(version, tmp_path):
 
 
 def test_scalai_serves_what_the_pods_are_told_to(scalai, version, tmp_path):
+    mounted = tmp_path / "etc"
+    mounted.mkdir()
+    names = "-subj", "/CN=x", "-out", str(mounted / "tls.crt"), "-keyout", str(mounted / "tls.key")
+    new = "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"
+    subprocess.run([*new, "-nodes", *names], check=True, capture_output=True)
+    new_token(mounted / "tokens.json", "a", ["predict"])
     deployment, *_ = documents(*export("kubernetes", version, tmp_path))
     runtime, service = documents(export("kserve", version, tmp_path)[0])
     kserve = runtime["spec"]["containers"][0]
@@ -236,9 +250,12 @@ def test_scalai_serves_what_the_pods_are_told_to(scalai, version, tmp_path):
         [*kserve["command"], *kserve["args"], *service["spec"]["predictor"]["model"]["args"]],
     ):
         assert words[:2] == ["scalai", "serve"]
+        words = [str(mounted / w.rpartition("/")[2]) if "/etc/" in w else w for w in words]
         done = scalai(*words[2:], "--dry-run", command=serve)
         assert (
-            done.exit_code == 0 and ":8080/docs" in done.output and "Late_Flight" in done.output
+            done.exit_code == 0
+            and "https://127.0.0.1:8080/docs" in done.output
+            and "Late_Flight" in done.output
         ), done
 
 

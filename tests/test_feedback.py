@@ -13,7 +13,7 @@ from scalai_nb.data.lake import Lake
 from scalai_nb.evaluation.evaluation import evaluate
 from scalai_nb.serving.log import feedback
 from scalai_nb.serving.scoring.calls import Call
-from scalai_nb.serving.log.feedback import joined, quality, versions
+from scalai_nb.serving.log.feedback import amendments, joined, quality, versions
 from scalai_nb.serving.log.journal import Journal
 from scalai_nb.serving.log.ingest import LogKeeper
 from scalai_nb.serving.metrics import METRICS, Metrics
@@ -88,10 +88,69 @@ def test_truth_comes_before_with_after_and_again(service):
         "same": 0,
         "late": 0,
     }
-    assert service.counted() == {"first": 3, "repeated": 1} and service.gauge("count", "3") == 3
+    assert service.counted() == {"first": 3, "amended": 1} and service.gauge("count", "3") == 3
     assert (
         service.lake.read("late-feedback").sizes["row"] == 5
     )  # what nobody asked about, and what was said before, are kept
+
+
+def test_another_truth_amends_and_the_same_repeats(service):
+    service.write(("a", "3", 0.9), ("b", "3", 0.9), truth("a", 1), truth("b", 1), force=True)
+    assert service.gauge("precision", "3") == 1
+    service.write(truth("a", True), truth("b", 0), force=True)
+    assert service.counted() == {"first": 2, "repeated": 1, "amended": 1}
+    assert service.gauge("precision", "3") == 0.5 and service.gauge("count", "3") == 2
+    both = joined(service.lake, "late").compute()
+    assert both.truth.values.tolist() == [1, 0] and both.amended.values.tolist() == [False, True]
+    assert quality(both).amended["3"] == 1
+    told = amendments(service.lake, "late")
+    assert told.index.tolist() == ["b", "b"] and told.truth.tolist() == [1, 0]
+    assert told.received.is_monotonic_increasing
+    service.start()  # who comes new knows the later one, too
+    service.write(truth("b", 0), force=True)
+    assert service.counted() == {"repeated": 1} and service.gauge("precision", "3") == 0.5
+
+
+def test_truths_told_before_their_prediction_amend_each_other(service):
+    service.write(truth("a", 1), truth("a", 1), truth("a", 0))
+    assert not service.counted()
+    service.write(("a", "3", 0.9))
+    assert service.counted() == {"first": 1, "repeated": 1, "amended": 1}
+    assert service.gauge("precision", "3") == 0
+
+
+def test_the_truth_that_was_received_last_counts_whoever_brings_it(service):
+    "Journals of workers come in turn, not in the order of what is in them"
+    one, two = (Journal(service.folder, slot, secret=b"key") for slot in (0, 1))
+    service._predict(one, "a", "3", 0.9)
+    service._predict(one, "b", "3", 0.9)  # its journal is the elder
+    two.feedback([truth("a", 0)])
+    time.sleep(0.001)
+    one.feedback([truth("a", 1)])
+    two.close()
+    one.close()
+    service.keeper.step(force=True)
+    assert service.counted() == {"first": 1, "amended": 1}
+    assert service.gauge("precision", "3") == 1
+    assert joined(service.lake, "late").truth.values.tolist() == [1]
+
+
+def test_classes_are_amended_by_name(service):
+    card = {"output": "probabilities", "classes": ["AA", "1"]}
+    service.folder.mkdir()
+    journal = Journal(service.folder, 0, secret=b"key")
+    served = Scorer("late", "3", (Column("hour", "number"),), card, {}, None)
+    numbers, scores = np.float32([[7]]), np.float32([[0.2, 0.8]])
+    for id in "ab":
+        call = Call(served, Rows(numbers), id, None, None, received=time.perf_counter())
+        assert journal.append(served, [call], numbers, (), scores)
+    for id, value in (("a", "AA"), ("a", "1"), ("a", 1), ("b", 1), ("b", "1")):
+        journal.feedback([truth(id, value)])
+    journal.close()
+    service.keeper.step(force=True)
+    assert service.counted() == {"first": 2, "amended": 1, "repeated": 2}
+    both = joined(service.lake, "late").compute()
+    assert both.truth.values.tolist() == [1, 1] and both.amended.values.tolist() == [True, False]
 
 
 def test_running_and_lake_agree_with_evaluate(service):
@@ -113,8 +172,9 @@ def test_running_and_lake_agree_with_evaluate(service):
             "recall": e.at(0.5).recall,
             "brier": e.brier,
             "calibration_error": e.ece,
+            "amended": 0,
         }
-        for what, value in row.items():
+        for what, value in row.drop("amended").items():
             assert service.gauge(what, version) == pytest.approx(value)
 
 
@@ -170,7 +230,7 @@ def test_models_of_a_service_share_feedback_that_names_none(service):
         and not service.keeper.running.waiting
     )
     assert quality(joined(service.lake, "Cost")).to_dict("index") == {
-        "1": {"count": 1, "mae": 2.5, "rmse": 2.5, "bias": 2.5}
+        "1": {"count": 1, "mae": 2.5, "rmse": 2.5, "bias": 2.5, "amended": 0}
     }
     assert service.lake.read("late-feedback").id.values.tolist() == ["a"] and service.lake.read(
         "cost-feedback"

@@ -33,7 +33,7 @@ FLOORS = """
     pipeline pipeline.running
     pipeline.sweeps
     serving.refusal serving.exchange serving.metrics serving.tracing
-    serving.decoding
+    serving.door serving.decoding
     serving.scoring
     serving.protocols serving.log
     serving.app serving.wire serving.offline

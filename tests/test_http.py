@@ -208,7 +208,7 @@ def test_what_the_app_sees(served):
         b"abc"
     )
     about = json.loads(body)
-    assert status == 200 and about["headers"]["x-a"] == "1, 2" and about["client"] == "ada"
+    assert status == 200 and about["headers"]["x-a"] == "1, 2" and about["client"] == "127.0.0.1"
     assert (about["method"], about["path"], about["body"]) == (
         "POST",
         "/v2/models/late flight/infer",

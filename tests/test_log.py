@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from contextlib import contextmanager
@@ -20,10 +21,12 @@ from hypothesis import given, settings, strategies as st
 
 from scalai_nb.data.lake import Lake
 from scalai_nb.data.sources import type_of
+from scalai_nb.files import file_lock
 from scalai_nb.serving.log import journal as journals
 from scalai_nb.serving.log import ingest as logs
 from scalai_nb.serving.scoring.calls import Call
 from scalai_nb.serving.log.encoding import frame, frames, read
+from scalai_nb.serving.log.feedback import joined
 from scalai_nb.serving.log.journal import Journal
 from scalai_nb.serving.log.ingest import Compacted, LogKeeper, compact
 from scalai_nb.serving.metrics import Metrics
@@ -39,11 +42,12 @@ def scorer(*columns, version="3", name="late") -> Scorer:
     return Scorer(name, version, columns or (HOUR,), {}, {}, None)
 
 
-def write(journal: Journal, served: Scorer, id: str, rows: int = 1, value=7.0, others=()) -> bool:
+def write(
+    journal: Journal, served: Scorer, id: str, rows: int = 1, value=7.0, others=(), request_id=""
+) -> bool:
     numbers = np.full((rows, len(served.numbers)), value, np.float32)
-    call = Call(
-        served, Rows(numbers, others), id, None, None, protocol="v1", received=time.perf_counter()
-    )
+    rows_of_call, about = Rows(numbers, others), {"protocol": "v1", "request_id": request_id}
+    call = Call(served, rows_of_call, id, None, None, received=time.perf_counter(), **about)
     return journal.append(
         served, [call], numbers, others, np.linspace(0, 1, rows, dtype=np.float32)
     )
@@ -400,6 +404,86 @@ def test_compactors_take_turns(service, tmp_path):
     assert sum(rows) == 80 == len(ids) == len(set(ids))
 
 
+@pytest.mark.parametrize("moment", ["making", "widening"])
+def test_two_services_at_one_dataset_take_turns(tmp_path, monkeypatch, moment):
+    "One lake, two hosts: while one makes a dataset, or gives it a column, the other wants to"
+    one, two = tmp_path / "one" / "late", tmp_path / "two" / "late"
+    lake, expected = Lake(tmp_path / "lake"), ["a", "b"]
+    if moment == "widening":
+        with journal(one) as j:
+            write(j, scorer(HOUR), "old")
+        compact(one, lake, force=True)
+        expected.append("old")
+    for service, id in ((one, "a"), (two, "b")):
+        with journal(service) as j:
+            write(j, scorer(HOUR, TEMP, version="4"), id)
+    original, others = Lake.write, []
+
+    def writes(self, name, ds, message="", branch="main"):
+        "The other comes when the first is about to write"
+        if not others:
+            work = lambda: compact(two, Lake(tmp_path / "lake"), force=True)
+            others.append(Thread(target=work))
+            others[0].start()
+            others[0].join(2)
+        return original(self, name, ds, message, branch)
+
+    monkeypatch.setattr(Lake, "write", writes)
+    assert compact(one, lake, force=True).rows == 1
+    others[0].join()
+    monkeypatch.undo()
+    assert sorted(lake.read("late-predictions").id.values.tolist()) == expected
+    assert compact(one, lake, force=True) == compact(two, lake, force=True) == Compacted()
+
+
+def test_whose_turn_it_is_not_goes_on_and_comes_again(tmp_path, lake):
+    service = tmp_path / "late"
+    with journal(service) as j:
+        write(j, scorer(HOUR), "a")
+    keeper = LogKeeper(service, lake, Metrics())
+    locks = lake.path / ".locks" / "log"
+    locks.mkdir(parents=True)
+    with file_lock(locks / "late-predictions.lock", 0):
+        begun = time.monotonic()
+        assert compact(service, lake, rows=1) == Compacted(waiting=1)
+        assert time.monotonic() - begun < 1
+        assert keeper.step().waiting == 1 and not keeper.trouble
+    assert compact(service, lake).rows == 1  # what was planned needs not wait for more
+
+
+HOST = """
+import sys
+sys.path.insert(0, "tests")
+from test_log import *
+name, folder, n = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+service, lake = folder / name / "late", Lake(folder / "lake")
+for i in range(n):
+    with journal(service) as j:
+        columns = (HOUR, TEMP) if i % 4 else (HOUR,)
+        write(j, scorer(*columns, version=str(i % 4)), f"{name}-{i}", rows=2)
+        j.feedback([{"id": f"{name}-{i}:0", "truth": i % 2}])
+    compact(service, lake, rows=1)
+compact(service, lake, force=True)
+"""
+
+
+@pytest.mark.slow
+def test_three_hosts_share_a_lake_and_nothing_is_lost_or_doubled(tmp_path):
+    "Each with a service of the same name and a folder of its own"
+    hosts = [
+        subprocess.Popen([sys.executable, "-c", HOST, name, str(tmp_path), "12"], stderr=-1)
+        for name in "abc"
+    ]
+    for host in hosts:
+        _, said = host.communicate(timeout=200)
+        assert host.returncode == 0, said.decode()
+    lake = Lake(tmp_path / "lake")
+    expected = sorted(f"{name}-{i}:{row}" for name in "abc" for i in range(12) for row in (0, 1))
+    assert sorted(lake.read("late-predictions").id.values.tolist()) == expected
+    told = sorted(f"{name}-{i}:0" for name in "abc" for i in range(12))
+    assert sorted(lake.read("late-feedback").id.values.tolist()) == told
+
+
 def test_few_rows_wait_and_many_do_not(service, lake):
     with journal(service) as j:
         write(j, scorer(), "a", rows=30)
@@ -447,6 +531,41 @@ def test_versions_with_other_columns_are_one_dataset(service, lake, monkeypatch)
         rows.version.data.names == ("1", "2", "3", "4")
         and rows.temp.isnull().values.tolist() == [True] * 6 + [False] * 2
     )
+
+
+def test_what_a_client_calls_its_request_is_kept_beside_the_prediction(service, lake):
+    named = scorer(Column("request_id", "number"))
+    with journal(service) as j:
+        write(j, named, "a-0", rows=2, request_id="my flight 7")
+        write(j, named, "a-1")
+    compact(service, lake, force=True)
+    rows = lake.read("late-predictions").compute()
+    assert rows.id.values.tolist() == ["a-0:0", "a-0:1", "a-1"]
+    assert rows.request_id.values[:2].tolist() == ["my flight 7"] * 2
+    assert np.isnan(rows.request_id.values[2]) and rows.input_request_id.values.tolist() == [7] * 3
+
+
+def test_a_log_of_an_earlier_version_goes_on(tmp_path):
+    "A lake, a segment and a journal from before predictions had a column of request ids"
+    with tarfile.open(Path(__file__).parent / "former" / "log.tar.gz") as stored:
+        stored.extractall(tmp_path, filter="data")
+    service, lake = tmp_path / "late", Lake(tmp_path / "lake")
+    assert "request_id" not in lake.read("late-predictions")
+    with journal(service) as j:
+        write(j, scorer(HOUR), "new-0", request_id="mine")
+        j.feedback([{"id": "new-0", "truth": 1}])
+    compact(service, lake, force=True)
+    rows = lake.read("late-predictions").compute()
+    sent = dict(zip(rows.id.values.tolist(), rows.request_id.values.tolist(), strict=True))
+    assert sent.pop("new-0") == "mine" and all(np.isnan(id) for id in sent.values())
+    assert [*sent] == ["lake-a", "lake-b", "segment:0", "segment:1", "my flight 7"]
+    both = joined(lake, "late")
+    assert dict(zip(both.id.values.tolist(), both.truth.values.tolist(), strict=True)) == {
+        "lake-a": 1,
+        "lake-b": 1,
+        "my flight 7": 0,
+        "new-0": 1,
+    }
 
 
 def test_a_version_written_by_somebody_else_meanwhile_stays(service, lake, monkeypatch):

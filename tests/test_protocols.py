@@ -168,10 +168,8 @@ def test_v2_in_json(one, expected):
     assert (
         said["model_name"] == "late"
         and said["model_version"] == "3"
-        and said["id"]
-        == said["parameters"]["prediction_id"]
-        == headers["x-prediction-id"]
-        == "mine"
+        and said["id"] == headers["x-request-id"] == "mine"
+        and said["parameters"]["prediction_id"] == headers["x-prediction-id"] != "mine"
     )
     assert said["outputs"][0] | {"data": 0} == {
         "name": "score",
@@ -389,7 +387,8 @@ def test_plain_answers_in_the_format_that_is_asked_for(one, expected):
     assert (
         headers["content-type"] == "text/csv"
         and lines[0] == ["id", "probability"]
-        and lines[1][0] == "abc:0"
+        and lines[1][0] == headers["x-prediction-id"] + ":0"
+        and headers["x-request-id"] == "abc"
     )
     same([float(p) for _, p in lines[1:]], expected)
     table = pa.ipc.open_stream(
@@ -557,11 +556,17 @@ def test_too_many_rows_are_for_offline_scoring(one):
 
 def test_ids_and_deadlines(one):
     row = records()[:1]
-    assert ask(one, "POST", "/predict", row, x_request_id="mine")[1]["x-prediction-id"] == "mine"
-    again = ask(
-        one, "POST", "/predict", row, x_request_id="mine"
-    )  # as a client that tries again: one more prediction of that id, which gets the same truth
-    assert again[0] == 200 and again[1]["x-prediction-id"] == "mine"
+    status, headers, said = ask(one, "POST", "/predict", row, x_request_id="my one")
+    assert status == 200 and headers["x-request-id"] == "my one" != headers["x-prediction-id"]
+    assert said["id"] == headers["x-prediction-id"]
+    status, _, said = ask(one, "POST", "/predict", row, x_request_id="my one")
+    assert status == 409 and "'my one' before; send another" in said["error"]
+    spoofed = ask(one, "POST", "/predict", row, x_request_id="my one", x_client_id="another")
+    assert spoofed[0] == 409  # what a client calls itself does not make it another
+    assert "x-request-id" not in ask(one, "POST", "/predict", row)[1]
+    late = {"x_request_id": "late", "x_request_timeout_ms": "0"}
+    assert ask(one, "POST", "/predict", row, **late)[0] == 504
+    assert ask(one, "POST", "/predict", row, x_request_id="late")[0] == 200  # as it got no answer
     first, second = (ask(one, "POST", "/predict", row)[1]["x-prediction-id"] for _ in range(2))
     assert first != second
     for bad in ("x" * 129, "é"):

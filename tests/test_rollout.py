@@ -13,6 +13,7 @@ import weakref
 from hashlib import sha256
 from math import inf
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import scalai_nb as sn
+from scalai_nb.serving.app import App
+from scalai_nb.serving.exchange import HttpRequest
 from scalai_nb.serving.scoring import versions as module
 from scalai_nb.serving.scoring.admission import Admission
 from scalai_nb.serving.scoring.calls import Call
@@ -161,6 +164,28 @@ def test_a_canary_like_the_primary_stays(calls, latency):
 def test_a_canary_is_judged_on_enough(canary, primary):
     if len(canary) < 100 and canary.count(inf) < 20:
         assert verdict(canary, primary, 0.1) == ""
+
+
+def test_what_is_not_loaded_yet_is_no_404(packages):
+    "A service that starts again says so; the client comes again, and does not give up"
+
+    async def work():
+        models = made()
+        models.wanted = routes(packages, "2")["models"]
+        journal = SimpleNamespace(feedback=lambda records: True)
+        app = App(models, Admission(), Metrics(), journal)
+        asked = [
+            ("/predict", b'[{"hour": 7}]'),
+            ("/v1/models/late:predict", b'{"instances": [[7]]}'),
+        ]
+        asked += [("/feedback", b'{"id": "a", "truth": 1, "model": "late"}')]
+        for path, body in asked:
+            answer = await app(HttpRequest(path, body))
+            assert answer.status == 503 and answer.headers == (("retry-after", "1"),), path
+        await models.apply(routes(packages, "2"))
+        assert [(await app(HttpRequest(*a))).status for a in asked] == [200] * 3
+
+    run(work())
 
 
 def test_versions_and_aliases(packages, noon):

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import xarray as xr
+from served import plain_model, worker
 
 from scalai_nb.environment import environment
 from scalai_nb.errors import (
@@ -186,8 +187,8 @@ def test_wrong_words_start_nothing(env):
         with pytest.raises(error, match=says.replace("?", r"\?")):
             planned(names, env)
     with (
-        pytest.raises(ParameterError, match="Cannot listen on 192.0.2.1"),
-        running("late", env, host="192.0.2.1"),
+        pytest.raises(ParameterError, match="Cannot listen on ::1%nowhere"),
+        running("late", env, host="::1%nowhere"),
     ):
         pass
     Registry(env).register(late_after(3), "early")
@@ -287,6 +288,40 @@ def test_a_worker_that_cannot_start_ends_the_service(env):
         running("late", env, workers=1),
     ):
         pass
+
+
+SLOW = """
+import socket, sys, time
+from pathlib import Path
+from scalai_nb.serving.process.options import Options
+from scalai_nb.serving.process.worker import work
+from scalai_nb.serving.scoring.scorer import Scorer
+_, sock, folder, seconds = sys.argv
+load = Scorer.load.__func__
+Scorer.load = classmethod(lambda *words: (time.sleep(float(seconds)), load(*words))[1])
+work(socket.socket(fileno=int(sock)), Path(folder), Options(("plain",)))
+"""
+
+
+@pytest.mark.parametrize("seconds, first", [(0.5, 200), (4, 503)])
+def test_who_comes_while_it_starts_waits_a_little_and_then_is_told(tmp_path, seconds, first):
+    with worker(tmp_path, {"plain": plain_model()}):
+        pass  # its folder is what is needed
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        sock.setblocking(False)
+        words = str(sock.fileno()), str(tmp_path), str(seconds)
+        command = [sys.executable, "-c", SLOW, *words]
+        process = subprocess.Popen(command, pass_fds=[sock.fileno()])
+        try:
+            port, statuses, row = sock.getsockname()[1], [], [dict.fromkeys("abcd", 1.0)]
+            while 200 not in statuses:
+                c = HTTPConnection("127.0.0.1", port, timeout=20)
+                statuses.append(ask(c, "/predict", row)[0])
+                c.close()
+        finally:
+            process.terminate()
+            process.wait()
+    assert statuses[0] == first and {*statuses} <= {200, 503}
 
 
 # ---- following the registry

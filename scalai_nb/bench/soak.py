@@ -152,10 +152,11 @@ def _logged(s: Subject, prefix: str) -> tuple[np.ndarray, int]:
     from scalai_nb.data.lake import Lake
     from scalai_nb.serving.log.segments import predictions
 
-    ids = Lake(s.env.lake).read(predictions(s.name), columns=["id"]).id
+    ids = Lake(s.env.lake).read(predictions(s.name), columns=["request_id"]).request_id
 
     def numbers_of(block: np.ndarray) -> np.ndarray:
-        return np.array([int(i[len(prefix) :]) for i in block if i.startswith(prefix)], np.int64)
+        sent = (i for i in block if isinstance(i, str) and i.startswith(prefix))  # NaN: no id
+        return np.array([int(i[len(prefix) :]) for i in sent], np.int64)
 
     starts = range(0, len(ids), 1_000_000)
     numbers = np.concatenate([numbers_of(ids[at : at + 1_000_000].values) for at in starts])

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
-from uuid import uuid4
 
 import numpy as np
 
-from .flight import Answer, Request
+from .credentials import Credentials
+from .flight import ID, Answer, Request
 from .inference import BINARY, infer_answer, infer_request, refused, v1_request
 from .replicas import Replicas
 from .sendable import columns_of
@@ -41,7 +41,7 @@ class Prediction:
     Attributes
     ----------
     ids : tuple[str, ...]
-        of each row, for `Client.feedback`
+        of each row, as the server made them, for `Client.feedback`
     version : str
         of the model
     replica : str
@@ -50,7 +50,7 @@ class Prediction:
         that the last request took
     """
 
-    ids: tuple[str, ...]  # of each row, for `Client.feedback`
+    ids: tuple[str, ...]  # of each row, as the server made them, for `Client.feedback`
     version: str  # of the model
     replica: str  # address of who answered the last request
     seconds: float  # that the last request took
@@ -76,8 +76,14 @@ class Client:
         take; None: never
     protocol : str, default 'v2'
         or v1
-    client_id : str | None, default None
-        who asks: a server under load gives each client its share; None: this machine's address
+    token : str | None, default None
+        that the service gave out; it is shown nowhere
+    ca : str | None, default None
+        file of PEM: who signs its certificate; None: the system's
+    cert : str | tuple[str, str] | None, default None
+        file of PEM with this client's certificate and its key, or two; None: it needs none
+    headers : Mapping[str, str] | None, default None
+        that go with each request, say one by which a canary takes its share
     """
 
     def __init__(
@@ -93,8 +99,12 @@ class Client:
         # answers take; None: never
         hedge: float | Literal["auto"] | None = None,
         protocol: str = "v2",  # or v1
-        # who asks: a server under load gives each client its share; None: this machine's address
-        client_id: str | None = None,
+        token: str | None = None,  # that the service gave out; it is shown nowhere
+        ca: str | None = None,  # file of PEM: who signs its certificate; None: the system's
+        # file of PEM with this client's certificate and its key, or two; None: it needs none
+        cert: str | tuple[str, str] | None = None,
+        # that go with each request, say one by which a canary takes its share
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         if protocol not in ("v2", "v1"):
             raise ParameterError(unknown(protocol, ("v2", "v1"), "the protocols"))
@@ -102,11 +112,13 @@ class Client:
             raise ParameterError(
                 "Version 1 of the protocol cannot say what is served; pass model=NAME."
             )
-        self.replicas = Replicas([url] if isinstance(url, str) else url, retries, hedge)
+        credentials = Credentials(token, ca, cert)
+        urls = [url] if isinstance(url, str) else url
+        self.replicas = Replicas(urls, retries, hedge, credentials)
         self.model = model
         self.timeout = timeout
         self.protocol = protocol
-        self.client_id = client_id
+        self.headers = tuple((headers or {}).items())
         self._about: dict[str, Any] = {}
         self._local = threading.local()
         self.close = weakref.finalize(self, self.replicas.close)
@@ -144,7 +156,8 @@ class Client:
         # Dataset or DataFrame, of which the columns of the model are taken; dict of values or of
         # columns; list of dicts; (row, column) array
         rows: Dataset | Frame | Mapping[str, Any] | Sequence[Mapping[str, Any]] | ArrayLike,
-        id: str | None = None,  # of the prediction, for the log and for feedback; None: made
+        # what the request is called in the log, another one each time; None: nothing
+        id: str | None = None,
     ) -> np.ndarray:  # (row,) float32: probability of the positive class, or the prediction
         """Score rows; very many are a task for `sn.score`
 
@@ -157,7 +170,7 @@ class Client:
             Dataset or DataFrame, of which the columns of the model are taken; dict of values or of
             columns; list of dicts; (row, column) array
         id : str | None, default None
-            of the prediction, for the log and for feedback; None: made
+            what the request is called in the log, another one each time; None: nothing
 
         Returns
         -------
@@ -169,12 +182,11 @@ class Client:
             about = self._about or self.metadata()
         columns = columns_of(rows, {i["name"]: i["datatype"] for i in about.get("inputs", ())})
         count = len(next(iter(columns.values())))
-        id = id or uuid4().hex
         parts = []
         for start in range(0, max(count, 1), ROWS):
             some = {n: x[start : start + ROWS] for n, x in columns.items()}
-            part = id if count <= ROWS else f"{id}.{start // ROWS}"
-            parts.append(self._part(some, start, part))
+            part = f"{id}.{start // ROWS}" if id and count > ROWS else id
+            parts.append(self._part(some, start, part or ""))
         ids = tuple(i for _, p in parts for i in p.ids)
         last = parts[-1][1]
         self._local.last = Prediction(ids, last.version, last.replica, last.seconds)
@@ -185,7 +197,9 @@ class Client:
         id: str | Sequence[str],  # of a prediction, as in `last.ids`, or ids
         truth: Any,  # what came true: true or false, or a number; as many as there are ids
     ) -> int:  # how many were taken
-        """Report what came true. What is reported again replaces what was reported before
+        """Report what came true
+
+        Another truth for the same prediction amends the first: both are kept, the later counts.
 
         Parameters
         ----------
@@ -223,9 +237,8 @@ class Client:
         start: int = 0,
     ) -> Answer:
         "An answer with status 200"
-        if self.client_id:
-            headers = (*headers, ("x-client-id", self.client_id))
-        answer = self.replicas.ask(Request(method, path, body, headers), self.timeout)
+        request = Request(method, path, body, (*self.headers, *headers))
+        answer = self.replicas.ask(request, self.timeout)
         if answer.status != 200:
             raise refused(answer, start)
         return answer
@@ -249,7 +262,7 @@ class Client:
         self, columns: dict[str, np.ndarray], start: int, id: str
     ) -> tuple[np.ndarray, Prediction]:
         "The scores of as many rows as a request holds"
-        headers = (("x-request-id", id),)
+        headers = ((ID, id),) if id else ()
         head = {}
         if self.protocol == "v1":
             path = self._place("v1") + ":predict"
@@ -261,9 +274,10 @@ class Client:
             else:
                 scores = np.ravel(np.asarray(predictions, np.float32))
         else:
-            body, more = infer_request(columns, BINARY in self._about["extensions"], id)
+            body, more = infer_request(columns, BINARY in self._about["extensions"])
             answer = self._ask("POST", self._place() + "/infer", body, (*headers, *more), start)
             scores, head = infer_answer(answer)
-        ids = (id,) if len(scores) == 1 else tuple(f"{id}:{i}" for i in range(len(scores)))
+        made = answer.headers.get("x-prediction-id") or head.get("id") or id
+        ids = (made,) if len(scores) == 1 else tuple(f"{made}:{i}" for i in range(len(scores)))
         version = answer.headers.get("x-model-version") or head.get("model_version", "")
         return scores, Prediction(ids, version, answer.url, answer.seconds)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from threading import Lock
 from time import monotonic
@@ -18,13 +18,17 @@ from urllib3.connection import HTTPConnection
 from urllib3.connectionpool import HTTPConnectionPool
 from urllib3.exceptions import HTTPError
 
+from .credentials import Credentials
 from ..errors import ParameterError
 
 # %% auto #0
-__all__ = ['UNREACHED', 'REFUSALS', 'FAILURES', 'LONGEST', 'FORGET', 'IDLE', 'Request', 'Answer',
-           'Replica', 'Flight']
+__all__ = ['ID', 'UNREACHED', 'REFUSALS', 'FAILURES', 'LONGEST', 'FORGET', 'IDLE', 'Request',
+           'Answer', 'Replica', 'Flight']
 
 # %% ../../nbs/client/flight.ipynb #1a9700e2
+ID = "x-request-id"  # header of what the client calls a request
+
+
 @dataclass(frozen=True)
 class Request:
     """What is asked of any replica
@@ -42,6 +46,20 @@ class Request:
     path: str
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()  # (name, value) of each
+
+    def again(
+        self,
+        attempt: int,  # from 2
+    ) -> Request:
+        """The same once more; a server takes a request id once, so that of the attempt is another
+
+        Parameters
+        ----------
+        attempt : int
+            from 2
+        """
+        headers = ((n, f"{v}~{attempt}" if n == ID else v) for n, v in self.headers)
+        return replace(self, headers=tuple(headers))
 
 
 @dataclass(frozen=True)
@@ -84,15 +102,19 @@ class Replica:
     ----------
     url : str
         http://HOST:PORT
+    credentials : Credentials
     """
 
     def __init__(
         self,
         url: str,  # http://HOST:PORT
+        credentials: Credentials = Credentials(),
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ParameterError(f"{url!r} is no address of a service; accepted: http://HOST:PORT.")
+        credentials.check(parts)
+        self.credentials = credentials
         self.url = url.rstrip("/")
         self.path = parts.path.rstrip("/")
         self.owner = os.getpid()  # the process whose connections the pool holds
@@ -105,6 +127,9 @@ class Replica:
         self.resting = 0.0  # when it may be asked again
 
     def _new_pool(self) -> HTTPConnectionPool:
+        if self.url.startswith("https:"):
+            context = self.credentials.context
+            return connection_from_url(self.url, maxsize=IDLE, ssl_context=context)
         return connection_from_url(self.url, maxsize=IDLE)
 
     @property
@@ -223,7 +248,8 @@ class Flight:
         self.connection: HTTPConnection | None = None
         self.begun = monotonic()
         left = max(1e-3, deadline - self.begun)
-        headers = {**dict(request.headers), "x-request-timeout-ms": str(int(left * 1000))}
+        headers = dict(request.headers) | replica.credentials.headers
+        headers["x-request-timeout-ms"] = str(int(left * 1000))
         try:
             # half the time, so that another can be asked where nobody takes the call
             opened = self.connection = replica.connection(left / 2)

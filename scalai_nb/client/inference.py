@@ -58,7 +58,7 @@ def _about(name: str, x: np.ndarray) -> dict[str, Any]:
 def infer_request(
     columns: Mapping[str, np.ndarray],  # (row,) array by name
     binary: bool,  # whether the server knows the extension
-    id: str = "",  # of the prediction
+    id: str = "",  # what the client calls the request; "": nothing
 ) -> tuple[bytes, tuple[tuple[str, str], ...]]:  # body and headers
     """A request for scores
 
@@ -69,23 +69,24 @@ def infer_request(
     binary : bool
         whether the server knows the extension
     id : str, default ''
-        of the prediction
+        what the client calls the request; "": nothing
 
     Returns
     -------
     tuple[bytes, tuple[tuple[str, str], ...]]
         body and headers
     """
+    named = {"id": id} if id else {}
     if not binary:
         inputs = [_about(n, x) | {"data": _plain(x)} for n, x in columns.items()]
-        body = json.dumps({"id": id, "inputs": inputs}).encode()
+        body = json.dumps(named | {"inputs": inputs}).encode()
         return body, (("content-type", "application/json"),)
     packed = {n: _packed(x) for n, x in columns.items()}
     inputs = [
         _about(n, x) | {"parameters": {"binary_data_size": len(packed[n])}}
         for n, x in columns.items()
     ]
-    about = {"id": id, "parameters": {"binary_data_output": True}, "inputs": inputs}
+    about = named | {"parameters": {"binary_data_output": True}, "inputs": inputs}
     head = json.dumps(about).encode()
     return b"".join([head, *packed.values()]), (
         ("content-type", "application/octet-stream"),
@@ -174,6 +175,8 @@ def refused(
     text = text or f"status {answer.status}"
     if answer.status == 404:
         return ModelNotFound(f"{answer.url}: {text}")
+    if answer.status == 401:
+        return WorkFailed(f"{answer.url} answers 401: {text} Here: Client(url, token=TOKEN).")
     if answer.status != 400:
         return WorkFailed(f"{answer.url} answers {answer.status}: {text}")
     where = f"In the rows from {start} on: " if start else ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import select
+import ssl
 from collections import deque
 from collections.abc import Iterable, Sequence
 from socket import socket
@@ -16,6 +17,7 @@ from typing import Literal
 
 from urllib3.exceptions import TimeoutError as UrllibTimeout
 
+from .credentials import Credentials
 from .flight import REFUSALS, UNREACHED, Answer, Flight, Replica, Request
 from ..errors import ParameterError, WorkFailed
 
@@ -87,6 +89,7 @@ class Replicas:
     hedge : float | Literal['auto'] | None, default None
         seconds after which another replica is asked too; "auto": what 95 % of the answers take;
         None: never
+    credentials : Credentials
     """
 
     def __init__(
@@ -96,8 +99,9 @@ class Replicas:
         # seconds after which another replica is asked too; "auto": what 95 % of the answers
         # take; None: never
         hedge: float | Literal["auto"] | None = None,
+        credentials: Credentials = Credentials(),
     ) -> None:
-        self.replicas = [Replica(url) for url in dict.fromkeys(urls)]
+        self.replicas = [Replica(url, credentials) for url in dict.fromkeys(urls)]
         if not self.replicas:
             raise ParameterError(
                 "There is no address of a service; accepted: http://HOST:PORT, or a list of these."
@@ -188,7 +192,9 @@ class Replicas:
         def launch(replica: Replica | None) -> None:
             assert replica is not None
             tried.append(replica)
-            flight = Flight(replica, request, deadline)
+            attempt = len(tried)
+            asked = request if attempt == 1 else request.again(attempt)
+            flight = Flight(replica, asked, deadline)
             assert flight.connection is not None
             flights[flight.connection.sock] = flight
 
@@ -240,4 +246,7 @@ class Replicas:
         why, remedy = failure, "see that the service runs: scalai serve NAME"
         if isinstance(failure, TimeoutError | UrllibTimeout):
             why, remedy = "no answer within the timeout", "pass a longer timeout, or fewer rows"
+        elif isinstance(failure, ssl.SSLCertVerificationError):
+            why = f"its certificate is not believed: {failure.verify_message}"
+            remedy = "pass ca=FILE, the certificate of who signs it"
         return WorkFailed(f"{urls}: {why}, {tries} time{'s' * (tries > 1)}; {remedy}.")

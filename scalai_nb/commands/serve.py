@@ -80,7 +80,11 @@ def serve(
         ),
     ],
     host: Annotated[
-        str, typer.Option(help="Where to listen; 0.0.0.0 lets other machines in.")
+        str,
+        typer.Option(
+            help="Where to listen; 0.0.0.0 lets other machines in, which takes --tls-cert, "
+            "--tls-key and --tokens."
+        ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Of HTTP; 0 takes a free one.")] = 8080,
     grpc_port: Annotated[
@@ -138,6 +142,45 @@ def serve(
             "more than that is refused.",
         ),
     ] = "256MB",
+    tls_cert: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Certificate (PEM); read anew when it changes."),
+    ] = None,
+    tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="Its key (PEM).")] = None,
+    tls_client_ca: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Clients must have a certificate that this one signs."),
+    ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Who may ask for what, as `scalai token` writes it; else anybody."
+        ),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Names under which it may be asked; may be repeated.",
+            show_default="with tokens any, else addresses and names without a dot",
+        ),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL", help="Pages that may ask, say https://shop.example; may be repeated."
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Requests a second of a client.", show_default="no bound"),
+    ] = None,
+    access_log: Annotated[
+        bool,
+        typer.Option(
+            "--access-log", help="Write a line for each request, without values, beside its log."
+        ),
+    ] = False,
     service: Annotated[
         str | None,
         typer.Option(
@@ -167,6 +210,14 @@ def serve(
         "sample": sample,
         "drain": drain,
         "memory": parse_bytes(memory),
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "tls_client_ca": tls_client_ca,
+        "tokens": tokens,
+        "hosts": tuple(allow_host or ()),
+        "origins": tuple(allow_origin or ()),
+        "rate": rate,
+        "access_log": access_log,
     }
     if dry_run:
         return _announce(*planned(names, environment(env), **options))
@@ -183,7 +234,15 @@ def _announce(options: Options, routes: dict) -> None:
         f"HTTP (v1, v2, /predict), and gRPC (v2) at {_grpc(options)}; Ctrl-C ends it",
         soft_wrap=True,
     )
-    print(curl(options.url, name, Path(route["versions"][route["primary"]]["path"])))
+    line = curl(options.url, name, Path(route["versions"][route["primary"]]["path"]))
+    print(line.replace("curl ", f"curl {_shown(options)}", 1))
+
+
+def _shown(options: Options) -> str:
+    "What curl has to be told of the door"
+    words = f"--cacert {options.tls_cert} " if options.tls_cert else ""
+    words += "--cert CLIENT.PEM " if options.tls_client_ca else ""
+    return words + ('-H "authorization: Bearer $TOKEN" ' if options.tokens else "")
 
 
 def _grpc(options: Options) -> str:

@@ -19,6 +19,7 @@ def _runtime(image: str, workers: int) -> dict:
             "annotations": {
                 "prometheus.kserve.io/port": "8080",
                 "prometheus.kserve.io/path": "/metrics",
+                "prometheus.io/scheme": "https",
             },
             "supportedModelFormats": [{"name": "scalai-nb", "version": "1", "autoSelect": True}],
             "protocolVersions": ["v1", "v2", "grpc-v2"],
@@ -62,7 +63,9 @@ _RUNTIME = """{served} of scalai-nb in KServe: the runtime, once for all models,
 KServe appends the model's arguments to the runtime's.
   kubectl apply -f {name}.yaml
 The registry lies on the volume of environments/cluster.yaml, so there is no storageUri to load.
-The pods follow an alias that is moved."""
+The pods follow an alias that is moved.
+They speak HTTPS and ask for tokens: scalai export kubernetes says how to make both Secrets.
+What is before them, an ingress say, speaks HTTPS to them as well."""
 _TRITON = """The same graph in KServe's own Triton.
 Write the model repository first, where the storageUri says:
   scalai export triton {model} --to REPOSITORY"""

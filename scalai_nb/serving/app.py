@@ -18,11 +18,12 @@ from .protocols.large import ALWAYS, decoded, joined, lean, of_http
 from .protocols.formats import media
 from .protocols.request import Request, Scores
 from .protocols.route import Prediction, Route
-from .protocols.routes import ROUTES, find
+from .protocols.routes import ROUTES, find, options
 from .protocols.tensors import datatype
 from .refusal import Refusal, refused
 from .scoring.admission import Admission
 from .scoring.calls import Call
+from .scoring.repeats import Repeats
 from .scoring.scorer import Scorer
 from .scoring.validation import Rows
 from .scoring.versions import Models
@@ -131,10 +132,13 @@ class App:
         self.tracing = tracing
         self.decoder = decoder
         self.ids = (f"{prefix}{i}" for i in count())
+        self.repeats = Repeats()
 
     async def __call__(self, asked: HttpRequest) -> HttpResponse:
         "The answer, now or when its batch has run"
         try:
+            if asked.method == "OPTIONS":
+                return options(asked.path)
             route, parameters = find(asked.method, asked.path)
             if type(route) is Prediction:
                 return await self.predict(asked, self._request(route, asked, parameters))
@@ -152,6 +156,8 @@ class App:
         scorer, scores = await self.score(request)
         answer = request.encode(request, scorer, scores)
         about = ("x-model-version", scorer.version), ("x-prediction-id", request.id)
+        if request.request_id:
+            about += (("x-request-id", request.request_id),)
         return HttpResponse(answer.status, answer.body, answer.kind, about + answer.headers)
 
     async def score(self, request: Request) -> tuple[Scorer, Scores]:
@@ -160,6 +166,7 @@ class App:
         Where the task that waits is cancelled, the rows are scored no more.
         """
         call = scorer = None
+        taken = False  # whether its request id counts as used
         waiting = get_running_loop().create_future()
         try:
             self.admission.check(request.client)
@@ -169,7 +176,10 @@ class App:
                 serving, rows = await self._rows_apart(request, serving)
             else:
                 serving, rows = self._rows(request, serving)
-            request.id = checked(request.id) or next(self.ids)
+            if checked(request.request_id):
+                self.repeats.take(request.client, request.request_id)
+                taken = True
+            request.id = next(self.ids)
             call = Call(
                 serving.scorer,
                 rows,
@@ -180,9 +190,11 @@ class App:
                 client=request.client,
                 received=request.received,
                 deadline=request.deadline,
+                request_id=request.request_id,
             )
             serving.engine.add(call)
             scores = await waiting
+            taken = False  # for good
             self._count(request, call.scorer, 200)
             return call.scorer, scores
         except Refusal as e:
@@ -191,6 +203,8 @@ class App:
         finally:
             if call:
                 call.gone = True  # nobody waits any more
+            if taken:
+                self.repeats.give_back(request.client, request.request_id)
 
     def scorer(self, name: str, version: str | None = None) -> Scorer:
         """The scorer of a version, by its number or alias; of the primary if none is named
@@ -241,7 +255,7 @@ class App:
         }
 
     def _only_model(self) -> str:
-        names = self.models.names()
+        names = self.models.names() or [*self.models.wanted]  # to be loaded: 503, not 404
         if len(names) == 1:
             return names[0]
         paths = ", ".join(f"/predict/{n}" for n in names)
@@ -283,7 +297,7 @@ class App:
             # meanwhile, an alias may have moved
             other = self._chosen(request, self.models.choose(*request.asked), rows)
             if other.scorer.columns == scorer.columns:
-                request.id, request.deadline = made.id, made.deadline
+                request.request_id, request.deadline = made.request_id, made.deadline
                 request.encode, request.body = made.encode, None
                 return other, rows
             serving = other

@@ -36,6 +36,8 @@ class HttpRequest:
         whose share of the queue it takes
     received : float, default 0.0
         perf_counter when its first byte came
+    secure : bool, default False
+        whether it came over TLS
     """
 
     path: str  # decoded, without the query
@@ -44,6 +46,7 @@ class HttpRequest:
     headers: Headers = field(default_factory=dict)
     client: str = "me"  # whose share of the queue it takes
     received: float = 0.0  # perf_counter when its first byte came
+    secure: bool = False  # whether it came over TLS
 
 
 class HttpResponse(NamedTuple):

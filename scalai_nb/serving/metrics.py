@@ -58,7 +58,11 @@ METRICS: dict[str, tuple[str | tuple[float, ...], tuple[str, ...], str]] = {
         ("model", "version"),
         "Rows that the shadow did not score, as it had no time",
     ),
-    "scalai_feedback_total": ("counter", ("kind",), "Feedback received: first, repeated, unknown"),
+    "scalai_feedback_total": (
+        "counter",
+        ("kind",),
+        "Feedback received: first, repeated (the same again), amended (another truth), unknown",
+    ),
     "scalai_restarts_total": ("counter", (), "Workers started again after they died"),
     "scalai_request_seconds": (
         SECONDS,
@@ -76,6 +80,16 @@ METRICS: dict[str, tuple[str | tuple[float, ...], tuple[str, ...], str]] = {
     "scalai_workers": ("gauge", (), "Workers that are ready"),
     "scalai_connections": ("gauge", (), "Open connections of HTTP"),
     "scalai_log_failing": ("gauge", (), "Processes that cannot write the prediction log: an alarm"),
+    "scalai_tokens_failing": (
+        "gauge",
+        (),
+        "Workers that cannot read the file of tokens, and refuse everybody: an alarm",
+    ),
+    "scalai_certificate_expires": (
+        "gauge",
+        (),
+        "When the certificate that is shown ends, in seconds since 1970",
+    ),
     "scalai_registry_up": (
         "gauge",
         (),

@@ -32,6 +32,8 @@ class Refusal(Exception):
         seconds after which to come again
     allow : str, default ''
         the methods that a path has
+    challenge : str, default ''
+        how a client says who it is
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Refusal(Exception):
         column: str | None = None,  # of the request; None: it is not about one column
         retry: float | None = None,  # seconds after which to come again
         allow: str = "",  # the methods that a path has
+        challenge: str = "",  # how a client says who it is
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -50,6 +53,7 @@ class Refusal(Exception):
         self.column = column
         self.retry = retry
         self.allow = allow
+        self.challenge = challenge
 
     def __reduce__(self) -> tuple:
         "It crosses from one process to another"
@@ -66,7 +70,8 @@ class Refusal(Exception):
         "The headers of HTTP that go with it"
         retry = (("retry-after", str(max(1, round(self.retry)))),) if self.retry else ()
         allow = (("allow", self.allow),) if self.allow else ()
-        return retry + allow
+        challenge = (("www-authenticate", self.challenge),) if self.challenge else ()
+        return retry + allow + challenge
 
 # %% ../../nbs/serving/refusal.ipynb #8a64db93
 def refused(e: Refusal) -> HttpResponse:

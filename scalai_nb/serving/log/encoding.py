@@ -129,8 +129,10 @@ def scores_of(
 
 # %% ../../../nbs/serving/log/encoding.ipynb #0871444c
 _BATCH = Struct("<HII")  # number of the version in the file; calls; rows
-# when its first byte came, µs since 1970; seconds that it had taken; rows; bytes of protocol and id
+# when its first byte came, µs since 1970; seconds that it had taken; rows; bytes of the text,
+# which is PROTOCOL ID, a tab, and what the client calls the request; journals of old have no tab
 _CALL = Struct("<qfIH")
+_ASIDE = "\t"  # in no id, as ids are printable
 
 
 def batch(
@@ -162,7 +164,7 @@ def batch(
     now = perf_counter()
     start, parts = time() - now, [_BATCH.pack(number, len(calls), len(scores))]
     for call in calls:
-        text = f"{call.protocol} {call.id}".encode()
+        text = f"{call.protocol} {call.id}{_ASIDE}{call.request_id}".encode()
         came, taken = int((start + call.received) * 1e6), now - call.received
         parts += (_CALL.pack(came, taken, len(call.rows), len(text)), text)
     return frame(PREDICTIONS, *parts, scores.tobytes(), *_inputs(lay, numbers, others, key))
@@ -194,6 +196,8 @@ class Predictions:
     record : dict[str, Any]
         of the version, as `Layout.record`, with the share of predictions that is written
     ids : list[str]
+    request_ids : list[str]
+        what clients call the requests; "": nothing
     time : Array
         (row,) M8[us]
     protocol : list[str]
@@ -210,6 +214,7 @@ class Predictions:
     # of the version, as `Layout.record`, with the share of predictions that is written
     record: dict[str, Any]
     ids: list[str]
+    request_ids: list[str]  # what clients call the requests; "": nothing
     time: Array  # (row,) M8[us]
     protocol: list[str]
     latency: Array  # (row,) milliseconds
@@ -255,13 +260,15 @@ class _Collected:
         "All batches as arrays"
         received, seconds, rows = zip(*self.calls, strict=True)
         texts = b"\n".join(self.texts).decode().split("\n")
-        protocols, _, ids = zip(*(text.partition(" ") for text in texts), strict=True)
+        heads, _, request_ids = zip(*(text.partition(_ASIDE) for text in texts), strict=True)
+        protocols, _, ids = zip(*(head.partition(" ") for head in heads), strict=True)
         named = chain.from_iterable(map(_row_ids, ids, rows))
         score, n = _floats(self.scores), self.columns
         score = score.reshape(-1, n) if n else score
         return Predictions(
             record=self.record,
             ids=list(named),
+            request_ids=np.repeat(np.array(request_ids, object), rows).tolist(),
             time=np.repeat(np.array(received, "M8[us]"), rows),
             protocol=np.repeat(np.array(protocols, object), rows).tolist(),
             latency=np.repeat(np.asarray(seconds, np.float32) * 1000, rows),

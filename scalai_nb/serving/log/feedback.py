@@ -27,21 +27,55 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, Dataset, Frame, Table
 
 # %% auto #0
-__all__ = ['RECENT', 'WINDOW', 'LATE', 'REACH', 'truth_numbers', 'joined', 'versions', 'quality',
-           'measures', 'Running']
+__all__ = ['RECENT', 'WINDOW', 'LATE', 'REACH', 'amendments', 'truth_numbers', 'joined', 'versions',
+           'quality', 'measures', 'Running']
 
 # %% ../../../nbs/serving/log/feedback.ipynb #c87433f3
-def _truth(ds: Dataset) -> pd.Series:
-    "What came true by id, of a Dataset of feedback; of several truths the one received last"
+def _told(ds: Dataset) -> pd.DataFrame:
+    "The truths of a Dataset of feedback and when each was received, by id, the latest last"
     import pandas as pd
 
-    order = np.argsort(ds.received.values, kind="stable")
     truth = ds.truth.values
     if "truth_class" in ds:
         named = ds.truth_class.values
         truth = np.where(pd.isnull(named), truth.astype(object), named)
-    series = pd.Series(truth, ds.id.values).iloc[order]
-    return series[~series.index.duplicated(keep="last")]
+    told = pd.DataFrame({"truth": truth, "received": ds.received.values}, index=ds.id.values)
+    return told.sort_values("received", kind="stable")
+
+
+def _amended(told: pd.DataFrame) -> pd.Index:
+    "The ids of which one thing was told, and then another"
+    several = told.truth[told.index.duplicated(keep=False)].map(_name)
+    return several.index[several.groupby(level=0).transform("nunique") > 1].unique()
+
+
+def _latest(told: pd.DataFrame) -> pd.DataFrame:
+    "What counts: of several truths the one received last, and whether it amends another"
+    latest = told[~told.index.duplicated(keep="last")]
+    return latest.assign(amended=latest.index.isin(_amended(told)))
+
+
+def amendments(
+    lake: LakeReader,
+    name: str,  # of a model
+) -> Frame:  # truth and received, a row for each that was told; the last of an id counts
+    """What was told of predictions of which one thing was told, and then another
+
+    DatasetNotFound: there is no feedback in the lake.
+
+    Parameters
+    ----------
+    lake : LakeReader
+    name : str
+        of a model
+
+    Returns
+    -------
+    Frame
+        truth and received, a row for each that was told; the last of an id counts
+    """
+    told = _told(lake.read(feedback(name)))
+    return told.loc[told.index.isin(_amended(told))].sort_index(kind="stable").rename_axis("id")
 
 
 def _name(truth: Any) -> str:
@@ -96,11 +130,11 @@ def joined(
     version: str | int | None = None,  # of the model; None: all
     # predictions from this time on, UTC; None: all
     since: str | datetime | np.datetime64 | None = None,
-) -> Dataset:  # predictions with a column `truth`; the inputs are lazy
+) -> Dataset:  # predictions with columns `truth` and `amended`; the inputs are lazy
     """The predictions of a model whose truth is known
 
     `truth` is a number: 1 for the second of two classes, of more classes the number of the class;
-    NaN where it is none that the model knows.
+    NaN where it is none that the model knows. `amended`: something else was told of it before.
 
     DatasetNotFound: it has no predictions, or no feedback, in the lake.
 
@@ -117,22 +151,24 @@ def joined(
     Returns
     -------
     Dataset
-        predictions with a column `truth`; the inputs are lazy
+        predictions with columns `truth` and `amended`; the inputs are lazy
     """
-    rows, truth = lake.read(predictions(name)), _truth(lake.read(feedback(name)))
-    at, values, start = [], [], 0
+    rows, told = lake.read(predictions(name)), _latest(_told(lake.read(feedback(name))))
+    at, places, start = [], [], 0
     for block in row_blocks(rows[["id", "time", "version"]]):
-        found = truth.index.get_indexer(block.id.values)
+        found = told.index.get_indexer(block.id.values)
         keep = found >= 0
         if since is not None:
             keep &= block.time.values >= np.datetime64(since)
         if version is not None:
             keep &= versions(block) == str(version)
         at.append(start + np.flatnonzero(keep))
-        values.append(truth.to_numpy()[found[keep]])
+        places.append(found[keep])
         start += block.sizes["row"]
-    told = truth_numbers(np.concatenate(values).tolist(), rows.attrs)
-    return rows.isel(row=np.concatenate(at)).assign(truth=("row", told))
+    told = told.iloc[np.concatenate(places)]
+    truth = truth_numbers(told.truth.tolist(), rows.attrs)
+    known = rows.isel(row=np.concatenate(at))
+    return known.assign(truth=("row", truth), amended=("row", told.amended.to_numpy()))
 
 
 def versions(
@@ -183,6 +219,7 @@ def quality(
     for v in sorted(set(of), key=lambda v: (len(v), v)):
         rows = (of == v) & ~np.isnan(truth)
         measured[v] = measures(truth[rows], score[rows], joined.attrs["output"], alarm)
+        measured[v]["amended"] = int(joined.amended.values[of == v].sum())
     return pd.DataFrame([*measured.values()], index=pd.Index([*measured], name="version"))
 
 
@@ -270,6 +307,26 @@ def _predicted(rows: Dataset) -> Iterator[tuple[str, _Version, _Score]]:
 _Score: TypeAlias = "float | list[float]"  # one of a row, or one for each class
 
 
+class _Told(NamedTuple):
+    "What came true of a prediction, and how often it was told"
+
+    truth: Any
+    received: np.datetime64
+    repeated: int = 0  # times that the same was told again
+    amended: int = 0  # times that something else was
+
+    def with_another(self, other: _Told) -> _Told:
+        "Both in one: the later counts"
+        same = _name(self.truth) == _name(other.truth)
+        later = other if other.received >= self.received else self
+        return _Told(
+            later.truth,
+            later.received,
+            self.repeated + other.repeated + same,
+            self.amended + other.amended + (not same),
+        )
+
+
 def _narrow(rows: Dataset) -> Dataset:
     "What is needed of predictions, still lazy"
     return rows[["id", "version", *score_columns(rows.attrs)]]
@@ -305,7 +362,7 @@ class Running:
     """
 
     #                  the prediction is recent, or comes
-    #   truth ──> WAITING ──────────────────────────────> KNOWN (`first`, or `repeated`)
+    #   truth ──> WAITING ──────────────────────────────> KNOWN (`first`, `repeated`, `amended`)
     #                │ LATE: `seek` in the lake finds it ──^
     #                └──────────────────────────────────> UNKNOWN, forgotten
 
@@ -320,9 +377,9 @@ class Running:
         # (model, id) -> version, score
         self.recent: OrderedDict[tuple[str, str], tuple[_Version, _Score]] = OrderedDict()
         # (model, id) -> truth, and since when it waits
-        self.waiting: OrderedDict[tuple[str, str], tuple[Any, float]] = OrderedDict()
+        self.waiting: OrderedDict[tuple[str, str], tuple[_Told, float]] = OrderedDict()
         # version -> id -> score, truth
-        self.known: dict[_Version, OrderedDict[str, tuple[_Score, Any]]] = {}
+        self.known: dict[_Version, OrderedDict[str, tuple[_Score, _Told]]] = {}
         self.changed: set[_Version] = set()  # versions since the last `export`
 
     def seen(
@@ -348,8 +405,9 @@ class Running:
             if "truth_class" in rows.column_names:
                 named = rows["truth_class"].to_pylist()
                 truths = [t if n is None else n for t, n in zip(truths, named, strict=True)]
-            for id, truth in zip(ids, truths, strict=True):
-                self._add_truth(model, id, truth)
+            times = rows["received"].to_numpy()
+            for id, truth, received in zip(ids, truths, times, strict=True):
+                self._add_truth(model, id, _Told(truth, received))
             return
         record = record_of(rows.schema)
         version = _version(record, record["version"])
@@ -363,17 +421,24 @@ class Running:
         if waits := self.waiting.pop((model, id), None):
             self._match(id, version, score, waits[0])
 
-    def _add_truth(self, model: str, id: str, truth: Any) -> None:
+    def _add_truth(self, model: str, id: str, told: _Told) -> None:
         if found := self.recent.get((model, id)):
-            self._match(id, *found, truth)
+            self._match(id, *found, told)
         elif not any((other, id) in self.recent for other in self.models):
-            _remember(self.waiting, (model, id), (truth, monotonic()), RECENT)
+            if waits := self.waiting.get((model, id)):
+                told = waits[0].with_another(told)
+            _remember(self.waiting, (model, id), (told, monotonic()), RECENT)
 
-    def _match(self, id: str, version: _Version, score: _Score, truth: Any) -> None:
+    def _match(self, id: str, version: _Version, score: _Score, told: _Told) -> None:
         "A prediction and its truth have met"
         known = self.known.setdefault(version, OrderedDict())
-        self.metrics.count("scalai_feedback_total", "repeated" if id in known else "first")
-        _remember(known, id, (score, truth), WINDOW)
+        if former := known.get(id):
+            told = former[1].with_another(told)
+        counts = {"first": not former, "repeated": told.repeated, "amended": told.amended}
+        for kind, n in counts.items():
+            if n:
+                self.metrics.count("scalai_feedback_total", kind, n=n)
+        _remember(known, id, (score, _Told(told.truth, told.received)), WINDOW)
         self.changed.add(version)
         for model in self.models:
             self.waiting.pop((model, id), None)  # feedback that names no model waits for each
@@ -389,14 +454,16 @@ class Running:
             rows = last(_narrow(self.lake.read(predictions(model))))
             told = self.lake.read(feedback(model))
             names = [n for n in ("id", "truth", "truth_class", "received") if n in told]
-            truth = _truth(last(told[names])).to_dict()
+            latest = _latest(_told(last(told[names])))
         except DatasetNotFound:
             return
+        pairs = zip(latest.truth.tolist(), latest.received.to_numpy(), strict=True)
+        truth = dict(zip(latest.index, pairs, strict=True))
         for id, version, score in _predicted(rows):
             _remember(self.recent, (model, id), (version, score), RECENT)
             if id in truth:
                 known = self.known.setdefault(version, OrderedDict())
-                _remember(known, id, (score, truth[id]), WINDOW)
+                _remember(known, id, (score, _Told(*truth[id])), WINDOW)
         self.changed |= set(self.known)
 
     def seek(self) -> None:
@@ -421,8 +488,9 @@ class Running:
         self.changed.clear()
 
     def _measured(self, version: _Version) -> dict[str, Any]:
-        scores, truths = zip(*self.known[version].values(), strict=True)
-        score, truth = np.array(scores), truth_numbers(truths, version._asdict())
+        scores, told = zip(*self.known[version].values(), strict=True)
+        truth = truth_numbers((t.truth for t in told), version._asdict())
+        score = np.array(scores)
         valid = ~np.isnan(truth)  # a client may have sent anything
         if version.output == "probability":
             valid = (truth == 0) | (truth == 1)

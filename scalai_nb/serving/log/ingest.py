@@ -9,6 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, chain
@@ -21,7 +22,7 @@ import numpy as np
 
 from ...data.categories import coded
 from ...data.sources import type_of
-from ...errors import DatasetNotFound, VersionNotFound
+from ...errors import DatasetNotFound, Locked, VersionNotFound
 from ...files import file_lock, replacing
 from .feedback import Running
 from .journal import close_orphans, sync_folder
@@ -197,6 +198,24 @@ def _finish(
     return rows, version
 
 
+def _in_turn(
+    folder: Path,  # of the segments of a dataset
+    lake: Lake,
+    wait: float,  # seconds for another service's turn to end
+) -> tuple[int, Version] | None:  # as `_finish`; None as well: it is another's turn
+    "`_finish` while no other service commits to the dataset. Conflict: one did for all of `wait`"
+    locks = lake.path / ".locks" / "log"
+    locks.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(file_lock(locks / f"{folder.name}.lock", wait))
+        except Locked:
+            if wait:
+                raise
+            return None
+        return _finish(folder, lake)
+
+
 def _committed(lake: Lake, name: str, plan: dict[str, Any]) -> Version | None:
     "The version that has the token; None: there is none"
     try:
@@ -230,15 +249,18 @@ def _next_segments(folder: Path, now: float, rows: int, seconds: float) -> list[
 
 
 def _commit(
-    folder: Path, lake: Lake, now: float, rows: int, seconds: float
+    folder: Path, lake: Lake, now: float, rows: int, seconds: float, wait: float
 ) -> Iterator[tuple[int, Version]]:
     "Move the segments of a dataset into the lake; rows and version of each commit"
-    if done := _finish(folder, lake):
+    planned = (folder / "plan.json").exists()  # by a keeper that was killed, or had no turn
+    while planned or (segments := _next_segments(folder, now, rows, seconds)):
+        if not planned:
+            _plan(folder, lake, segments)
+        done = _in_turn(folder, lake, wait)
+        if not done:
+            return
         yield done
-    while segments := _next_segments(folder, now, rows, seconds):
-        _plan(folder, lake, segments)
-        if done := _finish(folder, lake):
-            yield done
+        planned = False
 
 # %% ../../../nbs/serving/log/ingest.ipynb #c7a2e2d7
 @dataclass(frozen=True)
@@ -296,6 +318,7 @@ def compact(
     failed: list[Exception] = []
     if not any(chain(log.glob("worker-*/*.*"), log.glob("segments/*/*.*"))):
         return Compacted()
+    wait = lake.lock_timeout if force else 0.0
     with file_lock(log / "keeper.lock", 60):
         for slot in log.glob("worker-*"):
             close_orphans(slot)
@@ -307,7 +330,8 @@ def compact(
                 failed.append(e)  # the others go on
         for segments in sorted(log.glob("segments/*")):
             try:
-                done += _commit(segments, lake, now or time(), 1 if force else rows, seconds)
+                least = 1 if force else rows
+                done += _commit(segments, lake, now or time(), least, seconds, wait)
             except Exception as e:
                 failed.append(e)
     if failed:

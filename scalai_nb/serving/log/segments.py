@@ -32,13 +32,14 @@ __all__ = ['OWN', 'log', 'score_columns', 'logged', 'predictions', 'feedback', '
 
 # %% ../../../nbs/serving/log/segments.ipynb #2c7542d8
 OWN = {
-    "id": "what feedback names",
+    "id": "made by the server; what feedback names",
     "time": "when the request came, UTC",
     "version": "of the model",
     "protocol": "v1, v2, predict or grpc",
     "score": "what the model gave",
     "latency_ms": "milliseconds from the first byte of the request to the score",
     "share": "of the predictions that were written",
+    "request_id": "what the client called the request, if anything; names no prediction",
 }
 
 
@@ -115,6 +116,7 @@ def table(
         "latency_ms": p.latency,
         "version": text([p.record["version"]] * len(p.score)),
         "share": np.full(len(p.score), p.record["share"], np.float32),
+        "request_id": pa.array([id or None for id in p.request_ids], pa.string()),
     }
     read = zip(p.record["columns"], p.numbers.T, strict=False)  # the others come behind
     numbers = (x if c.get("wide") else x.astype(np.float32) for c, x in read)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 from ...errors import ParameterError
@@ -17,6 +18,14 @@ from ...files import replacing
 __all__ = ['Options', 'cores']
 
 # %% ../../../nbs/serving/process/options.ipynb #32654e98
+def _loopback(host: str) -> bool:
+    "Whether only this machine reaches a host"
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 @dataclass(frozen=True)
 class Options:
     """What was asked of a service
@@ -50,6 +59,22 @@ class Options:
     memory : int
         bytes that what clients send may take in a worker: a quarter while it comes or its answer is
         not read, half while it is decoded, a quarter while its rows wait
+    tls_cert : str | None, default None
+        file of PEM: the certificate, then those that sign it
+    tls_key : str | None, default None
+        file of PEM: its key
+    tls_client_ca : str | None, default None
+        file of PEM: clients must have a certificate that it signs
+    tokens : str | None, default None
+        file of hashed tokens; None: whoever can connect may ask
+    hosts : tuple[str, ...], default ()
+        names under which it may be asked; (): any that cannot mislead
+    origins : tuple[str, ...], default ()
+        of pages that may ask, besides its own: https://NAME
+    rate : float | None, default None
+        requests a second of a client; None: no bound
+    access_log : bool, default False
+        write a line for each request
     """
 
     # NAME, NAME@alias or NAME@version; the first of a name answers requests without a version
@@ -69,6 +94,14 @@ class Options:
     # bytes that what clients send may take in a worker: a quarter while it comes or its answer is
     # not read, half while it is decoded, a quarter while its rows wait
     memory: int = 256 << 20
+    tls_cert: str | None = None  # file of PEM: the certificate, then those that sign it
+    tls_key: str | None = None  # file of PEM: its key
+    tls_client_ca: str | None = None  # file of PEM: clients must have a certificate that it signs
+    tokens: str | None = None  # file of hashed tokens; None: whoever can connect may ask
+    hosts: tuple[str, ...] = ()  # names under which it may be asked; (): any that cannot mislead
+    origins: tuple[str, ...] = ()  # of pages that may ask, besides its own: https://NAME
+    rate: float | None = None  # requests a second of a client; None: no bound
+    access_log: bool = False  # write a line for each request
 
     def __post_init__(self) -> None:
         for name, accepted, valid in (
@@ -81,15 +114,25 @@ class Options:
             ("sample", "0 to 1", 0 <= self.sample <= 1),
             ("drain", "seconds, 0 or more", self.drain >= 0),
             ("memory", "16 MB or more", self.memory >= 16 << 20),
+            ("rate", "requests a second, above 0", self.rate is None or self.rate > 0),
+            ("tls_key", "the key of tls_cert, with it", bool(self.tls_cert) == bool(self.tls_key)),
+            ("tls_client_ca", "with tls_cert", bool(self.tls_cert or not self.tls_client_ca)),
         ):
             if not valid:
                 value = getattr(self, name)
                 raise ParameterError(f"{name}={value!r} is not valid; accepted: {accepted}.")
+        if not (self.tls_cert and self.tokens) and not _loopback(self.host):
+            raise ParameterError(
+                f"host={self.host!r} lets other machines in, which takes a certificate and tokens: "
+                "give --tls-cert, --tls-key and --tokens; or stay at 127.0.0.1, with a proxy "
+                "before it that has them."
+            )
 
     @property
     def url(self) -> str:
         "Where clients of this machine reach the service"
-        return f"http://{self._host}:{self.port}"
+        scheme = "https" if self.tls_cert else "http"
+        return f"{scheme}://{self._host}:{self.port}"
 
     @property
     def grpc(self) -> str:
@@ -124,7 +167,8 @@ class Options:
             of the service
         """
         found = json.loads((folder / "options.json").read_text())
-        return cls(**{**found, "names": tuple(found["names"])})
+        lists = {name: tuple(value) for name, value in found.items() if type(value) is list}
+        return cls(**{**found, **lists})
 
     def write(
         self,

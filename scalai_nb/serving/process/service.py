@@ -23,6 +23,9 @@ from ...errors import Conflict, ParameterError, WorkFailed
 from ...files import open_lock
 from ...goals import Goal
 from ...models.registry.registry import Registry
+from ..door.door import checked_origins
+from ..door.tls import certificate
+from ..door.tokens import read_tokens
 from ..metrics import Metrics, of_service
 from .following import Routes, prove, publish, routes
 from .options import Options, cores
@@ -63,10 +66,27 @@ def planned(
     asked = Options(
         (names,) if isinstance(names, str) else tuple(names),
         workers=workers or min(cores(), 4),
-        **options,
+        **_door_files(options),
     )
+    _check_door(asked)
     wanted = routes(Registry(env), asked)
     return replace(asked, latency=latency or least_latency(wanted)), wanted
+
+
+def _door_files(options: dict[str, Any]) -> dict[str, Any]:
+    "Options with the paths of the door's files as all processes find them"
+    files = "tls_cert", "tls_key", "tls_client_ca", "tokens"
+    return {n: os.path.abspath(v) if n in files and v else v for n, v in options.items()}
+
+
+def _check_door(options: Options) -> None:
+    "ParameterError: a certificate, the tokens or an origin are not as they should be"
+    checked_origins(options.origins)
+    if options.tls_cert and options.tls_key:
+        client_ca = Path(options.tls_client_ca) if options.tls_client_ca else None
+        certificate(Path(options.tls_cert), Path(options.tls_key), client_ca)
+    if options.tokens:
+        read_tokens(Path(options.tokens))
 
 
 def least_latency(wanted: Routes) -> float:

@@ -20,12 +20,17 @@ from ...errors import WorkFailed
 from ..app import App
 from ..decoding.decoder import Decoder
 from ..decoding.sandbox import Sandbox, serve
+from ..door.access import AccessLog
+from ..door.door import Door
+from ..door.tls import Tls
+from ..door.tokens import TokenFile
 from ..log.journal import Journal
 from ..log.pseudonyms import secret
 from ..metrics import resumed, save
 from .following import RoutesFile
 from .options import Options
-from .processes import fork
+from .processes import fork, say
+from ..protocols.routes import route_of, scope_of
 from ..scoring.admission import Admission
 from ..scoring.roles import Logs
 from ..scoring.versions import Models
@@ -36,7 +41,7 @@ from ..wire.host import Limits
 from ..wire.http import Server
 
 # %% auto #0
-__all__ = ['COLLECT', 'tidy', 'Worker', 'work']
+__all__ = ['COLLECT', 'PATIENCE', 'tidy', 'Worker', 'work']
 
 # %% ../../../nbs/serving/process/worker.ipynb #c05e90bf
 COLLECT = 20_000  # new objects after which the garbage collector looks
@@ -51,6 +56,35 @@ def tidy() -> None:
         CDLL(None).malloc_trim(0)
 
 # %% ../../../nbs/serving/process/worker.ipynb #28f1de68
+PATIENCE = 2.0  # seconds for which connections wait while nobody is ready
+
+
+def _tls(options: Options, log: Callable[[str], object]) -> Tls | None:
+    "The certificate of a service"
+    if not (options.tls_cert and options.tls_key):
+        return None
+    client_ca = Path(options.tls_client_ca) if options.tls_client_ca else None
+    return Tls(Path(options.tls_cert), Path(options.tls_key), client_ca, log)
+
+
+def _door(options: Options, board: Board, log: Callable[[str], object]) -> Door:
+    "Who may ask this service"
+    return Door(
+        scope_of,
+        tokens=TokenFile(Path(options.tokens), log) if options.tokens else None,
+        hosts=options.hosts,
+        origins=options.origins,
+        headers=(options.key,) if options.key else (),
+        rate=options.rate,
+        budgets=board.budgets,
+    )
+
+
+def _route(method: str, path: str) -> str:
+    "What the access log says of a request: a route, or the name of a call of gRPC"
+    return path if method == "gRPC" else route_of(method, path)
+
+
 class Worker:
     """The parts of a worker, put together
 
@@ -72,8 +106,8 @@ class Worker:
 
     #              tend                 all primaries loaded             end
     #   STARTING ───────> LOADING ────────────────────────────> READY ───────> DRAINING ──> ENDED
-    #                       │ it answers 503, unless              │ ^ other routes:
-    #                       │ another worker is ready             └─┘ `Models.apply`, while the
+    #                       │ after PATIENCE it answers 503,      │ ^ other routes:
+    #                       │ unless another worker is ready      └─┘ `Models.apply`, while the
     #                       └──> WorkFailed: a primary                former versions answer
     #                            cannot be served
 
@@ -105,13 +139,21 @@ class Worker:
         app = App(
             self.models, admission, metrics, journal, prefix, self.copy, self.tracing, decoder
         )
+        log = say if slot == 0 else lambda text: None  # what all see, one says
+        self.tls = tls = _tls(options, log)
+        self.access = AccessLog(folder, slot, _route) if options.access_log else None
+        door = _door(options, board, log)
+        self.tokens = door.tokens
+        parts = {"door": door, "access": self.access}
         limits = Limits(kept=options.memory // 4, message=options.memory // 64)
-        self.server = Server(app, limits)
+        self.server = Server(app, limits, secure=tls is not None, **parts)
         self.grpc = None
         if options.grpc_port:
-            self.grpc = GrpcServer(app, options.host, options.grpc_port, limits)
+            where = options.host, options.grpc_port
+            self.grpc = GrpcServer(app, *where, limits, tls=tls, **parts)
         count = lambda: len(self.server.connections)
-        self.accepting = Accepting(loop, sock, self.server.connection, board, slot, count)
+        context = lambda: tls.context if tls else None
+        self.accepting = Accepting(loop, sock, self.server.connection, board, slot, count, context)
 
     async def tend(
         self,
@@ -124,9 +166,11 @@ class Worker:
         announce : Callable[[], object]
             called when it is ready
         """
-        if not self.board.elsewhere(self.slot):
-            self.accepting.start()  # a request is told that the service is not ready
-        await self.follow()
+        telling = asyncio.get_running_loop().call_later(PATIENCE, self._tell)
+        try:
+            await self.follow()
+        finally:
+            telling.cancel()
         if not self.models.ready:
             raise WorkFailed("; ".join(self.models.errors.values()))
         self.metrics.gauge("scalai_workers", value=1)
@@ -136,11 +180,17 @@ class Worker:
         self.accepting.start()
         announce()
         while True:
+            self.look_after_door()
             self.save_metrics()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.called.wait(), 1.0)
             self.called.clear()
             await self.follow()
+
+    def _tell(self) -> None:
+        "Take requests, which are told that the service is not ready"
+        if not self.board.elsewhere(self.slot):
+            self.accepting.start()
 
     async def follow(self) -> None:
         "Serve what the routes say, if they have changed"
@@ -153,6 +203,19 @@ class Worker:
         "Follow the routes anew, now"
         self.routes.forget()
         self.called.set()
+
+    def look_after_door(self) -> None:
+        "Take a certificate that was renewed, look at the tokens, and write the access log"
+        first = self.slot == 0  # what is the same for all workers, one says
+        if self.tls and self.tls.look() and first:
+            say("another certificate is there; whoever connects from now on sees it")
+        if self.tls and first:
+            self.metrics.gauge("scalai_certificate_expires", value=self.tls.now.expires)
+        if self.tokens:
+            self.tokens.look()
+            self.metrics.gauge("scalai_tokens_failing", value=int(self.tokens.known is None))
+        if self.access:
+            self.access.flush()
 
     def save_metrics(self) -> None:
         "Leave the counters for the other processes, if they have changed"
@@ -176,10 +239,12 @@ class Worker:
         self.models.ready = False
         self.board.clear(self.slot)
         self.accepting.stop()
-        await asyncio.gather(*self.accepting.opening, return_exceptions=True)
+        await self.accepting.settle(min(seconds, 1.0))
         grpc = [self.grpc.stop(seconds)] if self.grpc else []
         await asyncio.gather(self.server.drain(seconds), *grpc)
         self.journal.close()
+        if self.access:
+            self.access.close()
         if self.tracing:
             self.tracing.close()
         self.metrics.gauges.clear()

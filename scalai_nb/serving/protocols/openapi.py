@@ -143,11 +143,17 @@ _TRUTH = _object(
 FEEDBACK = {"anyOf": [_array(_TRUTH), _TRUTH]}
 
 # %% ../../../nbs/serving/protocols/openapi.ipynb #93f8d798
+_GUARDED = {
+    401: "No token, or none that is known here; `www-authenticate` says how to send one",
+    403: "The token has not the scope that this needs, or the page may not ask",
+}
 _REFUSED = {
     400: "A shape, a type, a value or a name is not as it should be; `row` and `column` say where",
     404: "No such model, version or path",
+    409: "This client has used the request id before",
     413: "Too many rows or bytes",
     415: "A format that is not read here",
+    421: "Not served under this host name",
     429: "This client has more than its share of the queue; come again",
     503: "The queue is full, or nothing can answer yet; come again",
     504: "The request's own deadline had passed",
@@ -157,31 +163,51 @@ _ERROR = _object(
 )
 
 
-def document(app: Service) -> bytes:
-    "What can be asked of an app, as OpenAPI 3.1 describes it in JSON"
-    return _document(app.routes, tuple(app.scorer(name) for name in app.models.names()))
+def document(
+    app: Service,
+    tokens: bool = False,  # whether it takes one to ask
+) -> bytes:
+    """What can be asked of an app, as OpenAPI 3.1 describes it in JSON
+
+    Parameters
+    ----------
+    app : Service
+    tokens : bool, default False
+        whether it takes one to ask
+    """
+    served = tuple(app.scorer(name) for name in app.models.names())
+    return _document(app.routes, served, tokens)
 
 
-@lru_cache(maxsize=1)  # it takes half a millisecond, and anybody may ask
-def _document(routes: tuple[Route, ...], served: tuple[Scorer, ...]) -> bytes:
+@lru_cache(maxsize=2)  # it takes half a millisecond, and anybody may ask
+def _document(routes: tuple[Route, ...], served: tuple[Scorer, ...], tokens: bool) -> bytes:
+    components: dict[str, Any] = {"schemas": {"Error": _ERROR}}
+    if tokens:
+        components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     paths: dict[str, Any] = {}
     for route in routes:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, served)
+        operation = _operation(route, served)
+        if tokens and route.scope:
+            operation["security"] = [{"token": [route.scope]}]
+            operation["responses"] |= _refusals(_GUARDED)
+        paths.setdefault(route.path, {})[route.method.lower()] = operation
     return orjson.dumps(
         {
             "openapi": "3.1.0",
             "info": {"title": "Predictions", "version": scalai_nb.__version__},
             "paths": paths,
-            "components": {"schemas": {"Error": _ERROR}},
+            "components": components,
         }
     )
 
 
-def _operation(route: Route, served: Sequence[Scorer]) -> dict[str, Any]:
+def _refusals(why: dict[int, str]) -> dict[str, Any]:
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    responses: dict[str, Any] = {"200": {"description": "Done"}}
-    for status, text in _REFUSED.items():
-        responses[str(status)] = {"description": text, "content": error}
+    return {str(s): {"description": text, "content": error} for s, text in why.items()}
+
+
+def _operation(route: Route, served: Sequence[Scorer]) -> dict[str, Any]:
+    responses: dict[str, Any] = {"200": {"description": "Done"}} | _refusals(_REFUSED)
     names = re.findall(r"{(\w+)}", route.path)
     operation = {
         "summary": route.summary,

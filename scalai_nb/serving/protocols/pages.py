@@ -5,6 +5,8 @@
 # %% ../../../nbs/serving/protocols/pages.ipynb #d82459ae
 from __future__ import annotations
 
+from base64 import b64encode
+from hashlib import sha256
 from html import escape
 from shlex import quote
 from typing import TYPE_CHECKING
@@ -30,7 +32,7 @@ def metrics(app: Service, asked: HttpRequest) -> HttpResponse:
 
 def openapi(app: Service, asked: HttpRequest) -> HttpResponse:
     "What can be asked, as OpenAPI describes it"
-    return HttpResponse(200, document(app))
+    return HttpResponse(200, document(app, bool(asked.headers.get("authorization", ""))))
 
 # %% ../../../nbs/serving/protocols/pages.ipynb #ae111981
 _HTML = "text/html; charset=utf-8"
@@ -48,13 +50,40 @@ pre,textarea{background:#222;color:#ddd}}
 _LINKS = ("/docs", "/openapi.json", "/metrics", "/v2/health/ready")
 
 
-def _page(title: str, body: str) -> bytes:
-    "A page of HTML"
-    return (
+def _source(text: str) -> str:
+    "What allows one text as a style or script, and no other"
+    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
+
+
+def _page(title: str, body: str, script: str = "") -> HttpResponse:
+    "A page of HTML, which no other page can frame, and in which nothing runs but our own script"
+    policy = "; ".join(
+        (
+            "default-src 'none'",
+            f"style-src {_source(_STYLE)}",
+            f"script-src {_source(script)}",
+            "connect-src 'self'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        )
+    )
+    guards = (
+        ("content-security-policy", policy),
+        ("x-frame-options", "DENY"),
+        ("referrer-policy", "no-referrer"),
+        ("cross-origin-opener-policy", "same-origin"),
+        ("cross-origin-resource-policy", "same-origin"),
+        ("cache-control", "no-store"),
+    )
+    if script:
+        body += f"<script>{script}</script>"
+    page = (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
         f"<title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>{body}</html>"
-    ).encode()
+    )
+    return HttpResponse(200, page.encode(), _HTML, guards)
 
 
 def home(app: Service, asked: HttpRequest) -> HttpResponse:
@@ -66,40 +95,48 @@ def home(app: Service, asked: HttpRequest) -> HttpResponse:
     )
     links = " · ".join(f'<a href="{path}">{path}</a>' for path in _LINKS)
     table = f"<table><tr><th>model<th>version<th>state{rows}</table>"
-    return HttpResponse(200, _page("scalai-nb", f"<p>{links}</p>{table}"), _HTML)
+    return _page("scalai-nb", f"<p>{links}</p>{table}")
 
 # %% ../../../nbs/serving/protocols/pages.ipynb #2c45ea0d
-_TRY = """<script>
+_TRY = """
 for (const f of document.forms) f.onsubmit = async e => {
   e.preventDefault();
   const o = f.querySelector("output"), headers = {"content-type": "application/json"};
+  const token = document.getElementById("token");
+  if (token && token.value) headers.authorization = "Bearer " + token.value;
   try {
     const r = await fetch(f.getAttribute("action"), {method: "POST", headers, body: f.body.value});
     o.textContent = r.status + " " + await r.text();
   } catch (e) { o.textContent = e; }
 };
-</script>"""
+"""
+_TOKEN = "<p><label>Token <input id=token type=password autocomplete=off></label></p>"
 
 
 def docs(app: Service, asked: HttpRequest) -> HttpResponse:
     "Each operation, with an example"
     host = asked.headers.get("host", "localhost")
-    body = "".join(_operation(app, route, host) for route in app.routes)
-    return HttpResponse(200, _page("How to ask for predictions", body + _TRY), _HTML)
+    url = f"{'https' if asked.secure else 'http'}://{host}"
+    known = bool(asked.headers.get("authorization", ""))
+    body = "".join(_operation(app, route, url, known) for route in app.routes)
+    return _page("How to ask for predictions", _TOKEN * known + body, _TRY)
 
 
-def _operation(app: Service, route: Route, host: str) -> str:
+def _operation(app: Service, route: Route, url: str, token: bool) -> str:
     "A route for a reader; one with a body has an example for each model"
     head = f"<h2>{route.method} {escape(route.path)}</h2><p>{escape(route.summary)}.</p>"
     return head + "".join(
-        _example(f"http://{host}", path, orjson.dumps(body).decode())
+        _example(url, path, orjson.dumps(body).decode(), token)
         for path, body in examples(app, route)
     )
 
 
-def _example(url: str, path: str, body: str) -> str:
+def _example(url: str, path: str, body: str, token: bool) -> str:
     "A command for a shell, and a form"
-    command = f"curl -s {quote(url + path)} -H 'content-type: application/json' -d {quote(body)}"
+    kind = "-H 'content-type: application/json'"
+    if token:
+        kind = f'-H "authorization: Bearer $TOKEN" {kind}'
+    command = f"curl -s {quote(url + path)} {kind} -d {quote(body)}"
     text = f"<textarea name=body>{escape(body)}</textarea>"
     button = "<button>Try it</button> <output></output>"
     form = f'<form action="{escape(path)}">{text}{button}</form>'

@@ -61,6 +61,8 @@ _ENCODERS = {kind: partial(_encode, kind) for kind in WRITERS}
 # %% ../../../nbs/serving/protocols/plain.ipynb #9a2835d2
 def feedback(app: Service, asked: HttpRequest) -> HttpResponse:
     "Take what came true. Refusal 503: the log cannot take it now"
+    if not app.models.names():  # no class of theirs is known, either
+        raise Refusal(503, "The models are not loaded yet; send it again in a moment.", retry=1)
     kind = media(asked.headers.get("content-type", ""))
     found = lines_of(asked.body) if kind == "application/x-ndjson" else json_of(asked.body)
     records = [_record(app, i, r) for i, r in enumerate(found if type(found) is list else [found])]

@@ -159,7 +159,7 @@ def decode(
         message.model_version or None,
         message,
         _rows,
-        partial(encode, message.id, [output.name for output in message.outputs]),
+        partial(encode, [output.name for output in message.outputs]),
         client,
         received,
         deadline(message, received, remaining),
@@ -168,7 +168,6 @@ def decode(
 
 
 def encode(
-    id: str,  # that the client gave
     asked: Collection[str],  # outputs that it wants; none: all
     request: Request,
     scorer: Scorer,
@@ -178,8 +177,6 @@ def encode(
 
     Parameters
     ----------
-    id : str
-        that the client gave
     asked : Collection[str]
         outputs that it wants; none: all
     request : Request
@@ -190,7 +187,7 @@ def encode(
     return messages().ModelInferResponse(
         model_name=request.model,
         model_version=scorer.version,
-        id=id,
+        id=request.request_id,
         parameters=[{"key": "prediction_id", "value": {"string_param": request.id}}],
         outputs=[
             {"name": name, "datatype": kind, "shape": shape} for name, kind, shape, _ in found

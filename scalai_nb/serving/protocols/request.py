@@ -67,11 +67,13 @@ class Request:
         perf_counter when its first byte came
     deadline : float, default inf
         perf_counter after which nobody waits for it
-    id : str, default ''
-        of the prediction; "": the app makes one
+    request_id : str, default ''
+        what the client calls it; "": nothing
     key : str, default ''
     trace : str, default ''
         W3C's traceparent, where the client sent one
+    id : str, default ''
+        of the prediction; the app makes it
     apart : Apart | None, default None
         None: it is decoded here
     """
@@ -85,11 +87,12 @@ class Request:
     client: str  # whose share of the queue it takes
     received: float  # perf_counter when its first byte came
     deadline: float = inf  # perf_counter after which nobody waits for it
-    id: str = ""  # of the prediction; "": the app makes one
+    request_id: str = ""  # what the client calls it; "": nothing
     key: str = (
         ""  # by which a canary takes its share; "": a column, if the routes say, or the client
     )
     trace: str = ""  # W3C's traceparent, where the client sent one
+    id: str = ""  # of the prediction; the app makes it
     apart: Apart | None = None  # None: it is decoded here
 
     @property

@@ -35,6 +35,8 @@ class Route:
     summary : str
     body : str, default ''
         what is sent, by its name in `openapi.BODIES`; "": nothing
+    scope : str, default 'read'
+        that a token must have, as `door.tokens` names them; "": none is needed
     """
 
     method: str
@@ -42,6 +44,7 @@ class Route:
     handle: Callable[..., Any]  # (app, asked, **parameters of the path): the response
     summary: str
     body: str = ""  # what is sent, by its name in `openapi.BODIES`; "": nothing
+    scope: str = "read"  # that a token must have, as `door.tokens` names them; "": none is needed
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
@@ -52,6 +55,8 @@ class Route:
 @dataclass(frozen=True)
 class Prediction(Route):
     "A method of a path that scores answer; `handle(asked, **parameters)` decodes its `Request`"
+
+    scope: str = "predict"
 
     @property
     def protocol(self) -> str:

@@ -9,10 +9,11 @@ from functools import lru_cache
 
 from . import pages, plain, v1, v2
 from .route import Prediction, Route
+from ..exchange import HttpResponse
 from ..refusal import Refusal
 
 # %% auto #0
-__all__ = ['ROUTES', 'find']
+__all__ = ['ROUTES', 'find', 'methods_of', 'options', 'scope_of', 'route_of']
 
 # %% ../../../nbs/serving/protocols/routes.ipynb #7f385529
 ROUTES: tuple[Route, ...] = (
@@ -31,7 +32,14 @@ ROUTES: tuple[Route, ...] = (
         "Scores of rows by a version or alias",
         "rows",
     ),
-    Route("POST", "/feedback", plain.feedback, "What came true of earlier predictions", "feedback"),
+    Route(
+        "POST",
+        "/feedback",
+        plain.feedback,
+        "What came true of earlier predictions",
+        "feedback",
+        scope="feedback",
+    ),
     Route("GET", "/v1/models", v1.models, "The names of the models"),
     Route("GET", "/v1/models/{model}", v1.model, "Whether a model answers, and its versions"),
     Route("GET", "/v1/models/{model}/versions/{version}", v1.model, "Whether a version answers"),
@@ -64,8 +72,14 @@ ROUTES: tuple[Route, ...] = (
         "Not here: models give scores, not classes or explanations",
     ),
     Route("GET", "/v2", v2.server, "The server, as the Open Inference Protocol describes one"),
-    Route("GET", "/v2/health/live", v2.live, "Whether the process answers"),
-    Route("GET", "/v2/health/ready", v2.ready, "Whether all models are loaded and proved"),
+    Route("GET", "/v2/health/live", v2.live, "Whether the process answers", scope=""),
+    Route(
+        "GET",
+        "/v2/health/ready",
+        v2.ready,
+        "Whether all models are loaded and proved",
+        scope="",
+    ),
     Route("GET", "/v2/models/{model}", v2.metadata, "What a model takes and gives"),
     Route(
         "GET",
@@ -95,7 +109,7 @@ ROUTES: tuple[Route, ...] = (
         "v2",
     ),
     Route("POST", "/v2/repository/index", v2.index, "All versions and their states"),
-    Route("GET", "/metrics", pages.metrics, "Counters, for Prometheus"),
+    Route("GET", "/metrics", pages.metrics, "Counters, for Prometheus", scope="operate"),
     Route("GET", "/openapi.json", pages.openapi, "This description"),
     Route("GET", "/docs", pages.docs, "The same for people, with examples that work"),
     Route("GET", "/", pages.home, "What is served"),
@@ -121,16 +135,46 @@ def find(
         what answers, and the parameters in the path
     """
     verb = "GET" if method == "HEAD" else method
-    allowed: set[str] = set()
     for route in ROUTES:
-        if not (found := route.pattern.fullmatch(path)):
-            continue
-        if route.method == verb:
+        if route.method == verb and (found := route.pattern.fullmatch(path)):
             return route, found.groupdict()
-        allowed |= {"GET", "HEAD"} if route.method == "GET" else {route.method}
-    if not allowed:
-        raise Refusal(404, f"There is nothing at {path:.80}; see /docs.")
-    methods = ", ".join(sorted(allowed))
+    methods = ", ".join(methods_of(path))
     raise Refusal(
         405, f"{verb:.20} is no method of {path:.80}; accepted: {methods}.", allow=methods
     )
+
+
+def methods_of(
+    path: str,  # decoded
+) -> list[str]:
+    """The methods of a path, but OPTIONS, which every one has. Refusal 404: there is nothing
+
+    Parameters
+    ----------
+    path : str
+        decoded
+    """
+    routes = (route for route in ROUTES if route.pattern.fullmatch(path))
+    methods = {route.method for route in routes}
+    if not methods:
+        raise Refusal(404, f"There is nothing at {path:.80}; see /docs.")
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)
+
+
+def options(path: str) -> HttpResponse:
+    "The methods of a path, or of any for `*`. Refusal 404: there is nothing"
+    methods = ["GET", "HEAD", "POST"] if path == "*" else methods_of(path)
+    return HttpResponse(200, b"", headers=(("allow", ", ".join([*methods, "OPTIONS"])),))
+
+
+def scope_of(method: str, path: str) -> str:
+    "The scope that a request needs; empty: none. Refusal 404, 405: nobody answers it"
+    return find(method, path)[0].scope
+
+
+def route_of(method: str, path: str) -> str:
+    "The path of a route as OpenAPI has it; empty where nobody answers"
+    try:
+        return find(method, path)[0].path
+    except Refusal:
+        return ""

@@ -187,7 +187,7 @@ def from_tensors(
     tensors: list[Tensor],
 ) -> Rows:
     "The rows of tensors"
-    if len(tensors) == 1 and not s.others and tensors[0][0] not in s.numbers:
+    if len(tensors) == 1 and not s.others and tensors[0][0] not in {*s.numbers, *s.later}:
         return Rows(_matrix(s, *tensors[0]))
     columns = {}
     for name, datatype, shape, data in tensors:

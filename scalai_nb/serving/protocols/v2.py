@@ -129,7 +129,7 @@ def decode(asked: HttpRequest, model: str, version: str | None = None) -> Reques
         raise Refusal(400, f"The timeout {timeout!r:.60} is no number of microseconds.")
     rows, encode = partial(_rows, outputs), partial(encode, outputs)
     request = request_of(asked, "v2", model, version, body, rows, encode)
-    request.id = id or request.id
+    request.request_id = id or request.request_id
     if timeout:
         request.deadline = min(request.deadline, request.received + timeout / 1e6)
     return request
@@ -173,7 +173,7 @@ def _answer(request: Request, scorer: Scorer, outputs: list[dict[str, Any]]) -> 
     answer = {
         "model_name": scorer.name,
         "model_version": scorer.version,
-        "id": request.id,
+        "id": request.request_id or request.id,
         "parameters": {"prediction_id": request.id},
         "outputs": outputs,
     }

@@ -50,6 +50,8 @@ class Call:
         perf_counter when its first byte came
     deadline : float, default inf
         perf_counter after which nobody waits for it
+    request_id : str, default ''
+        what the client calls it: for the log
     gone : bool
         whoever asked has gone away
     cost : float
@@ -82,6 +84,7 @@ class Call:
     client: str = ""  # whose share of the queue it takes
     received: float = 0.0  # perf_counter when its first byte came
     deadline: float = inf  # perf_counter after which nobody waits for it
+    request_id: str = ""  # what the client calls it: for the log
 
     gone: bool = field(default=False, init=False)  # whoever asked has gone away
     cost: float = field(default=0.0, init=False)  # seconds of work, as estimated when it came

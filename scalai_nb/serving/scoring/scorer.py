@@ -128,6 +128,8 @@ class Scorer:
         at
     digest : str, default ''
         of the package
+    later : frozenset[str]
+        columns that are known only after the prediction, as the contract says: no request has them
     """
 
     name: str
@@ -140,6 +142,8 @@ class Scorer:
     # further columns that the contract knows: a request may bring them, and they are not looked at
     extras: frozenset[str] = frozenset()
     digest: str = ""  # of the package
+    # columns that are known only after the prediction, as the contract says: no request has them
+    later: frozenset[str] = frozenset()
 
     @cached_property
     def classes(self) -> tuple:
@@ -273,6 +277,8 @@ class Scorer:
         numbers = [c.name for c in columns if c.kind == "number"]
         graph = Path(cache) / f"{digest}.onnx" if cache and digest else None
         known = frozenset(c.name for c in contract.columns) if contract else frozenset()
+        later = frozenset(contract.later) if contract else frozenset()
+        taken = {c.name for c in columns}
         scorer = cls(
             name or card["name"],
             str(version),
@@ -280,8 +286,9 @@ class Scorer:
             card,
             json.loads(content["examples.json"]),
             session(prepared(content["model.onnx"], numbers, graph)),
-            known - {c.name for c in columns},
+            known - later - taken,
             digest or "",
+            later - taken,
         )
         prove(scorer)
         return scorer

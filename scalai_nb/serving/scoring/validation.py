@@ -236,7 +236,7 @@ def check_names(
     names: Collection[str],  # that a request has
     row: int | None = None,  # where; None: in all rows
 ) -> None:
-    """Refusal: a column is not known or not there
+    """Refusal: a column is not known, known only later, or not there
 
     Parameters
     ----------
@@ -248,6 +248,14 @@ def check_names(
     """
     where, known = "" if row is None else f"Row {row}: ", {c.name for c in s.columns}
     for name in names:
+        if name in s.later:
+            raise Refusal(
+                400,
+                f"{where}Column {name!r:.80} is known only after the prediction, "
+                "as the contract says; leave it out.",
+                row=row,
+                column=name[:80],
+            )
         if name not in known and name not in s.extras:
             raise Refusal(
                 400,

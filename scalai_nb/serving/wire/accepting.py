@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Callable
 from mmap import mmap
 
+from ..door.budgets import Budgets
+
 # %% auto #0
-__all__ = ['MOMENT', 'AT_ONCE', 'Board', 'Accepting']
+__all__ = ['MOMENT', 'AT_ONCE', 'HANDSHAKES', 'Board', 'Accepting']
 
 # %% ../../../nbs/serving/wire/accepting.ipynb #8340036b
 class Board:
@@ -31,6 +34,7 @@ class Board:
     ) -> None:
         self.ready = memoryview(mmap(-1, 4 * workers)).cast("i")
         self.connections = memoryview(mmap(-1, 4 * workers)).cast("i")
+        self.budgets = Budgets(), Budgets()  # of tokens, and of addresses
 
     def clear(self, slot: int) -> None:
         "The worker is gone"
@@ -52,6 +56,7 @@ class Board:
 # %% ../../../nbs/serving/wire/accepting.ipynb #b9f8aacf
 MOMENT = 0.005  # seconds
 AT_ONCE = 64  # connections in a turn of the loop
+HANDSHAKES = 512  # of TLS that are not done yet; then the oldest is given up
 
 
 class Accepting:
@@ -69,6 +74,10 @@ class Accepting:
         of this worker
     count : Callable[[], int]
         says how many connections are open here
+    tls : Callable[[], ssl.SSLContext | None]
+        of the next connection
+    handshake : float, default 10.0
+        seconds for one of TLS
     """
 
     def __init__(
@@ -79,6 +88,8 @@ class Accepting:
         board: Board,
         slot: int,  # of this worker
         count: Callable[[], int],  # says how many connections are open here
+        tls: Callable[[], ssl.SSLContext | None] = lambda: None,  # of the next connection
+        handshake: float = 10.0,  # seconds for one of TLS
     ) -> None:
         self.loop = loop
         self.sock = sock
@@ -86,7 +97,9 @@ class Accepting:
         self.board = board
         self.slot = slot
         self.count = count
-        self.opening: set[asyncio.Task] = set()
+        self.tls = tls
+        self.handshake = handshake
+        self.opening: dict[asyncio.Task, None] = {}  # the oldest first
         self.left = False  # whether one was left to others just now
         self.started = False
 
@@ -136,12 +149,46 @@ class Accepting:
             self._pause()
             return False  # no more files
         conn.setblocking(False)
-        task = self.loop.create_task(self.loop.connect_accepted_socket(self.connection, conn))
-        self.opening.add(task)
+        if len(self.opening) >= HANDSHAKES:
+            oldest = next(iter(self.opening))  # an honest one takes milliseconds
+            del self.opening[oldest]
+            oldest.cancel()
+        task = self.loop.create_task(self._open(conn))
+        self.opening[task] = None
         task.add_done_callback(self._opened)
         return True
 
+    async def _open(
+        self, conn: socket.socket
+    ) -> tuple[asyncio.BaseTransport, asyncio.BaseProtocol]:
+        "Make a connection of a socket, over TLS if there is a certificate"
+        context = self.tls()
+        times = {"ssl_handshake_timeout": self.handshake, "ssl_shutdown_timeout": 2.0}
+        try:
+            return await self.loop.connect_accepted_socket(
+                self.connection, conn, ssl=context, **(times if context else {})
+            )
+        except BaseException:
+            conn.close()
+            raise
+
+    async def settle(
+        self,
+        seconds: float,  # that handshakes have
+    ) -> None:
+        """Wait for what is being opened, and give up what takes longer
+
+        Parameters
+        ----------
+        seconds : float
+            that handshakes have
+        """
+        if self.opening:
+            await asyncio.wait(self.opening, timeout=seconds)
+        for task in tuple(self.opening):
+            task.cancel()
+
     def _opened(self, task: asyncio.Task) -> None:
-        self.opening.discard(task)
+        self.opening.pop(task, None)
         if not task.cancelled():
             task.exception()  # it has gone away: nobody minds

@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from time import perf_counter
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import unquote
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # clients could fill the log of the service
@@ -18,8 +18,12 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # clients could fill the log of
 import grpc
 from grpc.aio import ServicerContext
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
+from ..door.access import AccessLog
+from ..door.budgets import client_address
+from ..door.door import Door
+from ..door.tls import Tls
 from ..protocols.messages import SERVICE, messages, pool
 from ..decoding.unpacking import LIGHT
 from ..protocols.large import of_grpc
@@ -31,17 +35,20 @@ if TYPE_CHECKING:
     from scalai_nb.serving.app import App
 
 # %% auto #0
-__all__ = ['log', 'CODES', 'AT_ONCE', 'AHEAD', 'STOPPING', 'METADATA', 'refuse', 'client_of',
-           'Grpc', 'GrpcServer']
+__all__ = ['log', 'CODES', 'AT_ONCE', 'AHEAD', 'SCOPES', 'STOPPING', 'METADATA', 'refuse',
+           'client_of', 'Grpc', 'Guard', 'Reflection', 'credentials', 'GrpcServer']
 
 # %% ../../../nbs/serving/wire/grpc.ipynb #ff77d282
 log = logging.getLogger(__name__)
 
 CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     405: grpc.StatusCode.UNIMPLEMENTED,
     408: grpc.StatusCode.DEADLINE_EXCEEDED,
+    409: grpc.StatusCode.ALREADY_EXISTS,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     415: grpc.StatusCode.UNIMPLEMENTED,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -70,7 +77,7 @@ def client_of(
     peer : str
         as grpcio has it: `ipv4:127.0.0.1:50312`, `ipv6:%5B::1%5D:50312`
     """
-    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
+    return client_address(unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]"))
 
 # %% ../../../nbs/serving/wire/grpc.ipynb #47e4f896
 def _server_live(app: App, message: Message) -> Message:
@@ -110,6 +117,12 @@ AT_ONCE: dict[str, Callable[[App, Message], Message]] = {
 
 # %% ../../../nbs/serving/wire/grpc.ipynb #60b2824c
 AHEAD = 128  # requests of a conversation that wait for their answers; then no more are read
+# that a token must have for a call, as the routes of HTTP say it
+SCOPES = dict.fromkeys(AT_ONCE, "read") | {
+    "ServerLive": "",
+    "ServerReady": "",
+    "ModelInfer": "predict",
+}
 
 
 class Grpc:
@@ -122,8 +135,10 @@ class Grpc:
     #   a conversation: _listen makes a task of each request; converse gives their answers in order.
     #   OPEN ─────> ENDING: `end`, no more is read ─────> CLOSED: what was asked is answered
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, door: Door | None = None, access: AccessLog | None = None) -> None:
         self.app = app
+        self.door = door
+        self.access = access
         self.listening: set[asyncio.Task] = set()  # of the conversations that are open
         self.ended = False
 
@@ -139,13 +154,26 @@ class Grpc:
             "ModelStreamInfer": stream,
         }
 
-    async def infer(self, message: bytes, context: ServicerContext) -> Message:
+    def client(self, scope: str, context: ServicerContext, spend: bool = True) -> str:
+        "Who calls. Refusal: the door does not let them in"
+        address = client_of(context.peer())
+        if self.door is None or self.door.open:
+            return address
+        metadata = context.invocation_metadata() or ()
+        said = next((value for name, value in metadata if name == "authorization"), "")
+        try:
+            return self.door.enter(str(said), scope, address, spend)
+        except Refusal as e:
+            self.app.metrics.count("scalai_requests_total", "", "", "grpc", str(e.status))
+            raise
+
+    async def infer(self, message: bytes, context: ServicerContext, client: str) -> Message:
         "The scores of one ModelInferRequest"
         admission = self.app.admission
         if admission.full:
             self.app.metrics.count("scalai_shed_total", "full")
             raise Refusal(503, BUSY, retry=admission.retry)
-        about = client_of(context.peer()), perf_counter(), context.time_remaining()
+        about = client, perf_counter(), context.time_remaining()
         if len(message) > LIGHT and self.app.decoder:
             request = of_grpc(message, *about)
         else:
@@ -157,6 +185,10 @@ class Grpc:
         self, requests: AsyncIterator[bytes], context: ServicerContext
     ) -> AsyncIterator[Message]:
         "The answers to the requests of a conversation, in their order"
+        try:
+            self.client("predict", context, spend=False)  # each of its requests is asked again
+        except Refusal as e:
+            await refuse(context, e)
         turns: asyncio.Queue[asyncio.Task | None] = asyncio.Queue(AHEAD)
         listening = asyncio.create_task(self._listen(requests, turns, context))
         self.listening.add(listening)
@@ -201,38 +233,54 @@ class Grpc:
 
     async def _turn(self, message: bytes, context: ServicerContext) -> Message:
         "The answer to a request of a conversation, which may say why there is none"
+        begun, client, status = perf_counter(), client_of(context.peer()), 200
         try:
+            client = self.client("predict", context)
             return messages().ModelStreamInferResponse(
-                infer_response=await self.infer(message, context)
+                infer_response=await self.infer(message, context, client)
             )
         except Refusal as e:
+            status = e.status
             name, _, id = addressed(message)
             about = {"model_name": name, "id": id}
             return messages().ModelStreamInferResponse(error_message=str(e), infer_response=about)
+        finally:
+            self._note(client, "ModelStreamInfer", status, begun)
 
     def _known(
         self, name: str, call: Callable[[App, Message], Message]
-    ) -> Callable[[bytes, ServicerContext], Awaitable[Message]]:
-        async def answer(message: bytes, context: ServicerContext) -> Message:
+    ) -> Callable[[bytes, ServicerContext, str], Awaitable[Message]]:
+        async def answer(message: bytes, context: ServicerContext, client: str) -> Message:
             return call(self.app, parsed(f"{name}Request", message))
 
         return answer
 
     def _unary(
-        self, name: str, answer: Callable[[bytes, ServicerContext], Awaitable[Message]]
+        self, name: str, answer: Callable[[bytes, ServicerContext, str], Awaitable[Message]]
     ) -> grpc.RpcMethodHandler:
         "What grpcio calls with the message of a call"
 
         async def behaviour(message: bytes, context: ServicerContext) -> Message:
+            begun, client, status = perf_counter(), "", 200
             try:
-                return await answer(message, context)
+                client = client_of(context.peer())
+                client = self.client(SCOPES[name], context)
+                return await answer(message, context, client)
             except Refusal as e:
+                status = e.status
                 await refuse(context, e)
             except Exception:
+                status = 500
                 log.exception("%s failed", name)
                 await refuse(context, Refusal(500, MISTAKE))
+            finally:
+                self._note(client, name, status, begun)
 
         return grpc.unary_unary_rpc_method_handler(behaviour, response_serializer=_serialized)
+
+    def _note(self, client: str, name: str, status: int, begun: float) -> None:
+        if self.access:
+            self.access.note(client, "gRPC", name, status, 0, perf_counter() - begun)
 
 
 STOPPING = "The server is about to stop; ask again, another will answer."
@@ -245,17 +293,115 @@ def _serialized(message: Message) -> bytes:
 METADATA = 16_384  # bytes of a call's headers
 
 
+class Guard(grpc.aio.ServerInterceptor):
+    "Refuses strangers before their message is received, of which there may be 32 MB"
+
+    def __init__(self, calls: Grpc, door: Door) -> None:
+        self.calls = calls
+        self.door = door
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        "What answers a call: who reads no message, if its token does not do"
+        details: Any = handler_call_details
+        scope = SCOPES.get(details.method.rpartition("/")[2], "")
+        metadata = details.invocation_metadata or ()
+        said = next((value for name, value in metadata if name == "authorization"), "")
+        if self.door.knows(str(said), scope):
+            return await continuation(handler_call_details)
+
+        async def refusing(
+            requests: AsyncIterator[bytes], context: ServicerContext
+        ) -> AsyncIterator[bytes]:
+            try:
+                self.calls.client(scope, context)
+            except Refusal as e:
+                await refuse(context, e)
+            await refuse(context, Refusal(503, STOPPING, retry=1))
+            yield b""
+
+        return grpc.stream_stream_rpc_method_handler(refusing)
+
+
+class Reflection(reflection.aio.ReflectionServicer):  # pyright: ignore[reportAttributeAccessIssue]
+    "What can be called, for those who may read it"
+
+    def __init__(self, calls: Grpc, names: tuple[str, ...]) -> None:
+        super().__init__(names, pool=pool())
+        self.calls = calls
+
+    async def ServerReflectionInfo(
+        self, request_iterator: AsyncIterator[Message], context: ServicerContext
+    ) -> AsyncIterator[Message]:
+        "The answers to a conversation about what can be called"
+        try:
+            self.calls.client("read", context)
+        except Refusal as e:
+            await refuse(context, e)
+        answers: Any = super().ServerReflectionInfo(request_iterator, context)
+        async for answer in answers:
+            yield answer
+
+
+def credentials(tls: Tls) -> grpc.ServerCredentials:
+    "The certificate of a service for grpcio, which asks for it at each handshake"
+    given = tls.now
+
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        pair = given.key, given.chain
+        return grpc.ssl_server_certificate_configuration([pair], given.client_ca)
+
+    def changed() -> Any:  # None: it is the same as before
+        nonlocal given
+        if tls.now is given:
+            return None
+        given = tls.now
+        return configuration()
+
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(), changed, require_client_authentication=given.client_ca is not None
+    )
+
+
 class GrpcServer:
-    "grpcio on the loop of a worker; all workers share its port"
+    """grpcio on the loop of a worker; all workers share its port
+
+    Parameters
+    ----------
+    app : App
+    host : str
+    port : int
+    limits : Limits
+    door : Door | None, default None
+        says who may call; None: everybody
+    access : AccessLog | None, default None
+        takes note of each call; None: nobody does
+    tls : Tls | None, default None
+        None: the port is plain
+    """
 
     #            start                stop
     #   IDLE ───────────> SERVING ──────────────> ENDED: what was asked is answered, or too slow
     #                     health says so          health says NOT_SERVING
 
-    def __init__(self, app: App, host: str, port: int, limits: Limits = Limits()) -> None:
-        self.calls = Grpc(app)
+    def __init__(
+        self,
+        app: App,
+        host: str,
+        port: int,
+        limits: Limits = Limits(),
+        door: Door | None = None,  # says who may call; None: everybody
+        access: AccessLog | None = None,  # takes note of each call; None: nobody does
+        tls: Tls | None = None,  # None: the port is plain
+    ) -> None:
+        self.calls = Grpc(app, door, access)
         self.health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
+        guarded = door is not None and door.tokens is not None
         self.server = grpc.aio.server(
+            interceptors=[Guard(self.calls, door)] if door and guarded else None,
             options=[
                 ("grpc.so_reuseport", 1),
                 ("grpc.max_receive_message_length", limits.message),
@@ -265,7 +411,7 @@ class GrpcServer:
                 ("grpc.absolute_max_metadata_size", METADATA),
                 ("grpc.keepalive_time_ms", int(1000 * limits.body_time)),
                 ("grpc.keepalive_timeout_ms", int(1000 * limits.head_time)),
-            ]
+            ],
         )
         named = grpc.method_handlers_generic_handler(SERVICE, self.calls.handlers())
         self.server.add_generic_rpc_handlers((named,))
@@ -273,10 +419,14 @@ class GrpcServer:
         for known in (health_pb2, reflection_pb2):
             pool().AddSerializedFile(known.DESCRIPTOR.serialized_pb)
         names = SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME
-        reflection.enable_server_reflection(names, self.server, pool())
-        self.port = self.server.add_insecure_port(
-            f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+            Reflection(self.calls, names), self.server
         )
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        if tls:
+            self.port = self.server.add_secure_port(address, credentials(tls))
+        else:
+            self.port = self.server.add_insecure_port(address)
 
     async def start(self) -> None:
         "Take calls"

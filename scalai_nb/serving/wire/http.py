@@ -14,6 +14,9 @@ from time import perf_counter
 from types import coroutine
 from typing import Any, cast
 
+from ..door.access import AccessLog
+from ..door.budgets import client_address
+from ..door.door import Door
 from ..exchange import HttpResponse
 from ..refusal import Refusal, refused
 from .host import MISTAKE, Application, Limits
@@ -52,6 +55,7 @@ class Ending(asyncio.Protocol):
         self.deadline = inf  # perf_counter
         self.unsent = inf  # bytes, when last looked at
         self.held = 0  # bytes that it keeps: a body that is not whole, what came ahead, an answer
+        self.client = ""  # its address
 
     def go_on(self) -> None:
         "With what the client sent"
@@ -97,13 +101,17 @@ class Ending(asyncio.Protocol):
         self.exchange = x = Incoming(perf_counter())
         x.keep = False
         self.deaf = True
-        self.answer(x, refused(e))
+        answer = refused(e)
+        if access := self.server.access:
+            access.note(self.client, "", "", e.status, len(answer.body), 0.0)
+        self.answer(x, answer)
 
     def close(self) -> None:
         "Close, when the client has had time to read why"
         if self.deaf and not self.eof:
             self.wait(self.server.limits.linger)
-            self.transport.write_eof()
+            if self.transport.can_write_eof():  # TLS cannot: the client ends it, or the time
+                self.transport.write_eof()
         else:
             self.wait(self.server.limits.stuck)
             self.transport.close()
@@ -144,7 +152,8 @@ class Ending(asyncio.Protocol):
     def eof_received(self) -> bool:
         "The loop: the client will not send any more; whether to stay open for answers"
         self.eof = True
-        return bool(self.exchange or self.requests.whole)
+        open = self.exchange or self.requests.whole
+        return bool(open) and self.transport.can_write_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:
         "The loop: the client is gone"
@@ -188,15 +197,11 @@ def _steps(begun: Coroutine[Any, Any, None], first: Any) -> Generator[Any, Any, 
 class Connection(Ending):
     "A client's connection"
 
-    def __init__(self, server: Server) -> None:
-        super().__init__(server)
-        self.client = ""  # its address
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         "The loop: a client has come"
         self.transport = cast(asyncio.Transport, transport)
         peer, limits = transport.get_extra_info("peername"), self.server.limits
-        self.client = peer[0] if isinstance(peer, tuple) else ""
+        self.client = client_address(peer[0]) if isinstance(peer, tuple) else ""
         self.server.opened(self)
         self.wait(limits.idle)
         if len(self.server.connections) > limits.connections:
@@ -261,18 +266,36 @@ class Connection(Ending):
 
     async def _ask(self, x: Incoming) -> None:
         "Answer a request as the app does"
+        door, access = self.server.door, self.server.access
+        asked = x.request(self.client)
         try:
-            answer = await self.server.app(x.request(self.client))
+            if door:
+                asked.secure = self.server.secure
+                asked.client = door.check(asked)
+            answer = await self.server.app(asked)
         except Refusal as e:
+            self.server.metrics.count("scalai_requests_total", "", "", "http", str(e.status))
             answer = refused(e)
         except Exception:
             log.exception("%s %s failed", x.method, x.path)
             answer = refused(Refusal(500, MISTAKE))
+        if door and "origin" in x.headers:
+            answer = door.shared(asked, answer)
+        if access:
+            seconds, size = perf_counter() - x.received, len(answer.body)
+            access.note(asked.client, x.method, x.path, answer.status, size, seconds)
         self.answer(x, answer)
 
     def _partial(self, x: Incoming) -> None:
-        "Wait for the rest of a request"
-        limits = self.server.limits
+        "Wait for the rest of a request, if it may come"
+        limits, door = self.server.limits, self.server.door
+        if door and x.method and not x.known:
+            try:
+                door.check(x.request(self.client), spend=False)
+            except Refusal as e:
+                self.refuse(e)
+                return
+            x.known = True
         self.hold(len(x.body))
         if self.server.kept > limits.kept:
             self.refuse(
@@ -302,21 +325,33 @@ class Server:
     app : Application
         called with each request
     limits : Limits
+    door : Door | None, default None
+        says who may ask; None: everybody
+    access : AccessLog | None, default None
+        takes note of each request; None: nobody does
+    secure : bool, default False
+        whether connections are of TLS
     """
 
     def __init__(
         self,
         app: Application,  # called with each request
         limits: Limits = Limits(),
+        door: Door | None = None,  # says who may ask; None: everybody
+        access: AccessLog | None = None,  # takes note of each request; None: nobody does
+        secure: bool = False,  # whether connections are of TLS
     ) -> None:
         self.app = app
         self.limits = limits
+        self.door = door
+        self.access = access
+        self.secure = secure
         self.admission = app.admission
         self.metrics = app.metrics
         self.connections: set[Ending] = set()
         self.loop = asyncio.get_running_loop()
         self.timer: asyncio.TimerHandle | None = None
-        self.date = ""  # the header of this second
+        self.date = ""  # the headers of this second
         self.busy = b""  # the refusal of a plain request
         self.kept = 0  # bytes that all of them keep
         self.draining = False  # whether no more is taken
@@ -363,7 +398,8 @@ class Server:
 
     def _sweep(self) -> None:
         now = perf_counter()
-        self.date = f"date: {formatdate(usegmt=True)}\r\n"
+        # with the header that keeps browsers from taking an answer for something else
+        self.date = f"date: {formatdate(usegmt=True)}\r\nx-content-type-options: nosniff\r\n"
         self.busy = response(too_busy(self.admission.retry), self.date)
         for connection in tuple(self.connections):
             if now > connection.deadline:

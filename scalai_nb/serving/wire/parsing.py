@@ -35,7 +35,7 @@ class Incoming:
         perf_counter at the first byte
     """
 
-    __slots__ = ("method", "path", "headers", "body", "received", "keep", "task")
+    __slots__ = ("method", "path", "headers", "body", "received", "keep", "task", "known")
 
     def __init__(
         self,
@@ -47,19 +47,19 @@ class Incoming:
         self.headers: dict[str, str] = {}  # by lower-case name
         self.keep = True  # whether the client goes on with this connection
         self.task: Task[None] | None = None  # that answers it
+        self.known = False  # whether the door has let its head in
 
     def request(
         self,
-        client: str,  # its address
+        client: str,  # its address; what it says of itself is no name
     ) -> HttpRequest:
         """As the app sees it
 
         Parameters
         ----------
         client : str
-            its address
+            its address; what it says of itself is no name
         """
-        client = self.headers.get("x-client-id") or client
         return HttpRequest(self.path, self.body, self.method, self.headers, client, self.received)
 
 # %% ../../../nbs/serving/wire/parsing.ipynb #9d6490b6
