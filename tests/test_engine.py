@@ -18,7 +18,7 @@ from scalai_nb.serving.scoring.admission import Admission
 from scalai_nb.serving.scoring.cost import HEAVY, Cost, Plan
 from scalai_nb.serving.scoring.batching import AWAKE, Engine, Hooks
 from scalai_nb.serving.scoring.calls import Call
-from scalai_nb.serving.scoring.lateness import LOOP
+from scalai_nb.serving.scoring import lateness
 from scalai_nb.serving.metrics import Metrics
 from scalai_nb.serving.refusal import Refusal
 from scalai_nb.serving.scoring.validation import Rows
@@ -374,19 +374,35 @@ def test_overload_is_refused_and_what_is_accepted_is_in_time():
     run(work())
 
 
-@pytest.mark.parametrize("cost, times", [(Cost(1e-6, 1e-8), LOOP), (Cost(0.002, 0.002), 1)])
-def test_the_loop_counts_more_where_it_scores_too(cost, times):
-    async def work():
-        e = engine(cost=cost)
-        e.endings.seconds = 1e-3
-        asked = Asked(e)
-        call = asked([1.0])
-        assert e.plan.heavy == (times == 1) and call.cost == pytest.approx(
-            e.plan.row + times * 3e-3
-        )
-        await asked.done()
+@pytest.mark.parametrize("times", [0.1, 1.0, 10.0])
+def test_the_clock_says_how_long_the_queue_may_be(monkeypatch, times):
+    "Work that takes a tenth of its estimate, or ten times as long: the queue is as long in seconds"
+    clock, loop = [100.0], SimpleNamespace(call_soon=lambda *_: None)
+    monkeypatch.setattr(lateness, "perf_counter", lambda: clock[0])
+    queue = lateness.Lateness(latency=0.1)
+    for _ in range(3):
+        queue.add(0.001, loop)
+    for _ in range(int(5 / times / 0.001)):  # five seconds in which somebody always waits
+        clock[0] += 0.001 * times
+        queue.over(0.001, more=True)
+        queue.add(0.001, loop)
+    waiting = 3
+    while not queue.full:
+        queue.add(0.001, loop)
+        waiting += 1
+    assert waiting * 0.001 * times == pytest.approx(queue.budget, abs=0.002 + 0.001 * times)
 
-    run(work())
+
+def test_a_pause_is_no_pace(monkeypatch):
+    "Nobody waited for an hour: that says nothing of how fast work is done"
+    clock, loop = [100.0], SimpleNamespace(call_soon=lambda *_: None)
+    monkeypatch.setattr(lateness, "perf_counter", lambda: clock[0])
+    queue = lateness.Lateness(latency=0.1)
+    for _ in range(10):
+        queue.add(0.001, loop)
+        clock[0] += 3600
+        queue.over(0.001, more=False)
+    assert queue.pace == 1.0 and queue.work == 0.0
 
 
 def test_a_turn_of_the_loop_takes_no_more_than_it_can_answer():
@@ -405,6 +421,13 @@ def test_a_turn_of_the_loop_takes_no_more_than_it_can_answer():
     run(work())
 
 
+def _work(seconds: float) -> None:
+    "Take processor time"
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
 def test_long_turns_of_the_loop_let_fewer_in_and_short_ones_more():
     async def work():
         admission = Admission(0.1)
@@ -413,9 +436,8 @@ def test_long_turns_of_the_loop_let_fewer_in_and_short_ones_more():
         async def turn(busy):
             while not admission.full:
                 asked([1.0])
-            asyncio.get_running_loop().call_soon(
-                time.sleep, busy
-            )  # what the estimate knows nothing of
+            # what the estimate knows nothing of
+            asyncio.get_running_loop().call_soon(_work, busy)
             await asked.done()
             await asyncio.sleep(0)
 

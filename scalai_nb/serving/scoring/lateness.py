@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
 # %% auto #0
-__all__ = ['SHARE', 'TURN', 'Lateness', 'is_late', 'late']
+__all__ = ['SHARE', 'MEMORY', 'TURN', 'SHORT', 'Lateness', 'is_late', 'late']
 
 # %% ../../../nbs/serving/scoring/lateness.ipynb #a1bb5d6e
 SHARE = 0.5  # of the latency goal: how long the work of the calls that are in may take
-TURN = 0.1  # of the latency goal: how long a turn of the loop may take
+MEMORY = 1.0  # seconds for which it counts how long work has taken
+TURN = 0.05  # of the latency goal: how long a turn of the loop may take
+SHORT = 1e-4  # seconds of a turn with little to do
 
 
 class Lateness:
@@ -44,10 +46,12 @@ class Lateness:
         self.metrics = metrics or Metrics()
         self.work = 0.0  # seconds, of the calls that are in
         self.budget = SHARE * latency  # seconds; less when turns of the loop are too long
-        self.pace = 1.0  # seconds by the clock that a second of work has taken lately
+        self.took = self.did = MEMORY / 10  # seconds by the clock and of work, of the last ones
+        self.pace = 1.0  # `took` of `did`
         self.since = 0.0  # perf_counter at which calls last left and others stayed; 0: none did
         self.full = False  # whether anybody would be late now: asked before a request is parsed
         self.turning = False  # whether a call has entered in this turn of the loop
+        self.turn = SHORT  # seconds of the last one
 
     def check_time(self) -> None:
         "Refusal 503: one more request would be late"
@@ -94,8 +98,11 @@ class Lateness:
         """
         now = perf_counter()
         if self.since and seconds:
-            took = max(0.1, min(4.0, (now - self.since) / seconds / self.pace))
-            self.pace = max(0.05, min(20.0, self.pace * (1 + 0.1 * (took - 1))))
+            took = now - self.since
+            left = max(0.5, 1 - took / MEMORY)
+            self.took = self.took * left + took
+            self.did = self.did * left + seconds
+            self.pace = self.took / self.did
         self.since = now if more else 0.0
         self.work = self.work - seconds if more else 0.0  # no error of rounding is carried on
         self._look()
@@ -128,13 +135,15 @@ class Lateness:
             # It runs when the loop has come round, which waits for no events meanwhile.
             loop.call_soon(self._adapt, thread_time())
         else:
+            self.turn = SHORT
             self._scale(1.1)
         self.turning = False
         self._look()
 
     def _adapt(self, before: float) -> None:
         turn = thread_time() - before  # without what other processes had of its core
-        self._scale(max(0.5, min(1.1, TURN * self.latency / turn)))
+        both, self.turn = min(turn, self.turn), turn  # one long turn is a burst
+        self._scale(max(0.5, min(1.1, TURN * self.latency / both)))
 
     def _scale(self, change: float) -> None:
         whole = SHARE * self.latency
