@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -296,10 +298,47 @@ def _at_rest(scale: float, rounds: int, folder: Path) -> dict[str, Any]:
         "seen": {},
     }
 
-# %% ../../nbs/bench/services.ipynb #90a866bd
+# %% ../../nbs/bench/services.ipynb #71a155b6
 GOAL = 0.1  # seconds
 
 
+@contextmanager
+def _neighbour(core: int) -> Iterator[None]:
+    "A process that takes as much of a core as it is given"
+    work = f"import os\nos.sched_setaffinity(0, {{{core}}})\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", work]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def _crowd(scale: float, rounds: int, folder: Path) -> _Report:
+    "Whether clients are refused who would have been answered in time"
+    s = subject(folder, DEAR)
+    rows, aims = [], []
+    for beside in ("alone", "beside a busy process"):
+        report(f"  {beside} …")
+        with ours(s) as running, ExitStack() as stack:
+            if beside != "alone":
+                stack.enter_context(_neighbour(cores()[0]))
+            r = send(s.load(running, connections=256, seconds=8 * scale))
+        refused = 1 - r["statuses"].get("200", 0) / sum(r["statuses"].values())
+        p50, p99 = r["p50"] * 1e3, r["p99"] * 1e3
+        rows.append(
+            [beside, f"{r['per_second']:,.0f}", f"{p50:.0f} ms", f"{p99:.0f} ms", f"{refused:.2%}"]
+        )
+        aims += [aim(f"{beside}: share that is refused", refused, most=0.01)]
+    return {
+        "title": f"256 clients without a pause, {DEAR:,} trees, a goal of {GOAL * 1e3:.0f} ms",
+        "columns": ["the service", "good/s>", "p50>", "p99>", "refused>"],
+        "rows": rows,
+        "aims": aims,
+        "notes": [],
+        "seen": {},
+    }
+
+# %% ../../nbs/bench/services.ipynb #90a866bd
 def _flooded(s: Subject, rows: int, times: float, scale: float) -> _Result:
     "Ours under `times` its capacity"
     servers, generator = cores()
@@ -409,6 +448,7 @@ CASES: dict[str, Callable[[float, int, Path], _Report]] = {
     "peers": _beside,
     "workers": _two_workers,
     "rest": _at_rest,
+    "crowd": _crowd,
     "overload": _overload(
         f"2.5 times the capacity, {DEAR:,} trees, 16 rows a request", DEAR, 16, 2.5, 0.9
     ),
