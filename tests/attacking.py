@@ -1,6 +1,8 @@
 """What an attack costs a worker, and what a bystander notices of it"""
 
-import http.client
+import json
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -30,41 +32,44 @@ def memory(process: psutil.Process) -> int:
     return found
 
 
+_ASK = """
+import http.client, json, select, sys, time
+host, port = sys.argv[1:]
+body, seconds, failed = b'{"instances": [[1, 2, 3, 4]]}', [], []
+connection = http.client.HTTPConnection(host, int(port), timeout=20)
+while not select.select([sys.stdin], [], [], 0.003)[0]:
+    start = time.perf_counter()
+    try:
+        connection.request("POST", "/v1/models/plain:predict", body)
+        answer = connection.getresponse()
+        answer.read()
+    except (OSError, http.client.HTTPException) as e:
+        failed.append(repr(e))
+        connection.close()
+        continue
+    seconds.append(time.perf_counter() - start)
+    if answer.status != 200:
+        failed.append(str(answer.status))
+print(json.dumps([seconds, failed]))
+"""
+
+
 class Bystander:
-    "Asks for a prediction every few milliseconds, and notes how long each took"
+    "Asks for a prediction every few milliseconds, in a process of its own, and notes what it took"
 
     def __init__(self, at: tuple[str, int]):
         self.at = at
         self.seconds: list[float] = []
         self.failed: list[str] = []
-        self.done = threading.Event()
-        self.thread = threading.Thread(target=self._ask)
-
-    def _ask(self) -> None:
-        body = b'{"instances": [[1, 2, 3, 4]]}'
-        connection = http.client.HTTPConnection(*self.at, timeout=20)
-        while not self.done.wait(0.003):
-            start = time.perf_counter()
-            try:
-                connection.request("POST", "/v1/models/plain:predict", body)
-                answer = connection.getresponse()
-                answer.read()
-            except (OSError, http.client.HTTPException) as e:
-                self.failed.append(repr(e))
-                connection.close()
-                continue
-            self.seconds.append(time.perf_counter() - start)
-            if answer.status != 200:
-                self.failed.append(str(answer.status))
-        connection.close()
 
     def __enter__(self):
-        self.thread.start()
+        command = [sys.executable, "-c", _ASK, *map(str, self.at)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = subprocess.Popen(command, **pipes)
         return self
 
     def __exit__(self, *_):
-        self.done.set()
-        self.thread.join()
+        self.seconds, self.failed = json.loads(self.process.communicate()[0])
 
     @property
     def p99(self) -> float:
@@ -81,7 +86,7 @@ class Peak:
         self.thread = threading.Thread(target=self._watch)
 
     def _watch(self) -> None:
-        while not self.done.wait(0.01):
+        while not self.done.wait(0.2):
             self.bytes = max(self.bytes, memory(self.process))
 
     def __enter__(self):
@@ -100,7 +105,7 @@ def watched(served, name: str, most: int = MEMORY):
     at, _, process = served
     before = memory(process)
     with Bystander(at) as calm:
-        time.sleep(0.3)
+        time.sleep(0.7)
     with Bystander(at) as bystander, Peak(process) as peak:
         yield
     more, p99 = peak.bytes - before, bystander.p99

@@ -193,11 +193,10 @@ def _bomb(seed: int) -> tuple[str, str, bytes, dict]:
     return name, paths.get(name, "/predict/plain"), body, headers
 
 
-def _thrown(at: tuple[str, int], seeds, said: Counter) -> None:
+def _thrown(at: tuple[str, int], bombs: dict, said: Counter) -> None:
     "Throw bombs, one after another, and note what is said to each"
     connection = http.client.HTTPConnection(*at, timeout=60)
-    for seed in seeds:
-        name, path, body, headers = _bomb(seed)
+    for seed, (name, path, body, headers) in bombs.items():
         connection.request("POST", path, body, headers)
         answer = connection.getresponse()
         text = answer.read()
@@ -240,10 +239,10 @@ def _honest(at: tuple[str, int]) -> None:
 )
 def test_bombs(served, bombs):
     said = Counter()
+    piles = [{seed: _bomb(seed) for seed in range(i, bombs, 3)} for i in range(3)]
     with watched(served, f"{bombs} bombs"):
         throwing = [
-            threading.Thread(target=_thrown, args=(served[0], range(i, bombs, 3), said))
-            for i in range(3)
+            threading.Thread(target=_thrown, args=(served[0], pile, said)) for pile in piles
         ]
         for thread in throwing:
             thread.start()

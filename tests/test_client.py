@@ -615,6 +615,8 @@ def test_what_is_known_of_the_last_prediction(url, model, data):
             client.feedback(id, True) == 1
             and client.feedback(["a:0", "a:1"], np.array([0, 1])) == 2
         )
+        many = [f"{i:0>150}" for i in range(1_100)]  # more than one request may hold
+        assert client.feedback(many, np.zeros(1_100)) == 1_100
         with pytest.raises(ParameterError, match="2 ids and 1 truths"):
             client.feedback(["a", "b"], [1])
 

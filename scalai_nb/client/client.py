@@ -23,7 +23,7 @@ from .sendable import columns_of
 from ..errors import ParameterError, WorkFailed, unknown
 
 # %% auto #0
-__all__ = ['ROWS', 'Prediction', 'Client']
+__all__ = ['ROWS', 'TOLD', 'Prediction', 'Client']
 
 # %% ../../nbs/client/client.ipynb #1f9b797a
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/client/client.ipynb #62f67ce5
 ROWS = 4096  # of a request, at most: one caller's rows must not keep a worker from all others
+TOLD = 250  # truths of a request
 _JSON = (("content-type", "application/json"),)
 
 
@@ -200,6 +201,8 @@ class Client:
         """Report what came true
 
         Another truth for the same prediction amends the first: both are kept, the later counts.
+        Many go in several requests; should one fail, all may be sent again, as the same truth
+        counts once.
 
         Parameters
         ----------
@@ -225,8 +228,12 @@ class Client:
             {"id": i, "truth": t.item() if isinstance(t, np.generic) else t}
             for i, t in zip(ids, truths, strict=True)
         ]
-        answer = self._ask("POST", "/feedback", json.dumps(records).encode(), _JSON)
-        return json.loads(answer.body)["accepted"]
+        taken = 0
+        for start in range(0, len(records), TOLD):
+            body = json.dumps(records[start : start + TOLD]).encode()
+            answer = self._ask("POST", "/feedback", body, _JSON)
+            taken += json.loads(answer.body)["accepted"]
+        return taken
 
     def _ask(
         self,

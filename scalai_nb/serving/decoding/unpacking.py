@@ -79,7 +79,7 @@ def begun(
     return content
 
 # %% ../../../nbs/serving/decoding/unpacking.ipynb #392812d5
-LIGHT = 256 << 10  # bytes of a body that is decoded on the event loop
+LIGHT = 64 << 10  # bytes of a body that is decoded on the event loop
 
 
 def is_light(
