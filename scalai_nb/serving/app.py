@@ -251,7 +251,7 @@ class App:
         return {
             "name": "scalai-nb",
             "version": scalai_nb.__version__,
-            "extensions": ["binary_tensor_data"],
+            "extensions": ["binary_tensor_data", "model_configuration", "statistics"],
         }
 
     def _only_model(self) -> str:

@@ -29,6 +29,19 @@ SCHEMA = {
     "RepositoryIndexRequest": "string repository_name = 1; bool ready = 2",
     "ModelIndex": "string name = 1; string version = 2; string state = 3; string reason = 4",
     "RepositoryIndexResponse": "repeated ModelIndex models = 1",
+    "ModelConfigRequest": "string name = 1; string version = 2",
+    "ModelInput": "string name = 1; int32 data_type = 2; repeated int64 dims = 4",
+    "ModelOutput": "string name = 1; int32 data_type = 2; repeated int64 dims = 3",
+    "ModelConfig": "string name = 1; string platform = 2; int32 max_batch_size = 4; "
+    "repeated ModelInput input = 5; repeated ModelOutput output = 6; string backend = 17",
+    "ModelConfigResponse": "ModelConfig config = 1",
+    "ModelStatisticsRequest": "string name = 1; string version = 2",
+    "StatisticDuration": "uint64 count = 1; uint64 ns = 2",
+    "InferStatistics": "StatisticDuration success = 1; StatisticDuration fail = 2; "
+    "StatisticDuration compute_infer = 5",
+    "ModelStatistics": "string name = 1; string version = 2; uint64 inference_count = 4; "
+    "uint64 execution_count = 5; InferStatistics inference_stats = 6",
+    "ModelStatisticsResponse": "repeated ModelStatistics model_stats = 1",
     "InferParameter": "oneof bool bool_param = 1; oneof int64 int64_param = 2; "
     "oneof string string_param = 3; oneof double double_param = 4; "
     "oneof uint64 uint64_param = 5",
@@ -61,6 +74,8 @@ CALLS = {
         "ServerMetadata",
         "ModelReady",
         "ModelMetadata",
+        "ModelConfig",
+        "ModelStatistics",
         "RepositoryIndex",
         "ModelInfer",
     )

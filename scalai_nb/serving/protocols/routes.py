@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from . import pages, plain, v1, v2
+from . import inspection, pages, plain, v1, v2
 from .route import Prediction, Route
 from ..exchange import HttpResponse
 from ..refusal import Refusal
@@ -80,7 +80,22 @@ ROUTES: tuple[Route, ...] = (
         "Whether all models are loaded and proved",
         scope="",
     ),
+    Route("GET", "/v2/models/stats", inspection.stats, "What all models have done so far"),
     Route("GET", "/v2/models/{model}", v2.metadata, "What a model takes and gives"),
+    Route("GET", "/v2/models/{model}/config", inspection.config, "How a model is configured"),
+    Route(
+        "GET",
+        "/v2/models/{model}/versions/{version}/config",
+        inspection.config,
+        "How a version is configured",
+    ),
+    Route("GET", "/v2/models/{model}/stats", inspection.stats, "What a model has done so far"),
+    Route(
+        "GET",
+        "/v2/models/{model}/versions/{version}/stats",
+        inspection.stats,
+        "What a version has done so far",
+    ),
     Route(
         "GET",
         "/v2/models/{model}/versions/{version}",

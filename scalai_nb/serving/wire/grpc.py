@@ -24,6 +24,7 @@ from ..door.access import AccessLog
 from ..door.budgets import client_address
 from ..door.door import Door
 from ..door.tls import Tls
+from ..protocols.inspection import TYPES, configuration, statistics
 from ..protocols.messages import SERVICE, messages, pool
 from ..decoding.unpacking import LIGHT
 from ..protocols.large import of_grpc
@@ -101,6 +102,18 @@ def _model_metadata(app: App, message: Message) -> Message:
     return messages().ModelMetadataResponse(**app.metadata(message.name, message.version or None))
 
 
+def _model_config(app: App, message: Message) -> Message:
+    found = configuration(app, message.name, message.version or None)
+    for tensor in (*found["input"], *found["output"]):
+        tensor["data_type"] = TYPES[tensor["data_type"]]
+    return messages().ModelConfigResponse(config=found)
+
+
+def _model_statistics(app: App, message: Message) -> Message:
+    done = statistics(app, message.name, message.version or None)
+    return messages().ModelStatisticsResponse(model_stats=done)
+
+
 def _repository_index(app: App, message: Message) -> Message:
     models = [m for m in app.index() if m["state"] == "READY" or not message.ready]
     return messages().RepositoryIndexResponse(models=models)
@@ -112,6 +125,8 @@ AT_ONCE: dict[str, Callable[[App, Message], Message]] = {
     "ServerMetadata": _server_metadata,
     "ModelReady": _model_ready,
     "ModelMetadata": _model_metadata,
+    "ModelConfig": _model_config,
+    "ModelStatistics": _model_statistics,
     "RepositoryIndex": _repository_index,
 }
 
