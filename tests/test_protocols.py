@@ -511,7 +511,8 @@ BROKEN = [
 def test_broken_bodies_are_refused(one, path):
     for body in BROKEN:
         status, _, said = ask(one, "POST", path, body)
-        assert status == 400 and said["error"].endswith((".", "?")), (body[:80], status, said)
+        expected = 413 if path == "/feedback" and len(body) > 64 << 10 else 400
+        assert status == expected and said["error"].endswith((".", "?")), (body[:80], status, said)
     for kind in (
         "text/csv",
         "application/x-ndjson",
