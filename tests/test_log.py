@@ -608,6 +608,22 @@ def test_a_lake_that_is_away_costs_nothing(service, tmp_path, caplog):
     ).id.values.tolist() == ["a"]
 
 
+def test_a_lake_that_becomes_read_only_costs_nothing(service, small_disk, caplog):
+    lake = Lake(small_disk / "lake")
+    keeper = LogKeeper(service, lake, Metrics())
+    with journal(service) as j:
+        write(j, scorer(), "a")
+    assert keeper.step(force=True).rows == 1
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with journal(service) as j:
+        write(j, scorer(), "b")
+    assert [keeper.step(force=True), keeper.step(force=True)] == [None, None]
+    assert len(caplog.records) == 1, caplog.text
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    assert keeper.step(force=True).rows == 1
+    assert lake.read("late-predictions").id.values.tolist() == ["a", "b"]
+
+
 def test_a_journal_that_cannot_be_read_does_not_stop_the_others(service, lake):
     with journal(service) as j:
         write(j, scorer(), "a")
