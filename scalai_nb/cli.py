@@ -9,6 +9,7 @@ import errno
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -16,6 +17,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from .commands.bench import bench_app
+from .commands.describing import describe
 from .commands.export import export
 from .commands.models import metrics_of, models_app
 from .commands.serve import serve
@@ -38,9 +40,10 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['app', 'runs_app', 'lake_app', 'kernel_app', 'Parameters', 'Pipeline', 'Sweep', 'RunId',
-           'run', 'plan', 'accept', 'runs', 'runs_send', 'show', 'cancel', 'report',
-           'lake_ls', 'lake_log', 'lake_diff', 'lake_tag', 'lake_restore', 'lake_expire',
-           'lake_verify', 'dash', 'kernel_install', 'doctor', 'main']
+           'scalai', 'run', 'plan', 'accept', 'runs', 'runs_send', 'show', 'cancel',
+           'report', 'lake_ls', 'lake_log', 'lake_diff', 'lake_add', 'lake_tag',
+           'lake_restore', 'lake_expire', 'lake_verify', 'dash', 'kernel_install',
+           'doctor', 'main']
 
 # %% ../nbs/cli.ipynb #34c443ca
 app = typer.Typer(
@@ -63,8 +66,26 @@ for name, sub in (
     ("bench", bench_app),
 ):
     app.add_typer(sub, name=name)
-for command in (serve, export):
+for command in (describe, serve, export):
     app.command()(command)
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        import scalai_nb
+
+        print(f"scalai-nb {scalai_nb.__version__}, Python {sys.version.split()[0]}")
+        raise typer.Exit
+
+
+@app.callback()
+def scalai(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    "Make the folder of notebooks the system."
 
 # %% ../nbs/cli.ipynb #08403d05
 Parameters = Annotated[
@@ -550,6 +571,35 @@ def lake_diff(
     console().print(str(_lake(env).diff(name, a, b)), markup=False)
 
 # %% ../nbs/cli.ipynb #f5efaa47
+@lake_app.command("add")
+def lake_add(
+    file: Annotated[
+        str,
+        typer.Argument(help="CSV, Parquet, NetCDF, Zarr, or a table of SQLite (FILE::TABLE)."),
+    ],
+    name: Annotated[
+        str | None, typer.Argument(help="Of the dataset.", show_default="the name of the file")
+    ] = None,
+    env: Env = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be written.")
+    ] = False,
+) -> None:
+    "Write a file into the lake, as a dataset or as the next version of one."
+    from scalai_nb.data.opening import open_file
+
+    path, _, table = file.partition("::")
+    name = name or table or Path(path).name.partition(".")[0]
+    ds = open_file(file)
+    if dry_run:
+        columns = ", ".join(map(str, ds.data_vars))
+        return console().print(
+            f"would write {name}: {ds.sizes['row']:,} rows of {columns}", soft_wrap=True
+        )
+    version = _lake(env).write(name, ds, message=f"from {Path(path).name}")
+    console().print(f"{name}@{version.id[:12]}: {version.rows:,} rows", soft_wrap=True)
+
+
 @lake_app.command("tag")
 def lake_tag(
     name: Dataset,
