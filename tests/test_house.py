@@ -35,7 +35,7 @@ FLOORS = """
     serving.refusal serving.exchange serving.metrics serving.tracing
     serving.door serving.decoding
     serving.scoring
-    serving.protocols serving.log
+    serving.protocols serving.documents serving.log
     serving.app serving.wire serving.offline
     serving.process
     monitoring governance

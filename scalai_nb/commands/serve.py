@@ -65,7 +65,7 @@ def curl(
     package : Path
         folder of the version that answers
     """
-    from scalai_nb.serving.protocols.openapi import example
+    from scalai_nb.serving.documents.openapi import example
     from scalai_nb.serving.scoring.scorer import Scorer
 
     row = example(Scorer.load(package, ""))

@@ -124,7 +124,7 @@ def _sqlite(path: Path, table: str) -> Dataset:
         df = pd.read_sql_query(f'SELECT * FROM "{quoted}"', database)
         about = database.execute(f'PRAGMA table_info("{quoted}")')
         numeric = {name for _, name, kind, *_ in about if _NUMERIC.search(kind.upper())}
-    empty = [name for name in df if name in numeric and df[name].isna().all()]
+    empty = [name for name in df if name in numeric and not len(df[name].dropna())]
     return from_frame(_with_times(df.astype(dict.fromkeys(empty, float))))
 
 

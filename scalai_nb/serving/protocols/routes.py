@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from . import inspection, pages, plain, v1, v2
+from ..documents import pages
+from . import inspection, plain, v1, v2
 from .route import Prediction, Route
 from ..exchange import HttpResponse
 from ..refusal import Refusal
