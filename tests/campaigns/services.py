@@ -282,6 +282,14 @@ def copies(lake: Lake, dataset: str) -> Counter[str]:
     return Counter(lake.read(dataset, columns=["id"]).id.values.tolist())
 
 
+def _kinds(kills: int, rng: random.Random) -> list[str]:
+    "One of each kind, the others by their shares, in any order"
+    others = rng.choices([*KINDS], [*KINDS.values()], k=max(0, kills - len(KINDS)))
+    kinds = [*KINDS, *others]
+    rng.shuffle(kinds)
+    return kinds[:kills]
+
+
 def campaign(kills: int, moves: int, seed: int, home: Path, workers: int = 3) -> Outcome:
     "So many kills and moves under load, and what came of it"
     env, scores = prepared(home)
@@ -296,9 +304,8 @@ def campaign(kills: int, moves: int, seed: int, home: Path, workers: int = 3) ->
     began = time.monotonic()
     for thread in (*found, *others):
         thread.start()
-    for i in range(kills):
+    for i, kind in enumerate(_kinds(kills, random.Random(seed))):
         time.sleep(struck.rng.uniform(0.2, 1.2))
-        kind = struck.rng.choices([*KINDS], [*KINDS.values()])[0]
         struck.kill(kind)
         asked = sum(len(c.predictions) for c in found)
         seconds = time.monotonic() - began
