@@ -718,7 +718,8 @@ def test_drain_cuts_off_what_takes_too_long():
         assert (
             asyncio.run_coroutine_threadsafe(served.server.drain(0.1), served.loop).result(10) == 1
         )
-        assert closed(s) and served.app.held[0][1].gone
+        assert closed(s)
+        until(lambda: served.app.held[0][1].gone)
 
 
 # ---- anything
