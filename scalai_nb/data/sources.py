@@ -164,8 +164,8 @@ def from_frame(
     columns = {name: cast("pd.Series", df[name]) for name in names}
     variables = {name: _variable(column) for name, column in columns.items()}
     ds = xr.Dataset(variables, attrs=dict(df.attrs))
-    for name in names:
-        type_of(ds[name])
+    for name in names:  # `ds[name]` looks at all columns, each time
+        type_of(xr.DataArray(ds.variables[name], name=name))
     return labelled(ds)
 
 # %% ../../nbs/data/sources.ipynb #8ce2b97d
