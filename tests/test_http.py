@@ -446,6 +446,16 @@ def test_a_body_of_100_mb_is_refused_while_it_comes(head):
         assert answers(s)[0][0] == 413
 
 
+@pytest.mark.parametrize("more", [b"\0garbage\r\n\r\n", GET, GET + b"\0garbage\r\n\r\n"])
+@pytest.mark.parametrize("last", [b"HTTP/1.1\r\nHost: x\r\nConnection: close", b"HTTP/1.0"])
+def test_nothing_is_said_after_the_last_answer(served, caplog, more, last):
+    "Found by the fuzz: what came with the last request was refused on a closed stream"
+    with served.client(GET + b"GET /last " + last + b"\r\n\r\n" + more) as s:
+        assert [status for status, *_ in answers(s, None)] == [200, 200]
+    until(lambda: not served.server.connections)
+    assert not caplog.records, caplog.text
+
+
 @pytest.mark.parametrize("endless", [b"a", b"a: b\r\n", b"0\r\n"])
 def test_endless_heads_chunks_and_trailers_are_refused(served, endless):
     start = (

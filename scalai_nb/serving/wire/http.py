@@ -51,6 +51,7 @@ class Ending(asyncio.Protocol):
         self.blocked = False  # the client does not read
         self.eof = False  # it will not send
         self.deaf = False  # it is no longer listened to
+        self.ended = False  # it has had its last answer
         self.ahead = b""  # what came while an exchange was open
         self.deadline = inf  # perf_counter
         self.unsent = inf  # bytes, when last looked at
@@ -108,6 +109,7 @@ class Ending(asyncio.Protocol):
 
     def close(self) -> None:
         "Close, when the client has had time to read why"
+        self.ended = True
         if self.deaf and not self.eof:
             self.wait(self.server.limits.linger)
             if self.transport.can_write_eof():  # TLS cannot: the client ends it, or the time
@@ -250,7 +252,8 @@ class Connection(Ending):
             self._partial(self.requests.next)
 
     def _occupied(self) -> bool:
-        return bool(self.exchange or self.blocked or self.transport.is_closing())
+        ended = self.ended or self.transport.is_closing()
+        return bool(self.exchange or self.blocked or ended)
 
     def _open(self, x: Incoming) -> None:
         "Hand a request to the app"
