@@ -29,6 +29,7 @@ import grpc
 import psutil
 import pytest
 from browser import CHROMIUM, visiting
+from attacking import listener
 from conftest import ROOT, free_port, tool
 from hypothesis import given, settings, strategies as st
 from served import plain_model, worker
@@ -177,15 +178,6 @@ def home(database, plain, tmp_path_factory):
 def env(home, tmp_path):
     shutil.copytree(home, tmp_path, dirs_exist_ok=True)
     return environment("laptop", settings=tmp_path / "settings.ini")
-
-
-def worker_at(port: int) -> psutil.Process:
-    "Who listens at a port"
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            if any(c.laddr.port == port for c in process.net_connections("tcp")):
-                return process
-    raise AssertionError(f"nobody listens at {port}")
 
 
 # ---- tokens
@@ -348,7 +340,7 @@ def test_reflection_and_conversations_need_a_token_and_health_does_not(guarded):
 def test_a_stranger_s_message_is_not_received(guarded):
     "30 MB each of twelve, which the server would have to hold"
     url, address, tokens = guarded
-    process = worker_at(urlsplit(url).port)
+    process = listener(urlsplit(url).port)
     large = messages().ModelInferRequest(model_name="plain", raw_input_contents=[bytes(30 << 20)])
     body = large.SerializeToString()
     before, peak, done = process.memory_info().rss, [0], threading.Event()
@@ -687,7 +679,7 @@ def test_handshakes_that_do_not_end_keep_nobody_out(secured):
             c.close()
             times.append(time.monotonic() - start)
         assert sorted(times)[2] < 1.0, times
-        taken = [c for c in worker_at(at.port).net_connections("tcp") if c.laddr.port == at.port]
+        taken = [c for c in listener(at.port).net_connections("tcp") if c.laddr.port == at.port]
         assert HANDSHAKES / 2 < len(taken) < HANDSHAKES + 8, "the oldest are given up"
 
 

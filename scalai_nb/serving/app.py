@@ -11,7 +11,7 @@ from itertools import count
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from .decoding.unpacking import LIGHT, decompressed, is_light
+from .decoding.unpacking import LARGEST, LIGHT, decompressed, is_light
 from .exchange import HttpRequest, HttpResponse
 from .metrics import Metrics
 from .protocols.large import ALWAYS, decoded, joined, lean, of_http
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from scalai_nb.serving.tracing import Tracing
 
 # %% auto #0
-__all__ = ['LARGEST', 'checked', 'first_value', 'heard', 'App']
+__all__ = ['checked', 'first_value', 'heard', 'App']
 
 # %% ../../nbs/serving/app.ipynb #dee06ace
 def checked(id: str) -> str:
@@ -76,7 +76,8 @@ def heard(
     return lambda result: None if waiting.done() else settle(result)
 
 # %% ../../nbs/serving/app.ipynb #1359bd6f
-LARGEST = 32 << 20  # bytes of a body, when it is decompressed
+def _media(asked: HttpRequest) -> str:
+    return media(asked.headers.get("content-type", ""))
 
 
 def _too_large(route: Route) -> Refusal:
@@ -268,7 +269,7 @@ class App:
         if not self.decoder:
             encoding = asked.headers.get("content-encoding", "")
             asked.body = decompressed(asked.body, encoding, LARGEST)
-        elif not is_light(asked) or media(asked.headers.get("content-type", "")) in ALWAYS:
+        elif not is_light(asked) or route.body == "rows" and _media(asked) in ALWAYS:
             return of_http(route, asked, parameters, LARGEST)
         return route.handle(asked, **parameters)
 

@@ -12,9 +12,12 @@ import orjson
 from .exchange import HttpResponse
 
 # %% auto #0
-__all__ = ['Refusal', 'refused']
+__all__ = ['MISTAKE', 'Refusal', 'refused']
 
 # %% ../../nbs/serving/refusal.ipynb #733480cd
+MISTAKE = "The server made a mistake; it is in its log."
+
+
 class Refusal(Exception):
     """A request that gets no prediction
 
@@ -57,7 +60,7 @@ class Refusal(Exception):
 
     def __reduce__(self) -> tuple:
         "It crosses from one process to another"
-        keys = ("row", "column", "retry", "allow")
+        keys = ("row", "column", "retry", "allow", "challenge")
         return partial(type(self), **{k: getattr(self, k) for k in keys}), (self.status, str(self))
 
     def to_dict(self) -> dict[str, str | int]:

@@ -21,10 +21,10 @@ from pickle import dumps, loads
 from struct import Struct
 from typing import Any
 
-from ..refusal import Refusal
+from ..refusal import MISTAKE, Refusal
 
 # %% auto #0
-__all__ = ['NICE', 'Allowance', 'serve', 'Sandbox']
+__all__ = ['NICE', 'Allowance', 'serve', 'nothing', 'Sandbox']
 
 # %% ../../../nbs/serving/decoding/sandbox.ipynb #42c9b4b5
 NICE = 10  # how far a call stands back behind those who answer
@@ -116,12 +116,12 @@ def _frames(
         raise
     except Exception:
         traceback.print_exc()
-        yield dumps(Refusal(500, "The server made a mistake; it is in its log."))
+        yield dumps(Refusal(500, MISTAKE))
     yield b""
 
 # %% ../../../nbs/serving/decoding/sandbox.ipynb #2035caf4
-def _nothing() -> None:
-    "What a call needs to have prepared that needs nothing"
+def nothing() -> None:
+    "What a call prepares that needs nothing"
 
 
 class Sandbox:
@@ -152,7 +152,7 @@ class Sandbox:
         function: Callable[..., Iterable],  # by its name: a function of a module
         body: bytes,  # its first argument
         *arguments: Any,  # the others
-        prepare: Callable[[], object] = _nothing,  # called once in the process that forks
+        prepare: Callable[[], object] = nothing,  # called once in the process that forks
     ) -> AsyncIterator[Any]:
         """What `function(body, *arguments)` yields. Refusal: it raises one, or takes too much
 
@@ -165,7 +165,7 @@ class Sandbox:
             its first argument
         *arguments : Any
             the others
-        prepare : Callable[[], object], default _nothing
+        prepare : Callable[[], object], default nothing
             called once in the process that forks
         """
         loop = asyncio.get_running_loop()

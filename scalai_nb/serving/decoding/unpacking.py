@@ -11,7 +11,7 @@ from ..exchange import HttpRequest
 from ..refusal import Refusal
 
 # %% auto #0
-__all__ = ['LIGHT', 'decompressed', 'begun', 'is_light']
+__all__ = ['LARGEST', 'LIGHT', 'decompressed', 'begun', 'is_light']
 
 # %% ../../../nbs/serving/decoding/unpacking.ipynb #6c70e604
 _WBITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # of zlib
@@ -79,6 +79,7 @@ def begun(
     return content
 
 # %% ../../../nbs/serving/decoding/unpacking.ipynb #392812d5
+LARGEST = 32 << 20  # bytes of a body, as it is sent and when it is decompressed
 LIGHT = 64 << 10  # bytes of a body that is decoded on the event loop
 
 

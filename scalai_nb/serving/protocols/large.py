@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from ..decoding.sandbox import nothing
 from ..decoding.unpacking import decompressed
 from ..exchange import HttpRequest
 from .formats import media
@@ -94,10 +95,6 @@ def lean(s: Scorer) -> Scorer:
     return replace(s, session=None, examples={}, card=card)
 
 # %% ../../../nbs/serving/protocols/large.ipynb #0a087ef2
-def _nothing() -> None:
-    "What JSON and CSV need"
-
-
 def _pyarrow() -> None:
     "What Arrow and Parquet need is imported once, not in each process that reads one"
     import pyarrow.compute, pyarrow.ipc, pyarrow.parquet
@@ -136,7 +133,7 @@ def of_http(
     make = partial(_unpacked, most, route.handle, replace(asked, body=b""), parameters)
     model, version = parameters.get("model", ""), parameters.get("version")
     request = request_of(asked, route.protocol, model, version, asked.body, _taken, _taken)
-    request.apart = Apart(make, _pyarrow if kind in ALWAYS else _nothing, FOLD)
+    request.apart = Apart(make, _pyarrow if kind in ALWAYS else nothing, FOLD)
     return request
 
 

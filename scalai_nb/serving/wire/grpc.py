@@ -29,8 +29,8 @@ from ..protocols.messages import SERVICE, messages, pool
 from ..decoding.unpacking import LIGHT
 from ..protocols.large import of_grpc
 from ..protocols.protobuf import Message, addressed, decode, parsed
-from ..refusal import Refusal
-from .host import BUSY, MISTAKE, Limits
+from ..refusal import MISTAKE, Refusal
+from .host import BUSY, Limits
 
 if TYPE_CHECKING:
     from scalai_nb.serving.app import App

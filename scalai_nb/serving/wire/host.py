@@ -8,13 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from ..decoding.unpacking import LARGEST
 from ..exchange import HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
     from scalai_nb.serving.metrics import Metrics
 
 # %% auto #0
-__all__ = ['BUSY', 'MISTAKE', 'Limits', 'Gate', 'Application']
+__all__ = ['BUSY', 'Limits', 'Gate', 'Application']
 
 # %% ../../../nbs/serving/wire/host.ipynb #25c98b8c
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Limits:
         bytes
     headers : int, default 100
         headers of a request
-    body : int
+    body : int, default LARGEST
         bytes of a body, as it is sent
     kept : int
         bytes of all that waits: bodies that are not whole, requests sent ahead, answers nobody
@@ -60,7 +61,7 @@ class Limits:
     head: int = 16_384  # bytes of a request's first line and headers
     url: int = 8_192  # bytes
     headers: int = 100  # headers of a request
-    body: int = 32 << 20  # bytes of a body, as it is sent
+    body: int = LARGEST  # bytes of a body, as it is sent
     # bytes of all that waits: bodies that are not whole, requests sent ahead, answers nobody reads
     kept: int = 64 << 20
     message: int = 4 << 20  # bytes of a message of gRPC, as it is sent and when it is decompressed
@@ -110,4 +111,3 @@ class Application(Protocol):
 
 
 BUSY = "The server has as much to do as it can do in time; come again later."
-MISTAKE = "The server made a mistake; it is in its log."

@@ -18,8 +18,8 @@ from ..door.access import AccessLog
 from ..door.budgets import client_address
 from ..door.door import Door
 from ..exchange import HttpResponse
-from ..refusal import Refusal, refused
-from .host import MISTAKE, Application, Limits
+from ..refusal import MISTAKE, Refusal, refused
+from .host import Application, Limits
 from .parsing import Incoming, Requests, plain_predict, response, too_busy
 
 # %% auto #0
