@@ -42,7 +42,8 @@ def served(service):
 def client(served: str, script: str, **given):
     "What a script says, in JSON, that runs among the clients with `url` and what is given"
     head = (
-        "import json, sys\n"
+        "import faulthandler, json, sys\n"
+        "faulthandler.dump_traceback_later(45, exit=True)  # says where it hangs\n"
         "import numpy as np\n"
         "url, given = sys.argv[1], json.loads(sys.argv[2])\n"
         "def say(x): print(json.dumps(x))\n"
@@ -378,8 +379,8 @@ for i in range(50):
     stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
     q = pb.ModelInferRequest(model_name="plain", id=str(i), \
 inputs=[{"name": "x", "datatype": "FP32", "shape": [100, 4]}], raw_input_contents=[bytes(1600)])
-    call = stub.ModelInfer.future(q)
-    stream = stub.ModelStreamInfer(iter([q] * 20))
+    call = stub.ModelInfer.future(q, timeout=20)
+    stream = stub.ModelStreamInfer(iter([q] * 20), timeout=20)
     next(stream) if i % 2 else None
     stream.cancel(); call.cancel(); channel.close()
 """,
