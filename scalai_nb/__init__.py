@@ -25,6 +25,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "data.contract": ["Contract"],
     "data.lake": ["Lake", "Version"],
+    "data.opening": ["open_file"],
     "data.sources": ["from_frame", "read_csv", "to_frame"],
     "compute.blocks": ["Blocks"],
     "compute.cluster": ["connect"],

@@ -21,6 +21,7 @@ from .commands.describing import describe
 from .commands.export import export
 from .commands.models import metrics_of, models_app
 from .commands.serve import serve
+from .commands.starting import new
 from .commands.terminal import Dataset, Env, Json, console, out, plain
 from .commands.token import token_app
 from .environment import Environment, environment
@@ -66,7 +67,7 @@ for name, sub in (
     ("bench", bench_app),
 ):
     app.add_typer(sub, name=name)
-for command in (describe, serve, export):
+for command in (new, describe, serve, export):
     app.command()(command)
 
 

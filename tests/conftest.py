@@ -114,6 +114,8 @@ def demo(tmp_path_factory) -> Demo:
     done = demo("make demo")
     assert done.returncode == 0, done.stdout + done.stderr
     demo.first = done.stdout
+    rows = "\n".join(f"{x},{x % 7},{3 * x + x % 7}" for x in range(200))
+    (demo.folder / "sales.csv").write_text(f"area,rooms,price\n{rows}\n")  # a reader's own file
     return demo
 
 

@@ -22,12 +22,14 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import free_port, tool
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from toy import Project, gone
 
 from scalai_nb.environment import environment
 from scalai_nb.tracking import outbox as tracking
 from scalai_nb.models.registry.catalog import Catalog
-from scalai_nb.tracking import mlflow_file
+from scalai_nb.tracking import mlflow_file, mlflow_sink
 from scalai_nb.tracking.mlflow_file import database, version_rows
 from scalai_nb.tracking.mlflow_sink import MLflow, client
 from scalai_nb.tracking.outbox import deliver, record, send, spool, waiting
@@ -166,6 +168,17 @@ def test_many_parameters_and_odd_names(env):
     assert len(logged(env)["wide"].data.params) == 231 and logged(env)["wide"].data.metrics == {
         "_": 1.0
     }
+
+
+@settings(deadline=None)  # the first imports MLflow
+@given(st.text(alphabet="ab./ \\:é", min_size=1, max_size=300))
+@example("input.../../../houses.csv")
+def test_any_name_becomes_a_key_that_mlflow_takes(name):
+    "A file's path as well, which MLflow would take for another"
+    from mlflow.utils.validation import path_not_unique, validate_param_and_metric_name
+
+    key = mlflow_sink._key(name)
+    assert validate_param_and_metric_name(key) and not path_not_unique(key) and len(key) <= 251
 
 
 def test_a_sender_that_dies_repeats_nothing(env, monkeypatch):

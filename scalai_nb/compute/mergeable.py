@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from .cuts import naming, over_rows
 
 if TYPE_CHECKING:
-    from scalai_nb.types import Dataset
+    from scalai_nb.types import DataArray, Dataset
 
 # %% auto #0
-__all__ = ['ALGORITHMS', 'Mergeable', 'on', 'columns', 'each', 'together', 'register']
+__all__ = ['ALGORITHMS', 'Mergeable', 'column_of', 'on', 'columns', 'each', 'together', 'register']
 
 # %% ../../nbs/compute/mergeable.ipynb #22a9c2da
 @dataclass(frozen=True)
@@ -55,6 +55,17 @@ class Mergeable:
     again: Callable[[Any], Mergeable | None] | None = None
 
 # %% ../../nbs/compute/mergeable.ipynb #c7e6882e
+def column_of(
+    ds: Dataset,
+    name: str,
+) -> DataArray:
+    "A column by itself: `ds[name]` looks through all others for its coordinates"
+    from xarray import DataArray
+
+    found = ds.variables.get(name)
+    return ds[name] if found is None else DataArray(found, name=name)
+
+
 def on(
     column: str,  # name of a variable of the dataset
     algorithm: Mergeable,  # whose blocks are arrays
@@ -76,7 +87,7 @@ def on(
 
     def update(state: Any, block: Dataset) -> Any:
         with naming(f"column {column!r}"):
-            return algorithm.update(state, block[column])
+            return algorithm.update(state, column_of(block, column))
 
     def again(state: Any) -> Mergeable | None:
         further = algorithm.again and algorithm.again(state)

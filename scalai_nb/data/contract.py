@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from ..compute.mergeable import column_of
 from .sources import as_dataset, from_frame, row_blocks, to_frame, type_of
 from ..errors import ContractViolation, ParameterError, unknown
 from ..show import frame_table, prose
@@ -123,7 +124,10 @@ def _scan(
     found: list[Array] = []
     keyless = 0
     for block in row_blocks(ds) if seen else ():
-        seen = {name: s + _look(block[name], bounds.get(name, _FINITE)) for name, s in seen.items()}
+        seen = {
+            name: s + _look(column_of(block, name), bounds.get(name, _FINITE))
+            for name, s in seen.items()
+        }
         if key:
             h, n = hashes(block, key)
             found.append(h)
@@ -147,7 +151,7 @@ class Column:
     dtype : str
         as data.sources.type_of says
     role : str, default 'feature'
-        pii, label, time, later, key or feature
+        ignored, pii, label, time, later, key or feature
     units : str, default ''
     min : float | None, default None
         of its numbers; None: not checked
@@ -162,7 +166,7 @@ class Column:
 
     name: str
     dtype: str  # as data.sources.type_of says
-    role: str = "feature"  # pii, label, time, later, key or feature
+    role: str = "feature"  # ignored, pii, label, time, later, key or feature
     units: str = ""
     min: float | None = None  # of its numbers; None: not checked
     max: float | None = None
@@ -332,6 +336,8 @@ class Contract:
         columns about persons: the contract holds no value of them
     later : tuple[str, ...], default ()
         columns that become known only after the moment at which a model predicts
+    ignored : tuple[str, ...], default ()
+        columns that are kept, and that no model learns from
     """
 
     columns: tuple[Column, ...]
@@ -341,6 +347,7 @@ class Contract:
     pii: tuple[str, ...] = ()  # columns about persons: the contract holds no value of them
     # columns that become known only after the moment at which a model predicts
     later: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()  # columns that are kept, and that no model learns from
 
     def __post_init__(self) -> None:
         if not self.columns:
@@ -364,13 +371,15 @@ class Contract:
         # column or columns that are known only after the moment of prediction, so that no model
         # may learn from them
         later: str | Sequence[str] = (),
+        ignored: str | Sequence[str] = (),  # column or columns that no model is to learn from
     ) -> Contract:
         """The contract that `ds` keeps
 
         Of each column over `row` it expects: the type and the units, the range of the finite
         numbers, the share of missing values (NaN, NaT, None, code −1), and the categories. A column
-        that is named twice has the last of the roles key, later, time, label, pii; the others are
-        features. `Column.tolerance` says how far other data may differ; `amend` changes it.
+        that is named twice has the last of the roles key, later, time, label, pii, ignored; the
+        others are features. `Column.tolerance` says how far other data may differ; `amend` changes
+        it.
 
         ParameterError: no column is over `row`, one is not there, the key is none, a column holds
         infinite numbers.
@@ -391,6 +400,8 @@ class Contract:
         later : str | Sequence[str], default ()
             column or columns that are known only after the moment of prediction, so that no model
             may learn from them
+        ignored : str | Sequence[str], default ()
+            column or columns that no model is to learn from
         """
         ds = as_dataset(ds)
         if not _names(ds):
@@ -399,12 +410,13 @@ class Contract:
                 "one must be 'row': ds.rename(time='row'), say."
             )
         keys, persons, after = _as_tuple(key), _as_tuple(pii), _as_tuple(later)
-        for name in (*filter(None, (label, time)), *keys, *persons, *after):
+        left = _as_tuple(ignored)
+        for name in (*filter(None, (label, time)), *keys, *persons, *after, *left):
             if name not in _names(ds):
                 raise ParameterError(unknown(name, _names(ds), "the columns"))
         roles = dict.fromkeys(keys, "key") | dict.fromkeys(after, "later")
         roles |= {name: role for name, role in ((time, "time"), (label, "label")) if name}
-        roles |= dict.fromkeys(persons, "pii")
+        roles |= dict.fromkeys(persons, "pii") | dict.fromkeys(left, "ignored")
         seen, twice, keyless = _scan(ds, {}, keys)
         if twice or keyless:
             raise ParameterError(
@@ -416,8 +428,10 @@ class Contract:
                 raise ParameterError(
                     f"{name!r} holds {s.outside} infinite numbers; make them missing first."
                 )
-        columns = (_infer(ds[name], s, roles.get(name, "feature")) for name, s in seen.items())
-        return cls(tuple(columns), label, keys, time, persons, after)
+        columns = (
+            _infer(column_of(ds, name), s, roles.get(name, "feature")) for name, s in seen.items()
+        )
+        return cls(tuple(columns), label, keys, time, persons, after, left)
 
     def check(
         self,
@@ -448,7 +462,7 @@ class Contract:
         seen, twice, keyless = _scan(ds[[c.name for c in here]], bounds, key)
         gone = [c for c in self.columns if c not in here]
         found = [_broken(c.name, "column", c.dtype, _instead(ds, c.name)) for c in gone]
-        found += [v for c in here for v in _violations(c, ds[c.name], seen[c.name])]
+        found += [v for c in here for v in _violations(c, column_of(ds, c.name), seen[c.name])]
         wanted = "one of its own in each row"
         if twice:
             found.append(_broken(", ".join(key), "key", wanted, "duplicates", twice))
@@ -538,7 +552,7 @@ class Contract:
         for column in record["columns"]:
             column["categories"] = column["categories"] and tuple(column["categories"])
         record["columns"] = tuple(Column(**c) for c in record["columns"])
-        for names in ("key", "pii", "later"):
+        for names in ("key", "pii", "later", "ignored"):
             record[names] = tuple(record.get(names, ()))
         return cls(**record)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from scalai_nb.types import Dataset, Frame
 
 # %% auto #0
-__all__ = ['Opener', 'OPENERS', 'TABLES', 'ENDINGS', 'over_rows', 'open_file']
+__all__ = ['Opener', 'OPENERS', 'TABLES', 'ENDINGS', 'over_rows', 'flattened', 'open_file']
 
 # %% ../../nbs/data/opening.ipynb #29f41854
 _SEPARATORS = ",;\t|"
@@ -116,10 +116,12 @@ def _sqlite(path: Path, table: str) -> Dataset:
         known = [name for (name,) in rows]
         if not table and len(known) == 1:
             table = known[0]
-        if table not in known:
+        if not table:
             raise ParameterError(
-                f"{path}: {unknown(table, known, 'the tables')} Name one: {path.name}::TABLE."
+                f"{path} has {len(known)} tables: {', '.join(known)}; name one: {path.name}::TABLE."
             )
+        if table not in known:
+            raise ParameterError(f"{path}: {unknown(table, known, 'the tables')}")
         quoted = table.replace('"', '""')
         df = pd.read_sql_query(f'SELECT * FROM "{quoted}"', database)
         about = database.execute(f'PRAGMA table_info("{quoted}")')
@@ -166,6 +168,15 @@ def over_rows(ds: Dataset) -> Dataset:
     renamed = ds.drop_vars(along, errors="ignore").rename({along: "row"})
     return renamed.assign({along: ("row", at.values)}) if known else renamed
 
+
+def flattened(ds: Dataset) -> Dataset:
+    "A row for each cell of a grid at each time, beside what its coordinates say there"
+    ds = over_rows(ds)
+    if len(ds.dims) < 2:
+        return ds
+    stacked = ds.stack(cell=list(ds.dims), create_index=False)
+    return stacked.reset_coords().rename(cell="row")
+
 # %% ../../nbs/data/opening.ipynb #fc4e8d5a
 Opener: TypeAlias = Callable[[Path], "Dataset"]
 
@@ -184,6 +195,7 @@ ENDINGS = (*OPENERS, *TABLES)
 
 def open_file(
     path: PathLike,  # of a file or folder; of a SQLite database FILE::TABLE
+    flat: bool = False,  # of a grid: each of its cells at each time is a row
 ) -> Dataset:  # over `row`
     """The dataset that a file holds
 
@@ -194,6 +206,8 @@ def open_file(
     ----------
     path : PathLike
         of a file or folder; of a SQLite database FILE::TABLE
+    flat : bool, default False
+        of a grid: each of its cells at each time is a row
 
     Returns
     -------
@@ -212,4 +226,5 @@ def open_file(
         raise ParameterError(f"{place} ends with {ending!r}; accepted: {known}.")
     if place.is_file() and not place.stat().st_size:
         raise ParameterError(f"{place} is empty.")
-    return OPENERS[ending](place)
+    ds = OPENERS[ending](place)
+    return flattened(ds) if flat else ds

@@ -5,6 +5,7 @@
 # %% ../../nbs/tracking/mlflow_sink.ipynb #f3c5e366
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,10 @@ STATUSES = {
 
 def _key(name: str) -> str:
     "`name` with what MLflow does not allow in one replaced"
-    return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)[:250]
+    key = re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)[:250]
+    if posixpath.normpath(key) != key or key.startswith((".", "/")):
+        key = "_" + key.replace("/", "_")  # as a path it would be another
+    return key
 
 
 def _quotable(id: str) -> str:

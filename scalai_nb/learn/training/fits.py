@@ -69,7 +69,8 @@ def default_transform(
     taken = set(without)
     if contract is not None:
         taken |= {c.name for c in contract.columns if c.role != "feature"}
-    columns = {str(n): v for n, v in ds.data_vars.items() if v.dims == ("row",) and n not in taken}
+    there = {str(n): ds.variables[n] for n in ds.data_vars if n not in taken}
+    columns = {n: v for n, v in there.items() if v.dims == ("row",)}
     if not columns:
         raise ParameterError(
             "The dataset has no columns to learn from beside label, key, time and the like; "

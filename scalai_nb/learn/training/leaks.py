@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...compute.mergeable import Mergeable
+from ...compute.mergeable import Mergeable, column_of
 from ...compute.reduce import reduce
 from ...errors import ContractViolation
 from ..features.transform import codes, numbers
@@ -313,11 +313,11 @@ def associations(
         Y = targets(block[label].values, classes)
         there, missing = {}, {}
         for n in numeric:
-            x = numbers(block[n]).astype(np.float64)
+            x = numbers(column_of(block, n)).astype(np.float64)
             known = np.isfinite(x)
             there[n] = moments(x[known], Y[known])
             missing[n] = moments((~known).astype(float), Y)
-        groups: dict[str, dict | None] = {n: grouped(block[n], Y) for n in categorical}
+        groups: dict[str, dict | None] = {n: grouped(column_of(block, n), Y) for n in categorical}
         return _merge_seen(s, Seen(there, missing, groups, moments(np.zeros(len(Y)), Y)))
 
     columns = (*numeric, *categorical, label)
