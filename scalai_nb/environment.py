@@ -163,6 +163,16 @@ class Environment:
         None, _auto(parse_seconds), "seconds that a run may take; auto: no limit"
     )
 
+    def __repr__(self) -> str:
+        return f"Environment({self.name!r}, settings of {self.root})"
+
+    def _repr_html_(self) -> str:
+        from scalai_nb.show import result_table
+
+        rows = [(name, getattr(self, name), f.metadata["help"]) for name, f in SETTINGS.items()]
+        public = [(name, re.sub(r"//[^/@]*@", "//", str(x)), help) for name, x, help in rows]
+        return result_table(("Setting", "Value", "What it is"), public, self.name).html
+
     @property
     def variables(self) -> dict[str, str]:
         "Environment variables that make another process see this very environment"

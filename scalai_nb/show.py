@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from scalai_nb.types import Frame, Progress
 
 # %% auto #0
-__all__ = ['LAB', 'MARKS', 'TONES', 'SIGNS', 'style', 'Part', 'part', 'element', 'inline', 'lines',
-           'bold', 'small', 'heading', 'prose', 'code', 'verbatim', 'grid', 'split',
-           'card', 'status', 'terminal_status', 'table', 'result_table', 'frame_table',
-           'terminal_table', 'progress_bar']
+__all__ = ['LAB', 'MARKS', 'TONES', 'SIGNS', 'MOST', 'style', 'Part', 'part', 'element', 'inline',
+           'lines', 'bold', 'small', 'heading', 'prose', 'code', 'verbatim', 'grid',
+           'split', 'card', 'status', 'terminal_status', 'table', 'result_table',
+           'frame_table', 'terminal_table', 'progress_bar']
 
 # %% ../nbs/show.ipynb #1167e15c
 # files written by hand: the style sheets and the Voila template
@@ -298,13 +298,16 @@ _CAPTION = "text-align:left;padding:.4em .8em"
 _NOTE = "opacity:.7;font-size:.85em;padding:.4em .8em"
 
 
+MOST = 40  # rows of a result that are shown
+
+
 def result_table(
     columns: Sequence[Any],  # headings
     rows: Iterable[Sequence[Any]],  # each with a value or `Part` for every column
     caption: Any = "",  # what stands above the table
     note: Any = "",  # small words below it
 ) -> Part:
-    """A table that carries its own style, with a line above and a note below
+    """A table that carries its own style, with a line above and a note below; it has MOST rows
 
     Parameters
     ----------
@@ -317,8 +320,10 @@ def result_table(
     note : Any, default ''
         small words below it
     """
-    head, body = [part(c) for c in columns], [[part(c) for c in row] for row in rows]
-    caption, note = part(caption), part(note)
+    every = list(rows)
+    head, body = [part(c) for c in columns], [[part(c) for c in row] for row in every[:MOST]]
+    left = f"… and {len(every) - MOST:,} more" if len(every) > MOST else ""
+    caption, note = part(caption), lines(left, note)
     th = "".join(f'<th scope="col" style="{_PADDED}">{c.html}</th>' for c in head)
     cells = ["".join(f'<td style="{_CELL}">{c.html}</td>' for c in row) for row in body]
     html = (

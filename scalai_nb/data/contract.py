@@ -563,5 +563,8 @@ class Contract:
         rows = [asdict(c) | {"categories": _few(c.categories)} for c in self.columns]
         return pd.DataFrame(rows).set_index("name")
 
+    def __repr__(self) -> str:
+        return frame_table(self.to_frame()).text
+
     def _repr_html_(self) -> str:
         return frame_table(self.to_frame()).html

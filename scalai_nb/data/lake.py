@@ -34,12 +34,14 @@ from scalai_nb.data.repository import (
     seal,
     snapshot,
     tags,
+    versions_table,
     whole,
 )
 from .sources import as_dataset
 from ..errors import Conflict, DatasetNotFound, LakeError, VersionNotFound, unknown
 from ..files import file_lock, whoami
 from ..redaction import secrets_here
+from ..show import MOST
 
 if TYPE_CHECKING:
     from icechunk import Repository, SnapshotInfo
@@ -94,6 +96,10 @@ class LakeReader:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
+
+    def _repr_html_(self) -> str:
+        newest = [(name, self.version(name)) for name in self.names()[:MOST]]
+        return versions_table(newest, f"{self!r}: {len(newest)} datasets").html
 
     def names(self) -> list[str]:
         "Datasets that have a version on main, sorted"

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from .damage import SEALS, Damaged, Place, Seal, cause
 from ..errors import LakeError, ScalaiError, VersionNotFound, unknown
-from ..show import verbatim
+from ..show import Part, result_table, verbatim
+from ..words import when
 
 if TYPE_CHECKING:
     from icechunk import Repository, SnapshotInfo, Storage
@@ -31,10 +32,10 @@ if TYPE_CHECKING:
     from scalai_nb.types import PathLike
 
 # %% auto #0
-__all__ = ['ROOT', 'ID', 'NAME', 'Version', 'compared', 'Diff', 'icechunk', 'explained', 'unborn',
-           'create', 'opened', 'published', 'manifests', 'seal', 'written', 'named',
-           'stands', 'whole', 'snapshot', 'ancestry', 'group', 'mend', 'refs', 'tags',
-           'resolve', 'new_ref', 'own_branch']
+__all__ = ['ROOT', 'ID', 'NAME', 'Version', 'versions_table', 'compared', 'Diff', 'icechunk',
+           'explained', 'unborn', 'create', 'opened', 'published', 'manifests', 'seal',
+           'written', 'named', 'stands', 'whole', 'snapshot', 'ancestry', 'group', 'mend',
+           'refs', 'tags', 'resolve', 'new_ref', 'own_branch']
 
 # %% ../../nbs/data/repository.ipynb #2274ced7
 @dataclass(frozen=True)
@@ -93,6 +94,30 @@ class Version:
             tuple(tags.get(info.id, ())),
             m.get("content") or info.id,
         )
+
+    def _repr_html_(self) -> str:
+        return versions_table([("", self)]).html
+
+
+def versions_table(
+    versions: Iterable[tuple[str, Version]],  # dataset, which may be left out, and a version of it
+    caption: Any = "",
+) -> Part:
+    """Versions, a row each
+
+    Parameters
+    ----------
+    versions : Iterable[tuple[str, Version]]
+        dataset, which may be left out, and a version of it
+    caption : Any, default ''
+    """
+    head = ("Dataset", "Version", "Written", "Rows", "By", "Message", "Tags")
+    rows = [
+        (name, v.id[:6], when(v.time), f"{v.rows:,}", v.author, v.message, ", ".join(v.tags))
+        for name, v in versions
+    ]
+    unnamed = not any(row[0] for row in rows)
+    return result_table(head[unnamed:], [row[unnamed:] for row in rows], caption)
 
 # %% ../../nbs/data/repository.ipynb #32cb53d1
 def compared(

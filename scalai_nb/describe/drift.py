@@ -15,7 +15,7 @@ from .sketches import coarsen, key_floats
 from .summary import Column, Summary, summarize
 from ..errors import ParameterError, unknown
 from ..pictures import bars
-from ..show import Part, bold, inline, result_table, small
+from ..show import MOST, Part, bold, inline, result_table, small
 from ..words import value
 
 if TYPE_CHECKING:
@@ -423,7 +423,7 @@ class Drift:
         return pd.DataFrame.from_dict(rows, orient="index", columns=names)
 
     def __repr__(self) -> str:
-        table = self.to_frame().to_string(max_colwidth=40)
+        table = self.to_frame().to_string(max_colwidth=40, max_rows=MOST)
         return f"Drift of {len(self)} features, {len(self.alarms())} above psi 0.2\n{table}"
 
     def _repr_html_(self) -> str:

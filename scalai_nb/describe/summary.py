@@ -33,7 +33,7 @@ from scalai_nb.describe.sketches import (
 from ..errors import ParameterError, unknown
 from ..kernels import of
 from ..pictures import bars, share_bar
-from ..show import Part, bold, inline, lines, part, result_table, small
+from ..show import MOST, Part, bold, inline, lines, part, result_table, small
 from ..words import percent, value
 
 if TYPE_CHECKING:
@@ -570,7 +570,7 @@ class Summary:
             ) from e
 
     def __repr__(self) -> str:
-        table = self.to_frame().to_string(max_colwidth=40)
+        table = self.to_frame().to_string(max_colwidth=40, max_rows=MOST)
         return f"Summary of {self.rows:,} rows and {len(self)} columns\n{table}"
 
     def _repr_html_(self) -> str:

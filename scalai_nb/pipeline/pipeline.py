@@ -27,6 +27,7 @@ from .reading.parameter import source
 from .reading.surroundings import Memory, content, of_user
 from .step import Step
 from ..redaction import SHORTEST, Secrets
+from ..show import Part, result_table
 
 # %% auto #0
 __all__ = ['Head', 'pipelines', 'Edge', 'edges_of', 'heads', 'Pipeline']
@@ -287,6 +288,19 @@ class Pipeline:
     path: Path  # folder, or notebook
     steps: list[Step]
     edges: list[Edge]
+
+    def __repr__(self) -> str:
+        return self._shown().text
+
+    def _repr_html_(self) -> str:
+        return self._shown().html
+
+    def _shown(self) -> Part:
+        rows = [
+            (s.stem, s.promise, *(", ".join(map(str, x.values())) for x in (s.reads, s.writes)))
+            for s in self.steps
+        ]
+        return result_table(("Step", "What it does", "Reads", "Writes"), rows, self.name)
 
     @classmethod
     def load(

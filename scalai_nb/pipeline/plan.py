@@ -16,6 +16,7 @@ from .pipeline import Head, Pipeline, heads
 from .reading.observed import Fact
 from .staleness import Cache, Entry, Key, key, reasons
 from .step import Step
+from ..show import Part, result_table
 
 # %% auto #0
 __all__ = ['Planned', 'Plan']
@@ -110,6 +111,26 @@ class Plan:
     cache: Cache
     head: Head  # tells which version of a dataset or model is there
     forced: set[str]  # steps that run whatever the cache has
+
+    def __repr__(self) -> str:
+        return self._shown().text
+
+    def _repr_html_(self) -> str:
+        return self._shown().html
+
+    def _shown(self) -> Part:
+        rows = [
+            (
+                p.step.stem,
+                p.status,
+                "; ".join(p.reasons),
+                ", ".join(map(str, p.step.writes.values())),
+            )
+            for p in self.steps
+        ]
+        stale = sum(p.status == "stale" for p in self.steps)
+        caption = f"{self.pipeline.name}: {stale} of {len(rows)} steps are to run"
+        return result_table(("Step", "Status", "Why", "Writes"), rows, caption)
 
     @classmethod
     def make(

@@ -17,6 +17,8 @@ from typing import Any, TypeAlias
 from ..environment import Environment
 from ..errors import RunNotFound, unknown
 from ..files import is_locked
+from ..show import Part, bold, inline, result_table, status
+from ..words import duration, when
 
 # %% auto #0
 __all__ = ['STATUSES', 'CAUSES', 'Event', 'LATEST', 'EventLog', 'read_events', 'CellRun', 'StepRun',
@@ -222,6 +224,20 @@ class Run:
     finished: float | None = None
     about: dict[str, Any] = field(default_factory=dict)  # code and library versions, command
     steps: list[StepRun] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return self._shown().text
+
+    def _repr_html_(self) -> str:
+        return self._shown().html
+
+    def _shown(self) -> Part:
+        rows = [
+            (s.stem, status(s.status), duration(s.seconds), s.error or "; ".join(s.reasons))
+            for s in self.steps
+        ]
+        caption = inline(bold(self.id), f" {self.status}, {when(self.started)}")
+        return result_table(("Step", "Status", "Time", "Why"), rows, caption)
 
     def file(
         self,

@@ -37,6 +37,7 @@ from scalai_nb.learn.features.recipes import (
     recipes,
     whole,
 )
+from ...show import result_table
 
 if TYPE_CHECKING:
     from scalai_nb.types import Array, Cluster, Data, DataArray, Dataset, Frame, Table
@@ -547,6 +548,17 @@ class Transform(_Learnt):
     hash: int | None = field(default=None, kw_only=True)
     # one feature of each categorical column: the share of training rows with this category
     frequency: bool = field(default=False, kw_only=True)
+
+    def _repr_html_(self) -> str:
+        kinds = {"numeric": self.numeric, "categorical": self.categorical}
+        columns = [(kind, name, names) for kind, names in kinds.items() for name in names]
+        rows = [
+            (name, kind, ", ".join(f"{k}={v!r}" for k, v in own.items()))
+            for kind, name, names in columns
+            for own in [names[name] if isinstance(names, dict) else {}]
+        ]
+        learned = "fitted" if hasattr(self, "width_") else "not fitted"
+        return result_table(("Column", "Kind", "Options"), rows, f"Transform, {learned}").html
 
     @property
     def names(self) -> list[str]:

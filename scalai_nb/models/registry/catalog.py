@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ...data.publication import Publication, Release, pending
 from ...errors import ModelNotFound, VersionNotFound, unknown
+from ...show import MOST, result_table
 from ...tracking.mlflow_file import database, stamp, version_rows
 from ...tracking.mlflow_sink import client
+from ...words import when
 
 if TYPE_CHECKING:
     from scalai_nb.environment import Environment
@@ -150,6 +152,15 @@ class Catalog:
         env: Environment,  # its `tracking`, `models` and `lake` are used; it need not have a lake
     ) -> None:
         self.env = env
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.env.name!r})"
+
+    def _repr_html_(self) -> str:
+        newest = [self.versions(name)[0] for name in self.names()[:MOST]]
+        rows = [(v.name, v.version, ", ".join(v.aliases), when(v.time)) for v in newest]
+        head = ("Model", "Newest version", "Its aliases", "Registered")
+        return result_table(head, rows, f"{self!r}: {len(rows)} models").html
 
     def _rows(self) -> Iterable[Row]:
         file = database(self.env)

@@ -157,6 +157,9 @@ class Verdict:
     def __str__(self) -> str:
         return f"{'passed' if self.passed else 'refused'}: {self.model} {self.reason}"
 
+    def __repr__(self) -> str:
+        return self._shown().text
+
     def _repr_html_(self) -> str:
         return self._shown().html
 
