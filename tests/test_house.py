@@ -39,7 +39,7 @@ FLOORS = """
     serving.app serving.wire serving.offline
     serving.process
     monitoring governance
-    export operations bench jupyter
+    export operations bench jupyter start
     commands
     cli
     __main__

@@ -23,7 +23,7 @@ from .reading.parameter import Fresh, Parameter, computed, source
 from .reading.syntax import SKIPPED, Place, compiled, parse_cell, refused
 
 # %% auto #0
-__all__ = ['Declared', 'Reference', 'Step', 'parse_assignments']
+__all__ = ['Declared', 'Reference', 'Step', 'load_notebook', 'parse_assignments']
 
 # %% ../../nbs/pipeline/step.ipynb #c32f9cf9
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class Step:
     Attributes
     ----------
     name : str
-        file name without number and suffix: features of 03_features.ipynb
+        file name without number and suffix, as -p can spell it: features of 03_features.ipynb
     path : Path
     title : str
         first heading
@@ -208,7 +208,8 @@ class Step:
         name -> typed value that was bound
     """
 
-    name: str  # file name without number and suffix: features of 03_features.ipynb
+    # file name without number and suffix, as -p can spell it: features of 03_features.ipynb
+    name: str
     path: Path
     title: str  # first heading
     promise: str  # first block quote
@@ -232,7 +233,7 @@ class Step:
         path : PathLike
             of the notebook
         """
-        return cls.of(_notebook(path), path)
+        return cls.of(load_notebook(path), path)
 
     @classmethod
     def of(
@@ -380,8 +381,8 @@ def _references(step: Step, kind: str) -> dict[str, Reference]:
     return {n: _reference(declared[n].referent or "dataset", v) for n, v in values.items()}
 
 # %% ../../nbs/pipeline/step.ipynb #c56da90f
-def _notebook(path: PathLike) -> dict[str, Any]:
-    "The notebook at `path`, as JSON"
+def load_notebook(path: PathLike) -> dict[str, Any]:
+    "The notebook at `path`, as JSON; StepError when it is none"
     try:
         notebook = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -483,7 +484,7 @@ def _parts(notebook: dict[str, Any], path: Path) -> dict[str, Any]:
     ]
     trees = [contract, *(tree for tree, _ in others)]
     return {
-        "name": re.sub(r"^\d+[\W_]*", "", path.stem) or path.stem,
+        "name": re.sub(r"[^\w-]+", "-", re.sub(r"^\d+[\W_]*", "", path.stem) or path.stem),
         "path": path,
         "title": title,
         "promise": promise,
