@@ -1,5 +1,7 @@
 """`scalai adopt`: a stranger's notebook becomes a step, by the real command, and nothing is lost"""
 
+import contextlib
+import io
 import json
 import os
 import pty
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from hypothesis import given, settings, strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from toy import Project
 
@@ -236,6 +239,57 @@ def test_what_is_found(tmp_path, texts, lines):
     (tmp_path / "there.csv").write_text("a\n")
     found = proposed(tmp_path, *texts).split("\n")
     assert [line for line in found if " = " in line and line[0] != "#"] == lines
+
+
+LINES = st.sampled_from(
+    r"""
+    a = 1 ; b = 2 ** 3  # of it ; c = [1, 2] ; C = (1, 2) ; d = {'x': 1.5} ; a = 3 ; e = 5
+    b = a * 2 ; a += 1 ; c.append(4) ; c[0] = 9 ; del b ; for a in range(3): pass ; (b := 9)
+    if True: b = 4 ; from math import * ; import math as a ; x = e ; x = a + 1
+    print(str(a)[:4]) ; g = b ; print(C, d) ; def f(v): return v + a ; def a(v): return b
+    def f(b): return b + 1 ; print(f(1)) ; m, n = 1, 2
+    k: int = b ; k: int = 6 ; class b: a = 3 ; w = b if a else 2 ; [a for a in C]
+    print(max(1, 2)) ; max = 3 ; s = 'in.txt' ; s = 'out.txt'
+    t = ('é'\n  'è')  # two ; r = Path('in.txt').read_text()
+    with open('in.txt') as q: r = q.read() ; with open(s) as q: r = q.read() ; print(r, s)
+    with open('out.txt', 'w') as q: q.write('one') ; with open(s, 'w') as q: q.write('two')
+    """.replace("\n    ", " ; ")
+    .replace("\\n", "\n")
+    .strip(" ;")
+    .split(" ; ")
+)
+
+
+def executed(cells: list[list[str]], folder: Path) -> tuple[list[str], str, dict]:
+    "Cells without the lines that fail, what they print, and the plain values of their names"
+    for file in folder.iterdir():
+        file.unlink()
+    (folder / "in.txt").write_text("zero")
+    names, said, kept = {"Path": Path}, io.StringIO(), []
+    with contextlib.chdir(folder), contextlib.redirect_stdout(said):
+        for lines in cells:
+            kept.append("")
+            for line in lines:
+                with contextlib.suppress(Exception):
+                    exec(line, names)
+                    kept[-1] += line + "\n"
+    plain = (int, float, str, list, tuple, dict)
+    left = {k: v for k, v in names.items() if isinstance(v, plain) and k[0] != "_"}
+    return kept, said.getvalue(), left
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.lists(LINES, min_size=1, max_size=4), min_size=2, max_size=6), st.booleans())
+def test_the_notebook_computes_what_it_computed(tmp_path_factory, cells, everything):
+    folder = tmp_path_factory.mktemp("n")
+    texts, printed, values = executed(cells, folder)
+    (folder / "out.txt").unlink(missing_ok=True)
+    proposal = Proposal.of(stranger(folder / "x.ipynb", *texts))
+    taken = {f.name for f in proposal.findings if "*" not in f.doubt} if everything else None
+    adopted = [c for c in proposal.adopted(taken)["cells"] if c["cell_type"] == "code"]
+    after = executed([["".join(c["source"])] for c in adopted], folder)
+    assert after[1] == printed
+    assert {name: after[2].get(name) for name in values} == values
 
 
 def test_a_notebook_changed_meanwhile_is_left_alone(tmp_path):

@@ -240,7 +240,9 @@ def constants(
                 yield found
             seen |= {n.id for n in ast.walk(statement) if isinstance(n, ast.Name)}
             star = star or any(
-                alias.name == "*" for alias in getattr(statement, "names", []) if alias != "*"
+                node.names[0].name == "*"
+                for node in ast.walk(statement)
+                if isinstance(node, ast.ImportFrom)
             )
 
 

@@ -36,9 +36,9 @@ PACKAGES = {  # whose notebooks are looked at -> version, licence
     "pvlib": ("0.16.1", "BSD-3-Clause"),
     "xarray": ("2026.9.0", "Apache-2.0"),
 }
-NEEDED = (
-    "asteval boost-histogram dill h5py histoprint pytz seaborn uhi uncertainties".split()
-)  # by these packages, beside ours
+NEEDED = (  # by these packages, beside ours; mplhep is of hist's own extra `plot`
+    "asteval boost-histogram dill h5py histoprint mplhep mplhep-data pytz seaborn uhi uncertainties"
+).split()
 OF_EACH, OF_ALL, CELLS = 4, 20, 3
 ELSEWHERE = re.compile(
     r"https?://|urlopen|requests\b|pooch|load_dataset\(|\btutorial\.|^\s*!|%pip|%conda|%%bash|SolaraViz",
