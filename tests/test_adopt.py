@@ -212,6 +212,17 @@ def test_several_become_a_pipeline_in_another_folder(there):
             ["a_txt: Out[File] = 'a.txt'  # written by open"],
         ),
         (["open('a.txt', 'a')"], []),
+        (["P = 'a.txt'", "open(P, 'w').write('x')"], ["P: Out[File] = 'a.txt'  # written by open"]),
+        (
+            ["P = 'there.csv'", "pd.read_csv(P, sep=';')"],
+            ["P: In[File] = 'there.csv'  # read by pd.read_csv"],
+        ),
+        (
+            ["pd.read_csv(sep=';', filepath_or_buffer='there.csv')"],
+            ["there_csv: In[File] = 'there.csv'  # read by pd.read_csv"],
+        ),
+        (["(x / 'b').write_text('a.txt')", "DATA = Path('d')", "DATA.write_text('a.txt')"], []),
+        (["json.dump('text', f)", "df.to_csv('a\\nb.csv')", "open('.')"], []),
         (
             ["Path('a.txt').write_text('x')"],
             ["a_txt: Out[File] = 'a.txt'  # written by Path.write_text"],

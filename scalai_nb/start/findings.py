@@ -11,7 +11,7 @@ import keyword
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,16 @@ __all__ = ['FILES', 'Edit', 'Code', 'Finding', 'constants', 'Use', 'files', 'nam
 # %% ../../nbs/start/findings.ipynb #5f6e2586
 _READ = """
     fromfile genfromtxt imread load load_dataset loadtxt memmap
-    open_dataarray open_dataset open_zarr read_bytes read_csv read_excel read_feather
+    open_dataarray open_dataset open_zarr read_csv read_excel read_feather
     read_file read_fwf read_hdf read_html read_ipc
-    read_json read_orc read_parquet read_pickle read_sas read_spss read_stata read_table read_text
+    read_json read_orc read_parquet read_pickle read_sas read_spss read_stata read_table
     read_xml scan_csv scan_ipc scan_parquet
 """
 _WRITTEN = """
     dump imsave imwrite save save_model savefig savetxt savez savez_compressed sink_csv sink_parquet
     to_csv to_excel to_feather to_file to_hdf to_html to_json to_latex to_markdown to_netcdf to_orc
-    to_parquet to_pickle to_stata to_xml to_zarr tofile write_bytes write_csv write_ipc write_json
-    write_parquet write_text
+    to_parquet to_pickle to_stata to_xml to_zarr tofile write_csv write_ipc write_json
+    write_parquet
 """
 FILES = {**dict.fromkeys(_READ.split(), "in"), **dict.fromkeys(_WRITTEN.split(), "out")}
 _NAMED = {  # what adds an ending to a name that has none, so that another file is written
@@ -294,8 +294,8 @@ class Use:
     Attributes
     ----------
     cell : int
-    node : ast.expr
-        what names the file
+    nodes : list[ast.expr]
+        of which the first that is known names the file
     by : str
         the call
     writes : bool
@@ -304,7 +304,7 @@ class Use:
     """
 
     cell: int
-    node: ast.expr  # what names the file
+    nodes: list[ast.expr]  # of which the first that is known names the file
     by: str  # the call
     writes: bool
     always: bool  # whether the call is made whenever the cell is executed
@@ -322,17 +322,19 @@ def _calls(node: ast.AST, always: bool = True) -> Iterator[tuple[ast.Call, bool]
         yield from _calls(child, always and plain)
 
 
-def _is_text(node: ast.expr) -> bool:
-    "Whether an argument may name a file"
-    match node:
-        case ast.Constant(value=str()) | ast.JoinedStr() | ast.Name():
-            return True
-        case ast.BinOp(op=ast.Div() | ast.Add()):
-            return True
-        case ast.Call(func=ast.Name(id="Path") | ast.Attribute(attr="Path")):
-            return True
-        case _:
-            return False
+_OF_A_PATH = {  # methods of a Path: the file is the path itself
+    "open": "",
+    "read_bytes": "in",
+    "read_text": "in",
+    "write_bytes": "out",
+    "write_text": "out",
+}
+
+
+_FILE = """
+    excel_writer file filename filename_or_obj filepath_or_buffer fname fp io path path_or_buf
+    path_or_buffer store
+""".split()  # names of arguments
 
 
 def _use(cell: int, call: ast.Call, always: bool) -> Use | None:
@@ -340,20 +342,18 @@ def _use(cell: int, call: ast.Call, always: bool) -> Use | None:
     name = getattr(call.func, "attr", getattr(call.func, "id", ""))
     by = ast.unparse(call.func)
     by = by if re.fullmatch(r"[\w.]+", by) else name
-    given = [*call.args, *(k.value for k in call.keywords)]
-    match call.func:
-        case ast.Attribute(value=ast.Call(args=[ast.Constant() as of]) as path) if ast.unparse(
-            path.func
-        ).endswith("Path") and (name in FILES or name == "open"):
-            how = FILES.get(name) or _mode(call.args, call.keywords)
-            return Use(cell, of, f"Path.{name}", how == "out", always) if how else None
+    given = [*call.args, *(k.value for k in call.keywords if k.arg in _FILE)]
+    if name in _OF_A_PATH and isinstance(call.func, ast.Attribute) and by != "io.open":
+        match call.func.value:
+            case ast.Call(func=path, args=[ast.Constant() as of]) if "Path" in ast.unparse(path):
+                how = _OF_A_PATH[name] or _mode(call.args, call.keywords)
+                return Use(cell, [of], f"Path.{name}", how == "out", always) if how else None
+        return None
     if name == "open" and by in ("open", "io.open", "gzip.open", "bz2.open", "lzma.open"):
-        how = _mode(call.args[1:], call.keywords)
+        how, given = _mode(call.args[1:], call.keywords), given[:1]
     else:
         how = FILES.get(name)
-    texts = [a for a in given if _is_text(a)]
-    texts = [a for a in texts if not isinstance(a, ast.Name)] or texts
-    return Use(cell, texts[0], by, how == "out", always) if how and texts else None
+    return Use(cell, given, by, how == "out", always) if how else None
 
 
 def _mode(args: list[ast.expr], keywords: list[ast.keyword]) -> str | None:
@@ -386,10 +386,12 @@ def files(
     uses: dict[str, list[Use]] = {}
     for cell, tree in code.trees.items():
         for call, always in _calls(tree):
-            use = _use(cell, call, always)
-            named = use and _named(use, values)
-            if use and named and code.text(cell, use.node):
-                uses.setdefault(named, []).append(use)
+            if use := _use(cell, call, always):
+                for node in use.nodes:
+                    named = _named(node, values)
+                    if named and code.text(cell, node):
+                        uses.setdefault(named, []).append(replace(use, nodes=[node]))
+                        break
     texts = Counter(n.value for n in code.walk() if isinstance(n, ast.Constant))
     taken = set(code.names)
     for path, found in uses.items():
@@ -398,13 +400,16 @@ def files(
             yield finding
 
 
-def _named(use: Use, values: dict[str, Any]) -> str:
+def _named(node: ast.expr, values: dict[str, Any]) -> str:
     "The path that is meant; empty: it cannot be told, or it is no file beside the notebook"
     try:
-        path = str(literal(use.node, values))
+        path = literal(node, values)
     except (ValueError, TypeError, ArithmeticError, RecursionError):
         return ""
-    return "" if "://" in path or path.startswith("~") or len(path) > _LONG else path
+    if not isinstance(path, str | Path):
+        return ""
+    path = str(path)
+    return path if re.fullmatch(r"(?!~|\w+://)[^\n]{1,200}", path) and Path(path).name else ""
 
 
 def _file(
@@ -423,13 +428,15 @@ def _file(
     endings = _NAMED.get(name, ()) if first.by.startswith(("np.", "numpy.", "plt.", "fig")) else ()
     if writes and reads and not first.writes or endings and Path(path).suffix not in endings:
         return None  # it changes its own input, or another file is written
-    if not writes and not (path and (folder / path).exists()):
+    if not writes and not (folder / path).exists():
         return None
     kind, verb = ("output", "written") if writes else ("input", "read")
     marker = "Out[File]" if writes else "In[File]"
     sure = not writes or first.always and mentions <= len(uses)
     doubt = "" if sure else "it may not be written each time"
-    node = first.node
+    if writes and not Path(path).suffix:
+        sure, doubt = False, "it may be no file"
+    node = first.nodes[0]
     if isinstance(node, ast.Name):
         constant = known[node.id]
         help = constant.help or f"{verb} by {first.by}"
@@ -437,7 +444,7 @@ def _file(
         return Finding(
             node.id, kind, marker, constant.value, help, doubt, sure, edits, constant.needs
         )
-    edits = tuple(code.edit(u.cell, u.node, name_of(path, taken)) for u in uses)
+    edits = tuple(code.edit(u.cell, u.nodes[0], name_of(path, taken)) for u in uses)
     value = code.text(first.cell, node)
     needs = frozenset(n.id for n in ast.walk(node) if isinstance(n, ast.Name))
     help = f"{verb} by {first.by}"
