@@ -212,6 +212,9 @@ def test_several_become_a_pipeline_in_another_folder(there):
             ["a_txt: Out[File] = 'a.txt'  # written by open"],
         ),
         (["open('a.txt', 'a')"], []),
+        (["gzip.open('there.csv')"], ["there_csv: In[File] = 'there.csv'  # read by gzip.open"]),
+        (["from x import *", "P = 'there.csv'", "open(P)"], []),
+        (["open('there.csv')", "print(Out[1])"], []),
         (["P = 'a.txt'", "open(P, 'w').write('x')"], ["P: Out[File] = 'a.txt'  # written by open"]),
         (
             ["P = 'there.csv'", "pd.read_csv(P, sep=';')"],
@@ -301,6 +304,12 @@ def test_the_notebook_computes_what_it_computed(tmp_path_factory, cells, everyth
     after = executed([["".join(c["source"])] for c in adopted], folder)
     assert after[1] == printed
     assert {name: after[2].get(name) for name in values} == values
+
+
+def test_a_cell_that_has_lost_its_code_is_gone(tmp_path):
+    path = stranger(tmp_path / "x.ipynb", "%%time\nn = 3", "# only words\nm = 4", "k = 5")
+    cells = Proposal.of(path).adopted()["cells"]
+    assert ["".join(c["source"]) for c in cells if c["cell_type"] == "code"][1:] == ["# only words"]
 
 
 def test_a_notebook_changed_meanwhile_is_left_alone(tmp_path):

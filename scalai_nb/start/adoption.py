@@ -111,6 +111,8 @@ class Proposal:
         code = Code(notebook["cells"], path)
         known = {f.name: f for f in constants(code)}
         found = {f.name: f for f in [*files(code, path.parent, known), *secrets(code)]}
+        if {"In", "Out"} & (code.names - code.bound.keys()):
+            found = {}  # of IPython's history, which ours would hide
         plain = [f for f in found.values() if not f.needs and f.name not in known]
         rest = [f for f in found.values() if f.needs and f.name not in known]
         lines = [*plain, *(found.get(name, f) for name, f in known.items()), *rest]
@@ -270,7 +272,8 @@ def _edited(cells: list[dict[str, Any]], found: Iterable[Finding]) -> dict[int, 
     for e in sorted(edits, key=lambda e: e.start, reverse=True):
         text = texts.get(e.cell) or "".join(cells[e.cell]["source"])
         texts[e.cell] = text[: e.start] + e.text + text[e.end :]
-    return {i: text.strip("\n") for i, text in texts.items()}
+    only_magic = re.compile(r"\s*%%.*\s*")  # which IPython refuses
+    return {i: "" if only_magic.fullmatch(t) else t.strip("\n") for i, t in texts.items()}
 
 
 def _unified(old: str, new: str, before: str, after: str) -> Iterator[str]:

@@ -200,6 +200,7 @@ class Finding:
         return f"{self.name}{annotation} = {self.value}{comment}"
 
 
+_AFTER_STAR = "an import of * before it may mean the same name"
 _LONG = 200  # characters of a text that is a setting
 
 
@@ -215,7 +216,7 @@ def _type(value: Any) -> str:
 def _doubt(name: str, value: Any, after_star: bool) -> tuple[str, bool]:
     "Why a constant may be no setting, and whether it is taken all the same"
     if after_star:
-        return "an import of * before it may mean the same name", False
+        return _AFTER_STAR, False
     if isinstance(value, list | tuple | dict | set):
         return "it may be data", name.isupper()
     if isinstance(value, str) and ("\n" in value or len(value) > _LONG):
@@ -264,9 +265,7 @@ def _constant(
         kind = "Path" if isinstance(found, Path) else type(found).__name__
         parameter = Parameter(name, annotation or kind)
         found = parameter.check(found)
-    except (ParameterError, ValueError, TypeError, ArithmeticError, RecursionError):
-        return None
-    except AttributeError:
+    except (ParameterError, ValueError, TypeError, ArithmeticError, RecursionError, AttributeError):
         return None
     removed = code.line(cell, node)
     if found is None or found in ([], {}, (), set()) or parameter.kind != "value" or not removed:
@@ -322,6 +321,7 @@ def _calls(node: ast.AST, always: bool = True) -> Iterator[tuple[ast.Call, bool]
         yield from _calls(child, always and plain)
 
 
+_OPEN = ("io.open", "gzip.open", "bz2.open", "lzma.open")
 _OF_A_PATH = {  # methods of a Path: the file is the path itself
     "open": "",
     "read_bytes": "in",
@@ -343,13 +343,13 @@ def _use(cell: int, call: ast.Call, always: bool) -> Use | None:
     by = ast.unparse(call.func)
     by = by if re.fullmatch(r"[\w.]+", by) else name
     given = [*call.args, *(k.value for k in call.keywords if k.arg in _FILE)]
-    if name in _OF_A_PATH and isinstance(call.func, ast.Attribute) and by != "io.open":
+    if name in _OF_A_PATH and isinstance(call.func, ast.Attribute) and by not in _OPEN:
         match call.func.value:
             case ast.Call(func=path, args=[ast.Constant() as of]) if "Path" in ast.unparse(path):
                 how = _OF_A_PATH[name] or _mode(call.args, call.keywords)
                 return Use(cell, [of], f"Path.{name}", how == "out", always) if how else None
         return None
-    if name == "open" and by in ("open", "io.open", "gzip.open", "bz2.open", "lzma.open"):
+    if by in ("open", *_OPEN):
         how, given = _mode(call.args[1:], call.keywords), given[:1]
     else:
         how = FILES.get(name)
@@ -381,7 +381,7 @@ def files(
         constants, by name
     """
     values = {}
-    for f in known.values():
+    for f in (f for f in known.values() if f.doubt != _AFTER_STAR):
         values[f.name] = literal(ast.parse(f.value, mode="eval").body, values)
     uses: dict[str, list[Use]] = {}
     for cell, tree in code.trees.items():
