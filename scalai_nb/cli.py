@@ -16,6 +16,7 @@ import typer
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
+from .commands.adopting import adopt
 from .commands.bench import bench_app
 from .commands.describing import describe
 from .commands.export import export
@@ -67,7 +68,7 @@ for name, sub in (
     ("bench", bench_app),
 ):
     app.add_typer(sub, name=name)
-for command in (new, describe, serve, export):
+for command in (new, adopt, describe, serve, export):
     app.command()(command)
 
 

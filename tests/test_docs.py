@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+from toy import notebook
 
 ROOT = Path(__file__).parent.parent
 DOCS = {
@@ -111,9 +112,16 @@ def test_the_demo_ends_with_what_to_look_at(demo):
     assert report.is_file() and report.is_relative_to(demo.folder)
 
 
+@pytest.fixture(scope="session")
+def yours(demo):
+    "The notebook of whoever reads the README"
+    cells = "rows = 100  # to look at\nname = 'analysis.txt'", "open(name, 'w').write('x' * rows)"
+    notebook(demo.folder / "analysis.ipynb", None, *cells)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name, command", [c for c in COMMANDS if c[1] not in APART])
-def test_the_command_works(demo, name, command):
+def test_the_command_works(demo, yours, name, command):
     done = demo(command)
     assert done.returncode == 0, done.stdout + done.stderr
 

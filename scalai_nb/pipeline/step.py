@@ -12,17 +12,18 @@ import os
 import re
 import tokenize
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ParameterError, StepError, unknown
 from .reading.imports import Closure, closure
-from .reading.parameter import Fresh, Parameter, literal, source
+from .reading.parameter import Fresh, Parameter, computed, source
 from .reading.syntax import SKIPPED, Place, compiled, parse_cell, refused
 
 # %% auto #0
-__all__ = ['Reference', 'Step', 'parse_assignments']
+__all__ = ['Declared', 'Reference', 'Step', 'load_notebook', 'parse_assignments']
 
 # %% ../../nbs/pipeline/step.ipynb #c32f9cf9
 if TYPE_CHECKING:
@@ -39,19 +40,42 @@ def _comments(text: str) -> dict[int, str]:
     }
 
 
+class Declared:
+    "What a contract cell has declared so far"
+
+    def __init__(self):
+        self.parameters: dict[str, Parameter] = {}
+        self.enums: dict[str, type[Enum]] = {}
+
+    @property
+    def names(self) -> dict[str, Any]:
+        "What a default may name: parameters that have a value, and Enums"
+        given = {p.name: p.default for p in self.parameters.values() if not p.required}
+        return {**given, **self.enums}
+
+    def add(self, parameter: Parameter) -> None:
+        "Take a parameter; ParameterError when there is one of that name"
+        if parameter.name in self.parameters:
+            line = self.parameters[parameter.name].line
+            raise ParameterError(
+                f"{parameter.name} is declared in line {line} already; remove one of the two."
+            )
+        self.parameters[parameter.name] = parameter
+
+
 def _parameter(
-    name: str, annotation: ast.expr | None, value: ast.expr | None, help: str, line: int
+    name: str,
+    annotation: ast.expr | None,
+    value: ast.expr | None,
+    above: Declared,
+    **about: Any,
 ) -> Parameter:
     "The parameter that `name: annotation = value` declares"
     default: Any = ...
     if value is not None:
-        try:
-            default = literal(value)
-        except (ValueError, TypeError, SyntaxError, OverflowError):
-            raise ParameterError(
-                f"{name}: `{ast.unparse(value)}` is not a literal; "
-                "write the value out, or compute it in another cell."
-            ) from None
+        default = computed(name, value, above.names)
+        if _mentioned(value) & above.parameters.keys():
+            about["expression"] = ast.unparse(value)
     if annotation is None:
         if default is None:
             raise ParameterError(
@@ -59,15 +83,48 @@ def _parameter(
                 f"annotate it, as in `{name}: int | None = None`."
             )
         annotation = ast.Name("Path" if isinstance(default, Path) else type(default).__name__)
-    parameter = Parameter(name, ast.unparse(annotation), ..., help, line)
+    parameter = Parameter(name, ast.unparse(annotation), enums=above.enums, **about)
     return parameter if default is ... else replace(parameter, default=parameter.check(default))
 
+
+def _mentioned(node: ast.expr) -> set[str]:
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+
 # %% ../../nbs/pipeline/step.ipynb #ecacacaa
-def _declared(statement: ast.stmt, comments: dict[int, str]) -> list[Parameter]:
-    "The parameters that a statement of the contract cell declares"
+def _enum(node: ast.ClassDef) -> type[Enum]:
+    "The Enum that a class of the contract cell is, without running it: members and their values"
+    members: dict[str, Any] = {}
+    for statement in node.body:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(func=call)) if ast.unparse(
+                call
+            ).endswith("auto"):
+                members[name] = len(members) + 1
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                members[name] = computed(name, value, {})
+            case ast.Expr(value=ast.Constant()) | ast.Pass():
+                pass
+            case _:
+                members.clear()
+                break
+    bases = [ast.unparse(b).rpartition(".")[2] for b in node.bases]
+    if members and bases and bases[-1] in ("Enum", "StrEnum", "IntEnum"):
+        made: Any = Enum(node.name, members)
+        return made
+    raise ParameterError(
+        f"{node.name}: only an Enum of members such as FAST = 'fast' "
+        "belongs in the contract cell; move this class to another."
+    )
+
+
+def _declare(statement: ast.stmt, comments: dict[int, str], above: Declared) -> None:
+    "Add what a statement of the contract cell declares"
     match statement:
         case ast.Import() | ast.ImportFrom() | ast.Expr(value=ast.Constant(value=str())):
-            return []
+            return
+        case ast.ClassDef(name=name):
+            above.enums[name] = _enum(statement)
+            return
         case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=value):
             names = [name]
         case ast.Assign(targets=targets, value=value) if all(
@@ -80,9 +137,10 @@ def _declared(statement: ast.stmt, comments: dict[int, str]) -> list[Parameter]:
                 "only imports and lines such as `months: list[int] = [1, 2]` "
                 "belong in the contract cell; move this to another."
             )
-    last = statement.end_lineno or statement.lineno
-    help = comments.get(last) or comments.get(statement.lineno, "")
-    return [_parameter(name, annotation, value, help, statement.lineno) for name in names]
+    line, last = statement.lineno, statement.end_lineno or statement.lineno
+    help = comments.get(last) or comments.get(line, "")
+    for p in [_parameter(n, annotation, value, above, help=help, line=line) for n in names]:
+        above.add(p)
 
 
 def _contract(text: str, place: Place) -> tuple[ast.Module, dict[str, Parameter]]:
@@ -92,19 +150,13 @@ def _contract(text: str, place: Place) -> tuple[ast.Module, dict[str, Parameter]
         comments = _comments(text)
     except SyntaxError as e:
         raise refused(e, text, place) from None
-    parameters: dict[str, Parameter] = {}
+    found = Declared()
     for statement in tree.body:
         try:
-            for p in _declared(statement, comments):
-                if p.name in parameters:
-                    line = parameters[p.name].line
-                    raise ParameterError(
-                        f"{p.name} is declared in line {line} already; remove one of the two."
-                    )
-                parameters[p.name] = p
+            _declare(statement, comments, found)
         except ParameterError as e:
             raise StepError(f"{place(statement.lineno)}: {e}") from None
-    return tree, parameters
+    return tree, found.parameters
 
 # %% ../../nbs/pipeline/step.ipynb #15cac1ec
 class Reference(NamedTuple):
@@ -135,7 +187,7 @@ class Step:
     Attributes
     ----------
     name : str
-        file name without number and suffix: features of 03_features.ipynb
+        file name without number and suffix, as -p can spell it: features of 03_features.ipynb
     path : Path
     title : str
         first heading
@@ -156,7 +208,8 @@ class Step:
         name -> typed value that was bound
     """
 
-    name: str  # file name without number and suffix: features of 03_features.ipynb
+    # file name without number and suffix, as -p can spell it: features of 03_features.ipynb
+    name: str
     path: Path
     title: str  # first heading
     promise: str  # first block quote
@@ -180,7 +233,7 @@ class Step:
         path : PathLike
             of the notebook
         """
-        return cls.of(_notebook(path), path)
+        return cls.of(load_notebook(path), path)
 
     @classmethod
     def of(
@@ -206,9 +259,14 @@ class Step:
 
     @property
     def values(self) -> dict[str, Any]:
-        "Value of each parameter that has one"
-        defaults = {p.name: p.default for p in self.parameters.values() if not p.required}
-        return defaults | self.overrides
+        "Value of each parameter that has one; a default follows the values that it is made of"
+        found: dict[str, Any] = {}
+        for p in self.parameters.values():
+            if p.name in self.overrides:
+                found[p.name] = self.overrides[p.name]
+            elif not p.required:
+                found[p.name] = p.given(found)
+        return found
 
     @property
     def reads(self) -> dict[str, Reference]:
@@ -223,8 +281,7 @@ class Step:
     @property
     def secrets(self) -> dict[str, str]:
         "Parameter -> the environment variable that holds the secret"
-        found = {p.name for p in self.parameters.values() if p.kind == "secret"}
-        return {name: value for name, value in self.values.items() if name in found}
+        return self._set("secret")
 
     @cached_property
     def imports(self) -> Closure:
@@ -234,8 +291,7 @@ class Step:
     @property
     def fresh(self) -> dict[str, Fresh]:
         "Parameter -> how old the result may be"
-        found = {p.name for p in self.parameters.values() if p.kind == "fresh"}
-        return {name: Fresh(v) for name, v in self.values.items() if name in found}
+        return {name: Fresh(v) for name, v in self._set("fresh").items()}
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -248,6 +304,11 @@ class Step:
         "Parameter -> file or folder that it names, as the notebook finds it"
         named = {n: v for n, v in self.values.items() if self.parameters[n].kind == "value"}
         return {n: self.path.parent / v for n, v in named.items() if isinstance(v, Path)}
+
+    def _set(self, kind: str) -> dict[str, Any]:
+        "Value of each parameter of `kind`; what is optional may have none"
+        found = {p.name for p in self.parameters.values() if p.kind == kind}
+        return {n: v for n, v in self.values.items() if n in found and v is not None}
 
     def where(self, parameter: str) -> str:
         "Place of a parameter's declaration"
@@ -278,14 +339,24 @@ class Step:
                 typed[name] = p.parse(given) if isinstance(given, str) else p.check(given)
             except ParameterError as e:
                 raise ParameterError(f"{self.name}.{e}") from None
-        return replace(self, overrides=self.overrides | typed)
+        bound = replace(self, overrides=self.overrides | typed)
+        try:
+            _ = bound.values
+        except ParameterError as e:
+            raise ParameterError(f"{self.name}.{e}") from None
+        return bound
 
     def injected(self) -> str:
         "Source of the cell that makes the bound values known to the notebook; empty when none is"
-        lines = [f"{name} = {source(value, '_')}" for name, value in self.overrides.items()]
+        values, declared = self.values, self.parameters
+        follow = {
+            n: values[n] for n, p in declared.items() if p.expression and values[n] != p.default
+        }
+        lines = [f"{n} = {source(v, '_')}" for n, v in {**follow, **self.overrides}.items()]
         text = "\n".join(lines)
         modules = {
             "Path": "pathlib",
+            "Decimal": "decimal",
             "date": "datetime",
             "datetime": "datetime",
             "Secret": "scalai_nb.pipeline",
@@ -306,15 +377,12 @@ def _reference(kind: str, value: str | Path) -> Reference:
 
 def _references(step: Step, kind: str) -> dict[str, Reference]:
     "Parameter -> what it refers to, of the parameters of `kind` that have a value"
-    found, values = {}, step.values
-    for p in step.parameters.values():
-        if p.kind == kind and p.name in values:
-            found[p.name] = _reference(p.referent or "dataset", values[p.name])
-    return found
+    values, declared = step._set(kind), step.parameters
+    return {n: _reference(declared[n].referent or "dataset", v) for n, v in values.items()}
 
 # %% ../../nbs/pipeline/step.ipynb #c56da90f
-def _notebook(path: PathLike) -> dict[str, Any]:
-    "The notebook at `path`, as JSON"
+def load_notebook(path: PathLike) -> dict[str, Any]:
+    "The notebook at `path`, as JSON; StepError when it is none"
     try:
         notebook = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -347,6 +415,19 @@ def _is_code(cell: dict[str, Any]) -> bool:
     return cell.get("cell_type") == "code" and "injected-parameters" not in _tags(cell)
 
 
+def _offered(cells: list[dict[str, Any]]) -> str:
+    "The cell that may be meant as the contract: the first of code that declares nothing else"
+    for i, cell in enumerate(cells):
+        if not _is_code(cell):
+            continue
+        try:
+            if _contract(_text(cell), str)[1]:
+                return f"cell {i + 1} looks like one; tag it `parameters`"
+        except StepError:
+            pass
+    return "tag the code cell that declares its parameters with `parameters`"
+
+
 def _contract_cell(cells: list[dict[str, Any]], path: Path) -> int:
     "Position of the one code cell tagged `parameters`"
     match [i for i, c in enumerate(cells) if _is_code(c) and "parameters" in _tags(c)]:
@@ -359,8 +440,7 @@ def _contract_cell(cells: list[dict[str, Any]], path: Path) -> int:
             )
         case _:
             raise StepError(
-                f"{path}: has no contract cell; "
-                "tag the code cell that declares its parameters with `parameters`."
+                f"{path}: has no contract cell; {_offered(cells)}, or run: scalai adopt {path}"
             )
 
 # %% ../../nbs/pipeline/step.ipynb #a2b8002e
@@ -374,8 +454,9 @@ def _heading(cells: list[dict[str, Any]]) -> tuple[str, str]:
 
 
 def _declaration(tree: ast.Module, parameters: dict[str, Parameter]) -> str:
-    "What of a contract counts: imports, names and types, in any order. Defaults count as values"
-    imports = [ast.unparse(s) for s in tree.body if isinstance(s, ast.Import | ast.ImportFrom)]
+    "What of a contract counts: imports, Enums, names and types. Defaults count as values"
+    counts = ast.Import | ast.ImportFrom | ast.ClassDef
+    imports = [ast.unparse(s) for s in tree.body if isinstance(s, counts)]
     return "\n".join([*imports, *sorted(f"{p.name}: {p.type}" for p in parameters.values())])
 
 
@@ -403,7 +484,7 @@ def _parts(notebook: dict[str, Any], path: Path) -> dict[str, Any]:
     ]
     trees = [contract, *(tree for tree, _ in others)]
     return {
-        "name": re.sub(r"^\d+[\W_]*", "", path.stem) or path.stem,
+        "name": re.sub(r"[^\w-]+", "-", re.sub(r"^\d+[\W_]*", "", path.stem) or path.stem),
         "path": path,
         "title": title,
         "promise": promise,

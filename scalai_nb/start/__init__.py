@@ -1,6 +1,6 @@
 """What a project begins with: a file becomes a system of notebooks, a notebook becomes a step.
 
 In: a file, or notebooks.
-Out: `new`, a folder with a contract, goals, five notebooks and their tests.
+Out: `Project`, a folder with contract, goals, notebooks and tests; `Proposal`, a contract cell.
 Imports: every room below `export`.
 """

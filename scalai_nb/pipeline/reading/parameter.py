@@ -10,9 +10,11 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import date, datetime
+from decimal import Decimal
+from enum import Enum, EnumMeta
 from functools import cached_property
 from pathlib import Path
 from types import GenericAlias
@@ -20,9 +22,10 @@ from typing import Any, TypeVar
 
 from ...errors import ParameterError, unknown
 from ...goals import Goal
+from .arithmetic import MOST, calculate, weight
 
 # %% auto #0
-__all__ = ['In', 'Out', 'File', 'Secret', 'Fresh', 'source', 'literal', 'Parameter']
+__all__ = ['In', 'Out', 'File', 'Secret', 'Fresh', 'source', 'literal', 'computed', 'Parameter']
 
 # %% ../../../nbs/pipeline/reading/parameter.ipynb #747af000
 class In:
@@ -89,6 +92,7 @@ class Fresh(str):
 _TYPES: dict[str, tuple[int, ...] | None] = {  # how many arguments it takes; None: one or more
     "int": (0,),
     "float": (0,),
+    "Decimal": (0,),
     "str": (0,),
     "bool": (0,),
     "Path": (0,),
@@ -99,12 +103,16 @@ _TYPES: dict[str, tuple[int, ...] | None] = {  # how many arguments it takes; No
     "Secret": (0,),
     "Fresh": (0,),
     "list": (0, 1),
+    "set": (0, 1),
+    "tuple": None,
     "dict": (0, 2),
     "In": (0, 1),
     "Out": (0, 1),
     "Union": None,
     "Literal": None,
+    "Enum": (1,),
 }
+_OURS = ("Enum", "None", "Union")  # which nobody is told to write
 _MARKERS = {"In": "in", "Out": "out", "Goal": "goal", "Secret": "secret", "Fresh": "fresh"}
 _REFERENTS = {"Model": "model", "File": "file"}  # of In and Out; without one: a dataset
 
@@ -114,6 +122,8 @@ def _split(node: ast.expr) -> tuple[str, list[ast.expr]]:
     match node:
         case ast.Constant(value=None):
             return "None", []
+        case ast.Constant(value=EnumMeta()):
+            return "Enum", [node]
         case ast.Constant(value=str(text)):
             return _split(ast.parse(text, mode="eval").body)
         case ast.BinOp(op=ast.BitOr()):
@@ -140,27 +150,47 @@ def _named(node: ast.expr) -> str:
         return ""
 
 # %% ../../../nbs/pipeline/reading/parameter.ipynb #c8b3eb8b
+def _class(node: Any) -> type[Enum]:
+    "The Enum that stands in the place of its name"
+    return node.value
+
+
+def _repeats(args: list[ast.expr]) -> bool:
+    "Whether these are the arguments of `tuple[int, ...]`"
+    return len(args) == 2 and getattr(args[1], "value", None) is ...
+
+
 def _referent(args: list[ast.expr]) -> str | None:
     "What In or Out with these arguments refers to: dataset, model or file; None: to nothing known"
     words = [ast.unparse(a).strip("'\"").split(".")[-1] for a in args]
     return _REFERENTS.get(words[0]) if words else "dataset"
 
 
+def _marked(node: ast.expr) -> ast.expr:
+    "`In` of `In | None`, and of `In`: a marker may be optional, nothing else changes it"
+    name, args = _split(node)
+    marked = [a for a in args if _named(a) != "None"]
+    return marked[0] if name == "Union" and len(marked) == 1 else node
+
+
 def _known(node: ast.expr, inner: bool = False) -> None:
     "ParameterError unless a contract may use the type; an `inner` one is an argument of another"
     name = _named(node)
     if name not in _TYPES:
-        known = _TYPES.keys() - {"None"}
+        known = _TYPES.keys() - {*_OURS}
         raise ParameterError(unknown(ast.unparse(node), known, "the types of a contract"))
     args, counts = _split(node)[1], _TYPES[name]
-    right = bool(args) if counts is None else len(args) in counts
+    right = name == "tuple" or bool(args) if counts is None else len(args) in counts
     if name in _MARKERS:
         right = right and not inner and _referent(args) is not None
     elif name == "Literal":
         right = right and all(isinstance(a, ast.Constant | ast.UnaryOp) for a in args)
+    elif name == "Enum":
+        right = right and isinstance(getattr(args[0], "value", None), EnumMeta)
     else:
-        for arg in args:
-            _known(arg, inner=True)
+        optional = not inner and _marked(node) is not node
+        for arg in args[:1] if name == "tuple" and _repeats(args) else args:
+            _known(arg, inner=not optional)
     if not right:
         raise ParameterError(
             f"`{ast.unparse(node)}` is not a type here; "
@@ -194,10 +224,20 @@ def _fit(node: ast.expr, value: Any, text: bool = False) -> Any:
             return Fresh(value)
         case "list" if type(value) in ((list, tuple) if text else (list,)):
             return [_fit(args[0], v, text) if args else v for v in value]
+        case "set" if type(value) in ((set, list, tuple) if text else (set,)):
+            return {_fit(args[0], v, text) if args else v for v in value}
+        case "tuple" if type(value) in ((tuple, list) if text else (tuple,)):
+            kinds = args[:1] * len(value) if _repeats(args) else args
+            fitted = (_fit(k, v, text) for k, v in zip(kinds, value, strict=True))
+            return tuple(fitted if args else value)
+        case "Enum":
+            return _member(args[0], value, typed)
         case "dict" if type(value) is dict:
             return _fit_dict(args, value, text) if args else value
         case "float" if type(value) in (int, float):
             return float(value)
+        case "Decimal" if typed or type(value) is Decimal:
+            return Decimal(value)
         case "Path" if typed or isinstance(value, Path):
             return Path(value)
         case "datetime" if typed or type(value) is datetime:
@@ -213,6 +253,17 @@ def _fit_dict(args: list[ast.expr], value: dict, text: bool) -> dict:
     "`value` with keys and values of the two types"
     keys, values = args
     return {_fit(keys, k, text): _fit(values, v, text) for k, v in value.items()}
+
+
+def _member(node: ast.expr, value: Any, typed: bool) -> Enum:
+    "The member of an Enum that `value` is, or names where it was typed: FAST, Mode.FAST, 'fast'"
+    name = str(value).rpartition(".")[2] if typed else ""
+    if isinstance(value, Enum) and type(value).__name__ == _class(node).__name__:
+        name = value.name
+    for member in _class(node):
+        if member.name == name or typed and member.value == value:
+            return member
+    raise ValueError
 
 
 def _same(value: Any, other: Any) -> bool:
@@ -256,10 +307,10 @@ def _name(text: str, marker: str, model: bool) -> str:
 def _literals(text: str) -> Iterator[Any]:
     "What `text` may mean: itself, a Python literal, JSON"
     yield text
-    for read in (ast.literal_eval, json.loads):
+    for read in (lambda text: literal(ast.parse(text.strip(), mode="eval").body), json.loads):
         try:
             yield read(text)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        except (ValueError, SyntaxError, TypeError, ArithmeticError, MemoryError, RecursionError):
             pass
 
 
@@ -274,23 +325,23 @@ def _read(node: ast.expr, text: str) -> Any:
             return _fit(node, value, text=True)
         except ParameterError:
             raise
-        except (ValueError, OverflowError):
+        except (ValueError, ArithmeticError):
             pass
     raise ValueError
 
 # %% ../../../nbs/pipeline/reading/parameter.ipynb #035ba7ac
 def source(
     value: Any,  # of a contract type
-    prefix: str = "",  # put before Path, Secret, date and datetime: names that nothing else uses
+    prefix: str = "",  # put before Path, Secret, Decimal, date and datetime: names of our own
 ) -> str:  # Python source
-    """Write `value` as Python would read it
+    """Write `value` as Python would read it; a set in the order of its texts
 
     Parameters
     ----------
     value : Any
         of a contract type
     prefix : str, default ''
-        put before Path, Secret, date and datetime: names that nothing else uses
+        put before Path, Secret, Decimal, date and datetime: names of our own
 
     Returns
     -------
@@ -300,6 +351,17 @@ def source(
     match value:
         case list():
             return f"[{', '.join(source(v, prefix) for v in value)}]"
+        case tuple():
+            items = [source(v, prefix) for v in value]
+            return f"({items[0]},)" if len(items) == 1 else f"({', '.join(items)})"
+        case set():
+            return (
+                f"{{{', '.join(sorted(source(v, prefix) for v in value))}}}" if value else "set()"
+            )
+        case Enum():
+            return f"{type(value).__name__}.{value.name}"
+        case Decimal():
+            return f"{prefix}Decimal({str(value)!r})"
         case dict():
             items = (f"{source(k, prefix)}: {source(v, prefix)}" for k, v in value.items())
             return f"{{{', '.join(items)}}}"
@@ -320,6 +382,8 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "datetime": datetime,
     "date": date,
     "float": float,
+    "set": set,
+    "Decimal": Decimal,
     "Secret": Secret,
     "datetime.fromisoformat": datetime.fromisoformat,
     "date.fromisoformat": date.fromisoformat,
@@ -327,28 +391,108 @@ _CALLS: dict[str, Callable[..., Any]] = {
 
 
 def literal(
-    node: ast.expr,  # a literal, a list or dict of such, or a call that `source` writes
+    node: ast.expr,  # a literal, a collection of such, or a call that `source` writes
+    above: Mapping[str, Any]
+    | None = None,  # constants and Enums by name; None: no arithmetic either
 ) -> Any:
-    """The value that `node` spells out; ValueError or TypeError when it would have to be computed
+    """
+    The value that `node` spells out.
+
+    ValueError or TypeError: it would have to be executed. OverflowError: it would be too large.
 
     Parameters
     ----------
     node : ast.expr
-        a literal, a list or dict of such, or a call that `source` writes
+        a literal, a collection of such, or a call that `source` writes
+    above : Mapping[str, Any] | None, default None
+        constants and Enums by name; None: no arithmetic either
     """
+
+    def read(inner: ast.expr) -> Any:
+        return literal(inner, above)
+
     match node:
         case ast.List():
-            return [literal(e) for e in node.elts]
+            return list(map(read, node.elts))
+        case ast.Tuple():
+            return tuple(map(read, node.elts))
+        case ast.Set():
+            return set(map(read, node.elts))
         case ast.Dict() if None not in node.keys:
             pairs = zip(node.keys, node.values, strict=True)
-            return {literal(k): literal(v) for k, v in pairs if k is not None}
+            return {read(k): read(v) for k, v in pairs if k is not None}
         case ast.Call():
             words = ast.unparse(node.func).split(".")
             call = _CALLS.get(".".join(words[-2:])) or _CALLS.get(words[-1])
             if call:
-                named = {str(k.arg): literal(k.value) for k in node.keywords}
-                return call(*map(literal, node.args), **named)
+                named = {str(k.arg): read(k.value) for k in node.keywords}
+                return call(*map(read, node.args), **named)
+    return ast.literal_eval(node) if above is None else _computed(node, above)
+
+
+def _computed(node: ast.expr, above: Mapping[str, Any]) -> Any:
+    "The value of an expression of constants"
+    match node:
+        case ast.Name(id=name) if name in above and not isinstance(above[name], EnumMeta):
+            return above[name]
+        case ast.Attribute(value=ast.Name(id=name), attr=member) if name in above:
+            if isinstance(above[name], EnumMeta) and member in above[name].__members__:
+                return above[name][member]
+        case ast.BinOp(op=op, left=left, right=right):
+            return calculate(op, literal(left, above), literal(right, above))
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Name() | ast.BinOp() as operand):
+            return -literal(operand, above)
+        case ast.JoinedStr(values=parts):
+            return "".join(_piece(part, above) for part in parts)
     return ast.literal_eval(node)
+
+
+def _piece(node: ast.expr, above: Mapping[str, Any]) -> str:
+    "A piece of an f-string: a text, or a constant that is written as it is"
+    match node:
+        case ast.FormattedValue(value=value, conversion=-1, format_spec=None):
+            found = literal(value, above)
+            if isinstance(found, str | int | float | Path | date | Decimal):
+                return str(found)
+    return ast.literal_eval(node)
+
+# %% ../../../nbs/pipeline/reading/parameter.ipynb #7d691e1f
+_INSTEAD = {  # what is executed -> what to write
+    r"\b(now|today|utcnow|time)\(": "write a day, say date(2013, 1, 31), and pass another with -p",
+    r"\benviron\b|\bgetenv\(": 'name the variable, say `token: Secret = "API_TOKEN"`',
+    r"": "write the value out, or compute it in another cell",
+}
+
+
+def computed(
+    name: str,  # of the parameter
+    node: ast.expr,  # its default
+    above: Mapping[str, Any],  # constants and Enums by name
+) -> Any:
+    """The value of a default; ParameterError says what to write instead
+
+    Parameters
+    ----------
+    name : str
+        of the parameter
+    node : ast.expr
+        its default
+    above : Mapping[str, Any]
+        constants and Enums by name
+    """
+    text = ast.unparse(node)
+    try:
+        value = literal(node, above)
+        if any(isinstance(n, ast.Name) for n in ast.walk(node)) and weight(value) > MOST:
+            raise OverflowError
+        return value
+    except OverflowError:
+        raise ParameterError(
+            f"{name}: `{text}` is too large; write a smaller one, or compute it in another cell."
+        ) from None
+    except (ValueError, TypeError, ArithmeticError, RecursionError):
+        instead = next(do for pattern, do in _INSTEAD.items() if re.search(pattern, text))
+        raise ParameterError(f"{name}: `{text}` is not a constant; {instead}.") from None
 
 # %% ../../../nbs/pipeline/reading/parameter.ipynb #148d5d86
 @dataclass(frozen=True)
@@ -366,6 +510,10 @@ class Parameter:
         the comment at the end of the line
     line : int, default 0
         in the contract cell, from 1
+    expression : str, default ''
+        what computes the default from names above it; empty: it names none
+    enums : Mapping[str, type[Enum]]
+        that the contract cell declares
     """
 
     name: str
@@ -373,6 +521,8 @@ class Parameter:
     default: Any = ...  # typed; `...`: it has none
     help: str = ""  # the comment at the end of the line
     line: int = 0  # in the contract cell, from 1
+    expression: str = ""  # what computes the default from names above it; empty: it names none
+    enums: Mapping[str, type[Enum]] = field(default_factory=dict)  # that the contract cell declares
 
     def __post_init__(self):
         try:
@@ -382,22 +532,39 @@ class Parameter:
 
     @cached_property
     def _node(self) -> ast.expr:
-        return ast.parse(self.type, mode="eval").body
+        node = ast.parse(self.type, mode="eval")
+        return _Classes(self.enums).visit(node).body
 
     @property
     def kind(self) -> str:
-        "in, out, goal, secret or value"
-        return _MARKERS.get(_split(self._node)[0], "value")
+        "in, out, goal, secret, fresh or value"
+        return _MARKERS.get(_split(_marked(self._node))[0], "value")
 
     @property
     def referent(self) -> str | None:
         "dataset, model or file, of what is read or written; else None"
-        return _referent(_split(self._node)[1]) if self.kind in ("in", "out") else None
+        return _referent(_split(_marked(self._node))[1]) if self.kind in ("in", "out") else None
 
     @property
     def required(self) -> bool:
         "Whether it has no default"
         return self.default is ...
+
+    def given(
+        self,
+        above: Mapping[str, Any],  # values of the parameters declared above
+    ) -> Any:
+        """The default when those are the values; ParameterError when it does not exist for them
+
+        Parameters
+        ----------
+        above : Mapping[str, Any]
+            values of the parameters declared above
+        """
+        if not self.expression:
+            return self.default
+        node = ast.parse(self.expression, mode="eval").body
+        return self.check(computed(self.name, node, {**above, **self.enums}))
 
     def parse(
         self,
@@ -430,7 +597,7 @@ class Parameter:
             return take(self._node, given)
         except ParameterError as e:
             raise ParameterError(f"{self.name}: {e}") from None
-        except (ValueError, OverflowError):
+        except (ValueError, TypeError, ArithmeticError):
             zeros = re.fullmatch(r"[-+]?0\d+", str(given))
             hint = " A number has no leading zeros; declare str to keep them." if zeros else ""
             raise ParameterError(
@@ -439,6 +606,17 @@ class Parameter:
             ) from None
 
 # %% ../../../nbs/pipeline/reading/parameter.ipynb #b7969369
+class _Classes(ast.NodeTransformer):
+    "Puts the class of an Enum in the place of its name"
+
+    def __init__(self, enums: Mapping[str, type[Enum]]):
+        self.enums = enums
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        found = self.enums.get(node.id)
+        return ast.Constant(found) if found else node  # pyright: ignore[reportArgumentType]
+
+
 _EXAMPLES = {
     "int": 7,
     "float": 0.5,
@@ -449,6 +627,9 @@ _EXAMPLES = {
     "datetime": datetime(2013, 1, 31, 6),
     "date": date(2013, 1, 31),
     "list": [1, 2],
+    "set": {1, 2},
+    "tuple": (1, 2),
+    "Decimal": Decimal("0.1"),
     "dict": {"a": 1},
     "In": "flights",
     "Out": "flights",
@@ -465,6 +646,13 @@ def _example(node: ast.expr) -> str:
             return " or ".join(map(_example, args))
         case "list" if args:
             return f"[{_example(args[0])}]"
+        case "set" if args:
+            return f"{{{_example(args[0])}}}"
+        case "tuple" if args:
+            kinds = args[:1] if _repeats(args) else args
+            return f"({', '.join(map(_example, kinds))}{',' * (len(kinds) == 1)})"
+        case "Enum":
+            return " or ".join(map(source, _class(args[0])))
         case "dict" if args:
             return f"{{{_example(args[0])}: {_example(args[1])}}}"
         case "Goal":
