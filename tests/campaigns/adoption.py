@@ -33,11 +33,9 @@ PACKAGES = {  # whose notebooks are looked at -> version, licence
     "hist": ("2.12.1", "BSD-3-Clause"),
     "lmfit": ("1.3.4", "BSD-3-Clause"),
     "mesa": ("3.3.1", "Apache-2.0"),
-    "pvlib": ("0.16.1", "BSD-3-Clause"),
-    "xarray": ("2026.9.0", "Apache-2.0"),
 }
 NEEDED = (  # by these packages, beside ours; mplhep is of hist's own extra `plot`
-    "asteval boost-histogram dill h5py histoprint mplhep mplhep-data pytz seaborn uhi uncertainties"
+    "asteval boost-histogram dill histoprint mplhep mplhep-data seaborn uhi uncertainties"
 ).split()
 OF_EACH, OF_ALL, CELLS = 4, 20, 3
 ELSEWHERE = re.compile(
@@ -64,7 +62,7 @@ def fetched(folder: Path) -> Path:
             file.extractall(source, filter="data")
     installed = folder / "installed"
     if not installed.exists():
-        names = [f"{n}=={v}" for n, (v, _) in PACKAGES.items() if n != "xarray"]
+        names = [f"{n}=={v}" for n, (v, _) in PACKAGES.items()]
         words = ["-q", "--no-deps", "--target", str(installed), *names, *NEEDED]
         subprocess.run([python, "-m", "pip", "install", *words], check=True)
     return installed
