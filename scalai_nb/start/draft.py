@@ -289,6 +289,8 @@ def draft(
         if given_away:
             contract = Contract.infer(ds, later=tuple(given_away), **roles)
         default_transform(ds, contract)  # something to learn from is left
+    for name in contract.key:
+        contract = contract.amend(name, min=None, max=None)  # those of new rows go on
     kind, classes = (t.kind, t.names) if t else (None, ())
     rows = ds.sizes["row"]
     notes = tuple(_notes(ds, t, contract, given_away))

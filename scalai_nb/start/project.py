@@ -110,7 +110,7 @@ def planned(
     told = words(folder.name, _as_seen(data, folder), found)
     pipeline, notebooks = f"pipelines/{folder.name}", chapters(told)
     extras = ["lab", "serve", *(["trees"] if told["trees"] else [])]
-    told |= {"chapters": notebooks, "extras": ",".join(extras)}
+    told |= {"chapters": notebooks, "extras": ",".join(extras), "data": data}
     files = {path: filled(f"project/{name}.j2", told) for path, name in _FILES.items()}
     files |= {f"{pipeline}/{c.stem}.ipynb": c.text for c in notebooks}
     contract = json.dumps(json.loads(found.contract.to_json()), indent=1, ensure_ascii=False)
