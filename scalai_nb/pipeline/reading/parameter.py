@@ -444,14 +444,14 @@ _EXAMPLES = {
     "float": 0.5,
     "str": "text",
     "bool": True,
-    "Path": Path("data/flights.csv"),
+    "Path": Path("data/orders.csv"),
     "None": None,
     "datetime": datetime(2013, 1, 31, 6),
     "date": date(2013, 1, 31),
     "list": [1, 2],
     "dict": {"a": 1},
-    "In": "flights",
-    "Out": "flights",
+    "In": "orders",
+    "Out": "orders",
 }
 
 
