@@ -169,9 +169,14 @@ def _histories(
     there = set(lake.names())
     found = []
     for name in [n for n in names if n in there][:_MOST]:
-        work = lambda n=name: of_dataset(n, lake.read(n), goals)
+        work = partial(_history, lake, name, goals)
         found.append(_tried(troubles, f"dataset {name}", work, None))
     return [h for h in found if h]
+
+
+def _history(lake: LakeReader, name: str, goals: list[str]) -> History | None:
+    "The history that a dataset is; None: it does not say so"
+    return of_dataset(name, lake.read(name), goals) if "history" in lake.attrs(name) else None
 
 # %% ../../nbs/jupyter/dash.ipynb #c68c056b
 def _written(steps: list[Step], kind: str) -> list[str]:

@@ -108,6 +108,8 @@ REMEDY = {  # status of a run -> what to do about it, before the command
 def trouble(step: StepRun) -> str:
     "Why a step did not complete, and in which cell"
     why = step.error or CAUSES.get(step.cause or "", "It did not complete.")
+    if why.startswith("cell "):
+        return why
     stuck = (f" Cell {c.index + 1}: {c.title}" for c in step.cells if c.status == step.status)
     return f"{why}{next(stuck, '')}"
 
