@@ -278,6 +278,9 @@ def test_a_damaged_tracking_database_hides_models_only(orchard_env):
     file.write_bytes(b"no database" * 999)
     page = dash.read(orchard_env)
     assert page.runs and page.datasets and page.lights[1].value == 0.8
+    assert page.lights[0].where.startswith("ripeness version 1: on 400 rows")
+    told = standing.model_part(page.env, page.models[0]).text
+    assert "The gate has last judged version 1: it passes every check" in told
     assert "model ripeness cannot be read: file is not a database" in dash.header(page).text
     assert "scalai doctor" in dash.header(page).text
 
@@ -288,6 +291,7 @@ def test_a_damaged_history_and_a_broken_notebook_are_sentences(orchard_env):
     (Path(orchard_env.pipelines) / "orchard/01_pick.ipynb").write_text("{")
     page = dash.read(orchard_env)
     assert len(page.troubles) == 2 and len(page.lights) == 4
+    assert page.models[0].champion.version == 1
     assert "01_pick.ipynb cannot be read" in page.troubles[0]
     assert "restore the file from a backup" in page.troubles[1]
 

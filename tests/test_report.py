@@ -72,7 +72,8 @@ def test_without_a_registry_or_notebooks_it_says_what_it_knows(orchard_env):
     run = load_run(orchard_env)
     assert "0.5" in texts(report(run))  # what the run has recorded, not what the gate has said
     Path(orchard_env.tracking.removeprefix("sqlite:///")).write_bytes(b"no database" * 999)
-    assert "4 of 4 steps are done" in texts(report(run, orchard_env))
+    said = texts(report(run, orchard_env))
+    assert "4 of 4 steps are done" in said and "ripeness version 1: on 400 rows" in said
     for path in run.folder.glob("*.ipynb"):
         path.write_text("{")
     said = texts(report(run, orchard_env))

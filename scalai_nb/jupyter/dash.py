@@ -40,6 +40,7 @@ from scalai_nb.pipeline.showing.goal_lights import (
     Light,
     Measured,
     counted,
+    judgements,
     light_cards,
     measured,
     of_runs,
@@ -185,6 +186,13 @@ def _written(steps: list[Step], kind: str) -> list[str]:
     return list(dict.fromkeys(ref.name for ref in refs if ref.kind == kind))
 
 
+def _model(env: Environment, name: str, lake: LakeReader, troubles: list[str]) -> Standing:
+    "How a model stands; where the registry cannot be read, what the gate has said of it"
+    said = _tried(troubles, f"the history of {name}", partial(judgements, env, name), [])
+    work = partial(standing, env, name, lake, said)
+    return _tried(troubles, f"model {name}", work, Standing(name, judged=said))
+
+
 def _lights(
     steps: list[Step], models: list[Standing], runs: list[Run], histories: list[History]
 ) -> list[Light]:
@@ -226,10 +234,7 @@ def read(
     steps = _steps(env, name, known[name], troubles)
     runs = _runs(env, name, limit, troubles)
     goals = list(dict.fromkeys(x.name for x in stated(steps)))
-    models = [
-        _tried(troubles, f"model {m}", partial(standing, env, m, lake), Standing(m))
-        for m in _written(steps, "model")
-    ]
+    models = [_model(env, name, lake, troubles) for name in _written(steps, "model")]
     histories = _tried(
         troubles,
         "the lake",
@@ -406,6 +411,7 @@ def _history_section(page: Page) -> list[Widget]:
     def draw(_: Any) -> None:
         history: Any = which.value
         goal = choice({named[g]: g for g in named if g in history.lines})
+        goal.layout.display = None if len(goal.options) > 1 else "none"
         at = choice(history.points, history.points[-1])
         at.layout.display = None if len(history.points) <= 24 else "none"
         again = lambda _: setattr(

@@ -77,21 +77,31 @@ def _contracts(run: Run, notebooks: dict[str, Notebook]) -> list[Step]:
     return found
 
 
-def _releases(run: Run, steps: list[Step], env: Environment) -> list[Release]:
-    "The versions of models that the run has written, and who serves"
+def _judged(run: Run, steps: list[Step], env: Environment) -> dict[tuple[str, str], Judged | None]:
+    "The versions of models that the run has written, each with the last verdict about it"
+    names = {ref.name for step in steps for ref in step.writes.values() if ref.kind == "model"}
+    written = [(name, version) for s in run.steps for name, version in s.written if name in names]
+    found: dict[tuple[str, str], Judged | None] = dict.fromkeys(written)
+    for name in {name for name, _ in written}:
+        try:
+            said = judgements(env, name)
+        except (ScalaiError, OSError, LookupError):
+            continue
+        found |= {
+            (name, str(j.version)): j for j in reversed(said) if (name, str(j.version)) in found
+        }
+    return found
+
+
+def _releases(env: Environment, judged: dict[tuple[str, str], Judged | None]) -> list[Release]:
+    "How the versions stand that the run has written; none where the registry cannot be read"
     from scalai_nb.models.registry.catalog import Catalog
 
-    names = {ref.name for step in steps for ref in step.writes.values() if ref.kind == "model"}
-    written = [pair for s in run.steps for pair in s.written if pair[0] in names]
     try:
         catalog = Catalog(env)
         return [
-            Release(
-                catalog.get(name, number),
-                catalog.champion(name),
-                next((j for j in judgements(env, name) if str(j.version) == number), None),
-            )
-            for name, number in written
+            Release(catalog.get(name, version), catalog.champion(name), verdict)
+            for (name, version), verdict in judged.items()
         ]
     except Exception:
         return []  # a registry that is down, or a damaged one, does not fail a report
@@ -344,10 +354,11 @@ def report(
     """
     notebooks = {s.stem: nb for s in run.steps if (nb := _notebook(run, s))}
     steps = _contracts(run, notebooks)
-    releases = _releases(run, steps, env) if env else []
-    judged = [r.judged for r in releases if r.judged]
+    judged = _judged(run, steps, env) if env else {}
+    releases = _releases(env, judged) if env else []
+    verdicts = [verdict for verdict in judged.values() if verdict]
     goals = stated(steps, {s.name: s.parameters for s in run.steps})
-    lights = [measured(light, judged, of_runs([run])) for light in goals]
+    lights = [measured(light, verdicts, of_runs([run])) for light in goals]
     promises = {step.stem: step.promise for step in steps}
     sections = [
         _section(run, s, notebooks.get(s.stem), promises.get(s.stem, "")) for s in run.steps

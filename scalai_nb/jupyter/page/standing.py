@@ -18,7 +18,7 @@ from ...models.registry.catalog import Catalog, ModelVersion
 from ...models.registry.history import lines
 from ...pipeline.report import checks_part
 from ...pipeline.run import read_run
-from ...pipeline.showing.goal_lights import Judged, judgements
+from ...pipeline.showing.goal_lights import Judged
 from ...show import Part, card, code, element, heading, inline, prose, status, table
 from ...words import ago, number, value
 
@@ -93,7 +93,11 @@ def _made_so(
     env: Environment, name: str, champion: ModelVersion | None
 ) -> tuple[float | None, str]:
     "When the champion became it, and by whom; nobody, where it was done in MLflow"
-    for record in reversed(lines(Path(env.models) / name / "history.jsonl")):
+    try:
+        records = lines(Path(env.models) / name / "history.jsonl")
+    except ScalaiError:
+        return None, ""  # what is wrong with it, whoever reads the verdicts says
+    for record in reversed(records):
         if record["alias"] != "champion":
             continue
         if champion and record["version"] == champion.version:
@@ -121,6 +125,7 @@ def standing(
     env: Environment,
     name: str,  # of a model; it need not be registered yet
     lake: LakeReader,
+    judged: list[Judged],  # of `judgements`
 ) -> Standing:
     """How the model `name` stands
 
@@ -130,13 +135,15 @@ def standing(
     name : str
         of a model; it need not be registered yet
     lake : LakeReader
+    judged : list[Judged]
+        of `judgements`
     """
     from scalai_nb.serving.process.service import listening
 
     catalog = Catalog(env)
     if name not in catalog.names():
-        return Standing(name)
-    found = Standing(name, catalog.versions(name), judgements(env, name))
+        return Standing(name, judged=judged)
+    found = Standing(name, catalog.versions(name), judged)
     since, by = _made_so(env, name, found.champion)
     learned = found.champion or found.versions[0]
     return Standing(
@@ -337,6 +344,10 @@ def model_part(
     s: Standing,
 ) -> Part:
     "A model: its champion with the gate's verdict, where it is served, and its other versions"
+    if not s.versions and s.judged:
+        last = s.judged[0]
+        said = f"The gate has last judged version {last.version}: it {last.verdict.reason}."
+        return card(s.name, prose(_gate(last), f" {said}"), checks_part(last), _service(s))
     if not s.versions:
         return card(s.name, prose("No version is registered yet; a run registers one."))
     return _champion(env, s) + _others(env, s)
