@@ -235,12 +235,8 @@ def read(
     runs = _runs(env, name, limit, troubles)
     goals = list(dict.fromkeys(x.name for x in stated(steps)))
     models = [_model(env, name, lake, troubles) for name in _written(steps, "model")]
-    histories = _tried(
-        troubles,
-        "the lake",
-        lambda: _histories(lake, _written(steps, "dataset"), goals, troubles),
-        [],
-    )
+    written = partial(_histories, lake, _written(steps, "dataset"), goals, troubles)
+    histories = _tried(troubles, "the lake", written, [])
     versions = [of_versions(m.versions, m.judged, goals) for m in models]
     return Page(
         env,
@@ -251,7 +247,7 @@ def read(
         models,
         [h for h in (*histories, *versions) if h],
         runs,
-        _tried(troubles, "the lake", lambda: _datasets(lake, runs, troubles), []),
+        _tried(troubles, "the lake", partial(_datasets, lake, runs, troubles), []),
         list(dict.fromkeys(troubles)),
     )
 
@@ -293,7 +289,7 @@ def header(page: Page) -> Part:
         return head
     return head + card(
         "Nothing has run yet",
-        prose("The goals below are what is asked. To see how they stand, run it, then reload:"),
+        prose("To see how it stands, run it, then reload this page:"),
         prose(code(f"scalai run {page.pipeline}")),
     )
 
