@@ -131,7 +131,7 @@ def browser_pictures(project: Path, report: Path) -> None:
         raise SystemExit("pictures: no Chromium; run make test-services.")
     with visiting("http://127.0.0.1:", "file:", "data:", "blob:", width=1200) as visit:
         page = visit.page
-        shoot(page, report.as_uri(), PICTURES / "report.png", "table")
+        shoot(page, report.as_uri(), PICTURES / "report.png", "section")
         port = free_port()
         with server(project, port, "/", "scalai", "dash", "--port", str(port), "--no-open") as url:
             shoot(page, url, PICTURES / "dashboard.png", ".scalai-card")

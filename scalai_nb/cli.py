@@ -368,7 +368,7 @@ def _runs(found: list[Run]) -> RenderableType:
     from scalai_nb.words import duration
 
     if not found:
-        return "No runs yet; start one with: scalai run flights"
+        return "No runs yet; start one with: scalai run PIPELINE"
     done = ("completed", "cached")
     rows = (
         (
@@ -501,8 +501,9 @@ def report(
     from scalai_nb.pipeline.report import write_report
     from scalai_nb.pipeline.run import load_run
 
-    found = load_run(environment(env), run)
-    path = write_report(found)
+    where = environment(env)
+    found = load_run(where, run)
+    path = write_report(found, where)
     if not path:
         raise WorkFailed(
             f"{found.folder}/report.html cannot be written; free some space and try again."

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -50,3 +51,19 @@ def visiting(
         visit.page.on("pageerror", lambda e: visit.errors.append(str(e)))
         visit.page.on("console", lambda m: m.type == "error" and visit.errors.append(m.text))
         yield visit
+
+
+def faults(
+    page: Any,  # playwright's
+    axe: Path,  # the folder `bin` of `conftest.tool("axe")`
+) -> list[str]:
+    "What axe-core finds serious or critical on a page, a line each"
+    script = next(axe.parent.rglob("axe.min.js")).read_text(encoding="utf-8")
+    page.evaluate(script)
+    found = page.evaluate("axe.run()")
+    assert found["passes"]
+    return [
+        f"{v['id']}: {v['nodes'][0]['html']}"
+        for v in found["violations"]
+        if v["impact"] in ("serious", "critical")
+    ]

@@ -119,6 +119,31 @@ def demo(tmp_path_factory) -> Demo:
     return demo
 
 
+# ---- a project that nothing in the library knows
+
+
+@pytest.fixture(scope="session")
+def orchard_run(tmp_path_factory):
+    "The project of `orchard.py`, run once by the real command"
+    from orchard import orchard
+
+    project = orchard(tmp_path_factory.mktemp("orchard"))
+    done = project.scalai("run", "orchard", "--plain")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return project
+
+
+@pytest.fixture
+def orchard_env(orchard_run, tmp_path, monkeypatch):
+    "The environment of a copy of it, which a test may break"
+    from scalai_nb.environment import environment
+
+    root = tmp_path / "orchard"
+    shutil.copytree(orchard_run.root, root)
+    monkeypatch.delenv("SCALAI_SETTINGS", raising=False)
+    return environment("laptop", settings=root / "settings.ini")
+
+
 # ---- tools with environments of their own
 
 

@@ -1,7 +1,9 @@
-"""The dashboard: what it reads and says; it writes nothing, and asks nobody else from a browser"""
+"""The page of any project: what it reads and says; it writes nothing, and asks nobody else"""
 
+import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,167 +11,57 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.request import urlopen
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import numpy as np
-import pandas as pd
 import psutil
 import pytest
-from browser import CHROMIUM, visiting
+import xarray as xr
+from browser import CHROMIUM, faults, visiting
+from conftest import tool
+from toy import Project, notebook
 
 from scalai_nb.data.lake import Lake
-from scalai_nb.data.sources import from_frame
 from scalai_nb.environment import environment
 from scalai_nb.errors import MissingExtra, ParameterError
 from scalai_nb.jupyter import dash, voila
+from scalai_nb.jupyter.page import histories, standing
+from scalai_nb.models.registry.registry import Registry
+from scalai_nb.models.registry.verdict import Check, Verdict
 from scalai_nb.pipeline.run import EventLog
+from scalai_nb.pipeline.showing.goal_lights import Light
 
-ROOT = Path(__file__).parents[1]
-SETTINGS = (
-    "[DEFAULT]\n"
-    f"dashboards = {ROOT / 'dashboards'}\n"
-    "\n"
-    "[laptop]\n"
-    "\n"
-    "[ci]\n"
-    "workers = 2\n"
-    "memory = 4GB\n"
-)
-
-GOALS = pd.DataFrame(
-    [
-        ("auc", ">=", 0.68, "probability", "flights are in a useful order"),
-        ("recall", ">=", 0.6, "share of late flights", "a missed flight is <expensive>"),
-        ("latency_ms", "<=", 20.0, "ms", "a screen that waits is not used"),
-        ("drift", "<=", 0.2, "PSI", "a hint that the world has moved"),
-    ],
-    columns=["goal", "comparison", "threshold", "unit", "why"],
-)
-EVALUATION = pd.DataFrame(
-    {
-        "month": [0, 4, 5, 6, 4],
-        "period": ["held-out", "April", "May", "June", "April"],
-        "slice_by": ["all"] * 4 + ["origin"],
-        "slice": ["all"] * 4 + ["EWR"],
-        "count": [26000, 27004, 27894, 27075, 9000],
-        "late": [0.15, 0.16, 0.14, 0.22, 0.2],
-        "auc": [0.72, 0.73, 0.71, 0.70, 0.5],
-        "recall": [0.65, 0.63, 0.54, 0.70, 0.1],
-        "missed": ["", "", "recall", "", "auc, recall"],
-    }
-)
-RELEASE = pd.DataFrame(
-    [
-        (
-            "release",
-            "",
-            np.nan,
-            True,
-            True,
-            "promoted: version 1 meets every goal that decides; watch recall in later months",
-        ),
-        ("auc", ">= 0.68", 0.72, True, True, "held-out days: 0.720"),
-        ("recall", ">= 0.6", 0.65, True, True, "held-out days: 0.650"),
-        ("recall later", ">= 0.6", 0.54, False, False, "missed in May"),
-        ("latency_ms", "<= 20", 1.31, True, True, "95 % within 1.31 ms"),
-    ],
-    columns=["check", "goal", "value", "met", "decides", "reason"],
-)
-REPLAY = pd.DataFrame(
-    {
-        "month": [4, 5, 6],
-        "drift_max": [0.4, 1.3, 3.1],
-        "drifted": ["temp", "temp, dewp", "temp, dewp"],
-        "auc": [0.73, 0.71, 0.70],
-        "recall": [0.63, 0.54, 0.70],
-        "missed": ["", "recall", ""],
-        "retrain": [False, True, False],
-        "recall_retrained": [0.63, 0.62, 0.71],
-        "recall_rule": [0.63, 0.54, 0.71],
-    }
-)
-TABLES = {"goals": GOALS, "evaluation": EVALUATION, "release": RELEASE, "replay": REPLAY}
-
-
-def write(env, **tables):
-    "Write DataFrames to the lake of `env`"
-    for name, table in tables.items():
-        Lake(env.lake).write(name, from_frame(table), message=name)
-
-
-def record(env, id, status=None, ago=600, **finished):
-    "The record of a run of two steps whose second ends with `status`; None: its runner was killed"
-    folder = Path(env.runs, id)
-    folder.mkdir(parents=True)
-    log, t = EventLog(folder / "events.jsonl"), time.time() - ago
-    log.append(
-        {
-            "event": "run_started",
-            "t": t,
-            "pipeline": "flights",
-            "env": env.name,
-            "pid": 1,
-            "about": {},
-            "steps": [
-                {"name": "ingest", "stem": "01_ingest", "title": "Ingest"},
-                {"name": "train", "stem": "04_train", "title": "Train"},
-            ],
-        }
-    )
-    for step in ("ingest", "train"):
-        log.append(
-            {
-                "event": "step_started",
-                "t": t + 1,
-                "step": step,
-                "cells": [[3, "w = weather['wind_gust']"]],
-                "reasons": [],
-                "inputs": {},
-                "parameters": {},
-            }
-        )
-        log.append({"event": "cell", "t": t + 1, "step": step, "cell": 3, "status": "running"})
-        if step == "ingest":
-            log.append(
-                {
-                    "event": "step_finished",
-                    "t": t + 3,
-                    "step": step,
-                    "status": "completed",
-                    "rows": 336776,
-                    "written": [["flights", "0J5FZ1X2Y3"]],
-                }
-            )
-    if status:
-        log.append(
-            {"event": "step_finished", "t": t + 8, "step": "train", "status": status, **finished}
-        )
-        log.append({"event": "run_finished", "t": t + 8, "status": status})
-    log.close()
+PIPELINE = "orchard"
 
 
 @pytest.fixture
 def empty(tmp_path):
-    "The environment of a project without data"
-    (tmp_path / "settings.ini").write_text(SETTINGS)
+    "The environment of a project of settings alone"
+    (tmp_path / "settings.ini").write_text("[laptop]\n")
     return environment("laptop", settings=tmp_path / "settings.ini")
 
 
-@pytest.fixture
-def filled(empty):
-    "The environment of a project with the pipeline's datasets and three runs"
-    write(empty, **TABLES)
-    record(empty, "flights-20261124-100000-lost", ago=7200)
-    record(
-        empty,
-        "flights-20261124-110000-fail",
-        "failed",
-        ago=3600,
-        cause="cell_error",
-        error="KeyError: 'wind_gust'",
-    )
-    record(empty, "flights-20261124-120000-good", "completed")
-    return empty
+def record(env, pipeline, number, status=None, metrics=None, **finished):
+    "The record of a run of two steps whose second ends with `status`; None: its runner was killed"
+    folder = Path(env.runs, f"{pipeline}-20261124-{number:06}")
+    folder.mkdir(parents=True)
+    log, t = EventLog(folder / "events.jsonl"), 1.7e9 + number
+    steps = [{"name": n, "stem": s, "title": ""} for n, s in (("in", "01_in"), ("fit", "02_fit"))]
+    started = {"reasons": [], "inputs": {}, "parameters": {}, "cells": [[3, "w = x['wind']"]]}
+    about = {"pipeline": pipeline, "env": "laptop", "pid": 1, "about": {}, "steps": steps}
+    log.append({"event": "run_started", "t": t, **about})
+    for step in ("in", "fit"):
+        log.append({"event": "step_started", "t": t + 1, "step": step, **started})
+    log.append({"event": "cell", "t": t + 1, "step": "fit", "cell": 3, "status": "running"})
+    done = {"status": "completed", "metrics": metrics or {}, "rows": 336776}
+    log.append({"event": "step_finished", "t": t + 3, "step": "in", **done})
+    if status:
+        ended = {"status": status, **finished}
+        log.append({"event": "step_finished", "t": t + 8, "step": "fit", **ended})
+        log.append({"event": "run_finished", "t": t + 8, "status": status})
+    log.close()
+    return folder
 
 
 def tree(folder):
@@ -177,142 +69,278 @@ def tree(folder):
     return {p: (p.stat().st_size, p.stat().st_mtime_ns) for p in Path(folder).rglob("*")}
 
 
+def judged(env, version, *checks):
+    "The gate says something of a version; it is written into the history as the gate does"
+    registry = Registry(env)
+    v = registry.get("ripeness", version)
+    gate = Verdict("ripeness", v.digest, None, 400, checks).to_dict()
+    registry.judged("ripeness", version, "said", "you", evidence={"gate": gate})
+
+
 # What it reads
 
 
-def test_each_light_says_how_its_goal_stands(filled):
-    lights = {light.name: light for light in dash.read(filled).lights}
+def test_a_goal_is_the_contract_s_and_its_value_the_gate_s_then_a_run_s(orchard_env):
+    page = dash.read(orchard_env)
+    lights = {light.name: light for light in page.lights}
+    assert list(lights) == ["roc_auc", "precision", "latency_ms", "rmse"]
+    auc = lights["roc_auc"]
+    assert (auc.goal, auc.why[:14], auc.value > 0.7) == (">= 0.7", "a ripe crate i", True)
+    assert auc.where.startswith("ripeness version 1: on 400 rows")  # not the metric 0.5 of the run
+    precision = lights["precision"]
+    assert precision.value == 0.8 and precision.where.endswith("train")
     assert {name: light.status for name, light in lights.items()} == {
-        "auc": "met",
-        "recall": "partly met",
+        "roc_auc": "partly met",  # of the three weeks one missed it
+        "precision": "warning",  # the gate has not asked for it
         "latency_ms": "met",
-        "drift": "warning",
+        "rmse": "not measured",
     }
-    assert (lights["recall"].value, lights["recall"].where, lights["recall"].missed) == (
-        0.65,
-        "held-out days: 0.650",
-        ("May",),
+    assert auc.missed == ("<b>two</b>",)
+
+
+def test_without_records_the_metrics_of_the_version_and_then_a_history_speak(orchard_env):
+    shutil.rmtree(orchard_env.runs)
+    (Path(orchard_env.models) / "ripeness/history.jsonl").unlink()
+    lights = {light.name: light for light in dash.read(orchard_env).lights}
+    assert (lights["precision"].value, lights["precision"].where) == (0.8, "ripeness 1")
+    assert lights["precision"].status == "missed"  # nobody says that it does not decide
+    light = histories.with_history(Light("roc_auc", ">= 0.7"), dash.read(orchard_env).histories)
+    assert (light.value, light.where) == (0.8, "weeks: three")
+
+
+def test_the_last_verdict_counts_and_a_refusal_is_red(orchard_env):
+    judged(orchard_env, 1, Check("roc_auc", False, "on 9 rows", ">= 0.7", 0.4))
+    page = dash.read(orchard_env)
+    assert page.lights[0].status == "missed" and page.lights[0].where.endswith("on 9 rows")
+    text = standing.model_part(page.env, page.models[0]).text
+    assert "✘ refused" in text and "fails roc_auc" in text
+    judged(orchard_env, 1, Check("roc_auc", False, "cannot be measured: one class"))
+    light = dash.read(orchard_env).lights[0]
+    assert light.value == 0.5 and light.where.startswith("run ")  # the metric of the run
+
+
+def test_champion_challengers_and_the_gate(orchard_env):
+    registry = Registry(orchard_env)
+    registry.register(
+        registry.load("ripeness"), "ripeness", {"precision": 0.95}, alias="challenger"
     )
-    assert (lights["drift"].value, lights["drift"].where, len(lights["drift"].missed)) == (
-        3.1,
-        "June",
-        3,
+    (model,) = dash.read(orchard_env).models
+    assert (model.champion.version, [v.version for v in model.versions]) == (1, [2, 1])
+    text = standing.model_part(orchard_env, model).text
+    assert re.search(r"version 1, champion since (just now|\d+ min ago), by \w+\.", text)
+    assert re.search(r"2 +challenger +just now +not judged +precision 0.95", text)
+    assert "passes every check that decides" in text and "latency_ms" in text
+
+
+def test_data_that_have_moved_on_are_told_and_compared_when_asked(orchard_env):
+    page = dash.read(orchard_env)
+    assert page.models[0].newer == []
+    assert "newest data there are" in standing.model_part(page.env, page.models[0]).text
+    heavier = xr.Dataset({"weight": ("row", np.full(400, 14.0)), "ripe": ("row", np.ones(400))})
+    Lake(orchard_env.lake).write("crates", heavier)
+    (model,) = dash.read(orchard_env).models
+    (newer,) = model.newer
+    assert "crates has a newer version" in standing.model_part(orchard_env, model).text
+    assert re.search(
+        r"weight +[\d.]+ +! has moved",
+        standing.drift_part(orchard_env, model.champion, newer).text,
     )
 
 
-def test_a_refused_release_is_red(empty):
-    refused = RELEASE.assign(
-        met=RELEASE.check.isin(["auc", "latency_ms"]),
-        value=RELEASE.value.where(RELEASE.check != "recall", 0.5),
-    )
-    write(
-        empty,
-        **{
-            **TABLES,
-            "release": refused.assign(
-                reason=["refused: version 2 misses recall", *refused.reason[1:]]
-            ),
-        },
-    )
-    page = dash.read(empty)
-    assert page.verdict[0] == "refused"
-    assert {light.name: light.status for light in page.lights}["recall"] == "missed"
-    assert "✘ refused version 2 misses recall" in dash.goals(page).text
+def test_too_many_rows_to_wait_for_are_not_read(orchard_env, monkeypatch):
+    monkeypatch.setattr(standing, "QUICK", 399)
+    now = Lake(orchard_env.lake).version("crates")
+    champion = Registry(orchard_env).champion("ripeness")
+    told = standing.drift_part(orchard_env, champion, standing.Newer("crates", "x", now)).text
+    assert "sn.drift(read('ripeness@1').summary, read('crates'))" in told
 
 
-def test_a_pipeline_that_has_not_come_far_says_less(empty):
-    write(empty, goals=GOALS)
-    page = dash.read(empty)
-    assert {light.status for light in page.lights} == {"not measured"}
-    assert (
-        not page.months
-        and "no release yet" in dash.goals(page).text
-        and "No data yet" not in dash.header(page).text
-    )
-    write(empty, evaluation=EVALUATION)
-    page = dash.read(empty)
-    assert page.months == ["April", "May", "June"]
-    assert {light.name: light.status for light in page.lights} == {
-        "auc": "met",
-        "recall": "partly met",
-        "latency_ms": "not measured",
-        "drift": "not measured",
+@pytest.mark.slow
+def test_a_service_that_runs_is_linked_and_one_that_has_ended_is_not(orchard_env):
+    from scalai_nb.serving.process.service import running
+
+    with running("ripeness", orchard_env, workers=1) as service:
+        (model,) = dash.read(orchard_env).models
+        html = standing.model_part(orchard_env, model).html
+        assert f'href="{service.url}/docs"' in html and f'href="{service.url}/metrics"' in html
+    (model,) = dash.read(orchard_env).models
+    assert "scalai serve ripeness" in standing.model_part(orchard_env, model).text
+
+
+def test_datasets_say_which_step_of_which_run_wrote_them(orchard_env):
+    page = dash.read(orchard_env)
+    run = page.runs[0].id
+    assert {(d.name, d.run, d.step) for d in page.datasets} == {
+        ("crates", run, "01_pick"),
+        ("weeks", run, "03_release"),
     }
-    assert set(page.measures) == {"auc", "recall"}
+    assert re.search(r"crates +400 \w{8} .* 01_pick", dash.datasets(page).text)
 
 
-def test_months_are_of_all_flights_and_beside_them_what_retraining_brings(filled):
-    page = dash.read(filled)
-    assert page.measures["auc"].lines == {"model in service": [0.73, 0.71, 0.70]}
-    assert page.measures["recall"].lines["retrained every month"] == [0.63, 0.62, 0.71]
-    assert page.measures["drift"].lines == {"model in service": [0.4, 1.3, 3.1]}
+def test_a_history_of_versions_and_one_of_a_dataset(orchard_env):
+    page = dash.read(orchard_env)
+    assert [h.name for h in page.histories] == ["weeks"]  # one version is no history
+    (weeks,) = page.histories
+    assert weeks.lines["roc_auc"] == {"in service": [0.9, 0.6, 0.8], "anew": [0.9, 0.85, 0.8]}
+    assert weeks.facts["three"] == {"crates sent": 50}
+    registry = Registry(orchard_env)
+    registry.register(registry.load("ripeness"), "ripeness", {"precision": 0.95})
+    judged(orchard_env, 2, Check("roc_auc", True, "on 9 rows", ">= 0.7", 0.75))
+    versions = dash.read(orchard_env).histories[1]
+    assert [p.partition(",")[0] for p in versions.points] == ["version 1", "version 2"]
+    assert versions.lines["precision"] == {"measured": [0.8, 0.95]}
+    assert versions.lines["roc_auc"]["measured"][1] == 0.75  # the gate, before what was recorded
 
 
-def test_reading_writes_nothing(filled):
-    before = tree(filled.root)
-    page = dash.read(filled)
-    dash.header(page), dash.goals(page), dash.month(page, "auc", "May"), dash.steps(page.runs[0])
-    assert tree(filled.root) == before
+def test_reading_writes_nothing(orchard_env):
+    before = tree(orchard_env.root)
+    page = dash.read(orchard_env)
+    dash.header(page), dash.goals(page), dash.datasets(page), dash.steps(page.runs[0], page.env)
+    standing.model_part(page.env, page.models[0])
+    assert tree(orchard_env.root) == before
+
+
+def test_a_thousand_runs_are_read_in_a_moment(orchard_env):
+    folder = record(orchard_env, PIPELINE, 1, "completed")
+    for n in range(2, 1002):
+        shutil.copytree(folder, folder.with_name(f"{PIPELINE}-20261124-{n:06}"))
+    begun = time.perf_counter()
+    page = dash.read(orchard_env)
+    assert time.perf_counter() - begun < 2 and len(page.runs) == 12
+
+
+# What is not there, and what is broken
 
 
 def test_an_empty_project_says_what_to_do_and_stays_empty(empty):
     page = dash.read(empty)
     assert (
-        "No data yet" in dash.header(page).text and "scalai run flights" in dash.header(page).text
+        "No pipeline yet" in dash.header(page).text and "scalai run NAME" in dash.header(page).text
     )
-    assert dash.goals(page).html == dash.month(page, None, None).html == dash.steps(None).html == ""
+    assert dash.goals(page).html == dash.datasets(page).html == dash.steps(None).html == ""
     assert list(tree(empty.root)) == [empty.root / "settings.ini"]
+
+
+def test_a_pipeline_without_goals_and_models_is_shown(empty):
+    notebook(Path(empty.pipelines, "plain/01_in.ipynb"), "n: int = 1", title="Read")
+    page = dash.read(empty)
+    assert (page.pipeline, page.lights, page.models) == ("plain", [], [])
+    assert "scalai run plain" in dash.header(page).text and page.troubles == []
+    record(empty, "plain", 1, "completed")
+    page = dash.read(empty)
+    assert len(page.runs) == 1 and "Nothing has run yet" not in dash.header(page).text
+
+
+def test_of_several_pipelines_the_one_that_ran_last_is_shown_first(empty):
+    for name in ("apples", "pears", "pears-late"):
+        notebook(Path(empty.pipelines, f"{name}/01_in.ipynb"), "n: int = 1")
+    assert dash.read(empty).pipeline == "apples"
+    record(empty, "pears", 1, "completed")
+    record(empty, "pears-late", 2, "completed")
+    page = dash.read(empty)
+    assert (page.pipeline, page.pipelines) == ("pears-late", ["apples", "pears", "pears-late"])
+    assert [r.pipeline for r in dash.read(empty, "pears").runs] == ["pears"]
+    with pytest.raises(ParameterError, match="Did you mean 'pears'?"):
+        dash.read(empty, "paers")
+
+
+def test_text_of_anybody_is_not_markup(orchard_env):
+    page = dash.read(orchard_env)
+    assert "&lt;i&gt;ranked&lt;/i&gt;" in dash.goals(page).html
+    (weeks,) = page.histories
+    html = histories.point(weeks, page.lights, "roc_auc", "<b>two</b>").html
+    assert "&lt;b&gt;two&lt;/b&gt;" in html and "<b>" not in html
+    evil = "<img src=x onerror=alert(1)>"
+    named = dash.Page(page.env, datasets=[dash.Written(evil, None, evil, evil)], troubles=[evil])
+    named = dash.Page(page.env, [evil], evil, evil, datasets=named.datasets, troubles=[evil])
+    assert "<img" not in (dash.header(named) + dash.datasets(named)).html
+    assert "<img" not in standing.model_part(page.env, standing.Standing(evil)).html
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [b'{"event":"run_star', b'{"event":"run_started"}\n', b"\xff\xfe\n", b"[]\n", b""],
+    ids=["half a line", "half an event", "no text", "no event", "nothing"],
+)
+def test_a_half_written_record_of_a_run_hides_no_other(orchard_env, cut):
+    folder = Path(orchard_env.runs, f"{PIPELINE}-20991124-000001")
+    folder.mkdir()
+    (folder / "events.jsonl").write_bytes(cut)
+    page = dash.read(orchard_env)
+    assert "completed" in {r.status for r in page.runs}
+    if cut.endswith(b"\n"):
+        assert any(folder.name in said for said in page.troubles)
+        assert f"run {folder.name} cannot be read" in dash.header(page).text
+
+
+def test_a_damaged_tracking_database_hides_models_only(orchard_env):
+    file = Path(orchard_env.tracking.removeprefix("sqlite:///"))
+    file.write_bytes(b"no database" * 999)
+    page = dash.read(orchard_env)
+    assert page.runs and page.datasets and page.lights[1].value == 0.8
+    assert page.lights[0].where.startswith("ripeness version 1: on 400 rows")
+    told = standing.model_part(page.env, page.models[0]).text
+    assert "The gate has last judged version 1: it passes every check" in told
+    assert "model ripeness cannot be read: file is not a database" in dash.header(page).text
+    assert "scalai doctor" in dash.header(page).text
+
+
+def test_a_damaged_history_and_a_broken_notebook_are_sentences(orchard_env):
+    history = Path(orchard_env.models) / "ripeness/history.jsonl"
+    history.write_bytes(history.read_bytes() + b"{")
+    (Path(orchard_env.pipelines) / "orchard/01_pick.ipynb").write_text("{")
+    page = dash.read(orchard_env)
+    assert len(page.troubles) == 2 and len(page.lights) == 4
+    assert page.models[0].champion.version == 1
+    assert "01_pick.ipynb cannot be read" in page.troubles[0]
+    assert "restore the file from a backup" in page.troubles[1]
+
+
+def test_without_settings_the_command_says_so_in_one_line(tmp_path):
+    project = Project(tmp_path)
+    (tmp_path / "settings.ini").unlink()
+    done = project.scalai("dash", "--no-open", "--port", "0")
+    assert done.returncode == 2 and done.stderr.startswith("error: No settings.ini in")
+    assert done.stderr.count("\n") == 1
 
 
 # What it says
 
 
-def test_text_from_data_is_not_markup(filled):
-    html = dash.goals(dash.read(filled)).html
-    assert "&lt;expensive&gt;" in html and "<expensive>" not in html
-
-
-def test_a_month_says_which_goals_it_misses(filled):
-    text = dash.month(dash.read(filled), "recall", "May").text
-    assert (
-        "misses Recall" in text
-        and re.search(r"Recall +54 % +✘ ≥ 60 %", text)
-        and re.search(r"Drift +1.3 +! ≤ 0.2", text)
-    )
-    assert "27,894" in text and "temp, dewp" in text and "train again: yes" in text
-    assert "meets every goal" in dash.month(dash.read(filled), "recall", "June").text
-
-
-def test_a_chart_asks_nobody_and_can_be_read_aloud(filled):
-    page = dash.read(filled)
-    drawn = dash.chart(page.months, page.measures["recall"], "May")
+def test_a_chart_asks_nobody_and_can_be_read_aloud(orchard_env):
+    page = dash.read(orchard_env)
+    drawn = histories.chart(page.histories[0], page.lights[0], "three")
     assert not re.findall(r"(?:href|src)=\"(?!#)|url\((?!#)|@import", drawn.html)
     spoken = re.search(r'role="img" aria-label="([^"]*)"', drawn.html)[1]
-    assert re.search(r"May +54 % +54 % +62 %", spoken)
+    assert re.search(r"three +0.8 +0.8", spoken)
 
 
-def test_months_without_a_value_are_gaps(filled):
-    measure = dash.Measure("x", "share", ">= 0.5", {"a": [0.4, float("nan"), 0.6]})
-    assert dash.chart(["April", "May", "June"], measure).text.splitlines()[2].split() == [
-        "May",
-        "–",
-    ]
+def test_points_without_a_value_are_gaps_in_the_line():
+    lines = {"rmse": {"measured": [0.4, float("nan"), 0.6, 0.7]}}
+    history = histories.History("x", ["a", "b", "c", "d"], lines)
+    drawn = histories.chart(history, Light("rmse", "<= 0.5"), "a")
+    assert drawn.text.splitlines()[2].split() == ["b", "–"]
+    wide = drawn.html.partition('class="scalai-chart narrow"')[0]
+    assert wide.count("<circle") == 3
+    assert re.search(r'class="stroke" d="M[\d.]+ [\d.]+L[\d.]+ [\d.]+"', wide)  # of c to d alone
 
 
-def test_runs_tell_completed_from_failed_from_lost(filled):
-    page = dash.read(filled)
+def test_runs_tell_completed_from_failed_from_lost(empty):
+    notebook(Path(empty.pipelines, "plain/01_in.ipynb"), "n: int = 1")
+    record(empty, "plain", 1)
+    record(empty, "plain", 2, "failed", cause="cell_error", error="KeyError: 'wind'")
+    record(empty, "plain", 3, "completed")
+    page = dash.read(empty)
     assert [label.splitlines()[1].split(" · ")[0] for label in dash.run_options(page)] == [
         "✔ completed",
         "✘ failed",
         "? lost",
     ]
     good, failed, lost = (dash.steps(r).text for r in page.runs)
-    assert "336,776" in good and "flights" in good and "scalai run" not in good
-    assert (
-        "train failed KeyError: 'wind_gust' Cell 4: w = weather['wind_gust']" in failed
-        and "scalai run flights" in failed
-    )
-    assert "train lost The runner ended without a word" in lost and "scalai run flights" in lost
+    assert "336,776" in good and "scalai run" not in good
+    assert "fit failed KeyError: 'wind' Cell 4: w = x['wind']" in failed
+    assert "fit lost The runner ended without a word" in lost
+    assert "scalai run plain" in failed and "scalai run plain" in lost
 
 
 # Serving
@@ -331,8 +359,17 @@ def test_what_cannot_be_served_is_one_sentence(empty, monkeypatch):
         voila.serve("index", empty)
 
 
+def test_a_project_s_own_dashboard_takes_the_place_of_the_page(empty):
+    built_in = voila.dashboards(empty)["index"]
+    assert "dash.app()" in built_in.read_text() and "scalai_nb" in str(built_in)
+    own = notebook(Path(empty.dashboards, "index.ipynb"), None, "1")
+    notebook(Path(empty.dashboards, "sales.ipynb"), None, "2")
+    assert voila.dashboards(empty) == {"index": own, "sales": own.with_name("sales.ipynb")}
+
+
 def test_the_kernels_of_a_dashboard_get_exactly_its_environment(empty, monkeypatch):
-    env = environment("ci", settings=empty.root / "settings.ini", lake="elsewhere", jobs=7)
+    settings = {"lake": "elsewhere", "jobs": 7}
+    env = environment("laptop", settings=empty.root / "settings.ini", **settings)
     for key, value in env.variables.items():
         monkeypatch.setenv(key, value)
     assert environment() == env
@@ -347,7 +384,7 @@ def test_the_served_process_forgets_its_variables(monkeypatch):
 
 
 @contextmanager
-def serving(env, idle):
+def serving(env, idle=300):
     "Serve the dashboard in a process of its own: (address, process); its kernels end with it"
     code = f"from scalai_nb.jupyter.voila import serve; serve('index', 'laptop', idle={idle})"
     process = subprocess.Popen(
@@ -376,14 +413,14 @@ def wait_until(true, seconds=30):
     return true()
 
 
-def test_a_kernel_nobody_looks_at_is_ended(filled):
-    with serving(filled, idle=2) as (address, server), urlopen(address, timeout=60):
+def test_a_kernel_nobody_looks_at_is_ended(empty):
+    with serving(empty, idle=2) as (address, server), urlopen(address, timeout=60):
         assert wait_until(server.children)
         assert wait_until(lambda: not server.children(), 60)
 
 
-def test_ctrl_c_ends_the_kernel_of_a_page_that_is_open(filled):
-    with serving(filled, idle=300) as (address, server):
+def test_ctrl_c_ends_the_kernel_of_a_page_that_is_open(empty):
+    with serving(empty) as (address, server):
         page = urlopen(address, timeout=60).read().decode()
         assert "application/vnd.voila.cell-output+json" in page and not re.findall(
             r'(?:href|src)="(?:https?:)?//', page
@@ -391,43 +428,99 @@ def test_ctrl_c_ends_the_kernel_of_a_page_that_is_open(filled):
         assert len(server.children()) == 1
 
 
+def test_the_report_of_a_run_is_served_in_a_sandbox_and_nothing_else_is(orchard_env):
+    (run,) = Path(orchard_env.runs).glob("orchard-*")
+    (run / "secret.html").write_text("secret")
+    under_way = record(orchard_env, PIPELINE, 5)
+
+    def status(address, **headers):
+        try:
+            return urlopen(Request(address, headers=headers), timeout=30).status
+        except HTTPError as e:
+            return e.code
+
+    with serving(orchard_env) as (address, _):
+        with urlopen(f"{address}runs/{run.name}/report.html", timeout=30) as answer:
+            assert b"Ripe crates" in answer.read()
+            policy = answer.headers["Content-Security-Policy"]
+        assert "sandbox" in policy and "default-src 'none'" in policy
+        with urlopen(f"{address}runs/{under_way.name}/report.html", timeout=30) as answer:
+            assert b"lost" in answer.read()
+        assert not (under_way / "report.html").exists()
+        assert status(f"{address}runs/orchard-1/report.html") == 404
+        assert status(f"{address}runs/..%2f..%2fsettings.ini/report.html") != 200
+        assert status(f"{address}runs/{run.name}/secret.html") == 403
+        here = f"{address}runs/{run.name}/report.html"
+        assert status(here, Host="rebound.example") == 403
+
+
 @pytest.mark.browser
-def test_the_dashboard_in_a_browser(filled):
+@pytest.mark.slow
+def test_the_page_of_a_stranger_s_project_in_a_browser(orchard_env):
     if not CHROMIUM:
         pytest.skip("no Chromium; run make test-services")
+    axe = tool("axe")
     from playwright.sync_api import expect
 
+    heavier = xr.Dataset({"weight": ("row", np.full(400, 14.0)), "ripe": ("row", np.ones(400))})
+    Lake(orchard_env.lake).write("crates", heavier)
+    record(orchard_env, PIPELINE, 1, "failed", error="KeyError: 'wind'")
+    notebook(Path(orchard_env.pipelines, "pears/01_in.ipynb"), "n: int = 1", title="Pears come")
     expect.set_options(timeout=20_000)
-    with (
-        serving(filled, idle=300) as (address, server),
-        visiting("http://127.0.0.1:") as visit,
-    ):
+    with serving(orchard_env) as (address, server), visiting("http://127.0.0.1:") as visit:
         page = visit.page
         page.goto(address)
-        expect(page.get_by_role("heading", name="Flights", exact=True)).to_be_visible(
-            timeout=60_000
-        )
+        title = page.get_by_role("heading", name="Orchard", exact=True)
+        expect(title).to_be_visible(timeout=60_000)
         expect(page.locator(".scalai-grid article")).to_have_count(4)
-        expect(page.locator(".scalai-grid .warn", has_text="Recall")).to_contain_text("partly met")
+        expect(page.locator(".scalai-grid .warn", has_text="ROC AUC")).to_contain_text("partly met")
+        assert faults(page, axe) == []
+        page.emulate_media(color_scheme="dark")
+        assert faults(page, axe) == []
+        page.emulate_media(color_scheme="light")
 
-        chart = page.locator(".scalai-chart:visible")
-        expect(chart).to_contain_text("goal ≥ 0.68")
-        page.get_by_role("radio", name="Recall").check()
-        expect(chart).to_contain_text("goal ≥ 60 %")
-        page.get_by_role("radio", name="May").focus()
+        expect(page.locator(".scalai-chart:visible")).to_contain_text("goal ≥ 0.7")
+        page.get_by_role("radio", name="<b>two</b>").focus()
         page.keyboard.press("Space")
-        expect(page.locator(".scalai-split article").nth(1)).to_contain_text("misses Recall")
+        expect(page.locator(".scalai-split article").nth(1)).to_contain_text("misses ROC AUC")
 
-        steps = page.locator(".scalai-beside")
-        expect(steps).to_contain_text("336,776")
+        button = page.get_by_role("button", name="How far has crates moved?")
+        button.focus()
+        page.keyboard.press("Enter")
+        expect(page.get_by_text("has moved", exact=False).last).to_be_visible(timeout=60_000)
+
+        runs = page.locator(".scalai-beside")
         page.get_by_role("radio", name="failed").check()
-        expect(steps).to_contain_text("KeyError: 'wind_gust'")
+        expect(runs).to_contain_text("KeyError: 'wind'")
+        page.get_by_role("radio", name="completed").check()
+        with page.expect_popup() as popup:
+            runs.get_by_role("link", name="its report").click()
+        expect(popup.value.get_by_role("heading", name="Step by step")).to_be_visible()
+        popup.value.close()
 
         page.set_viewport_size({"width": 390, "height": 800})
-        expect(page.locator(".scalai-chart.narrow svg")).to_be_visible()
+        expect(page.locator(".scalai-chart.narrow svg").last).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert faults(page, axe) == []
+
+        page.get_by_role("radio", name="pears").check()
+        expect(page.get_by_role("heading", name="Pears", exact=True)).to_be_visible()
         assert len(server.children()) == 1
         page.unroute_all()  # what a page sends when it is closed cannot be routed any more
         page.close(run_before_unload=True)
         assert wait_until(lambda: not server.children())
     assert (visit.errors, visit.outside) == ([], [])
+
+
+def test_the_page_is_in_the_wheel():
+    "What setuptools takes along"
+    import tomllib
+
+    root = Path(__file__).parents[1]
+    told = tomllib.loads((root / "pyproject.toml").read_text())
+    patterns = told["tool"]["setuptools"]["package-data"]["*"]
+    room = root / "scalai_nb/jupyter"
+    taken = {p for pattern in patterns for p in room.glob(pattern)}
+    assert {room / "lab/dashboards/index.ipynb", room / "lab/report.css"} <= taken
+    cells = json.loads((room / "lab/dashboards/index.ipynb").read_text())["cells"]
+    assert [c["cell_type"] for c in cells] == ["code", "code"]

@@ -148,7 +148,7 @@ def test_plan_says_what_is_stale_and_why(shell):
 
 def test_an_empty_project_names_the_command_and_stays_empty(shell, tmp_path):
     for name in ("scalai", "lake", "runs"):
-        assert "scalai run flights" in shell[name]().text
+        assert "scalai run PIPELINE" in shell[name]().text
     assert [p.name for p in tmp_path.iterdir()] == ["settings.ini"]
 
 

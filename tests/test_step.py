@@ -171,7 +171,7 @@ def test_the_markers_work_as_annotations():
         (
             "x: Path = 'data'",
             1,
-            "x: 'data' is not of type Path; write a value such as Path('data/flights.csv').",
+            "x: 'data' is not of type Path; write a value such as Path('data/orders.csv').",
         ),
         ("x: Literal['a', 1] = 'b'", 1, "write a value such as 'a' or 1."),
         ("x: int | None = 'a'", 1, "write a value such as 7 or None."),

@@ -54,7 +54,7 @@ def models_ls(env: Env = None, json: Json = False) -> None:
 def _versions(found: list[ModelVersion]) -> RenderableType:
     "Versions as a table"
     if not found:
-        return "No models yet; scalai run flights registers one."
+        return "No models yet; a run registers one: scalai run PIPELINE"
     rows = ((m.name, m.version, ", ".join(m.aliases), when(m.time), metrics_of(m)) for m in found)
     return terminal_table(rows, "model", "version>", "alias", "registered", "metrics~")
 

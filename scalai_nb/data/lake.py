@@ -252,6 +252,23 @@ class LakeReader:
         with explained(self.path / name):
             return absent(self.path / name, info.id)
 
+    def attrs(
+        self,
+        name: str,  # dataset, or dataset@ref
+        version: str | Version | None = None,  # as of `version`
+    ) -> dict[str, Any]:
+        """The attributes of a dataset; none of its rows is read
+
+        Parameters
+        ----------
+        name : str
+            dataset, or dataset@ref
+        version : str | Version | None, default None
+            as of `version`
+        """
+        found = self.version(name, version)
+        return self._schema(name.partition("@")[0], found)["attrs"]
+
     def _schema(self, name: str, version: Version) -> dict[str, Any]:
         "What `data.layout.schema` says of a version"
         return json.loads(cast("str", group(str(self._folder(name)), version.id).attrs["schema"]))

@@ -690,7 +690,7 @@ def forget(
     if s.keys[-1].dtype.kind != "M":
         raise ParameterError(
             "The last key of the state is no time; give the time last, as in "
-            "by=['carrier', ('time', '1D')]."
+            "by=['shop', ('time', '1D')]."
         )
     late = np.flatnonzero(~(s.keys[-1] < np.datetime64(before)))
     stats = {c: _picked(x, late) for c, x in s.stats.items()}

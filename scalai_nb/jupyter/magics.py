@@ -37,7 +37,7 @@ def datasets(env: Environment) -> Part:
     lake = LakeReader(env.lake)
     rows = [[name, *_version(lake.version(name))] for name in lake.names()]
     if not rows:
-        return prose("The lake is empty. To fill it: ", code("scalai run flights"))
+        return prose("The lake is empty. To fill it: ", code("scalai run PIPELINE"))
     return table(["dataset", "version", "rows", "written", "message"], rows)
 
 # %% ../../nbs/jupyter/magics.ipynb #a4e45e10
@@ -88,7 +88,7 @@ def runs(
 
     found = all_runs(env, limit)
     if not found:
-        return prose("Nothing has run yet. To start: ", code("scalai run flights"))
+        return prose("Nothing has run yet. To start: ", code("scalai run PIPELINE"))
     rows = [[r.id, status(r.status), ago(r.started), duration(r.seconds, "–")] for r in found]
     return table(["run", "status", "started", "took"], rows)
 
@@ -137,19 +137,20 @@ def show_runs(
 
 # %% ../../nbs/jupyter/magics.ipynb #aa290cdc
 def plan(
-    pipeline: str = "flights",  # its folder in the folder of pipelines
+    pipeline: str = "",  # its folder in the folder of pipelines; without, the first
 ) -> Part:
     """The steps of a pipeline: what is cached, what is stale and why
 
     Parameters
     ----------
-    pipeline : str, default 'flights'
-        its folder in the folder of pipelines
+    pipeline : str, default ''
+        its folder in the folder of pipelines; without, the first
     """
+    from scalai_nb.pipeline.pipeline import pipelines
     from scalai_nb.pipeline.plan import Pipeline, Plan
 
     env = environment()
-    loaded = Pipeline.load(pipeline, env)
+    loaded = Pipeline.load(pipeline or next(iter(pipelines(env)), env.pipelines), env)
     loaded.validate(env)
     steps = Plan.make(loaded, env).to_dict()["steps"]
     rows = [

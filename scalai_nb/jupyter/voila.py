@@ -11,7 +11,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..environment import Environment, environment
 from ..errors import ParameterError, extra, unknown
@@ -19,14 +19,16 @@ from ..show import LAB
 
 if TYPE_CHECKING:
     from traitlets.config import Config
+    from voila.app import Voila
 
 # %% auto #0
 __all__ = ['dashboards', 'serve']
 
 # %% ../../nbs/jupyter/voila.ipynb #fcdde67c
 def dashboards(env: Environment) -> dict[str, Path]:
-    "The dashboards of `env` by name"
-    return {p.stem: p for p in sorted(Path(env.dashboards).glob("*.ipynb"))}
+    "The dashboards of `env` by name; `index` is there for every project, or is its own"
+    own = {p.stem: p for p in sorted(Path(env.dashboards).glob("*.ipynb"))}
+    return {"index": Path(str(LAB)) / "dashboards" / "index.ipynb", **own}
 
 
 def _dashboard(env: Environment, name: str) -> Path:
@@ -110,6 +112,45 @@ def _matters(record: logging.LogRecord) -> bool:
 
     return not (record.exc_info and isinstance(record.exc_info[1], WebSocketClosedError))
 
+# %% ../../nbs/jupyter/voila.ipynb #02bd18ce
+def _voila(env: Environment) -> type[Voila]:
+    "Voila, and beside the page the reports of the runs of `env`"
+    from jupyter_server.base.handlers import JupyterHandler
+    from tornado.web import HTTPError, authenticated
+    from voila.app import Voila
+
+    from scalai_nb.pipeline.report import report
+    from scalai_nb.pipeline.run import read_run, run_folders
+
+    class Reports(JupyterHandler):
+        "runs/RUN/report.html, as it was written; of a run under way as it stands"
+
+        @property
+        def content_security_policy(self) -> str:
+            return (
+                "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+                "frame-ancestors 'none'; sandbox"
+            )
+
+        @authenticated
+        def get(self, run: str) -> None:
+            folder = next((f for f in run_folders(env) if f.name == run), None)
+            if not folder:
+                raise HTTPError(404, reason="there is no such run")
+            page = folder / "report.html"
+            self.finish(page.read_bytes() if page.exists() else report(read_run(folder), env))
+
+        def write_error(self, status_code: int, **_: Any) -> None:
+            self.finish(f"{status_code}: {self._reason}")
+
+    class Served(Voila):
+        def init_handlers(self) -> list[Any]:
+            others: Any = super().init_handlers()
+            base = (self.server_url or "/").rstrip("/")
+            return [(rf"{base}/runs/([\w.-]+)/report\.html", Reports), *others]
+
+    return Served
+
 # %% ../../nbs/jupyter/voila.ipynb #f08de448
 def serve(
     name: str = "index",  # a notebook in the folder of dashboards
@@ -138,7 +179,7 @@ def serve(
     env = env if isinstance(env, Environment) else environment(env)
     notebook, port = _dashboard(env, name), _port(port)
     try:
-        from voila.app import Voila
+        served = _voila(env)
     except ImportError:
         raise extra("voila", "lab") from None
     from tornado.ioloop import IOLoop
@@ -148,7 +189,7 @@ def serve(
     logging.getLogger("tornado.general").setLevel("ERROR")
     templates = os.pathsep.join(filter(None, [str(LAB), os.environ.get("JUPYTER_PATH")]))
     with _variables_set({**env.variables, "JUPYTER_PATH": templates}):
-        app = Voila(config=_config(port, open_browser, idle))
+        app = served(config=_config(port, open_browser, idle))
         app.initialize([str(notebook)])
 
         def welcome() -> None:  # once Voila has its address

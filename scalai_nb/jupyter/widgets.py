@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from ..show import Part, heading, style
 
 if TYPE_CHECKING:
-    from ipywidgets import HTML, Box, RadioButtons, VBox, Widget
+    from ipywidgets import HTML, Box, Button, RadioButtons, VBox, Widget
 
 # %% auto #0
-__all__ = ['markup', 'view', 'choice', 'section', 'beside', 'page']
+__all__ = ['markup', 'view', 'choice', 'section', 'button', 'column', 'beside', 'page']
 
 # %% ../../nbs/jupyter/widgets.ipynb #f5b8527d
 def markup(part: Part) -> str:
@@ -73,6 +73,20 @@ def section(
     box = ipywidgets.VBox([view(heading(title)), *children])
     box.layout.display = None if shown else "none"
     return box
+
+
+def button(words: str) -> Button:
+    "A button; `.on_click(function)` says what it does"
+    import ipywidgets
+
+    return ipywidgets.Button(description=words).add_class("scalai-button")
+
+
+def column(*children: Widget) -> VBox:
+    "ipywidgets one below the other; assign `.children` to change them"
+    import ipywidgets
+
+    return ipywidgets.VBox(children)
 
 
 def beside(*children: Widget) -> Box:

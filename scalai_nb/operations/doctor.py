@@ -77,7 +77,7 @@ def _disk(env: Environment) -> str:
     if free < 1:
         raise Unwell(
             f"{free:.1f} GB free at {there}",
-            "free some space: a run of the flights needs about 0.5 GB",
+            "free some space: a run keeps its data and notebooks here",
         )
     return f"{free:.0f} GB free"
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -254,7 +255,9 @@ def run(
     env = env if isinstance(env, Environment) else environment(env)
     with show or display() as show:
         loaded = Pipeline.load(pipeline, env, parameters or {})
-        runner = Runner(loaded, env, on_event=show, on_end=write_report, **options)
+        runner = Runner(
+            loaded, env, on_event=show, on_end=partial(write_report, env=env), **options
+        )
         done = runner()
     for line in runner.tracker.said:
         print(line, file=sys.stderr)

@@ -622,7 +622,7 @@ _EXAMPLES = {
     "float": 0.5,
     "str": "text",
     "bool": True,
-    "Path": Path("data/flights.csv"),
+    "Path": Path("data/orders.csv"),
     "None": None,
     "datetime": datetime(2013, 1, 31, 6),
     "date": date(2013, 1, 31),
@@ -631,8 +631,8 @@ _EXAMPLES = {
     "tuple": (1, 2),
     "Decimal": Decimal("0.1"),
     "dict": {"a": 1},
-    "In": "flights",
-    "Out": "flights",
+    "In": "orders",
+    "Out": "orders",
 }
 
 

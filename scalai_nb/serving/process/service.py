@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TextIO
 
 from ...environment import Environment
 from ...errors import Conflict, ParameterError, WorkFailed
-from ...files import open_lock
+from ...files import is_locked, open_lock
 from ...goals import Goal
 from ...models.registry.registry import Registry
 from ..door.door import checked_origins
@@ -31,7 +31,7 @@ from .following import Routes, prove, publish, routes
 from .options import Options, cores
 
 # %% auto #0
-__all__ = ['planned', 'least_latency', 'serve', 'Service', 'running']
+__all__ = ['planned', 'least_latency', 'serve', 'Service', 'running', 'Listening', 'listening']
 
 # %% ../../../nbs/serving/process/service.ipynb #1cfc5d46
 def planned(
@@ -379,3 +379,45 @@ def running(
     finally:
         if process.poll() is None:
             s.stop()
+
+# %% ../../../nbs/serving/process/service.ipynb #6e66ad9d
+@dataclass(frozen=True)
+class Listening:
+    """A service that runs on this machine, as its folder tells
+
+    Attributes
+    ----------
+    name : str
+    url : str
+    ready : bool
+    models : tuple[str, ...]
+        that it answers for
+    """
+
+    name: str
+    url: str
+    ready: bool
+    models: tuple[str, ...]  # that it answers for
+
+
+def listening(
+    env: Environment,  # whose services
+) -> list[Listening]:
+    """The services that run on this machine, whoever started them; nothing is asked of them
+
+    Parameters
+    ----------
+    env : Environment
+        whose services
+    """
+    found = []
+    for folder in sorted(Path(env.serving).glob("*/")):
+        state = _state(folder)
+        if not state.get("url") or not is_locked(folder / "lock"):
+            continue
+        try:
+            models = tuple(json.loads((folder / "routes.json").read_text())["models"])
+        except (OSError, ValueError, KeyError):
+            models = ()
+        found.append(Listening(folder.name, state["url"], bool(state.get("ready")), models))
+    return found
