@@ -1,0 +1,90 @@
+// What ties the panel to JupyterLab. Its modules are JupyterLab's own, whichever version that is.
+import { Chip } from './chip.js';
+import { Panel } from './panel.js';
+import { Server } from './server.js';
+
+const ICON = `<svg xmlns="http://www.w3.org/2000/svg" width="16" viewBox="0 0 24 24"><g class="jp-icon3" fill="none"
+stroke="#616161" stroke-width="2"><circle cx="6" cy="5" r="3"/><circle cx="18" cy="12" r="3"/><circle cx="6" cy="19" r="3"/>
+<path d="M9 6l6 5M9 18l6-5"/></g></svg>`;
+
+export async function make(shared, here) {
+  const names = ['@jupyterlab/application', '@jupyterlab/apputils', '@jupyterlab/services', '@jupyterlab/ui-components', '@lumino/widgets'];
+  const [application, apputils, services, ui, lumino] = await Promise.all(names.map(shared));
+  const { Dialog, ICommandPalette, showDialog } = apputils, { Widget } = lumino;
+
+  function activate(app, palette, restorer) {
+    document.head.append(Object.assign(document.createElement('link'), {
+      rel: 'stylesheet', href: new URL('panel.css', here).href,
+    }));
+    const server = new Server(services.ServerConnection, app.serviceManager.serverSettings);
+    const widget = new Widget();
+    const panel = new Panel(server, { visible: () => widget.isVisible, open });
+    widget.id = 'scalai-panel';
+    widget.node.append(panel.node);
+    widget.title.caption = 'scalai: pipelines and runs';
+    widget.title.icon = new ui.LabIcon({ name: 'scalai:panel', svgstr: ICON });
+    widget.node.setAttribute('role', 'region');
+    widget.node.setAttribute('aria-label', widget.title.caption);
+    widget.onAfterShow = () => panel.wake();
+    widget.onAfterHide = () => server.attend();
+    app.shell.add(widget, 'left', { rank: 450 });
+    restorer?.add(widget, widget.id);
+    document.addEventListener('visibilitychange', () => {
+      server.attend();
+      if (panel.awake()) panel.wake();
+    });
+
+    const show = async (tab, what) => {
+      app.shell.activateById(widget.id);
+      await panel.wake();
+      if (tab) await panel.guard(() => panel.go(tab, what));
+    };
+    app.commands.addCommand('scalai:show', {
+      label: 'Pipelines and runs (scalai)',
+      execute: (args) => show(args?.tab, args?.what),
+    });
+    palette?.addItem({ command: 'scalai:show', category: 'scalai' });
+
+    // Open a notebook, at a cell if its id is given.
+    async function open(path, cell) {
+      const opened = await app.commands.execute('docmanager:open', { path });
+      if (!cell || !opened?.content?.widgets) return opened;
+      await opened.context.ready;
+      await opened.revealed;
+      const at = opened.content.widgets.findIndex((c) => c.model.id === cell);
+      if (at < 0) throw new Error('The failing cell is no longer in this notebook.');
+      opened.content.activeCellIndex = at;
+      await opened.content.scrollToItem?.(at, 'center');
+      return opened;
+    }
+
+    const say = (title, body) => showDialog({ title, body, buttons: [Dialog.okButton()] });
+    const ask = async (title, body) => (await showDialog({ title, body })).button.accept;
+    app.docRegistry.addWidgetExtension('Notebook', {
+      createNew: (notebook, context) => {
+        const chip = new Chip(server, () => context.path, {
+          visible: () => notebook.isVisible,
+          show: (pipeline) => show('Pipelines', pipeline),
+          save: () => context.save(), revert: () => context.revert(), ask, say,
+        });
+        const shown = new Widget({ node: chip.node });
+        notebook.toolbar.insertItem(10, 'scalai', shown);
+        context.ready.then(() => {
+          chip.refresh();
+          server.attend();
+        });
+        context.saveState.connect((_, state) => state === 'completed' && chip.changed());
+        notebook.disposed.connect(() => chip.close());
+        return shown;
+      },
+    });
+  }
+
+  return [{
+    id: 'scalai-nb:panel',
+    description: 'Pipelines, runs, datasets, models and kernels of a project',
+    autoStart: true,
+    optional: [ICommandPalette, application.ILayoutRestorer],
+    activate,
+  }];
+}

@@ -1,0 +1,111 @@
+"""The panel in JupyterLab, in a browser: behind a base URL, with a token, by keyboard"""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+from browser import CHROMIUM, visiting
+from panels import TOKEN, jupyter
+from test_panel import CONTRACT, EVIL, LOAD, SUM
+from toy import Project
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not CHROMIUM, reason="no Chromium; run make test-services"),
+]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    made = Project(tmp_path_factory.mktemp("project"))
+    made.step("01_load", "numbers: Out = 'numbers'\nn: int = 3  # how many", *LOAD)
+    made.step("02_sum", CONTRACT, *SUM, title=f"Sum {EVIL}")
+    made.step("notes", None, "1 + 1", pipeline="..", title="Notes")
+    return made
+
+
+@pytest.fixture(scope="module")
+def lab(project, tmp_path_factory):
+    with jupyter(project.root, tmp_path_factory.mktemp("jupyter"), "jupyterlab") as server:
+        yield server
+
+
+def opened(page, lab, path=""):
+    "JupyterLab with the panel open"
+    page.goto(f"{lab.address}lab{path}?token={TOKEN}&reset")
+    page.get_by_role("tab", name="scalai: pipelines and runs").click(timeout=60_000)
+    return page.get_by_role("region", name="scalai: pipelines and runs")
+
+
+def picture(page, name):
+    "Keep a picture to look at"
+    folder = Path(__file__).parents[1] / ".scalai" / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=folder / f"{name}.png")
+
+
+def test_a_pipeline_is_run_followed_and_repaired(lab, project):
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=20_000)
+    with visiting(lab.address, width=1400, height=900) as visit:
+        page = visit.page
+        panel = opened(page, lab)
+        expect(panel.get_by_role("img", name="Graph: load stale, sum stale")).to_be_visible()
+        picture(page, "1-pipelines")
+
+        # a wrong value is refused at its field, and nothing was started
+        panel.get_by_label("n int").fill("many")
+        panel.get_by_role("button", name="Run", exact=True).click()
+        field = panel.get_by_label("n int")
+        expect(field).to_have_attribute("aria-invalid", "true")
+        expect(field).to_be_focused()
+        expect(panel.locator("small .scalai-error")).to_contain_text("'many' is not of type int")
+        assert not list((project.root / ".scalai/runs").glob("*/events.jsonl"))
+        picture(page, "2-refused")
+
+        # a run that fails is followed to its cell
+        panel.get_by_label("n int").fill("4")
+        panel.get_by_label("divisor int").fill("0")
+        panel.get_by_label("divisor int").press("Enter")
+        expect(panel.get_by_role("button", name="‹ Runs")).to_be_visible(timeout=60_000)
+        expect(panel.get_by_role("heading", name="toy")).to_contain_text("failed", timeout=60_000)
+        step = panel.locator("details", has_text="ZeroDivisionError")
+        step.locator("summary").click()
+        expect(step.locator("pre").last).to_contain_text("ZeroDivisionError")
+        picture(page, "3-failed")
+        panel.get_by_role("button", name="Open at the failing cell").click()
+        active = page.locator(".jp-Notebook .jp-Cell.jp-mod-active")
+        expect(active).to_contain_text("/ divisor", timeout=60_000)
+        chip = page.locator(".scalai-chip button")
+        expect(chip).to_contain_text("failed: cell 6: ZeroDivisionError")
+        picture(page, "4-at-the-cell")
+
+        # and run as it should be
+        chip.click()
+        panel.get_by_label("divisor int").fill("1")
+        panel.get_by_role("button", name="Run", exact=True).click()
+        expect(panel.get_by_role("heading", name="toy")).to_contain_text("completed", timeout=60_000)
+        expect(chip).not_to_contain_text("failed")
+
+        # two runs beside each other, what they have left
+        panel.get_by_role("button", name="‹ Runs").click()
+        expect(panel.locator(".scalai-list li")).to_have_count(2)
+        for box in panel.locator(".scalai-list input").all():
+            box.check()
+        panel.get_by_role("button", name="Compare two").click()
+        expect(panel.get_by_role("row", name="sum.divisor 0 1")).to_be_visible()
+        picture(page, "5-compared")
+        panel.get_by_role("tab", name="Datasets").click()
+        panel.locator("summary", has_text="numbers").click()
+        expect(panel.get_by_role("table")).to_contain_text("toy")
+        picture(page, "6-datasets")
+        panel.get_by_role("tab", name="Models").click()
+        expect(panel).to_contain_text("No models yet")
+        panel.get_by_role("tab", name="Cluster").click()
+        expect(panel.get_by_role("row", name=re.compile("02_sum.ipynb"))).to_contain_text("MB")
+        picture(page, "7-cluster")
+        assert page.evaluate("document.querySelectorAll('img[src=x]').length") == 0
+        page.unroute_all()
+    assert (visit.errors, visit.outside) == ([], [])
