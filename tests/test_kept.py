@@ -16,8 +16,13 @@ FAILS = "prices = [3, 4]\nprint('half way')", "prices[2]"
 
 
 @pytest.fixture
-def project(tmp_path):
-    made = Project(tmp_path)
+def settings(request):
+    return getattr(request, "param", "")
+
+
+@pytest.fixture
+def project(tmp_path, settings):
+    made = Project(tmp_path, f"cluster = none\ntrackers = none\n{settings}")
     made.step("01_ingest", "months: int = 2", "print(months)")
     made.step("02_train", "depth: int = 4", *FAILS)
     yield made
@@ -111,9 +116,8 @@ def test_a_runner_that_is_killed_leaves_it_for_its_time_only(project):
     assert not Path(event["connection_file"]).parent.exists()
 
 
-def test_a_group_that_takes_too_much_memory_is_ended(tmp_path):
-    project = Project(tmp_path, "cluster = none\ntrackers = none\nmemory = 600MB\n")
-    project.step("01_train", "n: int = 1", "1 / 0")
+@pytest.mark.parametrize("settings", ["memory = 600MB\n"], indirect=True)
+def test_a_group_that_takes_too_much_memory_is_ended(project):
     project.scalai("run", "toy", "--keep-kernel")
     event = kept(project)
     hungry = "import sys, subprocess; subprocess.Popen([sys.executable, '-c', "
@@ -139,10 +143,9 @@ def test_without_the_word_nothing_is_kept_and_a_wrong_time_is_one_sentence(proje
     assert wrong.returncode == 2 and "--keep-kernel 2x is no time" in wrong.stderr
 
 
-def test_a_step_that_was_interrupted_for_its_time_is_kept_and_answers(tmp_path):
-    project = Project(tmp_path, "cluster = none\ntrackers = none\ncell_timeout = 2s\n")
-    project.step("01_train", "n: int = 1", "prices = [3]", "while True: prices.append(1)")
+@pytest.mark.parametrize("settings", ["cell_timeout = 2s\n"], indirect=True)
+def test_a_step_that_was_interrupted_for_its_time_is_kept_and_answers(project):
+    project.step("02_train", "n: int = 1", "prices = [3]", "while True: prices.append(1)")
     project.scalai("run", "toy", "--keep-kernel")
     asked = project.scalai("attach", "-c", "prices[:2]")
     assert asked.stdout == "[3, 1]\n", asked.stderr
-    project.scalai("cancel")
