@@ -29,6 +29,7 @@ from scalai_nb.errors import (
     ScalaiError,
     unknown,
 )
+from .attaching import forget_ended, serve_kernel
 from .board import Board, cell_id, detail, printed
 from .footprint import footprint, machine
 from .forms import of_run, refusals
@@ -40,12 +41,13 @@ from ...pipeline.plan import Plan
 from ...pipeline.report import write_report
 from ...pipeline.run import Run
 from ...pipeline.runner import cancel
+from ...pipeline.running.kept import kept_kernel, kept_kernels
 
 # %% auto #0
 __all__ = ['Project', 'Refused', 'ProjectHandler', 'PipelineHandler', 'RunsHandler', 'RunHandler',
-           'StepHandler', 'CancelHandler', 'ReportHandler', 'DatasetsHandler',
-           'ModelsHandler', 'KernelsHandler', 'NotebookHandler', 'AdoptHandler',
-           'EventsHandler']
+           'StepHandler', 'AttachHandler', 'CancelHandler', 'ReportHandler',
+           'DatasetsHandler', 'ModelsHandler', 'KernelsHandler', 'NotebookHandler',
+           'AdoptHandler', 'EventsHandler']
 
 # %% ../../../nbs/jupyter/server/handlers.ipynb #b0694da1
 class Project:
@@ -190,7 +192,10 @@ class RunsHandler(_Handler):
             values = of_run(pipeline, {s.name: s.parameters for s in earlier.steps})
         else:
             values = _values(asked.get("values") or {})
-        if wrong := refusals(pipeline, values):
+        wrong = refusals(pipeline, values)
+        if asked.get("check") is True:
+            return {"fields": wrong}
+        if wrong:
             raise Refused(wrong)
         first, force = asked.get("from"), asked.get("force") is True
         if first:
@@ -234,6 +239,7 @@ class StepHandler(_Handler):
             "cells": printed(run, step),
             "open": self._notebook(run, step.name),
             "culprit": cell_id(run, step),
+            "kept": any(k.step == step.name for k in kept_kernels(run)),
         }
 
     def _notebook(self, run: Run, step: str) -> str | None:
@@ -242,6 +248,17 @@ class StepHandler(_Handler):
             return self.project.openable(Pipeline.load(run.pipeline, self.env)[step].path)
         except ScalaiError:
             return None
+
+
+class AttachHandler(_Handler):
+    "Make a kernel of this server of the one that a failed step has left"
+
+    @_answer
+    async def post(self, id: str, name: str) -> dict[str, Any]:
+        run = await asyncio.to_thread(self.board.run, id)
+        kernel = await asyncio.to_thread(kept_kernel, run, name)
+        forget_ended(self.kernel_manager)
+        return {"kernel": serve_kernel(self.kernel_manager, kernel), "until": kernel.until}
 
 
 class CancelHandler(_Handler):
@@ -326,8 +343,12 @@ class NotebookHandler(_Handler):
 
     @_answer
     async def get(self) -> dict[str, Any]:
-        env, asked = self.env, self.get_query_argument("path")
-        notebook = confined(env.root, self.project.folder / asked)
+        asked = self.project.folder / self.get_query_argument("path")
+        try:
+            env = self.env
+            notebook = confined(env.root, asked)
+        except ScalaiError as e:  # most notebooks of most users
+            return {"pipeline": None, "outside": str(e)}
         name = pipeline_of(notebook, env)
         if name is None:
             return {"pipeline": None}
@@ -388,6 +409,7 @@ _ROUTES: dict[str, type[JupyterHandler]] = {
     "runs": RunsHandler,
     f"runs/{_ID}": RunHandler,
     f"runs/{_ID}/steps/{_NAME}": StepHandler,
+    f"runs/{_ID}/steps/{_NAME}/attach": AttachHandler,
     f"runs/{_ID}/cancel": CancelHandler,
     f"runs/{_ID}/report": ReportHandler,
     "datasets": DatasetsHandler,

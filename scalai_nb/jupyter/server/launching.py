@@ -51,7 +51,7 @@ def words(
             said += ["-p", f"{step}.{name}={text}"]
     if from_step:
         said += ["--from", from_step]
-    return said + ["--force"] * force
+    return [*said, *["--force"] * force, "--keep-kernel"]  # if one fails, it is repaired in place
 
 # %% ../../../nbs/jupyter/server/launching.ipynb #46a4f687
 def _command(env: Environment, said: Sequence[str]) -> subprocess.Popen[bytes]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from pathlib import Path
 
@@ -100,7 +100,7 @@ class Watcher:
     async def listen(
         self,
         beat: float = 20,  # seconds without a change until an empty set is told
-    ) -> AsyncIterator[set[str]]:  # ids of runs
+    ) -> AsyncGenerator[set[str], None]:  # ids of runs
         """What has changed, from now on
 
         Parameters
@@ -110,7 +110,7 @@ class Watcher:
 
         Returns
         -------
-        AsyncIterator[set[str]]
+        AsyncGenerator[set[str], None]
             ids of runs
         """
         something, news = asyncio.Event(), set()

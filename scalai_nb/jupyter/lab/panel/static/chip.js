@@ -23,11 +23,12 @@ export class Chip {
     try {
       this.show(await this.server.ask('notebook', undefined, { path: this.path() }));
     } catch (error) {
-      this.node.replaceChildren(); // it is of no project
+      this.node.replaceChildren(); // the server has gone
     }
   }
 
   show(step) {
+    if (step.outside) return this.node.replaceChildren();
     if (!step.pipeline) {
       return this.node.replaceChildren(button('Make this a step', () => this.adopt()));
     }

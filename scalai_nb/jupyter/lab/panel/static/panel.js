@@ -10,7 +10,7 @@ const CALM = 150; // milliseconds in which changes are collected
 export class Panel {
   constructor(server, lab) {
     this.server = server;
-    this.lab = lab; // open(path, cell), visible()
+    this.lab = lab; // open(path, cell, kernel), visible()
     this.tab = 'Pipelines';
     this.views = Object.fromEntries(Object.entries(TABS).map(([name, View]) => [name, new View(this)]));
     this.message = h('p', { class: 'scalai-message', role: 'status' });
@@ -89,8 +89,8 @@ export class Panel {
     });
   }
 
-  open(path, cell) {
-    return this.lab.open(path, cell);
+  open(path, cell, kernel) {
+    return this.lab.open(path, cell, kernel);
   }
 
   say(words, wrong) {

@@ -128,20 +128,18 @@ export class Pipelines {
   run(how) {
     return this.panel.guard(async () => {
       const asked = { pipeline: this.name, values: this.values(), ...how };
-      this.refused = {};
-      this.panel.say(how.dry ? 'Planning …' : 'Starting …');
-      try {
-        const done = await this.panel.server.ask('runs', asked);
-        this.paintForm();
-        if (how.dry) return this.panel.say(foretold(done));
-        this.panel.say('');
-        await this.panel.go('Runs', done.run);
-      } catch (error) {
-        this.refused = error.fields ?? {};
-        this.paintForm();
-        this.form.querySelector('[aria-invalid=true]')?.focus();
-        throw error;
+      this.refused = (await this.panel.server.ask('runs', { ...asked, check: true })).fields;
+      this.paintForm();
+      const wrong = Object.keys(this.refused).length;
+      if (wrong) {
+        this.panel.say(`${wrong === 1 ? 'A value is' : `${wrong} values are`} refused; nothing was started.`, true);
+        return this.form.querySelector('[aria-invalid=true]')?.focus();
       }
+      this.panel.say(how.dry ? 'Planning …' : 'Starting …');
+      const done = await this.panel.server.ask('runs', asked);
+      if (how.dry) return this.panel.say(foretold(done));
+      this.panel.say('');
+      await this.panel.go('Runs', done.run);
     });
   }
 }

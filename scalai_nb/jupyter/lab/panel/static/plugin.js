@@ -20,6 +20,7 @@ export async function make(shared, here) {
     const widget = new Widget();
     const panel = new Panel(server, { visible: () => widget.isVisible, open });
     widget.id = 'scalai-panel';
+    widget.node.style.minWidth = '310px';
     widget.node.append(panel.node);
     widget.title.caption = 'scalai: pipelines and runs';
     widget.title.icon = new ui.LabIcon({ name: 'scalai:panel', svgstr: ICON });
@@ -45,9 +46,14 @@ export async function make(shared, here) {
     });
     palette?.addItem({ command: 'scalai:show', category: 'scalai' });
 
-    // Open a notebook, at a cell if its id is given.
-    async function open(path, cell) {
-      const opened = await app.commands.execute('docmanager:open', { path });
+    // Open a notebook; at a cell if its id is given, on a kernel of the server if that is.
+    async function open(path, cell, kernel) {
+      const opened = await app.commands.execute('docmanager:open', kernel ? { path, kernel: { id: kernel } } : { path });
+      const session = opened?.context?.sessionContext;
+      if (kernel && session) {
+        await session.ready;
+        if (session.session?.kernel?.id !== kernel) await session.changeKernel({ id: kernel });
+      }
       if (!cell || !opened?.content?.widgets) return opened;
       await opened.context.ready;
       await opened.revealed;
@@ -55,6 +61,7 @@ export async function make(shared, here) {
       if (at < 0) throw new Error('The failing cell is no longer in this notebook.');
       opened.content.activeCellIndex = at;
       await opened.content.scrollToItem?.(at, 'center');
+      opened.content.activate();
       return opened;
     }
 

@@ -103,7 +103,7 @@ export class Runs {
       h('b', {}, step.name), ' ', state(step.status), going, step.seconds != null && ` ${duration(step.seconds)}`),
     step.error && h('p', { class: 'scalai-error' }, step.error),
     h('p', { class: 'scalai-soft' }, [
-      step.rows != null && `${count(step.rows)} rows`, step.memory && size(step.memory),
+      step.rows > 0 && `${count(step.rows)} rows`, step.memory && size(step.memory),
       ...step.written.map(([name, version]) => `wrote ${name}@${String(version).slice(0, 6)}`),
       ...Object.entries(step.metrics).map(([name, value]) => `${name} ${value.toPrecision(3)}`),
     ].filter(Boolean).join(' · ')),
@@ -123,7 +123,13 @@ export class Runs {
   async openFailed(step) {
     const found = await this.look(step.name);
     if (!found.open) throw new Error(`The notebook of ${step.name} is no longer there.`);
-    await this.panel.open(found.open, found.culprit);
+    let kernel;
+    if (found.kept) {
+      const attached = await this.panel.server.ask(`runs/${this.id}/steps/${encodeURIComponent(step.name)}/attach`, {});
+      kernel = attached.kernel;
+      this.panel.say(`On the kernel of the run, kept until ${when(attached.until)}: its variables are there.`);
+    }
+    await this.panel.open(found.open, found.culprit, kernel);
   }
 
   async again(id) {
