@@ -79,6 +79,7 @@ def jupyter(
         "--ServerApp.base_url=/user/a/",
         f"--IdentityProvider.token={TOKEN}",
         f"--ServerApp.root_dir={root}",
+        "--LabApp.expose_app_in_browser=True",
         "--LabApp.news_url=",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
     ]

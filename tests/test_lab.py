@@ -6,13 +6,22 @@ from pathlib import Path
 import pytest
 from browser import CHROMIUM, visiting
 from panels import TOKEN, jupyter
-from test_panel import CONTRACT, EVIL, LOAD, SUM
+from test_panel import CONTRACT, EVIL, LOAD, SUM, record
 from toy import Project
+
+from scalai_nb.pipeline.run import read_events
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(not CHROMIUM, reason="no Chromium; run make test-services"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def patient():
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=30_000)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +61,6 @@ def unexpected(visit):
 def test_a_pipeline_is_run_followed_and_repaired(lab, project):
     from playwright.sync_api import expect
 
-    expect.set_options(timeout=20_000)
     with visiting(lab.address, width=1400, height=900) as visit:
         page = visit.page
         panel = opened(page, lab)
@@ -122,3 +130,79 @@ def test_a_pipeline_is_run_followed_and_repaired(lab, project):
         assert page.title() != "evil" and page.locator("svg[onload]").count() == 0
         page.unroute_all()
     assert (unexpected(visit), visit.outside) == ([], [])
+
+
+def test_two_jupyterlabs_show_the_same_run_and_a_closed_one_ends_nothing(lab, project, tmp_path):
+    from playwright.sync_api import expect
+
+    with jupyter(project.root, tmp_path, "jupyterlab") as other:
+        with visiting(lab.address) as visit:
+            panel = opened(visit.page, lab)
+            panel.get_by_label("wait float").fill("4")
+            panel.get_by_role("button", name="Run", exact=True).click()
+            expect(panel.get_by_role("button", name="Stop")).to_be_visible(timeout=60_000)
+            visit.page.unroute_all()
+        with visiting(other.address) as visit:
+            panel = opened(visit.page, other)
+            panel.get_by_role("tab", name="Runs").click()
+            panel.locator(".scalai-row").first.click()
+            step = panel.locator("details", has_text="sum")
+            step.locator("summary").click()
+            expect(step).to_contain_text("running", timeout=60_000)
+            visit.page.evaluate(SEEN)
+            heading = panel.get_by_role("heading", name="toy")
+            expect(heading).to_contain_text("completed", timeout=60_000)
+            seen = visit.page.evaluate("window.seen")
+            id = panel.locator("p.scalai-soft").first.inner_text().split(" ")[0]
+            visit.page.unroute_all()
+        assert (visit.errors, visit.outside) == ([], [])
+    events = read_events(project.root / ".scalai/runs" / id / "events.jsonl")
+    slept = next(e for e in events if e["event"] == "cell" and e.get("seconds", 0) > 3.9)
+    late = seen / 1000 - slept["t"]
+    print(f"a cell's status is on the screen after {late * 1000:.0f} ms")
+    assert late < 1  # on a quiet machine, half a second
+
+
+# When the cell that sleeps is shown as completed
+SEEN = """() => {
+    const done = () => [...document.querySelectorAll('.scalai-cells li')]
+        .some(c => c.textContent.includes('waiting') && c.textContent.includes('completed'));
+    const look = () => done() ? window.seen = Date.now() : requestAnimationFrame(look);
+    look();
+}"""
+
+
+def test_by_keyboard_alone_and_without_colour_from_elsewhere(lab, project):
+    from playwright.sync_api import expect
+
+    record(project.root / ".scalai/runs", "toy-20261101-100000")
+    with visiting(lab.address, width=1400, height=900) as visit:
+        page = visit.page
+        panel = opened(page, lab)
+        page.evaluate("document.activeElement.blur()")
+        panel.get_by_role("tab", name="Pipelines").focus()
+        for name in ("Runs", "Datasets", "Models", "Cluster", "Pipelines"):
+            page.keyboard.press("ArrowRight")
+            expect(panel.get_by_role("tab", name=name)).to_be_focused()
+            expect(panel.get_by_role("tab", name=name)).to_have_attribute("aria-selected", "true")
+        page.keyboard.press("ArrowRight")
+        expect(panel.locator(".scalai-row").first).to_be_visible()
+        page.keyboard.press("Tab")
+        page.keyboard.press("Tab")
+        expect(panel.locator(".scalai-list input").first).to_be_focused()
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        expect(panel.get_by_role("button", name="‹ Runs")).to_be_visible()
+
+        page.evaluate(DARK)
+        colours = panel.evaluate("e => [getComputedStyle(e.firstChild).backgroundColor]")
+        picture(page, "8-dark")
+        assert colours != ["rgb(255, 255, 255)"]
+        page.unroute_all()
+    assert (visit.errors, visit.outside) == ([], [])
+
+
+DARK = """async () => {
+    const app = window.jupyterapp;
+    await app.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'});
+}"""
