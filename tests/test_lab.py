@@ -202,6 +202,29 @@ def test_by_keyboard_alone_and_without_colour_from_elsewhere(lab, project):
     assert (visit.errors, visit.outside) == ([], [])
 
 
+def test_a_hidden_page_asks_nothing(lab):
+    from playwright.sync_api import expect
+
+    with visiting(lab.address) as visit:
+        page, asked, ended = visit.page, [], []
+        panel = opened(page, lab)
+        panel.get_by_role("tab", name="Cluster").click()
+        expect(panel).to_contain_text("memory are free")
+        page.on("request", lambda r: "/scalai/" in r.url and asked.append(r.url))
+        page.on("requestfailed", lambda r: "/scalai/events" in r.url and ended.append(r.url))
+        page.wait_for_timeout(6_000)
+        assert [url for url in asked if "/kernels" in url]
+        page.evaluate(HIDE)
+        asked.clear()
+        page.wait_for_timeout(7_000)
+        assert (asked, len(ended)) == ([], 1)
+        page.unroute_all()
+
+
+HIDE = """() => {
+    Object.defineProperty(document, 'hidden', {get: () => true});
+    document.dispatchEvent(new Event('visibilitychange'));
+}"""
 DARK = """async () => {
     const app = window.jupyterapp;
     await app.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'});

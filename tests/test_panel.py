@@ -243,6 +243,14 @@ def test_datasets_and_models(server):
     assert server.ask("models") == (200, [])
 
 
+def test_a_notebook_is_made_a_step_by_the_command_or_it_is_said_why_not(server, project):
+    project.step("notes", None, "rows = 3", "print(rows)", pipeline="..")
+    known = "adopt" in project.scalai("--help").stdout
+    status, said = server.ask("adopt", {"path": "notes.ipynb"})
+    assert said.get("said") if known else "no `scalai adopt`" in said["message"]
+    assert status == (200 if known else 400)
+
+
 # ---- records
 
 

@@ -20,7 +20,7 @@ export async function make(shared, here) {
     const widget = new Widget();
     const panel = new Panel(server, { visible: () => widget.isVisible, open });
     widget.id = 'scalai-panel';
-    widget.node.style.minWidth = '310px';
+    widget.node.style.minWidth = '320px';
     widget.node.append(panel.node);
     widget.title.caption = 'scalai: pipelines and runs';
     widget.title.icon = new ui.LabIcon({ name: 'scalai:panel', svgstr: ICON });
@@ -81,7 +81,16 @@ export async function make(shared, here) {
           server.attend();
         });
         context.saveState.connect((_, state) => state === 'completed' && chip.changed());
-        notebook.disposed.connect(() => chip.close());
+        const shownAgain = (_, { newValue }) => {
+          if (newValue !== notebook) return;
+          server.attend();
+          chip.changed();
+        };
+        app.shell.currentChanged?.connect(shownAgain);
+        notebook.disposed.connect(() => {
+          app.shell.currentChanged?.disconnect(shownAgain);
+          chip.close();
+        });
         return shown;
       },
     });
