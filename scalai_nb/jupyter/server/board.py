@@ -35,7 +35,7 @@ def _listed(record: bytes) -> Iterator[dict[str, Any]]:
     for kind in _LISTED:
         at = record.find(kind)
         while at >= 0 and (end := record.find(b"\n", at)) >= 0:
-            yield json.loads(record[record.rfind(b"\n", 0, at) + 1 : end])
+            yield json.loads(record[record.rfind(b"\n", 0, at) + 1 : end].decode())
             at = record.find(kind, end)
 
 
