@@ -40,8 +40,9 @@ CONTRACT = (
     "kind: Literal['a', 'b'] = 'a'"
 )
 SUM = (
-    "import time\nfrom scalai_nb.pipeline import read",
-    "print('waiting')\ntime.sleep(wait)",
+    "import time\nfrom pathlib import Path\nfrom scalai_nb.pipeline import read",
+    "print('waiting')\nend = time.time() + wait\n"
+    "while time.time() < end and not Path('go').exists():\n    time.sleep(0.02)",
     "print(int(read(numbers).a.sum()) / divisor)",
 )
 

@@ -15,8 +15,10 @@ from typing import Any
 from ...environment import Environment
 from ...errors import RunNotFound
 from ...files import is_locked
+from .footprint import footprint
 from ...pipeline.outputs import read_notebook, read_outputs, text
 from ...pipeline.run import Run, StepRun, apply, read_run, run_folders
+from ...pipeline.running.kept import kept_kernels
 
 # %% auto #0
 __all__ = ['cost', 'Board', 'detail', 'culprit', 'printed', 'cell_id']
@@ -81,9 +83,10 @@ class Board:
         "The runs, newest first"
         return [self._read(folder) for folder in run_folders(self.env)]
 
-    def row(self, id: str) -> dict[str, Any]:
-        "One run; RunNotFound when there is none"
-        return self._read(self.folder(id))
+    def last(self, pipeline: str) -> dict[str, Any] | None:
+        "The last run of a pipeline; None: it has never run"
+        rows = map(self._read, run_folders(self.env))
+        return next((row for row in rows if row["pipeline"] == pipeline), None)
 
     def folder(self, id: str) -> Path:
         "Of the record of a run, whose id is the name of a folder and no path"
@@ -126,6 +129,10 @@ def detail(run: Run, env: Environment) -> dict[str, Any]:
         **{k: v for k, v in asdict(run).items() if k != "folder"},
         "seconds": run.seconds,
         "cost": cost(run, env),
+        "kept": [
+            {"step": k.step, "until": k.until, "bytes": footprint(k.pid)["bytes"]}
+            for k in kept_kernels(run)
+        ],
     }
 
 

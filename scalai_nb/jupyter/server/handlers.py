@@ -41,7 +41,7 @@ from ...pipeline.plan import Plan
 from ...pipeline.report import write_report
 from ...pipeline.run import Run
 from ...pipeline.runner import cancel
-from ...pipeline.running.kept import kept_kernel, kept_kernels
+from ...pipeline.running.kept import end_kept, kept_kernel, kept_kernels
 
 # %% auto #0
 __all__ = ['Project', 'Refused', 'ProjectHandler', 'PipelineHandler', 'RunsHandler', 'RunHandler',
@@ -262,12 +262,16 @@ class AttachHandler(_Handler):
 
 
 class CancelHandler(_Handler):
-    "Stop a run, as Ctrl-C does"
+    "Stop a run, as Ctrl-C does, and end the kernels that it has kept"
 
     @_answer
     async def post(self, id: str) -> dict[str, Any]:
-        found = self.board.run(id)
-        return detail(await asyncio.to_thread(cancel, found.id, self.env), self.env)
+        return await asyncio.to_thread(self._cancel, self.board.run(id))
+
+    def _cancel(self, found: Run) -> dict[str, Any]:
+        run = cancel(found.id, self.env)
+        end_kept(run)
+        return detail(run, self.env)
 
 
 class ReportHandler(JupyterHandler):

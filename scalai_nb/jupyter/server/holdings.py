@@ -51,9 +51,9 @@ def plan_of(
     """
     pipeline = Pipeline.load(name, env)
     plan = Plan.make(pipeline, env).to_dict()
-    last = next((r for r in board.rows() if r["pipeline"] == pipeline.name), None)
+    last = board.last(pipeline.name)
     steps: dict[str, dict[str, Any]] = {}
-    if last and last["status"] != "damaged":
+    if last:
         steps = {s.name: asdict(s) for s in board.run(last["id"]).steps}
     return {
         **plan,

@@ -67,16 +67,20 @@ export class Panel {
     if (!step) return;
     e.preventDefault();
     const next = names[(at + step + names.length) % names.length];
-    this.guard(() => this.go(next)).then(() => this.tabs.querySelector('[aria-selected=true]').focus());
+    this.guard(() => this.go(next));
+    this.tabs.querySelector('[aria-selected=true]').focus(); // at once: what it shows may take a while
   }
 
-  // Runs have changed; what comes within a moment is shown at once.
+  // Runs have changed (null: nobody knows which). What comes within a moment, or while
+  // something is being fetched, is shown at once.
   changed(ids) {
     this.news = ids && this.news !== null ? [...(this.news ?? []), ...ids] : null;
-    this.soon ??= setTimeout(() => {
+    this.soon ??= setTimeout(async () => {
       const news = this.news;
-      this.soon = this.news = undefined;
-      if (this.project) this.guard(() => this.views[this.tab].changed(news));
+      this.news = undefined;
+      if (this.project) await this.guard(() => this.views[this.tab].changed(news));
+      this.soon = undefined;
+      if (this.news !== undefined) this.changed([]);
     }, CALM);
   }
 

@@ -38,8 +38,17 @@ export class Pipelines {
     this.paintBoard();
   }
 
-  async changed() {
-    await this.refresh();
+  // While a run goes on, its record says how its steps stand; a plan takes longer.
+  async changed(ids) {
+    const last = this.plan?.last;
+    if (last?.status !== 'running' || !ids?.every((id) => id === last.id)) return this.refresh();
+    const run = await this.panel.server.ask(`runs/${last.id}`);
+    if (run.status !== 'running') return this.refresh();
+    last.seconds = run.seconds;
+    for (const step of this.plan.steps) {
+      step.status = run.steps.find((s) => s.name === step.name)?.status ?? step.status;
+    }
+    this.paintBoard();
   }
 
   paintBoard() {
@@ -56,7 +65,7 @@ export class Pipelines {
         button('Stop', () => this.panel.stop(plan.last.id), { disabled: !going })),
       plan.problem && h('p', { class: 'scalai-error', role: 'alert' }, plan.problem),
       h('p', { class: 'scalai-soft' }, going
-        ? `Running since ${duration(plan.last.seconds ?? 0)}; `
+        ? `Running for ${duration(plan.last.seconds ?? 0)}; `
         : stale ? `${stale} of ${plan.steps.length} steps would run. ` : 'Everything is cached. ',
       plan.last && button(going ? 'follow it' : 'last run', () => this.panel.go('Runs', plan.last.id), {
         class: 'scalai-link',

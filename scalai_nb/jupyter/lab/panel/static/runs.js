@@ -26,7 +26,8 @@ export class Runs {
     const run = await this.panel.server.ask(`runs/${id}`);
     if (id !== this.id) return;
     this.run = run;
-    await Promise.all([...this.node.querySelectorAll('details[open]')].map((d) => this.look(d.dataset.step)));
+    const open = [...this.node.querySelectorAll('details[open]')].map((d) => d.dataset.step);
+    await Promise.all(run.steps.filter((s) => open.includes(s.name) && this.isOld(s)).map((s) => this.look(s.name)));
     if (id === this.id) this.paintRun();
   }
 
@@ -85,6 +86,9 @@ export class Runs {
       h('p', { class: 'scalai-soft' }, [
         run.id, when(run.started), duration(run.seconds), run.env, spent && `cost ${spent}`,
       ].filter(Boolean).join(' · ')),
+      run.kept.map((k) => h('p', {},
+        `The kernel of ${k.step} is kept until ${when(k.until)}, with ${size(k.bytes)}. `,
+        button('End it', () => this.panel.stop(run.id), { class: 'scalai-link' }))),
       run.steps.map((step) => this.step(step)));
   }
 
@@ -114,10 +118,16 @@ export class Runs {
     h('ol', { class: 'scalai-cells' }, (cells ?? step.cells).map((c) => cell(c))));
   }
 
-  async look(step) {
-    const key = `${this.id} ${step}`;
-    this.printed.set(key, await this.panel.server.ask(`runs/${this.id}/steps/${encodeURIComponent(step)}`));
-    return this.printed.get(key);
+  // Whether a step may have printed more since it was looked at.
+  isOld(step) {
+    return step.status === 'running' || this.printed.get(`${this.id} ${step.name}`)?.status !== step.status;
+  }
+
+  async look(name) {
+    const key = `${this.id} ${name}`, status = this.run.steps.find((s) => s.name === name)?.status;
+    const found = await this.panel.server.ask(`runs/${this.id}/steps/${encodeURIComponent(name)}`);
+    this.printed.set(key, { ...found, status });
+    return found;
   }
 
   async openFailed(step) {
