@@ -29,7 +29,7 @@ def project(tmp_path_factory):
     made = Project(tmp_path_factory.mktemp("project"))
     made.step("01_load", "numbers: Out = 'numbers'\nn: int = 3  # how many", *LOAD)
     made.step("02_sum", CONTRACT, *SUM, title=f"Sum {EVIL}")
-    made.step("notes", None, "1 + 1", pipeline="..", title="Notes")
+    made.step("notes", None, "rows = 3", "print(rows)", pipeline="..", title="Notes")
     return made
 
 
@@ -211,6 +211,30 @@ def test_by_keyboard_alone_and_without_colour_from_elsewhere(lab, project):
         assert colours != ["rgb(255, 255, 255)"]
         page.unroute_all()
     assert (visit.errors, visit.outside) == ([], [])
+
+
+def test_a_notebook_that_is_no_step_can_be_made_one(lab, project):
+    from playwright.sync_api import expect
+
+    known = "adopt" in project.scalai("--help").stdout
+    with visiting(lab.address) as visit:
+        page = visit.page
+        opened(page, lab, "/tree/notes.ipynb")
+        page.get_by_role("button", name="Make this a step").click()
+        dialog = page.get_by_role("dialog")
+        if known:
+            expect(dialog).to_contain_text("+rows: int = 3")
+            dialog.get_by_role("button", name="Ok").click()
+            expect(page.get_by_role("dialog", name="Made a step")).to_be_visible()
+        else:
+            expect(dialog).to_contain_text("no `scalai adopt`")
+        page.get_by_role("dialog").get_by_role("button", name="Ok").click()
+        if known:
+            expect(page.locator(".scalai-chip")).to_contain_text("stale: never run")
+            expect(page.locator(".jp-Notebook")).to_contain_text("rows: int = 3")
+        picture(page, "9-adopted")
+        page.unroute_all()
+    assert not visit.outside
 
 
 def test_a_hidden_page_asks_nothing(lab):

@@ -354,25 +354,27 @@ class NotebookHandler(_Handler):
         except ScalaiError as e:  # most notebooks of most users
             return {"pipeline": None, "outside": str(e)}
         name = pipeline_of(notebook, env)
-        if name is None:
-            return {"pipeline": None}
         try:
-            plan = await asyncio.to_thread(plan_of, name, env, self.board)
+            plan = await asyncio.to_thread(plan_of, name or str(notebook), env, self.board)
         except ScalaiError as e:
+            if name is None:  # of no pipeline, and no step by itself
+                return {"pipeline": None}
             return {"pipeline": name, "status": "unreadable", "reasons": [str(e)]}
         found = (s for s in plan["steps"] if Path(s["notebook"]).resolve() == notebook)
         step = next(found, {"status": "unreadable", "reasons": ["no numbered notebook"]})
-        return {"pipeline": name, "last": plan["last"], **step}
+        return {"pipeline": plan["pipeline"], "listed": bool(name), "last": plan["last"], **step}
 
 
 class AdoptHandler(_Handler):
-    "Make a step of a notebook"
+    "Make a step of a notebook, or say what that would change"
 
     @_answer
     async def post(self) -> dict[str, Any]:
         env = self.env
-        notebook = confined(env.root, self.project.folder / str(self.body().get("path")))
-        return {"said": await asyncio.to_thread(adopt, env, notebook)}
+        asked = self.body()
+        notebook = confined(env.root, self.project.folder / str(asked.get("path")))
+        dry = asked.get("dry") is True
+        return {"said": await asyncio.to_thread(adopt, env, notebook, dry)}
 
 # %% ../../../nbs/jupyter/server/handlers.ipynb #4d88eedf
 class EventsHandler(_Handler):

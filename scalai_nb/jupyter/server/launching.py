@@ -130,6 +130,7 @@ def launch(
 def adopt(
     env: Environment,
     notebook: Path,  # in the project
+    dry: bool = False,  # only say what would be changed
 ) -> str:  # what was said
     """Make a step of a notebook, as the command does; WorkFailed when it could not
 
@@ -138,6 +139,8 @@ def adopt(
     env : Environment
     notebook : Path
         in the project
+    dry : bool, default False
+        only say what would be changed
 
     Returns
     -------
@@ -145,7 +148,14 @@ def adopt(
         what was said
     """
     done = subprocess.run(
-        [sys.executable, "-m", "scalai_nb", "adopt", str(notebook), "--yes"],
+        [
+            sys.executable,
+            "-m",
+            "scalai_nb",
+            "adopt",
+            str(notebook),
+            "--dry-run" if dry else "--yes",
+        ],
         cwd=env.root,
         env={**os.environ, "SCALAI_ENV": env.name, "COLUMNS": "100"},
         stdin=subprocess.DEVNULL,

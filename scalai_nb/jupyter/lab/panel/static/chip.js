@@ -5,7 +5,7 @@ export class Chip {
   constructor(server, path, lab) {
     this.server = server;
     this.path = path; // a function: a notebook may be renamed
-    this.lab = lab; // visible(), show(pipeline), ask(question), save(), revert(), say(title, text)
+    this.lab = lab; // visible(), show(tab, what), ask(title, text), say(title, text), save(), revert()
     this.node = h('div', { class: 'scalai-chip' });
     server.listeners.add(this);
   }
@@ -37,16 +37,15 @@ export class Chip {
     this.node.replaceChildren(h('button', {
       type: 'button', class: `scalai-button scalai-state scalai-${tone(step.status)}`,
       title: [`${step.pipeline}, ${step.status}`, ...step.reasons].join('\n'),
-      onclick: () => this.lab.show(step.pipeline),
+      onclick: () => (step.listed === false ? this.lab.show('Runs') : this.lab.show('Pipelines', step.pipeline)),
     }, label.length > 60 ? `${label.slice(0, 59)}…` : label, more > 0 ? ` +${more}` : ''));
   }
 
   async adopt() {
-    const sure = await this.lab.ask('Make this a step?',
-      `scalai adopt ${this.path()} --yes writes a contract cell into this notebook: its parameters, what it reads and writes.`);
-    if (!sure) return;
     try {
       await this.lab.save();
+      const proposed = await this.server.ask('adopt', { path: this.path(), dry: true });
+      if (!await this.lab.ask('Make this a step?', proposed.said)) return;
       const { said } = await this.server.ask('adopt', { path: this.path() });
       await this.lab.revert();
       await this.lab.say('Made a step', said);

@@ -1,5 +1,6 @@
 // What ties the panel to JupyterLab. Its modules are JupyterLab's own, whichever version that is.
 import { Chip } from './chip.js';
+import { h } from './dom.js';
 import { Panel } from './panel.js';
 import { Server } from './server.js';
 
@@ -65,14 +66,14 @@ export async function make(shared, here) {
       return opened;
     }
 
-    const say = (title, body) => showDialog({ title, body, buttons: [Dialog.okButton()] });
-    const ask = async (title, body) => (await showDialog({ title, body })).button.accept;
+    const printed = (text) => new Widget({ node: h('pre', { class: 'scalai-said' }, text) });
+    const say = (title, text) => showDialog({ title, body: printed(text), buttons: [Dialog.okButton()] });
+    const ask = async (title, text) => (await showDialog({ title, body: printed(text) })).button.accept;
     app.docRegistry.addWidgetExtension('Notebook', {
       createNew: (notebook, context) => {
         const chip = new Chip(server, () => context.path, {
           visible: () => notebook.isVisible,
-          show: (pipeline) => show('Pipelines', pipeline),
-          save: () => context.save(), revert: () => context.revert(), ask, say,
+          show, ask, say, save: () => context.save(), revert: () => context.revert(),
         });
         const shown = new Widget({ node: chip.node });
         notebook.toolbar.insertItem(10, 'scalai', shown);
