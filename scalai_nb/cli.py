@@ -21,6 +21,7 @@ from .commands.attach import attach
 from .commands.bench import bench_app
 from .commands.describing import describe
 from .commands.export import export
+from .commands.mcp import mcp
 from .commands.models import metrics_of, models_app
 from .commands.serve import serve
 from .commands.terminal import Dataset, Env, Json, console, out, plain
@@ -68,7 +69,7 @@ for name, sub in (
     ("bench", bench_app),
 ):
     app.add_typer(sub, name=name)
-for command in (attach, describe, serve, export):
+for command in (attach, describe, serve, export, mcp):
     app.command()(command)
 
 

@@ -1,6 +1,8 @@
 """The panel's server: what it answers, whom it refuses, what it starts and what that outlives"""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from http.cookiejar import CookieJar
@@ -297,3 +299,54 @@ def test_a_thousand_runs_within_200_ms_and_nothing_at_rest(tmp_path):
     print(f"first {took[0] * 1e3:.0f} ms, then {min(took) * 1e3:.0f} ms, at rest {share:.2%}")
     assert min(took) < 0.2
     assert share < 0.03
+
+
+# ---- assistants
+
+
+def talked(project, *messages: str, words: tuple[str, ...] = ()) -> list[dict]:
+    "What `scalai mcp` answers to these lines"
+    done = subprocess.run(
+        [sys.executable, "-m", "scalai_nb", "mcp", *words],
+        cwd=project.root,
+        env=project.env,
+        input="".join(f"{m}\n" for m in messages),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def call(id: int, name: str, **arguments) -> str:
+    params = {"name": name, "arguments": arguments}
+    return json.dumps({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params})
+
+
+def test_an_assistant_reads_and_runs_only_where_it_may(project):
+    started = '{"jsonrpc": "2.0", "method": "notifications/initialized"}'
+    plan, start, bad, broken = talked(
+        project,
+        started,
+        call(1, "plan", pipeline="toy"),
+        call(2, "start", pipeline="toy"),
+        call(3, "plan"),
+        "{",
+    )
+    steps = json.loads(plan["result"]["content"][0]["text"])["steps"]
+    assert [s["name"] for s in steps] == ["load", "sum"]
+    assert (
+        start["result"]["isError"] and "not in the tools" in start["result"]["content"][0]["text"]
+    )
+    assert bad["result"]["isError"] and broken["error"]["code"] == -32700
+    wrong = {"load": {"n": "many"}}
+    refused, begun = talked(
+        project,
+        call(1, "start", pipeline="toy", values=wrong),
+        call(2, "start", pipeline="toy", values={"load": {"n": "2"}}),
+        words=("--allow-run",),
+    )
+    assert "not of type int" in refused["result"]["content"][0]["text"]
+    id = begun["result"]["content"][0]["text"]
+    assert id in project.scalai("show", id, "--json").stdout

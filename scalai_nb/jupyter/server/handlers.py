@@ -165,8 +165,8 @@ class PipelineHandler(_Handler):
     @_answer
     async def get(self, name: str) -> dict[str, Any]:
         env = self.env
-        await asyncio.to_thread(self.project.pipeline, name, env)
-        found = await asyncio.to_thread(plan_of, name, env, self.board)
+        pipeline = await asyncio.to_thread(self.project.pipeline, name, env)
+        found = await asyncio.to_thread(plan_of, pipeline, env, self.board)
         for step in found["steps"]:
             step["open"] = self.project.openable(step["notebook"])
         return found
@@ -208,10 +208,11 @@ class RunsHandler(_Handler):
 
 def _values(asked: Any) -> dict[str, dict[str, str]]:
     "The values of a form; ParameterError when they are of no form"
-    try:
-        return {str(s): {str(n): v + "" for n, v in given.items()} for s, given in asked.items()}
-    except (AttributeError, TypeError):
-        raise ParameterError('Values are texts: {"step": {"parameter": "text"}}.') from None
+    form = isinstance(asked, dict) and all(isinstance(given, dict) for given in asked.values())
+    texts = [t for given in asked.values() for t in given.values()] if form else [None]
+    if all(isinstance(text, str) and "\0" not in text for text in texts):
+        return asked
+    raise ParameterError('Values are texts: {"step": {"parameter": "text"}}.')
 
 # %% ../../../nbs/jupyter/server/handlers.ipynb #f049aab9
 class RunHandler(_Handler):
@@ -355,7 +356,8 @@ class NotebookHandler(_Handler):
             return {"pipeline": None, "outside": str(e)}
         name = pipeline_of(notebook, env)
         try:
-            plan = await asyncio.to_thread(plan_of, name or str(notebook), env, self.board)
+            pipeline = Pipeline.load(name or notebook, env)
+            plan = await asyncio.to_thread(plan_of, pipeline, env, self.board)
         except ScalaiError as e:
             if name is None:  # of no pipeline, and no step by itself
                 return {"pipeline": None}

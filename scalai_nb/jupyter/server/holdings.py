@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ...environment import Environment
 from ...errors import ScalaiError
 from .board import Board
 from .forms import form
-from ...pipeline.pipeline import Pipeline, pipelines
+from ...pipeline.pipeline import Head, Pipeline, heads, pipelines
 from ...pipeline.plan import Plan
 
 # %% auto #0
@@ -36,21 +37,13 @@ def _shown(
 
 
 def plan_of(
-    name: str,  # of a pipeline
+    pipeline: Pipeline,
     env: Environment,
     board: Board,
 ) -> dict[str, Any]:
-    """A pipeline: its steps and edges, how they stand and why, its form, its last run
-
-    Parameters
-    ----------
-    name : str
-        of a pipeline
-    env : Environment
-    board : Board
-    """
-    pipeline = Pipeline.load(name, env)
-    plan = Plan.make(pipeline, env).to_dict()
+    "A pipeline: its steps and edges, how they stand and why, its form, its last run"
+    head = lru_cache(None)(heads(env, folder=pipeline.folder))  # a version is asked for once
+    plan = Plan.make(pipeline, env, head=head).to_dict()
     last = board.last(pipeline.name)
     steps: dict[str, dict[str, Any]] = {}
     if last:
@@ -60,14 +53,14 @@ def plan_of(
         "steps": [_shown(p, steps.get(p["name"], {})) for p in plan["steps"]],
         "last": last,
         "form": form(pipeline),
-        "problem": _problem(pipeline, env),
+        "problem": _problem(pipeline, env, head),
     }
 
 
-def _problem(pipeline: Pipeline, env: Environment) -> str:
+def _problem(pipeline: Pipeline, env: Environment, head: Head) -> str:
     "Why the pipeline could not be run as it is; empty: it could"
     try:
-        pipeline.validate(env)
+        pipeline.validate(env, head)
     except ScalaiError as e:
         return str(e)
     return ""
