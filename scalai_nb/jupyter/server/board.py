@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -111,8 +112,10 @@ class Board:
         if kept != stamp:
             row = self._summarised(folder)
             self._kept[folder.name] = stamp, row
-        if row["status"] not in _OPEN or is_locked(folder / "alive"):
+        if row["status"] not in _OPEN:
             return row
+        if is_locked(folder / "alive"):
+            return {**row, "seconds": time.time() - (row["started"] or time.time())}
         return {**row, "status": "lost", "seconds": None}
 
     def _summarised(self, folder: Path) -> dict[str, Any]:
