@@ -1,11 +1,10 @@
 // Elements, and words for values. Text goes in as text only: no name becomes markup.
 
-const SVG = new Set(['svg', 'path', 'rect', 'circle', 'text', 'g', 'title']);
+const SVG = ['svg', 'path', 'rect', 'text', 'g', 'title'];
 
 // An element: properties that begin with `on` listen, others are attributes; false leaves one out.
 export function h(tag, properties, ...children) {
-  const svg = SVG.has(tag) && (tag !== 'title');
-  const made = svg || tag === 'title'
+  const made = SVG.includes(tag)
     ? document.createElementNS('http://www.w3.org/2000/svg', tag)
     : document.createElement(tag);
   for (const [name, value] of Object.entries(properties ?? {})) {

@@ -1,5 +1,5 @@
 // Datasets, models, and what computes: kernels and runs with their memory.
-import { button, count, h, paint, size, state, table, when } from './dom.js';
+import { button, count, h, paint, size, table, when } from './dom.js';
 
 export class Datasets {
   constructor(panel) {
@@ -81,19 +81,19 @@ export class Kernels {
 
   async show() {
     const { kernels, runs, machine, cluster } = await this.panel.server.ask('kernels');
-    const asleep = { idle: 'pending', busy: 'running' };
     paint(this.node,
       h('p', {}, `${size(machine.available)} of ${size(machine.total)} memory are free. Cluster: ${cluster}.`),
       h('h3', {}, 'Kernels'),
       kernels.length ? table(['notebook', 'kernel', 'memory>'], kernels.map((k) => [
-        k.path, [k.kernel.name, ' ', h('span', { class: `scalai-state scalai-${asleep[k.kernel.execution_state] === 'running' ? 'info' : 'plain'}` }, k.kernel.execution_state ?? '')],
-        size(k.bytes),
+        k.path, `${k.kernel.name}, ${k.kernel.execution_state ?? 'starting'}`, size(k.bytes),
       ])) : h('p', {}, 'None is running.'),
       h('h3', {}, 'Runs'),
       runs.length ? table(['run', 'processes>', 'memory>', ''], runs.map((r) => [
         r.run, r.processes, size(r.bytes), button('Stop', () => this.panel.stop(r.run), { 'data-key': `stop ${r.run}` }),
       ])) : h('p', {}, 'None is going on.'));
     clearTimeout(this.again);
-    this.again = setTimeout(() => this.panel.awake() && this.panel.tab === 'Cluster' && this.show().catch(() => {}), 5000);
+    this.again = setTimeout(() => {
+      if (this.panel.awake() && this.panel.tab === 'Cluster') this.panel.guard(() => this.show());
+    }, 5000);
   }
 }

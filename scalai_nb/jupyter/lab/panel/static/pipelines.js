@@ -92,17 +92,15 @@ export class Pipelines {
   }
 
   paintForm() {
-    const groups = Map.groupBy
-      ? Map.groupBy(this.plan.form, (f) => f.step)
-      : this.plan.form.reduce((m, f) => m.set(f.step, [...(m.get(f.step) ?? []), f]), new Map());
-    paint(this.form, this.plan.form.length > 0 && h('h3', {}, 'Parameters'),
+    const { form } = this.plan, steps = [...new Set(form.map((f) => f.step))];
+    paint(this.form, form.length > 0 && h('h3', {}, 'Parameters'),
       h('form', {
         onsubmit: (e) => {
           e.preventDefault();
           this.run({});
         },
-      }, [...groups].map(([step, fields]) => h('fieldset', {},
-        h('legend', {}, step), fields.map((f) => this.field(f)))),
+      }, steps.map((step) => h('fieldset', {},
+        h('legend', {}, step), form.filter((f) => f.step === step).map((f) => this.field(f)))),
       h('input', { type: 'submit', hidden: true, 'aria-hidden': 'true', tabindex: '-1' })));
   }
 
