@@ -97,7 +97,7 @@ def jupyter(
         _wait(server, folder / "server.log")
         yield server
     finally:
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)  # as a terminal that is closed: to its whole group
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:

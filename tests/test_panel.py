@@ -149,12 +149,15 @@ def test_a_pipeline_is_named_and_no_path(server, name):
 
 
 @pytest.mark.parametrize("path", ["../x.ipynb", "/etc/passwd", "settings.ini", "none.ipynb"])
-def test_only_notebooks_of_the_project_are_looked_at(server, path):
-    refused = ("is not a notebook in", "does not exist")
+def test_only_notebooks_of_the_project_are_looked_at(server, project, path):
+    (project.root.parent / "x.ipynb").write_bytes(
+        (project.root / "pipelines/toy/01_load.ipynb").read_bytes()
+    )
+    refused = "does not exist" if path == "none.ipynb" else "is not a notebook in"
     status, said = server.ask("adopt", {"path": path})
-    assert status == 400 and any(words in said["message"] for words in refused)
+    assert status == 400 and refused in said["message"]
     status, said = server.ask(f"notebook?path={path}")
-    assert status == 200 and any(words in said["outside"] for words in refused)
+    assert status == 200 and refused in said["outside"]
 
 
 def test_an_unknown_environment_is_one_sentence(server):
