@@ -138,6 +138,9 @@ def browser_pictures(project: Path, report: Path) -> None:
         port, notebook = free_port(), "/lab/tree/nbs/tutorials/many_rows.ipynb"
         with server(project, port, notebook, "jupyter", "lab", f"--port={port}", *LAB) as url:
             shoot(page, url, PICTURES / "jupyterlab.png", ".jp-Notebook")
+            page.get_by_role("tab", name="scalai: pipelines and runs").click()
+            page.get_by_role("img", name="Graph: ").wait_for()
+            page.screenshot(path=PICTURES / "panel.png")
     for url in visit.outside:
         print(f"pictures: refused {url}", file=sys.stderr)
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -17,15 +18,17 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from .commands.adopting import adopt
+from .commands.attach import attach
 from .commands.bench import bench_app
 from .commands.describing import describe
 from .commands.export import export
+from .commands.mcp import mcp
 from .commands.models import metrics_of, models_app
 from .commands.serve import serve
 from .commands.starting import new
 from .commands.terminal import Dataset, Env, Json, console, out, plain
 from .commands.token import token_app
-from .environment import Environment, environment
+from .environment import Environment, environment, parse_seconds
 from .errors import LakeError, ParameterError, ScalaiError
 from .show import terminal_table
 from .words import size, when
@@ -68,7 +71,7 @@ for name, sub in (
     ("bench", bench_app),
 ):
     app.add_typer(sub, name=name)
-for command in (new, adopt, describe, serve, export):
+for command in (new, adopt, attach, describe, serve, export, mcp):
     app.command()(command)
 
 
@@ -138,6 +141,13 @@ def run(
     queue: Annotated[
         bool, typer.Option("--queue", help="Wait for another run of the pipeline to end.")
     ] = False,
+    keep_kernel: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[TIME]",
+            help="Keep the kernel of a step that fails, say for 2h, to attach to; alone: 1h.",
+        ),
+    ] = None,
     sweep: Sweep = None,
     until: Annotated[
         str | None,
@@ -181,7 +191,8 @@ def run(
 
     parameters = parse_assignments(parameter or [])
     if sweep:
-        _refuse({"--from": from_step, "--queue": queue}, "does not go with --sweep; leave it out.")
+        not_with_it = {"--from": from_step, "--queue": queue, "--keep-kernel": keep_kernel}
+        _refuse(not_with_it, "does not go with --sweep; leave it out.")
         how = SweepOptions(jobs or 1, force, fail_fast)
         return _sweep(pipeline, sweep, parameters, environment(env), until, by, how, dry_run, json)
     _refuse(
@@ -199,11 +210,20 @@ def run(
         force=force,
         from_step=from_step,
         queue=queue,
+        keep_kernel=_seconds("--keep-kernel", keep_kernel),
     )
     out(done, json, summary)
     if not json:
         _look(done, environment(env))
     raise typer.Exit(0 if done.status == "completed" else 1)
+
+
+def _seconds(word: str, time: str | None) -> float:
+    "The seconds that an option says; 0 when it is not given"
+    try:
+        return parse_seconds(time or 0)
+    except (ValueError, KeyError):
+        raise ParameterError(f"{word} {time} is no time; write one such as 30min or 2h.") from None
 
 
 def _refuse(given: dict[str, object], why: str) -> None:
@@ -483,11 +503,14 @@ def _show_step(run: Run, step: StepRun, as_json: bool) -> None:
 # %% ../nbs/cli.ipynb #1cbadcbd
 @app.command()
 def cancel(run: RunId = "latest", env: Env = None) -> None:
-    "Cancel a run that is going on, as Ctrl-C does."
+    "Cancel a run that is going on, as Ctrl-C does; end the kernels that were kept of it."
     from scalai_nb.pipeline.runner import cancel as cancel_run
+    from scalai_nb.pipeline.running.kept import end_kept
 
     done = cancel_run(run, environment(env))
     console().print(f"{done.id} {done.status}")
+    for kernel in end_kept(done):
+        console().print(f"the kernel of {kernel.step} has ended", markup=False)
 
 
 @app.command()
@@ -746,7 +769,7 @@ def _checks(checks: list[Check]) -> Table:
 def main(argv: list[str] | None = None) -> None:
     "Run `scalai`; errors of ours, and what a disk refuses, are one line on stderr"
     try:
-        app(argv, prog_name="scalai")
+        app(_alone(sys.argv[1:] if argv is None else argv), prog_name="scalai")
     except ScalaiError as e:
         _end(str(e), e.exit_code)
     except OSError as e:
@@ -758,6 +781,16 @@ def main(argv: list[str] | None = None) -> None:
 
 
 _REFUSALS = (errno.EACCES, errno.EDQUOT, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS)
+
+
+def _alone(argv: list[str]) -> list[str]:
+    "`--keep-kernel` with its time, an hour where none follows: an option may not do without here"
+    timed = list(argv)
+    for i, word in enumerate(argv):
+        following = argv[i + 1] if i + 1 < len(argv) else ""
+        if word == "--keep-kernel" and not re.fullmatch(r"[\d.]+[a-z]*", following):
+            timed[i] = f"{word}=1h"
+    return timed
 
 
 def _end(said: str, status: int) -> NoReturn:

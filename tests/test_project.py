@@ -1,5 +1,7 @@
 """What is around the library: locks, images, manifests, make, CI, and what the wheel holds"""
 
+import gzip
+import json
 import os
 import re
 import shutil
@@ -15,6 +17,7 @@ import yaml
 from conftest import free_port
 from packaging.requirements import Requirement
 
+import scalai_nb
 from scalai_nb.environment import environment
 
 ROOT = Path(__file__).parent.parent
@@ -213,7 +216,7 @@ def test_the_commands_of_the_manifests_make_a_cluster_that_computes(tmp_path):
 # ---- make, on a bare machine: stand-ins for Python, uv and apt-get write down how they were called
 
 TOOLS = (
-    "bash sh make sed grep ls readlink date dirname mkdir cat cp flock tail tee mktemp rm "
+    "bash sh make sed grep ls readlink date dirname mkdir ln cat cp flock tail tee mktemp rm "
     "touch id env timeout"
 ).split()
 PYTHON = """
@@ -452,3 +455,23 @@ def test_the_wheel_holds_every_file_of_the_package(tmp_path):
     }
     missing = sorted(here - set(ZipFile(wheel).namelist()))
     assert not missing, "name them in [tool.setuptools.package-data]"
+    panel = [n.partition(".data/data/")[2] for n in ZipFile(wheel).namelist() if ".data/data" in n]
+    folder = ROOT / "scalai_nb/jupyter/lab/panel"
+    static = (f"static/{p.name}" for p in (folder / "static").iterdir())
+    assert sorted(panel) == sorted(
+        ["etc/jupyter/jupyter_server_config.d/scalai_nb.json"]
+        + [f"share/jupyter/labextensions/scalai-nb/{name}" for name in ("package.json", *static)]
+    )
+
+
+def test_the_panel_is_of_this_version_small_and_asks_nobody():
+    folder = ROOT / "scalai_nb/jupyter/lab/panel"
+    about = json.loads((folder / "package.json").read_text(encoding="utf-8"))
+    assert about["version"] == scalai_nb.__version__
+    bundle = b"".join(p.read_bytes() for p in sorted((folder / "static").iterdir()))
+    print(f"the panel's bundle: {len(gzip.compress(bundle)) / 1e3:.1f} kB compressed")
+    assert len(gzip.compress(bundle)) < 60_000
+    assert set(re.findall(rb"https?://[^\s\"'`]+", bundle)) <= {
+        b"http://www.w3.org/2000/svg",
+    }, "an address that is no namespace"
+    assert not re.search(rb"innerHTML|outerHTML|insertAdjacentHTML|document\.write", bundle)

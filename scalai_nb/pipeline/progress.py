@@ -14,8 +14,9 @@ from rich.live import Live
 from rich.text import Text
 
 from .run import Event, Run, StepRun
+from .running.kept import kept_kernels
 from ..show import MARKS, terminal_status, terminal_table
-from ..words import duration, size
+from ..words import clock, duration, size
 
 # %% auto #0
 __all__ = ['steps_table', 'failures', 'summary', 'Plain', 'LiveTable', 'display']
@@ -67,7 +68,11 @@ def summary(run: Run) -> Group:
         f" in {duration(run.seconds)}, {run.worker_seconds:.1f} worker-seconds",
     )
     wrong = failures(run)
-    return Group(steps_table(run), *([Text(""), *wrong] if wrong else []), total)
+    kept = [
+        Text(f"{k.step} kernel kept until {clock(k.until)}: scalai attach {run.id} {k.step}")
+        for k in kept_kernels(run)
+    ]
+    return Group(steps_table(run), *([Text(""), *wrong, *kept] if wrong else []), total)
 
 # %% ../../nbs/pipeline/progress.ipynb #f5052157
 def _last_line(event: Event) -> str:

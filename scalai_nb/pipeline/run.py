@@ -170,6 +170,8 @@ class StepRun:
     cells : list[CellRun]
     run : str | None, default None
         of a cached step: the run that executed it
+    kernel : dict[str, Any] | None, default None
+        that was kept when a cell failed: connection_file, pid, until (seconds since the epoch)
     """
 
     name: str
@@ -190,6 +192,8 @@ class StepRun:
     metrics: dict[str, float] = field(default_factory=dict)  # of the models it has written
     cells: list[CellRun] = field(default_factory=list)
     run: str | None = None  # of a cached step: the run that executed it
+    # that was kept when a cell failed: connection_file, pid, until (seconds since the epoch)
+    kernel: dict[str, Any] | None = None
 
 # %% ../../nbs/pipeline/run.ipynb #bd10eda6
 @dataclass
@@ -312,6 +316,10 @@ def _step_finished(run: Run, e: Event) -> None:
             cell.status = "skipped" if step.status == "completed" else "not_run"
 
 
+def _kernel_kept(run: Run, e: Event) -> None:
+    run.step(e["step"]).kernel = {k: e[k] for k in ("connection_file", "pid", "until")}
+
+
 def _run_finished(run: Run, e: Event) -> None:
     run.status = e["status"]
     run.cause = e.get("cause")
@@ -322,6 +330,7 @@ _APPLY = {
     "run_started": _run_started,
     "step_started": _step_started,
     "cell": _cell,
+    "kernel_kept": _kernel_kept,
     "step_finished": _step_finished,
     "run_finished": _run_finished,
 }

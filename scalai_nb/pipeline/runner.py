@@ -90,6 +90,8 @@ class Runner:
         execute this step and what depends on it, cached or not
     queue : bool, default False
         wait for another run of the pipeline to end instead of refusing
+    keep_kernel : float, default 0.0
+        seconds that the kernel of a step that fails stays, to attach to; 0: it is ended at once
     on_event : OnEvent
         called with every event
     on_end : Callable[[Run], Any]
@@ -105,6 +107,8 @@ class Runner:
         force: bool = False,  # execute every step, cached or not
         from_step: str | None = None,  # execute this step and what depends on it, cached or not
         queue: bool = False,  # wait for another run of the pipeline to end instead of refusing
+        # seconds that the kernel of a step that fails stays, to attach to; 0: it is ended at once
+        keep_kernel: float = 0.0,
         on_event: OnEvent = lambda run, event: None,  # called with every event
         # called when the run has ended and before the trackers are told, say to write the report
         on_end: Callable[[Run], Any] = lambda run: None,
@@ -115,6 +119,7 @@ class Runner:
         self.force = force
         self.from_step = from_step
         self.queue = queue
+        self.keep_kernel = keep_kernel
         self.on_end = on_end
         # as keyed, whatever is edited meanwhile
         self.notebooks = {s.name: read_notebook(s.path) for s in pipeline.steps}
@@ -203,6 +208,7 @@ class Runner:
             tracker=self.tracker,
             cache=self.plan.cache,
             secrets=self.pipeline.secrets,
+            keep=self.keep_kernel,
         )
 
     def _close(self) -> None:
@@ -227,7 +233,7 @@ def run(
     parameters: dict[str, dict[str, Any]] | None = None,
     # a display of pipeline.progress; None: the one that fits where the output goes
     show: Plain | LiveTable | None = None,
-    **options: Any,  # of Runner: jobs, force, from_step, queue
+    **options: Any,  # of Runner: jobs, force, from_step, queue, keep_kernel
 ) -> Run:  # the run, whatever became of it
     """Run `pipeline` with progress, and write its report
 
@@ -242,7 +248,7 @@ def run(
     show : Plain | LiveTable | None, default None
         a display of pipeline.progress; None: the one that fits where the output goes
     **options : Any
-        of Runner: jobs, force, from_step, queue
+        of Runner: jobs, force, from_step, queue, keep_kernel
 
     Returns
     -------

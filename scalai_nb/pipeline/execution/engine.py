@@ -36,14 +36,21 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 if sys.modules["rfc3987_syntax"] is None:
     del sys.modules["rfc3987_syntax"]
 
-from .forkserver import Child, Exit, ForkProvisioner, ForkServer
+from scalai_nb.pipeline.execution.forkserver import (
+    Child,
+    Exit,
+    ForkProvisioner,
+    ForkServer,
+    Stay,
+    group_memory,
+)
 from .kernel_log import KernelLog
 from .outcome import Seen, Verdict, left_early, verdict
 from ..reading.syntax import SKIPPED
 from ...redaction import Secrets
 
 # %% auto #0
-__all__ = ['FORK_SAFE', 'code_cells', 'is_skipped', 'group_memory', 'Limits', 'Kernel', 'Execution',
+__all__ = ['FORK_SAFE', 'code_cells', 'is_skipped', 'Limits', 'Kernel', 'Kept', 'Execution',
            'preload']
 
 # %% ../../../nbs/pipeline/execution/engine.ipynb #b4109e92
@@ -113,6 +120,11 @@ class _Client(NotebookClient):
     async def _async_cleanup_kernel(self) -> None:
         "Ask the kernel to shut down and wait for the moment when it has, which nbclient polls for"
         child = self.execution.child
+        if self.execution.kept:
+            self.kc.stop_channels()
+            self.km.context.destroy(linger=100)
+            self.kc = None
+            return
         if self.kc and child and not self.execution.stopped:
             self.kc.shutdown()
             await asyncio.wait([asyncio.wrap_future(child.ended)], timeout=3)
@@ -149,29 +161,6 @@ def is_skipped(cell: dict[str, Any]) -> bool:
     return SKIPPED in cell["metadata"].get("tags", [])
 
 
-def group_memory(
-    pid: int,  # the process that leads the group
-) -> int:
-    """Bytes resident in process `pid` and its descendants; 0 when it is gone
-
-    Parameters
-    ----------
-    pid : int
-        the process that leads the group
-    """
-    try:
-        processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    except psutil.Error:
-        return 0
-    total = 0
-    for p in processes:
-        try:
-            total += p.memory_info().rss
-        except psutil.Error:
-            pass
-    return total
-
-
 @dataclass(frozen=True)
 class Limits:
     """How far an execution may go
@@ -186,12 +175,15 @@ class Limits:
         seconds between an interrupt and a kill
     start : float, default 60.0
         seconds until the kernel must answer
+    keep : float, default 0.0
+        seconds that the kernel of a failed cell stays; 0: it is ended at once
     """
 
     memory: int | None = None  # bytes that the kernel's group may take; None: all
     cell_timeout: float | None = None  # seconds that a cell may take; None: any
     grace: float = 3.0  # seconds between an interrupt and a kill
     start: float = 60.0  # seconds until the kernel must answer
+    keep: float = 0.0  # seconds that the kernel of a failed cell stays; 0: it is ended at once
 
 # %% ../../../nbs/pipeline/execution/engine.ipynb #77a6b899
 @dataclass(frozen=True)
@@ -211,6 +203,25 @@ class Kernel:
     name: str | None = None  # None: the notebook's own
     cwd: PathLike | None = None  # working directory; None: this process's
     env: dict[str, str] | None = None  # all variables; None: this process's
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A kernel that outlives its execution
+
+    Attributes
+    ----------
+    connection_file : str
+        for `jupyter console --existing`; its folder is the kernel's own
+    pid : int
+        the process that leads its group
+    until : float
+        seconds since the epoch
+    """
+
+    connection_file: str  # for `jupyter console --existing`; its folder is the kernel's own
+    pid: int  # the process that leads its group
+    until: float  # seconds since the epoch
 
 
 class Execution:
@@ -257,6 +268,7 @@ class Execution:
         self.child: Child | None = None  # the kernel's process group, once it runs
         self.stopped: str | None = None  # the cause for which it was stopped
         self.cell: int | None = None  # the cell under way
+        self.kept: Kept | None = None  # the kernel, when a cell has failed and it may stay
         self.peak = 0  # bytes, the largest seen
         self._clock = 0.0  # when the cell under way was started
 
@@ -306,7 +318,7 @@ class Execution:
         "Execute every cell; never raises for what a notebook can do"
         folder = tempfile.mkdtemp(prefix="scalai-")
         with ExitStack() as stack:
-            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            stack.callback(self._clear, folder)
             log = self._kernel_log(stack, Path(folder) / "log")
             # a loop of its own: the caller may be in a running one
             own = stack.enter_context(ThreadPoolExecutor(1))
@@ -314,14 +326,47 @@ class Execution:
             try:
                 self._watch(execution)
             finally:
-                if self.child:
+                if self.child and not self.kept:
                     self.child.kill()
         error = execution.result()
-        exit = self.child.ended.result(timeout=10) if self.child else Exit(0, 0.0, 0)
+        exit = self._exit()
         stop = self._stop_cause(error, exit)
         seen = Seen(exit, stop, self._where(), self._last_words(), self._limit(exit))
         v = verdict(error, seen)
         return replace(v, cpu=exit.cpu, memory=max(self.peak, exit.memory))
+
+    def _clear(self, folder: str) -> None:
+        "Remove the folder of the kernel's sockets, unless it lives on"
+        if not self.kept:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _exit(self) -> Exit:
+        "How the kernel's process ended; of one that is kept, what it took so far"
+        if not self.child:
+            return Exit(0, 0.0, 0)
+        if not self.kept:
+            return self.child.ended.result(timeout=10)
+        try:
+            times = psutil.Process(self.child.pid).cpu_times()
+        except psutil.Error:  # it has ended all the same
+            return Exit(0, 0.0, 0)
+        return Exit(0, times.user + times.system, 0)
+
+    def _keep(self, error: Exception | None, folder: str) -> Kept | None:
+        "Keep the kernel if a cell failed and the process is well; the `Kept`, if so"
+        child, seconds = self.child, self.limits.keep
+        failed = isinstance(error, CellExecutionError | CellTimeoutError)
+        if not (seconds and failed and child) or child.ended.done() or self.stopped:
+            return None
+        if left_early(getattr(error, "ename", ""), getattr(error, "evalue", "")):
+            return None
+        if isinstance(error, CellTimeoutError):
+            child.signal(signal.SIGINT)  # else it would go on with the cell
+        # a file of its own: Jupyter removes the one that it has written
+        file = shutil.copy(f"{folder}/kernel.json", f"{folder}/kept.json")
+        kept = Kept(file, child.pid, time.time() + seconds)
+        self.server.keep(Stay(child.pid, kept.until, folder, self.limits.memory))
+        return kept
 
     def _kernel_log(self, stack: ExitStack, pipe: Path) -> Path | None:
         "Where the kernel's process is to write; None: nowhere"
@@ -366,8 +411,9 @@ class Execution:
         )
         client.owns_km = True
         client.log.setLevel("CRITICAL")
+        error = None
         try:
-            await client.async_execute(cwd=self.cwd, env=self.env)
+            await client.async_execute(cwd=self.cwd, env=self.env, cleanup_kc=False)
         except (
             CellExecutionError,
             CellTimeoutError,
@@ -375,10 +421,13 @@ class Execution:
             RuntimeError,
             NoSuchKernel,
         ) as e:
-            return e
+            error = e
         finally:
+            self.kept = self._keep(error, folder)
+            await client._async_cleanup_kernel()
             if client.nb.metadata.get("widgets"):
                 self.output(0, "widgets", client.nb.metadata["widgets"])
+        return error
 
     def _cell_start(self, cell: Any, cell_index: int) -> None:
         if self.stopped:

@@ -10,16 +10,19 @@ import gc
 import json
 import os
 import resource
+import select
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -33,7 +36,8 @@ from ...errors import WorkFailed
 from .observer import Watch, observe
 
 # %% auto #0
-__all__ = ['OBSERVED', 'kill_group', 'serve', 'Exit', 'Child', 'ForkServer', 'ForkProvisioner']
+__all__ = ['OBSERVED', 'group_memory', 'kill_group', 'Stay', 'serve', 'Exit', 'Child', 'ForkServer',
+           'ForkProvisioner']
 
 # %% ../../../nbs/pipeline/execution/forkserver.ipynb #32f20760
 if TYPE_CHECKING:
@@ -168,6 +172,29 @@ def _end_all() -> None:
             os.waitpid(-1, 0)
 
 
+def group_memory(
+    pid: int,  # the process that leads the group
+) -> int:
+    """Bytes resident in process `pid` and its descendants; 0 when it is gone
+
+    Parameters
+    ----------
+    pid : int
+        the process that leads the group
+    """
+    try:
+        processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    except psutil.Error:
+        return 0
+    total = 0
+    for p in processes:
+        try:
+            total += p.memory_info().rss
+        except psutil.Error:
+            pass
+    return total
+
+
 def kill_group(
     pid: int,  # the process that leads the group
     signum: int = signal.SIGKILL,
@@ -215,6 +242,69 @@ def _preload(modules: list[str]) -> None:
     gc.collect()
     gc.freeze()  # collected in no child, so the pages stay shared
 
+# %% ../../../nbs/pipeline/execution/forkserver.ipynb #b9e1be82
+_LOOK = 1.0  # seconds between two looks at what is kept
+_FULL = 95.0  # percent of the machine's memory in use, when what is kept must go
+
+
+@dataclass(frozen=True)
+class Stay:
+    """How long a process group is kept, when nobody else needs it
+
+    Attributes
+    ----------
+    pid : int
+        the process that leads the group
+    until : float
+        seconds since the epoch
+    folder : str
+        removed when the group has ended; empty: none
+    memory : int | None, default None
+        bytes that the group may take; None: all
+    """
+
+    pid: int  # the process that leads the group
+    until: float  # seconds since the epoch
+    folder: str  # removed when the group has ended; empty: none
+    memory: int | None = None  # bytes that the group may take; None: all
+
+    @property
+    def over(self) -> bool:
+        "Whether the time or the memory has run out"
+        if time.time() > self.until or psutil.virtual_memory().percent > _FULL:
+            return True
+        return self.memory is not None and group_memory(self.pid) > self.memory
+
+    def clear(self) -> None:
+        "Remove the folder"
+        if self.folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _look_after(children: set[int], stays: dict[int, Stay]) -> None:
+    "Forget those that have ended, and end those that are over"
+    for pid, stay in list(stays.items()):
+        if pid not in children:
+            stays.pop(pid).clear()
+        elif stay.over:
+            kill_group(pid)
+
+
+def _outstay(wake_r: int, children: set[int], stays: dict[int, Stay]) -> None:
+    "Wait until nothing is kept any more"
+    while stays:
+        if select.select([wake_r], [], [], _LOOK)[0]:
+            os.read(wake_r, 4096)
+            _reap(children, lambda **_: None)
+        _look_after(children, stays)
+
+
+def _leave(*files: int) -> None:
+    "Let go of files that somebody may wait for the end of"
+    null = os.open(os.devnull, os.O_WRONLY)
+    for fd in files:
+        os.dup2(null, fd)
+
 # %% ../../../nbs/pipeline/execution/forkserver.ipynb #156f3b43
 def serve(
     modules: list[str],  # to import once, before the first fork
@@ -246,10 +336,20 @@ def serve(
         selector.register(0, selectors.EVENT_READ)
         selector.register(wake_r, selectors.EVENT_READ)
         fork = partial(_fork, files=(notices, wake_r, wake_w))
+        children: set[int] = set()
+        stays: dict[int, Stay] = {}
         try:
-            _serve_forever(selector, wake_r, fork, notify)
+            _serve_forever(selector, wake_r, fork, notify, children, stays)
+            for pid in children - stays.keys():
+                _end(pid)
+            if stays:
+                notify(event="staying")
+                _leave(notices, 1, 2)
+                _outstay(wake_r, children, stays)
         finally:
             _end_all()
+            for stay in stays.values():
+                stay.clear()
 
 # %% ../../../nbs/pipeline/execution/forkserver.ipynb #f0fdbd85
 def _serve_forever(
@@ -257,12 +357,15 @@ def _serve_forever(
     wake_r: int,
     fork: Callable[[dict[str, Any]], int],
     notify: Callable[..., None],
+    children: set[int],  # process ids; those that are started are added
+    stays: dict[int, Stay],  # of children that are to be kept; those asked for are added
 ) -> None:
     "Answer requests and exits until standard input ends"
-    children: set[int] = set()
     rest = b""
     while True:
-        for key, _ in selector.select():
+        ready = selector.select(_LOOK if stays else None)
+        _look_after(children, stays)
+        for key, _ in ready:
             if key.fd == wake_r:
                 os.read(wake_r, 4096)
                 _reap(children, notify)
@@ -272,6 +375,9 @@ def _serve_forever(
                 return
             *lines, rest = (rest + chunk).split(b"\n")
             for request in map(json.loads, lines):
+                if stay := request.get("stay"):
+                    stays[stay["pid"]] = Stay(**stay)
+                    continue
                 pid = fork(request)
                 children.add(pid)
                 notify(event="started", id=request["id"], pid=pid)
@@ -359,6 +465,7 @@ class ForkServer:
             start_new_session=True,
             env={k: v for k, v in os.environ.items() if k not in hidden} | self._mark,
         )
+        self._staying = False  # it goes on when it is closed, for what it keeps
         self._requests = cast(IO[bytes], self._process.stdin)
         self._notices = cast(IO[bytes], self._process.stdout)
         self.pid = self._process.pid
@@ -399,23 +506,44 @@ class ForkServer:
                 "memory": memory,
             }
             self._asked[request["id"]] = started
-            try:
-                self._requests.write(json.dumps(request).encode() + b"\n")
-                self._requests.flush()
-            except (BrokenPipeError, ValueError):
-                raise WorkFailed("The fork server has ended; start the run again.") from None
+            self._request(request)
         return started.result(timeout=60)
+
+    def keep(
+        self,
+        stay: Stay,  # of a child that was spawned here
+    ) -> None:
+        """Let a process group outlive who uses this server; WorkFailed as in `spawn`
+
+        Parameters
+        ----------
+        stay : Stay
+            of a child that was spawned here
+        """
+        with self._lock:
+            self._request({"stay": asdict(stay)})
+
+    def _request(self, request: dict[str, Any]) -> None:
+        try:
+            self._requests.write(json.dumps(request).encode() + b"\n")
+            self._requests.flush()
+        except (BrokenPipeError, ValueError):
+            raise WorkFailed("The fork server has ended; start the run again.") from None
 
     def _read(self) -> None:
         "Settle the futures that notices speak of, until the server ends"
         for notice in map(json.loads, self._notices):
-            if notice["event"] == "started":
+            if notice["event"] == "staying":
+                self._staying = True
+            elif notice["event"] == "started":
                 child = self._children[notice["pid"]] = Child(notice["pid"])
                 self._asked[notice["id"]].set_result(child)
             else:
                 child = self._children.pop(notice["pid"])
                 child.ended.set_result(Exit(notice["status"], notice["cpu"], notice["memory"]))
-        if self._process.wait():  # the server itself was killed
+        if self._staying:
+            threading.Thread(target=self._process.wait, daemon=True).start()
+        elif self._process.wait():  # the server itself was killed
             _end_marked(self._mark)
         for child in self._children.values():
             child.ended.set_result(Exit(-signal.SIGKILL, 0.0, 0))
@@ -425,7 +553,7 @@ class ForkServer:
                 started.set_exception(gone)
 
     def close(self) -> None:
-        "End the server and every process that it started"
+        "End the server and every process that it started, but for those that are kept"
         self._requests.close()
         self._reader.join()  # which has waited for the process
         self._notices.close()

@@ -90,6 +90,8 @@ class Shared:
         of kernels, beside the environment's
     publish : bool, default True
         what a completed step writes becomes the newest version
+    keep : float, default 0.0
+        seconds that the kernel of a step that fails stays; 0: it is ended at once
     """
 
     env: Environment
@@ -101,6 +103,7 @@ class Shared:
     secrets: Sequence[str] = ()  # names of the variables that hold secrets
     variables: dict[str, str] = field(default_factory=dict)  # of kernels, beside the environment's
     publish: bool = True  # what a completed step writes becomes the newest version
+    keep: float = 0.0  # seconds that the kernel of a step that fails stays; 0: it is ended at once
 
     def track(self, step: str) -> None:
         "Tell the trackers how `step` stands"
@@ -178,6 +181,9 @@ class Attempt:
         if self.stopped:
             execution.stop(self.stopped)
         verdict, written = self._settle(execution.run())
+        if kept := execution.kept:
+            event = {"event": "kernel_kept", "step": self.step.name, **asdict(kept)}
+            self.shared.recorder.emit(event)
         self._finish(verdict, written, recorder)
 
     def _announce(self) -> None:
@@ -275,7 +281,7 @@ class Attempt:
             kernel=Kernel(step.kernel, Path(step.path).parent, variables),
             log=run.file(step.stem, "log"),
             secrets=shared.recorder.secrets,
-            limits=Limits(shared.env.memory, shared.env.cell_timeout),
+            limits=Limits(shared.env.memory, shared.env.cell_timeout, keep=shared.keep),
         )
 
     def _settle(self, v: Verdict) -> tuple[Verdict, list[dict[str, Any]]]:

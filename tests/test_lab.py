@@ -1,0 +1,266 @@
+"""The panel in JupyterLab, in a browser: behind a base URL, with a token, by keyboard"""
+
+import re
+from pathlib import Path
+
+import pytest
+from browser import CHROMIUM, visiting
+from panels import TOKEN, jupyter
+from test_panel import CONTRACT, EVIL, LOAD, SUM, record
+from toy import Project
+
+from scalai_nb.pipeline.run import read_events
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not CHROMIUM, reason="no Chromium; run make test-services"),
+]
+
+
+@pytest.fixture(autouse=True)
+def patient():
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=30_000)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    made = Project(tmp_path_factory.mktemp("project"))
+    made.step("01_load", "numbers: Out = 'numbers'\nn: int = 3  # how many", *LOAD)
+    made.step("02_sum", CONTRACT, *SUM, title=f"Sum {EVIL}")
+    made.step("notes", None, "rows = 3", "print(rows)", pipeline="..", title="Notes")
+    return made
+
+
+@pytest.fixture(scope="module")
+def lab(project, tmp_path_factory):
+    with jupyter(project.root, tmp_path_factory.mktemp("jupyter"), "jupyterlab") as server:
+        yield server
+
+
+def opened(page, lab, path=""):
+    "JupyterLab with the panel open"
+    page.goto(f"{lab.address}lab{path}?token={TOKEN}&reset")
+    page.get_by_role("tab", name="scalai: pipelines and runs").click(timeout=60_000)
+    return page.get_by_role("region", name="scalai: pipelines and runs")
+
+
+def picture(page, name):
+    "Keep a picture to look at"
+    folder = Path(__file__).parents[1] / ".scalai" / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=folder / f"{name}.png")
+
+
+def unexpected(visit):
+    "What is on the console; JupyterLab's debugger asks a kernel that has none, and says so itself"
+    return [e for e in visit.errors if not e.startswith("Could not restore the debugger state")]
+
+
+def test_a_pipeline_is_run_followed_and_repaired(lab, project):
+    from playwright.sync_api import expect
+
+    with visiting(lab.address, width=1400, height=900) as visit:
+        page = visit.page
+        panel = opened(page, lab)
+        expect(panel.get_by_role("img", name="Graph: load stale, sum stale")).to_be_visible()
+        picture(page, "1-pipelines")
+
+        # a wrong value is refused at its field, and nothing was started
+        panel.get_by_label("n int").fill("many")
+        panel.get_by_role("button", name="Run", exact=True).click()
+        field = panel.get_by_label("n int")
+        expect(field).to_have_attribute("aria-invalid", "true")
+        expect(field).to_be_focused()
+        expect(panel.locator("small .scalai-error")).to_contain_text("'many' is not of type int")
+        assert not list((project.root / ".scalai/runs").glob("*/events.jsonl"))
+        picture(page, "2-refused")
+
+        # a run that fails is followed to its cell
+        panel.get_by_label("n int").fill("4")
+        panel.get_by_label("divisor int").fill("0")
+        panel.get_by_label("divisor int").press("Enter")
+        expect(panel.get_by_role("button", name="‹ Runs")).to_be_visible(timeout=60_000)
+        expect(panel.get_by_role("heading", name="toy")).to_contain_text("failed", timeout=60_000)
+        step = panel.locator("details", has_text="ZeroDivisionError")
+        step.locator("summary").click()
+        expect(step.locator("pre").last).to_contain_text("ZeroDivisionError")
+        expect(panel).to_contain_text("The kernel of sum is kept until")
+        picture(page, "3-failed")
+        panel.get_by_role("button", name="Open at the failing cell").click()
+        active = page.locator(".jp-Notebook .jp-Cell.jp-mod-active")
+        expect(active).to_contain_text("/ divisor", timeout=60_000)
+        chip = page.locator(".scalai-chip button")
+        expect(panel.get_by_role("status")).to_contain_text("its variables are there")
+        page.keyboard.press("b")
+        page.keyboard.press("Enter")
+        page.keyboard.type("print('divisor', divisor, 'of', numbers)")
+        page.keyboard.press("Shift+Enter")
+        outputs = page.locator(".jp-Notebook .jp-OutputArea-output")
+        expect(outputs.last).to_contain_text("divisor 0 of numbers", timeout=30_000)
+        expect(chip).to_contain_text("failed: cell 6: ZeroDivisionError")
+        picture(page, "4-at-the-cell")
+
+        # and run as it should be
+        chip.click()
+        panel.get_by_label("divisor int").fill("1")
+        panel.get_by_role("button", name="Run", exact=True).click()
+        expect(panel.get_by_role("heading", name="toy")).to_contain_text(
+            "completed", timeout=60_000
+        )
+        expect(chip).not_to_contain_text("failed")
+
+        # the kernel that was kept is ended
+        panel.get_by_role("button", name="‹ Runs").click()
+        panel.locator(".scalai-row", has_text="failed").click()
+        panel.get_by_role("button", name="End it").click()
+        expect(panel.get_by_role("button", name="End it")).to_have_count(0)
+
+        # two runs beside each other, what they have left
+        panel.get_by_role("button", name="‹ Runs").click()
+        expect(panel.locator(".scalai-list li")).to_have_count(2)
+        for box in panel.locator(".scalai-list input").all():
+            box.check()
+        panel.get_by_role("button", name="Compare two").click()
+        expect(panel.get_by_role("row", name="sum.divisor 0 1")).to_be_visible()
+        picture(page, "5-compared")
+        panel.get_by_role("tab", name="Datasets").click()
+        panel.locator("summary", has_text="numbers").click()
+        expect(panel.get_by_role("table")).to_contain_text("toy")
+        picture(page, "6-datasets")
+        panel.get_by_role("tab", name="Models").click()
+        expect(panel).to_contain_text("No models yet")
+        panel.get_by_role("tab", name="Cluster").click()
+        expect(panel.get_by_role("row", name=re.compile("02_sum.ipynb"))).to_contain_text("MB")
+        picture(page, "7-cluster")
+        assert page.title() != "evil" and page.locator("svg[onload]").count() == 0
+        page.unroute_all()
+    assert (unexpected(visit), visit.outside) == ([], [])
+
+
+def test_two_jupyterlabs_show_the_same_run_and_a_closed_one_ends_nothing(lab, project, tmp_path):
+    from playwright.sync_api import expect
+
+    with jupyter(project.root, tmp_path, "jupyterlab") as other:
+        with visiting(lab.address) as visit:
+            panel = opened(visit.page, lab)
+            panel.get_by_label("wait float").fill("90")
+            panel.get_by_role("button", name="Run", exact=True).click()
+            expect(panel.get_by_role("button", name="‹ Runs")).to_be_visible(timeout=60_000)
+            visit.page.unroute_all()
+        with visiting(other.address) as visit:
+            panel = opened(visit.page, other)
+            panel.get_by_role("tab", name="Runs").click()
+            panel.locator(".scalai-row").first.click()
+            step = panel.locator("details", has_text="sum")
+            step.locator("summary").click()
+            expect(step).to_contain_text("running", timeout=60_000)
+            visit.page.evaluate(SEEN)
+            (project.root / "pipelines/toy/go").touch()
+            heading = panel.get_by_role("heading", name="toy")
+            expect(heading).to_contain_text("completed", timeout=60_000)
+            seen = visit.page.evaluate("window.seen")
+            id = panel.locator("p.scalai-soft").first.inner_text().split(" ")[0]
+            visit.page.unroute_all()
+        assert (visit.errors, visit.outside) == ([], [])
+    events = read_events(project.root / ".scalai/runs" / id / "events.jsonl")
+    known = list(events)
+    started = next(e for e in known if e["event"] == "step_started" and e["step"] == "sum")
+    at = next(i for i, title in started["cells"] if "waiting" in title)
+    ended = {"event": "cell", "step": "sum", "cell": at, "status": "completed"}
+    slept = next(e for e in known if ended.items() <= e.items())
+    late = seen / 1000 - slept["t"]
+    print(f"a cell's status is on the screen after {late * 1000:.0f} ms")
+    assert late < 1  # on a quiet machine, half a second
+
+
+# When the cell that sleeps is shown as completed
+SEEN = """() => {
+    const done = () => [...document.querySelectorAll('.scalai-cells li')]
+        .some(c => c.textContent.includes('waiting') && c.textContent.includes('completed'));
+    const look = () => done() ? window.seen = Date.now() : requestAnimationFrame(look);
+    look();
+}"""
+
+
+def test_by_keyboard_alone_and_without_colour_from_elsewhere(lab, project):
+    from playwright.sync_api import expect
+
+    record(project.root / ".scalai/runs", "toy-20261101-100000")
+    with visiting(lab.address, width=1400, height=900) as visit:
+        page = visit.page
+        panel = opened(page, lab)
+        page.evaluate("document.activeElement.blur()")
+        panel.get_by_role("tab", name="Pipelines").focus()
+        for name in ("Runs", "Datasets", "Models", "Cluster", "Pipelines"):
+            page.keyboard.press("ArrowRight")
+            expect(panel.get_by_role("tab", name=name)).to_be_focused()
+            expect(panel.get_by_role("tab", name=name)).to_have_attribute("aria-selected", "true")
+        page.keyboard.press("ArrowRight")
+        expect(panel.locator(".scalai-row").first).to_be_visible()
+        page.keyboard.press("Tab")
+        expect(panel.locator(".scalai-list input").first).to_be_focused()
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        expect(panel.get_by_role("button", name="‹ Runs")).to_be_visible()
+
+        page.evaluate(DARK)
+        colours = panel.evaluate("e => [getComputedStyle(e.firstChild).backgroundColor]")
+        picture(page, "8-dark")
+        assert colours != ["rgb(255, 255, 255)"]
+        page.unroute_all()
+    assert (visit.errors, visit.outside) == ([], [])
+
+
+def test_a_notebook_that_is_no_step_can_be_made_one(lab, project):
+    from playwright.sync_api import expect
+
+    known = "adopt" in project.scalai("--help").stdout
+    with visiting(lab.address) as visit:
+        page = visit.page
+        opened(page, lab, "/tree/notes.ipynb")
+        page.get_by_role("button", name="Make this a step").click()
+        dialog = page.get_by_role("dialog")
+        if known:
+            expect(dialog).to_contain_text("+rows: int = 3")
+            dialog.get_by_role("button", name="Ok").click()
+            expect(dialog).to_contain_text("Made a step")
+        else:
+            expect(dialog).to_contain_text("no `scalai adopt`")
+        page.get_by_role("dialog").get_by_role("button", name="Ok").click()
+        if known:
+            expect(page.locator(".scalai-chip")).to_contain_text("stale: never run")
+            expect(page.locator(".jp-Notebook")).to_contain_text("rows: int = 3")
+        picture(page, "9-adopted")
+        page.unroute_all()
+    assert not visit.outside
+
+
+def test_a_hidden_page_asks_nothing(lab):
+    from playwright.sync_api import expect
+
+    with visiting(lab.address) as visit:
+        page, asked, ended = visit.page, [], []
+        panel = opened(page, lab)
+        panel.get_by_role("tab", name="Cluster").click()
+        expect(panel).to_contain_text("memory are free")
+        page.on("request", lambda r: "/scalai/" in r.url and asked.append(r.url))
+        page.on("requestfailed", lambda r: "/scalai/events" in r.url and ended.append(r.url))
+        page.wait_for_timeout(6_000)
+        assert [url for url in asked if "/kernels" in url]
+        page.evaluate(HIDE)
+        asked.clear()
+        page.wait_for_timeout(7_000)
+        assert (asked, len(ended)) == ([], 1)
+        page.unroute_all()
+
+
+HIDE = """() => {
+    Object.defineProperty(document, 'hidden', {get: () => true});
+    document.dispatchEvent(new Event('visibilitychange'));
+}"""
+DARK = """async () => {
+    const app = window.jupyterapp;
+    await app.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'});
+}"""
