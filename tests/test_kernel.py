@@ -186,3 +186,140 @@ def test_a_cluster_is_accounted_for_and_an_interrupt_leaves_it(start):
     assert time.monotonic() - begun < 2
     assert cell("del fs; client.submit(lambda: 7).result()").startswith("7")
     assert cell(ask) == workers
+
+
+def test_scale_starts_a_cluster_which_runs_a_cell_and_ends(start):
+    cell = start("laptop")
+    assert "To start one: %scale 4" in cell("%scale")
+    said = cell("%scale 1")
+    assert "running" in said and "dashboard" in said, said
+    assert cell("%scale 2").count("running") == 2
+    assert cell("len(client.scheduler_info()['workers'])") == "2"
+
+    cell("import os, numpy as np\nweights = np.arange(3)\ndef double(x): return 2 * x")
+    source = (
+        "print('there')\nthere = os.getpid()\ntwice = double(weights)\nlate = (w for w in twice)"
+    )
+    said = cell(f"%%remote\n{source}\ntwice.sum()")
+    assert "there\n" in said and "cannot be pickled: late (generator)" in said and "6" in said
+    assert cell("there != os.getpid(), twice.tolist()").startswith("(True, [0, 2, 4])")
+    cell("rows = (n for n in range(3))")
+    said = cell("%%remote\nlist(rows)")
+    assert not cell.ok and "rows (generator) cannot be sent" in said
+    cell("%%remote\n1 / 0")
+    assert cell.reply["ename"] == "ZeroDivisionError"
+    assert "No cluster" in cell("%scale off")
+    assert "start one: %scale 2" in cell("%%remote\n1")
+    for wrong in ("%scale many", "%scale 0", "%%remote now\n1"):
+        said = cell(wrong)
+        assert cell.reply["ename"] == "UsageError" and "write %" in said, said
+
+
+def test_why_names_the_cause_and_the_remedy(start):
+    cell = start("small")
+    assert "Nothing has failed yet" in cell("%why")
+    cell("import pandas as pd, numpy as np\nsales = pd.DataFrame({'price': [1.0]})")
+    for wrong, words in (
+        ("sales['prise']", ("'prise' is not a column of sales", "'price'")),
+        ("import yamll", ("yamll is not installed", "%pip install yamll")),
+        ("salse", ("'salse' stands for nothing yet", "'sales'")),
+        ("open('nowhere.csv')", ("There is no file nowhere.csv", "Paths count from")),
+        ("np.ones(10**11)", ("memory of this kernel", "stays lazy")),
+        ("%lake tripz", ("'tripz' is not in",)),
+        ("1 / 0", ("ZeroDivisionError: division by zero", "It came from: 1 / 0")),
+    ):
+        cell(wrong)
+        assert not cell.ok
+        said = cell("%why")
+        assert all(w in said for w in words), (wrong, said)
+
+
+def test_undo_brings_the_version_before_back_and_only_that(start):
+    cell = start("laptop")
+    assert "has written no dataset yet" in cell("%undo")
+    cell("import scalai_nb as sn, xarray as xr\nlake = sn.Lake(sn.environment().lake)")
+    cell("lake.write('tea', xr.Dataset({'price': ('row', [1, 2])}))")
+    assert "did not exist before" in cell("%undo")
+    cell("lake.write('tea', xr.Dataset({'cost': ('row', [1])}))")
+    seen = cell("%undo -n")
+    assert "2 -> 1 rows" in seen or "1 -> 2 rows" in seen
+    assert cell("lake.version('tea').rows") == "1"
+    assert "2 rows" in cell("%undo")
+    assert cell("lake.read('tea').price.values.tolist()") == "[1, 2]"
+    cell("w = lake.write('tea', xr.Dataset({'cost': ('row', [1])}))")
+    other = start("laptop")
+    other("import scalai_nb as sn, xarray as xr\nlake = sn.Lake(sn.environment().lake)")
+    other("lake.write('tea', xr.Dataset({'cost': ('row', [7, 8, 9])}))")
+    assert "was written again since" in cell("%undo") and not cell.ok
+    assert cell("lake.version('tea').rows") == "3"
+    assert "3" in cell("%summary tea") and "cost" in cell("%summary tea")
+    assert "cost" in cell("%summary lake.read('tea')")
+    cell("%summary nothing")
+    assert cell.reply["ename"] == "NameError"
+
+
+def test_a_cell_becomes_a_step_that_runs_and_goals_have_lights(project, start):
+    cell = start("laptop")
+    cell("import math\nfrom scalai_nb.pipeline import read, write\nimport xarray as xr\ndepth = 4")
+    source = "tea = xr.Dataset({'price': ('row', [1.0, math.sqrt(depth)])})\nwrite('teas', tea)"
+    assert "shop/01_ingest.ipynb has the cell" in cell(f"%%step shop/ingest\n{source}")
+    assert "is there already; add -f" in cell(f"%%step ingest\n{source}") and not cell.ok
+    cell("other = object()")
+    assert "other (object) comes from another cell" in cell("%%step shop/late\nprint(other)")
+    assert "write %%step PIPELINE/NAME" in cell("%%step Not Good\n1")
+    done = subprocess.run(
+        [sys.executable, "-m", "scalai_nb", "run", "shop", "-p", "ingest.depth=9", "-e", "laptop"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert cell("sn = __import__('scalai_nb'); read('teas').price.values.tolist()") == "[1.0, 3.0]"
+
+    assert "No pipeline has a goal" in cell("%goals")
+    notebook = next(project.glob("nbs/pipelines/shop/*.ipynb"))
+    told = json.loads(notebook.read_text())
+    told["cells"][1]["source"] += "\nfrom scalai_nb.pipeline import Goal\nauc: Goal = '>= 0.7'"
+    notebook.write_text(json.dumps(told))
+    said = cell("%goals")
+    assert "auc" in said and ">= 0.7" in said and "not measured" in said
+    log = next(project.glob(".scalai/runs/shop-*/events.jsonl"))
+    lines = log.read_text().splitlines()
+    for i, line in enumerate(lines):
+        event = json.loads(line)
+        if event["event"] == "step_finished":
+            lines[i] = json.dumps({**event, "metrics": {"auc": 0.66}})
+    log.write_text("\n".join(lines) + "\n")
+    assert "0.66 ▲ missed" in cell("%goals shop")
+    assert "'nosuch'" in cell("%goals nosuch")
+
+
+def test_what_is_tracked_is_one_record(project, start):
+    cell = start("laptop")
+    assert "auc = 0.71" in cell("score = 0.71\n%track auc=score depth=4 note='first try'")
+    cell("%track recall=0.5")
+    source = """
+    import mlflow
+    from mlflow import MlflowClient
+    client = MlflowClient(tracking_uri=sn.environment().tracking)
+    found = client.search_runs([client.get_experiment_by_name('notebooks').experiment_id])
+    print(len(found), found[0].data.metrics, found[0].data.params)
+    """
+    said = cell("import scalai_nb as sn\n" + "\n".join(x.strip() for x in source.splitlines()))
+    assert said.startswith("1 ") and "'recall': 0.5" in said and "'note': 'first try'" in said, said
+    assert "write name=value" in cell("%track auc")
+
+
+def test_each_magic_has_help_and_its_words_complete(start):
+    cell = start("laptop")
+    for name in ("scale", "goals", "summary", "track", "undo", "why", "remote", "step"):
+        kind = "cell" if name in ("remote", "step") else "line"
+        said = cell(f"print(get_ipython().find_magic({name!r}, {kind!r}).__doc__)")
+        assert f"%{name}" in said
+
+    def completed(text):
+        reply = cell.client.complete(text, len(text), reply=True, timeout=20)
+        return reply["content"]["matches"]
+
+    assert {"off", "gpu"} <= set(completed("%scale "))
+    assert any("-n" in m for m in completed("%undo "))
