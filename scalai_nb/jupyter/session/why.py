@@ -42,7 +42,7 @@ PACKAGES = {  # what brings a module that is called otherwise
 
 def _near(given: object, known: Iterable[object]) -> str:
     "Names like `given`, to be tried"
-    found = get_close_matches(str(given), [str(k) for k in known], n=3, cutoff=0.6)
+    found = get_close_matches(str(given), [str(k) for k in known], n=3, cutoff=0.7)
     return f"Did you mean {' or '.join(map(repr, found))}?" if found else ""
 
 
