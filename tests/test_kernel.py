@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from jupyter_client.manager import start_new_kernel
+from jupyter_client.manager import KernelManager, start_new_kernel
 
 from scalai_nb.jupyter import kernels
 
@@ -101,8 +101,8 @@ def test_one_notebook_gives_the_same_numbers_under_each_kernel(project, start):
         "cells": [{**cell, "source": NUMBERS}],
     }
     (project / "numbers.ipynb").write_text(json.dumps(nb))
-    printed = set()
-    for name in ("laptop", "small", "pair"):
+    printed = {start("laptop")(NUMBERS)}
+    for name in ("small", "pair"):
         printed.add(start(name)(NUMBERS))
         word = f"scalai-{name}"
         scripts = Path(sys.executable).parent
@@ -173,8 +173,11 @@ def test_a_cluster_is_accounted_for_and_an_interrupt_leaves_it(start):
     said = cell("client.submit(lambda: time.sleep(1) or 42).result()")
     assert "42" in said and "1.0 worker-seconds · 1 tasks" in said and "cost 0.0004" in said
 
+    said = cell("client.gather(client.map(time.sleep, [0.2] * 60, pure=False))[:1]")
+    assert "tasks to go" in said and "60 tasks" in said
     cell("def slow(i):\n    time.sleep(0.5)\n    return i")
     cell("import os")
+    cell("1 / 0")  # the first traceback of a kernel takes a second of imports
     ask = "sorted(client.run(os.getpid).values())"
     workers = cell(ask)
     cell.client.execute("fs = client.map(slow, range(1000))\nclient.gather(fs)")
@@ -323,3 +326,18 @@ def test_each_magic_has_help_and_its_words_complete(start):
 
     assert {"off", "gpu"} <= set(completed("%scale "))
     assert any("-n" in m for m in completed("%undo "))
+
+
+def test_a_machine_with_other_users_can_ask_for_encryption(project):
+    "`KernelManager.transport_encryption`: what a kernel says can then not be overheard"
+    manager = KernelManager(kernel_name="scalai-small", transport_encryption="required")
+    manager.start_kernel(cwd=str(project))
+    client = manager.blocking_client()
+    try:
+        client.start_channels()
+        client.wait_for_ready(timeout=60)
+        assert client.execute("1 + 1", reply=True, timeout=30)["content"]["status"] == "ok"
+        assert "curve_secretkey" in Path(manager.connection_file).read_text()
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)

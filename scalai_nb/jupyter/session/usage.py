@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...environment import Environment
+from ...show import small
 from ...words import duration, size
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from scalai_nb.types import Cluster
 
 # %% auto #0
-__all__ = ['Usage', 'client_here', 'used_so_far', 'account']
+__all__ = ['Usage', 'client_here', 'used_so_far', 'Watch', 'account']
 
 # %% ../../../nbs/jupyter/session/usage.ipynb #01d3fd7c
 @dataclass(frozen=True)
@@ -96,10 +97,63 @@ def used_so_far() -> Usage | None:
         return None
 
 # %% ../../../nbs/jupyter/session/usage.ipynb #960afc39
+class Watch:
+    "Shows what a cluster has still to do, until it is told the last line"
+
+    AFTER, EVERY = 3.0, 1.0  # seconds until the first look, and between two
+
+    def __init__(self) -> None:
+        self._handle: Any = None  # of what is shown, once it is
+        self._over = threading.Event()
+        self._begun = time.monotonic()
+        self._thread = threading.Thread(target=self._look, name="scalai-progress", daemon=True)
+        self._thread.start()
+
+    @property
+    def seconds(self) -> float:
+        "Since it began"
+        return time.monotonic() - self._begun
+
+    def end(
+        self,
+        line: str = "",  # to be shown; empty: nothing
+    ) -> None:
+        self._over.set()
+        self._thread.join(timeout=0.2)  # it may be asking
+        if self._handle or line:
+            self._show(line or "stopped")
+
+    def _look(self) -> None:
+        wait = self.AFTER
+        while not self._over.wait(wait):
+            wait = self.EVERY
+            client = client_here()
+            try:
+                left: Any = client.run_on_scheduler(_to_do) if client else 0
+            except Exception:  # as above
+                return
+            if left and not self._over.is_set():
+                self._show(f"{left:,} tasks to go · {duration(self.seconds)}")
+
+    def _show(self, line: str) -> None:
+        from IPython.display import display
+
+        said = small(line)
+        if self._handle:
+            self._handle.update(said)
+        else:
+            self._handle = display(said, display_id=True)
+
+
+def _to_do(dask_scheduler: Any = None) -> int:
+    "On the scheduler: tasks that are not done"
+    states = "waiting", "queued", "processing", "no-worker"
+    return sum(g.states[s] for g in dask_scheduler.task_groups.values() for s in states)
+
+
 def account(
     shell: InteractiveShell,
     env: Environment,  # its `worker_price` is that of an hour
-    show: Callable[[str], Any] = print,
 ) -> None:
     """Say below every cell of `shell` what it has taken of the cluster
 
@@ -108,18 +162,20 @@ def account(
     shell : InteractiveShell
     env : Environment
         its `worker_price` is that of an hour
-    show : Callable[[str], Any], default print
     """
-    before, begun = [Usage()], [0.0]
+    before: list[Usage] = []
+    watches: list[Watch] = []
 
     def begin(*_: Any) -> None:
-        before[0], begun[0] = used_so_far() or Usage(), time.monotonic()
+        before[:] = [used_so_far() or Usage()]
+        watches[:] = [Watch()]
 
     def end(*_: Any) -> None:
-        now = used_so_far()
-        if now and (took := now - before[0]).tasks > 0:
-            line = took.line(time.monotonic() - begun[0], env.worker_price)
-            show(f"\x1b[2m{line}\x1b[0m")
+        for watch in watches:  # there is none for the cell that begins the account
+            now = used_so_far()
+            took = now - before[0] if now else Usage()
+            watch.end(took.line(watch.seconds, env.worker_price) if took.tasks > 0 else "")
+        watches.clear()
 
     for moment, callback in (("pre_run_cell", begin), ("post_run_cell", end)):
         shell.events.register(moment, callback)
