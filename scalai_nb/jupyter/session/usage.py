@@ -81,7 +81,7 @@ def client_here() -> Cluster | None:
         return None
     try:
         client = sys.modules["distributed"].default_client()
-    except ValueError:
+    except (AttributeError, ValueError):  # it is being imported; there is none
         return None
     return client if client.status == "running" else None
 
