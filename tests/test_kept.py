@@ -78,6 +78,8 @@ def test_a_prompt_reads_cells_and_leaves_the_kernel_alone(project):
         timeout=60,
     )
     assert "--existing" in asked.stdout and "one of 4" in asked.stdout, asked.stderr
+    # nor does one that sends `exit` to the kernel, as Jupyter's console does
+    assert project.scalai("attach", "-c", "exit").returncode == 0
     assert project.scalai("attach", "-c", "sum(prices)").stdout == "7\n"
 
 

@@ -295,7 +295,7 @@ def test_a_cell_becomes_a_step_that_runs_and_goals_have_lights(project, start):
         if event["event"] == "step_finished":
             lines[i] = json.dumps({**event, "metrics": {"auc": 0.66}})
     log.write_text("\n".join(lines) + "\n")
-    assert "0.66 ▲ missed" in cell("%goals shop")
+    assert "0.66 ✘ missed" in cell("%goals shop")
     assert "'nosuch'" in cell("%goals nosuch")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...environment import Environment, environment
 from ...errors import ParameterError, ScalaiError
-from ...show import Part, code, inline, prose, table, verbatim
+from ...show import Part, code, prose, status, table, verbatim
 from ...words import ago, number
 
 if TYPE_CHECKING:
@@ -71,9 +71,9 @@ def _measured(target: str, name: str, runs: list[Run]) -> list[Any]:
     for run in runs:
         for step in run.steps:
             if (value := step.metrics.get(name)) is not None:
-                light = "● met" if Goal(target).met(value) else "▲ missed"
+                light = status("met" if Goal(target).met(value) else "missed")
                 return [target, number(value), light, ago(run.started)]
-    return [target, None, "○ not measured", ""]
+    return [target, None, status("not_measured"), ""]
 
 # %% ../../../nbs/jupyter/session/acts.ipynb #b1a19875
 def summary(shell: InteractiveShell, line: str) -> Any:
@@ -162,4 +162,4 @@ def undo(shell: InteractiveShell, line: str) -> Part:
         change = lake.diff(name, now.id, version.parent)
         return prose("This would change:") + verbatim(str(change)) + prose(code("%undo"))
     restored = lake.restore(name, version.parent)
-    return prose(inline(f"{name} has the {restored.rows:,} rows of {version.parent[:6]} again."))
+    return prose(f"{name} has the {restored.rows:,} rows of {version.parent[:6]} again.")

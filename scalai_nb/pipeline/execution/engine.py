@@ -68,6 +68,10 @@ _OUTPUTS = {
 }
 
 # %% ../../../nbs/pipeline/execution/engine.ipynb #72366716
+# `exit(keep_kernel=True)` is what `exit` means then: in a console it would end the kernel
+_STAYS = "type(get_ipython().exiter).__call__.__defaults__ = (True,)"
+
+
 class _Client(NotebookClient):
     "nbclient over the fork server, with outputs sent on instead of kept"
 
@@ -121,6 +125,7 @@ class _Client(NotebookClient):
         "Ask the kernel to shut down and wait for the moment when it has, which nbclient polls for"
         child = self.execution.child
         if self.execution.kept:
+            self.kc.execute(_STAYS, silent=True, store_history=False)
             self.kc.stop_channels()
             self.km.context.destroy(linger=100)
             self.kc = None
