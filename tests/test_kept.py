@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,3 +167,10 @@ def test_a_step_that_left_something_undone_is_kept_too_and_one_that_did_not_is_n
     (project.root / "pipelines/toy/02_train.ipynb").unlink()
     project.scalai("run", "toy", "--keep-kernel", "--force")
     assert "No kernel of" in project.scalai("attach").stderr
+
+
+def test_it_ends_with_its_project(project):
+    project.scalai("run", "toy", "--keep-kernel")
+    event = kept(project)
+    shutil.rmtree(project.root / "pipelines")
+    assert gone(event["pid"])

@@ -382,7 +382,8 @@ class Execution:
         # a file of its own: Jupyter removes the one that it has written
         file = shutil.copy(f"{folder}/kernel.json", f"{folder}/kept.json")
         kept = Kept(file, child.pid, time.time() + seconds)
-        self.server.keep(Stay(child.pid, kept.until, folder, self.limits.memory))
+        place = str(self.cwd or os.getcwd())
+        self.server.keep(Stay(child.pid, kept.until, folder, self.limits.memory, place))
         return kept
 
     def _kernel_log(self, stack: ExitStack, pipe: Path) -> Path | None:
