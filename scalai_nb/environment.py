@@ -121,6 +121,7 @@ class Environment:
     cluster : str
     workers : int | None
     memory : int | None
+    cores : int | None
     worker_price : float | None
     jobs : int
     cell_timeout : float | None
@@ -150,7 +151,10 @@ class Environment:
         None, _auto(int), "Dask workers; auto: one a core or a GPU, at most 4"
     )
     memory: int | None = _setting(
-        None, _auto(parse_bytes), "bytes that a step or a worker may take; auto: no limit"
+        None, _auto(parse_bytes), "bytes that a step, a worker or a kernel may take; auto: no limit"
+    )
+    cores: int | None = _setting(
+        None, _auto(int), "CPU cores that a Jupyter kernel may use; auto: all"
     )
     worker_price: float | None = _setting(
         None, _auto(float), "what an hour of one worker costs, for the cost of a run; auto: unknown"

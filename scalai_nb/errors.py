@@ -6,8 +6,8 @@
 __all__ = ['ScalaiError', 'SettingsError', 'EnvironmentNotFound', 'DatasetNotFound',
            'VersionNotFound', 'ModelNotFound', 'RunNotFound', 'LakeError', 'StepError',
            'GraphError', 'ParameterError', 'RunActive', 'MissingExtra', 'WorkFailed',
-           'ContractViolation', 'Conflict', 'Locked', 'ModelMismatch', 'RunFailed',
-           'unknown', 'extra']
+           'ContractViolation', 'TooLarge', 'Conflict', 'Locked', 'ModelMismatch',
+           'RunFailed', 'unknown', 'extra']
 
 # %% ../nbs/errors.ipynb #81b9c1d0
 from collections.abc import Iterable
@@ -79,6 +79,10 @@ class WorkFailed(ScalaiError, RuntimeError):
 
 class ContractViolation(WorkFailed, ValueError):
     "Data does not keep the contract it is checked against"
+
+
+class TooLarge(WorkFailed, MemoryError):
+    "What was asked for is larger than the memory that is free; nothing was begun"
 
 
 class Conflict(WorkFailed):

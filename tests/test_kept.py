@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,7 +63,10 @@ def test_a_failed_step_is_attached_to_and_ended(project):
     assert "the kernel of train has ended" in project.scalai("cancel").stdout
     assert gone(event["pid"]) and gone(server) and not file.parent.exists()
     over = project.scalai("attach")
-    assert over.returncode == 2 and "and has ended; run it again" in over.stderr
+    assert (
+        over.returncode == 2
+        and "has ended before, for want of memory or by somebody; run it again" in over.stderr
+    )
     assert "kernel kept" not in project.scalai("show").stdout
 
 
@@ -78,6 +82,8 @@ def test_a_prompt_reads_cells_and_leaves_the_kernel_alone(project):
         timeout=60,
     )
     assert "--existing" in asked.stdout and "one of 4" in asked.stdout, asked.stderr
+    # nor does one that sends `exit` to the kernel, as Jupyter's console does
+    assert project.scalai("attach", "-c", "exit").returncode == 0
     assert project.scalai("attach", "-c", "sum(prices)").stdout == "7\n"
 
 
@@ -149,3 +155,22 @@ def test_a_step_that_was_interrupted_for_its_time_is_kept_and_answers(project):
     project.scalai("run", "toy", "--keep-kernel")
     asked = project.scalai("attach", "-c", "prices[:2]")
     assert asked.stdout == "[3, 1]\n", asked.stderr
+
+
+def test_a_step_that_left_something_undone_is_kept_too_and_one_that_did_not_is_not(project):
+    out = "from scalai_nb.pipeline import Out\nteas: Out = 'teas'"
+    project.step("02_train", out, "prices = [3, 4]", "import sys; sys.exit(0)")
+    assert "was not written" in project.scalai("run", "toy", "--keep-kernel").stdout
+    assert [kept(project)["step"]] == ["train"]
+    assert project.scalai("attach", "-c", "sum(prices)").stdout == "7\n"
+    project.scalai("cancel")
+    (project.root / "pipelines/toy/02_train.ipynb").unlink()
+    project.scalai("run", "toy", "--keep-kernel", "--force")
+    assert "No kernel of" in project.scalai("attach").stderr
+
+
+def test_it_ends_with_its_project(project):
+    project.scalai("run", "toy", "--keep-kernel")
+    event = kept(project)
+    shutil.rmtree(project.root / "pipelines")
+    assert gone(event["pid"])

@@ -115,6 +115,25 @@ def test_other_kernels_are_left_alone(project):
     assert (project / "share/jupyter/kernels/mine/kernel.json").is_file()
 
 
+def test_a_kernel_whose_interpreter_or_environment_has_gone_is_found(project):
+    from scalai_nb.operations.doctor import examine
+
+    made = dict(kernels.install(prefix=project))
+    assert kernels.broken() == []
+    spec = Path(made["scalai-ci"], "kernel.json")
+    told = json.loads(spec.read_text())
+    told["argv"][0] = str(project / "gone" / "python")
+    spec.write_text(json.dumps(told))
+    (project / "settings.ini").write_text("[ci]\n")
+    ci, laptop = kernels.broken()
+    assert ci == ("scalai-ci", f"{told['argv'][0]} is not there")
+    assert laptop[0] == "scalai-laptop" and "'laptop' is not in settings.ini" in laptop[1]
+    check = next(c for c in examine("ci") if c.name == "environment kernels")
+    assert not check.ok and "scalai-ci: " in check.found and "kernel install" in check.remedy
+    (project / "settings.ini").unlink()
+    assert "cannot be read" in dict(kernels.broken())["scalai-laptop"]
+
+
 @pytest.mark.parametrize(
     ("settings", "names", "error", "words"),
     [

@@ -56,8 +56,13 @@ def _trust_nannies() -> None:
     dask.config.update_defaults({"distributed": {"deploy": {"lost-worker-timeout": "1h"}}})
 
 
+# Ctrl-C in a terminal or a notebook goes to all processes of its group: workers are to live on
+_PATIENT = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+
+
 def _local(env: Environment, **kw: Any) -> DaskCluster:
     "Worker processes on this machine"
+    import dask.config
     from distributed import LocalCluster
 
     _trust_nannies()
@@ -66,6 +71,7 @@ def _local(env: Environment, **kw: Any) -> DaskCluster:
             "n_workers": _workers(env),
             "memory_limit": env.memory or "auto",
             "host": "127.0.0.1",
+            "preload": [*dask.config.get("distributed.worker.preload", ()), _PATIENT],
             **_QUIET,
             **kw,
         }

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from scalai_nb.types import Dataset, Frame, PathLike, Progress, Table
 
 # %% auto #0
-__all__ = ['LakeReader', 'Lake', 'Diff', 'Version', 'file_lock']
+__all__ = ['WRITTEN', 'LakeReader', 'Lake', 'Diff', 'Version', 'file_lock']
 
 # %% ../../nbs/data/lake.ipynb #84bdfaf6
 _all_ = ["Diff", "Version", "file_lock"]
@@ -335,6 +336,10 @@ def _carry_out(repo: Repository, move: Move, branch: str) -> None:
         repo.reset_branch("main", move.after, from_snapshot_id=move.before)
     if branch in repo.list_branches():
         repo.delete_branch(branch)
+
+
+# (lake, dataset, version) of what this process has written, the last of it
+WRITTEN: deque[tuple[Path, str, Version]] = deque(maxlen=100)
 
 
 class Lake(LakeReader):
@@ -668,4 +673,7 @@ class Lake(LakeReader):
             about |= {"content": content} if content else {}
             id = session.commit(secrets_here().scrub(message) or f"{rows:,} rows", about)
             seal(repo, folder, id, parent)
-        return self.version(name, id)
+        version = self.version(name, id)
+        if branch == "main":
+            WRITTEN.append((self.path, name, version))
+        return version

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ipykernel.kernelspec import write_kernel_spec
 from jupyter_client.kernelspec import KernelSpecManager
@@ -22,9 +23,12 @@ if TYPE_CHECKING:
     from scalai_nb.types import PathLike
 
 # %% auto #0
-__all__ = ['install', 'installed', 'remove']
+__all__ = ['EXTENSIONS', 'install', 'installed', 'broken', 'remove']
 
 # %% ../../nbs/jupyter/kernels.ipynb #6f975787
+EXTENSIONS = "session.extension", "magics"
+
+
 def _write_spec(
     folder: PathLike,  # where the kernelspec is written; must not exist
     name: str,  # a section of `settings`
@@ -33,7 +37,7 @@ def _write_spec(
     "Write the kernelspec of one environment"
     return write_kernel_spec(
         str(folder),
-        extra_arguments=["--ext=scalai_nb.jupyter.magics"],
+        extra_arguments=[f"--ext=scalai_nb.jupyter.{name}" for name in EXTENSIONS],
         overrides={
             "display_name": f"scalai ({name})",
             "env": {"SCALAI_ENV": name, "SCALAI_SETTINGS": str(settings)},
@@ -117,6 +121,31 @@ def installed() -> list[tuple[str, str]]:  # (kernel, folder), sorted
     return sorted(
         (name, s["resource_dir"]) for name, s in specs if "SCALAI_ENV" in s["spec"]["env"]
     )
+
+
+def broken() -> list[tuple[str, str]]:  # (kernel, why), sorted
+    """The kernels of environments whose interpreter, settings or section has gone
+
+    Returns
+    -------
+    list[tuple[str, str]]
+        (kernel, why), sorted
+    """
+    specs = KernelSpecManager().get_all_specs()
+    found = [(name, _fault(specs[name]["spec"])) for name, _ in installed()]
+    return [(name, why) for name, why in found if why]
+
+
+def _fault(spec: dict[str, Any]) -> str:
+    "What a kernelspec names and is not there; empty: all is"
+    python, env = spec["argv"][0], spec["env"]
+    if not shutil.which(python):
+        return f"{python} is not there"
+    try:
+        environment(env["SCALAI_ENV"], settings=env.get("SCALAI_SETTINGS"))
+    except ScalaiError as e:
+        return str(e)
+    return ""
 
 
 def remove(

@@ -94,12 +94,18 @@ def _kernel(env: Environment) -> str:
 
 
 def _kernels(env: Environment) -> str:
-    from jupyter_client.kernelspec import KernelSpecManager
+    from scalai_nb.jupyter.kernels import broken, installed
 
-    ours = [name for name in KernelSpecManager().find_kernel_specs() if name.startswith("scalai-")]
+    ours = [name for name, _ in installed()]
     if not ours:
         raise Unwell("none", "scalai kernel install")
-    return ", ".join(sorted(ours))
+    if gone := broken():
+        name, why = gone[0]
+        raise Unwell(
+            "; ".join(f"{name}: {why}" for name, why in gone),
+            f"install it anew, with: scalai kernel install; or: jupyter kernelspec remove {name}",
+        )
+    return ", ".join(ours)
 
 
 def _cluster(env: Environment) -> str:

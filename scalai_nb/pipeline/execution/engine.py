@@ -68,6 +68,10 @@ _OUTPUTS = {
 }
 
 # %% ../../../nbs/pipeline/execution/engine.ipynb #72366716
+# `exit(keep_kernel=True)` is what `exit` means then: in a console it would end the kernel
+_STAYS = "type(get_ipython().exiter).__call__.__defaults__ = (True,)"
+
+
 class _Client(NotebookClient):
     "nbclient over the fork server, with outputs sent on instead of kept"
 
@@ -121,6 +125,7 @@ class _Client(NotebookClient):
         "Ask the kernel to shut down and wait for the moment when it has, which nbclient polls for"
         child = self.execution.child
         if self.execution.kept:
+            self.kc.execute(_STAYS, silent=True, store_history=False)
             self.kc.stop_channels()
             self.km.context.destroy(linger=100)
             self.kc = None
@@ -241,6 +246,8 @@ class Execution:
     secrets : Secrets
         scrubbed from the log
     limits : Limits
+    unmet : Callable[[], bool]
+        whether cells that all went well are too little
     """
 
     def __init__(
@@ -254,6 +261,9 @@ class Execution:
         log: Path | None = None,  # where the kernel's process writes what no cell prints
         secrets: Secrets = Secrets([]),  # scrubbed from the log
         limits: Limits = Limits(),
+        unmet: Callable[[], bool] = lambda: (
+            False
+        ),  # whether cells that all went well are too little
     ):
         self.nb = nb
         self.server = server
@@ -265,10 +275,11 @@ class Execution:
         self.log = log
         self.secrets = secrets
         self.limits = limits
+        self.unmet = unmet
         self.child: Child | None = None  # the kernel's process group, once it runs
         self.stopped: str | None = None  # the cause for which it was stopped
         self.cell: int | None = None  # the cell under way
-        self.kept: Kept | None = None  # the kernel, when a cell has failed and it may stay
+        self.kept: Kept | None = None  # the kernel, when the notebook has failed and it may stay
         self.peak = 0  # bytes, the largest seen
         self._clock = 0.0  # when the cell under way was started
 
@@ -352,20 +363,27 @@ class Execution:
             return Exit(0, 0.0, 0)
         return Exit(0, times.user + times.system, 0)
 
+    def _failed(self, error: Exception | None) -> bool:
+        "Whether it is the notebook that failed, in a cell or by what it left undone"
+        left = left_early(getattr(error, "ename", ""), getattr(error, "evalue", ""))
+        if error is None or left:
+            return self.unmet()
+        return isinstance(error, CellExecutionError | CellTimeoutError)
+
     def _keep(self, error: Exception | None, folder: str) -> Kept | None:
-        "Keep the kernel if a cell failed and the process is well; the `Kept`, if so"
+        "Keep the kernel if the notebook failed and the process is well; the `Kept`, if so"
         child, seconds = self.child, self.limits.keep
-        failed = isinstance(error, CellExecutionError | CellTimeoutError)
-        if not (seconds and failed and child) or child.ended.done() or self.stopped:
+        if not (seconds and child) or child.ended.done() or self.stopped:
             return None
-        if left_early(getattr(error, "ename", ""), getattr(error, "evalue", "")):
+        if not self._failed(error):
             return None
         if isinstance(error, CellTimeoutError):
             child.signal(signal.SIGINT)  # else it would go on with the cell
         # a file of its own: Jupyter removes the one that it has written
         file = shutil.copy(f"{folder}/kernel.json", f"{folder}/kept.json")
         kept = Kept(file, child.pid, time.time() + seconds)
-        self.server.keep(Stay(child.pid, kept.until, folder, self.limits.memory))
+        place = str(self.cwd or os.getcwd())
+        self.server.keep(Stay(child.pid, kept.until, folder, self.limits.memory, place))
         return kept
 
     def _kernel_log(self, stack: ExitStack, pipe: Path) -> Path | None:

@@ -261,16 +261,21 @@ class Stay:
         removed when the group has ended; empty: none
     memory : int | None, default None
         bytes that the group may take; None: all
+    place : str, default '.'
+        a folder of the project; when that is removed, nobody will ask
     """
 
     pid: int  # the process that leads the group
     until: float  # seconds since the epoch
     folder: str  # removed when the group has ended; empty: none
     memory: int | None = None  # bytes that the group may take; None: all
+    place: str = "."  # a folder of the project; when that is removed, nobody will ask
 
     @property
     def over(self) -> bool:
-        "Whether the time or the memory has run out"
+        "Whether the time or the memory has run out, or the project is gone"
+        if not os.path.isdir(self.place):
+            return True
         if time.time() > self.until or psutil.virtual_memory().percent > _FULL:
             return True
         return self.memory is not None and group_memory(self.pid) > self.memory

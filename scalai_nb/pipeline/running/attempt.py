@@ -9,7 +9,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -282,13 +282,13 @@ class Attempt:
             log=run.file(step.stem, "log"),
             secrets=shared.recorder.secrets,
             limits=Limits(shared.env.memory, shared.env.cell_timeout, keep=shared.keep),
+            unmet=lambda: bool(self._missing(self._written())),
         )
 
     def _settle(self, v: Verdict) -> tuple[Verdict, list[dict[str, Any]]]:
         "Publish what a completed step wrote, else drop it; the verdict may change for it"
-        events = read_events(self.shared.recorder.run.file(self.step.stem, "written.jsonl"))
-        written = {w["name"]: w for w in [*events, *self._files_written()]}
-        missing = [r.name for r in self.step.writes.values() if r.name not in written]
+        written = self._written()
+        missing = self._missing(written)
         if v.status == "completed" and missing:
             how = "write the file" if missing[0] in self._stamps else "add: write(…)"
             why = f"{missing[0]!r} is declared as an Out and was not written; {how}"
@@ -306,6 +306,15 @@ class Attempt:
             return v, outputs
         self._drop(outputs)
         return v, []
+
+    def _written(self) -> dict[str, dict[str, Any]]:
+        "What the step has written so far, by name"
+        events = read_events(self.shared.recorder.run.file(self.step.stem, "written.jsonl"))
+        return {w["name"]: w for w in [*events, *self._files_written()]}
+
+    def _missing(self, written: Collection[str]) -> list[str]:
+        "What the step was to write, and has not"
+        return [r.name for r in self.step.writes.values() if r.name not in written]
 
     def _stamped(self) -> dict[str, list[Any]]:
         "Size and time of what is in the files and folders that the step is to write"

@@ -114,8 +114,11 @@ def kept_kernel(
         _of(s.name, s.kernel) for s in run.steps if s.kernel and step in (None, s.name, s.stem)
     ]
     if ended:
+        early = time.time() < ended[0].until
+        why = " before, for want of memory or by somebody" if early else ""
         raise RunNotFound(
-            f"The kernel of {ended[0].step} was kept until {clock(ended[0].until)} and has ended; "
+            f"The kernel of {ended[0].step} was to be kept until {clock(ended[0].until)} and has "
+            f"ended{why}; "
             f"run it again: scalai run {run.pipeline} --keep-kernel"
         )
     raise RunNotFound(
