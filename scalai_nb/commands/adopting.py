@@ -90,7 +90,7 @@ def _settings() -> None:
 
 
 def adopt(
-    notebooks: Annotated[list[Path], typer.Argument(metavar="NOTEBOOK…", help="Any notebook.")],
+    notebooks: Annotated[list[Path], typer.Argument(metavar="NOTEBOOK", help="Any notebook.")],
     yes: Annotated[bool, typer.Option("--yes", help="Take what is proposed.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what is proposed and change nothing.")
@@ -102,6 +102,8 @@ def adopt(
 ) -> None:
     "Make steps of notebooks: their constants, files and secrets become a contract cell."
     proposals = [Proposal.of(path) for path in notebooks]
+    for proposal in proposals:
+        proposal.adopted()  # what cannot be a step is said before anything is written
     places = targets(notebooks, to) if to else notebooks
     if to:
         written = {name for p in proposals for name in p.writes}

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ParameterError, StepError, unknown
@@ -440,7 +441,8 @@ def _contract_cell(cells: list[dict[str, Any]], path: Path) -> int:
             )
         case _:
             raise StepError(
-                f"{path}: has no contract cell; {_offered(cells)}, or run: scalai adopt {path}"
+                f"{path}: has no contract cell; {_offered(cells)}, "
+                f"or run: scalai adopt {quote(str(path))}"
             )
 
 # %% ../../nbs/pipeline/step.ipynb #a2b8002e
