@@ -26,7 +26,9 @@ def project(tmp_path_factory):
     made = Project(tmp_path_factory.mktemp("project"))
     made.step("01_load", "numbers: Out = 'numbers'\nn: int = 3  # how many", *LOAD)
     made.step("02_sum", CONTRACT, *SUM, title=f"Sum {EVIL}")
-    return made
+    yield made
+    for folder in (made.root / ".scalai/runs").glob("toy-*"):
+        made.scalai("cancel", folder.name)  # and the kernels that it has kept
 
 
 LOAD = (
