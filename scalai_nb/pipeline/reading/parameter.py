@@ -303,32 +303,6 @@ def _name(text: str, marker: str, model: bool) -> str:
         f"{text!r} does not name {what}; use {letters}, digits, '-', '_' and '.'{version}."
     )
 
-# %% ../../../nbs/pipeline/reading/parameter.ipynb #8b40d4e7
-def _literals(text: str) -> Iterator[Any]:
-    "What `text` may mean: itself, a Python literal, JSON"
-    yield text
-    for read in (lambda text: literal(ast.parse(text.strip(), mode="eval").body), json.loads):
-        try:
-            yield read(text)
-        except (ValueError, SyntaxError, TypeError, ArithmeticError, MemoryError, RecursionError):
-            pass
-
-
-def _read(node: ast.expr, text: str) -> Any:
-    "The value of type `node` that `text` spells; ValueError when it spells none"
-    name, args = _split(node)
-    if name == "Union":
-        none_first = sorted(args, key=lambda a: _split(a)[0] != "None")  # `null` is None, not a str
-        return _first(none_first, lambda arg: _read(arg, text))
-    for value in _literals(text):
-        try:
-            return _fit(node, value, text=True)
-        except ParameterError:
-            raise
-        except (ValueError, ArithmeticError):
-            pass
-    raise ValueError
-
 # %% ../../../nbs/pipeline/reading/parameter.ipynb #035ba7ac
 def source(
     value: Any,  # of a contract type
@@ -493,6 +467,32 @@ def computed(
     except (ValueError, TypeError, ArithmeticError, RecursionError):
         instead = next(do for pattern, do in _INSTEAD.items() if re.search(pattern, text))
         raise ParameterError(f"{name}: `{text}` is not a constant; {instead}.") from None
+
+# %% ../../../nbs/pipeline/reading/parameter.ipynb #8b40d4e7
+def _literals(text: str) -> Iterator[Any]:
+    "What `text` may mean: itself, a Python literal, JSON"
+    yield text
+    for read in (lambda text: literal(ast.parse(text.strip(), mode="eval").body), json.loads):
+        try:
+            yield read(text)
+        except (ValueError, SyntaxError, TypeError, ArithmeticError, MemoryError, RecursionError):
+            pass
+
+
+def _read(node: ast.expr, text: str) -> Any:
+    "The value of type `node` that `text` spells; ValueError when it spells none"
+    name, args = _split(node)
+    if name == "Union":
+        none_first = sorted(args, key=lambda a: _split(a)[0] != "None")  # `null` is None, not a str
+        return _first(none_first, lambda arg: _read(arg, text))
+    for value in _literals(text):
+        try:
+            return _fit(node, value, text=True)
+        except ParameterError:
+            raise
+        except (ValueError, ArithmeticError):
+            pass
+    raise ValueError
 
 # %% ../../../nbs/pipeline/reading/parameter.ipynb #148d5d86
 @dataclass(frozen=True)
