@@ -266,13 +266,15 @@ def header(page: Page) -> Part:
     if not page.pipeline:
         return heading("No pipeline yet", 1) + card(
             "To begin",
+            prose("From a file of yours: ", code("scalai new NAME --data FILE --label COLUMN")),
+            prose("From a notebook of yours: ", code("scalai adopt NOTEBOOK")),
             prose(
-                "A pipeline is a folder of notebooks, 01_name.ipynb and so on, each with a cell "
-                "tagged parameters. Put one into ",
+                "Or put a folder of notebooks, 01_name.ipynb and so on, each with a cell tagged "
+                "parameters, into ",
                 code(page.env.pipelines),
-                ", then run it:",
+                ", then run it: ",
+                code("scalai run NAME"),
             ),
-            prose(code("scalai run NAME")),
         )
     last = page.runs[0] if page.runs else None
     news = f"last run {ago(last.started)}" if last else "no run yet"

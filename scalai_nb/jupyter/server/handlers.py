@@ -276,7 +276,7 @@ class CancelHandler(_Handler):
 
 
 class ReportHandler(JupyterHandler):
-    "The report of a run, which may run no script of ours"
+    "The report of a run, which runs no script"
 
     auth_resource = "scalai"
 
@@ -291,8 +291,8 @@ class ReportHandler(JupyterHandler):
             raise web.HTTPError(404, str(e)) from None
         path = run.folder / "report.html"
         if not path.exists():
-            await asyncio.to_thread(write_report, run)
-        self.set_header("Content-Security-Policy", "sandbox allow-scripts")
+            await asyncio.to_thread(write_report, run, env)
+        self.set_header("Content-Security-Policy", "sandbox")
         self.finish(await asyncio.to_thread(path.read_bytes))
 
 # %% ../../../nbs/jupyter/server/handlers.ipynb #b9c7448e
