@@ -14,6 +14,7 @@ from ..environment import Environment
 from ..errors import ParameterError
 from .pipeline import Head, Pipeline, heads
 from .reading.observed import Fact
+from .reading.once import looking_once
 from .staleness import Cache, Entry, Key, key, reasons
 from .step import Step
 from ..show import Part, result_table
@@ -166,7 +167,8 @@ class Plan:
             forced |= {first} | pipeline.after(first)
         cache, head = Cache(env, pipeline), head or heads(env, lake, registry, pipeline.folder)
         once = lru_cache(None)(head)  # a version is asked for once
-        steps = _judge_all(pipeline, _Judge(cache, once, forced))
+        with looking_once():
+            steps = _judge_all(pipeline, _Judge(cache, once, forced))
         return cls(pipeline, steps, cache, head, forced)
 
     def decide(

@@ -9,12 +9,14 @@ import ast
 import hashlib
 import re
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple, cast
 
+from .once import once
+from .surroundings import Memory, identity, is_settled, of_user
 from .syntax import compiled, normalised, refused
 
 # %% auto #0
@@ -68,18 +70,34 @@ def mentioned(
     return names | {f"{bound[root]}.{rest}" for root, rest in map(_dotted, nodes) if root in bound}
 
 # %% ../../../nbs/pipeline/reading/imports.ipynb #0c0f2959
+_FORMAT = 1  # another one where what is found of the same text is other
+
+
 class _File(NamedTuple):
     digest: str | None  # sha256 of the normalised source; None: there is no code in it
     mentions: set[str]  # dotted names that it imports
     lazy: dict[str, str]  # of a lazy package: name -> module that has it
 
 
+@once
 def examine(module: str, file: Path) -> _File:
-    "What is known of a module's file"
-    return _examined(module, file, file.read_text(encoding="utf-8"))
+    "What is known of a module's file, which is read again when it was written"
+    known, evidence = _memory(of_user()), [_FORMAT, module, *identity(file.stat())]
+    if found := known.get(str(file), evidence):
+        digest, mentions, lazy = found
+        return _File(digest, set(mentions), lazy)
+    seen = _examined(module, file, file.read_text(encoding="utf-8"))
+    if is_settled(file.stat()):
+        known.put(str(file), evidence, [seen.digest, sorted(seen.mentions), seen.lazy])
+    return seen
 
 
-@lru_cache(maxsize=1024)
+@cache
+def _memory(beside: Path) -> Memory:
+    "What this user's processes know of modules"
+    return Memory(beside.with_name("modules.json"))
+
+
 def _examined(module: str, file: Path, text: str) -> _File:
     "What is known of a file with this text"
     try:
@@ -128,6 +146,7 @@ def _loaded(name: str, roots: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
     return iter(())
 
 
+@once
 def _file(place: Path) -> Path | None:
     "The file of the package or module at `place`"
     for file in (place / "__init__.py", place.with_suffix(".py")):
@@ -136,14 +155,17 @@ def _file(place: Path) -> Path | None:
     return None
 
 
-def _behind(name: str, roots: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
+@once
+def _behind(name: str, roots: tuple[Path, ...]) -> list[tuple[str, Path]]:
     "The own modules behind the dotted `name`, through lazy packages"
+    found = []
     for module, file in _loaded(name, roots):
-        yield module, file
+        found.append((module, file))
         word = name[len(module) + 1 :].split(".")[0]
         lazy = examine(module, file).lazy
         for target in {where for known, where in lazy.items() if word in (known, "*")}:
-            yield from _loaded(target, roots)
+            found += _loaded(target, roots)
+    return found
 
 # %% ../../../nbs/pipeline/reading/imports.ipynb #55e63412
 class Closure(NamedTuple):
@@ -184,4 +206,5 @@ def closure(
                 continue
             modules[module] = found.digest
             todo |= found.mentions - seen
+    _memory(of_user()).save()
     return Closure(dict(sorted(modules.items())), frozenset(seen))

@@ -8,12 +8,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .imports import examine
-from .surroundings import Memory, content, packages, stamp
+from .surroundings import Memory, content, packages, stamp, version_of
 
 # %% auto #0
 __all__ = ['MEANWHILE', 'Fact', 'Observed']
@@ -205,7 +204,7 @@ class Observed:
         for name, then in self.variables.items():
             yield Fact("variable", name, then, _of_variable(name, variables))
         for name, then in self.packages.items():
-            yield Fact("package", name, then, _version(name))
+            yield Fact("package", name, then, version_of(name))
 
 
 _READ_BY_THEMSELVES = "duckdb", "h5py", "netCDF4", "onnxruntime", "polars", "pyarrow"
@@ -215,14 +214,6 @@ def _by_themselves(imports: Collection[str]) -> list[str]:
     "Of what is imported, the libraries that read files without Python"
     tops = {name.split(".")[0] for name in imports}
     return [f"files that {name} reads" for name in _READ_BY_THEMSELVES if name in tops]
-
-
-def _version(distribution: str) -> str:
-    "Of an installed package"
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "none"
 
 
 def _relative(paths: Collection[str], project: Path) -> list[str]:

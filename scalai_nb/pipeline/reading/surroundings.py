@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from ...files import replacing
+from .once import once
 from ...show import progress_bar
 
 # %% auto #0
-__all__ = ['of_user', 'Memory', 'stamp', 'stamps', 'content', 'packages']
+__all__ = ['of_user', 'Memory', 'stamp', 'identity', 'is_settled', 'stamps', 'content', 'packages',
+           'version_of']
 
 # %% ../../../nbs/pipeline/reading/surroundings.ipynb #d4e30005
 _BLOCK = 2**20  # bytes read at a time
@@ -95,6 +97,16 @@ def stamp(
     return [seen.st_size, seen.st_mtime_ns]
 
 
+def identity(seen: os.stat_result) -> list[int]:
+    "What is another when a file was written, or is another file"
+    return [seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino]
+
+
+def is_settled(seen: os.stat_result) -> bool:
+    "Whether a file that is written now would get another time"
+    return time.time() - seen.st_ctime > _YOUNG
+
+
 def stamps(
     path: Path,  # of a file or folder
 ) -> list[list[Any]]:  # [path, stamp]; empty: it is not there
@@ -151,7 +163,7 @@ def content(
         return hashlib.sha256("\n".join(listed).encode(errors="surrogateescape")).hexdigest()
     if not stat.S_ISREG(seen.st_mode):
         return "not a file"
-    evidence = [seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino]
+    evidence = identity(seen)
     name = str(path.absolute())
     if known := memory.get(name, evidence):
         return known
@@ -159,7 +171,7 @@ def content(
         digest = _digest(path, seen.st_size)
     except OSError:
         return "not readable"
-    if time.time() - seen.st_ctime > _YOUNG:
+    if is_settled(seen):
         memory.put(name, evidence, digest)
     return digest
 
@@ -196,4 +208,13 @@ def packages(
     tops = {name.split(".")[0] for name in names} - sys.stdlib_module_names
     known = _distributions(memory) if tops else {}
     wanted = {distribution for top in tops for distribution in known.get(top, ())}
-    return {name: metadata.version(name) for name in sorted(wanted)}
+    return {name: version_of(name) for name in sorted(wanted)}
+
+
+@once
+def version_of(distribution: str) -> str:
+    "Of an installed package; `none` where it is not"
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "none"
