@@ -115,7 +115,8 @@ def test_a_file_becomes_a_system(tmp_path, file, words, kind):
     assert ("known after" in model.contract.later) == (file in ("csv", "parquet"))
     learned = {c.name for c in model.contract.columns if c.role == "feature"}
     assert not {"sale_id", "customer_email", "gone"} & learned
-    if model.contract.time:  # the newest rows judged
+    if model.contract.time:  # the newest rows judged, and the dashboard shows each period
+        assert lake.read("history").attrs["history"] in lake.read("history")
         times = lake.read("shop")[model.contract.time].values
         assert rows[model.contract.time].values.min() >= np.quantile(
             times.astype(int), 0.79
