@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['bench_app', 'Cases', 'Scale', 'Rounds', 'Output', 'bench_pipeline', 'bench_jupyter',
-           'bench_hotpath', 'bench_gpu', 'bench_train', 'bench_serve']
+           'bench_start', 'bench_hotpath', 'bench_gpu', 'bench_train', 'bench_serve']
 
 # %% ../../nbs/commands/bench.ipynb #4f3b9131
 import json
@@ -41,6 +41,18 @@ def bench_jupyter(
     from scalai_nb.bench.panel import bench_panel, show
 
     out(bench_panel(runs), json, show)
+
+# %% ../../nbs/commands/bench.ipynb #fff107c0
+@bench_app.command("start")
+def bench_start(
+    scale: Annotated[float, typer.Option(help="Rows, as a part of 300,000 and 5,000,000.")] = 1.0,
+    rounds: Annotated[int, typer.Option(help="Rounds, ours and papermill in turn.")] = 3,
+    json: Json = False,
+) -> None:
+    "A project from a file and its first run; a run with nothing to do; a trivial one."
+    from scalai_nb.bench.beginning import bench_beginning, show
+
+    out(bench_beginning(scale, rounds), json, show)
 
 # %% ../../nbs/commands/bench.ipynb #7b9cf5b5
 Cases = Annotated[
