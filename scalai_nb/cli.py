@@ -187,10 +187,11 @@ def run(
     from scalai_nb.pipeline.progress import display, summary
     from scalai_nb.pipeline.runner import run as run_pipeline
     from scalai_nb.pipeline.step import parse_assignments
-    from scalai_nb.pipeline.sweeps.sweep import SweepOptions
 
     parameters = parse_assignments(parameter or [])
     if sweep:
+        from scalai_nb.pipeline.sweeps.sweep import SweepOptions
+
         not_with_it = {"--from": from_step, "--queue": queue, "--keep-kernel": keep_kernel}
         _refuse(not_with_it, "does not go with --sweep; leave it out.")
         how = SweepOptions(jobs or 1, force, fail_fast)

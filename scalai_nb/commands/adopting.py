@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
@@ -18,7 +18,9 @@ from rich.text import Text
 from .terminal import console
 from ..environment import find_settings
 from ..errors import SettingsError
-from ..start.adoption import Proposal
+
+if TYPE_CHECKING:
+    from scalai_nb.start.adoption import Proposal
 
 # %% auto #0
 __all__ = ['targets', 'adopt']
@@ -101,6 +103,8 @@ def adopt(
     ] = None,
 ) -> None:
     "Make steps of notebooks: their constants, files and secrets become a contract cell."
+    from scalai_nb.start.adoption import Proposal
+
     proposals = [Proposal.of(path) for path in notebooks]
     for proposal in proposals:
         proposal.adopted()  # what cannot be a step is said before anything is written

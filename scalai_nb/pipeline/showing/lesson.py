@@ -105,9 +105,9 @@ def main_picture(
     Part
         nothing, where there is no picture
     """
-    from PIL import Image
-
     for picture in _pictures(nb):
+        from PIL import Image
+
         try:
             whole = Image.open(BytesIO(b64decode(picture))).convert("RGBA")
         except (OSError, ValueError, Image.DecompressionBombError):
