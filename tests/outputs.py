@@ -61,7 +61,7 @@ CHANGING = [  # what may differ from run to run
     re.compile(r"\b[\d.,]+ ?(?:ns|µs|ms|s|min|h|worker-seconds|MB/s|GB/s|rows/s)\b"),
     re.compile(r"(?<=127\.0\.0\.1:)\d+|(?<=localhost:)\d+"),
     re.compile(r"(?i)(?<=\bprocess )\d+|(?<=\bpid )\d+|(?<=\bpid=)\d+"),
-    re.compile(r"(?<=name='latency)[^)]*"),  # of a check of the gate
+    re.compile(r"(?m)(?<=^latency_ms).*$"),  # of a check of the gate
     re.compile(r"(?m)^\d+ of \d+: .*$"),  # progress of what runs side by side
     re.compile(r"\d+\.\d+(?=\s+learnt from)"),  # seconds of a training
     re.compile(r"/tmp/…\S*"),

@@ -191,6 +191,7 @@ def test_by_keyboard_alone_and_without_colour_from_elsewhere(lab, project):
     with visiting(lab.address, width=1400, height=900) as visit:
         page = visit.page
         panel = opened(page, lab)
+        expect(page.locator(".jp-Launcher")).to_be_visible()  # JupyterLab moves the focus no more
         page.evaluate("document.activeElement.blur()")
         panel.get_by_role("tab", name="Pipelines").focus()
         for name in ("Runs", "Datasets", "Models", "Cluster", "Pipelines"):

@@ -98,13 +98,15 @@ class Ending(asyncio.Protocol):
     def refuse(self, e: Refusal) -> None:
         "Say why, and end"
         self.server.metrics.count("scalai_requests_total", "", "", "http", str(e.status))
+        begun = self.requests.next or Incoming(perf_counter())
         self.requests.next = self.refusal = None
         self.exchange = x = Incoming(perf_counter())
         x.keep = False
         self.deaf = True
         answer = refused(e)
         if access := self.server.access:
-            access.note(self.client, "", "", e.status, len(answer.body), 0.0)
+            seconds, size = perf_counter() - begun.received, len(answer.body)
+            access.note(self.client, begun.method, begun.path, e.status, size, seconds)
         self.answer(x, answer)
 
     def close(self) -> None:
