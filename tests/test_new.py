@@ -13,6 +13,7 @@ import pytest
 import xarray as xr
 
 import scalai_nb as sn
+from scalai_nb.pipeline.run import load_run
 
 HERE = {k: v for k, v in os.environ.items() if not k.startswith("SCALAI_")}
 BIN = Path(sys.executable).parent
@@ -105,6 +106,8 @@ def test_a_file_becomes_a_system(tmp_path, file, words, kind):
     lake = sn.Lake(env.lake)
     if kind is None:
         assert set(lake.names()) == {"shop", "goals", "profile", "drift", "watch"}
+        found = load_run(env, "latest").step("watch").metrics
+        assert set(found) == {"broken", "missing", "drift"} and found["broken"] == 0
         return
     registry = sn.Registry(env)
     champion = registry.champion("shop-model")

@@ -9,7 +9,7 @@ import json
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -133,7 +133,9 @@ def write(
     name: str,  # what the contract cell calls an Out
     value: Dataset | Frame | Model,
     message: str = "",  # for whoever reads the log of the dataset
-    **about: Any,  # of a model: metrics={}, tags={}, alias=""
+    *,
+    metrics: Mapping[str, float] | None = None,  # what was measured, for goals and trackers
+    **about: Any,  # of a model: tags={}, alias=""
 ) -> Version | ModelVersion:
     """Write the output `name`: published when the step completes in a run, at once elsewhere
 
@@ -144,8 +146,10 @@ def write(
     value : Dataset | Frame | Model
     message : str, default ''
         for whoever reads the log of the dataset
+    metrics : Mapping[str, float] | None, default None
+        what was measured, for goals and trackers
     **about : Any
-        of a model: metrics={}, tags={}, alias=""
+        of a model: tags={}, alias=""
     """
     env, ctx = environment(), context()
     if ctx:
@@ -157,9 +161,12 @@ def write(
 
         message = message or (f"{ctx.step} in {ctx.run}" if ctx else "")
         branch = ctx.branch if ctx else "main"
+        if about:
+            raise ParameterError(f"write: {', '.join(about)} is of models; leave it out.")
         rows = cast("Dataset", value)
         version = Lake(env.lake).write(name, rows, message, branch=branch)
         facts = {"kind": "dataset", "version": version.id, "rows": version.rows}
+        facts |= {"metrics": {k: float(v) for k, v in (metrics or {}).items()}}
     else:
         from scalai_nb.models.registry.registry import Registry
 
@@ -167,9 +174,10 @@ def write(
             about["tags"] = {**about.get("tags", {}), "run": ctx.run, "step": ctx.step}
         staged = ctx.staged if ctx else ""
         alias = about.pop("alias", "") if staged else ""
-        version = Registry(env).register(cast("Model", value), name, staged=staged, **about)
-        number, metrics = str(version.version), version.metrics
-        facts = {"kind": "model", "version": number, "rows": None, "metrics": metrics}
+        model = cast("Model", value)
+        version = Registry(env).register(model, name, metrics, staged=staged, **about)
+        number, measured = str(version.version), version.metrics
+        facts = {"kind": "model", "version": number, "rows": None, "metrics": measured}
         facts |= {"alias": alias}
     if ctx:
         with open(ctx.written, "a") as f:

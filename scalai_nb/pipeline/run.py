@@ -166,7 +166,7 @@ class StepRun:
     parameters : dict[str, Any]
         every value the step ran with
     metrics : dict[str, float]
-        of the models it has written
+        that its writes came with
     cells : list[CellRun]
     run : str | None, default None
         of a cached step: the run that executed it
@@ -189,7 +189,7 @@ class StepRun:
     inputs: dict[str, str] = field(default_factory=dict)  # name -> version read
     written: list = field(default_factory=list)  # (name, version)
     parameters: dict[str, Any] = field(default_factory=dict)  # every value the step ran with
-    metrics: dict[str, float] = field(default_factory=dict)  # of the models it has written
+    metrics: dict[str, float] = field(default_factory=dict)  # that its writes came with
     cells: list[CellRun] = field(default_factory=list)
     run: str | None = None  # of a cached step: the run that executed it
     # that was kept when a cell failed: connection_file, pid, until (seconds since the epoch)
