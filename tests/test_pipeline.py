@@ -140,11 +140,11 @@ def test_what_was_measured_is_recorded_and_what_is_of_models_is_refused(tmp_path
     project = Project(tmp_path)
     text = CONTRACT + 'a: Out = "a"'
     ending = WRITE.format("a", 3).removesuffix(")")
-    project.step("a", text, f"{ending}, metrics={{'gap': np.float32(0.5)}})")
+    project.step("00_a", text, f"{ending}, metrics={{'gap': np.float32(0.5)}})")
     assert project.scalai("run", "toy").returncode == 0
     env = environment("laptop", settings=tmp_path / "settings.ini")
     assert load_run(env, "latest").step("a").metrics == {"gap": 0.5}
-    project.step("a", text, f"{ending}, alias='champion')")
+    project.step("00_a", text, f"{ending}, alias='champion')")
     done = project.scalai("run", "toy")
     assert done.returncode == 1 and "alias is of models" in done.stdout
 
