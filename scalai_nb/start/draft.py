@@ -208,8 +208,6 @@ class Draft:
     summary : Summary
     kind : str | None
         two classes, classes, numbers; None: nothing is predicted
-    classes : tuple
-        names of the classes, the one that is looked for last
     goals : dict[str, tuple[str, str]]
         name -> (comparison, what it is about)
     flat : bool
@@ -224,7 +222,6 @@ class Draft:
     contract: Contract
     summary: Summary
     kind: str | None  # two classes, classes, numbers; None: nothing is predicted
-    classes: tuple  # names of the classes, the one that is looked for last
     goals: dict[str, tuple[str, str]]  # name -> (comparison, what it is about)
     flat: bool  # each cell of a grid is a row
     rows: int
@@ -270,31 +267,38 @@ def draft(
         )
     t = None if label is None else task(ds, label)
     s = summarize(ds)
-    persons = tuple(n for n in _columns(ds) if _PERSONS.search(n) and n != label)
-    empty = tuple(n for n in _columns(ds) if s[n].distinct < 2 and n != label)
-    roles: dict[str, Any] = {
-        "label": label,
-        "time": when(ds, time),
-        "pii": persons,
-        "ignored": empty,
-    }
-    key = key_of(ds, s)
-    if key and key != label:
-        roles["key"] = key
+    roles = _roles(ds, s, label, time)
     contract = Contract.infer(ds, **roles)
-    goals, given_away = _WATCHED, {}
+    given_away = leaks(ds, t, contract) if t else {}
+    if given_away:
+        contract = Contract.infer(ds, later=tuple(given_away), **roles)
     if t:
-        goals = goals_for(t) | _SERVED
-        given_away = leaks(ds, t, contract)
-        if given_away:
-            contract = Contract.infer(ds, later=tuple(given_away), **roles)
         default_transform(ds, contract)  # something to learn from is left
     for name in contract.key:
         contract = contract.amend(name, min=None, max=None)  # those of new rows go on
-    kind, classes = (t.kind, t.names) if t else (None, ())
-    rows = ds.sizes["row"]
-    notes = tuple(_notes(ds, t, contract, given_away))
-    return Draft(contract, s, kind, classes, goals, flat, rows, _slices(ds, s, contract), notes)
+    return Draft(
+        contract,
+        s,
+        kind=t.kind if t else None,
+        goals=goals_for(t) | _SERVED if t else _WATCHED,
+        flat=flat,
+        rows=ds.sizes["row"],
+        slices=_slices(ds, s, contract),
+        notes=tuple(_notes(ds, t, contract, given_away)),
+    )
+
+
+def _roles(ds: Dataset, s: Summary, label: str | None, time: str | None) -> dict[str, Any]:
+    "What columns are for, as `Contract.infer` takes it"
+    others = [n for n in _columns(ds) if n != label]
+    key = key_of(ds, s)
+    return {
+        "label": label,
+        "time": when(ds, time),
+        "key": key if key and key != label else (),
+        "pii": [n for n in others if _PERSONS.search(n)],
+        "ignored": [n for n in others if s[n].distinct < 2],
+    }
 
 
 _SERVED = {"latency_ms": ("<= 50", "milliseconds for one row, 95th percentile")}
