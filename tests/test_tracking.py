@@ -210,6 +210,25 @@ print(send(SimpleNamespace(runs=sys.argv[1], tracking=sys.argv[2], trackers="mlf
 
 
 @pytest.mark.slow
+def test_versions_are_read_after_a_writer_was_killed_in_mid_transaction(env):
+    "What it has left half is taken back; it was an error until somebody wrote"
+    record(env, Record("flights", "good"))
+    deliver(env)
+    file = database(env)
+    dies = """
+import os, signal, sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("PRAGMA cache_size = 1")
+db.execute("BEGIN IMMEDIATE")
+db.execute("CREATE TABLE half (x)")
+db.executemany("INSERT INTO half VALUES (?)", [("x" * 999,)] * 999)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", dies, file])
+    assert Path(f"{file}-journal").exists()
+    assert version_rows(file) == []
+
+
 def test_two_senders_and_one_that_is_killed(env):
     for i in range(60):
         record(env, Record("flights", f"trial {i}", metrics={"loss": i}))

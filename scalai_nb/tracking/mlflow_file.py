@@ -153,7 +153,8 @@ def version_rows(
     """
     if not file.exists():
         return []
-    place = f"{file.absolute().as_uri()}?mode=ro"
+    # not ro: what a writer that was killed has left half is taken back by whoever reads next
+    place = f"{file.absolute().as_uri()}?mode=rw"
     with closing(sqlite3.connect(place, uri=True, timeout=20)) as db:
         number = schema(db)
         if not number:
