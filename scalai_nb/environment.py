@@ -171,11 +171,14 @@ class Environment:
         return f"Environment({self.name!r}, settings of {self.root})"
 
     def _repr_html_(self) -> str:
+        from scalai_nb.redaction import public
         from scalai_nb.show import result_table
 
-        rows = [(name, getattr(self, name), f.metadata["help"]) for name, f in SETTINGS.items()]
-        public = [(name, re.sub(r"//[^/@]*@", "//", str(x)), help) for name, x, help in rows]
-        return result_table(("Setting", "Value", "What it is"), public, self.name).html
+        rows = [
+            (name, public(str(getattr(self, name))), f.metadata["help"])
+            for name, f in SETTINGS.items()
+        ]
+        return result_table(("Setting", "Value", "What it is"), rows, self.name).html
 
     @property
     def variables(self) -> dict[str, str]:

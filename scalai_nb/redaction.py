@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 # %% auto #0
-__all__ = ['MASK', 'SHORTEST', 'spellings', 'Secrets', 'Pieces', 'secrets_here']
+__all__ = ['MASK', 'SHORTEST', 'spellings', 'Secrets', 'Pieces', 'secrets_here', 'public']
 
 # %% ../nbs/redaction.ipynb #e1a0c3d2
 MASK = "***"
@@ -204,3 +204,8 @@ def secrets_here() -> Secrets:
     "The secrets that this process knows; none outside a step"
     names = os.environ.get("SCALAI_SECRETS", "").split(",")
     return _secrets(tuple(os.environ.get(name, "") for name in names))
+
+# %% ../nbs/redaction.ipynb #deea7e5b
+def public(text: str) -> str:
+    "`text` without the names and passwords of its addresses"
+    return re.sub(r"//[^/@\s]*@", "//", text)

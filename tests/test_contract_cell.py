@@ -14,6 +14,7 @@ from scalai_nb.errors import ParameterError, StepError
 from scalai_nb.pipeline.reading.parameter import Parameter, source
 from scalai_nb.pipeline.staleness import key
 from scalai_nb.pipeline.step import Step
+from test_step import VALUES
 from toy import Project, notebook, statuses
 
 MODE = """from enum import Enum
@@ -205,18 +206,7 @@ def test_what_must_be_executed_or_is_too_large_is_refused_in_milliseconds(load, 
     assert time.perf_counter() - start < 0.25
 
 
-SCALARS = {
-    "int": st.integers(),
-    "float": st.floats(allow_nan=False),
-    "str": st.text(),
-    "bool": st.booleans(),
-    "date": st.dates(),
-    "datetime": st.datetimes().map(lambda d: d.replace(fold=0)),
-    "Path": st.text("abc/ .'\"\\", min_size=1).map(Path),
-    "Decimal": st.decimals(allow_nan=False),
-    "int | None": st.none() | st.integers(),
-    "Literal['a', 1]": st.sampled_from(["a", 1]),
-}
+SCALARS = VALUES | {"Decimal": st.decimals(allow_nan=False)}
 CASES = st.sampled_from(sorted(SCALARS)).flatmap(
     lambda t: st.one_of(
         st.tuples(st.just(t), SCALARS[t]),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -267,11 +267,11 @@ def draft(
         )
     t = None if label is None else task(ds, label)
     s = summarize(ds)
-    roles = _roles(ds, s, label, time)
-    contract = Contract.infer(ds, **roles)
+    contract = Contract.infer(ds, **_roles(ds, s, label, time))
     given_away = leaks(ds, t, contract) if t else {}
-    if given_away:
-        contract = Contract.infer(ds, later=tuple(given_away), **roles)
+    for name in given_away:
+        contract = contract.amend(name, role="later")
+    contract = replace(contract, later=tuple(given_away))
     if t:
         default_transform(ds, contract)  # something to learn from is left
     for name in contract.key:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from ..files import replacing
-from ..redaction import Secrets, secrets_here
+from ..redaction import Secrets, public, secrets_here
 from .mlflow_file import locked
 from .record import Record, Refused
 from .sinks import SINKS
@@ -158,19 +158,14 @@ def _names(env: Environment) -> list[str]:
     return [n for n in re.split(r"[,\s]+", env.trackers) if n in SINKS]
 
 
-def _public(text: str) -> str:
-    "`text` without the passwords of its addresses"
-    return re.sub(r"//[^/@\s]*@", "//", text)
-
-
 def _where(env: Environment, name: str) -> str:
     "The tracker in words, without a password"
-    return _public(env.tracking) if name == "mlflow" else name
+    return public(env.tracking) if name == "mlflow" else name
 
 
 def _why(e: Exception) -> str:
     "Why a tracker could not be reached, in a few words"
-    text = _public(" ".join(str(e).split()))
+    text = public(" ".join(str(e).split()))
     if re.search(r"ConnectionPool|onnection refused|timed out|Timeout", text):
         return "it does not answer"
     return f"{type(e).__name__}: {text}"[:200]

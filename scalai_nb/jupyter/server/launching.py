@@ -165,8 +165,6 @@ def adopt(
     )
     if done.returncode == 0:
         return done.stdout.strip()
-    if "No such command" in done.stderr:
-        raise WorkFailed("This version has no `scalai adopt`; update scalai-nb.")
     raise WorkFailed((done.stderr.rpartition("error: ")[2] or done.stdout).strip())
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ...data.publication import Publication, Release, pending
 from ...errors import ModelNotFound, VersionNotFound, unknown
-from ...show import MOST, result_table
+from ...show import result_table
 from ...tracking.mlflow_file import database, stamp, version_rows
 from ...tracking.mlflow_sink import client
 from ...words import when
@@ -157,8 +157,9 @@ class Catalog:
         return f"{type(self).__name__}({self.env.name!r})"
 
     def _repr_html_(self) -> str:
-        newest = [self.versions(name)[0] for name in self.names()[:MOST]]
-        rows = [(v.name, v.version, ", ".join(v.aliases), when(v.time)) for v in newest]
+        newest = {row[0]: row for row in sorted(self._seen(), key=lambda row: row[1])}
+        found = [_version(self.env.models, row) for _, row in sorted(newest.items())]
+        rows = [(v.name, v.version, ", ".join(v.aliases), when(v.time)) for v in found]
         head = ("Model", "Newest version", "Its aliases", "Registered")
         return result_table(head, rows, f"{self!r}: {len(rows)} models").html
 
