@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 __all__ = ['app', 'runs_app', 'lake_app', 'kernel_app', 'Parameters', 'Pipeline', 'Sweep', 'RunId',
            'scalai', 'run', 'plan', 'accept', 'runs', 'runs_send', 'show', 'cancel',
            'report', 'lake_ls', 'lake_log', 'lake_diff', 'lake_add', 'lake_tag',
-           'lake_restore', 'lake_expire', 'lake_verify', 'dash', 'kernel_install',
+           'lake_restore', 'lake_expire', 'lake_verify', 'dash', 'kernel_install', 'warm',
            'doctor', 'main']
 
 # %% ../nbs/cli.ipynb #34c443ca
@@ -236,12 +236,12 @@ def _refuse(given: dict[str, object], why: str) -> None:
 
 def _look(run: Run, env: Environment) -> None:
     "What to look at after a run, and what to do"
-    from scalai_nb.models.registry.registry import Registry
+    from scalai_nb.models.registry.catalog import Catalog
 
-    registry, written = Registry(env), {name for s in run.steps for name, _ in s.written}
+    catalog, written = Catalog(env), {name for s in run.steps for name, _ in s.written}
     try:
-        names = sorted(written & set(registry.names()))
-        found = [v for name in names for v in registry.versions(name)]
+        names = sorted(written & set(catalog.names()))
+        found = [v for name in names for v in catalog.versions(name)]
     except Exception:
         found = []  # a registry that is down does not fail a run that is done
     champions = [v for v in found if "champion" in v.aliases]
@@ -747,8 +747,20 @@ def kernel_install(
     "Install a Jupyter kernel for each environment of settings.ini."
     from scalai_nb.jupyter.kernels import install
 
+    from scalai_nb.operations.warming import warm_behind
+
     for name, path in install(names or None, user=not prefix):
         console().print(f"{name}  {path}")
+    warm_behind()
+
+
+@app.command()
+def warm() -> None:
+    "Compile the kernels of the hot path for this processor, so that no first call waits for it."
+    from scalai_nb.operations.warming import warm as compiled
+
+    compiled()
+    console().print("compiled: no first call waits for it on this machine")
 
 
 @app.command()

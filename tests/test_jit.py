@@ -1,12 +1,14 @@
 """Code of kernels on disk: processes that start at once on an empty cache do not mix it up."""
 
+import gc
 import importlib
 import shutil
 
 import numba
 import numpy as np
+import pytest
 
-from scalai_nb.kernels import jit
+from scalai_nb.kernels import columns, jit
 
 
 def test_processes_that_compile_at_once_keep_their_own_code(tmp_path, monkeypatch):
@@ -37,3 +39,27 @@ def test_processes_that_compile_at_once_keep_their_own_code(tmp_path, monkeypatc
     )  # should Numba mend it, kernels/jit is no longer needed
     shutil.rmtree(tmp_path / "__pycache__")
     assert found(jit.njit) == -1
+
+
+@pytest.mark.parametrize("dtype", ["f8", "f4", "i8", "u1", "?"])
+def test_what_is_read_only_is_no_other_type(dtype):
+    "pandas, Arrow and workers hand out nothing else: every kernel would be compiled twice"
+    x = np.arange(1000).astype(dtype)
+    columns.scan(x)
+    scans = columns._scan_floats, columns._scan_whole
+    before = [len(kernel.signatures) for kernel in scans]
+    x.flags.writeable = False
+    assert columns.scan(x) == columns.scan(x.copy())
+    assert [len(kernel.signatures) for kernel in scans] == before
+
+
+def test_a_view_keeps_its_memory():
+    x = np.arange(100_000.0)
+    x.flags.writeable = False
+    view = jit.mutable(x)
+    assert view.flags.writeable and np.shares_memory(view, x)
+    expected = x.copy()
+    del x
+    gc.collect()
+    others = [np.full(100_000, -1.0) for _ in range(20)]
+    assert len(others) == 20 and (view == expected).all()

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -291,6 +292,17 @@ def test_the_cluster_of_the_run(tmp_path):
     assert (
         subprocess.run([sys.executable, "-c", probe], capture_output=True).returncode == 1
     )  # gone with it
+
+
+def test_a_cached_run_imports_nothing_that_executes(project):
+    "What starts kernels and what opens lakes: each would take longer than all of the run"
+    run(project)
+    time.sleep(2)  # until what is written now would get another time
+    run(project)
+    log = project.scalai("run", "toy", PYTHONVERBOSE="1").stderr
+    heavy = ["nbformat", "jupyter_client", "IPython", "icechunk", "zarr", "numpy", "pandas"]
+    loaded = set(re.findall(r"^import '(\w+)'", log, re.M))
+    assert "scalai_nb" in loaded and not loaded & {*heavy}
 
 
 def test_the_notebook_is_a_fold_over_the_logs(project):

@@ -2,15 +2,19 @@
 
 import json
 import os
+import random
+import shutil
 import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import xarray as xr
 from hypothesis import given, settings, strategies as st
 from rich.console import Console
 from test_step import notebook
 
+from scalai_nb.data.lake import Lake
 from scalai_nb.errors import (
     DatasetNotFound,
     GraphError,
@@ -22,6 +26,7 @@ from scalai_nb.errors import (
 from scalai_nb.pipeline.drawing import _lanes, draw_plan
 from scalai_nb.pipeline.pipeline import Edge, Pipeline, heads, pipelines
 from scalai_nb.pipeline.plan import Plan
+from scalai_nb.pipeline.reading import surroundings
 from scalai_nb.pipeline.staleness import Cache, Key, key
 
 FLIGHTS = {
@@ -391,6 +396,35 @@ def test_heads_ask_the_stores(env, tmp_path):
         "2",
         None,
     ]
+
+
+def test_what_is_remembered_of_a_lake_is_what_the_lake_says(env, tmp_path, monkeypatch):
+    "Writes, branches that are published or dropped, tags, restores and removals, in any order"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(surroundings, "_YOUNG", -1)  # as if each write were long ago
+    lake, chance = Lake(env.lake), random.Random(3)
+
+    def write(branch="main"):
+        lake.write("numbers", xr.Dataset({"x": ("row", [chance.random()])}), branch=branch)
+
+    acts = {
+        "write": write,
+        "tag": lambda: lake.tag("numbers", "a-tag"),
+        "branch": lambda: write("a-branch"),
+        "publish": lambda: lake.publish("numbers", "a-branch"),
+        "drop": lambda: lake.drop("numbers", "a-branch"),
+        "restore": lambda: lake.restore("numbers", chance.choice(lake.log("numbers")).id),
+        "remove": lambda: shutil.rmtree(Path(env.lake) / "numbers"),
+    }
+    order = "write tag branch publish branch drop restore remove write branch publish write"
+    for act in order.split():
+        acts[act]()
+        truth, remembered = heads(env, lake), heads(env)
+        for ref in [None, "main", "a-tag", "a-branch"]:
+            assert truth("dataset", "numbers", ref) == remembered("dataset", "numbers", ref), act
+    newest = truth("dataset", "numbers")
+    monkeypatch.setattr(Lake, "__init__", lambda *_: pytest.fail("the lake was opened"))
+    assert heads(env)("dataset", "numbers") == newest
 
 
 def test_asking_creates_nothing(env, tmp_path):

@@ -134,16 +134,19 @@ def test_a_large_file_is_read_once(step, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("now, said", [("99.0", "99.0"), (None, "none")])
-def test_a_package_is_compared_by_its_version(step, monkeypatch, now, said):
+def test_a_package_is_compared_by_its_version(step, monkeypatch, now, said, tmp_path):
     before = key(step(), {})
-    versions = metadata.version
-    assert before.parts["packages"] == {"pandas": versions("pandas")}
+    installed = metadata.version("pandas")
+    assert before.parts["packages"] == {"pandas": installed}
     if now is None:
         monkeypatch.setattr(metadata, "packages_distributions", dict)
     else:
-        monkeypatch.setattr(metadata, "version", lambda name: now)
+        about = tmp_path / "site" / f"pandas-{now}.dist-info" / "METADATA"
+        about.parent.mkdir(parents=True)
+        about.write_text(f"Metadata-Version: 2.1\nName: pandas\nVersion: {now}\n\nVersion: 1\n")
+        monkeypatch.syspath_prepend(tmp_path / "site")
     reasons = before.changes(key(step(), {}))
-    assert reasons == [f"package pandas {versions('pandas')} -> {said}"]
+    assert reasons == [f"package pandas {installed} -> {said}"]
 
 
 def test_what_own_modules_import_counts(step, tmp_path):

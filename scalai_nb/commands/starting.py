@@ -52,12 +52,14 @@ def new(
     ] = False,
 ) -> None:
     "Begin a project from a file: contract, goals, five notebooks, tests."
+    from scalai_nb.operations.warming import warm_behind
     from scalai_nb.start.project import planned
 
     with Console(stderr=True).status(f"looking at {data}"):
         project = planned(name, data, label, time)
     if not dry_run:
         project.write()
+        warm_behind()
     _tell(project, dry_run)
 
 

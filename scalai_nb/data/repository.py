@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['ROOT', 'ID', 'NAME', 'Version', 'versions_table', 'compared', 'Diff', 'icechunk',
-           'explained', 'unborn', 'create', 'opened', 'published', 'manifests', 'seal',
-           'written', 'named', 'stands', 'whole', 'snapshot', 'ancestry', 'group', 'mend',
-           'refs', 'tags', 'resolve', 'new_ref', 'own_branch']
+           'explained', 'unborn', 'create', 'opened', 'marks', 'published', 'manifests',
+           'seal', 'written', 'named', 'stands', 'whole', 'snapshot', 'ancestry', 'group',
+           'mend', 'refs', 'tags', 'resolve', 'new_ref', 'own_branch']
 
 # %% ../../nbs/data/repository.ipynb #2274ced7
 @dataclass(frozen=True)
@@ -328,6 +328,23 @@ def opened(
     except icechunk().IcechunkError:
         stands(folder, "main")
         raise
+
+
+def marks(
+    lake: PathLike,
+    dataset: str,
+) -> list[Path]:  # paths of files and folders; some need not be there
+    """One of which is written whenever the dataset has another version, tag or branch
+
+    Returns
+    -------
+    list[Path]
+        paths of files and folders; some need not be there
+    """
+    folder = Path(lake) / dataset
+    published = Path(lake) / ".publications"
+    refs = sorted((folder / "refs").rglob("*"))
+    return [*([published] if published.exists() else []), folder / "snapshots", *refs]
 
 
 def published(

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ParameterError
-from .jit import njit
+from .jit import mutable, njit
 
 TILE = 32_768  # numbers of a tile: 128 KiB of float32
 
@@ -105,6 +105,7 @@ def assign(
     weight = np.empty(0) if weight is None else np.ascontiguousarray(weight, np.float64)
     labels = np.empty(0, np.int32) if labels is None else labels
     distances = np.empty(0) if distances is None else distances
+    X, weight = mutable(X), mutable(weight)
     return _assign(X, weight, C, origin, mass, sums, labels, distances), mass, sums
 
 

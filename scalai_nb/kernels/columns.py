@@ -18,7 +18,7 @@ from numba.core.cgutils import get_or_insert_function
 from numba.np.arrayobj import make_array
 
 from ..errors import ParameterError
-from .jit import njit
+from .jit import mutable, njit
 
 intrinsic: Any = extending.intrinsic  # numba passes the first argument
 
@@ -56,7 +56,7 @@ def _checked(x, accepted=FLOATS + WHOLE):
         )
     if x.ndim != 1 or not x.flags.c_contiguous:
         raise ParameterError("The kernel takes one contiguous dimension; pass x.ravel().")
-    return x.view(np.uint8) if x.dtype == bool else x
+    return mutable(x.view(np.uint8) if x.dtype == bool else x)
 
 
 @intrinsic

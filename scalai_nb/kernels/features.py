@@ -15,7 +15,7 @@ import math
 import numpy as np
 
 from ..errors import ParameterError
-from .jit import njit
+from .jit import mutable, njit
 
 NONE = -1  # place of what is missing; where it is negative, no feature is 1
 FLOATS = np.dtype("f4"), np.dtype("f8")
@@ -24,13 +24,14 @@ WHOLE = tuple(np.dtype(t) for t in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "?
 
 
 def _check(x, accepted, name: str, shape=None):
-    "ParameterError unless `x` is a contiguous array of an accepted dtype (and of this shape)"
+    "`x`; ParameterError unless it is a contiguous array of an accepted dtype (and of this shape)"
     if x.dtype not in accepted:
         raise ParameterError(f"{name} is {x.dtype}; accepted: {', '.join(map(str, accepted))}.")
     if not x.flags.c_contiguous:
         raise ParameterError(f"{name} is not contiguous; pass numpy.ascontiguousarray(x).")
     if shape is not None and x.shape != shape:
         raise ParameterError(f"{name} has shape {x.shape}; accepted: {shape}.")
+    return x
 
 
 @njit
@@ -80,7 +81,7 @@ def number(
     scale: float = 1.0,  # then (v - shift) / scale
 ) -> None:
     "Impute, clip, log and scale; all in float32 but the logarithm"
-    _check(x, FLOATS, "x")
+    x = mutable(_check(x, FLOATS, "x"))
     _check(out, FLOATS[:1], "out", x.shape)
     (_log_number if log else _number)(
         x, out, float(fill), float(low), float(high), float(shift), float(scale)
@@ -107,7 +108,7 @@ def centred(
     log: bool = False,  # sign(v) * log(1 + |v|) is taken before
 ) -> None:
     "Numbers as their distance from a centre: subtracted in float64, then rounded"
-    _check(x, FLOATS, "x")
+    x = mutable(_check(x, FLOATS, "x"))
     _check(out, FLOATS[:1], "out", x.shape)
     (_log_centred if log else _centred)(x, out, float(centre))
 
@@ -129,7 +130,7 @@ def seconds(
     origin: float,  # seconds since 1970 that become 0
 ) -> None:
     "Times as seconds from an origin: subtracted in float64, then rounded"
-    _check(x, (TICKS,), "x")
+    x = mutable(_check(x, (TICKS,), "x"))
     _check(out, FLOATS[:1], "out", x.shape)
     _seconds(x, out, float(unit), float(origin))
 
@@ -145,7 +146,7 @@ def missing(
     out: np.ndarray,  # (row,) float32, written; not `x`
 ) -> None:
     "1 where a value is missing, else 0"
-    _check(x, FLOATS, "x")
+    x = mutable(_check(x, FLOATS, "x"))
     _check(out, FLOATS[:1], "out", x.shape)
     _missing(x, out)
 
@@ -166,7 +167,7 @@ def bucket(
     out: np.ndarray,  # (row,) int32, written
 ) -> None:
     "The feature of the bucket that holds each value; NONE for a missing one"
-    _check(x, FLOATS[:1], "x")
+    x = mutable(_check(x, FLOATS[:1], "x"))
     _check(edges, FLOATS[:1], "edges")
     _check(out, (PLACES,), "out", x.shape)
     _bucket(x, edges, np.int32(first), out)
@@ -191,7 +192,7 @@ def lookup(
     out: np.ndarray,  # (row,) of the table's type, written
 ) -> int:  # how many numbers are outside the table
     "Look each number up in a table"
-    _check(x, WHOLE, "x")
+    x = mutable(_check(x, WHOLE, "x"))
     _check(table, (PLACES, FLOATS[0]), "table")
     _check(out, (table.dtype,), "out", x.shape)
     return _lookup(

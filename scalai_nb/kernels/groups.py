@@ -7,7 +7,7 @@ is then within a few ulp of the largest deviation, whatever the offset of the va
 import numpy as np
 
 from ..errors import ParameterError
-from .jit import njit
+from .jit import mutable, njit
 
 # groups that are counted in one table; more are made fewer by the caller, block by block
 LIMIT = 65_536
@@ -65,7 +65,8 @@ def fold(
         x = x.astype(np.float32 if x.dtype.kind == "f" else np.int32)
     elif x.dtype == np.uint64:
         x = x.astype(np.float64)
-    x, whole = np.ascontiguousarray(x), x.dtype.kind in "iu"
+    x, codes = mutable(np.ascontiguousarray(x)), mutable(codes)
+    whole = x.dtype.kind in "iu"
     least, greatest = (
         (np.full(groups, np.iinfo(np.int64).max), np.full(groups, np.iinfo(np.int64).min))
         if whole
@@ -124,7 +125,7 @@ def periods(
     """The period that each time is in, from the first that occurs
 
     The missing ones have the code after the last."""
-    x, codes = np.ascontiguousarray(x), np.empty(len(x), np.int64)
+    x, codes = mutable(np.ascontiguousarray(x)), np.empty(len(x), np.int64)
     low, high = _periods(x, step, codes)
     if high < low:
         low, high = 0, -1

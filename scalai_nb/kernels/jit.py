@@ -7,10 +7,12 @@ own, so a lost entry of the index costs a compilation and nothing else."""
 
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import numba
+import numpy as np
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 
@@ -23,6 +25,20 @@ class _Cache(FunctionCache):
     def __init__(self, function):
         super().__init__(function)
         self._cache_file.__class__ = _Files
+
+
+def mutable(
+    x: np.ndarray,  # what a kernel only reads
+) -> np.ndarray:  # the same memory
+    """`x` as one may write into it
+
+    To Numba a read-only array is of another type, for which it compiles every kernel again. What
+    comes from pandas, Arrow or a worker is read-only."""
+    if x.flags.writeable:
+        return x
+    memory, _ = x.__array_interface__["data"]
+    about = {**x.__array_interface__, "data": (memory, False)}
+    return np.asarray(SimpleNamespace(__array_interface__=about, keeps=x))
 
 
 def njit(function: Callable | None = None, **options) -> Any:

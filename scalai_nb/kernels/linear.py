@@ -10,7 +10,7 @@ path is; the loss, the intercept's slope and everything between tiles are float6
 import numpy as np
 
 from ..errors import ParameterError
-from .jit import njit
+from .jit import mutable, njit
 
 FAMILIES = {"squared": 0, "logistic": 1, "poisson": 2, "softmax": 3}
 SQUARED, LOGISTIC, POISSON = 0, 1, 2
@@ -282,14 +282,15 @@ def _scatter(X, Y, weight, total, mean, scatter):
 
 
 def _checked(X, weight):
-    "Refuse what the kernels cannot take; no weights are an empty array"
+    "Rows and weights as kernels take them; no weights are an empty array"
     if X.dtype not in (np.float32, np.float64):
         raise ParameterError(f"X is {X.dtype}; accepted: float32 and float64.")
     if X.ndim != 2 or not X.flags.c_contiguous:
         raise ParameterError(
             "X must be (row, feature) and C-contiguous; use numpy.ascontiguousarray."
         )
-    return np.empty(0) if weight is None else np.ascontiguousarray(weight, np.float64)
+    weight = np.empty(0) if weight is None else np.ascontiguousarray(weight, np.float64)
+    return mutable(X), mutable(weight)
 
 
 def slopes(
@@ -305,16 +306,29 @@ def slopes(
     """Sums over the rows of a block: loss, gradient and curvature
 
     NaN or infinities in X make the gradient not finite."""
-    weight, W = _checked(X, weight), np.asarray(W, np.float64)
+    (X, weight), W = _checked(X, weight), np.asarray(W, np.float64)
     gradient, size = np.zeros(W.shape), W.size if curved else 0
     hessian, own = np.zeros((size, size)), W.astype(X.dtype)
     if family == "softmax":
         loss = _several(
-            X, y, weight, np.ascontiguousarray(own[:, :-1]), own[:, -1].copy(), gradient, hessian
+            X,
+            mutable(y),
+            weight,
+            np.ascontiguousarray(own[:, :-1]),
+            own[:, -1].copy(),
+            gradient,
+            hessian,
         )
     else:
         loss = _single(
-            X, y, weight, own[0, :-1].copy(), own[0, -1], FAMILIES[family], gradient[0], hessian
+            X,
+            mutable(y),
+            weight,
+            own[0, :-1].copy(),
+            own[0, -1],
+            FAMILIES[family],
+            gradient[0],
+            hessian,
         )
     return loss, gradient, hessian
 
@@ -328,8 +342,8 @@ def scatter(
     """Weight, mean and weighted scatter of the columns of [X, Y]. Products are float64
 
     Relative error some 1e-15 of the largest entry."""
-    weight = _checked(X, weight)
-    Y = np.empty((len(X), 0)) if Y is None else np.ascontiguousarray(Y, np.float64)
+    X, weight = _checked(X, weight)
+    Y = np.empty((len(X), 0)) if Y is None else mutable(np.ascontiguousarray(Y, np.float64))
     columns = X.shape[1] + Y.shape[1]
     mean, about = np.zeros(columns), np.zeros((columns, columns))
     return _scatter(X, Y, weight, 0.0, mean, about), mean, about

@@ -17,7 +17,7 @@ import numpy as np
 from numba import extending, types
 
 from ..errors import ParameterError
-from .jit import njit
+from .jit import mutable, njit
 
 intrinsic: Any = extending.intrinsic  # numba passes the first argument
 
@@ -61,7 +61,7 @@ def _taken(name: str, x: Any, kinds: str) -> Any:
             f"A kernel cannot take a {name} of dtype {x.dtype}; accepted: "
             f"{', '.join(np.dtype(k).name for k in kinds)}. Convert it with astype."
         )
-    return np.ascontiguousarray(x)
+    return mutable(np.ascontiguousarray(x))
 
 
 def _rows(label, score, weight):

@@ -10,10 +10,12 @@ import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from ..data.repository import marks
 from ..environment import Environment
 from scalai_nb.errors import (
     DatasetNotFound,
@@ -23,8 +25,15 @@ from scalai_nb.errors import (
     VersionNotFound,
     unknown,
 )
+from .execution.kernelspecs import is_installed
 from .reading.parameter import source
-from .reading.surroundings import Memory, content, of_user
+from scalai_nb.pipeline.reading.surroundings import (
+    Memory,
+    content,
+    identity,
+    is_settled,
+    of_user,
+)
 from .step import Step
 from ..redaction import SHORTEST, Secrets
 from ..show import Part, result_table
@@ -35,7 +44,7 @@ __all__ = ['Head', 'pipelines', 'Edge', 'edges_of', 'heads', 'Pipeline']
 # %% ../../nbs/pipeline/pipeline.ipynb #3979640b
 if TYPE_CHECKING:
     from scalai_nb.data.lake import Lake
-    from scalai_nb.models.registry.registry import Registry
+    from scalai_nb.models.registry.catalog import Catalog
     from scalai_nb.types import PathLike
 
 # %% ../../nbs/pipeline/pipeline.ipynb #d29273a0
@@ -205,7 +214,7 @@ Head: TypeAlias = Callable[..., "str | None"]  # (kind, name, ref=None) -> versi
 def heads(
     env: Environment,
     lake: Lake | None = None,  # None: the environment's
-    registry: Registry | None = None,  # None: the environment's
+    registry: Catalog | None = None,  # None: the environment's
     folder: Path = Path(),  # of the notebooks, where files are found
 ) -> Head:  # head(kind, name, ref=None) -> version id, or None where there is none
     """The function that tells which version of a dataset or model is there; of a file its digest
@@ -215,7 +224,7 @@ def heads(
     env : Environment
     lake : Lake | None, default None
         None: the environment's
-    registry : Registry | None, default None
+    registry : Catalog | None, default None
         None: the environment's
     folder : Path
         of the notebooks, where files are found
@@ -225,29 +234,15 @@ def heads(
     Head
         head(kind, name, ref=None) -> version id, or None where there is none
     """
-    memory = Memory(of_user())
+    look = {
+        "file": _Files(folder),
+        "dataset": _Datasets(env.lake) if lake is None else partial(_dataset, lake),
+        "model": _Models(env, registry),
+    }
 
     def head(kind: str, name: str, ref: str | None = None) -> str | None:
-        nonlocal lake, registry
-        if kind == "file":
-            found = content(folder / name, memory) if (folder / name).exists() else None
-            memory.save()  # a file of gigabytes is read once, not in every plan
-            return found
         try:
-            if kind == "dataset":
-                if lake is None and not _exists(env.lake):
-                    return None
-                lake = _lake(env) if lake is None else lake
-                found = lake.version(name, ref)
-                if found.content != found.id:  # it was restored: what it was before is as good
-                    with suppress(VersionNotFound):
-                        found = lake.version(name, found.content)
-                return found.id
-            if registry is None and not _exists(env.tracking):
-                return None
-            registry = _registry(env) if registry is None else registry
-            model = registry.get(name, ref or "latest")
-            return str(model.version) if model.path.exists() else None
+            return look[kind](name, ref)
         except (DatasetNotFound, ModelNotFound, VersionNotFound):
             return None
 
@@ -259,16 +254,82 @@ def _exists(place: str) -> bool:
     return "://" in path or Path(path).exists()
 
 
-def _lake(env: Environment) -> Lake:
-    from scalai_nb.data.lake import Lake
+class _Files:
+    "The digests of files in a folder"
 
-    return Lake(env.lake)
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.memory = Memory(of_user())
+
+    def __call__(self, name: str, ref: str | None) -> str | None:
+        path = self.folder / name
+        found = content(path, self.memory) if path.exists() else None
+        self.memory.save()  # a file of gigabytes is read once, not in every plan
+        return found
 
 
-def _registry(env: Environment) -> Registry:
-    from scalai_nb.models.registry.registry import Registry
+def _dataset(lake: Lake, name: str, ref: str | None) -> str:
+    "The id of a version; of a restored one that of what it was before, which is as good"
+    found = lake.version(name, ref)
+    if found.content != found.id:
+        with suppress(VersionNotFound):
+            found = lake.version(name, found.content)
+    return found.id
 
-    return Registry(env)
+
+class _Datasets:
+    "The versions in a lake, which is opened where something in it has been written"
+
+    def __init__(self, place: str):
+        self.place = place
+        self.memory = Memory(of_user().with_name("versions.json"))
+        self._lake: Lake | None = None
+
+    def __call__(self, name: str, ref: str | None) -> str | None:
+        if not _exists(self.place):
+            return None
+        key, evidence = str(Path(self.place).absolute() / name), _settled(marks(self.place, name))
+        known: dict[str, str] = (self.memory.get(key, evidence) if evidence else None) or {}
+        if (ref or "") not in known:
+            known = {**known, ref or "": _dataset(self._opened(), name, ref)}
+            if evidence:
+                self.memory.put(key, evidence, known)
+                self.memory.save()
+        return known[ref or ""]
+
+    def _opened(self) -> Lake:
+        if self._lake is None:
+            from scalai_nb.data.lake import Lake
+
+            self._lake = Lake(self.place)
+        return self._lake
+
+
+def _settled(files: Iterable[Path]) -> list[Any] | None:
+    "What is another when one of the files was written; None: that could go unseen"
+    try:
+        seen = [(str(f), f.stat()) for f in files]
+    except OSError:
+        return None
+    return [[f, *identity(s)] for f, s in seen] if all(is_settled(s) for _, s in seen) else None
+
+
+class _Models:
+    "The versions in a registry of models"
+
+    def __init__(self, env: Environment, registry: Catalog | None):
+        self.env = env
+        self.registry = registry
+
+    def __call__(self, name: str, ref: str | None) -> str | None:
+        if self.registry is None:
+            if not _exists(self.env.tracking):
+                return None
+            from scalai_nb.models.registry.catalog import Catalog
+
+            self.registry = Catalog(self.env)
+        model = self.registry.get(name, ref or "latest")
+        return str(model.version) if model.path.exists() else None
 
 # %% ../../nbs/pipeline/pipeline.ipynb #fe71f03d
 @dataclass(frozen=True)
@@ -429,6 +490,8 @@ def _unfit(
 
 def _check_kernels(pipeline: Pipeline) -> None:
     "Every kernel is installed"
+    if all(is_installed(step.kernel) for step in pipeline.steps):
+        return
     from jupyter_client.kernelspec import KernelSpecManager
 
     known = KernelSpecManager().find_kernel_specs()

@@ -22,7 +22,7 @@ from .outputs import read_notebook
 from .pipeline import Pipeline
 from .plan import Plan
 from .run import Event, Run, load_run
-from .running.attempt import Shared
+from .running.shared import Shared
 from .running.exclusive import exclusive
 from .running.recorder import OnEvent, RunRecorder, about
 from .running.resources import Resources

@@ -336,14 +336,14 @@ class Cache:
 
     def _absent(self, name: str, id: str) -> bool:
         "Whether something of a version is not there; looked at again when the folder has changed"
-        from scalai_nb.data.lake import Lake
-
         chunks = Path(self.env.lake) / name / "chunks"
         if not chunks.exists():
             return False
         known, evidence = f"chunks of {chunks.parent}", [id, stamp(chunks)]
         whole = self.memory.get(known, evidence)
         if whole is None:
+            from scalai_nb.data.lake import Lake
+
             whole = not Lake(self.env.lake).absent(name, id)
             self.memory.put(known, evidence, whole)
         return not whole

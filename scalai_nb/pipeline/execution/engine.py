@@ -25,16 +25,19 @@ from typing import TYPE_CHECKING, Any, cast
 
 import psutil
 
-# else nbformat's validator compiles a grammar of web addresses, for a second
-sys.modules.setdefault("rfc3987_syntax", cast(Any, None))
+# as if not installed, while nbformat's validator looks for what checks addresses and durations:
+# it takes a second
+_CHECKERS = [name for name in ("rfc3987_syntax", "isoduration") if name not in sys.modules]
+for name in _CHECKERS:
+    sys.modules[name] = cast(Any, None)
 import nbformat
-from jupyter_client.kernelspec import NoSuchKernel
+from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-if sys.modules["rfc3987_syntax"] is None:
-    del sys.modules["rfc3987_syntax"]
+for name in _CHECKERS:
+    del sys.modules[name]
 
 from scalai_nb.pipeline.execution.forkserver import (
     Child,
@@ -45,6 +48,7 @@ from scalai_nb.pipeline.execution.forkserver import (
     group_memory,
 )
 from .kernel_log import KernelLog
+from .kernelspecs import kernel_folders
 from .outcome import Seen, Verdict, left_early, verdict
 from ..reading.syntax import SKIPPED
 from ...redaction import Secrets
@@ -409,6 +413,7 @@ class Execution:
         "Execute the cells; the exception that ended it"
         km: Any = AsyncKernelManager(
             kernel_name=self.kernel,
+            kernel_spec_manager=KernelSpecManager(kernel_dirs=kernel_folders()),
             transport="ipc",
             connection_file=f"{folder}/kernel.json",
             ip=f"{folder}/k",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 import sys
 import time
@@ -215,6 +216,9 @@ def packages(
 def version_of(distribution: str) -> str:
     "Of an installed package; `none` where it is not"
     try:
-        return metadata.version(distribution)
+        found = metadata.distribution(distribution)
     except metadata.PackageNotFoundError:
         return "none"
+    # its own property reads all of it as an e-mail, for milliseconds
+    said = re.search(r"^Version: *(\S+)", found.read_text("METADATA") or "", re.M)
+    return said[1] if said else found.version

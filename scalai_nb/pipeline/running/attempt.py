@@ -9,13 +9,12 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ...environment import Environment
 from ...errors import Conflict, ScalaiError
 from ..execution.engine import Execution, Kernel, Limits, code_cells
 from ..execution.forkserver import OBSERVED
@@ -27,14 +26,14 @@ from ..plan import Planned
 from ..reading.observed import Observed
 from ..reading.surroundings import content, stamps
 from ..run import read_events
-from .recorder import RunRecorder, StepRecorder
-from .resources import Resources
-from ..staleness import Cache, variables
-from ..tracker import Tracker, step_id
+from .recorder import StepRecorder
+from .shared import Shared
+from ..staleness import variables
+from ..tracker import step_id
 from ...tracking.mlflow_file import database
 
 # %% auto #0
-__all__ = ['inject', 'Shared', 'Attempt']
+__all__ = ['inject', 'Attempt']
 
 # %% ../../../nbs/pipeline/running/attempt.ipynb #ee42a7a1
 def inject(
@@ -69,46 +68,6 @@ def inject(
         "execution_count": None,
     }
     return {**nb, "cells": [*cells[:behind], cell, *cells[behind:]]}
-
-# %% ../../../nbs/pipeline/running/attempt.ipynb #4576b0ee
-@dataclass(frozen=True)
-class Shared:
-    """What the attempts of one run have in common
-
-    Attributes
-    ----------
-    env : Environment
-    pipeline : str
-        its name
-    recorder : RunRecorder
-    resources : Resources
-    tracker : Tracker
-    cache : Cache
-    secrets : Sequence[str], default ()
-        names of the variables that hold secrets
-    variables : dict[str, str]
-        of kernels, beside the environment's
-    publish : bool, default True
-        what a completed step writes becomes the newest version
-    keep : float, default 0.0
-        seconds that the kernel of a step that fails stays; 0: it is ended at once
-    """
-
-    env: Environment
-    pipeline: str  # its name
-    recorder: RunRecorder
-    resources: Resources
-    tracker: Tracker
-    cache: Cache
-    secrets: Sequence[str] = ()  # names of the variables that hold secrets
-    variables: dict[str, str] = field(default_factory=dict)  # of kernels, beside the environment's
-    publish: bool = True  # what a completed step writes becomes the newest version
-    keep: float = 0.0  # seconds that the kernel of a step that fails stays; 0: it is ended at once
-
-    def track(self, step: str) -> None:
-        "Tell the trackers how `step` stands"
-        run = self.recorder.run
-        self.tracker.step(run, run.step(step))
 
 # %% ../../../nbs/pipeline/running/attempt.ipynb #10a775ae
 class Attempt:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import psutil
 
 from ...environment import Environment
-from ..execution.engine import preload
-from ..execution.forkserver import ForkServer
+
+if TYPE_CHECKING:
+    from scalai_nb.pipeline.execution.forkserver import ForkServer
 
 # %% auto #0
 __all__ = ['Resources']
@@ -63,6 +65,9 @@ class Resources:
         "The fork server of the kernels"
         with self._lock:
             if not self._server:
+                from scalai_nb.pipeline.execution.engine import preload
+                from scalai_nb.pipeline.execution.forkserver import ForkServer
+
                 server = ForkServer(preload(self.sources), self.hidden)
                 self._server = self._stack.enter_context(server)
             return self._server

@@ -6,11 +6,15 @@
 from __future__ import annotations
 
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING
 
 from ..outputs import Notebook
 from ..plan import Plan, Planned
-from .attempt import Attempt, Shared
+from .shared import Shared
 from ..step import Step
+
+if TYPE_CHECKING:
+    from scalai_nb.pipeline.running.attempt import Attempt
 
 # %% auto #0
 __all__ = ['DONE', 'Schedule']
@@ -128,6 +132,8 @@ class Schedule:
         step = planned.step
         if self.stopping:
             return self._not_run(step)
+        from scalai_nb.pipeline.running.attempt import Attempt  # a cached run needs none of it
+
         attempt = Attempt(self.shared, planned, self.notebooks[step.name])
         self.attempts[step.name] = attempt
         if self.stopping:  # meanwhile

@@ -8,19 +8,20 @@ from __future__ import annotations
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
+from functools import cache
 from io import BytesIO
-from typing import Any
-
-from markdown_it import MarkdownIt
+from typing import TYPE_CHECKING, Any
 
 from ..outputs import Notebook, text
 from ...show import Part, element, inline
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
 
 # %% auto #0
 __all__ = ['lesson', 'main_picture']
 
 # %% ../../../nbs/pipeline/showing/lesson.ipynb #3c44c6de
-_PROSE = MarkdownIt("commonmark").enable("table")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -29,8 +30,16 @@ def _pre(words: str, kind: str = "text") -> Part:
     return element("pre", _ANSI.sub("", words), class_=kind)
 
 
+@cache
+def _prose() -> MarkdownIt:
+    "Renders prose; its import waits for the first"
+    from markdown_it import MarkdownIt
+
+    return MarkdownIt("commonmark").enable("table")
+
+
 def _markdown(words: str) -> Part:
-    return Part(_PROSE.render(words), words)
+    return Part(_prose().render(words), words)
 
 
 def _html(words: str) -> Part:

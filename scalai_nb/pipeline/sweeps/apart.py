@@ -19,7 +19,7 @@ from ..pipeline import Head, Pipeline, heads
 from ..plan import Plan
 from ..run import Event
 from ..runner import Runner
-from ..running.attempt import Shared
+from ..running.shared import Shared
 from ..running.resources import Resources
 from ..staleness import Cache
 from .grid import Combination
