@@ -2,9 +2,13 @@
 
 import importlib
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numba
 import numpy as np
+from toy import UNPRIVILEGED
 
 from scalai_nb.kernels import jit
 
@@ -37,3 +41,39 @@ def test_processes_that_compile_at_once_keep_their_own_code(tmp_path, monkeypatc
     )  # should Numba mend it, kernels/jit is no longer needed
     shutil.rmtree(tmp_path / "__pycache__")
     assert found(jit.njit) == -1
+
+
+def test_a_home_and_a_package_that_cannot_be_written_cost_a_compilation_and_nothing_else(tmp_path):
+    home = tmp_path / "home"
+    for name in ("closed", "late"):
+        (home / name).mkdir(parents=True)
+        (home / name / f"{name}.py").write_text("def plus(x): return x + 1")
+    code = """if True:
+        import os, sys, warnings
+        from scalai_nb.kernels.jit import njit
+        sys.path += ["closed", "late"]
+        sys.dont_write_bytecode = True
+        import late
+        plus = njit(late.plus)
+        for folder in ("closed", "late", "late/__pycache__", "."):
+            os.chmod(folder, 0o555)
+        assert plus(1) == 2
+        import closed
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            assert njit(closed.plus)(1) + njit(closed.plus)(2) == 5
+        print(*[w.message for w in said], os.listdir("late/__pycache__"))
+    """
+    variables = {"HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [*UNPRIVILEGED, sys.executable, "-c", code],
+        cwd=home,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    for folder in (home, *home.rglob("*/")):
+        folder.chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Set NUMBA_CACHE_DIR") == 1 and done.stdout.endswith("[]\n")

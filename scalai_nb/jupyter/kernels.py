@@ -102,9 +102,11 @@ def install(
                     (kernel, manager.install_kernel_spec(spec, kernel, user=user, prefix=place))
                 )
             except OSError as e:
+                remedy = (
+                    "set JUPYTER_DATA_DIR to a folder" if user else "pass user=True or a prefix"
+                )
                 raise ScalaiError(
-                    f"{e.filename} cannot be written ({e.strerror}); pass user=True or a prefix "
-                    "that is yours."
+                    f"{e.filename} cannot be written ({e.strerror}); {remedy} that is yours."
                 ) from None
     return done
 

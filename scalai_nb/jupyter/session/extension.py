@@ -30,5 +30,5 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
         return
     limit(env)
     advise(shell, env.name if env.memory else "")
-    guard(shell)
+    guard()
     account(shell, env)
