@@ -170,6 +170,32 @@ def test_on_a_cluster_what_would_not_fit_stays_there(start):
     assert said.startswith("(60000000.0, 60000000)")
 
 
+def test_a_restarted_kernel_says_what_the_last_one_died_of(start):
+    cell = start("small")
+
+    def dies(source):
+        "What the restarter's next kernel says above its first cell"
+        cell.client.execute(source)
+        while cell.manager.is_alive():
+            time.sleep(0.1)
+        cell.manager.restart_kernel(now=True)
+        cell.client.wait_for_ready(timeout=60)
+        return cell("1")
+
+    said = dies("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    assert "while it ran 'import os, signal'" in said and "kill -9" in said and "1.5 GB" in said
+    assert cell("2") == "2"
+    said = dies("import ctypes\ndef solver(): ctypes.string_at(0)\nsolver()")
+    assert "it crashed (Segmentation fault)" in said and "kill -9" not in said
+    # asked to go, idle or busy: nothing to tell
+    for source in ("3", "while True: pass"):
+        cell.client.execute(source)
+        time.sleep(1)
+        cell.manager.restart_kernel()
+        cell.client.wait_for_ready(timeout=60)
+        assert cell("4") == "4", source
+
+
 def test_a_kernel_has_the_cores_of_its_environment(start):
     assert start("small")("import os; len(os.sched_getaffinity(0))") == "1"
 

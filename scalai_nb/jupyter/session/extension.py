@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ...environment import environment
 from ...errors import ScalaiError
 from .bringing import guard
+from .ended import remember
 from .limits import advise, limit
 from .usage import account
 
@@ -31,4 +32,5 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
     limit(env)
     advise(shell, env.name if env.memory else "")
     guard()
+    remember(shell)
     account(shell, env)
