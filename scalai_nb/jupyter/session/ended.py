@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import faulthandler
 import json
+import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -134,7 +135,7 @@ def remember(shell: InteractiveShell) -> None:
     from ipykernel.connect import get_connection_file
 
     record = Record(Path(get_connection_file()))
-    said = [record.taken()]
+    said = [os.environ.pop("SCALAI_LOST", "") or record.taken()]
     record.watch()
     record.write()
 
