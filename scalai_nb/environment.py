@@ -83,6 +83,13 @@ def _cluster(text: str) -> str:
     raise ValueError
 
 
+def _kernel(text: str) -> str:
+    "Where a Jupyter kernel may live"
+    if text in ("here", "worker"):
+        return text
+    raise ValueError
+
+
 def _trackers(text: str) -> str:
     "Trackers that `tracking.sinks` can write to, between commas"
     if text == "none" or set(re.split(r"\s*,\s*", text)) <= {"mlflow", "wandb"}:
@@ -122,6 +129,7 @@ class Environment:
     workers : int | None
     memory : int | None
     cores : int | None
+    kernel : str
     worker_price : float | None
     jobs : int
     cell_timeout : float | None
@@ -155,6 +163,11 @@ class Environment:
     )
     cores: int | None = _setting(
         None, _auto(int), "CPU cores that a Jupyter kernel may use; auto: all"
+    )
+    kernel: str = _setting(
+        "here",
+        _kernel,
+        "here, or worker: where Jupyter kernels run, on this machine or the cluster",
     )
     worker_price: float | None = _setting(
         None, _auto(float), "what an hour of one worker costs, for the cost of a run; auto: unknown"

@@ -3,10 +3,14 @@
 import gc
 import importlib
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numba
 import numpy as np
 import pytest
+from toy import UNPRIVILEGED
 
 from scalai_nb.kernels import columns, jit
 
@@ -63,3 +67,39 @@ def test_a_view_keeps_its_memory():
     gc.collect()
     others = [np.full(100_000, -1.0) for _ in range(20)]
     assert len(others) == 20 and (view == expected).all()
+
+
+def test_a_home_and_a_package_that_cannot_be_written_cost_a_compilation_and_nothing_else(tmp_path):
+    home = tmp_path / "home"
+    for name in ("closed", "late"):
+        (home / name).mkdir(parents=True)
+        (home / name / f"{name}.py").write_text("def plus(x): return x + 1")
+    code = """if True:
+        import os, sys, warnings
+        from scalai_nb.kernels.jit import njit
+        sys.path += ["closed", "late"]
+        sys.dont_write_bytecode = True
+        import late
+        plus = njit(late.plus)
+        for folder in ("closed", "late", "late/__pycache__", "."):
+            os.chmod(folder, 0o555)
+        assert plus(1) == 2
+        import closed
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            assert njit(closed.plus)(1) + njit(closed.plus)(2) == 5
+        print(*[w.message for w in said], os.listdir("late/__pycache__"))
+    """
+    variables = {"HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [*UNPRIVILEGED, sys.executable, "-c", code],
+        cwd=home,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    for folder in (home, *home.rglob("*/")):
+        folder.chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Set NUMBA_CACHE_DIR") == 1 and done.stdout.endswith("[]\n")

@@ -134,19 +134,66 @@ def test_a_cell_that_asks_for_fifty_gigabytes_is_told_what_to_do(start):
 
 def test_what_would_not_fit_is_not_brought(start):
     cell = start("small")
-    cell("import dask.array as da, xarray as xr, time")
+    cell("import dask, dask.array as da, numpy as np, xarray as xr, time")
     cell("lazy = xr.Dataset({'price': ('row', da.ones(10**10, chunks=10**7))})")
-    for source in ("lazy.compute()", "lazy.price.values", "v = (lazy.price * 2).load()"):
+    cell("def mine(x):\n    return [x.price.values for _ in range(1)]")
+    for source in (
+        "lazy.compute()",
+        "v = (lazy.price * 2).load()",
+        "mine(lazy)",
+        "np.asarray(lazy.price)",
+        "dask.compute([lazy.price.data])",
+        "lazy.persist()",
+        "list(map(mine, [lazy]))",
+    ):
         said = cell(f"begun = time.time()\n{source}")
-        assert cell.reply["ename"] == "TooLarge" and "Keep it lazy" in said, source
+        assert cell.reply["ename"] == "TooLarge" and "Keep it lazy" in said, (source, said)
         assert "80.0 GB" in said
         assert float(cell("time.time() - begun")) < 5
     assert cell("float(lazy.price[:1000].mean().compute()), lazy.price[:3].values") == (
         "(1.0, array([1., 1., 1.]))"
     )
-    # a function is left as it is written
-    cell("def f(x): return x.values")
-    assert cell("'_scalai_fits' in f.__code__.co_names") == "False"
+
+
+def test_on_a_cluster_what_would_not_fit_stays_there(start):
+    cell = start("small")
+    cell("from distributed import Client\nimport dask.array as da, numpy as np")
+    said = cell("client = Client(n_workers=1, dashboard_address=None)\nkept = np.ones(10**8)")
+    assert cell.ok, said
+    cell(
+        "x = da.ones(6 * 10**7, chunks=10**7).persist()\nlarge = client.submit(np.ones, 6 * 10**7)"
+    )
+    assert cell.ok
+    assert "Keep it lazy" in cell("x.compute()") and cell.reply["ename"] == "TooLarge"
+    assert "stays on the cluster" in cell("large.result()") and cell.reply["ename"] == "TooLarge"
+    said = cell("float(x.sum().compute()), client.gather(client.submit(len, large))")
+    assert said.startswith("(60000000.0, 60000000)")
+
+
+def test_a_restarted_kernel_says_what_the_last_one_died_of(start):
+    cell = start("small")
+
+    def dies(source):
+        "What the restarter's next kernel says above its first cell"
+        cell.client.execute(source)
+        while cell.manager.is_alive():
+            time.sleep(0.1)
+        cell.manager.restart_kernel(now=True)
+        cell.client.wait_for_ready(timeout=60)
+        return cell("1")
+
+    said = dies("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    assert "while it ran 'import os, signal'" in said and "kill -9" in said and "1.5 GB" in said
+    assert cell("2") == "2"
+    said = dies("import ctypes\ndef solver(): ctypes.string_at(0)\nsolver()")
+    assert "it crashed (Segmentation fault)" in said and "kill -9" not in said
+    # asked to go, idle or busy: nothing to tell
+    for source in ("3", "while True: pass"):
+        cell.client.execute(source)
+        time.sleep(1)
+        cell.manager.restart_kernel()
+        cell.client.wait_for_ready(timeout=60)
+        assert cell("4") == "4", source
 
 
 def test_a_kernel_has_the_cores_of_its_environment(start):

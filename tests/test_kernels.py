@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from jupyter_client.manager import start_new_kernel
+from toy import UNPRIVILEGED, notebook
 
 from scalai_nb.errors import EnvironmentNotFound, ScalaiError, SettingsError
 from scalai_nb.jupyter import kernels
@@ -164,6 +165,25 @@ def test_a_place_that_cannot_be_written_names_the_remedy(project):
     (project / "file").write_text("")
     with pytest.raises(ScalaiError, match="pass user=True or a prefix that is yours"):
         kernels.install(["ci"], prefix=project / "file")
+
+
+def test_a_home_that_cannot_be_written_is_named_and_a_kernel_starts_there(project, monkeypatch):
+    kernels.install(["ci"], prefix=project)
+    home = project / "home"
+    home.mkdir(mode=0o555)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("JUPYTER_DATA_DIR")
+    notebook(project / "one.ipynb", None, "import scalai_nb as sn\nprint(sn.environment().name)")
+
+    def ended(script, *words):
+        command = [*UNPRIVILEGED, Path(sys.executable).parent / script, *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    done = ended("scalai", "kernel", "install", "ci", "--user")
+    assert done.returncode == 2 and "set JUPYTER_DATA_DIR to a folder that is yours" in done.stderr
+    done = ended("jupyter-execute", "--inplace", "--kernel_name=scalai-ci", "one.ipynb")
+    assert done.returncode == 0, done.stderr
+    assert "ci\\n" in (project / "one.ipynb").read_text() and not list(home.iterdir())
 
 
 def test_removing_what_is_not_there_removes_nothing(project):

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+# root may write what nobody may; before a command, this makes it heed modes as everybody does
+UNPRIVILEGED = ["setpriv", "--bounding-set=-dac_override", "--"] if os.geteuid() == 0 else []
 SPEC = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 

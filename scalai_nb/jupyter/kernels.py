@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from ipykernel.kernelspec import write_kernel_spec
+from ipykernel.kernelspec import get_kernel_dict, write_kernel_spec
 from jupyter_client.kernelspec import KernelSpecManager
 
 from ..environment import environment, find_settings, sections
@@ -35,11 +35,15 @@ def _write_spec(
     settings: Path,  # absolute path of settings.ini
 ) -> str:  # the folder
     "Write the kernelspec of one environment"
+    metadata = get_kernel_dict()["metadata"]
+    if environment(name, settings=settings).kernel == "worker":
+        metadata["kernel_provisioner"] = {"provisioner_name": "scalai-worker"}
     return write_kernel_spec(
         str(folder),
         extra_arguments=[f"--ext=scalai_nb.jupyter.{name}" for name in EXTENSIONS],
         overrides={
             "display_name": f"scalai ({name})",
+            "metadata": metadata,
             "env": {"SCALAI_ENV": name, "SCALAI_SETTINGS": str(settings)},
         },
     )
@@ -59,7 +63,12 @@ def _sections(
                 f"[{name}] of {settings.name} cannot name a kernel; accepted: a-z, 0-9, '.', '_', "
                 "'-'. Rename the section."
             )
-        environment(name, settings=settings)
+        env = environment(name, settings=settings)
+        if env.kernel == "worker" and "://" not in env.cluster:
+            raise SettingsError(
+                f"[{name}] of {settings.name}: kernel = worker goes with a cluster that runs, not "
+                f"with cluster = {env.cluster}; give its address: cluster = tcp://host:port."
+            )
     return [*(env_names or known)]
 
 # %% ../../nbs/jupyter/kernels.ipynb #c4ccc12c
@@ -102,9 +111,11 @@ def install(
                     (kernel, manager.install_kernel_spec(spec, kernel, user=user, prefix=place))
                 )
             except OSError as e:
+                remedy = (
+                    "set JUPYTER_DATA_DIR to a folder" if user else "pass user=True or a prefix"
+                )
                 raise ScalaiError(
-                    f"{e.filename} cannot be written ({e.strerror}); pass user=True or a prefix "
-                    "that is yours."
+                    f"{e.filename} cannot be written ({e.strerror}); {remedy} that is yours."
                 ) from None
     return done
 

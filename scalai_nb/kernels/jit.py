@@ -5,8 +5,10 @@ function at the same time for two dtypes, both take the same number, and the ind
 name the code of the other: int8 was read as uint8 (numba 0.68). Here each file has a name of its
 own, so a lost entry of the index costs a compilation and nothing else."""
 
+import warnings
 from collections.abc import Callable
-from functools import partial
+from contextlib import suppress
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
@@ -26,6 +28,19 @@ class _Cache(FunctionCache):
         super().__init__(function)
         self._cache_file.__class__ = _Files
 
+    def save_overload(self, sig, data):
+        with suppress(OSError):  # a full disk, or a folder that can no longer be written
+            super().save_overload(sig, data)
+
+
+@cache
+def _not_kept() -> None:
+    warnings.warn(
+        "Compiled code cannot be kept: neither the package nor the home is a place to write; each "
+        "process compiles anew. Set NUMBA_CACHE_DIR to a folder that is yours.",
+        stacklevel=2,
+    )
+
 
 def mutable(
     x: np.ndarray,  # what a kernel only reads
@@ -44,9 +59,12 @@ def mutable(
 def njit(function: Callable | None = None, **options) -> Any:
     """Compile `function` for each dtype that it meets, without the interpreter's lock
 
-    And keep the code on disk."""
+    And keep the code on disk, where that can be written."""
     if function is None:
         return partial(njit, **options)
     compiled = numba.njit(nogil=True, **options)(function)
-    setattr(compiled, "_cache", _Cache(function))  # noqa: B010  numba has no setting for it
+    try:
+        setattr(compiled, "_cache", _Cache(function))  # noqa: B010  numba has no setting for it
+    except RuntimeError:  # no folder to keep it in
+        _not_kept()
     return compiled

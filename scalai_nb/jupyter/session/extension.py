@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ...environment import environment
 from ...errors import ScalaiError
 from .bringing import guard
+from .ended import remember
 from .limits import advise, limit
 from .usage import account
 
@@ -30,5 +31,6 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
         return
     limit(env)
     advise(shell, env.name if env.memory else "")
-    guard(shell)
+    guard()
+    remember(shell)
     account(shell, env)

@@ -15,8 +15,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ...environment import environment
-from ...errors import ParameterError
-from .usage import client_here
+from ...errors import ParameterError, WorkFailed
+from .usage import address_of, client_here
 from ...show import Part, code, prose, table
 from ...words import size
 
@@ -83,7 +83,13 @@ def _state(client: Cluster | None) -> Part:
     "The workers as a table"
     if not client:
         return prose("There is no cluster. To start one: ", code("%scale 4"))
-    client.sync(client._update_scheduler_info)
+    try:
+        client.sync(client._update_scheduler_info, callback_timeout=5)
+    except (OSError, TimeoutError):
+        raise WorkFailed(
+            f"The scheduler at {address_of(client)} does not answer within 5 s; "
+            "see whether it runs, or leave it: %scale off"
+        ) from None
     found = client.scheduler_info(n_workers=-1)["workers"].values()
     rows = [
         [w["name"], w["nthreads"], size(w["memory_limit"]) or "all", w["status"]] for w in found

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from scalai_nb.types import Cluster
 
 # %% auto #0
-__all__ = ['Usage', 'client_here', 'used_so_far', 'Watch', 'account']
+__all__ = ['PATIENCE', 'Usage', 'client_here', 'address_of', 'used_so_far', 'Watch', 'account']
 
 # %% ../../../nbs/jupyter/session/usage.ipynb #01d3fd7c
 @dataclass(frozen=True)
@@ -86,15 +87,28 @@ def client_here() -> Cluster | None:
     return client if client.status == "running" else None
 
 
+def address_of(client: Cluster) -> str:
+    "That of its scheduler"
+    scheduler: Any = client.scheduler
+    return scheduler.address
+
+
+PATIENCE = 1.0  # seconds that a scheduler may take to say how it stands
+
+
+def _asked(client: Cluster, question: Callable[..., Any]) -> Any:
+    "The answer of the scheduler; None: it has gone, is silent or another version"
+    try:
+        return client.sync(client._run_on_scheduler, question, callback_timeout=PATIENCE)
+    except Exception:  # of any kind
+        return None
+
+
 def used_so_far() -> Usage | None:
     "What the cluster of this process has done; None: there is none, or it does not say"
-    if not (client := client_here()):
-        return None
-    try:
-        found: Any = client.run_on_scheduler(_counted)
-        return Usage(*found)
-    except Exception:  # of any kind, where the scheduler is another version or has gone
-        return None
+    client = client_here()
+    found = _asked(client, _counted) if client else None
+    return Usage(*found) if found else None
 
 # %% ../../../nbs/jupyter/session/usage.ipynb #960afc39
 class Watch:
@@ -128,10 +142,7 @@ class Watch:
         while not self._over.wait(wait):
             wait = self.EVERY
             client = client_here()
-            try:
-                left: Any = client.run_on_scheduler(_to_do) if client else 0
-            except Exception:  # as above
-                return
+            left = _asked(client, _to_do) if client else 0
             if left and not self._over.is_set():
                 self._show(f"{left:,} tasks to go · {duration(self.seconds)}")
 
@@ -163,19 +174,23 @@ def account(
     env : Environment
         its `worker_price` is that of an hour
     """
-    before: list[Usage] = []
-    watches: list[Watch] = []
+    begun: list[tuple[Cluster | None, Usage | None, Watch]] = []
 
     def begin(*_: Any) -> None:
-        before[:] = [used_so_far() or Usage()]
-        watches[:] = [Watch()]
+        begun[:] = [(client_here(), used_so_far(), Watch())]
 
     def end(*_: Any) -> None:
-        for watch in watches:  # there is none for the cell that begins the account
-            now = used_so_far()
-            took = now - before[0] if now else Usage()
+        for client, before, watch in begun:  # empty for the cell that begins the account
+            if client and not before:
+                watch.end(f"the scheduler at {address_of(client)} does not answer")
+                continue
+            now = client_here()
+            if now is not client:  # nobody but this cell has used one that it started
+                before = Usage() if now and now.cluster else None
+            after = used_so_far() if before else None
+            took = after - before if after and before else Usage()
             watch.end(took.line(watch.seconds, env.worker_price) if took.tasks > 0 else "")
-        watches.clear()
+        begun.clear()
 
     for moment, callback in (("pre_run_cell", begin), ("post_run_cell", end)):
         shell.events.register(moment, callback)

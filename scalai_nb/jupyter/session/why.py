@@ -98,6 +98,14 @@ def _killed(e: Exception, names: Mapping[str, Any]) -> tuple[str, str]:
     )
 
 
+def _cancelled(e: Exception, names: Mapping[str, Any]) -> tuple[str, str]:
+    return (
+        "What was asked of the cluster was cancelled, or its scheduler has gone.",
+        "If it has gone, connect anew (client = sn.connect(), or %scale 2) and run the cells that "
+        "put data there.",
+    )
+
+
 def _interrupted(e: KeyboardInterrupt, names: Mapping[str, Any]) -> tuple[str, str]:
     return "You stopped it.", "The variables are as they were then."
 
@@ -105,6 +113,8 @@ def _interrupted(e: KeyboardInterrupt, names: Mapping[str, Any]) -> tuple[str, s
 _RULES: dict[str, Callable[..., tuple[str, str]]] = {  # by the name of a class; the first that is
     "MemoryError": _memory,
     "KilledWorker": _killed,
+    "FutureCancelledError": _cancelled,
+    "CommClosedError": _cancelled,
     "KeyError": _missing_key,
     "ImportError": _missing_module,
     "NameError": _missing_name,
