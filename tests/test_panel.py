@@ -1,6 +1,8 @@
 """The panel's server: what it answers, whom it refuses, what it starts and what that outlives"""
 
+import io
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,11 +13,18 @@ from urllib.request import HTTPCookieProcessor, Request, build_opener, urlopen
 
 import pytest
 from panels import TOKEN, jupyter
+from rich.console import Console
 from toy import Project
 
+from scalai_nb.cli import _runs
 from scalai_nb.environment import environment
-from scalai_nb.jupyter.server.board import Board
-from scalai_nb.pipeline.run import EventLog
+from scalai_nb.jupyter.magics import runs
+from scalai_nb.jupyter.server import board
+from scalai_nb.jupyter.server.board import Board, detail
+from scalai_nb.jupyter.server.index import INDEX
+from scalai_nb.pipeline.progress import summary
+from scalai_nb.pipeline.report import report
+from scalai_nb.pipeline.run import EventLog, all_runs, died, run_folders
 
 EVIL = "<svg onload=\"document.title = 'evil'\">"
 
@@ -274,6 +283,94 @@ def test_a_half_written_and_a_damaged_record(tmp_path):
     assert [r["status"] for r in board.rows()] == ["damaged"]
     events.write_bytes(whole)
     assert [r["status"] for r in board.rows()] == ["completed"]
+
+
+DAMAGE = (b"\0" * 40, b"{", b"7", b"[]", b"{}", b'{"event":"cell"}', b"[" * 9999)
+
+
+@pytest.mark.parametrize("at", [0, 3, 27, -1])
+def test_every_reader_passes_over_a_damaged_line_and_names_it(tmp_path, at):
+    env = environment(settings=settings(tmp_path))
+    events = record(Path(env.runs), "toy-20261101-100000", 2) / "events.jsonl"
+    record(Path(env.runs), "toy-20261102-100000")
+    lines = events.read_bytes().splitlines()
+    number = range(1, len(lines) + 1)[at]
+    for line in DAMAGE:
+        lines[at] = line
+        events.write_bytes(b"\n".join([*lines, b""]))
+        whole, damaged = all_runs(env)
+        assert (whole.status, damaged.status) == ("completed", "damaged")
+        assert not {s.status for s in damaged.steps} & {"running", "pending"}
+        assert detail(Board(env).run(damaged.id), env)["damage"] == damaged.damage
+    assert not died(env)(f"{damaged.id}.s0")  # what it has left is not taken for remains
+    assert f"events.jsonl: line {number}" in damaged.damage
+    assert damaged.damage in report(damaged, env)
+    for shown in (_runs([whole, damaged]), summary(damaged), runs(env), damaged):
+        assert f"line {number}" in text_of(shown)
+
+
+def text_of(shown) -> str:
+    "What a terminal shows"
+    console = Console(width=300, file=io.StringIO())
+    console.print(shown if hasattr(shown, "__rich_console__") else repr(shown))
+    return console.file.getvalue()
+
+
+def test_a_record_that_is_deleted_while_it_is_listed(tmp_path, monkeypatch):
+    env = environment(settings=settings(tmp_path))
+    one, two = (record(Path(env.runs), f"toy-2026110{i}-100000") for i in (1, 2))
+    listed = run_folders(env)
+    for module in ("scalai_nb.jupyter.server.board", "scalai_nb.pipeline.run"):
+        monkeypatch.setattr(f"{module}.run_folders", lambda env: listed)
+    shutil.rmtree(two)
+    assert [r["id"] for r in Board(env).rows()] == [r.id for r in all_runs(env)] == [one.name]
+
+
+def test_the_next_server_reads_no_ended_run_again_and_never_a_wrong_row(tmp_path, monkeypatch):
+    env = environment(settings=settings(tmp_path))
+    runs = Path(env.runs)
+    folders = [record(runs, f"toy-20261101-{100000 + i}", 1, 1) for i in range(60)]
+    read = []
+    summary = board._summary
+    monkeypatch.setattr(board, "_summary", lambda f: read.append(f.name) or summary(f))
+    rows = Board(env).rows()
+    assert len(read) == len(rows) == 60
+
+    def again() -> list[dict]:
+        read.clear()
+        return Board(env).rows()
+
+    assert again() == rows and not read
+    shutil.rmtree(folders[0])
+    record(runs, folders[0].name, 1, 1, status="failed_too")  # of the same name
+    folders[1].rename(folders[1].with_name("toy-20261101-200000"))
+    assert {r["status"] for r in again()} == {"completed", "failed_too"} and len(read) == 2
+    (runs / INDEX).write_bytes((runs / INDEX).read_bytes()[:-1] + b" ")
+    assert {r["status"] for r in again()} == {"completed", "failed_too"} and len(read) == 60
+    runs.rename(tmp_path / "moved")
+    assert Board(env).rows() == []
+    (tmp_path / "moved").rename(runs)
+    assert len(again()) == 60 and not read
+
+
+def test_an_index_that_several_servers_write_at_once(tmp_path, monkeypatch):
+    env = environment(settings=settings(tmp_path))
+    monkeypatch.setattr(board, "_UNSAVED", 1)
+    statuses = {f"toy-20261101-{100000 + i}": ("completed", "failed")[i % 2] for i in range(40)}
+
+    def serve(mine: list[str]) -> None:
+        for id in mine:
+            record(Path(env.runs), id, 1, 1, statuses[id])
+            Board(env).rows()
+
+    ids = list(statuses)
+    threads = [threading.Thread(target=serve, args=(ids[i::4],)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for _ in range(2):
+        assert {r["id"]: r["status"] for r in Board(env).rows()} == statuses
 
 
 def settings(folder: Path) -> Path:
