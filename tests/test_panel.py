@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.request import HTTPCookieProcessor, Request, build_opener, urlopen
 
 import pytest
+from conftest import tool
 from panels import TOKEN, jupyter
 from rich.console import Console
 from toy import Project
@@ -20,6 +21,7 @@ from scalai_nb.cli import _runs
 from scalai_nb.environment import environment
 from scalai_nb.jupyter.magics import runs
 from scalai_nb.jupyter.server import board
+from scalai_nb.jupyter.server.assistants import VERSIONS
 from scalai_nb.jupyter.server.board import Board, detail
 from scalai_nb.jupyter.server.index import INDEX
 from scalai_nb.pipeline.progress import summary
@@ -288,7 +290,7 @@ def test_a_half_written_and_a_damaged_record(tmp_path):
 DAMAGE = (b"\0" * 40, b"{", b"7", b"[]", b"{}", b'{"event":"cell"}', b"[" * 9999)
 
 
-@pytest.mark.parametrize("at", [0, 3, 27, -1])
+@pytest.mark.parametrize("at", [0, 3, 26, -1])
 def test_every_reader_passes_over_a_damaged_line_and_names_it(tmp_path, at):
     env = environment(settings=settings(tmp_path))
     events = record(Path(env.runs), "toy-20261101-100000", 2) / "events.jsonl"
@@ -302,7 +304,8 @@ def test_every_reader_passes_over_a_damaged_line_and_names_it(tmp_path, at):
         assert (whole.status, damaged.status) == ("completed", "damaged")
         assert not {s.status for s in damaged.steps} & {"running", "pending"}
         assert detail(Board(env).run(damaged.id), env)["damage"] == damaged.damage
-    assert not died(env)(f"{damaged.id}.s0")  # what it has left is not taken for remains
+        # what it has left in the lake is not taken for remains
+        assert not any(died(env)(f"{damaged.id}.{s.name}") for s in damaged.steps)
     assert f"events.jsonl: line {number}" in damaged.damage
     assert damaged.damage in report(damaged, env)
     for shown in (_runs([whole, damaged]), summary(damaged), runs(env), damaged):
@@ -424,6 +427,40 @@ def talked(project, *messages: str, words: tuple[str, ...] = ()) -> list[dict]:
 def call(id: int, name: str, **arguments) -> str:
     params = {"name": name, "arguments": arguments}
     return json.dumps({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params})
+
+
+def official(project, name: str, *words: str, **arguments: str) -> dict:
+    "What the official client of the protocol gets of `scalai mcp`"
+    given = [f"{k}={v}" for k, v in arguments.items()]
+    server = [sys.executable, "-m", "scalai_nb", "mcp", *words]
+    client = [tool("mcp") / "python", Path(__file__).with_name("mcp_client.py")]
+    done = subprocess.run(
+        [*client, project.root, name, *given, "--", *server],
+        env=project.env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_official_client_lists_and_calls(project):
+    found = official(project, "plan", pipeline="toy")
+    assert found["version"] in VERSIONS and set(found["tools"].values()) == {True}
+    assert [s["name"] for s in json.loads(found["text"])["steps"]] == ["load", "sum"]
+    refused = official(project, "start", "--allow-run", pipeline="gone")
+    assert refused["tools"]["start"] is False and refused["error"]
+    assert "'gone' is not in the pipelines; known: toy" in refused["text"]
+
+
+def test_a_version_that_is_not_spoken_is_not_promised(project):
+    hello = {"jsonrpc": "2.0", "id": 1, "method": "initialize"}
+    asked = [
+        json.dumps(hello | {"params": {"protocolVersion": v}}) for v in ("2999-01-01", VERSIONS[-1])
+    ]
+    newer, known = [a["result"]["protocolVersion"] for a in talked(project, *asked)]
+    assert (newer, known) == (VERSIONS[0], VERSIONS[-1])
 
 
 def test_an_assistant_reads_and_runs_only_where_it_may(project):
