@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from .commands.adopting import adopt
 from .commands.attach import attach
@@ -402,7 +403,8 @@ def _runs(found: list[Run]) -> RenderableType:
         )
         for r in found
     )
-    return terminal_table(rows, "run", "status", "started", "time>", "steps>", "environment")
+    shown = terminal_table(rows, "run", "status", "started", "time>", "steps>", "environment")
+    return Group(shown, *[Text(r.damage) for r in found if r.damage])
 
 
 @runs_app.command("send")

@@ -201,10 +201,11 @@ MARKS = {  # status of a run or a step -> sign, and its style for rich
     "skipped": ("↷", "dim"),
     "cancelled": ("■", "yellow"),
     "lost": ("?", "bold red"),
+    "damaged": ("?", "bold red"),
 }
 TONES = {  # status -> tone of parts.css
     **dict.fromkeys(["completed", "cached", "met", "promoted"], "good"),
-    **dict.fromkeys(["failed", "lost", "missed", "refused"], "bad"),
+    **dict.fromkeys(["failed", "lost", "damaged", "missed", "refused"], "bad"),
     **dict.fromkeys(["cancelled", "stale", "partly met", "warning"], "warn"),
     "running": "info",
 }

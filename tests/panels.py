@@ -52,7 +52,8 @@ class Server:
 def jupyter(
     root: Path,  # where it is started
     folder: Path,  # for what it keeps
-    app: str = "jupyter_server",  # or jupyterlab
+    app: str = "jupyter_server",  # or jupyterlab, notebook
+    python: str | Path = sys.executable,  # of the environment that the app is in
 ) -> Iterator[Server]:
     "Serve as long as the block lasts; the panel comes from this checkout"
     (folder / "data/labextensions").mkdir(parents=True, exist_ok=True)
@@ -85,7 +86,7 @@ def jupyter(
     ]
     with (folder / "server.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", app, *words[: 7 if app == "jupyter_server" else None]],
+            [python, "-m", app, *words[: 7 if app == "jupyter_server" else None]],
             cwd=root,
             env={k: v for k, v in os.environ.items() if not k.startswith("SCALAI_")} | variables,
             stdout=log,

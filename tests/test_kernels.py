@@ -136,6 +136,18 @@ def test_a_kernel_whose_interpreter_or_environment_has_gone_is_found(project):
 
 
 @pytest.mark.parametrize(
+    ("found", "ok"), [("4.4.10", False), ("4.5.0", True), ("4.6.3", True), ("4.7.0", False)]
+)
+def test_a_jupyterlab_in_which_the_panel_was_not_tried_is_named(monkeypatch, found, ok):
+    from scalai_nb.operations import doctor
+
+    monkeypatch.setattr(doctor, "version", lambda name: found)
+    check = next(c for c in doctor.examine() if c.name == "JupyterLab")
+    assert check.ok == ok and found in check.found
+    assert ok or ("4.5 and 4.6" in check.found and "jupyterlab==4.6.*" in check.remedy)
+
+
+@pytest.mark.parametrize(
     ("settings", "names", "error", "words"),
     [
         (SETTINGS, ["lpatop"], EnvironmentNotFound, "Did you mean 'laptop'?"),

@@ -1,10 +1,14 @@
 """The panel in JupyterLab, in a browser: behind a base URL, with a token, by keyboard"""
 
 import re
+import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, visiting
+from browser import CHROMIUM, faults, visiting
+from conftest import tool
 from panels import TOKEN, jupyter
 from test_panel import CONTRACT, EVIL, LOAD, SUM, record
 from toy import Project
@@ -184,6 +188,43 @@ SEEN = """() => {
 }"""
 
 
+def beside(environment: Path) -> Path:
+    "Its Python, which finds this project and what it needs behind its own packages"
+    ours = [str(Path(__file__).parents[1]), sysconfig.get_path("purelib")]
+    folder = environment / f"lib/python3.{sys.version_info.minor}/site-packages"
+    if not folder.is_dir():
+        pytest.skip("jupyterlab in .services is of another Python; run make test-services")
+    (folder / "scalai_nb_tests.pth").write_text("\n".join(ours))
+    return environment / "bin/python"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("app", ["jupyterlab", "notebook"])
+def test_in_the_minor_version_before(app, project, tmp_path):
+    from playwright.sync_api import expect
+
+    python = beside(tool("jupyterlab").parent)
+    said = subprocess.run([python, "-m", "jupyterlab", "--version"], capture_output=True, text=True)
+    assert said.stdout.startswith("4.5.")
+    with jupyter(project.root, tmp_path, app, python) as lab, visiting(lab.address) as visit:
+        page = visit.page
+        if app == "notebook":
+            page.goto(f"{lab.address}tree?token={TOKEN}")
+            page.get_by_role("menuitem", name="View").click()
+            page.get_by_text("Left Sidebar").hover()
+            page.get_by_role("menuitem", name="scalai: pipelines and runs").click()
+            panel = page.get_by_role("region", name="scalai: pipelines and runs")
+        else:
+            panel = opened(page, lab)
+        panel.get_by_label("n int").fill("5")
+        panel.get_by_role("button", name="Run", exact=True).click()
+        heading = panel.get_by_role("heading", name="toy")
+        expect(heading).to_contain_text("completed", timeout=90_000)
+        picture(page, f"10-{app}-before")
+        page.unroute_all()
+    assert (unexpected(visit), visit.outside) == ([], [])
+
+
 def test_by_keyboard_alone_and_without_colour_from_elsewhere(lab, project):
     from playwright.sync_api import expect
 
@@ -212,6 +253,88 @@ def test_by_keyboard_alone_and_without_colour_from_elsewhere(lab, project):
         assert colours != ["rgb(255, 255, 255)"]
         page.unroute_all()
     assert (visit.errors, visit.outside) == ([], [])
+
+
+def reach(page, name):
+    "Go on with Tab until what is called `name` has the focus"
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        focus = page.evaluate(FOCUS)
+        if focus.startswith(name):
+            return
+    raise AssertionError(f"Tab does not lead to {name!r}, the last was {focus!r}")
+
+
+FOCUS = """() => {
+    const e = document.activeElement;
+    return (e.labels?.[0] ?? e).textContent.trim();
+}"""
+
+
+def test_the_whole_way_by_keys_alone(lab, project):
+    "The panel opens, a form is filled in, a run starts and fails, and its cell is looked at"
+    from playwright.sync_api import expect
+
+    with visiting(lab.address, width=1400, height=900) as visit:
+        page = visit.page
+        page.goto(f"{lab.address}lab?token={TOKEN}&reset")
+        expect(page.locator(".jp-Launcher")).to_be_visible(timeout=60_000)
+        page.keyboard.press("Control+Shift+C")
+        page.keyboard.type("Pipelines and runs (scalai)")
+        page.keyboard.press("Enter")
+        panel = page.get_by_role("region", name="scalai: pipelines and runs")
+        expect(panel.get_by_role("img", name="Graph: ")).to_be_visible()
+        expect(panel.get_by_role("tab", name="Pipelines")).to_be_focused()
+        reach(page, "divisor")
+        page.keyboard.type("0")
+        page.keyboard.press("Enter")
+        heading = panel.get_by_role("heading", name="toy")
+        expect(heading).to_contain_text("failed", timeout=90_000)
+        reach(page, "sum")
+        page.keyboard.press("Enter")
+        expect(panel.locator("pre").last).to_contain_text("ZeroDivisionError")
+        reach(page, "Open at the failing cell")
+        page.keyboard.press("Enter")
+        active = page.locator(".jp-Notebook .jp-Cell.jp-mod-active")
+        expect(active).to_contain_text("/ divisor", timeout=60_000)
+        page.unroute_all()
+    assert (unexpected(visit), visit.outside) == ([], [])
+
+
+TABS = {  # what each shows when it is there
+    "Pipelines": "kind Literal",
+    "Runs": "Compare two",
+    "Datasets": "numbers|lake is empty",
+    "Models": "No models yet",
+    "Cluster": "memory are free",
+}
+
+
+def test_axe_finds_nothing_serious_in_the_panel_light_and_dark(lab, project):
+    from playwright.sync_api import expect
+
+    record(project.root / ".scalai/runs", "toy-20261102-100000", status="failed")
+    axe = tool("axe")
+    with visiting(lab.address, width=1400, height=900) as visit:
+        page = visit.page
+        panel = opened(page, lab)
+        expect(page.locator(".jp-Launcher")).to_be_visible()
+        found = {}
+        for theme in ("light", "dark"):
+            for tab, shown in TABS.items():
+                panel.get_by_role("tab", name=tab).click()
+                expect(panel.get_by_role("tabpanel")).to_contain_text(re.compile(shown))
+                found[theme, tab] = faults(page, axe, ".scalai-panel")
+            panel.get_by_role("tab", name="Runs").click()
+            panel.locator(".scalai-row", has_text="failed").first.click()
+            panel.locator("summary").first.click()
+            expect(panel.locator(".scalai-cells li").first).to_be_visible()
+            found[theme, "run"] = faults(page, axe, ".scalai-panel")
+            panel.get_by_role("button", name="‹ Runs").click()
+            page.evaluate(DARK)
+            expect(page.locator("body")).to_have_attribute("data-jp-theme-light", "false")
+        page.unroute_all()
+    assert {where: said for where, said in found.items() if said} == {}
 
 
 def test_a_notebook_that_is_no_step_can_be_made_one(lab, project):

@@ -1,6 +1,8 @@
 """The panel's server: what it answers, whom it refuses, what it starts and what that outlives"""
 
+import io
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -10,12 +12,21 @@ from pathlib import Path
 from urllib.request import HTTPCookieProcessor, Request, build_opener, urlopen
 
 import pytest
+from conftest import tool
 from panels import TOKEN, jupyter
+from rich.console import Console
 from toy import Project
 
+from scalai_nb.cli import _runs
 from scalai_nb.environment import environment
-from scalai_nb.jupyter.server.board import Board
-from scalai_nb.pipeline.run import EventLog
+from scalai_nb.jupyter.magics import runs
+from scalai_nb.jupyter.server import board
+from scalai_nb.jupyter.server.assistants import VERSIONS
+from scalai_nb.jupyter.server.board import Board, detail
+from scalai_nb.jupyter.server.index import INDEX
+from scalai_nb.pipeline.progress import summary
+from scalai_nb.pipeline.report import report
+from scalai_nb.pipeline.run import EventLog, all_runs, died, run_folders
 
 EVIL = "<svg onload=\"document.title = 'evil'\">"
 
@@ -276,6 +287,95 @@ def test_a_half_written_and_a_damaged_record(tmp_path):
     assert [r["status"] for r in board.rows()] == ["completed"]
 
 
+DAMAGE = (b"\0" * 40, b"{", b"7", b"[]", b"{}", b'{"event":"cell"}', b"[" * 9999)
+
+
+@pytest.mark.parametrize("at", [0, 3, 26, -1])
+def test_every_reader_passes_over_a_damaged_line_and_names_it(tmp_path, at):
+    env = environment(settings=settings(tmp_path))
+    events = record(Path(env.runs), "toy-20261101-100000", 2) / "events.jsonl"
+    record(Path(env.runs), "toy-20261102-100000")
+    lines = events.read_bytes().splitlines()
+    number = range(1, len(lines) + 1)[at]
+    for line in DAMAGE:
+        lines[at] = line
+        events.write_bytes(b"\n".join([*lines, b""]))
+        whole, damaged = all_runs(env)
+        assert (whole.status, damaged.status) == ("completed", "damaged")
+        assert not {s.status for s in damaged.steps} & {"running", "pending"}
+        assert detail(Board(env).run(damaged.id), env)["damage"] == damaged.damage
+        # what it has left in the lake is not taken for remains
+        assert not any(died(env)(f"{damaged.id}.{s.name}") for s in damaged.steps)
+    assert f"events.jsonl: line {number}" in damaged.damage
+    assert damaged.damage in report(damaged, env)
+    for shown in (_runs([whole, damaged]), summary(damaged), runs(env), damaged):
+        assert f"line {number}" in text_of(shown)
+
+
+def text_of(shown) -> str:
+    "What a terminal shows"
+    console = Console(width=300, file=io.StringIO())
+    console.print(shown if hasattr(shown, "__rich_console__") else repr(shown))
+    return console.file.getvalue()
+
+
+def test_a_record_that_is_deleted_while_it_is_listed(tmp_path, monkeypatch):
+    env = environment(settings=settings(tmp_path))
+    one, two = (record(Path(env.runs), f"toy-2026110{i}-100000") for i in (1, 2))
+    listed = run_folders(env)
+    for module in ("scalai_nb.jupyter.server.board", "scalai_nb.pipeline.run"):
+        monkeypatch.setattr(f"{module}.run_folders", lambda env: listed)
+    shutil.rmtree(two)
+    assert [r["id"] for r in Board(env).rows()] == [r.id for r in all_runs(env)] == [one.name]
+
+
+def test_the_next_server_reads_no_ended_run_again_and_never_a_wrong_row(tmp_path, monkeypatch):
+    env = environment(settings=settings(tmp_path))
+    runs = Path(env.runs)
+    folders = [record(runs, f"toy-20261101-{100000 + i}", 1, 1) for i in range(60)]
+    read = []
+    summary = board._summary
+    monkeypatch.setattr(board, "_summary", lambda f: read.append(f.name) or summary(f))
+    rows = Board(env).rows()
+    assert len(read) == len(rows) == 60
+
+    def again() -> list[dict]:
+        read.clear()
+        return Board(env).rows()
+
+    assert again() == rows and not read
+    shutil.rmtree(folders[0])
+    record(runs, folders[0].name, 1, 1, status="failed_too")  # of the same name
+    folders[1].rename(folders[1].with_name("toy-20261101-200000"))
+    assert {r["status"] for r in again()} == {"completed", "failed_too"} and len(read) == 2
+    (runs / INDEX).write_bytes((runs / INDEX).read_bytes()[:-1] + b" ")
+    assert {r["status"] for r in again()} == {"completed", "failed_too"} and len(read) == 60
+    runs.rename(tmp_path / "moved")
+    assert Board(env).rows() == []
+    (tmp_path / "moved").rename(runs)
+    assert len(again()) == 60 and not read
+
+
+def test_an_index_that_several_servers_write_at_once(tmp_path, monkeypatch):
+    env = environment(settings=settings(tmp_path))
+    monkeypatch.setattr(board, "_UNSAVED", 1)
+    statuses = {f"toy-20261101-{100000 + i}": ("completed", "failed")[i % 2] for i in range(40)}
+
+    def serve(mine: list[str]) -> None:
+        for id in mine:
+            record(Path(env.runs), id, 1, 1, statuses[id])
+            Board(env).rows()
+
+    ids = list(statuses)
+    threads = [threading.Thread(target=serve, args=(ids[i::4],)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for _ in range(2):
+        assert {r["id"]: r["status"] for r in Board(env).rows()} == statuses
+
+
 def settings(folder: Path) -> Path:
     (folder / "settings.ini").write_text("[laptop]\n")
     return folder / "settings.ini"
@@ -327,6 +427,40 @@ def talked(project, *messages: str, words: tuple[str, ...] = ()) -> list[dict]:
 def call(id: int, name: str, **arguments) -> str:
     params = {"name": name, "arguments": arguments}
     return json.dumps({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params})
+
+
+def official(project, name: str, *words: str, **arguments: str) -> dict:
+    "What the official client of the protocol gets of `scalai mcp`"
+    given = [f"{k}={v}" for k, v in arguments.items()]
+    server = [sys.executable, "-m", "scalai_nb", "mcp", *words]
+    client = [tool("mcp") / "python", Path(__file__).with_name("mcp_client.py")]
+    done = subprocess.run(
+        [*client, project.root, name, *given, "--", *server],
+        env=project.env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_official_client_lists_and_calls(project):
+    found = official(project, "plan", pipeline="toy")
+    assert found["version"] in VERSIONS and set(found["tools"].values()) == {True}
+    assert [s["name"] for s in json.loads(found["text"])["steps"]] == ["load", "sum"]
+    refused = official(project, "start", "--allow-run", pipeline="gone")
+    assert refused["tools"]["start"] is False and refused["error"]
+    assert "'gone' is not in the pipelines; known: toy" in refused["text"]
+
+
+def test_a_version_that_is_not_spoken_is_not_promised(project):
+    hello = {"jsonrpc": "2.0", "id": 1, "method": "initialize"}
+    asked = [
+        json.dumps(hello | {"params": {"protocolVersion": v}}) for v in ("2999-01-01", VERSIONS[-1])
+    ]
+    newer, known = [a["result"]["protocolVersion"] for a in talked(project, *asked)]
+    assert (newer, known) == (VERSIONS[0], VERSIONS[-1])
 
 
 def test_an_assistant_reads_and_runs_only_where_it_may(project):

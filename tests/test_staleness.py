@@ -1,6 +1,7 @@
 """What makes a step stale beside its code: files by their content, packages, the kernel"""
 
 import os
+import threading
 from importlib import metadata
 
 import pytest
@@ -164,3 +165,26 @@ def test_a_cache_of_an_earlier_version_is_still_good(step):
     now = key(step(), {})
     earlier = {k: v for k, v in now.parts.items() if k not in ("files", "packages", "kernel")}
     assert type(now)(earlier).changes(now) == []
+
+
+def test_plans_that_are_made_at_the_same_moment(tmp_path):
+    "Each tab and each notebook asks for one, and what they have found is kept by all of them"
+    memory = Memory(tmp_path / "memory.json")
+    failed = []
+
+    def find(thread: int) -> None:
+        try:
+            for i in range(80):
+                memory.put(f"{thread} {i}", [i], "found")
+                memory.save()
+        except RuntimeError as e:
+            failed.append(e)
+
+    threads = [threading.Thread(target=find, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    memory.save()
+    assert not failed
+    assert len(Memory(memory.path)._facts) == 320

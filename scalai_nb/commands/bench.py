@@ -35,12 +35,13 @@ def bench_pipeline(
 @bench_app.command("jupyter")
 def bench_jupyter(
     runs: Annotated[int, typer.Option(help="Runs that are recorded.")] = 1000,
+    rounds: Annotated[int, typer.Option(help="Starts of JupyterLab without and with it.")] = 3,
     json: Json = False,
 ) -> None:
-    "The JupyterLab panel: its list of runs, its server at rest, an event's way to a browser."
+    "The JupyterLab panel: a start, its list of runs, its server at rest, an event's way."
     from scalai_nb.bench.panel import bench_panel, show
 
-    out(bench_panel(runs), json, show)
+    out(bench_panel(runs, rounds=rounds), json, show)
 
 # %% ../../nbs/commands/bench.ipynb #fff107c0
 @bench_app.command("start")

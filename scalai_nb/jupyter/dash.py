@@ -35,7 +35,7 @@ from scalai_nb.jupyter.widgets import (
 )
 from ..pipeline.pipeline import Pipeline, pipelines
 from ..pipeline.report import remedy, trouble
-from ..pipeline.run import Run, StepRun, read_run, run_folders
+from ..pipeline.run import BROKEN_OFF, Run, StepRun, read_run, run_folders
 from scalai_nb.pipeline.showing.goal_lights import (
     Light,
     Measured,
@@ -366,7 +366,7 @@ def steps(
     shown += prose(status(run.status), " ", _report(run, env))
     shown += table(["step", "status", "took", "rows", "wrote"], rows)
     for s in run.steps:
-        if s.status in ("failed", "lost", "cancelled"):
+        if s.status in BROKEN_OFF:
             shown += prose(status(s.status, f"{s.name} {s.status}"), f" {trouble(s)}")
     return shown + remedy(run) + prose("Record: ", code(str(run.folder)))
 

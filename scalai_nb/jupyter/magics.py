@@ -94,7 +94,8 @@ def runs(
     if not found:
         return prose("Nothing has run yet. To start: ", code("scalai run PIPELINE"))
     rows = [[r.id, status(r.status), ago(r.started), duration(r.seconds, "–")] for r in found]
-    return table(["run", "status", "started", "took"], rows)
+    shown = table(["run", "status", "started", "took"], rows)
+    return sum((prose(r.damage) for r in found if r.damage), shown)
 
 # %% ../../nbs/jupyter/magics.ipynb #05dd0b68
 def scalai() -> Part:

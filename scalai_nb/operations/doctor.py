@@ -142,6 +142,20 @@ def _package(name: str, extra: str = "") -> Callable[[Environment], str]:
     return check
 
 
+_TRIED = ("4.5", "4.6")  # minor versions of JupyterLab that the panel's tests run in
+
+
+def _lab(env: Environment) -> str:
+    found = _package("jupyterlab", "lab")(env)
+    if found.rpartition(".")[0] in _TRIED:
+        return found
+    tried = " and ".join(_TRIED)
+    raise Unwell(
+        f"{found}, in which the panel was not tried; it was in {tried}",
+        f"if it does not show: pip install 'jupyterlab=={_TRIED[-1]}.*'",
+    )
+
+
 def _tracker(env: Environment) -> str:
     from urllib.parse import urlsplit
     from scalai_nb.tracking.migration import unfinished
@@ -183,6 +197,7 @@ CHECKS = {  # name: (needed by every run, check)
         p: (False, _package(p, extra))
         for p, extra in (("xgboost", "trees"), ("torch", "torch"), ("optuna", "search"))
     },
+    "JupyterLab": (False, _lab),
     "voila": (False, _package("voila", "lab")),
 }
 

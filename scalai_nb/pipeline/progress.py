@@ -72,7 +72,9 @@ def summary(run: Run) -> Group:
         Text(f"{k.step} kernel kept until {clock(k.until)}: scalai attach {run.id} {k.step}")
         for k in kept_kernels(run)
     ]
-    return Group(steps_table(run), *([Text(""), *wrong, *kept] if wrong else []), total)
+    damage = [Text(run.damage, MARKS["damaged"][1])] if run.damage else []
+    said = [Text(""), *wrong, *kept, *damage] if wrong or damage else []
+    return Group(steps_table(run), *said, total)
 
 # %% ../../nbs/pipeline/progress.ipynb #f5052157
 def _last_line(event: Event) -> str:

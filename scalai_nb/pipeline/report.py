@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ScalaiError
 from ..files import replacing
 from .outputs import Notebook, read_notebook, recover
-from .run import CAUSES, Run, StepRun
+from .run import BROKEN_OFF, CAUSES, Run, StepRun
 from scalai_nb.pipeline.showing.goal_lights import (
     Judged,
     Light,
@@ -56,12 +56,15 @@ class Release:
     judged: Judged | None  # the last verdict about it
 
 
+_UNRENDERED = "lost", "damaged"  # nobody has rendered the notebook to its end
+
+
 def _notebook(run: Run, s: StepRun) -> Notebook | None:
     "The executed notebook of `s`, of this run or of the one that it is cached from; None: no such"
     folder = run.folder.parent / s.run if s.run else run.folder
     path = folder / f"{s.stem}.ipynb"
     try:
-        return recover(run, s) if s.status == "lost" else read_notebook(path)
+        return recover(run, s) if s.status in _UNRENDERED else read_notebook(path)
     except (OSError, ValueError, KeyError):
         return None
 
@@ -110,6 +113,7 @@ def _releases(env: Environment, judged: dict[tuple[str, str], Judged | None]) ->
 REMEDY = {  # status of a run -> what to do about it, before the command
     "failed": "Repair it and run again. What completed is taken from the cache:",
     "lost": "Run again; what completed is taken from the cache:",
+    "damaged": "What is left of the record is shown. To have it whole, run again:",
     "cancelled": "To go on where it was stopped:",
     "running": "It is under way; reload this page for news. In a terminal:",
 }
@@ -143,7 +147,7 @@ def _done(run: Run) -> str:
 
 def _verdict(run: Run) -> Part:
     "How the run ended, what did not work, and what to do"
-    wrong = [s for s in run.steps if s.status in ("failed", "lost", "cancelled")]
+    wrong = [s for s in run.steps if s.status in BROKEN_OFF]
     waits = ", ".join(s.name for s in run.steps if s.status == "not_run")
     said = [
         prose(
@@ -160,6 +164,7 @@ def _verdict(run: Run) -> Part:
     return element(
         "div",
         prose(status(run.status), f" {_done(run)}"),
+        prose(run.damage) if run.damage else "",
         *said,
         remedy(run),
         _facts(run),

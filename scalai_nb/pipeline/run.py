@@ -9,7 +9,8 @@ import errno
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,12 +18,13 @@ from typing import Any, TypeAlias
 from ..environment import Environment
 from ..errors import RunNotFound, unknown
 from ..files import is_locked
-from ..show import Part, bold, inline, result_table, status
+from ..show import Part, bold, inline, prose, result_table, status
 from ..words import duration, when
 
 # %% auto #0
-__all__ = ['STATUSES', 'CAUSES', 'Event', 'LATEST', 'EventLog', 'read_events', 'CellRun', 'StepRun',
-           'Run', 'apply', 'read_run', 'run_folders', 'all_runs', 'died', 'load_run']
+__all__ = ['STATUSES', 'BROKEN_OFF', 'CAUSES', 'Event', 'LATEST', 'EventLog', 'read_events',
+           'CellRun', 'StepRun', 'Run', 'apply', 'fold', 'read_run', 'run_folders',
+           'all_runs', 'died', 'load_run']
 
 # %% ../../nbs/pipeline/run.ipynb #efc8d302
 STATUSES = {
@@ -35,7 +37,9 @@ STATUSES = {
     "skipped": "left out on purpose: by its tag, or by `sys.exit(0)` in a cell before it",
     "cancelled": "stopped by somebody",
     "lost": "the runner ended without a word",
+    "damaged": "lines of its record cannot be read",
 }
+BROKEN_OFF = "failed", "lost", "cancelled", "damaged"  # statuses of what began and is not done
 CAUSES = {
     "cell_error": "a cell raised an error",
     "kernel_oom": "the memory limit was reached",
@@ -104,14 +108,16 @@ class EventLog:
         os.close(self.fd)
 
 
-def read_events(path: Path) -> Iterator[Event]:
-    "Yield the events in `path`; a last line that was cut short is not one"
-    if not path.exists():
-        return
+def _lines(path: Path) -> Iterator[bytes]:
+    "The lines of a log; a last one that was cut short is not one"
     with path.open("rb") as lines:
-        for line in lines:
-            if line.endswith(b"\n"):
-                yield json.loads(line)
+        yield from (line for line in lines if line.endswith(b"\n"))
+
+
+def read_events(path: Path) -> Iterator[Event]:
+    "Yield the events in `path`, if it is there"
+    if path.exists():
+        yield from map(json.loads, _lines(path))
 
 # %% ../../nbs/pipeline/run.ipynb #b0ce58c5
 @dataclass
@@ -215,6 +221,8 @@ class Run:
     about : dict[str, Any]
         code and library versions, command
     steps : list[StepRun]
+    damage : str | None, default None
+        a sentence, where lines of the record cannot be read
     """
 
     id: str
@@ -228,6 +236,7 @@ class Run:
     finished: float | None = None
     about: dict[str, Any] = field(default_factory=dict)  # code and library versions, command
     steps: list[StepRun] = field(default_factory=list)
+    damage: str | None = None  # a sentence, where lines of the record cannot be read
 
     def __repr__(self) -> str:
         return self._shown().text
@@ -241,7 +250,8 @@ class Run:
             for s in self.steps
         ]
         caption = inline(bold(self.id), f" {self.status}, {when(self.started)}")
-        return result_table(("Step", "Status", "Time", "Why"), rows, caption)
+        shown = result_table(("Step", "Status", "Time", "Why"), rows, caption)
+        return shown + prose(self.damage) if self.damage else shown
 
     def file(
         self,
@@ -352,39 +362,96 @@ def apply(
         rule(run, event)
 
 # %% ../../nbs/pipeline/run.ipynb #00c6b929
-def _lose(run: Run) -> None:
-    "Mark what was under way when the runner ended without a word"
-    run.status = "lost"
-    run.finished = (run.folder / "events.jsonl").stat().st_mtime
+_UNREADABLE = (  # what a damaged line raises
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    StopIteration,
+    RecursionError,
+)
+
+
+def fold(
+    run: Run,  # is changed
+    lines: Iterable[bytes],  # of its record
+) -> list[int]:  # numbers of the lines that cannot be read, from 1
+    """Fold all that can be read of a record into `run`
+
+    Parameters
+    ----------
+    run : Run
+        is changed
+    lines : Iterable[bytes]
+        of its record
+
+    Returns
+    -------
+    list[int]
+        numbers of the lines that cannot be read, from 1
+    """
+    unread = []
+    for number, line in enumerate(lines, 1):
+        try:
+            apply(run, json.loads(line))
+        except _UNREADABLE:
+            unread.append(number)
+    return unread
+
+
+def _damage(events: Path, unread: list[int]) -> str:
+    "Which lines of a record cannot be read"
+    more = f" and {len(unread) - 1} more" if unread[1:] else ""
+    return f"{events}: line {unread[0]}{more} cannot be read; what it said is missing here."
+
+
+def _close(
+    run: Run,
+    status: str,  # lost or damaged
+    error: str,
+    until: float,  # seconds since the epoch
+) -> None:
+    "Mark what was under way when the record ended"
+    run.status = status
+    run.finished = run.finished or until
+    open = {"running": status, "pending": "not_run" if status == "lost" else status}
     for step in run.steps:
-        if step.status == "running":
-            step.status = "lost"
-            step.error = "The runner ended without a word; what was printed is kept."
-        elif step.status == "pending":
-            step.status = "not_run"
-        for cell in step.cells:
-            cell.status = {"running": "lost", "pending": "not_run"}.get(cell.status, cell.status)
+        if open.get(step.status) == status:
+            step.error = error
+        for part in (step, *step.cells):
+            part.status = open.get(part.status, part.status)
 
 # %% ../../nbs/pipeline/run.ipynb #00e2646d
 LATEST = "latest"  # file among the run records: the id of the run that was started last
-_KEEPS = "pending", "running", "completed"  # statuses of a step whose branch is not yet remains
+_KEEPS = "pending", "running", "completed", "damaged"  # of a step whose branch may be wanted yet
+
+
+_UNDER_WAY = "pending", "running"
+_LOST = "The runner ended without a word; what was printed is kept."
 
 
 def read_run(
     folder: Path,  # of the record
 ) -> Run:
-    """The run whose record is in `folder`
+    """The run whose record is in `folder`; RunNotFound when that has been deleted
 
     Parameters
     ----------
     folder : Path
         of the record
     """
-    run = Run(folder.name, folder)
-    for event in read_events(folder / "events.jsonl"):
-        apply(run, event)
-    if run.status in ("pending", "running") and not is_locked(folder / "alive"):
-        _lose(run)
+    run, events = Run(folder.name, folder), folder / "events.jsonl"
+    try:
+        unread, until = fold(run, _lines(events)), events.stat().st_mtime
+    except FileNotFoundError:
+        raise RunNotFound(f"The record of {folder.name} is not in {folder.parent} now.") from None
+    run.damage = _damage(events, unread) if unread else None
+    if run.status in _UNDER_WAY and is_locked(folder / "alive"):
+        return run
+    if run.damage:
+        _close(run, "damaged", run.damage, until)
+    elif run.status in _UNDER_WAY:
+        _close(run, "lost", _LOST, until)
     return run
 
 
@@ -409,7 +476,11 @@ def all_runs(
     limit : int | None, default None
         None: all
     """
-    return [read_run(folder) for folder in run_folders(env)[:limit]]
+    found = []
+    for folder in run_folders(env)[:limit]:
+        with suppress(RunNotFound):  # deleted meanwhile
+            found.append(read_run(folder))
+    return found
 
 
 def died(

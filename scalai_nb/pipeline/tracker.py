@@ -21,7 +21,7 @@ from tempfile import TemporaryFile
 from typing import IO, Any, cast
 
 from ..environment import Environment, environment
-from ..errors import ParameterError, ScalaiError
+from ..errors import ParameterError, RunNotFound, ScalaiError
 from ..goals import Goal
 from .run import Run, StepRun, read_run
 from ..tracking.outbox import Delivery, deliver, record, spool, waiting
@@ -183,7 +183,7 @@ def _known(folder: Path) -> Run | None:
     "The run whose record is in `folder`; None when it says nothing"
     try:
         run = read_run(folder)
-    except (OSError, ValueError, KeyError):
+    except (OSError, RunNotFound):
         return None
     return run if run.pipeline else None
 

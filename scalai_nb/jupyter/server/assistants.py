@@ -20,7 +20,7 @@ from .launching import launch, words
 from ...pipeline.pipeline import Pipeline, pipelines
 
 # %% auto #0
-__all__ = ['VERSION', 'Tool', 'Tools', 'answer', 'talk']
+__all__ = ['VERSIONS', 'Tool', 'Tools', 'answer', 'talk']
 
 # %% ../../../nbs/jupyter/server/assistants.ipynb #634826d4
 @dataclass(frozen=True)
@@ -99,7 +99,12 @@ class Tools:
         return Pipeline.load(name, self.env)
 
 # %% ../../../nbs/jupyter/server/assistants.ipynb #92cf56a0
-VERSION = "2025-06-18"  # of the protocol, where the assistant names none
+VERSIONS = "2025-11-25", "2025-06-18", "2025-03-26"  # of the protocol, the newest first
+
+
+def _version(asked: Any) -> str:
+    "The version that is spoken: the assistant's, else the newest that is known here"
+    return asked if asked in VERSIONS else VERSIONS[0]
 
 
 def _described(name: str, tool: Tool) -> dict[str, Any]:
@@ -134,7 +139,7 @@ def answer(tools: Tools, message: dict[str, Any]) -> dict[str, Any] | None:
     match message.get("method"):
         case "initialize":
             result: dict[str, Any] = {
-                "protocolVersion": asked.get("protocolVersion", VERSION),
+                "protocolVersion": _version(asked.get("protocolVersion")),
                 "capabilities": {"tools": {}},
                 "serverInfo": {"name": "scalai-nb", "version": scalai_nb.__version__},
             }

@@ -5,11 +5,12 @@
 # %% ../../../nbs/jupyter/server/board.ipynb #31808ac9
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from ...environment import Environment
 from ...errors import RunNotFound
 from ...files import is_locked
 from .footprint import footprint
+from .index import Row, Stamp, read_index, stamp, write_index
 from ...pipeline.outputs import read_notebook, read_outputs, text
-from ...pipeline.run import Run, StepRun, apply, read_run, run_folders
+from ...pipeline.run import BROKEN_OFF, Run, StepRun, fold, read_run, run_folders
 from ...pipeline.running.kept import kept_kernels
 
 # %% auto #0
@@ -27,35 +29,43 @@ __all__ = ['cost', 'Board', 'detail', 'culprit', 'printed', 'cell_id']
 # %% ../../../nbs/jupyter/server/board.ipynb #c492426e
 _OPEN = ("pending", "running")
 _DONE = ("completed", "cached", "skipped")
-_BROKEN = (ValueError, KeyError, TypeError, LookupError)  # what a damaged record raises
 _LISTED = tuple(
     f'"event":"{kind}"'.encode() for kind in ("run_started", "step_finished", "run_finished")
 )
 
 
-def _listed(record: bytes) -> Iterator[dict[str, Any]]:
-    "The events of a record that the list needs; a last line that was cut short is not one"
+def _listed(record: bytes) -> Iterator[bytes]:
+    "The lines of a record that the list needs; a last line that was cut short is not one"
     for kind in _LISTED:
         at = record.find(kind)
         while at >= 0 and (end := record.find(b"\n", at)) >= 0:
-            yield json.loads(record[record.rfind(b"\n", 0, at) + 1 : end].decode())
+            yield record[record.rfind(b"\n", 0, at) + 1 : end]
             at = record.find(kind, end)
 
 
 def _summary(folder: Path) -> Run:
-    "A run without its cells"
+    "A run without its cells; damaged where a line that the list needs is"
     run = Run(folder.name, folder)
-    for event in _listed((folder / "events.jsonl").read_bytes()):
-        apply(run, event)
+    if fold(run, _listed((folder / "events.jsonl").read_bytes())):
+        run.status = "damaged"
     return run
 
 
-def cost(run: Run, env: Environment) -> float | None:
-    "What a run has cost; None where settings.ini does not say what an hour of a worker costs"
-    return env.worker_price and run.worker_seconds / 3600 * env.worker_price
+def cost(
+    worker_seconds: float,
+    env: Environment,
+) -> float | None:  # None: settings.ini does not say what an hour of a worker costs
+    """What a run has cost
+
+    Returns
+    -------
+    float | None
+        None: settings.ini does not say what an hour of a worker costs
+    """
+    return env.worker_price and worker_seconds / 3600 * env.worker_price
 
 
-def _row(run: Run, env: Environment) -> dict[str, Any]:
+def _row(run: Run) -> Row:
     "A run as a row of the list"
     failed = next((s for s in run.steps if s.status == "failed"), None)
     return {
@@ -67,63 +77,82 @@ def _row(run: Run, env: Environment) -> dict[str, Any]:
         "seconds": run.seconds,
         "done": sum(s.status in _DONE for s in run.steps),
         "steps": len(run.steps),
-        "cost": cost(run, env),
+        "worker_seconds": run.worker_seconds,
         "failed": failed and failed.name,
         "error": failed and failed.error,
     }
 
+
+_COLUMNS = tuple(_row(Run("", Path())))
+
 # %% ../../../nbs/jupyter/server/board.ipynb #465c892f
+_UNSAVED = 50  # runs that have ended and are not in the index
+
+
 class Board:
     "The run records of an environment, each read again only when it has changed"
 
     def __init__(self, env: Environment):
         self.env = env
-        self._kept: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {}
+        self.runs = Path(env.runs)
+        self._unsaved = 0
 
-    def rows(self) -> list[dict[str, Any]]:
+    @cached_property
+    def _kept(self) -> dict[str, tuple[Stamp, Row]]:
+        return read_index(self.runs, _COLUMNS)
+
+    def rows(self) -> list[Row]:
         "The runs, newest first"
-        return [self._read(folder) for folder in run_folders(self.env)]
+        rows = list(self._rows())
+        if self._unsaved >= _UNSAVED:
+            self._save({row["id"] for row in rows})
+        return rows
 
-    def last(self, pipeline: str) -> dict[str, Any] | None:
+    def last(self, pipeline: str) -> Row | None:
         "The last run of a pipeline; None: it has never run"
-        rows = map(self._read, run_folders(self.env))
-        return next((row for row in rows if row["pipeline"] == pipeline), None)
+        return next((row for row in self._rows() if row["pipeline"] == pipeline), None)
 
     def folder(self, id: str) -> Path:
         "Of the record of a run, whose id is the name of a folder and no path"
-        folder = Path(self.env.runs, id)
-        if folder.parent == Path(self.env.runs) and (folder / "events.jsonl").is_file():
+        folder = self.runs / id
+        if folder.parent == self.runs and (folder / "events.jsonl").is_file():
             return folder
         raise RunNotFound(f"{id!r} is not a run of {self.env.name}; choose one of the list.")
 
     def run(self, id: str) -> Run:
-        "All that is known of a run; RunNotFound when there is none, or it cannot be read"
-        folder = self.folder(id)
-        try:
-            return read_run(folder)
-        except _BROKEN as e:
-            said = f"{folder}/events.jsonl is damaged ({e}); move the folder away."
-            raise RunNotFound(said) from None
+        "All that is known of a run; RunNotFound when there is none"
+        return read_run(self.folder(id))
 
-    def _read(self, folder: Path) -> dict[str, Any]:
-        stat = (folder / "events.jsonl").stat()
-        stamp = stat.st_size, stat.st_mtime_ns
+    def _rows(self) -> Iterator[Row]:
+        for folder in run_folders(self.env):
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                row = self._now(folder, self._read(folder))
+                yield {**row, "cost": cost(row["worker_seconds"], self.env)}
+
+    def _read(self, folder: Path) -> Row:
+        "What the record says"
+        now = stamp(folder / "events.jsonl")  # before it is read: what comes later changes it
         kept, row = self._kept.get(folder.name, (None, {}))
-        if kept != stamp:
-            row = self._summarised(folder)
-            self._kept[folder.name] = stamp, row
+        if kept != now:
+            row = _row(_summary(folder))
+            self._kept[folder.name] = now, row
+            self._unsaved += row["status"] not in _OPEN
+        return row
+
+    def _now(self, folder: Path, row: Row) -> Row:
+        "A row as it is now: a run without an end is under way or lost"
         if row["status"] not in _OPEN:
             return row
         if is_locked(folder / "alive"):
             return {**row, "seconds": time.time() - (row["started"] or time.time())}
         return {**row, "status": "lost", "seconds": None}
 
-    def _summarised(self, folder: Path) -> dict[str, Any]:
-        try:
-            return _row(_summary(folder), self.env)
-        except _BROKEN:
-            unread = dict.fromkeys(_row(Run(folder.name, folder), self.env))
-            return {**unread, "id": folder.name, "status": "damaged"}
+    def _save(self, there: set[str]) -> None:
+        "Keep what has ended for the next server, and forget what is gone"
+        self._kept = {name: kept for name, kept in self._kept.items() if name in there}
+        ended = {name: kept for name, kept in self._kept.items() if kept[1]["status"] not in _OPEN}
+        write_index(self.runs, _COLUMNS, ended)
+        self._unsaved = 0
 
 # %% ../../../nbs/jupyter/server/board.ipynb #f0821ef7
 def detail(run: Run, env: Environment) -> dict[str, Any]:
@@ -131,7 +160,7 @@ def detail(run: Run, env: Environment) -> dict[str, Any]:
     return {
         **{k: v for k, v in asdict(run).items() if k != "folder"},
         "seconds": run.seconds,
-        "cost": cost(run, env),
+        "cost": cost(run.worker_seconds, env),
         "kept": [
             {"step": k.step, "until": k.until, "bytes": footprint(k.pid)["bytes"]}
             for k in kept_kernels(run)
@@ -141,8 +170,7 @@ def detail(run: Run, env: Environment) -> dict[str, Any]:
 
 def culprit(step: StepRun) -> int | None:
     "Position of the cell in which a step ended before its time; None where it has none"
-    ended = ("failed", "lost", "cancelled")
-    return next((c.index for c in step.cells if c.status in ended), None)
+    return next((c.index for c in step.cells if c.status in BROKEN_OFF), None)
 
 # %% ../../../nbs/jupyter/server/board.ipynb #e50020d8
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")

@@ -15,7 +15,6 @@ from typing import Any
 
 from jupyter_server.auth.decorator import authorized
 from jupyter_server.base.handlers import APIHandler, JupyterHandler
-from jupyter_server.utils import url_path_join
 from tornado import web
 from tornado.iostream import StreamClosedError
 
@@ -54,7 +53,7 @@ class Project:
     "The project that a Jupyter server shows"
 
     def __init__(self, folder: Path):  # that the server was started in
-        self.folder = folder
+        self.folder = folder.resolve()
         self._boards: dict[str, Board] = {}
         self._watchers: dict[str, Watcher] = {}
 
@@ -122,13 +121,20 @@ def _answer(work: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
     return method
 
 
+def _project(settings: dict[str, Any]) -> Project:
+    "The project of a Jupyter server, known by the settings of its application"
+    if "scalai" not in settings:
+        settings["scalai"] = Project(Path(settings["server_root_dir"]))
+    return settings["scalai"]
+
+
 class _Handler(APIHandler):
     auth_resource = "scalai"
     _track_activity = False  # the panel looks by itself, which keeps no idle server alive
 
     @property
     def project(self) -> Project:
-        return self.settings["scalai"]
+        return _project(self.settings)
 
     @property
     def env(self) -> Environment:
@@ -283,7 +289,7 @@ class ReportHandler(JupyterHandler):
     @web.authenticated
     @authorized
     async def get(self, id: str) -> None:
-        project: Project = self.settings["scalai"]
+        project = _project(self.settings)
         try:
             env = project.env(self.get_query_argument("env", None))
             run = project.board(env).run(id)
@@ -408,33 +414,3 @@ class EventsHandler(_Handler):
     def on_connection_close(self) -> None:
         if self._task:
             self._task.cancel()
-
-# %% ../../../nbs/jupyter/server/handlers.ipynb #7022dd85
-_ID, _NAME = r"([\w.-]+)", r"([^/]+)"
-_ROUTES: dict[str, type[JupyterHandler]] = {
-    "project": ProjectHandler,
-    f"pipelines/{_NAME}": PipelineHandler,
-    "runs": RunsHandler,
-    f"runs/{_ID}": RunHandler,
-    f"runs/{_ID}/steps/{_NAME}": StepHandler,
-    f"runs/{_ID}/steps/{_NAME}/attach": AttachHandler,
-    f"runs/{_ID}/cancel": CancelHandler,
-    f"runs/{_ID}/report": ReportHandler,
-    "datasets": DatasetsHandler,
-    f"datasets/{_NAME}": DatasetsHandler,
-    "models": ModelsHandler,
-    "kernels": KernelsHandler,
-    "notebook": NotebookHandler,
-    "adopt": AdoptHandler,
-    "events": EventsHandler,
-}
-
-
-def _load_jupyter_server_extension(
-    server: Any,  # jupyter_server's ServerApp
-) -> None:
-    "Add the panel's addresses to a Jupyter server"
-    server.web_app.settings["scalai"] = Project(Path(server.root_dir).resolve())
-    base = url_path_join(server.base_url, "scalai")
-    routes = [(url_path_join(base, path), handler) for path, handler in _ROUTES.items()]
-    server.web_app.add_handlers(".*$", routes)

@@ -70,15 +70,16 @@ class Memory:
         if not (self.path and self._new):
             return
         try:
+            self._new = False  # what other threads put from here on is new again
+            facts = self._facts.copy()
+            for name in facts:
+                if name.startswith("/") and not os.path.lexists(name):
+                    self._facts.pop(name, None)
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            gone = [n for n in self._facts if n.startswith("/") and not os.path.lexists(n)]
-            for name in gone:
-                del self._facts[name]
             with replacing(self.path, durable=False) as file:
-                json.dump(self._facts, getwriter("utf-8")(file))
-            self._new = False
+                json.dump(self._facts.copy(), getwriter("utf-8")(file))
         except OSError:
-            pass
+            self._new = True
 
 # %% ../../../nbs/pipeline/reading/surroundings.ipynb #d4e30009
 def stamp(

@@ -68,7 +68,11 @@ export class Panel {
     e.preventDefault();
     const next = names[(at + step + names.length) % names.length];
     this.guard(() => this.go(next));
-    this.tabs.querySelector('[aria-selected=true]').focus(); // at once: what it shows may take a while
+    this.focus(); // at once: what it shows may take a while
+  }
+
+  focus() {
+    this.tabs.querySelector('[aria-selected=true]')?.focus();
   }
 
   // Runs have changed (null: nobody knows which). What comes within a moment, or while

@@ -40,6 +40,7 @@ export async function make(shared, here) {
       app.shell.activateById(widget.id);
       await panel.wake();
       if (tab) await panel.guard(() => panel.go(tab, what));
+      if (!panel.node.contains(document.activeElement)) panel.focus();
     };
     app.commands.addCommand('scalai:show', {
       label: 'Pipelines and runs (scalai)',

@@ -86,6 +86,7 @@ export class Runs {
       h('p', { class: 'scalai-soft' }, [
         run.id, when(run.started), duration(run.seconds), run.env, spent && `cost ${spent}`,
       ].filter(Boolean).join(' · ')),
+      run.damage && h('p', { class: 'scalai-error' }, run.damage),
       run.kept.map((k) => h('p', {},
         `The kernel of ${k.step} is kept until ${when(k.until)}, with ${size(k.bytes)}. `,
         button('End it', () => this.panel.stop(run.id), { class: 'scalai-link' }))),
@@ -111,7 +112,7 @@ export class Runs {
       ...step.written.map(([name, version]) => `wrote ${name}@${String(version).slice(0, 6)}`),
       ...Object.entries(step.metrics).map(([name, value]) => `${name} ${value.toPrecision(3)}`),
     ].filter(Boolean).join(' · ')),
-    ['failed', 'lost'].includes(step.status) && h('div', { class: 'scalai-buttons' },
+    ['failed', 'lost', 'damaged'].includes(step.status) && h('div', { class: 'scalai-buttons' },
       button('Open at the failing cell', () => this.panel.guard(() => this.openFailed(step)), {
         'data-key': `failing ${step.name}`, class: 'scalai-button scalai-first',
       })),
