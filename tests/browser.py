@@ -56,11 +56,12 @@ def visiting(
 def faults(
     page: Any,  # playwright's
     axe: Path,  # the folder `bin` of `conftest.tool("axe")`
+    within: str = "html",  # selector of what is judged
 ) -> list[str]:
     "What axe-core finds serious or critical on a page, a line each"
     script = next(axe.parent.rglob("axe.min.js")).read_text(encoding="utf-8")
     page.evaluate(script)
-    found = page.evaluate("axe.run()")
+    found = page.evaluate("within => axe.run(within)", within)
     assert found["passes"]
     return [
         f"{v['id']}: {v['nodes'][0]['html']}"
