@@ -65,6 +65,10 @@ _WHERE = {
     "models.slim.slimming": ["Slimming"],
     "serving.offline": ["Destination", "score"],
     "client.client": ["Client"],
+    "jupyter.explorers.cluster_panel": ["ClusterPanel"],
+    "jupyter.explorers.pipeline_board": ["PipelineBoard"],
+    "jupyter.explorers.summary_explorer": ["SummaryExplorer"],
+    "jupyter.explorers.threshold_explorer": ["ThresholdExplorer"],
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = ["Environment", "environment", *_MODULE]

@@ -22,6 +22,7 @@ LESSONS = ("nbs", "dashboards")
 SKIPPED = r"^([_.]|pipelines$)"  # steps are run by their pipeline, a dashboard behind it
 PIPELINES = Path("nbs/pipelines")
 PYTHON = (3, 11)  # another one brings other versions of libraries, whose numbers differ
+WIDGET = "application/vnd.jupyter.widget-view+json"  # is of a kernel that has ended
 LARGEST = 100_000  # bytes of a picture
 ENVIRONMENT = {  # of the notebooks, as it is of no matter who runs them
     "SCALAI_ENV": "laptop",
@@ -156,7 +157,7 @@ def tidy(output: dict) -> dict:
 
     kept = {k: hide(v) for k, v in output.items() if k in ("text", "ename", "evalue", "traceback")}
     data = (
-        {"data": {k: hide(v) for k, v in output.get("data", {}).items()}}
+        {"data": {k: hide(v) for k, v in output.get("data", {}).items() if k != WIDGET}}
         if "data" in output
         else {}
     )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,6 +55,7 @@ def jupyter(
     folder: Path,  # for what it keeps
     app: str = "jupyter_server",  # or jupyterlab, notebook
     python: str | Path = sys.executable,  # of the environment that the app is in
+    more: Path | None = None,  # where `app` is installed, if it is beside this environment's
 ) -> Iterator[Server]:
     "Serve as long as the block lasts; the panel comes from this checkout"
     (folder / "data/labextensions").mkdir(parents=True, exist_ok=True)
@@ -65,8 +67,9 @@ def jupyter(
     (config / "scalai_nb.json").write_bytes((PANEL / "scalai_nb.json").read_bytes())
     port = free_port()
     variables = {
-        "JUPYTER_PATH": str(folder / "data"),
-        "JUPYTER_CONFIG_PATH": str(folder / "config"),
+        "JUPYTER_PATH": paths(folder / "data", more and more / "share/jupyter"),
+        "JUPYTER_CONFIG_PATH": paths(folder / "config", more and more / "etc/jupyter"),
+        "PYTHONPATH": paths(os.environ.get("PYTHONPATH"), *(more or folder).glob("lib/*/*")),
         "JUPYTER_CONFIG_DIR": str(folder / "own"),
         "JUPYTER_DATA_DIR": str(folder / "share"),
         "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
@@ -81,9 +84,12 @@ def jupyter(
         f"--IdentityProvider.token={TOKEN}",
         f"--ServerApp.root_dir={root}",
         "--LabApp.expose_app_in_browser=True",
+        "--JupyterNotebookApp.expose_app_in_browser=True",
         "--LabApp.news_url=",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
     ]
+    if more:
+        variables["JUPYTERLAB_DIR"] = str(_both(folder / "lab", more))
     with (folder / "server.log").open("ab") as log:
         process = subprocess.Popen(
             [python, "-m", app, *words[: 7 if app == "jupyter_server" else None]],
@@ -104,6 +110,20 @@ def jupyter(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _both(folder: Path, more: Path) -> Path:
+    "JupyterLab's settings and themes, and those of an app that is installed elsewhere"
+    for prefix in (Path(sys.prefix), more):
+        for part in ("schemas", "themes"):
+            if (place := prefix / "share/jupyter/lab" / part).is_dir():
+                shutil.copytree(place, folder / part, dirs_exist_ok=True)
+    return folder
+
+
+def paths(*found: Path | str | None) -> str:
+    "Those that there are, as a variable has them"
+    return os.pathsep.join(str(path) for path in found if path)
 
 
 def _wait(server: Server, log: Path) -> None:

@@ -1,12 +1,18 @@
 """Kernels of environments at work: their limits, what they refuse, what they say, Ctrl-C"""
 
+import html
 import json
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import pytest
+from conftest import free_port
+from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager, start_new_kernel
 
 from scalai_nb.jupyter import kernels
@@ -91,35 +97,78 @@ print([round(float(v), 9) for v in values], float(x.values.sum()) if hasattr(x, 
 """
 
 
-def test_one_notebook_gives_the_same_numbers_under_each_kernel(project, start):
-    "By the kernel's own interface, by papermill and by nbclient's `jupyter execute`"
+def written(path, kernel=None):
+    "The notebook of numbers at `path`; Voila takes the kernel that it names, as JupyterLab does"
+    spec = {"name": kernel, "display_name": kernel, "language": "python"}
     cell = {"cell_type": "code", "id": "a", "metadata": {}, "outputs": [], "execution_count": None}
     nb = {
         "nbformat": 4,
         "nbformat_minor": 5,
-        "metadata": {},
+        "metadata": {"kernelspec": spec} if kernel else {},
         "cells": [{**cell, "source": NUMBERS}],
     }
-    (project / "numbers.ipynb").write_text(json.dumps(nb))
-    printed = {start("laptop")(NUMBERS)}
-    for name in ("small", "pair"):
-        printed.add(start(name)(NUMBERS))
-        word = f"scalai-{name}"
-        scripts = Path(sys.executable).parent
-        for script, *words in (
-            ("papermill", "-k", word, "numbers.ipynb", "papermill.ipynb"),
-            (
-                "jupyter-execute",
-                "--output=jupyter-execute",
-                f"--kernel_name={word}",
-                "numbers.ipynb",
-            ),
-        ):
-            command = [scripts / script, *words]
-            subprocess.run(command, check=True, capture_output=True, timeout=120)
-            out = json.loads(Path(f"{script}.ipynb").read_text())["cells"][-1]["outputs"]
-            printed.add("".join("".join(o["text"]) for o in out))
-    assert len(printed) == 1 and next(iter(printed)).startswith("[")
+    path.write_text(json.dumps(nb))
+    return path.name
+
+
+def in_a_notebook(script, *words):
+    "What the notebook of numbers prints, executed by a script that writes SCRIPT.ipynb"
+    command = [Path(sys.executable).parent / script, *words]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    outputs = json.loads(Path(f"{script}.ipynb").read_text())["cells"][-1]["outputs"]
+    return "".join("".join(o["text"]) for o in outputs)
+
+
+def on_pages(folder, names):
+    "What Voila shows of notebooks in a folder"
+    port = free_port()
+    words = ["--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1", "--Voila.config_file_paths="]
+    voila = subprocess.Popen(
+        [sys.executable, "-m", "voila", str(folder), *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for name in names:
+            page = asked(f"http://127.0.0.1:{port}/voila/render/{name}", voila)
+            yield html.unescape(re.search(r"\[\d+\.\d{6}[^\]]*\][^<]*", page)[0])
+    finally:
+        voila.terminate()
+        voila.wait(30)
+
+
+def asked(address, server, seconds=90):
+    "A page, once the server is there"
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and server.poll() is None:
+        try:
+            return urlopen(address, timeout=seconds).read().decode()
+        except (ConnectionError, URLError) as e:
+            said = e
+        time.sleep(0.2)
+    raise AssertionError(said)
+
+
+@pytest.mark.slow
+def test_one_notebook_gives_the_same_numbers_under_each_kernel(project, start):
+    "By the kernel's own interface, by papermill, by `jupyter execute` and by Voila"
+    specs = KernelSpecManager().find_kernel_specs()
+    names = sorted(k for k, place in specs.items() if Path(place).is_relative_to(project))
+    assert names == ["scalai-laptop", "scalai-pair", "scalai-small"]
+    plain, printed = written(project / "numbers.ipynb"), {}
+    for name in names:
+        printed[name, "kernel"] = start(name.removeprefix("scalai-"))(NUMBERS)
+        words = "-k", name, plain, "papermill.ipynb"
+        printed[name, "papermill"] = in_a_notebook("papermill", *words)
+        words = "--output=jupyter-execute", f"--kernel_name={name}", plain
+        printed[name, "jupyter execute"] = in_a_notebook("jupyter-execute", *words)
+    pages = project / "pages"
+    pages.mkdir()
+    named = [written(pages / f"{name}.ipynb", name) for name in names]
+    for name, said in zip(names, on_pages(pages, named), strict=True):
+        printed[name, "voila"] = said
+    assert len(printed) == 12 and len(set(printed.values())) == 1, printed
+    assert printed["scalai-laptop", "kernel"].startswith("[")
 
 
 def test_a_cell_that_asks_for_fifty_gigabytes_is_told_what_to_do(start):

@@ -232,9 +232,30 @@ class Column(ColumnState):
             return Histogram(np.empty(0), np.empty(0, np.int64))
         ends = np.array([0.005, 0.995]) * counts.sum()
         low, high = x[np.searchsorted(np.cumsum(counts), ends)]
-        edges = _edges(low, high, self.kind == "integer")
-        heights, _ = np.histogram(x.clip(edges[0], edges[-1]), edges, weights=counts)
-        return Histogram(_read(self, edges), heights.astype(np.int64))
+        edges = _read(self, _edges(low, high, self.kind == "integer"))
+        return Histogram(edges, self.counts_in(edges))
+
+    def counts_in(
+        self,
+        edges: np.ndarray,  # (n + 1,) ascending numbers or times, say of another column's histogram
+    ) -> np.ndarray:  # (n,)
+        """How many numbers or times are in each bin; those beyond are in the outer bins
+
+        Parameters
+        ----------
+        edges : np.ndarray
+            (n + 1,) ascending numbers or times, say of another column's histogram
+
+        Returns
+        -------
+        np.ndarray
+            (n,)
+        """
+        raw = edges.astype("M8[us]").astype(np.int64) if self.kind == "time" else edges
+        finite = np.isfinite(middles := _middles(self))
+        x, counts = middles[finite].astype(np.float64), self.buckets.counts[finite]
+        heights, _ = np.histogram(x.clip(raw[0], raw[-1]), raw, weights=counts)
+        return heights.astype(np.int64)
 
     def quantile(
         self,

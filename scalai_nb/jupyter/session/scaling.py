@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from scalai_nb.types import Cluster
 
 # %% auto #0
-__all__ = ['scale', 'Answer', 'on_worker', 'assigned', 'used', 'remote']
+__all__ = ['scale', 'scaled', 'Answer', 'on_worker', 'assigned', 'used', 'remote']
 
 # %% ../../../nbs/jupyter/session/scaling.ipynb #b18402b9
 _DASHBOARD = {"scheduler_kwargs": {"dashboard": True, "dashboard_address": "127.0.0.1:0"}}
@@ -44,21 +44,47 @@ def scale(shell: InteractiveShell, line: str) -> Part:
     if not word:
         return _state(client)
     if word == "off":
-        if client:
-            client.close()
+        scaled(client, 0)
         return prose("No cluster: what is lazy is computed by threads of this kernel.")
     if word != "gpu" and not (word.isdecimal() and int(word)):
         raise ParameterError(f"%scale does not take {line!r}; write %scale 4, %scale gpu or off.")
-    own = getattr(client, "cluster", None)
-    if client and own and word != "gpu":
-        own.scale(int(word))
-        client.wait_for_workers(int(word), timeout=60)
-    else:
-        if client:
-            client.close()
+    if word == "gpu":
+        scaled(client, 0)
         client = _started(word)
+    else:
+        client = scaled(client, int(word))
     shell.push({"client": client})
     return _state(client)
+
+
+def scaled(
+    client: Cluster | None,  # None: there is no cluster yet
+    workers: int,  # 0 ends the cluster
+) -> Cluster | None:  # a client of the cluster; None: it has ended
+    """Have so many workers; a cluster that is only joined is left, and one of one's own is started
+
+    Parameters
+    ----------
+    client : Cluster | None
+        None: there is no cluster yet
+    workers : int
+        0 ends the cluster
+
+    Returns
+    -------
+    Cluster | None
+        a client of the cluster; None: it has ended
+    """
+    own = getattr(client, "cluster", None)
+    if client and own and workers:
+        own.scale(workers)
+        client.wait_for_workers(workers, timeout=60)
+        return client
+    if client:
+        client.close()
+    if own and own.status == "running":
+        own.close()
+    return _started(str(workers)) if workers else None
 
 
 def _started(word: str) -> Cluster:

@@ -39,7 +39,7 @@ function line([x, y], [tx, ty], [source, target]) {
 
 function node(step, [x, y]) {
   const name = step.name.length > 13 ? `${step.name.slice(0, 12)}…` : step.name;
-  return h('g', { class: `scalai-node scalai-${tone(step.status)}` },
+  return h('g', { class: `scalai-node scalai-${tone(step.status)}`, 'data-step': step.name },
     h('title', {}, [step.name, step.status, ...step.reasons].join(' · ')),
     h('rect', { x, y, width: WIDE, height: HIGH, rx: 6 }),
     h('text', { x: x + 10, y: y + 20 }, `${sign(step.status)} ${name}`));
