@@ -90,10 +90,27 @@ def _named(tree: ast.AST, names: Mapping[str, Any]) -> list[str]:
         if not marker or not isinstance(name, str):
             continue
         written = node.args[1] if len(node.args) > 1 else None
-        if isinstance(written, ast.Name) and hasattr(names.get(written.id), "card"):
+        if marker == "Out" and _is_model(written, tree, names):
             marker = "Out[Model]"
         found.setdefault(name, f"{re.sub(r'[^0-9a-zA-Z_]', '_', name)}: {marker} = {name!r}")
     return list(found.values())
+
+
+def _is_model(node: ast.AST | None, tree: ast.AST, names: Mapping[str, Any]) -> bool:
+    "Whether an expression is a model: one of the notebook, or one that the cell packages"
+    if isinstance(node, ast.Call):
+        return getattr(node.func, "attr", getattr(node.func, "id", "")) == "package"
+    if not isinstance(node, ast.Name):
+        return False
+    made = [n.value for n in ast.walk(tree) if isinstance(n, ast.Assign) and _binds(n, node.id)]
+    if made:
+        return any(_is_model(value, tree, {}) for value in made if isinstance(value, ast.Call))
+    return hasattr(names.get(node.id), "card")
+
+
+def _binds(node: ast.Assign, name: str) -> bool:
+    "Whether an assignment gives `name` its value"
+    return any(isinstance(t, ast.Name) and t.id == name for t in node.targets)
 
 
 def _place(value: Any) -> bool:
