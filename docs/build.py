@@ -114,8 +114,9 @@ def notebooks(folder: str) -> list[str]:
 
 
 def tutorials() -> list[str]:
-    "The tutorials, the first one first"
-    return sorted(notebooks("nbs/tutorials"), key=lambda page: "first" not in page)
+    "The tutorials, those that begin with what you have first, and what they find on the desk last"
+    pages = sorted(notebooks("nbs/tutorials"), key=lambda page: "your_" not in page)
+    return pages + notebooks("nbs/tutorials/_desk")
 
 
 def measured() -> list[str]:

@@ -21,6 +21,7 @@ from rich.text import Text
 from .commands.adopting import adopt
 from .commands.attach import attach
 from .commands.bench import bench_app
+from .commands.comparing import diff
 from .commands.describing import describe
 from .commands.export import export
 from .commands.mcp import mcp
@@ -72,7 +73,7 @@ for name, sub in (
     ("bench", bench_app),
 ):
     app.add_typer(sub, name=name)
-for command in (new, adopt, attach, describe, serve, export, mcp):
+for command in (new, adopt, diff, attach, describe, serve, export, mcp):
     app.command()(command)
 
 

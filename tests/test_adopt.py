@@ -166,7 +166,8 @@ def test_several_become_a_pipeline_in_another_folder(there):
     first, second = (there.root / "pipelines/mine" / n for n in ("01_read.ipynb", "02_use.ipynb"))
     assert "in_csv: In[File] = '../../found/in.csv'" in contract(first)
     assert "mid_csv: In[File] = 'mid.csv'" in contract(second), "which the first writes there"
-    run = there.scalai("run", "pipelines/mine")
+    assert done.stdout.count("run it") == 1 and "scalai run pipelines/mine" in done.stdout
+    run = there.scalai("run", "mine")  # settings.ini, which there was not, names the folder
     assert run.returncode == 0, run.stdout + run.stderr
     assert json.loads(there.scalai("plan", "pipelines/mine", "--json").stdout)["edges"] == [
         ["read", "use", "mid.csv"]

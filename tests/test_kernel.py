@@ -377,6 +377,15 @@ def test_a_cell_becomes_a_step_that_runs_and_goals_have_lights(project, start):
     assert done.returncode == 0, done.stdout + done.stderr
     assert cell("sn = __import__('scalai_nb'); read('teas').price.values.tolist()") == "[1.0, 3.0]"
 
+    (project / "tea.csv").write_text("price\n3\n")
+    cell("import pandas as pd")
+    said = cell("%%step shop/count\npd.read_csv('tea.csv').to_csv('counted.csv')")
+    assert "tea_csv: In[File] = '../../../tea.csv'" in said
+    assert "counted_csv: Out[File] = 'counted.csv'" in said
+    counted = next(project.glob("nbs/pipelines/shop/*count.ipynb"))
+    assert "read_csv(tea_csv).to_csv(counted_csv)" in counted.read_text()
+    counted.unlink()
+
     assert "No pipeline has a goal" in cell("%goals")
     notebook = next(project.glob("nbs/pipelines/shop/*.ipynb"))
     told = json.loads(notebook.read_text())

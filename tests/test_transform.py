@@ -983,3 +983,9 @@ def test_assemble_is_one_hot_beside_numbers(rows, n, m, seed):
     for p in places:
         expected[np.flatnonzero(p >= 0), p[p >= 0]] = 1
     np.testing.assert_array_equal(out, expected)
+
+
+def test_a_picture_is_no_feature_and_the_error_says_what_to_do():
+    pictures = xr.Dataset({"image": (("row", "y", "x"), np.ones((3, 2, 2), np.float32))})
+    with pytest.raises(ContractViolation, match=r"'image' is over \(row, y, x\).*to_dataset"):
+        Transform(["image"]).fit(pictures)

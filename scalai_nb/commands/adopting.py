@@ -5,6 +5,7 @@
 # %% ../../nbs/commands/adopting.ipynb #8fbfeac0
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -81,13 +82,14 @@ def targets(
     return [folder / f"{n:02}_{name}.ipynb" for n, name in enumerate(names, first)]
 
 
-def _settings() -> None:
-    "Write the smallest settings.ini, where there is none"
+def _settings(pipeline: Path | None) -> None:
+    "Write the smallest settings.ini, where there is none; it knows where the pipeline is"
     try:
         find_settings()
     except SettingsError:
         path = Path("settings.ini")
-        path.write_text("[laptop]\n")
+        there = os.path.relpath(pipeline.resolve().parent) if pipeline else None
+        path.write_text("[laptop]\n" + (f"pipelines = {there}\n" if there else ""))
         console().print(f"written: {path.absolute()}, where runs and data of this folder are kept")
 
 
@@ -113,6 +115,7 @@ def adopt(
         written = {name for p in proposals for name in p.writes}
         proposals = [p.moved(to, written) for p in proposals]
     yes = yes and not dry_run
+    ready: list[Path] = []  # what can be run now
     asks = not yes and not dry_run and sys.stdin.isatty() and sys.stdout.isatty()
     for proposal, place in zip(proposals, places, strict=True):
         taken = _asked(proposal) if asks else proposal.taken
@@ -122,9 +125,11 @@ def adopt(
         if asks and not typer.confirm("Write this?", default=True) or not (asks or yes):
             continue
         proposal.write(notebook, place)
-        _settings()
-        name = shlex.quote(str(place))
-        console().print(f"run it   scalai run {name}", markup=False, soft_wrap=True)
+        _settings(to)
+        ready.append(to or place)
+    for name in dict.fromkeys(ready):
+        words = f"run it   scalai run {shlex.quote(str(name))}"
+        console().print(words, markup=False, soft_wrap=True)
     if not (asks or yes or dry_run):
         words = shlex.join(map(str, notebooks)) + (f" --to {shlex.quote(str(to))}" if to else "")
         console().print(f"take it  scalai adopt {words} --yes", markup=False, soft_wrap=True)

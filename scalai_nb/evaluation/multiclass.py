@@ -175,7 +175,8 @@ def _check(bad: tuple, number: Array, score: Array, weight: Array | None) -> Non
     if bad[0]:
         raise ParameterError(
             f"{bad[0]:,} of {rows} labels are none of the {score.shape[1]} classes; "
-            "drop rows without one."
+            "drop rows without one, or name the classes: "
+            "xr.DataArray(score, dims=('row', 'class'), coords={'class': names})."
         )
     if bad[1]:
         missing = int((score != score).any(axis=1).sum())

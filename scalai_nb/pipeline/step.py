@@ -24,7 +24,7 @@ from .reading.parameter import Fresh, Parameter, computed, source
 from .reading.syntax import SKIPPED, Place, compiled, parse_cell, refused
 
 # %% auto #0
-__all__ = ['Declared', 'Reference', 'Step', 'load_notebook', 'parse_assignments']
+__all__ = ['Declared', 'Reference', 'Step', 'load_notebook', 'parsed_notebook', 'parse_assignments']
 
 # %% ../../nbs/pipeline/step.ipynb #c32f9cf9
 if TYPE_CHECKING:
@@ -385,13 +385,35 @@ def _references(step: Step, kind: str) -> dict[str, Reference]:
 def load_notebook(path: PathLike) -> dict[str, Any]:
     "The notebook at `path`, as JSON; StepError when it is none"
     try:
-        notebook = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise StepError(f"{path}: there is no such notebook; check the path.") from None
     except (OSError, ValueError) as e:
-        raise StepError(
-            f"{path}: cannot be read as a notebook ({e}); save it again from Jupyter."
-        ) from None
+        raise _unreadable(path, e) from None
+    return parsed_notebook(text, path)
+
+
+def _unreadable(path: PathLike, why: Exception) -> StepError:
+    return StepError(f"{path}: cannot be read as a notebook ({why}); save it again from Jupyter.")
+
+
+def parsed_notebook(
+    text: str,  # of a file
+    path: PathLike,  # for an error
+) -> dict[str, Any]:
+    """The notebook that a text is; StepError when it is none
+
+    Parameters
+    ----------
+    text : str
+        of a file
+    path : PathLike
+        for an error
+    """
+    try:
+        notebook = json.loads(text)
+    except ValueError as e:
+        raise _unreadable(path, e) from None
     if isinstance(notebook, dict) and isinstance(notebook.get("cells"), list):
         return notebook
     raise StepError(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import difflib
-import os
 import re
 from collections.abc import Collection, Iterable, Iterator
 from copy import copy
@@ -17,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import StepError
 from ..pipeline.outputs import write_notebook
-from ..pipeline.reading.parameter import literal
 from ..pipeline.step import Step, load_notebook
 from .findings import Code, Finding, constants, files, secrets
 
 # %% auto #0
-__all__ = ['Proposal']
+__all__ = ['Proposal', 'edited_cells']
 
 # %% ../../nbs/start/adoption.ipynb #941bc5af
 if TYPE_CHECKING:
@@ -160,7 +158,7 @@ class Proposal:
             names of findings; None: as proposed
         """
         found = self.whole(self.taken if taken is None else taken)
-        edited = _edited(self.notebook["cells"], found)
+        edited = edited_cells(self.notebook["cells"], found)
         cells = [
             {**cell, "source": edited[i].splitlines(keepends=True)} if i in edited else cell
             for i, cell in enumerate(self.notebook["cells"])
@@ -185,7 +183,7 @@ class Proposal:
         """
         found = self.whole(self.taken if taken is None else taken)
         yield from _unified("", self._contract(found)["source"], "/dev/null", "contract cell")
-        for i, text in sorted(_edited(self.notebook["cells"], found).items()):
+        for i, text in sorted(edited_cells(self.notebook["cells"], found).items()):
             name = f"cell {i + 1}"
             before = "".join(self.notebook["cells"][i]["source"])
             yield from _unified(before, text, name, name if text else "/dev/null")
@@ -204,17 +202,8 @@ class Proposal:
         written : Collection[str], default ()
             files that another step writes there
         """
-        return replace(self, findings=[self._moved(f, folder, written) for f in self.findings])
-
-    def _moved(self, f: Finding, folder: Path, written: Collection[str]) -> Finding:
-        node = ast.parse(f.value, mode="eval").body
-        if f.kind != "input" or f.needs - {"Path"}:
-            return f
-        path = literal(node, {})
-        if str(path) in written or Path(path).is_absolute():
-            return f
-        there = os.path.relpath(self.path.parent / path, folder)
-        return replace(f, value=f"Path({there!r})" if isinstance(path, Path) else repr(there))
+        here = self.path.parent
+        return replace(self, findings=[f.moved(here, folder, written) for f in self.findings])
 
     def write(
         self,
@@ -265,7 +254,7 @@ def _imports(code: Code) -> dict[str, str]:
     return found
 
 
-def _edited(cells: list[dict[str, Any]], found: Iterable[Finding]) -> dict[int, str]:
+def edited_cells(cells: list[dict[str, Any]], found: Iterable[Finding]) -> dict[int, str]:
     "Position of each cell that changes -> its text then; one without text will be gone"
     edits = {e for f in found for e in f.edits}
     texts: dict[int, str] = {}

@@ -8,9 +8,10 @@ from __future__ import annotations
 import ast
 import builtins
 import keyword
+import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,31 @@ class Finding:
         annotation = f": {self.type}" if self.type else ""
         comment = f"  # {self.help}" if self.help else ""
         return f"{self.name}{annotation} = {self.value}{comment}"
+
+    def moved(
+        self,
+        here: Path,  # folder of the notebook
+        there: Path,  # folder where it will be
+        written: Collection[str] = (),  # files that another step writes there
+    ) -> Finding:
+        """The same for a notebook in another folder: an input is found from there
+
+        Parameters
+        ----------
+        here : Path
+            folder of the notebook
+        there : Path
+            folder where it will be
+        written : Collection[str], default ()
+            files that another step writes there
+        """
+        if self.kind != "input" or self.needs - {"Path"}:
+            return self
+        path = literal(ast.parse(self.value, mode="eval").body, {})
+        if str(path) in written or Path(path).is_absolute():
+            return self
+        found = os.path.relpath(here / path, there)
+        return replace(self, value=f"Path({found!r})" if isinstance(path, Path) else repr(found))
 
 
 _AFTER_STAR = "an import of * before it may mean the same name"

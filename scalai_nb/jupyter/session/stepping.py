@@ -9,7 +9,8 @@ import ast
 import builtins
 import json
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -19,17 +20,20 @@ from ...errors import ParameterError
 from ...files import replacing
 from .scaling import assigned, used
 from ...show import Part, code, prose, verbatim
+from ...start.adoption import edited_cells
+from ...start.findings import Code, Finding, files
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
 # %% auto #0
-__all__ = ['contract', 'step']
+__all__ = ['contract', 'named_files', 'step']
 
 # %% ../../../nbs/jupyter/session/stepping.ipynb #da7fc9f2
 def contract(
     source: str,  # of a cell
     names: Mapping[str, Any],  # the variables of the notebook
+    files: Sequence[Finding] = (),  # that it reads or writes
 ) -> tuple[str, str]:  # the contract cell, and what is imported besides
     """What a cell needs to be a step; ParameterError names what it takes from other cells
 
@@ -39,6 +43,8 @@ def contract(
         of a cell
     names : Mapping[str, Any]
         the variables of the notebook
+    files : Sequence[Finding], default ()
+        that it reads or writes
 
     Returns
     -------
@@ -46,13 +52,14 @@ def contract(
         the contract cell, and what is imported besides
     """
     tree = ast.parse(source)
-    lines, imports, foreign = _named(tree, names), [], []
-    for name in sorted((used(tree) - assigned(tree) - set(dir(builtins))) & names.keys()):
+    lines, imports, foreign = [*_named(tree, names), *(f.line for f in files)], [], []
+    own = assigned(tree) | set(dir(builtins)) | {f.name for f in files}
+    for name in sorted((used(tree) - own) & names.keys()):
         value = names[name]
         if isinstance(value, ModuleType):
             imports.append(f"import {value.__name__} as {name}")
         elif _place(value):
-            imports.append(f"from {value.__module__} import {value.__name__} as {name}")
+            imports.append(f"from {_home(value)} import {value.__name__} as {name}")
         elif (kind := _type(value)) is not None:
             lines.append(f"{name}: {kind} = {value!r}")
         else:
@@ -62,7 +69,8 @@ def contract(
             f"{', '.join(foreign)} comes from another cell; make it in this one, "
             "or write it to the lake there and read(…) it here."
         )
-    markers = [m for m in ("In", "Out", "Model") if any(re.search(rf"\b{m}\b", x) for x in lines)]
+    words = ("File", "In", "Model", "Out")
+    markers = [m for m in words if any(re.search(rf": .*\b{m}\b.* = ", x) for x in lines)]
     head = [f"from scalai_nb.pipeline import {', '.join(markers)}"] if markers else []
     short = [re.sub(r"\b(\w+) as \1$", r"\1", line) for line in imports]
     return "\n".join([*head, *lines]), "\n".join(short)
@@ -82,16 +90,41 @@ def _named(tree: ast.AST, names: Mapping[str, Any]) -> list[str]:
         if not marker or not isinstance(name, str):
             continue
         written = node.args[1] if len(node.args) > 1 else None
-        if isinstance(written, ast.Name) and hasattr(names.get(written.id), "card"):
+        if marker == "Out" and _is_model(written, tree, names):
             marker = "Out[Model]"
         found.setdefault(name, f"{re.sub(r'[^0-9a-zA-Z_]', '_', name)}: {marker} = {name!r}")
     return list(found.values())
 
 
+def _is_model(node: ast.AST | None, tree: ast.AST, names: Mapping[str, Any]) -> bool:
+    "Whether an expression is a model: one of the notebook, or one that the cell packages"
+    if isinstance(node, ast.Call):
+        return getattr(node.func, "attr", getattr(node.func, "id", "")) == "package"
+    if not isinstance(node, ast.Name):
+        return False
+    made = [n.value for n in ast.walk(tree) if isinstance(n, ast.Assign) and _binds(n, node.id)]
+    if made:
+        return any(_is_model(value, tree, {}) for value in made if isinstance(value, ast.Call))
+    return hasattr(names.get(node.id), "card")
+
+
+def _binds(node: ast.Assign, name: str) -> bool:
+    "Whether an assignment gives `name` its value"
+    return any(isinstance(t, ast.Name) and t.id == name for t in node.targets)
+
+
 def _place(value: Any) -> bool:
     "Whether a function or class can be imported"
-    module, name = getattr(value, "__module__", None), getattr(value, "__name__", "")
-    return bool(module) and module != "__main__" and name.isidentifier() and callable(value)
+    module, name = getattr(value, "__module__", ""), getattr(value, "__name__", "")
+    offered = getattr(sys.modules.get(module), name, None) is value
+    return offered and module != "__main__" and callable(value)
+
+
+def _home(value: Any) -> str:
+    "The package that offers a function or class, the shortest that does: not its private module"
+    parts = value.__module__.split(".")
+    packages = [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
+    return next(p for p in packages if getattr(sys.modules.get(p), value.__name__, None) is value)
 
 
 def _type(value: Any) -> str | None:
@@ -103,6 +136,29 @@ def _type(value: Any) -> str | None:
         if len(kinds) == 1 and kinds <= {bool, int, float, str}:
             return f"list[{kinds.pop().__name__}]"
     return None
+
+# %% ../../../nbs/jupyter/session/stepping.ipynb #2c698334
+def named_files(
+    source: str,  # of a cell
+    path: Path,  # where the step will be
+    names: Mapping[str, Any] = {},  # the variables of the notebook, one of which may name a file
+) -> list[Finding]:
+    """The files that a cell reads, as they are found from the folder of the step, and writes
+
+    Parameters
+    ----------
+    source : str
+        of a cell
+    path : Path
+        where the step will be
+    names : Mapping[str, Any]
+        the variables of the notebook, one of which may name a file
+    """
+    here, lines = Path.cwd(), Code([{"cell_type": "code", "source": source}], path)
+    texts = {n: names[n] for n in lines.names & names.keys() if isinstance(names[n], str)}
+    known = {n: Finding(n, "constant", "str", repr(text)) for n, text in texts.items()}
+    found = [f for f in files(lines, here, known) if f.take]
+    return [f.moved(here, path.parent) for f in found]
 
 # %% ../../../nbs/jupyter/session/stepping.ipynb #cdfb0006
 def step(shell: InteractiveShell, line: str, cell: str) -> Part:
@@ -119,7 +175,9 @@ def step(shell: InteractiveShell, line: str, cell: str) -> Part:
     path = _path(Path(env.pipelines), pipeline, name)
     if path.exists() and not forced:
         raise ParameterError(f"{path} is there already; add -f to replace it.")
-    tagged, imports = contract(cell, shell.user_ns)
+    found = named_files(cell, path, shell.user_ns)
+    cell = edited_cells([{"source": cell}], found).get(0, cell)
+    tagged, imports = contract(cell, shell.user_ns, found)
     _write(path, name, tagged, imports, cell)
     place = path.relative_to(env.root) if path.is_relative_to(env.root) else path
     run = prose("To run it: ", code(f"scalai run {path.parent.name}"))

@@ -51,7 +51,14 @@ def _variable(ds: Dataset, name: str) -> xr.Variable:
 
     ContractViolation where there is none.
     """
-    if name not in ds.variables or ds.variables[name].dims != ("row",):
+    dims = ds.variables[name].dims if name in ds.variables else ()
+    if "row" in dims[:1] and len(dims) > 1:
+        raise ContractViolation(
+            f"{name!r} is over ({', '.join(map(str, dims))}), and a feature is one value a row; "
+            f"give each its own column: ds.{name}.stack(at={dims[1:]}, create_index=False)"
+            f".to_dataset('at'), with names of text."
+        )
+    if dims != ("row",):
         known = [str(n) for n, c in ds.items() if c.dims == ("row",)]
         raise ContractViolation(unknown(name, known, "the columns of the dataset"))
     return coded(ds.variables[name])
