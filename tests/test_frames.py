@@ -7,6 +7,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+import xarray as xr
 
 import scalai_nb as sn
 from scalai_nb.compute.blocks import Blocks
@@ -101,3 +102,25 @@ def test_other_things_are_one_sentence(data):
         with pytest.raises((ParameterError, FileNotFoundError)) as refused:
             ask(data)
         assert "\n" not in str(refused.value)
+
+
+DATASETS = {
+    "columns": lambda df: xr.Dataset({name: ("row", df[name]) for name in df}),
+    "values": lambda df: xr.Dataset({name: ("row", df[name].values) for name in df}),
+    "from_dataframe": lambda df: xr.Dataset.from_dataframe(df).rename(index="row"),
+    "a coordinate": lambda df: xr.Dataset({n: ("row", df[n].values) for n in df}).set_coords("sky"),
+}
+
+
+@pytest.mark.parametrize("make", DATASETS)
+@pytest.mark.parametrize("text", ["str", "string", "string[pyarrow]", "object"])
+def test_a_dataset_that_xarray_makes_of_pandas_columns(table, make, text):
+    "xarray keeps the text of pandas as it is, and then cannot take rows of it"
+    df = table[["x", "sky", "late"]].astype({"sky": text})
+    ds, expected = DATASETS[make](df), sn.from_frame(df)
+    assert sn.summarize(ds)["sky"].top == sn.summarize(expected)["sky"].top
+    features = sn.Transform(["x"], ["sky"]).fit(expected)
+    assert np.array_equal(features.transform(ds), features.transform(expected))
+    score = 1 / (1 + np.exp(-ds["x"].fillna(0)))
+    slices = sn.evaluate(ds["late"], score, by=ds["sky"]).slices
+    assert set(slices) == {"rain", "sun"}

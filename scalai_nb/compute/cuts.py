@@ -402,6 +402,16 @@ class _Lake:
         return block.set_coords([*self.coordinates, *self.still.coords])
 
 # %% ../../nbs/compute/cuts.ipynb #16ebc294
+def _indexable(ds: Dataset) -> Dataset:
+    "`ds` with pandas' text as objects: xarray holds it, and cannot take rows of it"
+    text = {
+        name: (x.dims, np.asarray(x.values, object), x.attrs)
+        for name, x in ds.variables.items()
+        if getattr(x.dtype, "name", "") in ("str", "string") and name not in ds.xindexes
+    }
+    return ds.assign(text).set_coords(text.keys() & ds.coords.keys()) if text else ds
+
+
 def dataset_source(
     ds: Dataset,  # over `row`, in memory or lazy
     names: str | Iterable[str] | None,  # columns to read; None: all
@@ -423,7 +433,7 @@ def dataset_source(
         raise ParameterError(
             f"The dataset has no dimension 'row', only {known}; rename with ds.rename."
         )
-    ds = selected(ds, [names] if isinstance(names, str) else names)
+    ds = _indexable(selected(ds, [names] if isinstance(names, str) else names))
     if not any("row" in x.chunksizes for x in ds.variables.values()):
         return _Memory(ds, even(ds.sizes["row"], least))
     if lake := _Lake.of(ds, least):
