@@ -16,7 +16,7 @@ MOST = 13  # files in a room
 # Who may import whom: a line may import the lines above it, and what is in its own line's rooms.
 FLOORS = """
     errors types
-    environment files goals redaction words show pictures
+    environment files goals memory redaction words show pictures
     kernels
     data compute
     describe

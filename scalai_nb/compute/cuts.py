@@ -13,6 +13,7 @@ import numpy as np
 
 from ..data.categories import coded
 from ..errors import ParameterError, ScalaiError, WorkFailed, unknown
+from ..memory import block_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -132,7 +133,8 @@ def enough(
     """
     if least < BLOCK:
         return least
-    return max(least, min(LARGEST, JOIN // max(1, width), rows // SHARES))
+    wide = block_bytes(JOIN) // max(1, width)
+    return max(least, min(LARGEST, wide, rows // SHARES))
 
 # %% ../../nbs/compute/cuts.ipynb #990c3842
 @contextmanager

@@ -10,19 +10,25 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
 from .checkpoint import Checkpoint
+from .cuts import JOIN
 from .mergeable import Mergeable
 from .parts import Part, Tree, fold
+from ..memory import block_bytes, side_by_side
 
 # %% auto #0
 __all__ = ['thread_count', 'over_threads']
 
 # %% ../../nbs/compute/threads.ipynb #28ea323e
+_COPIES = 4  # of a block that a thread has at most: packed, unpacked, and what is made of it
+
+
 def thread_count() -> int:
-    "Threads to use: `num_workers` of Dask's configuration, else one a core that is ours"
+    "Threads to use: `num_workers` of Dask's configuration, else as many as have cores and memory"
     import dask.config
     from dask.system import CPU_COUNT
 
-    return int(dask.config.get("num_workers", 0) or CPU_COUNT)
+    asked = int(dask.config.get("num_workers", 0))
+    return asked or side_by_side(CPU_COUNT, _COPIES * block_bytes(JOIN))
 
 # %% ../../nbs/compute/threads.ipynb #3259c998
 class _Halt(Exception):

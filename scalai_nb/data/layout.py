@@ -21,6 +21,7 @@ import numpy as np
 from .damage import DECODING, DIFFERS, Damaged, Place, checksum, reading
 from .sources import row_blocks, type_of
 from ..errors import LakeError, unknown
+from ..memory import block_bytes
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -558,7 +559,7 @@ class _Stored:
 
 def _cuts(plan: Schema, start: int, stop: int) -> tuple[int, ...]:
     "Row counts of the dask blocks between two rows: whole chunks, up to `BLOCK` bytes"
-    step = plan["chunk"] * max(1, BLOCK // max(1, _row_bytes(plan) * plan["chunk"]))
+    step = plan["chunk"] * max(1, block_bytes(BLOCK) // max(1, _row_bytes(plan) * plan["chunk"]))
     edges = [start, *range(start - start % step + step, stop, step), stop]
     return tuple(int(n) for n in np.diff(edges))
 

@@ -55,7 +55,7 @@ class ScalaiEngine(Engine):
         """
         follower = Follower(nb_man, **kw)
         code = "\n".join(c.source for c in nb_man.nb.cells if c.cell_type == "code")
-        with ForkServer(preload(code)) as server:
+        with ForkServer(preload(code), memory=memory) as server:
             execution = Execution(
                 nb_man.nb,
                 server,

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from ...errors import TooLarge
-from .limits import memory_free
+from ...memory import memory_free
 from ...words import size
 
 # %% auto #0

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...files import replacing
-from .limits import memory_limit, memory_used
+from ...memory import memory_limit, memory_used
 from ...show import prose
 from ...words import duration, size
 

@@ -10,31 +10,21 @@ import random
 import resource
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...environment import Environment
 from ...errors import ScalaiError, TooLarge
+from ...memory import hold, machine_memory, memory_free, memory_limit
 from ...words import size
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
 # %% auto #0
-__all__ = ['machine_memory', 'limit', 'memory_limit', 'memory_used', 'memory_free', 'largest',
-           'memory_advice', 'advise']
+__all__ = ['limit', 'largest', 'memory_advice', 'advise']
 
 # %% ../../../nbs/jupyter/session/limits.ipynb #1c314695
-def machine_memory() -> int:
-    "Bytes of this machine, or of the container where that has fewer"
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for file in ("memory.max", "memory/memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):
-            whole = min(whole, int(Path("/sys/fs/cgroup", file).read_text()))
-    return whole
-
-
 def limit(
     env: Environment,
 ) -> None:
@@ -42,34 +32,13 @@ def limit(
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     most = env.memory or (-1 if Path("/dev/nvidia0").exists() else machine_memory())
     allowed = [n for n in (most, soft, hard) if n != -1]
-    resource.setrlimit(resource.RLIMIT_DATA, (min(allowed, default=-1), hard))
+    if allowed:
+        hold(min(allowed), hard)
     if not env.cores or not hasattr(os, "sched_setaffinity"):
         return
     mine = sorted(os.sched_getaffinity(0))
     if env.cores < len(mine):  # and not the same ones for every kernel
         os.sched_setaffinity(0, random.sample(mine, max(env.cores, 1)))
-
-
-def memory_limit() -> int:
-    "Bytes that this process may allocate"
-    soft = resource.getrlimit(resource.RLIMIT_DATA)[0]
-    return machine_memory() if soft == -1 else soft
-
-
-def memory_used() -> int:
-    "Bytes that this process has allocated, as its limit counts them"
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmData:"):
-                return 1024 * int(line.split()[1])
-    return 0
-
-
-def memory_free() -> int:
-    "Bytes that this process can still allocate: within its limit, and on this machine"
-    import psutil
-
-    return max(0, min(memory_limit() - memory_used(), psutil.virtual_memory().available))
 
 # %% ../../../nbs/jupyter/session/limits.ipynb #4ec1ac14
 def largest(

@@ -22,6 +22,7 @@ from ...describe.summary import SUMMARY
 from ...errors import ParameterError
 from .splits import Split
 from ...evaluation.task import Task
+from ...memory import memory_free
 from ..features.rows import threads
 from ..features.transform import Transform
 from scalai_nb.learn.training.adapter import (
@@ -147,7 +148,7 @@ def _free_memory() -> int:
     from distributed.system import MEMORY_LIMIT
 
     mine = psutil.Process().memory_info().rss
-    return int(min(psutil.virtual_memory().available, MEMORY_LIMIT - mine))
+    return int(min(memory_free(), MEMORY_LIMIT - mine))
 
 
 def budget(effort: Effort) -> int:

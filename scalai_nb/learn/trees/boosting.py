@@ -19,6 +19,7 @@ import numpy as np
 
 from ...compute.state import fingerprint, load, save
 from ...errors import ContractViolation, ParameterError, WorkFailed, extra
+from ...memory import memory_free
 
 try:
     import xgboost
@@ -509,9 +510,7 @@ def memory_limit() -> tuple[int, str | None]:
 
     On a worker of Dask, what its limit says.
     """
-    import psutil
-
-    free = psutil.virtual_memory().available
+    free = memory_free()
     try:
         from distributed import get_worker
 

@@ -9,7 +9,6 @@ import ctypes
 import gc
 import json
 import os
-import resource
 import select
 import selectors
 import shutil
@@ -33,6 +32,7 @@ import psutil
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from ...errors import WorkFailed
+from ...memory import hold, thrifty
 from .observer import Watch, observe
 
 # %% auto #0
@@ -72,7 +72,7 @@ def _enter(request: dict[str, Any], parent: int) -> None:
     for source, target in ((null, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
     if request["memory"]:
-        resource.setrlimit(resource.RLIMIT_DATA, (request["memory"], request["memory"]))
+        hold(request["memory"], request["memory"])
 
 # %% ../../../nbs/pipeline/execution/forkserver.ipynb #042d0bec
 def _kernel(argv: list[str]) -> None:
@@ -450,6 +450,8 @@ class ForkServer:
         names to import once, say ["pandas", "xarray"]; they must not start threads when imported
     hidden : Collection[str], default ()
         names of variables that it does not get
+    memory : int | None, default None
+        bytes that a kernel of it may take; None: all
     """
 
     def __init__(
@@ -457,18 +459,20 @@ class ForkServer:
         # names to import once, say ["pandas", "xarray"]; they must not start threads when imported
         modules: Sequence[str] = (),
         hidden: Collection[str] = (),  # names of variables that it does not get
+        memory: int | None = None,  # bytes that a kernel of it may take; None: all
     ):
         self._lock = threading.Lock()
         self._mark = {"SCALAI_FORKS": uuid4().hex}  # of all processes that come of it
         self._asked: dict[int, Future[Child]] = {}  # by the number of the request
         self._children: dict[int, Child] = {}  # by process id
+        visible = {k: v for k, v in os.environ.items() if k not in hidden}
         code = "from scalai_nb.pipeline.execution.forkserver import serve"
         self._process = subprocess.Popen(
             [sys.executable, "-Xfrozen_modules=off", "-c", f"{code}; serve({list(modules)!r})"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
-            env={k: v for k, v in os.environ.items() if k not in hidden} | self._mark,
+            env=thrifty(memory) | visible | self._mark,
         )
         self._staying = False  # it goes on when it is closed, for what it keeps
         self._requests = cast(IO[bytes], self._process.stdin)

@@ -68,7 +68,7 @@ class Resources:
                 from scalai_nb.pipeline.execution.engine import preload
                 from scalai_nb.pipeline.execution.forkserver import ForkServer
 
-                server = ForkServer(preload(self.sources), self.hidden)
+                server = ForkServer(preload(self.sources), self.hidden, self.env.memory)
                 self._server = self._stack.enter_context(server)
             return self._server
 

@@ -228,7 +228,7 @@ class _Sweeper:
         "The fork server of all combinations, which has imported what their notebooks import"
         with self._lock:
             if not self._server:
-                server = ForkServer(preload(sources), self.secrets)
+                server = ForkServer(preload(sources), self.secrets, self.env.memory)
                 self._server = self._stack.enter_context(server)
             return self._server
 
