@@ -147,6 +147,7 @@ def _runs(env: Environment, pipeline: str, limit: int, troubles: list[str]) -> l
     begins = re.compile(rf"{re.escape(pipeline)}-\d+-")
     ours = [f for f in run_folders(env) if begins.match(f.name)]
     read = [_tried(troubles, f"run {f.name}", partial(read_run, f), None) for f in ours[:limit]]
+    troubles += [f"run {run.id} cannot be read: {run.damage}" for run in read if run and run.damage]
     return [run for run in read if run and run.pipeline in ("", pipeline)]
 
 
