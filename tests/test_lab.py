@@ -214,6 +214,8 @@ def test_in_the_minor_version_before(app, project, tmp_path):
             page.get_by_text("Left Sidebar").hover()
             page.get_by_role("menuitem", name="scalai: pipelines and runs").click()
             panel = page.get_by_role("region", name="scalai: pipelines and runs")
+            width = page.locator("#jp-left-stack").bounding_box()["width"]
+            assert width >= panel.bounding_box()["width"], "the panel is cut off"
         else:
             panel = opened(page, lab)
         panel.get_by_label("n int").fill("5")
