@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+from importlib import import_module
 from typing import Any
 
 import psutil
@@ -23,9 +24,9 @@ MOST = 200  # workers that are shown of a cluster
 
 async def _identity(address: str) -> dict[str, Any]:
     "What a scheduler says of itself and of its workers"
-    from distributed import Security
     from distributed.comm.core import connect as dial
     from distributed.core import send_recv
+    from distributed.security import Security
 
     security = Security().get_connection_args("client")
     comm = await dial(address, timeout=PATIENCE, **security)
@@ -83,5 +84,6 @@ def clusters(
 
     if not used:
         return []
+    import_module("distributed")  # takes a while, once, which is not the scheduler's
     users = [sorted({_owner(pid, names) for pid in pids}) for pids in used.values()]
     return [{**found, "users": who} for found, who in zip(asyncio.run(asked()), users, strict=True)]
