@@ -514,6 +514,7 @@ def test_an_assistant_reads_and_runs_only_where_it_may(project):
         start["result"]["isError"] and "not in the tools" in start["result"]["content"][0]["text"]
     )
     assert bad["result"]["isError"] and broken["error"]["code"] == -32700
+    assert bad["result"]["content"][0]["text"] == "plan: pipeline is missing; accepted: pipeline."
     wrong = {"load": {"n": "many"}}
     refused, begun = talked(
         project,
