@@ -31,7 +31,8 @@ async def _identity(address: str) -> dict[str, Any]:
     security = Security().get_connection_args("client")
     comm = await dial(address, timeout=PATIENCE, **security)
     try:
-        return await send_recv(comm, op="identity", n_workers=MOST)
+        found: Any = await send_recv(comm, op="identity", n_workers=MOST)
+        return found
     finally:
         comm.abort()
 
