@@ -214,6 +214,8 @@ def test_in_the_minor_version_before(app, project, tmp_path):
             page.get_by_text("Left Sidebar").hover()
             page.get_by_role("menuitem", name="scalai: pipelines and runs").click()
             panel = page.get_by_role("region", name="scalai: pipelines and runs")
+            width = page.locator("#jp-left-stack").bounding_box()["width"]
+            assert width >= panel.bounding_box()["width"], "the panel is cut off"
         else:
             panel = opened(page, lab)
         panel.get_by_label("n int").fill("5")
@@ -380,6 +382,65 @@ def test_a_hidden_page_asks_nothing(lab):
         page.unroute_all()
 
 
+def test_a_long_cell_that_ends_unseen_is_told(lab, project):
+    from playwright.sync_api import expect
+
+    slow = "__import__('time').sleep(2)"
+    project.step("slow", None, f"{slow}  # {EVIL}", f"{slow}; 1 / 0", pipeline="..")
+    with visiting(lab.address, width=1400, height=900) as visit:
+        page = visit.page
+        page.add_init_script(f"({RECORDED})()")
+        opened(page, lab)
+        page.evaluate(LIMIT)
+        page.goto(f"{lab.address}lab/tree/slow.ipynb?reset")
+        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=60_000)
+        told = page.locator(".Toastify__toast", has_text="slow.ipynb")
+
+        command(page, "notebook:run-all-cells")  # and it is seen
+        expect(page.locator(".jp-InputPrompt", has_text="[2]:")).to_be_visible()
+        expect(told).to_have_count(0)
+
+        command(page, "notebook:run-all-cells")
+        command(page, "launcher:create")  # which covers it
+        expect(told).to_have_count(2)
+        failed, done = told.all()
+        expect(done).to_contain_text("slow.ipynb: __import__('time').sleep(2)  # <svg")
+        expect(done).to_contain_text(re.compile(r"done after \d+(\.\d)? s"))
+        expect(failed).to_contain_text(re.compile(r"1 / 0 – failed after \d+(\.\d)? s"))
+        picture(page, "11-told")
+        assert page.title() != "evil" and page.locator("svg[onload]").count() == 0
+        failed.get_by_role("button", name="Show").click()
+        expect(page.locator(".jp-NotebookPanel")).to_be_visible()
+
+        page.evaluate(HIDE)  # and the browser may tell
+        page.evaluate("Notification.permission = 'granted'")
+        command(page, "notebook:run-all-cells")
+        page.wait_for_function("Notification.told.length === 2", timeout=60_000)
+        (name, first), (_, second) = page.evaluate("Notification.told")
+        assert name == "slow.ipynb" and "– done after" in first and "1 / 0 – failed" in second
+        assert not page.evaluate("Notification.asked")
+        page.unroute_all()
+    assert visit.outside == []
+
+
+def command(page, name):
+    "Have JupyterLab do something, and do not wait until it is done"
+    page.evaluate("name => void window.jupyterapp.commands.execute(name)", name)
+
+
+# A stand-in for the browser's notifications, which a browser without a screen refuses
+RECORDED = """() => {
+    window.Notification = class {
+        static permission = 'default';
+        static told = [];
+        static asked = 0;
+        static requestPermission() { Notification.asked += 1; }
+        constructor(name, { body }) { Notification.told.push([name, body]); }
+    };
+}"""
+LIMIT = (
+    """() => window.jupyterapp.serviceManager.settings.save('scalai-nb:panel', '{"notice": 1}')"""
+)
 HIDE = """() => {
     Object.defineProperty(document, 'hidden', {get: () => true});
     document.dispatchEvent(new Event('visibilitychange'));

@@ -11,6 +11,7 @@ from http.cookiejar import CookieJar
 from pathlib import Path
 from urllib.request import HTTPCookieProcessor, Request, build_opener, urlopen
 
+import psutil
 import pytest
 from conftest import tool
 from panels import TOKEN, jupyter
@@ -254,6 +255,40 @@ def test_a_run_outlives_its_server_and_another_server_finds_and_cancels_it(proje
             assert row["status"] == "cancelled"
 
 
+def test_the_workers_of_a_run_and_a_scheduler_that_hangs(tmp_path):
+    project = Project(tmp_path, "cluster = local\nworkers = 1\ntrackers = none\n")
+    wait = "from scalai_nb import connect\nclient = connect()\nimport time\ntime.sleep(600)"
+    project.step("01_wait", "n: int = 1", wait)
+    with jupyter(project.root, tmp_path) as server:
+        assert server.ask("clusters") == (200, [])
+        id = server.ask("runs", {"pipeline": "toy"})[1]["run"]
+        deadline = time.monotonic() + 90
+        while not (found := server.ask("clusters")[1]) or not found[0]["workers"]:
+            assert time.monotonic() < deadline, found
+            time.sleep(0.2)
+        (worker,) = found[0]["workers"]
+        assert found[0]["users"] == [id] and found[0]["silent"] == ""
+        assert worker["status"] == "running" and 1e7 < worker["memory"] < worker["limit"]
+
+        runner = psutil.Process(server.ask(f"runs/{id}")[1]["pid"])  # which has the scheduler
+        runner.suspend()
+        try:
+            began = time.monotonic()
+            asking = threading.Thread(target=lambda: found.extend(server.ask("clusters")[1]))
+            asking.start()
+            assert server.ask("project")[0] == 200 and asking.is_alive()
+            asking.join()
+            assert time.monotonic() - began < 5  # of which it has waited one
+        finally:
+            runner.resume()
+        assert found[-1]["silent"] == "The scheduler does not answer within 1 s."
+        assert server.ask(f"runs/{id}/cancel", {})[1]["status"] == "cancelled"
+        deadline = time.monotonic() + 60
+        while server.ask("clusters")[1]:  # the runner ends its workers
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+
 def test_datasets_and_models(server):
     status, found = server.ask("datasets")
     assert [d["name"] for d in found] == ["numbers"] and found[0]["bytes"] > 0
@@ -479,6 +514,7 @@ def test_an_assistant_reads_and_runs_only_where_it_may(project):
         start["result"]["isError"] and "not in the tools" in start["result"]["content"][0]["text"]
     )
     assert bad["result"]["isError"] and broken["error"]["code"] == -32700
+    assert bad["result"]["content"][0]["text"] == "plan: pipeline is missing; accepted: pipeline."
     wrong = {"load": {"n": "many"}}
     refused, begun = talked(
         project,

@@ -458,9 +458,10 @@ def test_the_wheel_holds_every_file_of_the_package(tmp_path):
     panel = [n.partition(".data/data/")[2] for n in ZipFile(wheel).namelist() if ".data/data" in n]
     folder = ROOT / "scalai_nb/jupyter/lab/panel"
     static = (f"static/{p.name}" for p in (folder / "static").iterdir())
+    names = ("package.json", "schemas/scalai-nb/panel.json", *static)
     assert sorted(panel) == sorted(
         ["etc/jupyter/jupyter_server_config.d/scalai_nb.json"]
-        + [f"share/jupyter/labextensions/scalai-nb/{name}" for name in ("package.json", *static)]
+        + [f"share/jupyter/labextensions/scalai-nb/{name}" for name in names]
     )
 
 

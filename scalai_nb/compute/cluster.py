@@ -6,12 +6,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
+import platform
 import sys
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from time import time_ns
 from typing import TYPE_CHECKING, Any, cast
 
 from ..environment import Environment, environment
@@ -24,8 +28,8 @@ if TYPE_CHECKING:
     from scalai_nb.types import Cluster
 
 # %% auto #0
-__all__ = ['CLUSTERS', 'TIMEOUT', 'FETCH', 'ALIVE', 'connect', 'workers', 'fetched', 'persisted',
-           'turn', 'start']
+__all__ = ['CLUSTERS', 'TIMEOUT', 'FETCH', 'ALIVE', 'noted', 'in_use', 'connect', 'workers',
+           'fetched', 'persisted', 'measured', 'turn', 'start']
 
 # %% ../../nbs/compute/cluster.ipynb #53b035f7
 # a port that is free, where None would be 8787; and no log: the error of a task is in its future
@@ -169,11 +173,101 @@ def _join(address: str, source: str) -> Cluster:
         ) from e
 
 # %% ../../nbs/compute/cluster.ipynb #69cedd83
+_RUN = "SCALAI_SCHEDULER"  # has the address of a run's cluster
+
+
 def _address(env: Environment) -> tuple[str | None, str]:
     "Address of the cluster to join, None to start one, and what says so"
-    if address := os.environ.get("SCALAI_SCHEDULER"):
-        return address, "SCALAI_SCHEDULER"
+    if address := os.environ.get(_RUN):
+        return address, _RUN
     return (env.cluster if "://" in env.cluster else None), f"cluster of the environment {env.name}"
+
+# %% ../../nbs/compute/cluster.ipynb #cc6bf369
+def _notes(env: Environment) -> Path:
+    "The folder of the notes"
+    return Path(env.runs).with_name("clusters")
+
+
+@contextmanager
+def noted(
+    env: Environment,  # whose folder of runs has the note beside it
+    address: str,  # of a scheduler
+) -> Iterator[None]:
+    """While the block lasts, this process is noted as one that uses a cluster
+
+    Parameters
+    ----------
+    env : Environment
+        whose folder of runs has the note beside it
+    address : str
+        of a scheduler
+    """
+    import psutil
+
+    process = psutil.Process()
+    note = _notes(env) / f"{process.pid}-{time_ns()}.json"
+    said = [address, platform.node(), process.pid, process.create_time()]
+    with suppress(OSError):  # a folder that cannot be written costs the note alone
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(said), encoding="utf-8")
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            note.unlink()
+
+
+def in_use(
+    env: Environment,
+) -> dict[str, list[int]]:  # address of a scheduler -> the processes of this machine that use it
+    """The clusters that processes of a project have started or joined, as far as they still run
+
+    Returns
+    -------
+    dict[str, list[int]]
+        address of a scheduler -> the processes of this machine that use it
+    """
+    found: dict[str, list[int]] = {}
+    for note in sorted(_notes(env).glob("*.json")):
+        try:
+            address, host, pid, born = json.loads(note.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # it goes, or is being written
+            continue
+        if host != platform.node():
+            continue
+        if _born(pid) == born:
+            found.setdefault(address, []).append(pid)
+        else:
+            with suppress(OSError):
+                note.unlink()
+    return found
+
+
+def _born(pid: int) -> float | None:
+    "When a process was started; None: there is no such process"
+    import psutil
+
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.Error:
+        return None
+
+
+def _noted(client: Cluster, env: Environment) -> Cluster:
+    "`client`, noted until it is closed; a cluster within this process is nobody else's affair"
+    scheduler: Any = client.scheduler
+    if scheduler.address.startswith("inproc://"):
+        return client
+    stack = ExitStack()
+    stack.enter_context(noted(env, scheduler.address))
+    close = client.close
+
+    def forget_and_close(*args: Any, **kw: Any) -> Any:
+        stack.close()
+        return close(*args, **kw)
+
+    client.close = forget_and_close
+    return client
 
 # %% ../../nbs/compute/cluster.ipynb #b65dec9d
 def connect(
@@ -201,13 +295,14 @@ def connect(
     env = env if isinstance(env, Environment) else environment(env)
     address, source = _address(env)
     if not address:
-        return _own(_started(env, **options))
+        return _noted(_own(_started(env, **options)), env)
     if options:
         raise ParameterError(
             f"{', '.join(options)} cannot be set: "
             f"the cluster at {address} ({source}) runs already; leave it out."
         )
-    return _join(address, source)
+    client = _join(address, source)
+    return client if source == _RUN else _noted(client, env)  # the run has noted its own
 
 
 def _own(cluster: DaskCluster) -> Cluster:
@@ -297,6 +392,34 @@ def persisted(
     """
     return "distributed" in sys.modules and bool(sys.modules["distributed"].futures_of(ds))
 
+# %% ../../nbs/compute/cluster.ipynb #6ee34144
+def measured(
+    worker: dict[str, Any],  # as a scheduler identifies it
+) -> dict[str, Any]:  # name, status, threads; bytes of memory and their limit; CPU in %; tasks
+    """How a worker is
+
+    Parameters
+    ----------
+    worker : dict[str, Any]
+        as a scheduler identifies it
+
+    Returns
+    -------
+    dict[str, Any]
+        name, status, threads; bytes of memory and their limit; CPU in %; tasks
+    """
+    metrics = worker.get("metrics", {})
+    tasks = metrics.get("task_counts") or {}
+    return {
+        "name": str(worker["name"])[:80],
+        "status": worker["status"],
+        "threads": worker["nthreads"],
+        "limit": worker["memory_limit"] or 0,
+        "memory": metrics.get("memory") or 0,
+        "cpu": metrics.get("cpu") or 0,
+        "tasks": sum(tasks.values()),
+    }
+
 # %% ../../nbs/compute/cluster.ipynb #72390875
 @contextmanager
 def turn(
@@ -338,7 +461,10 @@ def start(
         yield None
     elif "://" in env.cluster:
         _join(env.cluster, f"cluster of the environment {env.name}").close()
-        yield env.cluster
+        with noted(env, env.cluster):
+            yield env.cluster
     else:
-        with _started(env) as cluster:
-            yield cast("DaskCluster", cluster).scheduler_address
+        with _started(env) as started:
+            address = cast("DaskCluster", started).scheduler_address
+            with noted(env, address):
+                yield address

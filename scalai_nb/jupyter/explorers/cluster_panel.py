@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.getipython import get_ipython
 from traitlets import Bool, Dict
 
+from ...compute.cluster import measured
 from ...environment import environment
 from ...errors import ParameterError
 from .explorer import Watching, module
@@ -39,27 +40,12 @@ def _counted(dask_scheduler: Any = None) -> dict[str, int]:
     }
 
 
-def _worker(w: dict[str, Any]) -> dict[str, Any]:
-    "A worker as the panel shows it"
-    measured = w.get("metrics", {})
-    counts = measured.get("task_counts", {})
-    return {
-        "name": str(w["name"])[:80],
-        "status": w["status"],
-        "threads": w["nthreads"],
-        "limit": w["memory_limit"] or 0,
-        "memory": measured.get("memory") or 0,
-        "cpu": measured.get("cpu") or 0,
-        "tasks": sum(counts.values()) if counts else 0,
-    }
-
-
 def standing(client: Cluster | None) -> dict[str, Any]:
     "A cluster as the panel shows it; of None how to get one"
     if client is None or client.status != "running":
         return _none()
     client.sync(client._update_scheduler_info)
-    found = [_worker(w) for w in client.scheduler_info(n_workers=-1)["workers"].values()]
+    found = [measured(w) for w in client.scheduler_info(n_workers=-1)["workers"].values()]
     owned = hasattr(getattr(client, "cluster", None), "scale")
     scheduler: Any = client.scheduler
     return {

@@ -118,14 +118,39 @@ def _described(name: str, tool: Tool) -> dict[str, Any]:
     return {"name": name, "description": tool.what, "inputSchema": schema, "annotations": hints}
 
 
+def _steps(values: Any) -> bool:
+    "Whether values are texts by step and parameter"
+    steps = values.values() if isinstance(values, dict) else [None]
+    return all(isinstance(s, dict) and all(isinstance(t, str) for t in s.values()) for s in steps)
+
+
+def _checked(name: str, tool: Tool, given: Any) -> dict[str, Any]:
+    "The arguments of a call; ParameterError names what is missing, unknown or of another type"
+    found = {} if given is None else given
+    more = ("values",) if tool.changes else ()
+    accepted = ", ".join((*tool.arguments, *more)) or "none"
+    if not isinstance(found, dict):
+        raise ParameterError(f"The arguments of {name} are no object; accepted: {accepted}.")
+    wrong = [f"{n} is missing" for n in tool.arguments if n not in found]
+    wrong += [f"{n} is unknown" for n in found if n not in (*tool.arguments, *more)]
+    texts = (n for n in tool.arguments if n in found)
+    wrong += [f"{n} is no text" for n in texts if not isinstance(found[n], str)]
+    if not _steps(found.get("values") or {}):
+        wrong.append('values is not of the form {"step": {"parameter": "text"}}')
+    if wrong:
+        raise ParameterError(f"{name}: {', '.join(wrong)}; accepted: {accepted}.")
+    return found
+
+
 def _called(tools: Tools, asked: dict[str, Any]) -> dict[str, Any]:
     "What a tool has found, or why it could not"
     try:
         name, known = str(asked.get("name")), tools.known
         if name not in known:
             raise ParameterError(unknown(name, known, "the tools"))
-        found, wrong = known[name].call(**asked.get("arguments") or {}), False
-    except (ScalaiError, TypeError) as e:  # TypeError: other arguments than its own
+        given = _checked(name, known[name], asked.get("arguments"))
+        found, wrong = known[name].call(**given), False
+    except ScalaiError as e:  # the protocol wants it as a result, which the assistant reads
         found, wrong = str(e), True
     text = found if isinstance(found, str) else json.dumps(found, default=str)
     return {"content": [{"type": "text", "text": text}], "isError": wrong}

@@ -34,6 +34,7 @@ from .footprint import footprint, machine
 from .forms import of_run, refusals
 from .holdings import datasets, models, pipeline_of, plan_of, versions
 from .launching import adopt, confined, launch, words
+from .schedulers import clusters
 from .watching import Watcher
 from ...pipeline.pipeline import Pipeline, pipelines
 from ...pipeline.plan import Plan
@@ -45,8 +46,8 @@ from ...pipeline.running.kept import end_kept, kept_kernel, kept_kernels
 # %% auto #0
 __all__ = ['Project', 'Refused', 'ProjectHandler', 'PipelineHandler', 'RunsHandler', 'RunHandler',
            'StepHandler', 'AttachHandler', 'CancelHandler', 'ReportHandler',
-           'DatasetsHandler', 'ModelsHandler', 'KernelsHandler', 'NotebookHandler',
-           'AdoptHandler', 'EventsHandler']
+           'DatasetsHandler', 'ModelsHandler', 'KernelsHandler', 'ClustersHandler',
+           'NotebookHandler', 'AdoptHandler', 'EventsHandler']
 
 # %% ../../../nbs/jupyter/server/handlers.ipynb #b0694da1
 class Project:
@@ -337,6 +338,21 @@ class KernelsHandler(_Handler):
     def _runs(self, board: Board) -> list[dict[str, Any]]:
         going = [row["id"] for row in board.rows() if row["status"] == "running"]
         return [{"run": id, **footprint(board.run(id).pid)} for id in going]
+
+
+class ClustersHandler(_Handler):
+    "The clusters that kernels and runs use, with their workers"
+
+    @_answer
+    async def get(self) -> list[dict[str, Any]]:
+        sessions = await self.session_manager.list_sessions()
+        names = {_pid(self.kernel_manager, s["kernel"]["id"]): s["path"] for s in sessions}
+        return await asyncio.to_thread(self._clusters, self.board, names)
+
+    def _clusters(self, board: Board, names: dict[int | None, str]) -> list[dict[str, Any]]:
+        going = [row["id"] for row in board.rows() if row["status"] == "running"]
+        runs = {board.run(id).pid: id for id in going}
+        return clusters(self.env, names | runs)
 
 
 def _pid(manager: Any, kernel: str) -> int | None:

@@ -30,6 +30,7 @@ ROUTES = {  # below BASE/scalai/: a class of `handlers`
     f"datasets/{_NAME}": "DatasetsHandler",
     "models": "ModelsHandler",
     "kernels": "KernelsHandler",
+    "clusters": "ClustersHandler",
     "notebook": "NotebookHandler",
     "adopt": "AdoptHandler",
     "events": "EventsHandler",

@@ -74,14 +74,24 @@ export class Models {
 export class Kernels {
   constructor(panel) {
     this.panel = panel;
-    this.node = h('div');
+    this.clusters = h('div');
+    this.node = h('div', {}, h('div'), this.clusters);
   }
 
   changed() {}
 
+  // A scheduler may take a second to answer; the kernels do not wait for it.
   async show() {
+    await Promise.all([this.look(), this.ask()]);
+    clearTimeout(this.again);
+    this.again = setTimeout(() => {
+      if (this.panel.awake() && this.panel.tab === 'Cluster') this.panel.guard(() => this.show());
+    }, 5000);
+  }
+
+  async look() {
     const { kernels, runs, machine, cluster } = await this.panel.server.ask('kernels');
-    paint(this.node,
+    paint(this.node.firstChild,
       h('p', {}, `${size(machine.available)} of ${size(machine.total)} memory are free. Cluster: ${cluster}.`),
       h('h3', {}, 'Kernels'),
       kernels.length ? table(['notebook', 'kernel', 'memory>'], kernels.map((k) => [
@@ -91,9 +101,20 @@ export class Kernels {
       runs.length ? table(['run', 'processes>', 'memory>', ''], runs.map((r) => [
         r.run, r.processes, size(r.bytes), button('Stop', () => this.panel.stop(r.run), { 'data-key': `stop ${r.run}` }),
       ])) : h('p', {}, 'None is going on.'));
-    clearTimeout(this.again);
-    this.again = setTimeout(() => {
-      if (this.panel.awake() && this.panel.tab === 'Cluster') this.panel.guard(() => this.show());
-    }, 5000);
+  }
+
+  async ask() {
+    const found = await this.panel.server.ask('clusters');
+    paint(this.clusters, found.map((c) => [
+      h('h3', {}, `Workers of ${c.users.join(', ')}`),
+      h('p', { class: 'scalai-soft' }, c.address),
+      c.silent ? h('p', { class: 'scalai-error' }, c.silent)
+        : table(['worker', 'memory>', 'CPU>', 'tasks>'], c.workers.map((w) => [
+          w.status === 'running' ? w.name : `${w.name}, ${w.status}`,
+          w.limit ? `${size(w.memory)} of ${size(w.limit)}` : size(w.memory),
+          `${Math.round(w.cpu)} %`, count(w.tasks),
+        ])),
+      c.more > 0 && h('p', {}, `and ${count(c.more)} more`),
+    ]));
   }
 }

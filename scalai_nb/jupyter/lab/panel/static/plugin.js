@@ -1,6 +1,7 @@
 // What ties the panel to JupyterLab. Its modules are JupyterLab's own, whichever version that is.
 import { Chip } from './chip.js';
 import { h } from './dom.js';
+import { Notices } from './notices.js';
 import { Panel } from './panel.js';
 import { Server } from './server.js';
 
@@ -9,11 +10,14 @@ stroke="#616161" stroke-width="2"><circle cx="6" cy="5" r="3"/><circle cx="18" c
 <path d="M9 6l6 5M9 18l6-5"/></g></svg>`;
 
 export async function make(shared, here) {
-  const names = ['@jupyterlab/application', '@jupyterlab/apputils', '@jupyterlab/services', '@jupyterlab/ui-components', '@lumino/widgets'];
-  const [application, apputils, services, ui, lumino] = await Promise.all(names.map(shared));
-  const { Dialog, ICommandPalette, showDialog } = apputils, { Widget } = lumino;
+  const names = [
+    '@jupyterlab/application', '@jupyterlab/apputils', '@jupyterlab/notebook', '@jupyterlab/services',
+    '@jupyterlab/settingregistry', '@jupyterlab/ui-components', '@lumino/widgets',
+  ];
+  const [application, apputils, notebooks, services, settings, ui, lumino] = await Promise.all(names.map(shared));
+  const { Dialog, ICommandPalette, Notification, showDialog } = apputils, { Widget } = lumino;
 
-  function activate(app, palette, restorer) {
+  function activate(app, palette, restorer, registry) {
     document.head.append(Object.assign(document.createElement('link'), {
       rel: 'stylesheet', href: new URL('panel.css', here).href,
     }));
@@ -96,13 +100,34 @@ export async function make(shared, here) {
         return shown;
       },
     });
+
+    let settled = null; // the user's settings, once they are there
+    registry?.load('scalai-nb:panel').then((found) => { settled = found; }, () => {});
+    const tell = (text, failed, notebook) => {
+      const panel = notebook.parent, name = panel.title.label;
+      const show = () => {
+        window.focus();
+        app.shell.activateById(panel.id);
+      };
+      Notification.emit(`${name}: ${text}`, failed ? 'error' : 'success', {
+        autoClose: false,
+        actions: [{ label: 'Show', callback: show }],
+      });
+      if (document.hidden && window.Notification?.permission === 'granted') { // nobody is asked for it
+        new window.Notification(name, { body: text }).onclick = show;
+      }
+    };
+    const notices = new Notices({ limit: () => settled?.get('notice').composite ?? 30, tell });
+    const { NotebookActions } = notebooks;
+    NotebookActions.executionScheduled.connect((_, what) => notices.scheduled(what));
+    NotebookActions.executed.connect((_, what) => notices.executed(what));
   }
 
   return [{
     id: 'scalai-nb:panel',
     description: 'Pipelines, runs, datasets, models and kernels of a project',
     autoStart: true,
-    optional: [ICommandPalette, application.ILayoutRestorer],
+    optional: [ICommandPalette, application.ILayoutRestorer, settings.ISettingRegistry],
     activate,
   }];
 }
