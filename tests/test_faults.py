@@ -99,6 +99,14 @@ def test_a_cell_over_its_memory_limit(project):
     )
 
 
+@pytest.mark.parametrize("ask", ["x.compute()", "np.asarray(x)", "dask.compute([x])"])
+def test_what_would_not_fit_is_stopped_before_it_is_brought(project, ask):
+    "Native code that meets the limit first may crash, and then nobody learns why"
+    project.bad(f"import dask, dask.array as da, numpy as np; x = da.zeros(10**12); {ask}")
+    done = project.scalai("run", "toy", SCALAI_MEMORY="2GB")
+    check_failed(project, done, "kernel_oom", "TooLarge: .* nothing was computed")
+
+
 def test_a_group_of_processes_over_the_memory_limit(project):
     hungry = (
         "import time; x = bytearray(1_100_000_000); x[::4096] = b'1' * len(x[::4096]); "

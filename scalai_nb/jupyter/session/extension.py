@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from ...environment import environment
 from ...errors import ScalaiError
-from .bringing import guard
 from .ended import remember
 from .limits import advise, limit
 from .usage import account
+from ...pipeline.execution.bringing import guard
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell

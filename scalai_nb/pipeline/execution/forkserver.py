@@ -33,6 +33,7 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from ...errors import WorkFailed
 from ...memory import hold, thrifty
+from .bringing import guard
 from .observer import Watch, observe
 
 # %% auto #0
@@ -73,6 +74,7 @@ def _enter(request: dict[str, Any], parent: int) -> None:
         os.dup2(source, target)
     if request["memory"]:
         hold(request["memory"], request["memory"])
+        guard()
 
 # %% ../../../nbs/pipeline/execution/forkserver.ipynb #042d0bec
 def _kernel(argv: list[str]) -> None:

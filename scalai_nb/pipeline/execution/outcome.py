@@ -68,7 +68,7 @@ class Verdict:
     memory: int = 0  # bytes, the largest resident set of the group
 
 # %% ../../../nbs/pipeline/execution/outcome.ipynb #9e664bbc
-_BY_NAME = ((r"MemoryError$", "kernel_oom"), (r"^KilledWorker$", "worker_lost"))
+_BY_NAME = ((r"MemoryError$|^TooLarge$", "kernel_oom"), (r"^KilledWorker$", "worker_lost"))
 
 
 def left_early(
