@@ -15,7 +15,7 @@ from scalai_nb.data.rules.facts import Limits, facts, look
 from scalai_nb.data.rules.uniqueness import Repeats, repeats, uniqueness
 from scalai_nb.data.sources import to_frame
 from scalai_nb.describe.summary import SUMMARY
-from scalai_nb.errors import ParameterError
+from scalai_nb.errors import ContractViolation, ParameterError
 
 
 def rows(n: int = 60) -> xr.Dataset:
@@ -247,6 +247,94 @@ def test_infer_reads_a_stream():
     assert Contract.infer(iter(parts(rows(), 10)), key="id") == Contract.infer(rows(), key="id")
     with pytest.raises(ParameterError, match="'idd' is not in the columns"):
         Contract.infer(iter(parts(rows(), 10)), key="idd")
+
+
+# --- times and texts ------------------------------------------------------------------------------
+
+
+def test_times_have_a_range_and_none_is_in_the_future():
+    c = CONTRACT.amend("at", min="1970-01-01T00:00:10", max="now", ordered=False)
+    late = rows().assign(at=rows().at.where(rows().id != 44, np.datetime64("2999-01-01")))
+    for data in (late, parts(late, 20)):
+        (fault,) = c.check(data).found
+        assert (fault["rule"], fault["count"]) == ("range", 11)
+        assert fault["expected"] == "1970-01-01T00:00:10 to now"
+        assert fault["found"] == "1970-01-01T00:00:00 to 2999-01-01T00:00:00"
+        assert fault["examples"][0] == {"row": 0, "value": "1970-01-01T00:00:00"}
+    assert c.amend("at", min=None).check(rows()).ok and Contract.from_json(c.to_json()) == c
+    assert c["at"].bounds == Column("x", "float64").bounds
+
+
+def test_texts_have_a_length_and_a_pattern_and_persons_stay_unnamed():
+    who = rows().who.values.copy()
+    who[[3, 9]] = "x", None
+    bad = rows().assign(who=("row", who))
+    c = CONTRACT.amend("who", length=(8, 9), pattern="person [0-9]+", ordered=False)
+    for data in (bad, parts(bad, 5)):
+        check = c.check(data)
+        assert found(check) == [("who", r, 1, [(3, "***")]) for r in ("length", "pattern")]
+        assert "x" not in [v["found"] for v in check.found]
+    plain = Contract.infer(rows()).amend("who", length=(8, 9))
+    (fault,) = plain.check(bad).found
+    assert (fault["found"], fault["examples"]) == ("1 to 9", [{"row": 3, "value": "x"}])
+    assert Contract.from_json(c.to_json()) == c
+
+
+@pytest.mark.parametrize("change", [{"pattern": "("}, {"min": "yesterday"}, {"max": "2020-13-01"}])
+def test_a_time_or_pattern_that_cannot_be_read(change):
+    with pytest.raises(ParameterError, match="'at': .*accepted: a regular expression, times as"):
+        CONTRACT.amend("at", **change)
+
+
+# --- comparing ------------------------------------------------------------------------------------
+
+KEPT = Contract.infer(rows(), key="id", pii="who").amend("who", length=(8, 9), pattern="p.*")
+CHANGES = [
+    ({"temp": {"units": "K"}}, "units", True),
+    ({"temp": {"dtype": "float32"}}, "type", True),
+    ({"id": {"dtype": "float64"}}, "type", True),
+    ({"temp": {"max": 60.0}}, "range", False),  # the old one accepts up to 70
+    ({"temp": {"max": 71.0}}, "range", True),
+    ({"temp": {"max": None}}, "range", True),
+    ({"temp": {"min": 20.0}}, "range", False),
+    ({"temp": {"missing": 0.04}}, "missing", False),
+    ({"temp": {"missing": 0.06}}, "missing", True),
+    ({"kind": {"categories": ("a",)}}, "categories", False),
+    ({"kind": {"categories": ("a", "b", "c")}}, "categories", True),
+    ({"kind": {"categories": None}}, "categories", True),
+    ({"who": {"role": "feature"}}, "role", True),
+    ({"temp": {"role": "pii"}}, "role", False),
+    ({"who": {"length": (8, 8)}}, "length", False),
+    ({"who": {"length": (8, 10)}}, "length", True),
+    ({"who": {"pattern": None}}, "pattern", True),
+    ({"at": {"ordered": True}}, "order", False),
+    ({"at": {"max": "2030-01-01"}}, "range", False),
+]
+
+
+@pytest.mark.parametrize(("amended", "what", "breaking"), CHANGES)
+def test_a_change_is_compatible_or_breaking(amended, what, breaking):
+    ((name, fields),) = amended.items()
+    (change,) = KEPT.compare(KEPT.amend(name, **fields)).changes
+    assert (change.column, change.what, change.breaking) == (name, what, breaking)
+
+
+def test_columns_and_roles_that_come_and_go():
+    other = Contract.infer(rows().drop_vars("temp").assign(more=rows().temp), label="kind")
+    compared = Contract.infer(rows(), key="id").compare(other)
+    assert [(c.column, c.what, c.breaking) for c in compared.changes] == [
+        ("temp", "column", True),
+        ("more", "column", False),
+        ("the dataset", "key", True),
+        ("the dataset", "label", False),
+    ]
+    assert [*compared.to_frame().breaking] == ["breaking", "breaking", "", ""]
+    assert "temp" in compared._repr_html_() and "4 changes, 2 breaking." in str(compared)
+    with pytest.raises(ContractViolation, match="breaks the old one: temp: column float64 becomes"):
+        compared.raise_()
+    assert KEPT.compare(KEPT).raise_().compatible and "the same" in str(KEPT.compare(KEPT))
+    wider = KEPT.compare(KEPT.amend("age", dtype="float128"))
+    assert wider.changes[0].what == "type" and wider.compatible
 
 
 # --- cost -----------------------------------------------------------------------------------------

@@ -6,16 +6,31 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from ..compute.blocks import Blocks
 from ..compute.mergeable import Mergeable
 from ..compute.reduce import reduce
-from .rules.facts import FINITE, Facts, Fault, Limits, Seen, facts, missing, over_row
+from scalai_nb.data.rules.facts import (
+    FINITE,
+    Facts,
+    Fault,
+    Limits,
+    Seen,
+    facts,
+    micros,
+    missing,
+    moment,
+    over_row,
+)
+from .rules.evolution import Comparison, compared
 from .rules.uniqueness import LIMIT, hashes, repeats
 from .sources import as_dataset, from_frame
 from ..errors import ContractViolation, ParameterError, unknown
@@ -44,9 +59,9 @@ class Column:
     role : str, default 'feature'
         ignored, pii, label, time, later, key, weight, group or feature
     units : str, default ''
-    min : float | None, default None
-        of its numbers; None: not checked
-    max : float | None, default None
+    min : float | str | None, default None
+        of its numbers; of times a text, as "2020-01-31", or "now"; None: not checked
+    max : float | str | None, default None
     missing : float, default 0.0
         share of the values
     categories : tuple[str, ...] | None, default None
@@ -55,25 +70,45 @@ class Column:
         how much may differ; 0: nothing
     ordered : bool, default False
         of times: whether none may be before that of the row above
+    length : tuple[int, int] | None, default None
+        characters of a text, at least and at most
+    pattern : str | None, default None
+        regular expression that a whole text matches
     """
 
     name: str
     dtype: str  # as data.sources.type_of says
     role: str = "feature"  # ignored, pii, label, time, later, key, weight, group or feature
     units: str = ""
-    min: float | None = None  # of its numbers; None: not checked
-    max: float | None = None
+    # of its numbers; of times a text, as "2020-01-31", or "now"; None: not checked
+    min: float | str | None = None
+    max: float | str | None = None
     missing: float = 0.0  # share of the values
     categories: tuple[str, ...] | None = None  # None: not checked
     tolerance: float = 0.5  # how much may differ; 0: nothing
     ordered: bool = False  # of times: whether none may be before that of the row above
+    length: tuple[int, int] | None = None  # characters of a text, at least and at most
+    pattern: str | None = None  # regular expression that a whole text matches
+
+    def __post_init__(self) -> None:
+        "ParameterError for a pattern or a time that cannot be read"
+        try:
+            re.compile(self.pattern or "")
+            [_micros(end) for end in (self.min, self.max) if self.timed and end is not None]
+        except (re.error, ValueError) as e:
+            raise ParameterError(
+                f"{self.name!r}: {e}; accepted: a regular expression, times as '2020-01-31' or "
+                "'now'. Correct it."
+            ) from None
 
     @property
     def bounds(self) -> tuple[float, float]:
-        "Lowest and highest number that is accepted"
+        "Lowest and highest number that is accepted; of times there is no number"
+        low, high = FINITE
+        if isinstance(self.min, str) or isinstance(self.max, str):
+            return low, high
         ends = [v for v in (self.min, self.max) if v is not None] or [0]
         slack = self.tolerance * (ends[-1] - ends[0] or abs(ends[0]))
-        low, high = FINITE
         if self.min is not None:  # where nothing was negative, nothing may be
             low = self.min - slack if self.min < 0 else max(self.min - slack, 0)
         if self.max is not None:
@@ -90,15 +125,25 @@ class Column:
         "The range that is accepted, the slack included, in words; None: any"
         if self.min is None and self.max is None:
             return None
+        if self.timed:
+            return f"{self.min or 'any time'} to {self.max or 'any time'}"
         low, high = self.bounds
         return f"{low:g} to {high:g}"
 
     @property
     def limits(self) -> Limits:
         "What `data.rules.facts` is to hold the values against"
+        low, high = self.bounds
+        if self.timed and self.min is not None:
+            low = _micros(self.min)
+        if self.timed and self.max is not None:
+            high = _micros(self.max)
         return Limits(
-            *self.bounds,
+            low,
+            high,
             known=self.categories,
+            length=self.length,
+            pattern=self.pattern,
             ordered=self.ordered,
             masked=self.role == "pii",
         )
@@ -109,6 +154,11 @@ class Column:
         if self.role in ("weight", "group"):
             return 0.0
         return self.missing * (1 + 2 * self.tolerance) + self.tolerance / 10
+
+
+def _micros(time: float | str) -> int:
+    "A time of a contract in microseconds since 1970; `now` is when it is asked"
+    return micros(np.datetime64(str(time), "us"))
 
 # %% ../../nbs/data/contract.ipynb #e67d8b6d
 @dataclass(frozen=True)
@@ -231,6 +281,12 @@ def _violations(column: Column, seen: Seen) -> Iterator[dict[str, Any]]:
         some = ", ".join([*seen.strange][:5]) + (", …" if len(seen.strange) > 5 else "")
         known = f"one of {len(column.categories)}"
         yield _broken(name, "category", known, some or MASK, faults["category"])
+    if "length" in faults:
+        least, most = column.length or (0, 0)
+        found = MASK if column.role == "pii" else f"{seen.shortest} to {seen.longest}"
+        yield _broken(name, "length", f"{least} to {most} characters", found, faults["length"])
+    if "pattern" in faults:
+        yield _broken(name, "pattern", str(column.pattern), "other texts", faults["pattern"])
     if "order" in faults:
         wanted = "none before that of the row above"
         yield _broken(name, "order", wanted, "earlier times", faults["order"])
@@ -239,7 +295,9 @@ def _violations(column: Column, seen: Seen) -> Iterator[dict[str, Any]]:
 def _range(column: Column, seen: Seen) -> tuple[str, str]:
     "What range was expected, and what was found"
     low, high = column.bounds
-    expected = f"{low:g} to {high:g}"
+    expected = column.accepted or f"{low:g} to {high:g}"
+    if column.timed and seen.min is not None and column.role != "pii":
+        return expected, f"{moment(seen.min)} to {moment(seen.max)}"
     if column.role == "pii":
         return expected, MASK
     if (column.min is None and column.max is None) or seen.min is None:
@@ -520,7 +578,8 @@ class Contract:
 
         The rules: each column is there (`column`), with its `type` and `units`; its numbers are
         within the `range` and infinite ones are not; no more values are `missing` than the
-        tolerance allows; each `category` is known; times that are `ordered` do not go back; the
+        tolerance allows; each `category` is known; texts have
+        the `length` and `pattern`; times are in the `range` and do not go back if `ordered`; the
         `key` is unique and complete. Of each there are three examples, with values unless they are
         about persons. Nothing is raised for data that break a rule: `check(ds).raise_()` does that.
 
@@ -587,6 +646,24 @@ class Contract:
         new = replace(self[name], **changes)
         return replace(self, columns=tuple(new if c.name == name else c for c in self.columns))
 
+    def compare(
+        self,
+        other: Contract,  # that is to take the place of this one
+    ) -> Comparison:  # what changes, and whether it breaks what reads the data today
+        """What changes when `other` takes the place of this contract; nothing is written
+
+        Parameters
+        ----------
+        other : Contract
+            that is to take the place of this one
+
+        Returns
+        -------
+        Comparison
+            what changes, and whether it breaks what reads the data today
+        """
+        return compared(self, other)
+
     def attach(
         self,
         ds: Dataset | Frame | Table,  # left as it is
@@ -639,6 +716,7 @@ class Contract:
         record = json.loads(text)
         for column in record["columns"]:
             column["categories"] = column["categories"] and tuple(column["categories"])
+            column["length"] = column.get("length") and tuple(column["length"])
         record["columns"] = tuple(Column(**c) for c in record["columns"])
         for names in ("key", "pii", "later", "ignored"):
             record[names] = tuple(record.get(names, ()))
@@ -651,7 +729,7 @@ class Contract:
         rows = [
             asdict(c)
             | {"categories": _few(c.categories), "ordered": c.ordered or None}
-            | {"accepted": c.accepted}
+            | {"length": c.length and f"{c.length[0]} to {c.length[1]}", "accepted": c.accepted}
             for c in self.columns
         ]
         return pd.DataFrame(rows).set_index("name")

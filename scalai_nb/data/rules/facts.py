@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, DataArray, Dataset
 
 # %% auto #0
-__all__ = ['FINITE', 'EXAMPLES', 'RULES', 'Limits', 'Fault', 'Seen', 'missing', 'look', 'micros',
-           'Facts', 'over_row', 'facts']
+__all__ = ['FINITE', 'EXAMPLES', 'RULES', 'Limits', 'Fault', 'Seen', 'moment', 'missing', 'look',
+           'micros', 'Facts', 'over_row', 'facts']
 
 # %% ../../../nbs/data/rules/facts.ipynb #0e753010
 FINITE = -np.finfo(float).max, np.finfo(float).max
@@ -151,8 +151,8 @@ class Seen:
     def __add__(self, other: Seen) -> Seen:
         later = {rule: fault.after(self.rows) for rule, fault in other.faults.items()}
         if self.last is not None and other.first and other.first[1] < self.last:
-            row, moment = other.first
-            shown = MASK if self.masked else _moment(moment)
+            row, time = other.first
+            shown = MASK if self.masked else moment(time)
             astride = Fault(1, ((self.rows + row, shown),))
             later["order"] = astride + later.get("order", Fault())
         first = other.first and (self.rows + other.first[0], other.first[1])
@@ -174,8 +174,16 @@ class Seen:
         )
 
 
-def _moment(time: Any) -> str:
-    "A time, or microseconds since 1970, as a text"
+def moment(
+    time: Any,  # datetime64, or microseconds since 1970
+) -> str:
+    """A time as a text
+
+    Parameters
+    ----------
+    time : Any
+        datetime64, or microseconds since 1970
+    """
     return str(np.asarray(time).astype("M8[us]")).removesuffix(".000000")
 
 
@@ -248,7 +256,7 @@ class _Look:
         "Values as an example shows them"
         if self.limits.masked:
             return [MASK] * len(values)
-        return [_moment(v) for v in values] if values.dtype.kind == "M" else values.tolist()
+        return [moment(v) for v in values] if values.dtype.kind == "M" else values.tolist()
 
     def numbers(self) -> dict[str, Any]:
         "Of numbers and times: the ends, and what is outside"
