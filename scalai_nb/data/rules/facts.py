@@ -234,6 +234,13 @@ def _absent(column: DataArray, values: Array) -> Array:
     return isna(values)
 
 
+def _complete(column: DataArray, values: Array) -> bool:
+    "Whether no value is missing, as far as the least number tells: it is NaN if one is"
+    if "categories" in column.attrs or values.dtype.kind not in "iubf" or not len(values):
+        return False
+    return values.dtype.kind != "f" or not np.isnan(values.min())
+
+
 @dataclass(frozen=True)
 class _Look:
     "The values of a column of a block, and what is allowed in it"
@@ -242,6 +249,7 @@ class _Look:
     absent: Array  # whether each is missing
     each: int  # values in a row
     limits: Limits
+    complete: bool  # whether none is missing, as far as that is known at once
 
     def fault(self, wrong: Array, values: Array | None = None) -> Fault:
         "The fault of the values that are `wrong`"
@@ -252,6 +260,10 @@ class _Look:
         shown = (self.values if values is None else values)[at]
         return Fault(count, tuple(zip((at // self.each).tolist(), self.said(shown), strict=True)))
 
+    def rows_of(self, wrong: Array) -> tuple[tuple[int, None], ...]:
+        "The first rows of values that are `wrong`"
+        return tuple((row // self.each, None) for row in np.flatnonzero(wrong)[:EXAMPLES].tolist())
+
     def said(self, values: Array) -> list[Any]:
         "Values as an example shows them"
         if self.limits.masked:
@@ -260,9 +272,10 @@ class _Look:
 
     def numbers(self) -> dict[str, Any]:
         "Of numbers and times: the ends, and what is outside"
-        if not len(self.values) or self.absent.all():
+        if not len(self.values) or (not self.complete and self.absent.all()):
             return {}
-        low, high = np.fmin.reduce(self.values), np.fmax.reduce(self.values)
+        ends = (np.min, np.max) if self.complete else (np.fmin.reduce, np.fmax.reduce)
+        low, high = (end(self.values) for end in ends)
         timed = self.values.dtype.kind == "M"
         least, most = (micros(v) if timed else v.item() for v in (low, high))
         if (
@@ -347,8 +360,9 @@ def look(
     """
     rows = column.sizes.get("row", 0)
     values = column.values.reshape(-1)
-    absent = _absent(column, values)
-    it = _Look(values, absent, max(1, values.size // max(1, rows)), limits)
+    complete = _complete(column, values)
+    absent = np.broadcast_to(np.False_, values.shape) if complete else _absent(column, values)
+    it = _Look(values, absent, max(1, values.size // max(1, rows)), limits, complete)
     found: dict[str, Any] = {}
     if "categories" in column.attrs:
         found = it.codes(column.attrs["categories"])
@@ -358,8 +372,8 @@ def look(
         found = it.texts()
     if limits.ordered and values.dtype.kind == "M":
         found |= it.order()
-    lacking = replace(it, limits=replace(limits, masked=False))
-    found["missing"] = lacking.fault(absent, np.full(len(values), None))
+    if not complete:
+        found["missing"] = Fault(int(absent.sum()), it.rows_of(absent))
     faults = {rule: found.pop(rule) for rule in RULES if rule in found}
     units = (str(column.attrs["units"]),) if "units" in column.attrs else ()
     there = {rule: fault for rule, fault in faults.items() if fault.count}

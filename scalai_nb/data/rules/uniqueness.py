@@ -206,6 +206,15 @@ class Repeats:
     examples: tuple[tuple[int, int], ...]  # first row of a repeated key, and how many rows have it
 
 
+def _all_distinct(k: Keys, limit: int | None) -> bool:
+    "Whether all keys are there and none comes twice: to sort them is less work than to count them"
+    size = sum(len(some) for _, some in k.recent)
+    if len(k.hashes) or k.level or not size or (limit and size > limit):
+        return False
+    marks = np.sort(np.concatenate([some for _, some in k.recent]))
+    return not (marks[1:] == marks[:-1]).any()
+
+
 def repeats(
     k: Keys,
     limit: int | None = LIMIT,  # as they were merged with
@@ -218,6 +227,8 @@ def repeats(
     limit : int | None, default LIMIT
         as they were merged with
     """
+    if _all_distinct(k, limit):
+        return Repeats(0, 1, 0, ())
     k = counted(k, limit)
     kept = 2**k.level
     at = np.flatnonzero(k.times > 1)
