@@ -3,5 +3,6 @@
 In: CSV files, DataFrames and Datasets; names of datasets and versions.
 Out: `from_frame`, `to_frame`, `read_csv`; `Contract` with its `Check`; `Lake` with its `Version`s
 and `Finding`s, `Remains` of the dead; `Categories`, labels that are held as codes.
-Imports: the ground (errors, files, types).
+`data.rules` holds what a contract looks at.
+Imports: the ground (errors, files, types), compute.
 """

@@ -6,139 +6,45 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from ..compute.mergeable import column_of
-from .sources import as_dataset, from_frame, row_blocks, to_frame, type_of
+from ..compute.blocks import Blocks
+from ..compute.mergeable import Mergeable
+from ..compute.reduce import reduce
+from scalai_nb.data.rules.facts import (
+    FINITE,
+    Facts,
+    Fault,
+    Limits,
+    Seen,
+    facts,
+    micros,
+    missing,
+    moment,
+    over_row,
+)
+from .rules.evolution import Comparison, compared
+from .rules.uniqueness import LIMIT, hashes, repeats
+from .sources import as_dataset, from_frame
 from ..errors import ContractViolation, ParameterError, unknown
+from ..redaction import MASK
 from ..show import frame_table, prose
 
 if TYPE_CHECKING:
-    from scalai_nb.types import Array, DataArray, Dataset, Frame, Table
+    from scalai_nb.types import Cluster, Data, Dataset, Frame, Table
 
 # %% auto #0
-__all__ = ['missing', 'hashes', 'Column', 'Check', 'Contract']
+__all__ = ['Column', 'Check', 'Contract', 'hashes', 'missing']
 
 # %% ../../nbs/data/contract.ipynb #f67c7f3d
-@dataclass(frozen=True)
-class _Seen:
-    "What was seen of a column; those of consecutive blocks add up"
-
-    count: int = 0
-    missing: int = 0
-    min: float | None = None  # of the finite numbers; None: there was none
-    max: float | None = None
-    outside: int = 0  # numbers outside the bounds that were given
-    codes: Array | np.int64 = np.int64(0)  # how often each category; last: codes beyond the list
-
-    def __add__(self, other: _Seen) -> _Seen:
-        return _Seen(
-            self.count + other.count,
-            self.missing + other.missing,
-            _end(min, self.min, other.min),
-            _end(max, self.max, other.max),
-            self.outside + other.outside,
-            self.codes + other.codes,
-        )
-
-
-def _end(choose: Callable[..., float], *ends: float | None) -> float | None:
-    "The least or greatest of what is there"
-    there = [end for end in ends if end is not None]
-    return choose(there) if there else None
-
-# %% ../../nbs/data/contract.ipynb #0affaaf9
-_FINITE = -np.finfo(float).max, np.finfo(float).max
-
-
-def _look(
-    column: DataArray,  # in memory; NaN, NaT, None and code -1 are missing
-    bounds: tuple[float, float] = _FINITE,  # numbers below and above are counted as outside
-) -> _Seen:
-    "The facts of one column of a block"
-    values = column.values.ravel()
-    if "categories" in column.attrs:
-        known, n = values[values >= 0], len(column.attrs["categories"])
-        counts = np.bincount(np.minimum(known, n), minlength=n + 1)
-        return _Seen(len(values), len(values) - len(known), codes=counts)
-    present = values[~column.isnull().values.ravel()]
-    seen = _Seen(len(values), len(values) - len(present))
-    if values.dtype.kind not in "iuf":
-        return seen
-    finite = present[np.isfinite(present)]
-    low, high = map(np.float64, bounds)
-    ends = {"min": finite.min().item(), "max": finite.max().item()} if len(finite) else {}
-    return replace(seen, **ends, outside=int(((present < low) | (present > high)).sum()))
-
-# %% ../../nbs/data/contract.ipynb #8ed809b5
-def missing(
-    column: DataArray,  # in memory; NaN, NaT, None and code −1 are missing
-) -> int:
-    """How many values of a column are missing
-
-    Parameters
-    ----------
-    column : DataArray
-        in memory; NaN, NaT, None and code −1 are missing
-    """
-    return int(((column < 0) if "categories" in column.attrs else column.isnull()).sum())
-
-
-def hashes(
-    block: Dataset,  # in memory
-    key: Sequence[str],  # columns that are unique together
-) -> tuple[Array, int]:  # (row,) uint64, and how many rows lack one of the columns
-    """A hash of the columns `key` for each row
-
-    Parameters
-    ----------
-    block : Dataset
-        in memory
-    key : Sequence[str]
-        columns that are unique together
-
-    Returns
-    -------
-    tuple[Array, int]
-        (row,) uint64, and how many rows lack one of the columns
-    """
-    from pandas.util import hash_pandas_object
-
-    frame = to_frame(block[list(key)].drop_vars(set(block.coords) - set(key)))
-    keyless = int(frame.isna().any(axis=1).sum())
-    marks = cast("Any", hash_pandas_object)(frame, index=False)
-    return marks.to_numpy(), keyless
-
-# %% ../../nbs/data/contract.ipynb #07cd622b
-def _scan(
-    ds: Dataset,  # in memory or lazy
-    bounds: Mapping[str, tuple[float, float]],  # numbers allowed, by column; {}: all
-    key: Sequence[str] = (),  # columns that are unique together
-) -> tuple[dict[str, _Seen], int, int]:
-    "What is seen of each column, rows whose key came before, rows without a key; in one pass"
-    seen = dict.fromkeys(_names(ds), _Seen())
-    found: list[Array] = []
-    keyless = 0
-    for block in row_blocks(ds) if seen else ():
-        seen = {
-            name: s + _look(column_of(block, name), bounds.get(name, _FINITE))
-            for name, s in seen.items()
-        }
-        if key:
-            h, n = hashes(block, key)
-            found.append(h)
-            keyless += n
-    marks = np.concatenate(found) if found else np.empty(0)
-    return seen, len(marks) - len(np.unique(marks)), keyless
-
-
-def _names(ds: Dataset) -> list[str]:
-    "The columns over `row`"
-    return [str(n) for n, v in ds.variables.items() if "row" in v.dims]
+_all_ = ["hashes", "missing"]
 
 # %% ../../nbs/data/contract.ipynb #900ab04e
 @dataclass(frozen=True)
@@ -151,35 +57,58 @@ class Column:
     dtype : str
         as data.sources.type_of says
     role : str, default 'feature'
-        ignored, pii, label, time, later, key or feature
+        ignored, pii, label, time, later, key, weight, group or feature
     units : str, default ''
-    min : float | None, default None
-        of its numbers; None: not checked
-    max : float | None, default None
+    min : float | str | None, default None
+        of its numbers; of times a text, as "2020-01-31", or "now"; None: not checked
+    max : float | str | None, default None
     missing : float, default 0.0
         share of the values
     categories : tuple[str, ...] | None, default None
         None: not checked
     tolerance : float, default 0.5
         how much may differ; 0: nothing
+    ordered : bool, default False
+        of times: whether none may be before that of the row above
+    length : tuple[int, int] | None, default None
+        characters of a text, at least and at most
+    pattern : str | None, default None
+        regular expression that a whole text matches
     """
 
     name: str
     dtype: str  # as data.sources.type_of says
-    role: str = "feature"  # ignored, pii, label, time, later, key or feature
+    role: str = "feature"  # ignored, pii, label, time, later, key, weight, group or feature
     units: str = ""
-    min: float | None = None  # of its numbers; None: not checked
-    max: float | None = None
+    # of its numbers; of times a text, as "2020-01-31", or "now"; None: not checked
+    min: float | str | None = None
+    max: float | str | None = None
     missing: float = 0.0  # share of the values
     categories: tuple[str, ...] | None = None  # None: not checked
     tolerance: float = 0.5  # how much may differ; 0: nothing
+    ordered: bool = False  # of times: whether none may be before that of the row above
+    length: tuple[int, int] | None = None  # characters of a text, at least and at most
+    pattern: str | None = None  # regular expression that a whole text matches
+
+    def __post_init__(self) -> None:
+        "ParameterError for a pattern or a time that cannot be read"
+        try:
+            re.compile(self.pattern or "")
+            [_micros(end) for end in (self.min, self.max) if self.timed and end is not None]
+        except (re.error, ValueError) as e:
+            raise ParameterError(
+                f"{self.name!r}: {e}; accepted: a regular expression, times as '2020-01-31' or "
+                "'now'. Correct it."
+            ) from None
 
     @property
     def bounds(self) -> tuple[float, float]:
-        "Lowest and highest number that is accepted"
+        "Lowest and highest number that is accepted; of times there is no number"
+        low, high = FINITE
+        if isinstance(self.min, str) or isinstance(self.max, str):
+            return low, high
         ends = [v for v in (self.min, self.max) if v is not None] or [0]
         slack = self.tolerance * (ends[-1] - ends[0] or abs(ends[0]))
-        low, high = _FINITE
         if self.min is not None:  # where nothing was negative, nothing may be
             low = self.min - slack if self.min < 0 else max(self.min - slack, 0)
         if self.max is not None:
@@ -187,9 +116,49 @@ class Column:
         return low, high
 
     @property
+    def timed(self) -> bool:
+        "Whether it holds times"
+        return self.dtype.startswith("datetime64")
+
+    @property
+    def accepted(self) -> str | None:
+        "The range that is accepted, the slack included, in words; None: any"
+        if self.min is None and self.max is None:
+            return None
+        if self.timed:
+            return f"{self.min or 'any time'} to {self.max or 'any time'}"
+        low, high = self.bounds
+        return f"{low:g} to {high:g}"
+
+    @property
+    def limits(self) -> Limits:
+        "What `data.rules.facts` is to hold the values against"
+        low, high = self.bounds
+        if self.timed and self.min is not None:
+            low = _micros(self.min)
+        if self.timed and self.max is not None:
+            high = _micros(self.max)
+        return Limits(
+            low,
+            high,
+            known=self.categories,
+            length=self.length,
+            pattern=self.pattern,
+            ordered=self.ordered,
+            masked=self.role == "pii",
+        )
+
+    @property
     def most_missing(self) -> float:
         "Highest share of missing values that is accepted"
+        if self.role in ("weight", "group"):
+            return 0.0
         return self.missing * (1 + 2 * self.tolerance) + self.tolerance / 10
+
+
+def _micros(time: float | str) -> int:
+    "A time of a contract in microseconds since 1970; `now` is when it is asked"
+    return micros(np.datetime64(str(time), "us"))
 
 # %% ../../nbs/data/contract.ipynb #e67d8b6d
 @dataclass(frozen=True)
@@ -199,11 +168,16 @@ class Check:
     Attributes
     ----------
     found : tuple[dict[str, Any], ...]
-        of each violation: column, rule, expected, found, and count of values or rows
+        of each violation: column, rule, expected, found, count of values or rows, and examples: a
+        `row` and its `value` for three of them at most
+    notes : tuple[str, ...], default ()
+        what the check could not tell
     """
 
-    # of each violation: column, rule, expected, found, and count of values or rows
+    # of each violation: column, rule, expected, found, count of values or rows, and examples:
+    # a `row` and its `value` for three of them at most
     found: tuple[dict[str, Any], ...]
+    notes: tuple[str, ...] = ()  # what the check could not tell
 
     @property
     def ok(self) -> bool:
@@ -215,18 +189,18 @@ class Check:
         "The violations as a DataFrame, one a row"
         import pandas as pd
 
-        return pd.DataFrame(self.found, columns=["column", "rule", "expected", "found", "count"])
+        rows = [v | {"examples": _examples(v)} for v in self.found]
+        names = ["column", "rule", "expected", "found", "count", "examples"]
+        return pd.DataFrame(rows, columns=names)
 
     def __str__(self) -> str:
         if self.ok:
-            return "The contract is kept."
-        return "\n".join(
-            f"{v['column']}: {v['rule']} {v['found']}; expected {v['expected']}" for v in self.found
-        )
+            return " ".join(["The contract is kept.", *self.notes])
+        return "\n".join([*map(_sentence, self.found), *self.notes])
 
     def _repr_html_(self) -> str:
         if self.ok:
-            return prose("The contract is kept.").html
+            return prose(str(self)).html
         return frame_table(self.violations, index=False).html
 
     def raise_(self) -> Check:  # itself, if the contract is kept
@@ -244,64 +218,120 @@ class Check:
             "Mend the data, or amend the contract."
         )
 
+
+def _examples(violation: Mapping[str, Any]) -> str:
+    "The examples of a violation in words"
+    return ", ".join(f"row {e['row']}: {e['value']}" for e in violation.get("examples", ()))
+
+
+def _sentence(violation: Mapping[str, Any]) -> str:
+    "A violation in words"
+    v, some = violation, _examples(violation)
+    said = f"{v['column']}: {v['rule']} {v['found']}; expected {v['expected']}"
+    return f"{said} ({some})" if some else said
+
 # %% ../../nbs/data/contract.ipynb #55ef7e59
-def _infer(column: DataArray, seen: _Seen, role: str) -> Column:
-    "What is expected of a DataArray, from what was seen of it; of persons no value is kept"
+def _infer(name: str, seen: Seen, role: str, tolerance: float) -> Column:
+    "What is expected of a column, from what was seen of it; of persons no value is kept"
     plain = Column(
-        str(column.name),
-        type_of(column),
+        name,
+        seen.types[0],
         role,
-        column.attrs.get("units", ""),
+        units=seen.units[0] if seen.units else "",
         missing=seen.missing / seen.count if seen.count else 0.0,
+        tolerance=tolerance,
     )
-    if role == "pii":
+    if role == "pii" or plain.timed:
         return plain
-    categories = column.attrs.get("categories")
-    known = None if categories is None else tuple(categories)
-    return replace(plain, min=seen.min, max=seen.max, categories=known)
+    return replace(plain, min=seen.min, max=seen.max, categories=seen.categories)
 
 
 def _broken(
-    column: str, rule: str, expected: str, found: str, count: int | None = None
+    column: str,
+    rule: str,
+    expected: str,
+    found: str,
+    fault: Fault | None = None,  # None: of the column as a whole
 ) -> dict[str, Any]:
     "A violation, as `Check.found` has it"
-    return {"column": column, "rule": rule, "expected": expected, "found": found, "count": count}
+    examples = [{"row": row, "value": value} for row, value in fault.examples] if fault else []
+    return {
+        "column": column,
+        "rule": rule,
+        "expected": expected,
+        "found": found,
+        "count": fault.count if fault else None,
+        "examples": examples,
+    }
 
 
-def _instead(ds: Dataset, name: str) -> str:
-    "What there is instead of a column over `row`"
-    return f"one over {ds[name].dims}" if name in ds.variables else "nothing"
-
-
-def _violations(column: Column, given: DataArray, seen: _Seen) -> Iterator[dict[str, Any]]:
-    "The rules that the column `given` breaks, from what was seen of it"
-    name, units = column.name, given.attrs.get("units", column.units)
-    if (found := type_of(given)) != column.dtype:
-        yield _broken(name, "type", column.dtype, found)
-    if units != column.units:
-        yield _broken(name, "units", column.units or "none", units)
-    if seen.outside:
-        yield _out_of_range(column, seen)
+def _violations(column: Column, seen: Seen) -> Iterator[dict[str, Any]]:
+    "The rules that a column breaks, from what was seen of it"
+    name, faults = column.name, seen.faults
+    if seen.types != (column.dtype,):
+        yield _broken(name, "type", column.dtype, ", ".join(seen.types))
+    if odd := [u for u in seen.units if u != column.units]:
+        yield _broken(name, "units", column.units or "none", ", ".join(odd))
+    if "range" in faults:
+        yield _broken(name, "range", *_range(column, seen), faults["range"])
     if seen.missing > column.most_missing * seen.count:
         most, share = f"at most {column.most_missing:.1%}", f"{seen.missing / seen.count:.1%}"
-        yield _broken(name, "missing", most, share, seen.missing)
-    if column.categories is not None and "categories" in given.attrs:
-        names = [*given.attrs["categories"], "(no such code)"]
-        counts = zip(names, np.broadcast_to(seen.codes, len(names)), strict=True)
-        new = {c: int(n) for c, n in counts if n and c not in column.categories}
-        if new:
-            some = ", ".join([*new][:5]) + (", …" if len(new) > 5 else "")
-            known = f"one of {len(column.categories)}"
-            yield _broken(name, "category", known, some, sum(new.values()))
+        yield _broken(name, "missing", most, share, faults["missing"])
+    if column.categories is not None and "category" in faults:
+        some = ", ".join([*seen.strange][:5]) + (", …" if len(seen.strange) > 5 else "")
+        known = f"one of {len(column.categories)}"
+        yield _broken(name, "category", known, some or MASK, faults["category"])
+    if "length" in faults:
+        least, most = column.length or (0, 0)
+        found = MASK if column.role == "pii" else f"{seen.shortest} to {seen.longest}"
+        yield _broken(name, "length", f"{least} to {most} characters", found, faults["length"])
+    if "pattern" in faults:
+        yield _broken(name, "pattern", str(column.pattern), "other texts", faults["pattern"])
+    if "order" in faults:
+        wanted = "none before that of the row above"
+        yield _broken(name, "order", wanted, "earlier times", faults["order"])
 
 
-def _out_of_range(column: Column, seen: _Seen) -> dict[str, Any]:
-    "The violation of numbers outside the bounds"
+def _range(column: Column, seen: Seen) -> tuple[str, str]:
+    "What range was expected, and what was found"
     low, high = column.bounds
-    found = "infinite numbers"  # without bounds only these are outside
-    if (column.min is not None or column.max is not None) and seen.min is not None:
-        found = f"{seen.min:g} to {seen.max:g}"
-    return _broken(column.name, "range", f"{low:g} to {high:g}", found, seen.outside)
+    expected = column.accepted or f"{low:g} to {high:g}"
+    if column.timed and seen.min is not None and column.role != "pii":
+        return expected, f"{moment(seen.min)} to {moment(seen.max)}"
+    if column.role == "pii":
+        return expected, MASK
+    if (column.min is None and column.max is None) or seen.min is None:
+        return expected, "infinite numbers"  # without bounds only these are outside
+    return expected, f"{seen.min:g} to {seen.max:g}"
+
+
+def _lacking(column: Column, s: Facts) -> Iterator[dict[str, Any]]:
+    "The violation of a column that is not there, or not in all rows"
+    seen = s.columns.get(column.name)
+    if seen is None:
+        found = f"one over {s.others[column.name]}" if column.name in s.others else "nothing"
+        yield _broken(column.name, "column", column.dtype, found)
+    elif seen.rows < s.rows:
+        lacks = Fault(s.rows - seen.rows)
+        yield _broken(column.name, "column", column.dtype, "nothing in some rows", lacks)
+
+
+def _key(key: Sequence[str], s: Facts, limit: int | None) -> tuple[list[dict[str, Any]], list[str]]:
+    "The violations of the key, and what a sample of it could not tell"
+    name, wanted = ", ".join(key), "one of its own in each row"
+    found, known = [], repeats(s.keys, limit)
+    if known.rows:
+        said = tuple((row, f"{times} rows have its key") for row, times in known.examples)
+        how = "duplicates" if known.kept == 1 else "duplicates, by estimate"
+        found.append(_broken(name, "key", wanted, how, Fault(known.rows, said)))
+    if s.keyless.count:
+        found.append(_broken(name, "key", wanted, "rows without one", s.keyless))
+    if known.kept == 1:
+        return found, []
+    return found, [
+        f"The key ({name}) was looked at in one of {known.kept} keys: as many as {known.unseen} "
+        "that come twice may be unseen, in 99 of 100 cases no more; exact=True looks at all."
+    ]
 
 # %% ../../nbs/data/contract.ipynb #fa26f63a
 def _few(names: tuple[str, ...] | None) -> str | None:
@@ -314,6 +344,60 @@ def _few(names: tuple[str, ...] | None) -> str | None:
 
 def _as_tuple(names: str | Sequence[str]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _given(data: Any) -> Any:
+    "The Dataset that `data` is or can be made, or what `reduce` reads in blocks"
+    several = isinstance(data, list | tuple) and bool(data) and all(map(_is_part, data))
+    if several or isinstance(data, Blocks | str | Path) or hasattr(data, "__next__"):
+        return data
+    return as_dataset(data)
+
+
+def _is_part(item: Any) -> bool:
+    "Whether it is one of several files or blocks"
+    return isinstance(item, str | Path) or hasattr(item, "data_vars") or hasattr(item, "schema")
+
+
+def _only(ds: Dataset, names: list[str]) -> Dataset:
+    "`ds` with those columns alone"
+    few = ds[[n for n in names if n != "row"]]
+    return few.drop_vars({*over_row(few)} - {*names})
+
+
+def _fewer(blocks: Blocks, names: set[str]) -> Blocks:
+    "`blocks` of those columns alone, as far as it is known what there is"
+    here = [n for n in blocks.columns or () if n in names]
+    return blocks.select(here) if here else blocks
+
+
+def _all_known(names: Mapping[str, str], known: list[str] | None) -> None:
+    "ParameterError for a name that is not in the columns"
+    for name in names:
+        if known is not None and name not in known:
+            raise ParameterError(unknown(name, known, "the columns"))
+
+
+def _check_weight(name: str, seen: Seen) -> None:
+    "ParameterError for weights that are missing, negative or no numbers"
+    if seen.min is None or seen.min < 0 or seen.missing:
+        raise ParameterError(
+            f"{name!r} is no weight: the least is {seen.min}, {seen.missing} are missing; "
+            "accepted: numbers from 0, none missing."
+        )
+
+
+def _verdict(contract: Contract, s: Facts, limit: int | None = LIMIT) -> Check:
+    "What a contract says to the facts"
+    if not s.blocks:
+        return Check((), ("There was no row.",))
+    columns = contract.columns
+    found = [v for c in columns if c.name not in s.columns for v in _lacking(c, s)]
+    for c in columns:
+        if c.name in s.columns:
+            found += [*_lacking(c, s), *_violations(c, s.columns[c.name])]
+    wrong, notes = _key(contract.key, s, limit)
+    return Check(tuple(found + wrong), tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -338,6 +422,10 @@ class Contract:
         columns that become known only after the moment at which a model predicts
     ignored : tuple[str, ...], default ()
         columns that are kept, and that no model learns from
+    weight : str | None, default None
+        how much a row counts
+    group : str | None, default None
+        rows of one group are learnt from or tested on together
     """
 
     columns: tuple[Column, ...]
@@ -348,6 +436,8 @@ class Contract:
     # columns that become known only after the moment at which a model predicts
     later: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()  # columns that are kept, and that no model learns from
+    weight: str | None = None  # how much a row counts
+    group: str | None = None  # rows of one group are learnt from or tested on together
 
     def __post_init__(self) -> None:
         if not self.columns:
@@ -360,7 +450,7 @@ class Contract:
     def infer(
         cls,
         # known to be good; over `row`, in memory or lazy: it is read once
-        ds: Dataset | Frame | Table,
+        ds: Data | Frame | Table | Blocks,
         label: str | None = None,  # column that a model is to predict
         time: str | None = None,  # column that says when a row happened
         # column, or columns that together are unique and never missing
@@ -372,21 +462,27 @@ class Contract:
         # may learn from them
         later: str | Sequence[str] = (),
         ignored: str | Sequence[str] = (),  # column or columns that no model is to learn from
+        *,
+        weight: str | None = None,  # column that says how much a row counts: from 0, none missing
+        group: str | None = None,  # column whose rows belong together when data are split
+        # how far other data may lie beyond these: a share of the width of the range
+        tolerance: float = 0.5,
+        client: Cluster | None = None,  # whose workers read the data, as in `reduce`
     ) -> Contract:
         """The contract that `ds` keeps
 
         Of each column over `row` it expects: the type and the units, the range of the finite
         numbers, the share of missing values (NaN, NaT, None, code −1), and the categories. A column
-        that is named twice has the last of the roles key, later, time, label, pii, ignored; the
-        others are features. `Column.tolerance` says how far other data may differ; `amend` changes
-        it.
+        that is named twice has the last of the roles key, later, time, label, weight, group, pii,
+        ignored; the others are features. `tolerance` says how far other data may differ, and the
+        contract's table shows what is accepted; `amend` changes it for a column.
 
         ParameterError: no column is over `row`, one is not there, the key is none, a column holds
         infinite numbers.
 
         Parameters
         ----------
-        ds : Dataset | Frame | Table
+        ds : Data | Frame | Table | Blocks
             known to be good; over `row`, in memory or lazy: it is read once
         label : str | None, default None
             column that a model is to predict
@@ -402,73 +498,124 @@ class Contract:
             may learn from them
         ignored : str | Sequence[str], default ()
             column or columns that no model is to learn from
+        weight : str | None, default None
+            column that says how much a row counts: from 0, none missing
+        group : str | None, default None
+            column whose rows belong together when data are split
+        tolerance : float, default 0.5
+            how far other data may lie beyond these: a share of the width of the range
+        client : Cluster | None, default None
+            whose workers read the data, as in `reduce`
         """
-        ds = as_dataset(ds)
-        if not _names(ds):
+        given = _given(ds)
+        known = over_row(given) if hasattr(given, "data_vars") else None
+        if known == []:
             raise ParameterError(
-                f"The dataset has the dimensions {tuple(ds.dims)} and no column over 'row'; "
+                f"The dataset has the dimensions {tuple(given.dims)} and no column over 'row'; "
                 "one must be 'row': ds.rename(time='row'), say."
             )
         keys, persons, after = _as_tuple(key), _as_tuple(pii), _as_tuple(later)
         left = _as_tuple(ignored)
-        for name in (*filter(None, (label, time)), *keys, *persons, *after, *left):
-            if name not in _names(ds):
-                raise ParameterError(unknown(name, _names(ds), "the columns"))
+        single = {"time": time, "label": label, "weight": weight, "group": group}
         roles = dict.fromkeys(keys, "key") | dict.fromkeys(after, "later")
-        roles |= {name: role for name, role in ((time, "time"), (label, "label")) if name}
+        roles |= {name: role for role, name in single.items() if name}
         roles |= dict.fromkeys(persons, "pii") | dict.fromkeys(left, "ignored")
-        seen, twice, keyless = _scan(ds, {}, keys)
+        _all_known(roles, known)
+        s = reduce(facts(None, keys, exact=True), given, client)
+        _all_known(roles, list(s.columns))
+        twice, keyless = repeats(s.keys, None).rows, s.keyless.count
         if twice or keyless:
             raise ParameterError(
                 f"{keys} is not a key: {twice} rows repeat one, {keyless} lack a part; "
                 "name columns that are unique together."
             )
-        for name, s in seen.items():
-            if s.outside:
+        for name, seen in s.columns.items():
+            if seen.outside:
                 raise ParameterError(
-                    f"{name!r} holds {s.outside} infinite numbers; make them missing first."
+                    f"{name!r} holds {seen.outside} infinite numbers; make them missing first."
                 )
+        if weight:
+            _check_weight(weight, s.columns[weight])
         columns = (
-            _infer(column_of(ds, name), s, roles.get(name, "feature")) for name, s in seen.items()
+            _infer(name, seen, roles.get(name, "feature"), tolerance)
+            for name, seen in s.columns.items()
         )
-        return cls(tuple(columns), label, keys, time, persons, after, left)
+        return cls(tuple(columns), label, keys, time, persons, after, left, weight, group)
+
+    def rules(
+        self,
+        *,
+        exact: bool = False,  # whether all keys are kept, eight bytes a row; see `check`
+    ) -> Mergeable:  # its result is a `Check`
+        """`check` as an algorithm for `reduce`, which shares one pass over the data with others
+
+        Parameters
+        ----------
+        exact : bool, default False
+            whether all keys are kept, eight bytes a row; see `check`
+
+        Returns
+        -------
+        Mergeable
+            its result is a `Check`
+        """
+        limits = {c.name: c.limits for c in self.columns}
+        limit = None if exact else LIMIT
+        algorithm = facts(limits, self.key, exact)
+        return replace(algorithm, finalize=partial(_verdict, self, limit=limit))
 
     def check(
         self,
-        # over `row`, in memory or lazy: it is read once; further columns are not looked at
-        ds: Dataset | Frame | Table,
+        # a Dataset over `row`, in memory, lazy or of the lake; a DataFrame; Parquet files; blocks
+        # of a stream. It is read once; further columns are not looked at
+        ds: Data | Frame | Table | Blocks,
+        *,
+        # whether all keys are kept, eight bytes a row; else a million, and of more a sample
+        exact: bool = False,
+        client: Cluster | None = None,  # whose workers read the data, as in `reduce`
     ) -> Check:  # `ok` if the contract is kept; else the rules that are broken, one a row
         """Whether `ds` keeps the contract: every rule that is broken, in one pass
 
         The rules: each column is there (`column`), with its `type` and `units`; its numbers are
         within the `range` and infinite ones are not; no more values are `missing` than the
-        tolerance allows; each `category` is known; the `key` is unique and complete. Nothing is
-        raised for data that break a rule: `check(ds).raise_()` does that.
+        tolerance allows; each `category` is known; texts have
+        the `length` and `pattern`; times are in the `range` and do not go back if `ordered`; the
+        `key` is unique and complete. Of each there are three examples, with values unless they are
+        about persons. Nothing is raised for data that break a rule: `check(ds).raise_()` does that.
+
+        Beyond a million distinct keys, repeats are looked for in a sample of the keys, and
+        `notes` says how many that come twice it may have overlooked.
 
         Parameters
         ----------
-        ds : Dataset | Frame | Table
-            over `row`, in memory or lazy: it is read once; further columns are not looked at
+        ds : Data | Frame | Table | Blocks
+            a Dataset over `row`, in memory, lazy or of the lake; a DataFrame; Parquet files; blocks
+            of a stream. It is read once; further columns are not looked at
+        exact : bool, default False
+            whether all keys are kept, eight bytes a row; else a million, and of more a sample
+        client : Cluster | None, default None
+            whose workers read the data, as in `reduce`
 
         Returns
         -------
         Check
             `ok` if the contract is kept; else the rules that are broken, one a row
         """
-        ds = as_dataset(ds)
-        here = [c for c in self.columns if c.name in _names(ds)]
-        key = self.key if set(self.key) <= {c.name for c in here} else ()
-        bounds = {c.name: c.bounds for c in here}
-        seen, twice, keyless = _scan(ds[[c.name for c in here]], bounds, key)
-        gone = [c for c in self.columns if c not in here]
-        found = [_broken(c.name, "column", c.dtype, _instead(ds, c.name)) for c in gone]
-        found += [v for c in here for v in _violations(c, column_of(ds, c.name), seen[c.name])]
-        wanted = "one of its own in each row"
-        if twice:
-            found.append(_broken(", ".join(key), "key", wanted, "duplicates", twice))
-        if keyless:
-            found.append(_broken(", ".join(key), "key", wanted, "rows without one", keyless))
-        return Check(tuple(found))
+        given, named = _given(ds), {c.name for c in self.columns}
+        if not hasattr(given, "data_vars"):
+            return reduce(self.rules(exact=exact), _fewer(Blocks.of(given), named), client)
+        here = [name for name in over_row(given) if name in named]
+        others = {
+            name: str(given.variables[name].dims)
+            for name in named - {*here}
+            if name in given.variables
+        }
+        limit = None if exact else LIMIT
+        if not here:
+            return _verdict(self, Facts(1, others=others), limit)
+        asked = replace(self.rules(exact=exact), finalize=lambda s: s)
+        s = reduce(asked, _only(given, here), client)
+        return _verdict(self, replace(s, others=others), limit)
 
     def __getitem__(self, name: str) -> Column:
         "The column `name`"
@@ -498,6 +645,24 @@ class Contract:
                 )
         new = replace(self[name], **changes)
         return replace(self, columns=tuple(new if c.name == name else c for c in self.columns))
+
+    def compare(
+        self,
+        other: Contract,  # that is to take the place of this one
+    ) -> Comparison:  # what changes, and whether it breaks what reads the data today
+        """What changes when `other` takes the place of this contract; nothing is written
+
+        Parameters
+        ----------
+        other : Contract
+            that is to take the place of this one
+
+        Returns
+        -------
+        Comparison
+            what changes, and whether it breaks what reads the data today
+        """
+        return compared(self, other)
 
     def attach(
         self,
@@ -551,6 +716,7 @@ class Contract:
         record = json.loads(text)
         for column in record["columns"]:
             column["categories"] = column["categories"] and tuple(column["categories"])
+            column["length"] = column.get("length") and tuple(column["length"])
         record["columns"] = tuple(Column(**c) for c in record["columns"])
         for names in ("key", "pii", "later", "ignored"):
             record[names] = tuple(record.get(names, ()))
@@ -560,7 +726,12 @@ class Contract:
         "The contract as a DataFrame, one column a row"
         import pandas as pd
 
-        rows = [asdict(c) | {"categories": _few(c.categories)} for c in self.columns]
+        rows = [
+            asdict(c)
+            | {"categories": _few(c.categories), "ordered": c.ordered or None}
+            | {"length": c.length and f"{c.length[0]} to {c.length[1]}", "accepted": c.accepted}
+            for c in self.columns
+        ]
         return pd.DataFrame(rows).set_index("name")
 
     def __repr__(self) -> str:
