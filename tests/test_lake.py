@@ -601,6 +601,44 @@ def test_restore_loses_no_history(lake, tiny):
     ] and lake.log("a")[0] == back
 
 
+# --- state ----------------------------------------------------------------------------------------
+
+
+def test_a_state_is_committed_with_its_rows(lake, tiny):
+    first = lake.write("a", table(3), state={"topic": {"0": 2**70}, "file": "x.csv"})
+    second = lake.append("a", table(2, 3))
+    lake.append("a", table(0), state={"topic": {"0": 7}})  # no rows, and a version all the same
+    lake.append("a", table(0), state={"topic": {"0": 7}})  # neither
+    lake.write("a", table(1), state={"file": None}, branch="b")
+    assert [v.rows for v in lake.log("a")] == [5, 5, 3]
+    assert lake.state("a", first) == lake.state("a", second)
+    assert lake.state("a", first) == {"topic": {"0": 2**70}, "file": "x.csv"}
+    assert lake.state("a") == {"topic": {"0": 7}, "file": "x.csv"}
+    assert lake.state("a@b") == {"topic": {"0": 7}}
+    lake.restore("a", first)
+    assert lake.state("a") == lake.state("a", first) and not lake.verify("a")
+    assert_exact(lake.read("a"), table(3))
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ([("a", 1)], "is list; accepted: a dict"),
+        ({"a": np.float64("nan")}, "finite numbers"),
+        ({"at": datetime(2026, 1, 1)}, "datetime is not JSON"),
+        ({"a": "x" * 70_000}, "accepted: 65,536. Write what is large as a dataset"),
+        ({"dsn": "postgres://u:hunter2@h"}, "a secret of this run"),
+    ],
+)
+def test_a_state_that_cannot_be(lake, state, says, monkeypatch):
+    monkeypatch.setenv("PASSWORD", "hunter2")
+    monkeypatch.setenv("SCALAI_SECRETS", "PASSWORD")
+    lake.write("a", table(3))
+    with pytest.raises(LakeError, match=says) as e:
+        lake.append("a", table(2), state=state)
+    assert "hunter2" not in str(e.value) and [v.rows for v in lake.log("a")] == [3]
+
+
 def test_diff(lake):
     lake.write("a", table(3))
     lake.write(
