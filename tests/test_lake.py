@@ -19,6 +19,7 @@ import xarray as xr
 import zarr
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+import scalai_nb.data.keyed
 from scalai_nb.data import layout
 from scalai_nb.data.categories import coded
 from scalai_nb.data.lake import Lake, LakeReader, file_lock
@@ -637,6 +638,81 @@ def test_a_state_that_cannot_be(lake, state, says, monkeypatch):
     with pytest.raises(LakeError, match=says) as e:
         lake.append("a", table(2), state=state)
     assert "hunter2" not in str(e.value) and [v.rows for v in lake.log("a")] == [3]
+
+
+# --- keys -----------------------------------------------------------------------------------------
+
+
+def keyed(ids, value: str) -> xr.Dataset:
+    "Rows with a key of each kind that says `ids`"
+    names = sorted({f"k{i}" for i in ids})
+    code = [names.index(f"k{i}") for i in ids]
+    return xr.Dataset(
+        {
+            "id": ("row", np.array(ids, np.int64)),
+            "text": ("row", np.array([f"\0{i}" for i in ids], object)),
+            "kind": ("row", np.array(code, "int8"), {"categories": names}),
+            "at": ("row", np.array(ids, "M8[ns]")),
+            "value": ("row", np.array([f"{value}{i}" for i in ids], object)),
+            "grid": (("row", "cell"), np.outer(ids, [1.0, np.nan])),
+        }
+    )
+
+
+@settings(deadline=None, max_examples=5, suppress_health_check=[*HealthCheck])
+@given(
+    st.lists(st.integers(0, 30), unique=True),
+    st.lists(st.integers(0, 30)),
+    st.sampled_from(["id", "text", "kind", "at", ("id", "text")]),
+    st.integers(1, 5),
+)
+def test_a_key_counts_once(tmp_path_factory, stored, given, key, chunk):
+    lake = Lake(tmp_path_factory.mktemp("lake"))
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(layout, "chunk_rows", lambda schema: 4)
+        m.setattr(scalai_nb.data.keyed, "CHUNK", 3)
+        rows = keyed(given, "new").assign(n=("row", np.arange(len(given))))
+        lake.write("a", keyed(stored, "old").assign(n=("row", np.full(len(stored), -1))))
+        lazy = rows.chunk(row=chunk)
+        lake.append("a", lazy, dedup=key)
+        appended = lake.read("a").compute()
+        lake.restore("a", lake.log("a")[-1])
+        lake.upsert("a", lazy, key)
+        merged = coded(lake.read("a").compute())
+    first = dict.fromkeys(stored, -1) | {i: given.index(i) for i in given if i not in stored}
+    assert dict(zip(appended.id.values.tolist(), appended.n.values.tolist(), strict=True)) == first
+    last = dict.fromkeys(stored, -1) | {i: n for n, i in enumerate(given)}
+    assert dict(zip(merged.id.values.tolist(), merged.n.values.tolist(), strict=True)) == last
+    assert merged.id.values.tolist()[: len(stored)] == stored
+    expected = [f"{'old' if last[i] < 0 else 'new'}{i}" for i in merged.id.values.tolist()]
+    assert merged.value.values.tolist() == expected
+    assert [merged.kind.attrs["categories"][c] for c in merged.kind.values] == [
+        f"k{i}" for i in merged.id.values
+    ]
+    np.testing.assert_array_equal(merged.grid.values[:, 0], merged.id.values)
+    assert not lake.verify("a")
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "says"),
+    [
+        ("idd", {}, "Did you mean 'id'"),
+        ((), {}, "names no column"),
+        ("grid", {}, "cannot be a key; accepted: integers"),
+        ("id", {"id": ("row", [1.0, 2.0])}, "stored with type 'int64' and given with 'float64'"),
+        ("text", {"text": ("row", np.array(["a", None], object))}, "1 have no 'text'"),
+        ("kind", {"kind": ("row", [-1, -1], {"categories": ["k1"]})}, "2 have no 'kind'"),
+        ("at", {"at": ("row", np.array(["NaT", 1], "M8[ns]"))}, "1 have no 'at'"),
+        ("value", {"value": ("row", ["same", "x"])}, "Several stored rows have one key"),
+    ],
+)
+def test_a_key_that_cannot_be(lake, key, change, says):
+    lake.write("a", keyed([1, 2], "").assign(value=("row", ["same", "same"])))
+    with pytest.raises(LakeError, match=says):
+        lake.upsert("a", keyed([1, 7], "new").assign(change), key)
+    assert len(lake.log("a")) == 1 and not lake.verify("a")
+    with pytest.raises(DatasetNotFound):
+        lake.upsert("b", keyed([1], ""), "id")
 
 
 def test_diff(lake):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .categories import labelled
 from .damage import Place
+from .keyed import Key, matched
 from .layout import append_group, read_group, write_group
 from .publication import Move, Publication, Release, pending
 from scalai_nb.data.repository import (
@@ -439,8 +440,13 @@ class Lake(LakeReader):
         message: str = "",  # why; default: how many rows there are then
         branch: str = "main",  # one that is there
         state: State | None = None,  # as in `write`
-    ) -> Version:  # the new one; the last, where `ds` has no rows and the state stays
+        # column, or several, by which a row is known: rows that are there are left out
+        dedup: Key = (),
+    ) -> Version:  # the new one; the last, where there is nothing to add and the state stays
         """Add the rows of `ds` at the end, as a new version
+
+        With `dedup` the first of the rows that have one key stays, whether stored or given. The
+        keys of `ds` are in memory, those of what is stored a block at a time.
 
         LakeError, naming the column, for rows of another kind: nothing was changed. Conflict as in
         `write`.
@@ -451,6 +457,57 @@ class Lake(LakeReader):
             dataset that is there
         ds : Dataset | Frame | Table
             of the same columns, types and units; new categories are added to the list
+        message : str, default ''
+            why; default: how many rows there are then
+        branch : str, default 'main'
+            one that is there
+        state : State | None, default None
+            as in `write`
+        dedup : Key, default ()
+            column, or several, by which a row is known: rows that are there are left out
+
+        Returns
+        -------
+        Version
+            the new one; the last, where there is nothing to add and the state stays
+        """
+        import zarr
+
+        self._find(name, branch)
+        rows = _scrubbed(as_dataset(ds))
+
+        def change(store: Any, base: Place) -> dict[str, Any]:
+            group, new = zarr.open_group(store, mode="r+"), rows
+            if dedup:
+                counting, at = matched(group, rows, dedup, "first", base)
+                new = rows.isel(row=counting[at < 0])
+            return append_group(group, new, base)
+
+        return self._commit(name, branch, message, change, lambda before: patched(before, state))
+
+    def upsert(
+        self,
+        name: str,  # dataset that is there
+        ds: Dataset | Frame | Table,  # as in `append`
+        key: Key,  # column, or several, by which a row is known
+        message: str = "",  # why; default: how many rows there are then
+        branch: str = "main",  # one that is there
+        state: State | None = None,  # as in `write`
+    ) -> Version:  # the new one; the last, where `ds` has no rows and the state stays
+        """Put the rows of `ds` in the place of those with the same key, and the others at the end
+
+        Of given rows that have one key the last counts. All of it is one version. LakeError,
+        naming the column, for a key that is missing in a row or cannot be one: nothing was
+        changed. The keys of `ds` are in memory, those of what is stored a block at a time.
+
+        Parameters
+        ----------
+        name : str
+            dataset that is there
+        ds : Dataset | Frame | Table
+            as in `append`
+        key : Key
+            column, or several, by which a row is known
         message : str, default ''
             why; default: how many rows there are then
         branch : str, default 'main'
@@ -469,7 +526,9 @@ class Lake(LakeReader):
         rows = _scrubbed(as_dataset(ds))
 
         def change(store: Any, base: Place) -> dict[str, Any]:
-            return append_group(zarr.open_group(store, mode="r+"), rows, base)
+            group = zarr.open_group(store, mode="r+")
+            counting, at = matched(group, rows, key, "last", base)
+            return append_group(group, rows.isel(row=counting), base, at)
 
         return self._commit(name, branch, message, change, lambda before: patched(before, state))
 
