@@ -991,6 +991,15 @@ def writer(lake, said):
         k = int(lake.version("a").message) + 1
         (lake.append if k % 2 else lake.write)("a", rows(*np.full(400_000, k)), str(k))
 
+def upserter(lake, said):
+    keyed = lambda k, n: rows(*np.full(n, k)).assign(id=("row", np.arange(n)))
+    lake.write("warm", keyed(0, 2))
+    lake.upsert("warm", keyed(1, 3), "id")
+    os.write(said, b"x")
+    while True:
+        k = lake.state("a")["k"] + 1
+        lake.upsert("a", keyed(k, 100_000 + k), "id", state={"k": k})
+
 def maker(lake, said):
     lake.write("warm", rows(0))
     os.write(said, b"x")
@@ -1040,6 +1049,17 @@ def test_kill_in_mid_write_leaves_the_last_version(lake, kill_after):
         assert set(np.unique(x)) == ({k} if k % 2 == 0 else {k, k - 1})
     assert k > 2
     lake.append("a", xr.Dataset({"x": ("row", np.ones(1))}))
+
+
+def test_kill_in_an_upsert_leaves_rows_and_state_of_one_version(lake, kill_after):
+    x, ids = np.zeros(100_000), np.arange(100_000)
+    lake.write("a", xr.Dataset({"x": ("row", x), "id": ("row", ids)}), state={"k": 0})
+    for seconds in np.random.default_rng(1).uniform(0, 0.6, 8):
+        kill_after("upserter", lake.path, seconds)
+        k, rows = lake.state("a")["k"], lake.read("a").compute()
+        assert set(rows.x.values.tolist()) == {k} and not lake.verify("a")
+        np.testing.assert_array_equal(rows.id, np.arange(100_000 + k))
+    assert k > 2
 
 
 def test_kill_while_a_dataset_is_first_made(lake, kill_after):
