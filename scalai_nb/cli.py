@@ -36,7 +36,7 @@ from .show import terminal_table
 from .words import size, when
 
 if TYPE_CHECKING:
-    from scalai_nb.data.expiry import Remains
+    from scalai_nb.data.expiry import Remains, Size
     from scalai_nb.data.lake import Lake, Version
     from scalai_nb.data.verify import Finding
     from scalai_nb.operations.doctor import Check
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 __all__ = ['app', 'runs_app', 'lake_app', 'kernel_app', 'Parameters', 'Pipeline', 'Sweep', 'RunId',
            'scalai', 'run', 'plan', 'accept', 'runs', 'runs_send', 'show', 'cancel',
            'report', 'lake_ls', 'lake_log', 'lake_diff', 'lake_add', 'lake_tag',
-           'lake_restore', 'lake_expire', 'lake_verify', 'dash', 'kernel_install', 'warm',
-           'doctor', 'main']
+           'lake_restore', 'lake_expire', 'lake_sizes', 'lake_verify', 'dash',
+           'kernel_install', 'warm', 'doctor', 'main']
 
 # %% ../nbs/cli.ipynb #34c443ca
 app = typer.Typer(
@@ -707,6 +707,31 @@ def lake_expire(
     if not names:
         found += registry.expire(dead, dry_run=not yes)
     out(found, json, _remains(not yes))
+
+
+def _sizes(found: list[Size]) -> RenderableType:
+    "The room that datasets take as a table"
+    if not found:
+        return "The lake is empty; a run fills it: scalai run PIPELINE."
+    rows = (
+        (s.dataset, f"{s.rows:,}", f"{s.versions:,}", size(s.newest), size(s.history))
+        for s in found
+    )
+    return terminal_table(rows, "", "dataset", "rows>", "versions>", "newest>", "history>")
+
+
+@lake_app.command("sizes")
+def lake_sizes(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Names of datasets; all when left out.")
+    ] = None,
+    env: Env = None,
+    json: Json = False,
+) -> None:
+    "The bytes of each dataset on the disk: of its newest version, and of what only others have."
+    from scalai_nb.data.expiry import sizes
+
+    out(sizes(_lake(env), names or ()), json, _sizes)
 
 
 @lake_app.command("verify")

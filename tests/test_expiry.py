@@ -108,6 +108,27 @@ def test_a_disk_that_refuses_is_named(tmp_path):
         expire(Lake(tmp_path / "lake"))
 
 
+def test_sizes_say_what_the_newest_version_takes_and_what_the_others(tmp_path):
+    project = Project(tmp_path)
+    assert "The lake is empty" in project.scalai("lake", "sizes").stdout
+    lake = Lake(project.root / ".scalai/lake")
+    random = xr.Dataset({"x": ("row", np.random.default_rng(0).random(50_000))})  # 400 kB as it is
+    lake.write("small", table(10, 1))
+    lake.write("large", random)
+    lake.write("large", random)
+    lake.append("small", table(10, 2))
+    before = content(lake)
+    large, small = json.loads(project.scalai("lake", "sizes", "--json").stdout)
+    assert (large["dataset"], large["rows"], large["versions"]) == ("large", 50_000, 2)
+    assert 350_000 < large["newest"] < 420_000 and 350_000 < large["history"] < 420_000
+    assert (small["rows"], small["versions"]) == (20, 2)
+    on_disk = sum(map(len, before.values()))
+    assert sum(s["newest"] + s["history"] for s in (large, small)) == on_disk
+    assert "history" in project.scalai("lake", "sizes", "large").stdout
+    assert "Did you mean 'large'?" in project.scalai("lake", "sizes", "larg").stderr
+    assert content(lake) == before
+
+
 def test_a_killed_run_and_what_it_leaves(tmp_path):
     project = Project(tmp_path)
     wait = "import time; print('written', flush=True); time.sleep(60)"

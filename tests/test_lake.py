@@ -19,6 +19,7 @@ import xarray as xr
 import zarr
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+import scalai_nb.data.keyed
 from scalai_nb.data import layout
 from scalai_nb.data.categories import coded
 from scalai_nb.data.lake import Lake, LakeReader, file_lock
@@ -601,6 +602,119 @@ def test_restore_loses_no_history(lake, tiny):
     ] and lake.log("a")[0] == back
 
 
+# --- state ----------------------------------------------------------------------------------------
+
+
+def test_a_state_is_committed_with_its_rows(lake, tiny):
+    first = lake.write("a", table(3), state={"topic": {"0": 2**70}, "file": "x.csv"})
+    second = lake.append("a", table(2, 3))
+    lake.append("a", table(0), state={"topic": {"0": 7}})  # no rows, and a version all the same
+    lake.append("a", table(0), state={"topic": {"0": 7}})  # neither
+    lake.write("a", table(1), state={"file": None}, branch="b")
+    assert [v.rows for v in lake.log("a")] == [5, 5, 3]
+    assert lake.state("a", first) == lake.state("a", second)
+    assert lake.state("a", first) == {"topic": {"0": 2**70}, "file": "x.csv"}
+    assert lake.state("a") == {"topic": {"0": 7}, "file": "x.csv"}
+    assert lake.state("a@b") == {"topic": {"0": 7}}
+    lake.restore("a", first)
+    assert lake.state("a") == lake.state("a", first) and not lake.verify("a")
+    assert_exact(lake.read("a"), table(3))
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ([("a", 1)], "is list; accepted: a dict"),
+        ({"a": np.float64("nan")}, "finite numbers"),
+        ({"at": datetime(2026, 1, 1)}, "datetime is not JSON"),
+        ({"a": "x" * 70_000}, "accepted: 65,536. Write what is large as a dataset"),
+        ({"dsn": "postgres://u:hunter2@h"}, "a secret of this run"),
+    ],
+)
+def test_a_state_that_cannot_be(lake, state, says, monkeypatch):
+    monkeypatch.setenv("PASSWORD", "hunter2")
+    monkeypatch.setenv("SCALAI_SECRETS", "PASSWORD")
+    lake.write("a", table(3))
+    with pytest.raises(LakeError, match=says) as e:
+        lake.append("a", table(2), state=state)
+    assert "hunter2" not in str(e.value) and [v.rows for v in lake.log("a")] == [3]
+
+
+# --- keys -----------------------------------------------------------------------------------------
+
+
+def keyed(ids, value: str) -> xr.Dataset:
+    "Rows with a key of each kind that says `ids`"
+    names = sorted({f"k{i}" for i in ids})
+    code = [names.index(f"k{i}") for i in ids]
+    return xr.Dataset(
+        {
+            "id": ("row", np.array(ids, np.int64)),
+            "text": ("row", np.array([f"\0{i}" for i in ids], object)),
+            "kind": ("row", np.array(code, "int8"), {"categories": names}),
+            "at": ("row", np.array(ids, "M8[ns]")),
+            "value": ("row", np.array([f"{value}{i}" for i in ids], object)),
+            "grid": (("row", "cell"), np.outer(ids, [1.0, np.nan])),
+        }
+    )
+
+
+@settings(deadline=None, max_examples=5, suppress_health_check=[*HealthCheck])
+@given(
+    st.lists(st.integers(0, 30), unique=True),
+    st.lists(st.integers(0, 30)),
+    st.sampled_from(["id", "text", "kind", "at", ("id", "text")]),
+    st.integers(1, 5),
+)
+def test_a_key_counts_once(tmp_path_factory, stored, given, key, chunk):
+    lake = Lake(tmp_path_factory.mktemp("lake"))
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(layout, "chunk_rows", lambda schema: 4)
+        m.setattr(scalai_nb.data.keyed, "CHUNK", 3)
+        rows = keyed(given, "new").assign(n=("row", np.arange(len(given))))
+        lake.write("a", keyed(stored, "old").assign(n=("row", np.full(len(stored), -1))))
+        lazy = rows.chunk(row=chunk)
+        lake.append("a", lazy, dedup=key)
+        appended = lake.read("a").compute()
+        lake.restore("a", lake.log("a")[-1])
+        lake.upsert("a", lazy, key)
+        merged = coded(lake.read("a").compute())
+    first = dict.fromkeys(stored, -1) | {i: given.index(i) for i in given if i not in stored}
+    assert dict(zip(appended.id.values.tolist(), appended.n.values.tolist(), strict=True)) == first
+    last = dict.fromkeys(stored, -1) | {i: n for n, i in enumerate(given)}
+    assert dict(zip(merged.id.values.tolist(), merged.n.values.tolist(), strict=True)) == last
+    assert merged.id.values.tolist()[: len(stored)] == stored
+    expected = [f"{'old' if last[i] < 0 else 'new'}{i}" for i in merged.id.values.tolist()]
+    assert merged.value.values.tolist() == expected
+    assert [merged.kind.attrs["categories"][c] for c in merged.kind.values] == [
+        f"k{i}" for i in merged.id.values
+    ]
+    np.testing.assert_array_equal(merged.grid.values[:, 0], merged.id.values)
+    assert not lake.verify("a")
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "says"),
+    [
+        ("idd", {}, "Did you mean 'id'"),
+        ((), {}, "names no column"),
+        ("grid", {}, "cannot be a key; accepted: integers"),
+        ("id", {"id": ("row", [1.0, 2.0])}, "stored with type 'int64' and given with 'float64'"),
+        ("text", {"text": ("row", np.array(["a", None], object))}, "1 have no 'text'"),
+        ("kind", {"kind": ("row", [-1, -1], {"categories": ["k1"]})}, "2 have no 'kind'"),
+        ("at", {"at": ("row", np.array(["NaT", 1], "M8[ns]"))}, "1 have no 'at'"),
+        ("value", {"value": ("row", ["same", "x"])}, "Several stored rows have one key"),
+    ],
+)
+def test_a_key_that_cannot_be(lake, key, change, says):
+    lake.write("a", keyed([1, 2], "").assign(value=("row", ["same", "same"])))
+    with pytest.raises(LakeError, match=says):
+        lake.upsert("a", keyed([1, 7], "new").assign(change), key)
+    assert len(lake.log("a")) == 1 and not lake.verify("a")
+    with pytest.raises(DatasetNotFound):
+        lake.upsert("b", keyed([1], ""), "id")
+
+
 def test_diff(lake):
     lake.write("a", table(3))
     lake.write(
@@ -877,6 +991,15 @@ def writer(lake, said):
         k = int(lake.version("a").message) + 1
         (lake.append if k % 2 else lake.write)("a", rows(*np.full(400_000, k)), str(k))
 
+def upserter(lake, said):
+    keyed = lambda k, n: rows(*np.full(n, k)).assign(id=("row", np.arange(n)))
+    lake.write("warm", keyed(0, 2))
+    lake.upsert("warm", keyed(1, 3), "id")
+    os.write(said, b"x")
+    while True:
+        k = lake.state("a")["k"] + 1
+        lake.upsert("a", keyed(k, 100_000 + k), "id", state={"k": k})
+
 def maker(lake, said):
     lake.write("warm", rows(0))
     os.write(said, b"x")
@@ -926,6 +1049,17 @@ def test_kill_in_mid_write_leaves_the_last_version(lake, kill_after):
         assert set(np.unique(x)) == ({k} if k % 2 == 0 else {k, k - 1})
     assert k > 2
     lake.append("a", xr.Dataset({"x": ("row", np.ones(1))}))
+
+
+def test_kill_in_an_upsert_leaves_rows_and_state_of_one_version(lake, kill_after):
+    x, ids = np.zeros(100_000), np.arange(100_000)
+    lake.write("a", xr.Dataset({"x": ("row", x), "id": ("row", ids)}), state={"k": 0})
+    for seconds in np.random.default_rng(1).uniform(0, 0.6, 8):
+        kill_after("upserter", lake.path, seconds)
+        k, rows = lake.state("a")["k"], lake.read("a").compute()
+        assert set(rows.x.values.tolist()) == {k} and not lake.verify("a")
+        np.testing.assert_array_equal(rows.id, np.arange(100_000 + k))
+    assert k > 2
 
 
 def test_kill_while_a_dataset_is_first_made(lake, kill_after):

@@ -419,14 +419,14 @@ def test_two_services_at_one_dataset_take_turns(tmp_path, monkeypatch, moment):
             write(j, scorer(HOUR, TEMP, version="4"), id)
     original, others = Lake.write, []
 
-    def writes(self, name, ds, message="", branch="main"):
+    def writes(self, *args, **kw):
         "The other comes when the first is about to write"
         if not others:
             work = lambda: compact(two, Lake(tmp_path / "lake"), force=True)
             others.append(Thread(target=work))
             others[0].start()
             others[0].join(2)
-        return original(self, name, ds, message, branch)
+        return original(self, *args, **kw)
 
     monkeypatch.setattr(Lake, "write", writes)
     assert compact(one, lake, force=True).rows == 1
@@ -434,6 +434,26 @@ def test_two_services_at_one_dataset_take_turns(tmp_path, monkeypatch, moment):
     monkeypatch.undo()
     assert sorted(lake.read("late-predictions").id.values.tolist()) == expected
     assert compact(one, lake, force=True) == compact(two, lake, force=True) == Compacted()
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_what_is_committed_and_not_deleted_is_not_committed_again(tmp_path, monkeypatch, earlier):
+    "Another service commits meanwhile; an earlier scalai-nb wrote its token into the message"
+    lake, one, two = Lake(tmp_path / "lake"), tmp_path / "one" / "late", tmp_path / "two" / "late"
+    for service, id in ((one, "a"), (two, "b")):
+        with journal(service) as j:
+            write(j, scorer(HOUR), id)
+    with monkeypatch.context() as m, pytest.raises(Killed):
+        m.setattr(os, "sync", lambda: (_ for _ in ()).throw(Killed))
+        compact(one, lake, force=True)
+    if earlier:
+        path = next(one.rglob("plan.json"))
+        token = json.loads(path.read_bytes()) | {"parent": None}
+        path.write_text(json.dumps({k: v for k, v in token.items() if k != "writer"}))
+        lake.write("late-predictions", lake.read("late-predictions"), f"1 rows, {token['token']}")
+    compact(two, lake, force=True)
+    compact(one, lake, force=True)
+    assert lake.read("late-predictions").id.values.tolist() == ["a", "b"]
 
 
 def test_whose_turn_it_is_not_goes_on_and_comes_again(tmp_path, lake):

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .categories import labelled
 from .damage import Place
+from .keyed import Key, matched
 from .layout import append_group, read_group, write_group
 from .publication import Move, Publication, Release, pending
 from scalai_nb.data.repository import (
     NAME,
     Diff,
+    State,
     Version,
     ancestry,
     create,
@@ -29,11 +31,13 @@ from scalai_nb.data.repository import (
     new_ref,
     opened,
     own_branch,
+    patched,
     published,
     refs,
     resolve,
     seal,
     snapshot,
+    state_of,
     tags,
     versions_table,
     whole,
@@ -270,6 +274,30 @@ class LakeReader:
         found = self.version(name, version)
         return self._schema(name.partition("@")[0], found)["attrs"]
 
+    def state(
+        self,
+        name: str,  # dataset, or dataset@ref
+        ref: str | Version | None = None,  # as of `version`
+    ) -> State:  # empty: none was ever given
+        """What was committed with the rows of a version beside them: how far a source was read, say
+
+        A version has the state of the one before, but for what was given when it was written, and
+        a restored one that of the version whose rows it has.
+
+        Parameters
+        ----------
+        name : str
+            dataset, or dataset@ref
+        ref : str | Version | None, default None
+            as of `version`
+
+        Returns
+        -------
+        State
+            empty: none was ever given
+        """
+        return state_of(self._find(name, ref)[2])
+
     def _schema(self, name: str, version: Version) -> dict[str, Any]:
         "What `data.layout.schema` says of a version"
         return json.loads(cast("str", group(str(self._folder(name)), version.id).attrs["schema"]))
@@ -356,9 +384,12 @@ class Lake(LakeReader):
         ds: Dataset | Frame | Table,
         message: str = "",  # why; default: how many rows
         branch: str = "main",  # cut from main if it is not there
+        # entries of the state to set, None takes one out; others stay as they are
+        state: State | None = None,
     ) -> Version:  # the new one; the last, where nothing has changed
         """Make `ds` the content of the dataset, as a new version; those before stay readable
 
+        `state` is committed with the rows: `Lake.state` has both or neither.
         LakeError: `ds` cannot be stored as it is, or the disk refuses. Conflict: another process
         writes the dataset for longer than `lock_timeout` seconds.
 
@@ -372,20 +403,23 @@ class Lake(LakeReader):
             why; default: how many rows
         branch : str, default 'main'
             cut from main if it is not there
+        state : State | None, default None
+            entries of the state to set, None takes one out; others stay as they are
 
         Returns
         -------
         Version
             the new one; the last, where nothing has changed
         """
-        return self._write(name, ds, message, branch)
+        return self._write(name, ds, message, branch, lambda before: patched(before, state))
 
     def _write(
         self,
         name: str,
         ds: Dataset | Frame | Table,
         message: str,
-        branch: str = "main",
+        branch: str,
+        state: Callable[[State], State],  # the new one, from that before
         content: str = "",  # id of a version that has the same
     ) -> Version:
         "Commit a dataset as a whole"
@@ -396,7 +430,7 @@ class Lake(LakeReader):
         def change(store: Any, _: Place) -> dict[str, Any]:
             return write_group(zarr.group(store, overwrite=True), rows)
 
-        return self._commit(name, branch, message, change, anew=True, content=content)
+        return self._commit(name, branch, message, change, state, anew=True, content=content)
 
     def append(
         self,
@@ -405,8 +439,14 @@ class Lake(LakeReader):
         ds: Dataset | Frame | Table,
         message: str = "",  # why; default: how many rows there are then
         branch: str = "main",  # one that is there
-    ) -> Version:  # the new one; the last, where `ds` has no rows
+        state: State | None = None,  # as in `write`
+        # column, or several, by which a row is known: rows that are there are left out
+        dedup: Key = (),
+    ) -> Version:  # the new one; the last, where there is nothing to add and the state stays
         """Add the rows of `ds` at the end, as a new version
+
+        With `dedup` the first of the rows that have one key stays, whether stored or given. The
+        keys of `ds` are in memory, those of what is stored a block at a time.
 
         LakeError, naming the column, for rows of another kind: nothing was changed. Conflict as in
         `write`.
@@ -421,11 +461,15 @@ class Lake(LakeReader):
             why; default: how many rows there are then
         branch : str, default 'main'
             one that is there
+        state : State | None, default None
+            as in `write`
+        dedup : Key, default ()
+            column, or several, by which a row is known: rows that are there are left out
 
         Returns
         -------
         Version
-            the new one; the last, where `ds` has no rows
+            the new one; the last, where there is nothing to add and the state stays
         """
         import zarr
 
@@ -433,9 +477,60 @@ class Lake(LakeReader):
         rows = _scrubbed(as_dataset(ds))
 
         def change(store: Any, base: Place) -> dict[str, Any]:
-            return append_group(zarr.open_group(store, mode="r+"), rows, base)
+            group, new = zarr.open_group(store, mode="r+"), rows
+            if dedup:
+                counting, at = matched(group, rows, dedup, "first", base)
+                new = rows.isel(row=counting[at < 0])
+            return append_group(group, new, base)
 
-        return self._commit(name, branch, message, change)
+        return self._commit(name, branch, message, change, lambda before: patched(before, state))
+
+    def upsert(
+        self,
+        name: str,  # dataset that is there
+        ds: Dataset | Frame | Table,  # as in `append`
+        key: Key,  # column, or several, by which a row is known
+        message: str = "",  # why; default: how many rows there are then
+        branch: str = "main",  # one that is there
+        state: State | None = None,  # as in `write`
+    ) -> Version:  # the new one; the last, where `ds` has no rows and the state stays
+        """Put the rows of `ds` in the place of those with the same key, and the others at the end
+
+        Of given rows that have one key the last counts. All of it is one version. LakeError,
+        naming the column, for a key that is missing in a row or cannot be one: nothing was
+        changed. The keys of `ds` are in memory, those of what is stored a block at a time.
+
+        Parameters
+        ----------
+        name : str
+            dataset that is there
+        ds : Dataset | Frame | Table
+            as in `append`
+        key : Key
+            column, or several, by which a row is known
+        message : str, default ''
+            why; default: how many rows there are then
+        branch : str, default 'main'
+            one that is there
+        state : State | None, default None
+            as in `write`
+
+        Returns
+        -------
+        Version
+            the new one; the last, where `ds` has no rows and the state stays
+        """
+        import zarr
+
+        self._find(name, branch)
+        rows = _scrubbed(as_dataset(ds))
+
+        def change(store: Any, base: Place) -> dict[str, Any]:
+            group = zarr.open_group(store, mode="r+")
+            counting, at = matched(group, rows, key, "last", base)
+            return append_group(group, rows.isel(row=counting), base, at)
+
+        return self._commit(name, branch, message, change, lambda before: patched(before, state))
 
     def tag(
         self,
@@ -617,7 +712,10 @@ class Lake(LakeReader):
         """
         old = self.version(name, version)
         message = f"restore {old.id[:6]}: {old.message}"
-        return self._write(name, self.read(name, old), message, content=old.content)
+        state = self.state(name, old)
+        return self._write(
+            name, self.read(name, old), message, "main", lambda _: state, old.content
+        )
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
@@ -651,10 +749,13 @@ class Lake(LakeReader):
         message: str,
         # writes to a store, on what is in a place; returns the new schema
         change: Callable[[Any, Place], dict[str, Any]],
+        state: Callable[[State], State],  # the new one, from that before
         anew: bool = False,  # whatever was there is replaced, and may be damaged
         content: str = "",  # id of a version that has the same
     ) -> Version:
         "Commit what `change` does"
+        import zarr
+
         folder = self._folder(name)
         with self.locked(name) as repo, explained(folder, kinds=()):
             if branch not in repo.list_branches():
@@ -665,12 +766,17 @@ class Lake(LakeReader):
                 whole(folder, repo.lookup_branch(branch))
             session = repo.writable_session(branch)
             base = repo.lookup_snapshot(session.snapshot_id)
+            before = state_of(base)
+            after = state(before)
             rows = change(session.store, Place(name, base.id))["sizes"]["row"]
             if not session.has_uncommitted_changes:
-                return self.version(name, base.id)
+                if after == before:
+                    return self.version(name, base.id)
+                zarr.open_group(session.store).attrs["after"] = base.id  # Icechunk wants a change
             parent = base.id if "rows" in base.metadata else ""
             about = {"author": self.author, "rows": rows, "parent": parent}
             about |= {"content": content} if content else {}
+            about |= {"state": json.dumps(after)} if after else {}
             id = session.commit(secrets_here().scrub(message) or f"{rows:,} rows", about)
             seal(repo, folder, id, parent)
         version = self.version(name, id)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['Schema', 'BLOCK', 'SMALL', 'CHUNK', 'Window', 'schema', 'chunk_rows', 'write_group',
            'summed', 'arriving', 'chunk_key', 'intact', 'Rows', 'read_group',
-           'append_group']
+           'schema_of_group', 'append_group']
 
 # %% ../../nbs/data/layout.ipynb #c8194111
 Schema: TypeAlias = dict[str, Any]  # sizes, attrs and columns; as JSON has it
@@ -723,12 +723,44 @@ def _categories(group: zarr.Group, plan: Schema, ds: Dataset, place: Place) -> D
     return ds
 
 
+def _replace(group: zarr.Group, plan: Schema, ds: Dataset, at: Array, place: Place) -> None:
+    "Put the rows of `ds` in the place of the rows `at` of `group`"
+    rows, done = plan["chunk"], 0
+    for block in row_blocks(ds, rows):
+        places = at[done : done + block.sizes["row"]]
+        done += len(places)
+        for chunk in np.unique(places // rows).tolist():
+            here = np.flatnonzero(places // rows == chunk)
+            span = slice(chunk * rows, min((chunk + 1) * rows, plan["sizes"]["row"]))
+            for name, variable in block.variables.items():
+                array = cast("Any", group[_key(str(name))])
+                with reading(place, str(name), (span.start, span.stop), DECODING):
+                    values = array[span]
+                new = _stored(plan["columns"][name], variable.values[here])
+                values[places[here] - span.start] = new
+                array[span] = values
+
+
+def schema_of_group(
+    group: zarr.Group,  # that `write_group` filled
+) -> Schema:
+    """The schema of what is stored
+
+    Parameters
+    ----------
+    group : zarr.Group
+        that `write_group` filled
+    """
+    return json.loads(cast("str", group.attrs["schema"]))
+
+
 def append_group(
     group: zarr.Group,  # that `write_group` filled
     ds: Dataset,  # with the same columns; attributes of the dataset itself stay as they were
     place: Place = Place(),  # what an error calls what is there
+    at: Array | None = None,  # (row,) the stored row that each replaces, or -1; None: all -1
 ) -> Schema:  # the new one
-    """Add the rows of `ds` at the end
+    """Add the rows of `ds` at the end, but those that replace another
 
     LakeError, before anything is written, for rows of another kind.
 
@@ -740,13 +772,15 @@ def append_group(
         with the same columns; attributes of the dataset itself stay as they were
     place : Place
         what an error calls what is there
+    at : Array | None, default None
+        (row,) the stored row that each replaces, or -1; None: all -1
 
     Returns
     -------
     Schema
         the new one
     """
-    plan = json.loads(cast("str", group.attrs["schema"]))
+    plan = schema_of_group(group)
     _agree(plan, schema(ds))
     for name, variable in _still(ds).variables.items():
         there = read_group(lambda: group, "stored", [str(name)], place=place)
@@ -757,6 +791,9 @@ def append_group(
                 "write the dataset anew."
             )
     ds, start = _categories(group, plan, _moving(ds), place), plan["sizes"]["row"]
+    if at is not None and (at >= 0).any():
+        _replace(group, plan, ds.isel(row=np.flatnonzero(at >= 0)), at[at >= 0], place)
+        ds = ds.isel(row=np.flatnonzero(at < 0))
     plan["sizes"]["row"] += ds.sizes["row"]
     for name in ds.variables:
         array = cast("Any", group[_key(str(name))])

@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .damage import SEALS, Damaged, Place, Seal, cause
 from ..errors import LakeError, ScalaiError, VersionNotFound, unknown
+from ..redaction import secrets_here
 from ..show import Part, result_table, verbatim
 from ..words import when
 
@@ -32,10 +33,11 @@ if TYPE_CHECKING:
     from scalai_nb.types import PathLike
 
 # %% auto #0
-__all__ = ['ROOT', 'ID', 'NAME', 'Version', 'versions_table', 'compared', 'Diff', 'icechunk',
-           'explained', 'unborn', 'create', 'opened', 'marks', 'published', 'manifests',
-           'seal', 'written', 'named', 'stands', 'whole', 'snapshot', 'ancestry', 'group',
-           'mend', 'refs', 'tags', 'resolve', 'new_ref', 'own_branch']
+__all__ = ['State', 'STATE', 'ROOT', 'ID', 'NAME', 'Version', 'versions_table', 'compared', 'Diff',
+           'state_of', 'patched', 'icechunk', 'explained', 'unborn', 'create', 'opened',
+           'marks', 'published', 'manifests', 'seal', 'written', 'named', 'stands',
+           'whole', 'snapshot', 'ancestry', 'group', 'mend', 'refs', 'tags', 'resolve',
+           'new_ref', 'own_branch']
 
 # %% ../../nbs/data/repository.ipynb #2274ced7
 @dataclass(frozen=True)
@@ -209,6 +211,53 @@ class Diff:
 
     def _repr_html_(self) -> str:
         return verbatim(str(self)).html
+
+# %% ../../nbs/data/repository.ipynb #cf9d3f83
+State: TypeAlias = dict[str, Any]  # as JSON has it
+STATE = 2**16  # bytes of a state as JSON, at most
+
+
+def state_of(
+    info: SnapshotInfo,
+) -> State:
+    "The state of a version; empty if none was ever given"
+    found: Any = info.metadata.get("state", "{}")
+    return json.loads(found)
+
+
+def patched(
+    state: State,  # of the version before; left unchanged
+    given: State | None,  # entries that replace those of the same name; None takes one out
+) -> State:
+    """The state of the next version
+
+    LakeError: it is not JSON, is more than `STATE` bytes, or has a secret of this process.
+
+    Parameters
+    ----------
+    state : State
+        of the version before; left unchanged
+    given : State | None
+        entries that replace those of the same name; None takes one out
+    """
+    try:
+        given = json.loads(json.dumps(given or {}, allow_nan=False))
+    except (TypeError, ValueError) as e:
+        raise LakeError(
+            f"The state cannot be kept: {e}; "
+            "accepted: a dict of texts, finite numbers, lists and dicts of these."
+        ) from None
+    if not isinstance(given, dict):
+        raise LakeError(f"The state is {type(given).__name__}; accepted: a dict.")
+    if secrets_here().redact(given) != given:
+        raise LakeError("The state has a secret of this run in it; leave that out.")
+    made = {key: value for key, value in (state | given).items() if value is not None}
+    if (size := len(json.dumps(made))) > STATE:
+        raise LakeError(
+            f"The state has {size:,} bytes; accepted: {STATE:,}. "
+            f"Write what is large as a dataset; its entries: {', '.join(made)}."
+        )
+    return made
 
 # %% ../../nbs/data/repository.ipynb #b1ccdb3a
 @cache

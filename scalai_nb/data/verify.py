@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from scalai_nb.types import Progress
 
 # %% auto #0
-__all__ = ['Index', 'TOGETHER', 'Finding', 'verify', 'absent']
+__all__ = ['Index', 'TOGETHER', 'Finding', 'verify', 'chunk_keys', 'absent']
 
 # %% ../../nbs/data/verify.ipynb #cc8fb8c6
 @dataclass(frozen=True)
@@ -323,6 +323,22 @@ async def _all_there(store: Any, keys: list[str]) -> bool:
     return all(await asyncio.gather(*map(there, keys)))
 
 
+def chunk_keys(
+    array: Any,  # of a version, as `data.repository.group` opens it
+) -> list[str]:
+    """Where the chunks of an array are in its store, but for those that were never written
+
+    Parameters
+    ----------
+    array : Any
+        of a version, as `data.repository.group` opens it
+    """
+    from zarr.core.sync import sync
+
+    indices = sync(_stored(array.store.session, f"/{array.path}"))
+    return [chunk_key(array, index) for index in indices]
+
+
 def absent(
     folder: Path,  # of a dataset
     id: str,  # of a version
@@ -342,8 +358,7 @@ def absent(
     store: Any = stored.store
     found = []
     for name, array in sorted(stored.arrays()):
-        indices = sync(_stored(store.session, f"/{name}"))
-        keys = [chunk_key(array, index) for index in indices]
+        keys = chunk_keys(array)
         batches = (keys[i : i + _AT_ONCE] for i in range(0, len(keys), _AT_ONCE))
         if not all(sync(_all_there(store, batch)) for batch in batches):
             found.append(unquote(name))

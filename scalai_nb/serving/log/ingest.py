@@ -31,7 +31,7 @@ from ..metrics import Metrics
 
 if TYPE_CHECKING:
     from scalai_nb.data.lake import Lake
-    from scalai_nb.data.repository import Version
+    from scalai_nb.data.repository import State, Version
     from scalai_nb.types import Array, DataArray, Dataset, PathLike, Table
 
 # %% auto #0
@@ -135,16 +135,16 @@ def _words(categories: list[str] | None, values: Array) -> Array:
 _BRANCH = "schema"
 
 
-def _append(lake: Lake, name: str, ds: Dataset, message: str) -> Version:
+def _append(lake: Lake, name: str, ds: Dataset, message: str, state: State) -> Version:
     "Add rows to a dataset that may have to be made, or to get other columns"
     try:
         stored = coded(lake.read(name, rows=(0, 0)))
     except DatasetNotFound:
-        return lake.write(name, ds, message)
+        return lake.write(name, ds, message, state=state)
     schema = common_schema(stored, ds)
     if schema != schema_of(stored):
         _widen(lake, name, schema)
-    return lake.append(name, conform(ds, schema), message)
+    return lake.append(name, conform(ds, schema), message, state=state)
 
 
 def _widen(lake: Lake, name: str, schema: Schema) -> None:
@@ -162,14 +162,24 @@ def _widen(lake: Lake, name: str, schema: Schema) -> None:
 #             _plan                _append                sync, delete
 #   SEGMENTS ────────> plan.json ───────────> committed ───────────────> no segments, no plan
 #                          ^                      │
-#                          └── killed here: _finish looks for the token in the lake
-def _plan(folder: Path, lake: Lake, segments: list[Path]) -> None:
+#                          └── killed here: _finish looks for the token in the lake's state
+_STATE = "log"  # the entry of the state: [writer, its last token], the last that committed last
+_WRITERS = 200  # in it; more services would have to commit while one is between commit and delete
+
+
+def _writer(folder: Path) -> str:
+    "What names the segments in `folder` for as long as it is there"
+    file = folder / "writer"
+    if not file.exists():
+        with replacing(file) as f:
+            f.write(uuid4().hex.encode())
+    return file.read_text()
+
+
+def _plan(folder: Path, segments: list[Path]) -> None:
     "Write down what `_finish` is to do"
-    try:
-        parent = lake.version(folder.name).id
-    except DatasetNotFound:
-        parent = None
-    plan = {"parent": parent, "token": uuid4().hex, "segments": [s.name for s in segments]}
+    names = [s.name for s in segments]
+    plan = {"writer": _writer(folder), "token": uuid4().hex, "segments": names}
     with replacing(folder / "plan.json") as file:
         file.write(json.dumps(plan).encode())
     sync_folder(folder)
@@ -188,8 +198,8 @@ def _finish(
     rows = sum(map(rows_of, segments))
     version = _committed(lake, folder.name, plan)
     if not version:
-        message = f"{rows:,} rows of the log, {plan['token']}"
-        version = _append(lake, folder.name, dataset(segments), message)
+        message, state = f"{rows:,} rows of the log", _next_state(lake, folder.name, plan)
+        version = _append(lake, folder.name, dataset(segments), message, state)
     os.sync()
     for segment in segments:
         segment.unlink(missing_ok=True)
@@ -217,18 +227,25 @@ def _in_turn(
 
 
 def _committed(lake: Lake, name: str, plan: dict[str, Any]) -> Version | None:
-    "The version that has the token; None: there is none"
+    "A version that has what is planned; None: there is none"
     try:
         version = lake.version(name)
     except DatasetNotFound:
         return None
-    while version.id != plan["parent"]:
-        if version.message.endswith(plan["token"]):
-            return version
-        if not version.parent:
-            return None
-        version = lake.version(name, version.parent)
-    return None
+    if "writer" not in plan:  # of an earlier scalai-nb, which put the token into the message
+        return next((v for v in lake.log(name) if v.message.endswith(plan["token"])), None)
+    done = [plan["writer"], plan["token"]] in lake.state(name, version).get(_STATE, [])
+    return version if done else None
+
+
+def _next_state(lake: Lake, name: str, plan: dict[str, Any]) -> State:
+    "The state that says that a plan is done; called in turn"
+    try:
+        others = [w for w in lake.state(name).get(_STATE, []) if w[0] != plan.get("writer")]
+    except DatasetNotFound:
+        others = []
+    mine = [plan.get("writer", ""), plan["token"]]
+    return {_STATE: [*others, mine][-_WRITERS:]}
 
 # %% ../../../nbs/serving/log/ingest.ipynb #3a485469
 BYTES = 2**26  # of the segments of one commit, but for the first
@@ -255,7 +272,7 @@ def _commit(
     planned = (folder / "plan.json").exists()  # by a keeper that was killed, or had no turn
     while planned or (segments := _next_segments(folder, now, rows, seconds)):
         if not planned:
-            _plan(folder, lake, segments)
+            _plan(folder, segments)
         done = _in_turn(folder, lake, wait)
         if not done:
             return
