@@ -2,6 +2,6 @@
 
 In: files (`readers`), DataFrames and Datasets; names of datasets and versions.
 Out: `from_frame`, `to_frame`, `read_csv`; `Contract` with its `Check`; `Lake` with its `Version`s
-and `Finding`s, `Remains` of the dead; `Categories`, labels that are held as codes.
+and `Finding`s, `Remains` of the dead; `ingest`; `Categories`, labels that are held as codes.
 Imports: the ground (errors, files, types); `compute` (blocks, arrow, cuts).
 """
