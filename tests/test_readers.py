@@ -29,11 +29,11 @@ def small_pieces(monkeypatch):
 
 
 def _orchard(rows: int = ROWS) -> pd.DataFrame:
-    "Trees: text with quotes and ends of lines, numbers with gaps late in the file, times"
+    "Trees: text with quotes and ends of lines, numbers with one gap, times"
     n = np.arange(rows)
     df = pd.DataFrame({"tree": [f'p{i} "old",\nby the wall' for i in n], "n": n, "kg": n / 8})
     df["apples"] = n.astype(float)
-    df.loc[rows - 2, "apples"] = np.nan  # no other is missing: the column is of whole numbers
+    df.loc[rows // 2, "apples"] = np.nan  # the only gap: each piece but one is of whole numbers
     df["picked"] = pd.Timestamp("2026-09-01") + pd.to_timedelta(n, "s")
     return df
 
