@@ -26,6 +26,7 @@ _WHERE = {
     "data.contract": ["Contract"],
     "data.lake": ["Lake", "Version"],
     "data.opening": ["open_file"],
+    "data.readers.readers": ["read_source"],
     "data.sources": ["from_frame", "read_csv", "to_frame"],
     "compute.blocks": ["Blocks"],
     "compute.cluster": ["connect"],

@@ -67,7 +67,8 @@ BAD = {
     "": "is empty",
     "\n": "no names of columns",
     b"name\nbon\n\xe9t\xe9\n": "line 3: byte 9 is no UTF-8; convert it, say with: iconv",
-    "a,b\n1,2,3,4\n5\n": "lines with more than the 2 cells",
+    "a,b\n1,2,3,4\n5\n": "line 2: 4 cells, where the first line has 2",
+    'a,b\n1,"x\n2,3\n': "line 2: a quote is not closed",
 }
 
 

@@ -44,6 +44,7 @@ class _Stream:
         self.items = items
         self.wanted = [names] if isinstance(names, str) else names
         self.begun = False
+        self.lasting = isinstance(items, list | tuple)  # it can be read again
 
     def select(self, names: str | Iterable[str] | None) -> _Stream:
         return _Stream(self.items, names)

@@ -109,7 +109,7 @@ def _over_stream(
     "The last pass over blocks as they come, and its state; what is no list can be read once"
     with progress_bar(progress, None) as done:
         state = over_stream(algorithm, blocks, checkpoint, done, BLOCK)
-    lasting = isinstance(blocks.source.items, list | tuple)
+    lasting = blocks.source.lasting
     further = algorithm.again(state) if algorithm.again and lasting else None
     return _over_stream(further, blocks, _NONE, progress) if further else (algorithm, state)
 

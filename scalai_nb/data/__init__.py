@@ -1,8 +1,8 @@
 """Data as a `Dataset` over `row`: read, checked against a contract, kept in a versioned lake.
 
-In: CSV files, DataFrames and Datasets; names of datasets and versions.
+In: files (`readers`), DataFrames and Datasets; names of datasets and versions.
 Out: `from_frame`, `to_frame`, `read_csv`; `Contract` with its `Check`; `Lake` with its `Version`s
-and `Finding`s, `Remains` of the dead; `Categories`, labels that are held as codes.
+and `Finding`s, `Remains` of the dead; `ingest`; `Categories`, labels that are held as codes.
 `data.rules` holds what a contract looks at.
-Imports: the ground (errors, files, types), compute.
+Imports: the ground (errors, files, types); `compute` (blocks, arrow, cuts).
 """

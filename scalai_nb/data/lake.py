@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -531,6 +531,46 @@ class Lake(LakeReader):
             return append_group(group, rows.isel(row=counting), base, at)
 
         return self._commit(name, branch, message, change, lambda before: patched(before, state))
+
+    def write_blocks(
+        self,
+        name: str,  # dataset
+        blocks: Iterable[Dataset],  # at least one, each in memory
+        message: str = "",  # why; default: how many rows there are then
+        append: bool = False,  # at the end of what is there, not in its place
+    ) -> Version:
+        """Make rows that come in blocks the content of a dataset, or its end: one version
+
+        LakeError, naming the column, for a block of another kind; then, and where a block cannot
+        be read, nothing was changed.
+
+        Parameters
+        ----------
+        name : str
+            dataset
+        blocks : Iterable[Dataset]
+            at least one, each in memory
+        message : str, default ''
+            why; default: how many rows there are then
+        append : bool, default False
+            at the end of what is there, not in its place
+        """
+        import zarr
+
+        def change(store: Any, base: Place) -> dict[str, Any]:
+            here = (
+                zarr.open_group(store, mode="r+") if append else zarr.group(store, overwrite=True)
+            )
+            plan: dict[str, Any] = {}
+            for block in blocks:
+                rows = _scrubbed(as_dataset(block))
+                begun = append or plan
+                plan = append_group(here, rows, base) if begun else write_group(here, rows)
+            if not plan:
+                raise LakeError(f"No block was given for {name!r}; give one, even without rows.")
+            return plan
+
+        return self._commit(name, "main", message, change, anew=not append)
 
     def tag(
         self,

@@ -5,17 +5,17 @@
 # %% ../../nbs/data/opening.ipynb #6d777fa9
 from __future__ import annotations
 
-import csv
-import gzip
 import re
 import sqlite3
-import warnings
-from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ..compute.arrow import arrow_block
+from .categories import labelled
+from .readers.located import ending
+from .readers.readers import read_source
 from .sources import from_frame
 from ..errors import ParameterError, unknown
 from ..types import PathLike
@@ -27,66 +27,26 @@ if TYPE_CHECKING:
 __all__ = ['Opener', 'OPENERS', 'TABLES', 'ENDINGS', 'over_rows', 'flattened', 'open_file']
 
 # %% ../../nbs/data/opening.ipynb #29f41854
-_SEPARATORS = ",;\t|"
-_START = 1 << 16  # bytes by which a file is known
+def _text(path: Path) -> Dataset:
+    import xarray as xr
+
+    blocks = list(read_source(path))
+    return xr.concat(blocks, "row") if len(blocks) > 1 else blocks[0]
 
 
-def _start(path: Path) -> str:
-    "The beginning of a text. ParameterError: it is not in UTF-8"
-    opened: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rb") as file:
-        start = file.read(_START)
+def _parquet(path: Path) -> Dataset:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
-        return start.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        if len(start) == _START and e.end >= len(start) - 3:  # in the midst of a character
-            return start[: e.start].decode("utf-8-sig")
-        line = start.count(b"\n", 0, e.start) + 1
-        raise ParameterError(
-            f"{path}, line {line}: byte {e.start} is no UTF-8; convert it, "
-            f"say with: iconv -f latin1 -t utf-8 {path.name}."
-        ) from None
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as e:
+        raise ParameterError(f"{path} is not a Parquet file: {e}.") from None
+    index = [n for n in table.column_names if n.startswith("__index_level_")]
+    return labelled(arrow_block(table.drop_columns(index)))
 
-
-def _header(path: Path, start: str) -> tuple[str, list[str]]:
-    "Separator and column names of a CSV. ParameterError: there are none, or they are no names"
-    first = start.partition("\n")[0]
-    separator = max(_SEPARATORS, key=first.count)
-    names = next(csv.reader([first.rstrip("\r")], delimiter=separator), [])
-    twice = [name for name, n in Counter(names).items() if n > 1]
-    if twice:
-        raise ParameterError(f"{path} has the column {twice[0]!r} twice; rename one.")
-    if not any(names) or all(_is_number(name) for name in names):
-        raise ParameterError(
-            f"The first line of {path} has no names of columns, but {first[:60]!r}; add a line "
-            "with one for each."
-        )
-    return separator, names
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _csv(path: Path) -> Dataset:
-    import pandas as pd
-
-    start = _start(path)
-    separator, names = _header(path, start)
-    try:
-        with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
-            df = pd.read_csv(path, sep=separator, names=names, skiprows=1, index_col=False)
-    except pd.errors.ParserWarning:
-        raise ParameterError(
-            f"{path} has lines with more than the {len(names)} cells of its first; mend them."
-        ) from None
-    except (pd.errors.ParserError, UnicodeDecodeError) as e:
-        raise ParameterError(f"{path} cannot be read: {str(e).strip()}.") from None
-    return from_frame(_with_times(df))
+# %% ../../nbs/data/opening.ipynb #33682170
+_NUMERIC = re.compile("INT|REAL|FLOA|DOUB|NUM|DEC")  # declared types of SQLite
 
 
 def _with_times(df: Frame) -> Frame:
@@ -103,9 +63,6 @@ def _with_times(df: Frame) -> Frame:
         except (ValueError, TypeError):
             continue
     return df.assign(**found)
-
-# %% ../../nbs/data/opening.ipynb #33682170
-_NUMERIC = re.compile("INT|REAL|FLOA|DOUB|NUM|DEC")  # declared types of SQLite
 
 
 def _sqlite(path: Path, table: str) -> Dataset:
@@ -128,16 +85,6 @@ def _sqlite(path: Path, table: str) -> Dataset:
         numeric = {name for _, name, kind, *_ in about if _NUMERIC.search(kind.upper())}
     empty = [name for name in df if name in numeric and not len(df[name].dropna())]
     return from_frame(_with_times(df.astype(dict.fromkeys(empty, float))))
-
-
-def _parquet(path: Path) -> Dataset:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return from_frame(pq.read_table(path))
-    except (pa.ArrowException, OSError) as e:
-        raise ParameterError(f"{path} is not a Parquet file: {e}.") from None
 
 
 def _grid(path: Path) -> Dataset:
@@ -181,9 +128,11 @@ def flattened(ds: Dataset) -> Dataset:
 Opener: TypeAlias = Callable[[Path], "Dataset"]
 
 OPENERS: dict[str, Opener] = {
-    ".csv": _csv,
-    ".tsv": _csv,
-    ".txt": _csv,
+    ".csv": _text,
+    ".tsv": _text,
+    ".txt": _text,
+    ".jsonl": _text,
+    ".ndjson": _text,
     ".parquet": _parquet,
     ".nc": _grid,
     ".nc4": _grid,
@@ -218,13 +167,13 @@ def open_file(
     place = Path(text).expanduser()
     if not place.exists():
         raise ParameterError(f"{place} is not there; pass the path of a file.")
-    ending = (place.with_suffix("") if place.suffix == ".gz" else place).suffix.lower()
-    if ending in TABLES:
+    kind = ending(str(place))
+    if kind in TABLES:
         return _sqlite(place, table)
-    if ending not in OPENERS:
+    if kind not in OPENERS:
         known = ", ".join(ENDINGS)
-        raise ParameterError(f"{place} ends with {ending!r}; accepted: {known}.")
+        raise ParameterError(f"{place} ends with {kind!r}; accepted: {known}.")
     if place.is_file() and not place.stat().st_size:
         raise ParameterError(f"{place} is empty.")
-    ds = OPENERS[ending](place)
+    ds = OPENERS[kind](place)
     return flattened(ds) if flat else ds
