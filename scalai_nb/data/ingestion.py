@@ -5,7 +5,6 @@
 # %% ../../nbs/data/ingestion.ipynb #6135aa52
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
 __all__ = ['cursor', 'Ingested', 'ingest']
 
 # %% ../../nbs/data/ingestion.ipynb #938f4c48
-def _said(column: str, value: Any) -> str:
-    return f"; {column} up to {value}"
+_STATE = "ingested"  # entry of a dataset's state: column -> its greatest value that has arrived
 
 
 def cursor(
@@ -50,9 +48,9 @@ def cursor(
     Any
         None: it has no rows
     """
-    message = lake.version(name).message
-    if found := re.search(re.escape(_said(column, "")) + r"(\S+)$", message):
-        return _value(found[1])
+    arrived = lake.state(name).get(_STATE, {})
+    if column in arrived:
+        return _value(arrived[column])
     known = list(lake.read(name).variables)
     if column not in known:
         raise ParameterError(unknown(column, known, f"the columns of {name} in the lake"))
@@ -158,14 +156,15 @@ def ingest(
     blocks = read_source(uri, **options)
     source = public(str(uri))
     there = name in lake.names()
-    rows, found, said = blocks, None, ""
-    after = most = None
+    rows, found, message = blocks, None, f"from {source}"
+    after = most = arrived = None
     if incremental:
         if incremental not in (known := blocks.columns or []):
             raise ParameterError(unknown(incremental, known, f"the columns of {source}"))
         after = cursor(lake, name, incremental) if there else None
         most, found = _greatest(blocks.select(incremental), incremental, after)
-        rows, said = _between(blocks, incremental, after, most), _said(incremental, most)
+        rows, arrived = _between(blocks, incremental, after, most), {incremental: str(most)}
+        message += f"; {incremental} up to {most}"
     if dry_run or found == 0:
         count = found if found is not None else sum(b.sizes["row"] for b in blocks)
         reached = most if count else after
@@ -173,9 +172,8 @@ def ingest(
     before = lake.version(name).rows if there and incremental else 0
     with progress_bar(progress, len(blocks) if blocks.sizes else None) as done:
         coming = _counted(rows, done)
-        version = lake.write_blocks(
-            name, coming, f"from {source}{said}", append=there and bool(incremental)
-        )
+        appended = there and bool(incremental)
+        version = lake.write_blocks(name, coming, message, appended, {_STATE: arrived})
     new = version.rows - before
     reached = None if most is None else str(most)
     return Ingested(name, source, new, version.rows, version.id, reached)

@@ -538,6 +538,7 @@ class Lake(LakeReader):
         blocks: Iterable[Dataset],  # at least one, each in memory
         message: str = "",  # why; default: how many rows there are then
         append: bool = False,  # at the end of what is there, not in its place
+        state: State | None = None,  # as in `write`
     ) -> Version:
         """Make rows that come in blocks the content of a dataset, or its end: one version
 
@@ -554,6 +555,8 @@ class Lake(LakeReader):
             why; default: how many rows there are then
         append : bool, default False
             at the end of what is there, not in its place
+        state : State | None, default None
+            as in `write`
         """
         import zarr
 
@@ -570,7 +573,8 @@ class Lake(LakeReader):
                 raise LakeError(f"No block was given for {name!r}; give one, even without rows.")
             return plan
 
-        return self._commit(name, "main", message, change, anew=not append)
+        after = partial(patched, given=state)
+        return self._commit(name, "main", message, change, after, anew=not append)
 
     def tag(
         self,
