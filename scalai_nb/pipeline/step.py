@@ -393,8 +393,14 @@ def load_notebook(path: PathLike) -> dict[str, Any]:
     return parsed_notebook(text, path)
 
 
+_TEXTS = ".py", ".md", ".qmd", ".Rmd"  # endings that jupytext reads
+
+
 def _unreadable(path: PathLike, why: Exception) -> StepError:
-    return StepError(f"{path}: cannot be read as a notebook ({why}); save it again from Jupyter.")
+    remedy = "save it again from Jupyter."
+    if Path(path).suffix in _TEXTS:
+        remedy = f"make one of it: jupytext --to ipynb {path}"
+    return StepError(f"{path}: cannot be read as a notebook ({why}); {remedy}")
 
 
 def parsed_notebook(
