@@ -270,7 +270,7 @@ def test_nothing_in_a_module_makes_markup_or_asks_anybody():
 @contextmanager
 def in_jupyter(project, folder, app, path, more=None):
     "The address of the notebook, and what runs all of it"
-    with jupyter(project.root, folder, app, more) as server:
+    with jupyter(project.root, folder, app, more=more) as server:
         yield f"{server.address}{path}/dashboards/explore.ipynb?token={TOKEN}&reset", RUN_ALL
 
 
