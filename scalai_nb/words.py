@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 # %% auto #0
-__all__ = ['number', 'value', 'percent', 'size', 'duration', 'when', 'clock', 'ago']
+__all__ = ['number', 'value', 'percent', 'size', 'duration', 'when', 'clock', 'ago', 'shortened']
 
 # %% ../nbs/words.ipynb #86e3e9c4
 def number(
@@ -156,3 +156,18 @@ def ago(
     if s < 3600:
         return f"{s // 60:.0f} min ago"
     return f"{s // 3600:.0f} h ago" if s < 48 * 3600 else f"{s // 86400:.0f} days ago"
+
+# %% ../nbs/words.ipynb #e2060ac2
+def shortened(
+    text: str,
+    most: int,  # characters, at least 1
+) -> str:
+    """The beginning of a text, with … where something was left out
+
+    Parameters
+    ----------
+    text : str
+    most : int
+        characters, at least 1
+    """
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -26,12 +26,11 @@ from scalai_nb.data.rules.facts import (
     Seen,
     facts,
     micros,
-    missing,
     moment,
     over_row,
 )
 from .rules.evolution import Comparison, compared
-from .rules.uniqueness import LIMIT, hashes, repeats
+from .rules.uniqueness import LIMIT, repeats
 from .sources import as_dataset, from_frame
 from ..errors import ContractViolation, ParameterError, unknown
 from ..redaction import MASK
@@ -41,10 +40,7 @@ if TYPE_CHECKING:
     from scalai_nb.types import Cluster, Data, Dataset, Frame, Table
 
 # %% auto #0
-__all__ = ['Column', 'Check', 'Contract', 'hashes', 'missing']
-
-# %% ../../nbs/data/contract.ipynb #f67c7f3d
-_all_ = ["hashes", "missing"]
+__all__ = ['Column', 'Check', 'Contract']
 
 # %% ../../nbs/data/contract.ipynb #900ab04e
 @dataclass(frozen=True)

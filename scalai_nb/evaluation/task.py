@@ -16,7 +16,7 @@ import xarray as xr
 from ..compute.mergeable import Mergeable, together
 from ..compute.reduce import reduce
 from ..data.categories import coded
-from ..data.contract import missing
+from ..data.rules.facts import missing
 from ..errors import ContractViolation, ParameterError, unknown
 from .binary import Evaluation, evaluation
 from .multiclass import ClassEvaluation, class_evaluation

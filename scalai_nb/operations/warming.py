@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 import scalai_nb.kernels
+from ..environment import unwritable
 from ..pipeline.reading.surroundings import of_user, stamp
 from ..show import progress_bar
 
@@ -106,7 +107,7 @@ def warm_behind() -> subprocess.Popen[bytes] | None:  # None: it is done, or can
         None: it is done, or cannot be remembered
     """
     mark = _mark()
-    if mark.exists() or not _writable(mark.parent):
+    if mark.exists() or unwritable(mark.parent):
         return None
     return subprocess.Popen(
         [sys.executable, "-c", "from scalai_nb.operations.warming import main; main()"],
@@ -117,20 +118,13 @@ def warm_behind() -> subprocess.Popen[bytes] | None:  # None: it is done, or can
     )
 
 
-def _writable(folder: Path) -> bool:
-    "Whether files can be made in `folder`, which is made if it is not there"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK)
-
-
 def main() -> None:
     "What the process of `warm_behind` does, unless another does it already"
     os.nice(19)
+    lock = of_user().with_name("compiling.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(of_user().with_name("compiling.lock"), timeout=0):
+        with FileLock(lock, timeout=0):
             warm(lambda *_: None)
     except Timeout:
         pass

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...compute.mergeable import Mergeable, column_of
-from .uniqueness import LIMIT, Keys, key_hashes, keys_of, merge_keys
+from .uniqueness import LIMIT, Keys, hashes, keys_of, merge_keys
 from ..sources import type_of
 from ...redaction import MASK
 
@@ -478,7 +478,7 @@ def _of_block(
     rows = block.sizes.get("row", 0)
     if not key or not {*key} <= named:
         return Facts(1, rows, columns, others, Keys(rows))
-    marks, lacking = key_hashes(block, key)
+    marks, lacking = hashes(block, key)
     at = np.flatnonzero(lacking)[:EXAMPLES].tolist()
     keyless = Fault(int(lacking.sum()), tuple((row, None) for row in at))
     return Facts(1, rows, columns, others, keys_of(marks), keyless)

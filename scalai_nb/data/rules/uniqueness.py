@@ -19,33 +19,11 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, Dataset
 
 # %% auto #0
-__all__ = ['LIMIT', 'hashes', 'key_hashes', 'Keys', 'counted', 'merge_keys', 'Repeats', 'repeats',
-           'uniqueness', 'keys_of']
+__all__ = ['LIMIT', 'hashes', 'Keys', 'counted', 'merge_keys', 'Repeats', 'repeats', 'uniqueness',
+           'keys_of']
 
 # %% ../../../nbs/data/rules/uniqueness.ipynb #a7964a4e
 def hashes(
-    block: Dataset,  # in memory
-    key: Sequence[str],  # columns that are unique together
-) -> tuple[Array, int]:  # (row,) uint64, and how many rows lack one of the columns
-    """A hash of the columns `key` for each row
-
-    Parameters
-    ----------
-    block : Dataset
-        in memory
-    key : Sequence[str]
-        columns that are unique together
-
-    Returns
-    -------
-    tuple[Array, int]
-        (row,) uint64, and how many rows lack one of the columns
-    """
-    marks, lacking = key_hashes(block, key)
-    return marks, int(lacking.sum())
-
-
-def key_hashes(
     block: Dataset,  # in memory
     key: Sequence[str],  # columns that are unique together
 ) -> tuple[Array, Array]:  # (row,) uint64, and (row,) whether it lacks one of the columns
@@ -264,7 +242,7 @@ def uniqueness(
     """
     return Mergeable(
         Keys,
-        lambda k, block: merge_keys(k, keys_of(key_hashes(block, key)[0]), limit),
+        lambda k, block: merge_keys(k, keys_of(hashes(block, key)[0]), limit),
         partial(merge_keys, limit=limit),
         partial(repeats, limit=limit),
         ordered=True,

@@ -25,7 +25,7 @@ from ...pipeline.run import StepRun
 from ...pipeline.runner import cancel
 from ...show import Part, lines, prose, result_table, status
 from ...types import PathLike
-from ...words import duration
+from ...words import duration, shortened
 
 # %% auto #0
 __all__ = ['LONGEST', 'described', 'PipelineBoard']
@@ -36,8 +36,7 @@ LONGEST = 600  # characters of a sentence that are sent
 
 def _short(said: Any) -> str:
     "A sentence, as it is sent"
-    text = str(said or "")
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    return shortened(str(said or ""), LONGEST)
 
 
 def described(

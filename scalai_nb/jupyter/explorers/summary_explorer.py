@@ -16,7 +16,7 @@ from ...describe.summary import Column, Histogram, Summary, merge_columns, summa
 from ...errors import ParameterError, unknown
 from .explorer import Explorer, module
 from ...show import Part
-from ...words import number, percent, value
+from ...words import number, percent, shortened, value
 
 if TYPE_CHECKING:
     from scalai_nb.types import Dataset
@@ -31,8 +31,7 @@ _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 def _short(x: Any) -> str:
     "A name or a label as it is sent"
-    said = str(x)
-    return said if len(said) <= LONGEST else f"{said[: LONGEST - 1]}…"
+    return shortened(str(x), LONGEST)
 
 
 def figures(c: Column) -> list[tuple[str, str]]:

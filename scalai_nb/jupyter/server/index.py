@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ...files import replacing
+from ...pipeline.reading.surroundings import identity
 
 # %% auto #0
 __all__ = ['Stamp', 'Row', 'Rows', 'INDEX', 'stamp', 'read_index', 'write_index']
 
 # %% ../../../nbs/jupyter/server/index.ipynb #bedaba37
-Stamp: TypeAlias = tuple[int, int, int]  # of a file: bytes, and when it and its entry last changed
+Stamp: TypeAlias = tuple[int, ...]  # of a file: bytes, times, and its number on the disk
 Row: TypeAlias = dict[str, Any]
 Rows: TypeAlias = Mapping[str, tuple[Stamp, Row]]  # by the name of a record's folder
 
@@ -28,8 +29,7 @@ def stamp(
     path: Path,
 ) -> Stamp:
     "What tells whether a file is the one that was read; FileNotFoundError: it is gone"
-    found = os.stat(path)
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return tuple(identity(os.stat(path)))
 
 # %% ../../../nbs/jupyter/server/index.ipynb #a2e942b2
 INDEX = ".index"  # file among the run records

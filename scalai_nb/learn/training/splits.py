@@ -16,7 +16,9 @@ import numpy as np
 from ...compute.mergeable import Mergeable
 from ...compute.reduce import reduce
 from ...data.categories import coded
-from ...data.contract import Contract, hashes, missing
+from ...data.contract import Contract
+from ...data.rules.facts import missing
+from ...data.rules.uniqueness import hashes
 from ...errors import ContractViolation, ParameterError, unknown
 
 if TYPE_CHECKING:

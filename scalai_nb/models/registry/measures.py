@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from ...data.categories import coded
-from ...data.contract import missing
+from ...data.rules.facts import missing
 from ...errors import ContractViolation, ParameterError, unknown
 from ...evaluation.binary import INTERVALS, evaluate_binary
 from ...evaluation.comparison import BETTER, Confidence, compare
