@@ -24,7 +24,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "data.contract": ["Contract"],
-    "data.lake": ["Lake", "Version"],
+    "data.lake.lake": ["Lake", "Version"],
     "data.opening": ["open_file"],
     "data.readers.readers": ["read_source"],
     "data.sources": ["from_frame", "read_csv", "to_frame"],

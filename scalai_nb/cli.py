@@ -37,9 +37,9 @@ from .show import terminal_table
 from .words import size, when
 
 if TYPE_CHECKING:
-    from scalai_nb.data.expiry import Remains, Size
-    from scalai_nb.data.lake import Lake, Version
-    from scalai_nb.data.verify import Finding
+    from scalai_nb.data.lake.expiry import Remains, Size
+    from scalai_nb.data.lake.lake import Lake, Version
+    from scalai_nb.data.lake.verify import Finding
     from scalai_nb.operations.doctor import Check
     from scalai_nb.pipeline.plan import Plan
     from scalai_nb.pipeline.reading.observed import Fact
@@ -543,7 +543,7 @@ def report(
 # %% ../nbs/cli.ipynb #e8316b4a
 def _lake(env: str | None) -> Lake:
     "The lake of an environment"
-    from scalai_nb.data.lake import Lake
+    from scalai_nb.data.lake.lake import Lake
 
     return Lake(environment(env).lake)
 
@@ -697,7 +697,7 @@ def lake_expire(
     json: Json = False,
 ) -> None:
     "Find what runs have left behind when they died: branches, chunks, staged models; remove it."
-    from scalai_nb.data.expiry import expire
+    from scalai_nb.data.lake.expiry import expire
     from scalai_nb.models.registry.registry import Registry
     from scalai_nb.pipeline.run import died
 
@@ -730,7 +730,7 @@ def lake_sizes(
     json: Json = False,
 ) -> None:
     "The bytes of each dataset on the disk: of its newest version, and of what only others have."
-    from scalai_nb.data.expiry import sizes
+    from scalai_nb.data.lake.expiry import sizes
 
     out(sizes(_lake(env), names or ()), json, _sizes)
 

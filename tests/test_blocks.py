@@ -18,8 +18,8 @@ from scalai_nb.compute.arrow import arrow_block
 from scalai_nb.compute.blocks import Blocks
 from scalai_nb.compute.cuts import even, joined, stored
 from scalai_nb.compute.reduce import Mergeable, reduce
-from scalai_nb.data import layout
-from scalai_nb.data.lake import Lake
+from scalai_nb.data.lake import layout
+from scalai_nb.data.lake.lake import Lake
 from scalai_nb.errors import LakeError, MissingExtra, ParameterError, WorkFailed
 from scalai_nb.describe.summary import summarize
 

@@ -12,7 +12,7 @@ import xarray as xr
 from hypothesis import given, settings, strategies as st
 
 from scalai_nb.data.contract import Column, Contract
-from scalai_nb.data.lake import Lake
+from scalai_nb.data.lake.lake import Lake
 from scalai_nb.data.rules.facts import Limits, Seen, look
 from scalai_nb.data.sources import from_frame, to_frame
 from scalai_nb.errors import ContractViolation, ParameterError

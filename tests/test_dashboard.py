@@ -22,7 +22,7 @@ from browser import CHROMIUM, faults, visiting
 from conftest import tool
 from toy import Project, notebook
 
-from scalai_nb.data.lake import Lake
+from scalai_nb.data.lake.lake import Lake
 from scalai_nb.environment import environment
 from scalai_nb.errors import MissingExtra, ParameterError
 from scalai_nb.jupyter import dash, voila

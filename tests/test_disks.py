@@ -8,7 +8,7 @@ import sys
 import pytest
 from toy import Project
 
-from scalai_nb.data.lake import Lake
+from scalai_nb.data.lake.lake import Lake
 
 DISK = 12  # MB of `small_disk`
 OUT = "from pathlib import Path\nfrom scalai_nb.pipeline import In, Out\n"

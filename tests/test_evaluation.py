@@ -15,7 +15,7 @@ from scalai_nb.compute import state
 from scalai_nb.compute.laws import alike, check_mergeable
 from scalai_nb.compute.mergeable import Mergeable
 from scalai_nb.compute.reduce import ALGORITHMS, reduce
-from scalai_nb.data.lake import Lake
+from scalai_nb.data.lake.lake import Lake
 from scalai_nb.errors import ParameterError
 from scalai_nb.kernels import of, scores as kernel
 from scalai_nb.evaluation import crowding

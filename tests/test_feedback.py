@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scalai_nb.data.lake import Lake
+from scalai_nb.data.lake.lake import Lake
 from scalai_nb.evaluation.evaluation import evaluate
 from scalai_nb.serving.log import feedback
 from scalai_nb.serving.scoring.calls import Call

@@ -11,7 +11,7 @@ from outputs import refresh, steps
 from toy import statuses
 
 import scalai_nb as sn
-from scalai_nb.data.lake import Lake
+from scalai_nb.data.lake.lake import Lake
 from scalai_nb.data.sources import to_frame, type_of
 from scalai_nb.environment import environment
 from scalai_nb.errors import WorkFailed

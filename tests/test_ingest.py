@@ -9,7 +9,7 @@ import pytest
 
 from scalai_nb.cli import main
 from scalai_nb.data.ingestion import ingest
-from scalai_nb.data.lake import Lake
+from scalai_nb.data.lake.lake import Lake
 from scalai_nb.data.readers import pieces
 from scalai_nb.errors import LakeError, ParameterError
 

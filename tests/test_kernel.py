@@ -19,7 +19,7 @@ from scalai_nb.jupyter import kernels
 
 SETTINGS = """
 [DEFAULT]
-lake = data/lake
+lake = data/lake/lake
 
 [laptop]
 cluster = none

@@ -1,4 +1,4 @@
-"What data.lake and data.layout promise: exact content, whole versions, one writer, nothing lost"
+"What lake and layout promise: exact content, whole versions, one writer, nothing lost"
 
 import json
 import os
@@ -19,11 +19,11 @@ import xarray as xr
 import zarr
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-import scalai_nb.data.keyed
-from scalai_nb.data import layout
+import scalai_nb.data.lake.keyed
+from scalai_nb.data.lake import layout
 from scalai_nb.data.categories import coded
-from scalai_nb.data.lake import Lake, LakeReader, file_lock
-from scalai_nb.data.layout import append_group, chunk_rows, read_group, schema, write_group
+from scalai_nb.data.lake.lake import Lake, LakeReader, file_lock
+from scalai_nb.data.lake.layout import append_group, chunk_rows, read_group, schema, write_group
 from scalai_nb.data.sources import from_frame, to_frame
 from scalai_nb.errors import Conflict, DatasetNotFound, LakeError, VersionNotFound
 
@@ -387,7 +387,7 @@ def test_memory_is_bounded_by_the_block(tmp_path):
     "800 MB of lazy columns are written and read in a process that grows by less than half of that"
     script = """
 import sys, dask.array as da, numpy as np, psutil, xarray as xr
-from scalai_nb.data.lake import Lake
+from scalai_nb.data.lake.lake import Lake
 from scalai_nb.bench.compare import resident
 ds = lambda n: xr.Dataset({f"c{i}": ("row", da.arange(n, chunks=500_000, dtype="f8") * i) \
 for i in range(10)})
@@ -670,7 +670,7 @@ def test_a_key_counts_once(tmp_path_factory, stored, given, key, chunk):
     lake = Lake(tmp_path_factory.mktemp("lake"))
     with pytest.MonkeyPatch.context() as m:
         m.setattr(layout, "chunk_rows", lambda schema: 4)
-        m.setattr(scalai_nb.data.keyed, "CHUNK", 3)
+        m.setattr(scalai_nb.data.lake.keyed, "CHUNK", 3)
         rows = keyed(given, "new").assign(n=("row", np.arange(len(given))))
         lake.write("a", keyed(stored, "old").assign(n=("row", np.full(len(stored), -1))))
         lazy = rows.chunk(row=chunk)
@@ -859,7 +859,7 @@ def test_a_full_disk_keeps_the_former_version(lake):
     lake.write("a", table(5))
     script = """
 import resource, signal, sys, numpy as np, xarray as xr
-from scalai_nb.data.lake import Lake
+from scalai_nb.data.lake.lake import Lake
 from scalai_nb.errors import LakeError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
@@ -905,7 +905,7 @@ def test_the_lock_goes_with_its_process(tmp_path):
     lock = tmp_path / "a.lock"
     script = (
         "import sys, time; from pathlib import Path; "
-        "from scalai_nb.data.lake import file_lock\n"
+        "from scalai_nb.data.lake.lake import file_lock\n"
         "with file_lock(Path(sys.argv[1]), 1): print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen(
@@ -923,7 +923,7 @@ def test_the_lock_goes_with_its_process(tmp_path):
 
 FORKS = """
 import os, sys, time, warnings, numpy as np, xarray as xr, dask.array, zarr
-from scalai_nb.data.lake import Lake
+from scalai_nb.data.lake.lake import Lake
 def fork(work, *args):
     "Run `work(*args)` in a child: importing costs seconds, and once is enough"
     with warnings.catch_warnings(action="ignore"): child = os.fork()
@@ -1081,7 +1081,7 @@ def test_imports_are_lazy(lake):
     lake.write("a", table(1))
     script = """
 import sys
-import scalai_nb.data.lake as L
+import scalai_nb.data.lake.lake as L
 heavy = {"icechunk", "zarr", "xarray", "dask", "pandas"}
 print(sorted(heavy & set(sys.modules)))
 lake = L.LakeReader(sys.argv[1])

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from scalai_nb.data.lake import Lake
+from scalai_nb.data.lake.lake import Lake
 from scalai_nb.data.sources import type_of
 from scalai_nb.files import file_lock
 from scalai_nb.serving.log import journal as journals

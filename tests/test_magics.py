@@ -10,7 +10,7 @@ import xarray as xr
 from IPython.core.error import UsageError
 from jupyter_client.manager import start_new_kernel
 
-from scalai_nb.data.lake import Lake
+from scalai_nb.data.lake.lake import Lake
 from scalai_nb.environment import environment
 from scalai_nb.jupyter import magics
 from scalai_nb.pipeline.run import EventLog

@@ -20,7 +20,7 @@ from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.utils.estimator_checks import check_estimator
 
 from scalai_nb.compute.cluster import connect
-from scalai_nb.data.lake import Lake
+from scalai_nb.data.lake.lake import Lake
 from scalai_nb.environment import Environment
 from scalai_nb.errors import (
     ContractViolation,

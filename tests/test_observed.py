@@ -16,7 +16,7 @@ import pytest
 import xarray as xr
 from toy import Project
 
-from scalai_nb.data.lake import Lake
+from scalai_nb.data.lake.lake import Lake
 from scalai_nb.environment import environment
 from scalai_nb.pipeline.pipeline import Pipeline
 from scalai_nb.pipeline.plan import Plan

@@ -15,7 +15,7 @@ import pytest
 import xarray as xr
 from toy import Project, cells, statuses
 
-from scalai_nb.data.lake import Lake
+from scalai_nb.data.lake.lake import Lake
 from scalai_nb.environment import environment
 from scalai_nb.pipeline.outputs import recover
 from scalai_nb.pipeline.run import load_run

@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 from rich.console import Console
 from test_step import notebook
 
-from scalai_nb.data.lake import Lake
+from scalai_nb.data.lake.lake import Lake
 from scalai_nb.errors import (
     DatasetNotFound,
     GraphError,

@@ -14,8 +14,8 @@ import pytest
 import xarray as xr
 from toy import Project, statuses
 
-from scalai_nb.data.lake import Lake
-from scalai_nb.data.publication import pending
+from scalai_nb.data.lake.lake import Lake
+from scalai_nb.data.lake.publication import pending
 from scalai_nb.environment import environment
 from scalai_nb.errors import ModelNotFound, VersionNotFound
 from scalai_nb.models.registry.registry import Registry
@@ -96,7 +96,7 @@ PREPARE = """
 import os, sys
 import numpy as np, xarray as xr
 from sklearn.linear_model import LogisticRegression
-from scalai_nb.data.lake import Lake
+from scalai_nb.data.lake.lake import Lake
 from scalai_nb.environment import environment
 from scalai_nb.learn.features.transform import Transform
 from scalai_nb.models.package.package import package
@@ -120,12 +120,12 @@ from pathlib import Path
 import icechunk, mlflow, numpy, onnxruntime, sqlalchemy, xarray, zarr
 from mlflow.store.model_registry import sqlalchemy_store
 from mlflow.tracking import MlflowClient
-from scalai_nb.data.lake import Lake
+from scalai_nb.data.lake.lake import Lake
 from scalai_nb.environment import environment
 from scalai_nb.models.package.package import Model
 from scalai_nb.models.registry.registry import Registry
 
-ROOMS = ("scalai_nb/data/lake", "scalai_nb/data/publication", "scalai_nb/models/registry",
+ROOMS = ("scalai_nb/data/lake/lake", "scalai_nb/data/lake/publication", "scalai_nb/models/registry",
          "scalai_nb/files")
 root, lines = Path(sys.argv[1]), list(map(int, sys.argv[2].split(",")))
 

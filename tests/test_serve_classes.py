@@ -15,7 +15,7 @@ from test_classes import TREES, made, plots
 from test_protocols import ask
 
 import scalai_nb as sn
-from scalai_nb.data.lake import Lake
+from scalai_nb.data.lake.lake import Lake
 from scalai_nb.serving.log.feedback import joined, quality, truth_numbers
 from scalai_nb.serving.log.ingest import LogKeeper
 from scalai_nb.serving.log.journal import Journal

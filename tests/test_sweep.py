@@ -14,7 +14,7 @@ from rich.console import Console
 from sklearn.linear_model import LogisticRegression
 
 import scalai_nb as sn
-from scalai_nb.data.lake import Lake
+from scalai_nb.data.lake.lake import Lake
 from scalai_nb.environment import environment
 from scalai_nb.errors import ParameterError, RunActive, RunFailed
 from scalai_nb.goals import Goal

@@ -23,7 +23,7 @@ from scalai_nb.compute.cluster import connect
 from scalai_nb.compute.laws import check_mergeable
 from scalai_nb.compute.reduce import reduce
 from scalai_nb.data.contract import Contract
-from scalai_nb.data.lake import Lake
+from scalai_nb.data.lake.lake import Lake
 from scalai_nb.environment import Environment
 from scalai_nb.errors import ContractViolation, ParameterError, WorkFailed
 from scalai_nb.learn.training import fits

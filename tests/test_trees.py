@@ -27,7 +27,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.utils.estimator_checks import check_estimator
 
 from scalai_nb.compute.cluster import connect
-from scalai_nb.data.lake import Lake
+from scalai_nb.data.lake.lake import Lake
 from scalai_nb.environment import Environment
 from scalai_nb.errors import ContractViolation, ParameterError, WorkFailed
 from scalai_nb.learn.trees import ranks

@@ -1,4 +1,4 @@
-"What data.damage and data.verify promise: a bit that flips is found, named, and never a value"
+"What damage and verify promise: a bit that flips is found, named, and never a value"
 
 import json
 import pickle
@@ -18,9 +18,9 @@ from toy import Project
 
 from scalai_nb.compute.blocks import Blocks
 from scalai_nb.data.categories import coded
-from scalai_nb.data import lake as lakes, layout, repository
-from scalai_nb.data.damage import SEALS, Seal
-from scalai_nb.data.lake import Lake
+from scalai_nb.data.lake import lake as lakes, layout, repository
+from scalai_nb.data.lake.damage import SEALS, Seal
+from scalai_nb.data.lake.lake import Lake
 from scalai_nb.errors import DatasetNotFound, LakeError
 
 FLIPS = 60
@@ -353,7 +353,7 @@ def test_each_chunk_is_read_once(lake, monkeypatch):
         fetched.extend((store.session.snapshot_id, key) for key in keys)
         return arriving(store, keys)
 
-    monkeypatch.setattr("scalai_nb.data.verify.arriving", counted)
+    monkeypatch.setattr("scalai_nb.data.lake.verify.arriving", counted)
     seen = []
     assert lake.verify("a", lambda done, total: seen.append((done, total))) == []
     assert seen[-1] == (len(fetched), len(fetched)) and len(set(fetched)) == len(fetched)
@@ -448,7 +448,7 @@ def test_a_process_that_leaves_waits_for_what_is_still_read(lake):
     lake.write("a", table(400, 1))
     code = (
         "import asyncio, sys\n"
-        "from scalai_nb.data.lake import Lake\n"
+        "from scalai_nb.data.lake.lake import Lake\n"
         "Lake(sys.argv[1]).read('a').load()\n"
         "from zarr.core import sync\n"
         "async def read():\n"
@@ -467,7 +467,7 @@ def test_a_process_ends_with_its_own_exit_code(lake):
     flip(max((lake.path / "a" / "chunks").iterdir(), key=lambda f: f.stat().st_size))
     code = (
         "import sys\n"
-        "from scalai_nb.data.lake import Lake\n"
+        "from scalai_nb.data.lake.lake import Lake\n"
         "sys.exit(2 + len(Lake(sys.argv[1]).verify('a')))"
     )
     command = [sys.executable, "-c", code, str(lake.path)]

@@ -24,7 +24,7 @@ __all__ = ['SUMMARIES', 'DRIFT', 'EVALUATION', 'LOGISTIC', 'TRANSFORMS', 'CLUSTE
 # %% ../../nbs/bench/hotpath.ipynb #5ece36ff
 if TYPE_CHECKING:
     from scalai_nb.compute.reduce import Mergeable
-    from scalai_nb.data.lake import Lake
+    from scalai_nb.data.lake.lake import Lake
     from scalai_nb.learn.features.transform import Transform
     from scalai_nb.types import Cluster, Dataset, Table
 
@@ -137,7 +137,7 @@ class _Table:
     @cached_property
     def lake(self) -> Lake:
         "A lake with the table `mixed`"
-        from scalai_nb.data.lake import Lake
+        from scalai_nb.data.lake.lake import Lake
 
         lake = Lake(str(self.folder / "lake"))
         lake.write("mixed", self.ds, message="bench")
@@ -508,7 +508,7 @@ class _Growing:
     "A lake that holds the table once and ten times, and a cluster"
 
     def __init__(self, scale: float, folder: Path) -> None:
-        from scalai_nb.data.lake import Lake
+        from scalai_nb.data.lake.lake import Lake
 
         self.lake = Lake(str(folder))
         self.client = cluster()

@@ -218,7 +218,7 @@ class _Learning:
         rounds: int = 50,
     ) -> None:
         import xarray as xr
-        from scalai_nb.data.lake import Lake
+        from scalai_nb.data.lake.lake import Lake
 
         self.rows = int(rows * scale)
         self.rounds = rounds

@@ -19,7 +19,7 @@ import pandas as pd
 import xarray as xr
 
 from .compare import plain_environment
-from ..data.lake import Lake
+from ..data.lake.lake import Lake
 from ..errors import WorkFailed
 
 # %% auto #0

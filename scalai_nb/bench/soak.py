@@ -149,7 +149,7 @@ class _Chaos:
 # %% ../../nbs/bench/soak.ipynb #7ea98101
 def _logged(s: Subject, prefix: str) -> tuple[np.ndarray, int]:
     "Numbers of the requests that are in the lake, sorted, and how many of them are there twice"
-    from scalai_nb.data.lake import Lake
+    from scalai_nb.data.lake.lake import Lake
     from scalai_nb.serving.log.segments import predictions
 
     ids = Lake(s.env.lake).read(predictions(s.name), columns=["request_id"]).request_id

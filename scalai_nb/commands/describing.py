@@ -90,7 +90,7 @@ def summary_of(
         a file, or a dataset of the lake, NAME or NAME@VERSION
     env : str | None, default None
     """
-    from scalai_nb.data.lake import Lake
+    from scalai_nb.data.lake.lake import Lake
     from scalai_nb.data.opening import ENDINGS, open_file
     from scalai_nb.describe.summary import summarize
 

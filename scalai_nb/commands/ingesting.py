@@ -55,7 +55,7 @@ def ingest(
 ) -> None:
     "Bring a source into the lake: all of it, or with --incremental what is newer."
     from scalai_nb.data.ingestion import ingest as bring
-    from scalai_nb.data.lake import Lake
+    from scalai_nb.data.lake.lake import Lake
 
     lake = Lake(environment(env).lake)
     done = bring(lake, uri, name, incremental=incremental, dry_run=dry_run)

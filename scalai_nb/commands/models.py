@@ -86,7 +86,7 @@ def _history(name: str, records: list[dict]) -> RenderableType:
 # %% ../../nbs/commands/models.ipynb #39b1a3ff
 def _dataset(name: str, env: str | None, after: str | None = None) -> Dataset:
     "The dataset `name`, or name@version; its rows after a date. ParameterError: there is no time"
-    from scalai_nb.data.lake import Lake
+    from scalai_nb.data.lake.lake import Lake
 
     name, _, version = name.partition("@")
     found = Lake(environment(env).lake).read(name, version or None)

@@ -308,13 +308,13 @@ class _Dask(_Memory):
 # %% ../../nbs/compute/cuts.ipynb #1714d1c7
 def stored(
     variable: xr.Variable,
-) -> Any:  # see `scalai_nb.data.layout`
+) -> Any:  # see `scalai_nb.data.lake.layout`
     """Where the values of a lazy variable are stored as they are; None: they are not
 
     Returns
     -------
     Any
-        see `scalai_nb.data.layout`
+        see `scalai_nb.data.lake.layout`
     """
     data: Any = variable.data
     where = getattr(data, "stored", None) if variable.chunks else None

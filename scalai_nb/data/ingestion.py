@@ -18,7 +18,7 @@ from ..redaction import public
 from ..show import progress_bar
 
 if TYPE_CHECKING:
-    from scalai_nb.data.lake import Lake
+    from scalai_nb.data.lake.lake import Lake
     from scalai_nb.types import Dataset, PathLike, Progress
 
 # %% auto #0

@@ -54,7 +54,7 @@ from ..words import ago, clock, duration, number
 if TYPE_CHECKING:
     from ipywidgets import VBox, Widget
 
-    from scalai_nb.data.lake import LakeReader, Version
+    from scalai_nb.data.lake.lake import LakeReader, Version
 
 # %% auto #0
 __all__ = ['T', 'Written', 'Page', 'read', 'header', 'goals', 'run_options', 'steps', 'datasets',
@@ -220,7 +220,7 @@ def read(
     limit : int, default 12
         how many runs
     """
-    from scalai_nb.data.lake import LakeReader
+    from scalai_nb.data.lake.lake import LakeReader
     from scalai_nb.errors import ParameterError, unknown
 
     env = env or environment()

@@ -22,7 +22,7 @@ from ..words import ago, duration, number
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from scalai_nb.data.lake import Version
+    from scalai_nb.data.lake.lake import Version
 
 # %% auto #0
 __all__ = ['MAGICS', 'ACTS', 'CELLS', 'datasets', 'dataset', 'runs', 'scalai', 'lake', 'show_runs',
@@ -36,7 +36,7 @@ def _version(v: Version) -> list[str]:
 
 def datasets(env: Environment) -> Part:
     "The datasets of the lake, each with its newest version"
-    from scalai_nb.data.lake import LakeReader
+    from scalai_nb.data.lake.lake import LakeReader
 
     lake = LakeReader(env.lake)
     rows = [[name, *_version(lake.version(name))] for name in lake.names()]
@@ -59,7 +59,7 @@ def dataset(
     name : str
         a dataset, `flights` or `flights@version`
     """
-    from scalai_nb.data.lake import LakeReader
+    from scalai_nb.data.lake.lake import LakeReader
     from scalai_nb.data.sources import type_of
 
     lake = LakeReader(env.lake)
@@ -232,7 +232,7 @@ _COMPLETED: dict[str, Callable[[Environment], list[str]]] = {
 
 
 def _datasets(env: Environment) -> list[str]:
-    from scalai_nb.data.lake import LakeReader
+    from scalai_nb.data.lake.lake import LakeReader
 
     return LakeReader(env.lake).names()
 

@@ -26,7 +26,7 @@ __all__ = ['T', 'Context', 'context', 'read', 'write', 'checkpoint']
 
 # %% ../../nbs/pipeline/io.ipynb #23efd409
 if TYPE_CHECKING:
-    from scalai_nb.data.lake import Version
+    from scalai_nb.data.lake.lake import Version
     from scalai_nb.models.package.package import Model
     from scalai_nb.models.registry.registry import ModelVersion
     from scalai_nb.types import Dataset, Frame
@@ -113,7 +113,7 @@ def read(
         name = name.split("@")[0]
     missing = None
     if kind != "model":
-        from scalai_nb.data.lake import Lake
+        from scalai_nb.data.lake.lake import Lake
 
         try:
             return Lake(env.lake).read(name, version)
@@ -157,7 +157,7 @@ def write(
         if ctx.outputs[name] == "file":
             raise ParameterError(f"write: {name!r} is a file; write it to its path yourself.")
     if not hasattr(value, "card"):  # as a model has
-        from scalai_nb.data.lake import Lake
+        from scalai_nb.data.lake.lake import Lake
 
         message = message or (f"{ctx.step} in {ctx.run}" if ctx else "")
         branch = ctx.branch if ctx else "main"

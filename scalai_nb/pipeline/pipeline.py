@@ -15,7 +15,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from ..data.repository import marks
+from ..data.lake.repository import marks
 from ..environment import Environment
 from scalai_nb.errors import (
     DatasetNotFound,
@@ -43,7 +43,7 @@ __all__ = ['Head', 'pipelines', 'Edge', 'edges_of', 'heads', 'Pipeline']
 
 # %% ../../nbs/pipeline/pipeline.ipynb #3979640b
 if TYPE_CHECKING:
-    from scalai_nb.data.lake import Lake
+    from scalai_nb.data.lake.lake import Lake
     from scalai_nb.models.registry.catalog import Catalog
     from scalai_nb.types import PathLike
 
@@ -299,7 +299,7 @@ class _Datasets:
 
     def _opened(self) -> Lake:
         if self._lake is None:
-            from scalai_nb.data.lake import Lake
+            from scalai_nb.data.lake.lake import Lake
 
             self._lake = Lake(self.place)
         return self._lake

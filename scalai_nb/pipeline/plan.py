@@ -24,7 +24,7 @@ __all__ = ['Planned', 'Plan']
 
 # %% ../../nbs/pipeline/plan.ipynb #a0018f70
 if TYPE_CHECKING:
-    from scalai_nb.data.lake import Lake
+    from scalai_nb.data.lake.lake import Lake
     from scalai_nb.models.registry.registry import Registry
 
 # %% ../../nbs/pipeline/plan.ipynb #e29f41ba

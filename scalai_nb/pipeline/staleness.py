@@ -342,7 +342,7 @@ class Cache:
         known, evidence = f"chunks of {chunks.parent}", [id, stamp(chunks)]
         whole = self.memory.get(known, evidence)
         if whole is None:
-            from scalai_nb.data.lake import Lake
+            from scalai_nb.data.lake.lake import Lake
 
             whole = not Lake(self.env.lake).absent(name, id)
             self.memory.put(known, evidence, whole)

@@ -20,7 +20,7 @@ from dask.delayed import delayed
 from ..compute.blocks import BLOCK, Blocks, naming
 from ..compute.reduce import persisted
 from ..compute.state import fingerprint
-from ..data.lake import Lake
+from ..data.lake.lake import Lake
 from ..environment import Environment, environment
 from ..errors import Conflict, DatasetNotFound, ParameterError, VersionNotFound, WorkFailed
 from ..files import file_lock, replacing
@@ -30,7 +30,7 @@ from .log.segments import score_columns
 from ..show import progress_bar
 
 if TYPE_CHECKING:
-    from scalai_nb.data.repository import Version
+    from scalai_nb.data.lake.repository import Version
     from scalai_nb.types import Array, Cluster, Data, DataArray, Dataset, PathLike, Progress
 
 # %% auto #0

@@ -185,7 +185,7 @@ def check_rerun(p: Project, done: Try, undisturbed: dict) -> None:
 
 def data(p: Project) -> dict:
     "What the datasets of a project hold, and what else is in their folders"
-    from scalai_nb.data.lake import Lake
+    from scalai_nb.data.lake.lake import Lake
 
     lake = Lake(p.root / ".scalai/lake")
     return {name: int(lake.read(name)["x"].sum()) for name in sorted(lake.names())}

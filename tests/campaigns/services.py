@@ -26,7 +26,7 @@ from threading import Event, Thread
 import numpy as np
 import xarray as xr
 
-from scalai_nb.data.lake import Lake
+from scalai_nb.data.lake.lake import Lake
 from scalai_nb.environment import Environment, environment
 from scalai_nb.errors import Conflict, WorkFailed
 from scalai_nb.learn.features.transform import Transform

@@ -23,7 +23,7 @@ from ...show import Part, card, code, element, heading, inline, prose, status, t
 from ...words import ago, number, value
 
 if TYPE_CHECKING:
-    from scalai_nb.data.lake import LakeReader, Version
+    from scalai_nb.data.lake.lake import LakeReader, Version
     from scalai_nb.describe.drift import Drift
 
 # %% auto #0
@@ -172,7 +172,7 @@ def moved(
     Drift | str
         a sentence: why there is none
     """
-    from scalai_nb.data.lake import LakeReader
+    from scalai_nb.data.lake.lake import LakeReader
     from scalai_nb.describe.drift import drift
 
     model = Catalog(env).load(v.name, v.version)

@@ -86,7 +86,7 @@ def pipeline_of(
 # %% ../../../nbs/jupyter/server/holdings.ipynb #9181255f
 def datasets(env: Environment) -> list[dict[str, Any]]:
     "The datasets with their newest versions"
-    from scalai_nb.data.lake import Lake
+    from scalai_nb.data.lake.lake import Lake
 
     if "://" not in env.lake and not Path(env.lake).is_dir():
         return []
@@ -117,7 +117,7 @@ def _bytes(lake: str, name: str) -> int | None:
 
 def versions(env: Environment, name: str) -> list[dict[str, Any]]:
     "The versions of a dataset, newest first"
-    from scalai_nb.data.lake import Lake
+    from scalai_nb.data.lake.lake import Lake
 
     return [_version(v) for v in Lake(env.lake).log(name)]
 

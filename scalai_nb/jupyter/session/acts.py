@@ -78,7 +78,7 @@ def _measured(target: str, name: str, runs: list[Run]) -> list[Any]:
 # %% ../../../nbs/jupyter/session/acts.ipynb #b1a19875
 def summary(shell: InteractiveShell, line: str) -> Any:
     "`%summary NAME_OR_EXPRESSION`: the columns of a variable, or of a dataset of the lake"
-    from scalai_nb.data.lake import LakeReader
+    from scalai_nb.data.lake.lake import LakeReader
     from scalai_nb.describe.summary import summarize
 
     word = line.strip()
@@ -140,7 +140,7 @@ def undo(shell: InteractiveShell, line: str) -> Part:
 
     The version before becomes the newest, as `scalai lake restore` does it; nothing is lost.
     """
-    from scalai_nb.data.lake import WRITTEN, Lake
+    from scalai_nb.data.lake.lake import WRITTEN, Lake
 
     if line.strip() not in ("", "-n"):
         raise ParameterError(f"%undo does not take {line!r}; write %undo, or %undo -n to see it.")

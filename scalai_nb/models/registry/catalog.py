@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ...data.publication import Publication, Release, pending
+from ...data.lake.publication import Publication, Release, pending
 from ...errors import ModelNotFound, VersionNotFound, unknown
 from ...show import result_table
 from ...tracking.mlflow_file import database, stamp, version_rows

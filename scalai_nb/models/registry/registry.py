@@ -25,9 +25,9 @@ from scalai_nb.errors import (
     ParameterError,
     VersionNotFound,
 )
-from ...data.expiry import IsDead, Remains, bytes_in
-from ...data.lake import Lake
-from ...data.publication import Release
+from ...data.lake.expiry import IsDead, Remains, bytes_in
+from ...data.lake.lake import Lake
+from ...data.lake.publication import Release
 from ...files import whoami
 from scalai_nb.models.registry.catalog import (
     DIGEST,

@@ -299,13 +299,13 @@ class Attempt:
 
             Registry(env).publish(self._branch, datasets, models)
         elif datasets:
-            from scalai_nb.data.lake import Lake
+            from scalai_nb.data.lake.lake import Lake
 
             Lake(env.lake).publish_all(datasets, self._branch)
 
     def _drop(self, outputs: list[dict[str, Any]]) -> None:
         "Forget the datasets that the step wrote; models that are staged are not seen anyway"
-        from scalai_nb.data.lake import Lake
+        from scalai_nb.data.lake.lake import Lake
 
         for output in outputs:
             if output["kind"] == "dataset":

@@ -23,7 +23,7 @@ from ..metrics import METRICS, Metrics
 if TYPE_CHECKING:
     import pandas as pd
 
-    from scalai_nb.data.lake import LakeReader
+    from scalai_nb.data.lake.lake import LakeReader
     from scalai_nb.types import Array, Dataset, Frame, Table
 
 # %% auto #0

@@ -30,8 +30,8 @@ from .segments import OWN, columns_of, convert, dataset, rows_of
 from ..metrics import Metrics
 
 if TYPE_CHECKING:
-    from scalai_nb.data.lake import Lake
-    from scalai_nb.data.repository import State, Version
+    from scalai_nb.data.lake.lake import Lake
+    from scalai_nb.data.lake.repository import State, Version
     from scalai_nb.types import Array, DataArray, Dataset, PathLike, Table
 
 # %% auto #0

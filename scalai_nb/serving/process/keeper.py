@@ -44,7 +44,7 @@ class Keeper:
         env: Environment,  # whose registry and lake
         changed: Callable[[], object] = lambda: None,  # called when other routes are published
     ) -> None:
-        from scalai_nb.data.lake import Lake
+        from scalai_nb.data.lake.lake import Lake
         from scalai_nb.serving.log.ingest import LogKeeper
 
         self.copy = folder / "metrics" / "keeper.json"
