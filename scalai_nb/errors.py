@@ -6,8 +6,8 @@
 __all__ = ['ScalaiError', 'SettingsError', 'EnvironmentNotFound', 'DatasetNotFound',
            'VersionNotFound', 'ModelNotFound', 'RunNotFound', 'LakeError', 'StepError',
            'GraphError', 'ParameterError', 'RunActive', 'MissingExtra', 'WorkFailed',
-           'ContractViolation', 'TooLarge', 'Conflict', 'Locked', 'ModelMismatch',
-           'RunFailed', 'unknown', 'extra']
+           'ContractViolation', 'TooLarge', 'StreamError', 'Conflict', 'Locked',
+           'ModelMismatch', 'RunFailed', 'unknown', 'extra']
 
 # %% ../nbs/errors.ipynb #81b9c1d0
 from collections.abc import Iterable
@@ -83,6 +83,10 @@ class ContractViolation(WorkFailed, ValueError):
 
 class TooLarge(WorkFailed, MemoryError):
     "What was asked for is larger than the memory that is free; nothing was begun"
+
+
+class StreamError(WorkFailed):
+    "A stream cannot be read on: its broker is away, refuses, or has dropped what was not read"
 
 
 class Conflict(WorkFailed):
