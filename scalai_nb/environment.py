@@ -140,7 +140,9 @@ class Environment:
     root: Path  # folder of settings.ini
     pipelines: str = _setting("nbs/pipelines", help="folder of pipelines, one folder each")
     dashboards: str = _setting("dashboards", help="folder of dashboards")
-    lake: str = _setting(".scalai/lake", help="folder of the versioned datasets")
+    lake: str = _setting(
+        ".scalai/lake", help="folder of the versioned datasets, or s3://BUCKET/PREFIX"
+    )
     models: str = _setting(".scalai/models", help="folder of the model packages")
     tracking: str = _setting(
         "sqlite:///.scalai/tracking.db",

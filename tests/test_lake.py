@@ -22,10 +22,11 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 import scalai_nb.data.lake.keyed
 from scalai_nb.data.lake import layout
 from scalai_nb.data.categories import coded
-from scalai_nb.data.lake.lake import Lake, LakeReader, file_lock
+from scalai_nb.data.lake.lake import Lake, LakeReader
 from scalai_nb.data.lake.layout import append_group, chunk_rows, read_group, schema, write_group
 from scalai_nb.data.sources import from_frame, to_frame
 from scalai_nb.errors import Conflict, DatasetNotFound, LakeError, VersionNotFound
+from scalai_nb.files import file_lock
 
 TEMP = {"units": "°F", "long_name": "temperature"}
 
@@ -817,7 +818,7 @@ def test_a_lake_that_cannot_be_written(tmp_path):
     with pytest.raises(LakeError, match="refused: .*Not a directory"):
         Lake(tmp_path / "file").names()
     with pytest.raises(LakeError, match="accepted: a folder"):
-        Lake("s3://bucket/lake")
+        Lake("gs://bucket/lake")
     assert (tmp_path / "file").read_bytes() == b""
 
 
@@ -905,7 +906,7 @@ def test_the_lock_goes_with_its_process(tmp_path):
     lock = tmp_path / "a.lock"
     script = (
         "import sys, time; from pathlib import Path; "
-        "from scalai_nb.data.lake.lake import file_lock\n"
+        "from scalai_nb.files import file_lock\n"
         "with file_lock(Path(sys.argv[1]), 1): print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen(

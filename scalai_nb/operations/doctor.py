@@ -71,8 +71,22 @@ def _folder(key: str) -> Callable[[Environment], str]:
     return check
 
 
+def _lake(env: Environment) -> str:
+    from scalai_nb.data.lake.storage import is_remote
+
+    if not is_remote(env.lake):
+        return _folder("lake")(env)
+    from scalai_nb.data.lake.lake import LakeReader
+
+    try:
+        return f"{env.lake}, {len(LakeReader(env.lake).names())} datasets"
+    except ScalaiError as e:
+        remedy = "set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL"
+        raise Unwell(str(e), f"{remedy}, or change lake in settings.ini") from None
+
+
 def _disk(env: Environment) -> str:
-    there = next(p for p in (Path(env.lake), *Path(env.lake).parents) if p.exists())
+    there = next(p for p in (Path(env.runs), *Path(env.runs).parents) if p.exists())
     free = shutil.disk_usage(there).free / 1e9
     if free < 1:
         raise Unwell(
@@ -180,7 +194,7 @@ def _tracker(env: Environment) -> str:
 
 CHECKS = {  # name: (needed by every run, check)
     "Python": (True, _python),
-    "lake": (True, _folder("lake")),
+    "lake": (True, _lake),
     "runs": (True, _folder("runs")),
     "models": (True, _folder("models")),
     "disk": (True, _disk),

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .storage import put
 from ...errors import LakeError, ScalaiError
-from ...files import replacing
 
 # %% auto #0
 __all__ = ['DIFFERS', 'DECODING', 'SEALS', 'checksum', 'cause', 'Place', 'Damaged', 'reading',
@@ -203,9 +203,7 @@ class Seal:
             of the dataset
         """
         text = json.dumps(asdict(self)).encode()
-        (folder / SEALS).mkdir(exist_ok=True)
-        with replacing(folder / SEALS / self.version, durable=False) as file:
-            file.write(text + b"\n%08x" % checksum(text))
+        put(folder / SEALS / self.version, text + b"\n%08x" % checksum(text), durable=False)
 
     def broken(
         self,
@@ -234,5 +232,5 @@ class Seal:
                 if checksum((folder / path).read_bytes()) != sum:
                     found[path] = "is not as it was written"
             except OSError as e:
-                found[path] = f"cannot be read: {e.strerror}"
+                found[path] = f"cannot be read: {e.strerror or cause(e)}"
         return found

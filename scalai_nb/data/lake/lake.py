@@ -42,9 +42,10 @@ from scalai_nb.data.lake.repository import (
     versions_table,
     whole,
 )
+from .storage import Check, folder_of, held
 from ..sources import as_dataset
 from ...errors import Conflict, DatasetNotFound, LakeError, VersionNotFound, unknown
-from ...files import file_lock, whoami
+from ...files import whoami
 from ...redaction import secrets_here
 from ...show import MOST
 
@@ -55,10 +56,10 @@ if TYPE_CHECKING:
     from scalai_nb.types import Dataset, Frame, PathLike, Progress, Table
 
 # %% auto #0
-__all__ = ['WRITTEN', 'LakeReader', 'Lake', 'Diff', 'Version', 'file_lock']
+__all__ = ['WRITTEN', 'LakeReader', 'Lake', 'Diff', 'Version']
 
 # %% ../../../nbs/data/lake/lake.ipynb #84bdfaf6
-_all_ = ["Diff", "Version", "file_lock"]
+_all_ = ["Diff", "Version"]
 
 # %% ../../../nbs/data/lake/lake.ipynb #e10cde85
 def _newest(name: str, tip: str, publications: list[Publication]) -> str:
@@ -91,11 +92,7 @@ class LakeReader:
         author: str | None = None,
         lock_timeout: float = 60,  # seconds to wait while another process writes the same dataset
     ) -> None:
-        if "://" in str(path):
-            raise LakeError(
-                f"The lake is {path}; accepted: a folder. Object stores are not supported yet."
-            )
-        self.path = Path(path).expanduser().absolute()
+        self.path = folder_of(path)
         self.author = author or whoami()
         self.lock_timeout = lock_timeout
 
@@ -111,8 +108,8 @@ class LakeReader:
         with explained(self.path):
             new = {m.dataset for p in pending(self.path) for m in p.moves}
             folders = sorted(self.path.iterdir()) if self.path.exists() else []
-        datasets = [f for f in folders if NAME.fullmatch(f.name) and f.is_dir()]
-        return [f.name for f in datasets if f.name in new or published(f)]
+            datasets = [f for f in folders if NAME.fullmatch(f.name) and f.is_dir()]
+            return [f.name for f in datasets if f.name in new or published(f)]
 
     def version(
         self,
@@ -232,10 +229,9 @@ class LakeReader:
         """
         from scalai_nb.data.lake.verify import verify
 
-        if not self._folder(name).is_dir():
-            raise DatasetNotFound(unknown(name, self.names(), f"the lake {self.path}"))
-        with explained(self.path / name):
-            return verify(self.path / name, progress)
+        folder = self._there(name)
+        with explained(folder):
+            return verify(folder, progress)
 
     def absent(
         self,
@@ -310,11 +306,17 @@ class LakeReader:
             "lower-case letters, digits, '.', '_' and '-', a letter or digit first."
         )
 
+    def _there(self, name: str) -> Path:
+        "The folder of a dataset; raises DatasetNotFound"
+        folder = self._folder(name)
+        with explained(folder):
+            if folder.is_dir():
+                return folder
+        raise DatasetNotFound(unknown(name, self.names(), f"the lake {self.path}"))
+
     def _open(self, name: str) -> Repository:
         "The repository of a dataset; raises DatasetNotFound"
-        folder = self._folder(name)
-        if not folder.is_dir():
-            raise DatasetNotFound(unknown(name, self.names(), f"the lake {self.path}"))
+        folder = self._there(name)
         with explained(folder):
             return opened(folder)
 
@@ -681,9 +683,12 @@ class Lake(LakeReader):
         for name in names:
             self._find(name, branch)
         with ExitStack() as stack:
-            repos = {name: stack.enter_context(self.locked(name)) for name in sorted(names)}
+            checks = [stack.enter_context(self.lock(name)) for name in sorted(names)]
+            repos = {name: self._settled(name) for name in sorted(names)}
             moves = [self._move(repo, name, branch) for name, repo in repos.items()]
             publication = Publication(branch, tuple(moves), tuple(releases))
+            for check in checks:
+                check()
             with explained(self.path):
                 publication.write(self.path)
             # all is visible now; where the disk refuses the rest, whoever comes next does it
@@ -762,29 +767,33 @@ class Lake(LakeReader):
         )
 
     @contextmanager
-    def lock(self, name: str) -> Iterator[None]:
+    def lock(self, name: str) -> Iterator[Check]:
         "Nobody else writes a dataset while the block lasts, nor makes it. Conflict: somebody does"
         file = self.path / ".locks" / f"{name}.lock"
         with ExitStack() as stack:
             with explained(self.path):
-                file.parent.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(file_lock(file, self.lock_timeout))
-            yield
+                check = stack.enter_context(held(file, self.lock_timeout))
+            yield check
 
     @contextmanager
     def locked(self, name: str) -> Iterator[Repository]:
         "The repository of a dataset, made if need be, for this writer alone"
-        folder = self._folder(name)
+        self._folder(name)
         with self.lock(name):
-            with explained(self.path):
-                if not folder.is_dir():
-                    create(folder)
-                repo = opened(folder)
-                for publication in pending(self.path):
-                    for move in publication.moves:
-                        if move.dataset == name:
-                            _carry_out(repo, move, publication.id)
-            yield repo
+            yield self._settled(name)
+
+    def _settled(self, name: str) -> Repository:
+        "The repository of a dataset that is locked, with all in its place that is published"
+        folder = self._folder(name)
+        with explained(self.path):
+            if not folder.is_dir():
+                create(folder)
+            repo = opened(folder)
+            for publication in pending(self.path):
+                for move in publication.moves:
+                    if move.dataset == name:
+                        _carry_out(repo, move, publication.id)
+        return repo
 
     def _commit(
         self,

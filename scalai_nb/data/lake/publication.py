@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .storage import put
 from ...errors import LakeError
-from ...files import replacing
 
 # %% auto #0
 __all__ = ['Move', 'Release', 'Publication', 'pending']
@@ -101,10 +101,7 @@ class Publication:
         lake : Path
             its folder
         """
-        file = _file(lake, self.id)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as f:
-            f.write(json.dumps(asdict(self)).encode())
+        put(_file(lake, self.id), json.dumps(asdict(self)).encode())
 
     def close(
         self,

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .damage import SEALS, Damaged, Place, Seal, cause
+from .storage import folder_of, is_remote, patience, storage
 from ...errors import LakeError, ScalaiError, VersionNotFound, unknown
 from ...redaction import secrets_here
 from ...show import Part, result_table, verbatim
 from ...words import when
 
 if TYPE_CHECKING:
-    from icechunk import Repository, SnapshotInfo, Storage
+    from icechunk import Repository, SnapshotInfo
     from zarr import Group
 
     from scalai_nb.types import PathLike
@@ -327,10 +328,6 @@ def explained(
 ROOT = "1CECHNKREP0F1RSTCMT0"  # Icechunk's first snapshot of every repository, which is empty
 
 
-def _storage(folder: Path) -> Storage:
-    return icechunk().local_filesystem_storage(str(folder))
-
-
 def unborn(
     folder: Path,  # of a dataset
 ) -> Path:
@@ -355,11 +352,15 @@ def create(
         of the dataset; it must not be there
     """
     new = unborn(folder)
-    shutil.rmtree(new, ignore_errors=True)
+    if is_remote(folder):
+        new = folder  # nothing is moved in a bucket
+    else:
+        shutil.rmtree(new, ignore_errors=True)
     # a format that Icechunk 1, all that Python 3.11 has, reads too
     shared = {} if icechunk().__version__ < "2" else {"spec_version": 1}
-    seal(icechunk().Repository.create(_storage(new), **shared), new, ROOT, "")
-    new.rename(folder)
+    seal(icechunk().Repository.create(storage(new), **shared), new, ROOT, "")
+    if new != folder:
+        new.rename(folder)
 
 
 def opened(
@@ -373,7 +374,7 @@ def opened(
         of the dataset
     """
     try:
-        return icechunk().Repository.open(_storage(folder))
+        return icechunk().Repository.open(storage(folder), **patience(folder))
     except icechunk().IcechunkError:
         stands(folder, "main")
         raise
@@ -383,13 +384,15 @@ def marks(
     lake: PathLike,
     dataset: str,
 ) -> list[Path]:  # paths of files and folders; some need not be there
-    """One of which is written whenever the dataset has another version, tag or branch
+    """One of which is written whenever the dataset has another version, tag or branch; none: ask
 
     Returns
     -------
     list[Path]
         paths of files and folders; some need not be there
     """
+    if is_remote(lake):
+        return []
     folder = Path(lake) / dataset
     published = Path(lake) / ".publications"
     refs = sorted((folder / "refs").rglob("*"))
@@ -608,8 +611,8 @@ def ancestry(
 def _opened_group(folder: str, id: str) -> Group:
     import zarr
 
-    whole(Path(folder), id)
-    session = opened(Path(folder)).readonly_session(snapshot_id=id)
+    whole(folder_of(folder), id)
+    session = opened(folder_of(folder)).readonly_session(snapshot_id=id)
     return zarr.open_group(session.store, mode="r")
 
 
@@ -632,7 +635,7 @@ def group(
     except (ScalaiError, MemoryError):
         raise
     except Exception as e:
-        place = Place(Path(folder).name, id)
+        place = Place(folder_of(folder).name, id)
         raise LakeError(f"{place} cannot be opened: {cause(e)}. {place.remedy}") from e
 
 # %% ../../../nbs/data/lake/repository.ipynb #0914fede

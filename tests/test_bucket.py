@@ -1,0 +1,237 @@
+"What a lake in a bucket promises: all that one in a folder does, for many writers on many machines"
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import xarray as xr
+from conftest import ROOT, tool
+from toy import Project
+
+from buckets import Line, s3_server, variables
+from scalai_nb.data.lake import storage
+from scalai_nb.data.lake.expiry import expire, sizes
+from scalai_nb.data.lake.lake import Lake
+from scalai_nb.errors import LakeError, Locked
+
+pytest.importorskip("obstore")
+
+
+@pytest.fixture(scope="module")
+def server():
+    with s3_server(tool("moto")) as port:
+        yield port
+
+
+@pytest.fixture
+def lake(server, monkeypatch, request):
+    for name, value in variables(server).items():
+        monkeypatch.setenv(name, value)
+    return Lake(f"s3://lake/{request.node.name}", author="ada")
+
+
+def rows(n: int, start: int = 0) -> xr.Dataset:
+    i = np.arange(start, start + n)
+    return xr.Dataset({"id": ("row", i), "name": ("row", np.array([f"n{k}" for k in i]))})
+
+
+def ids(lake: Lake, version=None) -> list[int]:
+    return lake.read("sales", version).id.values.tolist()
+
+
+def test_what_a_lake_does_it_does_in_a_bucket(lake):
+    assert lake.names() == []
+    first = lake.write("sales", rows(5), state={"page": 1})
+    lake.append("sales", rows(3, 5))
+    lake.tag("sales", "gold", first)
+    assert ids(lake) == list(range(8)) and ids(lake, "gold") == list(range(5))
+    lake.upsert("sales", rows(2, 7), key="id")
+    assert lake.state("sales") == {"page": 1} and len(ids(lake)) == 9
+    lake.write("sales", rows(1), branch="try")
+    assert len(ids(lake)) == 9
+    lake.publish("sales", "try")
+    assert ids(lake) == [0] and "try" not in str(lake.log("sales"))
+    lake.restore("sales", "gold")
+    assert ids(lake) == list(range(5)) and len(lake.log("sales")) == 5
+    assert lake.diff("sales", "gold").columns == {} and lake.absent("sales") == []
+    assert lake.verify("sales") == []
+    lazy = pickle.loads(pickle.dumps(lake.read("sales")))
+    assert lazy.id.values.tolist() == list(range(5))
+    assert Lake(str(lake.path)).names() == ["sales"]
+
+
+def test_a_bit_that_flips_in_a_bucket_is_found(lake):
+    lake.write("sales", rows(5))
+    chunk = next((lake.path / "sales" / "chunks").iterdir())
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 1
+    chunk.write_bytes(bytes(data))
+    assert any(f.bad for f in lake.verify("sales"))
+
+
+def test_what_the_dead_leave_is_removed(lake):
+    lake.write("sales", rows(5))
+    lake.write("sales", rows(9), branch="dead")
+    assert sizes(lake)[0].rows == 5
+    found = expire(lake, dead=lambda branch: branch == "dead", dry_run=False)
+    assert {f.what for f in found} == {"branch", "records and chunks"}
+    assert ids(lake) == list(range(5)) and lake.verify("sales") == []
+
+
+WRITER = """
+import sys, numpy as np, xarray as xr
+from scalai_nb.data.lake.lake import Lake
+lake, me = Lake(sys.argv[1]), int(sys.argv[2])
+for k in range(int(sys.argv[3])):
+    lake.append("sales", xr.Dataset({"id": ("row", np.array([me * 1000 + k]))}))
+    print(me * 1000 + k, flush=True)
+"""
+
+
+def python(script: str, *words: object, **variables: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", script, *map(str, words)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen(command, **pipes, text=True, cwd=ROOT, env=os.environ | variables)
+
+
+def test_every_commit_of_four_writers_is_there(lake):
+    lake.write("sales", xr.Dataset({"id": ("row", np.array([-1]))}))
+    writers = [python(WRITER, lake.path, me, 4) for me in range(4)]
+    said = [int(line) for w in writers for line in w.communicate(timeout=120)[0].split()]
+    assert len(said) == 16
+    assert sorted(ids(lake)) == [-1, *sorted(said)] and len(lake.log("sales")) == 17
+
+
+HOLDER = """
+import sys, time
+from scalai_nb.data.lake.lake import Lake
+with Lake(sys.argv[1]).lock("sales"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_lock_of_the_dead_is_free_and_that_of_the_living_is_not(lake, monkeypatch):
+    lake.write("sales", rows(1))
+    lake.lock_timeout = 0.3
+    with python(HOLDER, lake.path) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(Locked, match="has been writing 'sales' for more than 0.3 s"):
+            lake.append("sales", rows(1, 1))
+        os.kill(holder.pid, signal.SIGKILL)
+    monkeypatch.setattr(storage, "LEASE", 0.5)
+    lake.lock_timeout = 30
+    lake.append("sales", rows(1, 1))
+    assert ids(lake) == [0, 1]
+
+
+SLEEPER = """
+import sys
+import zarr
+from scalai_nb.data.lake import storage
+from scalai_nb.data.lake.lake import Lake
+from scalai_nb.errors import Conflict
+storage.LEASE = 0.5
+with Lake(sys.argv[1]).lock("sales") as check:
+    session = Lake(sys.argv[1])._settled("sales").writable_session("main")
+    zarr.open_group(session.store).attrs["mine"] = True
+    check()
+    print("held", flush=True)
+    sys.stdin.readline()
+    try:
+        check()
+    except Conflict as e:
+        print(e, flush=True)
+    try:
+        session.commit("late")
+    except Exception as e:
+        print(type(e).__name__, flush=True)
+"""
+
+
+def test_who_slept_too_long_is_told_and_commits_nothing(lake, monkeypatch):
+    monkeypatch.setattr(storage, "LEASE", 0.5)
+    lake.write("sales", rows(1))
+    with python(SLEEPER, lake.path) as sleeper:
+        assert sleeper.stdout.readline() == "held\n"
+        os.kill(sleeper.pid, signal.SIGSTOP)
+        lake.append("sales", rows(1, 1))
+        os.kill(sleeper.pid, signal.SIGCONT)
+        time.sleep(1)
+        said = sleeper.communicate("\n", timeout=30)[0].splitlines()
+    assert "gave no sign of life for 0.5 s, and another writes 'sales'" in said[0]
+    assert said[1] == "ConflictError" and ids(lake) == [0, 1]
+
+
+APPENDER = """
+import sys, numpy as np, xarray as xr
+from scalai_nb.data.lake.lake import Lake
+from scalai_nb.errors import LakeError
+lake = Lake(sys.argv[1])
+ds = xr.Dataset({c: ("row", np.random.default_rng(0).random(300_000)) for c in "abcd"})
+print("begin", flush=True)
+try:
+    print(lake.write("sales", ds).id)
+except LakeError as e:
+    print("refused", e)
+"""
+
+
+def test_a_line_that_is_cut_in_a_write_leaves_the_last_version(lake, server, monkeypatch):
+    monkeypatch.setattr(storage, "LEASE", 0.5)
+    lake.write("sales", rows(3))
+    refused = 0
+    for seconds in (0.2, 0.8):
+        line, last = Line(server), lake.version("sales").id
+        through = f"http://127.0.0.1:{line.port}"
+        with python(APPENDER, lake.path, AWS_ENDPOINT_URL=through) as writer:
+            assert writer.stdout.readline() == "begin\n"
+            time.sleep(seconds)
+            line.sever()
+            said = writer.communicate(timeout=120)[0]
+        refused += said.startswith("refused")
+        assert "refused The lake in s3://lake" in said or lake.version("sales").id in said
+        assert "the-key-of-tests" not in said
+        assert lake.version("sales").id == last or lake.version("sales").rows == 300_000
+        assert [f for f in lake.verify("sales") if f.bad] == []
+    assert refused
+    lake.write("sales", rows(4))
+    assert ids(lake) == list(range(4))
+
+
+def test_a_pipeline_runs_on_a_bucket(lake, tmp_path):
+    project = Project(tmp_path, f"cluster = none\ntrackers = none\nlake = {lake.path}\n")
+    declared = "from scalai_nb.pipeline import In, Out\n"
+    written = "import xarray as xr\nfrom scalai_nb.pipeline import read, write\n"
+    project.step(
+        "00_a",
+        f'{declared}x: Out = "x"',
+        f"{written}write(x, xr.Dataset({{'n': ('row', [1, 2])}}))",
+    )
+    project.step("01_b", f'{declared}x: In = "x"\ny: Out = "y"', f"{written}write(y, read(x) + 1)")
+    first = project.scalai("run", "toy")
+    assert first.returncode == 0, first.stderr
+    assert lake.read("y").n.values.tolist() == [2, 3]
+    again = project.scalai("run", "toy")
+    assert again.returncode == 0 and "cached" in again.stdout
+    assert project.scalai("lake", "ls").stdout.count("\n") >= 2
+    found = json.loads(project.scalai("doctor", "--json").stdout)
+    assert [(c["ok"], c["found"]) for c in found if c["name"] == "lake"] == [
+        (True, f"{lake.path}, 2 datasets")
+    ]
+    assert not list(tmp_path.glob("s3:*"))
+
+
+def test_an_address_that_is_wrong_is_named(server, monkeypatch):
+    for name, value in variables(server).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(LakeError, match="accepted: a folder, or s3://BUCKET/PREFIX"):
+        Lake("gs://bucket/prefix")
+    with pytest.raises(LakeError, match="nobody"):
+        Lake("s3://nobody/prefix").write("sales", rows(1))
