@@ -37,8 +37,9 @@ from .show import terminal_table
 from .words import size, when
 
 if TYPE_CHECKING:
-    from scalai_nb.data.lake.expiry import Remains, Size
+    from scalai_nb.data.lake.expiry import Size
     from scalai_nb.data.lake.lake import Lake, Version
+    from scalai_nb.data.lake.retention import Remains
     from scalai_nb.data.lake.verify import Finding
     from scalai_nb.operations.doctor import Check
     from scalai_nb.pipeline.plan import Plan
@@ -674,13 +675,15 @@ def _few(versions: tuple[str, ...]) -> str:
     return ", ".join(v[:6] for v in versions[-3:]) + more
 
 
-def _remains(dry_run: bool) -> Callable[[list[Remains]], RenderableType]:
-    "How to show what the dead have left"
+def _remains(dry_run: bool, keep: str | None) -> Callable[[list[Remains]], RenderableType]:
+    "How to show what nobody needs"
 
     def table(found: list[Remains]) -> RenderableType:
         if not found:
-            return "Nothing is left of runs that died."
-        rows = ((r.dataset, r.what, r.name, size(r.bytes)) for r in found)
+            old = f", and no version goes with --keep {keep}" if keep else ""
+            return f"Nothing is left of runs that died{old}."
+        rows = [(r.dataset, r.what, r.name, size(r.bytes)) for r in found]
+        rows += [("in all", "", "", size(sum(r.bytes for r in found)))] * (len(found) > 1)
         do = "Nothing was removed yet; add --yes to remove it." if dry_run else "It was removed."
         return Group(terminal_table(rows, "", "of", "what", "which", "size>"), do)
 
@@ -692,22 +695,38 @@ def lake_expire(
     names: Annotated[
         list[str] | None, typer.Argument(help="Names of datasets; all, and models, when left out.")
     ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|AGE",
+            help="Also old versions, but for the newest N, or those younger than, say, 30d; "
+            "tags, branches, and what a run of this checkout or a model names, stay.",
+        ),
+    ] = None,
     env: Env = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list it: so without --yes.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Remove it, not only list it.")] = False,
     json: Json = False,
 ) -> None:
-    "Find what runs have left behind when they died: branches, chunks, staged models; remove it."
+    "Find what runs have left behind when they died, and with --keep old versions; remove it."
     from scalai_nb.data.lake.expiry import expire
+    from scalai_nb.data.lake.retention import Keep
     from scalai_nb.models.registry.registry import Registry
     from scalai_nb.pipeline.run import died
+    from scalai_nb.pipeline.showing.lineage import named_versions
 
+    if dry_run and yes:
+        raise ParameterError("--dry-run and --yes say the opposite; give one of the two.")
     found_env = environment(env)
+    rule = Keep.of(keep, named_versions(found_env)) if keep is not None else None
     registry, dead = Registry(found_env), died(found_env)
     registry.settle()
-    found = expire(_lake(env), dead, names or (), dry_run=not yes)
+    found = expire(_lake(env), dead, names or (), dry_run=not yes, keep=rule)
     if not names:
         found += registry.expire(dead, dry_run=not yes)
-    out(found, json, _remains(not yes))
+    out(found, json, _remains(not yes, keep))
 
 
 def _sizes(found: list[Size]) -> RenderableType:

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .storage import put
-from ...errors import LakeError, ScalaiError
+from .storage import folder_of, put
+from ...errors import LakeError, ScalaiError, VersionNotFound
 
 # %% auto #0
-__all__ = ['DIFFERS', 'DECODING', 'SEALS', 'checksum', 'cause', 'Place', 'Damaged', 'reading',
-           'Seal']
+__all__ = ['DIFFERS', 'DECODING', 'SEALS', 'checksum', 'expired_on', 'note_expiry', 'cause',
+           'Place', 'Damaged', 'reading', 'Seal']
 
 # %% ../../../nbs/data/lake/damage.ipynb #b42c025d
 def checksum(
@@ -33,6 +34,56 @@ def checksum(
     from google_crc32c import value
 
     return value(data)
+
+# %% ../../../nbs/data/lake/damage.ipynb #faaad6fd
+_EXPIRED = "expired.jsonl"  # of a dataset: a line for each time that versions expired
+
+
+def _expiries(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    "The day and the versions of each expiry"
+    with suppress(OSError):
+        for line in (folder / _EXPIRED).read_bytes().splitlines():
+            with suppress(ValueError, LookupError, TypeError):  # a damaged line says nothing
+                said = json.loads(line)
+                yield said["day"], said["versions"]
+
+
+def expired_on(
+    folder: Path,  # of the dataset
+    version: str,  # id, or the first 6 or more letters of one
+) -> str:
+    """The day on which a version of a dataset expired; empty: it has not
+
+    Parameters
+    ----------
+    folder : Path
+        of the dataset
+    version : str
+        id, or the first 6 or more letters of one
+    """
+    for day, versions in _expiries(folder):
+        if any(id.startswith(version) for id in versions):
+            return day
+    return ""
+
+
+def note_expiry(
+    folder: Path,  # of the dataset
+    versions: Iterable[str],  # ids of those that go
+) -> None:
+    """Remember which versions of a dataset expire today
+
+    Parameters
+    ----------
+    folder : Path
+        of the dataset
+    versions : Iterable[str]
+        ids of those that go
+    """
+    file = folder / _EXPIRED
+    said = file.read_bytes() if file.exists() else b""
+    line = {"day": f"{datetime.now(UTC):%Y-%m-%d}", "versions": sorted(versions)}
+    put(file, said + json.dumps(line).encode() + b"\n")
 
 # %% ../../../nbs/data/lake/damage.ipynb #4d89e237
 def cause(
@@ -55,13 +106,27 @@ class Place:
         of the dataset; none where a group is read that is in no lake
     version : str, default ''
         id
+    folder : str, default ''
+        of the dataset
     """
 
     name: str = ""  # of the dataset; none where a group is read that is in no lake
     version: str = ""  # id
+    folder: str = ""  # of the dataset
 
     def __str__(self) -> str:
         return f"{self.name!r} (version {self.version[:6]})"
+
+    @property
+    def gone(self) -> str:
+        "That the version has expired, and what to do; empty: it has not"
+        day = expired_on(folder_of(self.folder), self.version) if self.folder else ""
+        if not day:
+            return ""
+        return (
+            f"{self} expired on {day}: its rows are not kept any more. Read another version "
+            f"(scalai lake log {self.name}), or bring it back from a copy of the lake."
+        )
 
     @property
     def remedy(self) -> str:
@@ -107,6 +172,8 @@ def reading(
     except (ScalaiError, MemoryError):
         raise
     except kinds as e:
+        if place.gone:
+            raise VersionNotFound(place.gone) from e
         said = cause(e)
         differs = "checksum do not match" in said  # as Zarr has it
         what = "is damaged" if differs or isinstance(e, Damaged) else "cannot be read"

@@ -20,6 +20,7 @@ from .layout import append_group, read_group, write_group
 from .publication import Move, Publication, Release, pending
 from scalai_nb.data.lake.repository import (
     NAME,
+    ROOT,
     Diff,
     State,
     Version,
@@ -31,6 +32,7 @@ from scalai_nb.data.lake.repository import (
     new_ref,
     opened,
     own_branch,
+    parent_of,
     patched,
     published,
     refs,
@@ -52,6 +54,7 @@ from ...show import MOST
 if TYPE_CHECKING:
     from icechunk import Repository, SnapshotInfo
 
+    from scalai_nb.data.lake.retention import Remains
     from scalai_nb.data.lake.verify import Finding
     from scalai_nb.types import Dataset, Frame, PathLike, Progress, Table
 
@@ -126,8 +129,8 @@ class LakeReader:
         ref : str | Version | None, default None
             tag, branch, id, its first 6 or more letters, or a Version; None: the newest on main
         """
-        _, repo, info = self._find(name, ref)
-        return Version.of(info, tags(repo))
+        name, repo, info = self._find(name, ref)
+        return Version.of(info, tags(repo), parent_of(self.path / name, info))
 
     def log(
         self,
@@ -146,8 +149,9 @@ class LakeReader:
         """
         name, repo, info = self._find(name, branch)
         with explained(self.path / name):
-            names = tags(repo)
-            return [Version.of(i, names) for i in ancestry(repo, self.path / name, info.id)]
+            names, folder = tags(repo), self.path / name
+            line = ancestry(repo, folder, info.id)
+            return [Version.of(i, names, parent_of(folder, i)) for i in line]
 
     def read(
         self,
@@ -182,7 +186,8 @@ class LakeReader:
         """
         name, _, info = self._find(name, version)
         source = partial(group, str(self.path / name), info.id)
-        found = labelled(read_group(source, info.id, columns, rows, Place(name, info.id)))
+        place = Place(name, info.id, str(self.path / name))
+        found = labelled(read_group(source, info.id, columns, rows, place))
         found.encoding["source"] = f"{name}@{info.id}"  # as xarray says where data come from
         return found
 
@@ -713,7 +718,8 @@ class Lake(LakeReader):
         with explained(self.path / name):
             tip = repo.lookup_branch(own_branch(repo, name, branch))
             main = repo.lookup_branch("main")
-            if any(v.id == main for v in repo.ancestry(branch=branch)):
+            line = ancestry(repo, self.path / name, tip)
+            if main == ROOT or any(v.id == main for v in line):
                 return Move(name, main, tip)
             other = Version.of(repo.lookup_snapshot(main), {})
         raise Conflict(
@@ -765,6 +771,43 @@ class Lake(LakeReader):
         return self._write(
             name, self.read(name, old), message, "main", lambda _: state, old.content
         )
+
+    def expire(
+        self,
+        name: str,  # dataset
+        keep: int | str,  # so many of the newest versions, or those younger than, say, 30d
+        named: Collection[str],  # ids of versions that stay as well: `sn.named_versions(env)[name]`
+        dry_run: bool = True,  # only say what would go
+    ) -> list[Remains]:  # what goes, with the bytes that it frees
+        """Remove old versions, and the bytes that only they have
+
+        Tags, the tips of branches and what `named` says stay. A version that is gone can be
+        brought back only from a copy; reading it is a VersionNotFound that says when it expired.
+
+        Parameters
+        ----------
+        name : str
+            dataset
+        keep : int | str
+            so many of the newest versions, or those younger than, say, 30d
+        named : Collection[str]
+            ids of versions that stay as well: `sn.named_versions(env)[name]`
+        dry_run : bool, default True
+            only say what would go
+
+        Returns
+        -------
+        list[Remains]
+            what goes, with the bytes that it frees
+        """
+        from scalai_nb.data.lake.retention import Keep, at_hand, collect, let_go
+
+        rule = Keep.of(keep, {name: named})
+        self._open(name)
+        with self.locked(name) as locked, explained(self.path / name):
+            with at_hand(locked, self.path / name, dry_run) as (repo, folder):
+                collect(repo, folder)
+                return let_go(repo, folder, rule)
 
     @contextmanager
     def lock(self, name: str) -> Iterator[Check]:

@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from scalai_nb.types import PathLike
 
 # %% auto #0
-__all__ = ['State', 'STATE', 'ROOT', 'ID', 'NAME', 'Version', 'versions_table', 'compared', 'Diff',
-           'state_of', 'patched', 'icechunk', 'explained', 'unborn', 'create', 'opened',
-           'marks', 'published', 'manifests', 'seal', 'written', 'named', 'stands',
-           'whole', 'snapshot', 'ancestry', 'group', 'mend', 'refs', 'tags', 'resolve',
-           'new_ref', 'own_branch']
+__all__ = ['State', 'STATE', 'ROOT', 'ID', 'NAME', 'KEPT', 'Version', 'versions_table', 'compared',
+           'Diff', 'state_of', 'patched', 'icechunk', 'explained', 'unborn', 'create',
+           'opened', 'marks', 'published', 'manifests', 'seal', 'written', 'named',
+           'stands', 'whole', 'snapshot', 'parent_of', 'ancestry', 'group', 'mend',
+           'branches', 'refs', 'tags', 'resolve', 'new_ref', 'own_branch']
 
 # %% ../../../nbs/data/lake/repository.ipynb #2274ced7
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class Version:
         cls,
         info: SnapshotInfo,  # a snapshot as Icechunk describes it
         tags: dict[str, list[str]],  # names by the id of a snapshot
+        before: str | None = None,  # id of the version before; None: as it was when it was written
     ) -> Version:
         """The version that a snapshot holds
 
@@ -85,6 +86,8 @@ class Version:
             a snapshot as Icechunk describes it
         tags : dict[str, list[str]]
             names by the id of a snapshot
+        before : str | None, default None
+            id of the version before; None: as it was when it was written
         """
         m: Any = info.metadata
         return cls(
@@ -93,7 +96,7 @@ class Version:
             m["rows"],
             info.message,
             m["author"],
-            m["parent"] or None,
+            (m["parent"] if before is None else before) or None,
             tuple(tags.get(info.id, ())),
             m.get("content") or info.id,
         )
@@ -488,8 +491,17 @@ def written(
         the last written last
     """
     files = [f for kind in ("snapshots", SEALS) for f in (folder / kind).glob("*")]
-    files.sort(key=lambda f: f.stat().st_mtime_ns)
-    return [id for id in dict.fromkeys(f.name for f in files) if ID.fullmatch(id) and id != ROOT]
+    times = {f: time for f in files if (time := _time_of(f))}
+    ids = dict.fromkeys(f.name for f in sorted(times, key=times.__getitem__))
+    return [id for id in ids if ID.fullmatch(id) and id != ROOT]
+
+
+def _time_of(file: Path) -> int:
+    "When a file was written, in nanoseconds since 1970; 0: it expires in this moment"
+    try:
+        return file.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def named(
@@ -551,7 +563,7 @@ def whole(
     kinds : tuple[str, ...], default ('snapshots/', 'manifests/')
         of the records that are to be read
     """
-    place = Place(folder.name, id)
+    place = Place(folder.name, id, str(folder))
     try:
         kept = Seal.read(folder, id)
     except Damaged as e:
@@ -560,6 +572,10 @@ def whole(
             "If that lists nothing else, delete this file."
         ) from None
     broken = kept.broken(folder, kinds) if kept else {}
+    if broken and place.gone:
+        raise VersionNotFound(place.gone)
+    if broken and Seal.read(folder, id) != kept:  # an expiry sealed it anew in this moment
+        return whole(folder, id, kinds)
     for path, why in broken.items():
         known = {} if f"snapshots/{id}" in broken else manifests(opened(folder), id)
         columns = f" (of {', '.join(map(repr, known[path]))})" if known.get(path) else ""
@@ -581,7 +597,35 @@ def snapshot(
     id : str
     """
     whole(folder, id, ("snapshots/",))
-    return repo.lookup_snapshot(id)
+    try:
+        return repo.lookup_snapshot(id)
+    except icechunk().IcechunkError as e:
+        if gone := Place(folder.name, id, str(folder)).gone:
+            raise VersionNotFound(gone) from e
+        raise
+
+
+def parent_of(
+    folder: Path,  # of the dataset
+    info: SnapshotInfo,
+) -> str:  # empty: it is the first
+    """The id of the version before one, of those that are still there
+
+    Its seal knows it: versions between the two may have expired.
+
+    Parameters
+    ----------
+    folder : Path
+        of the dataset
+    info : SnapshotInfo
+
+    Returns
+    -------
+    str
+        empty: it is the first
+    """
+    kept = Seal.read(folder, info.id)
+    return kept.parent if kept else str(info.metadata["parent"])
 
 
 def ancestry(
@@ -599,12 +643,19 @@ def ancestry(
     id : str
         of a version
     """
-    while id:
-        info = snapshot(repo, folder, id)
-        if "rows" not in info.metadata:
-            return
+    info: SnapshotInfo | None = snapshot(repo, folder, id)
+    while info and "rows" in info.metadata:
         yield info
-        id = str(info.metadata["parent"])
+        info = _earlier(repo, folder, info)
+
+
+def _earlier(repo: Repository, folder: Path, info: SnapshotInfo) -> SnapshotInfo | None:
+    "The version before one, None: it is the first; what expires in this moment is passed over"
+    id = parent_of(folder, info)
+    try:
+        return snapshot(repo, folder, id) if id else None
+    except VersionNotFound:
+        return None if parent_of(folder, info) == id else _earlier(repo, folder, info)
 
 
 @lru_cache(maxsize=64)
@@ -635,7 +686,9 @@ def group(
     except (ScalaiError, MemoryError):
         raise
     except Exception as e:
-        place = Place(folder_of(folder).name, id)
+        place = Place(folder_of(folder).name, id, folder)
+        if place.gone:
+            raise VersionNotFound(place.gone) from e
         raise LakeError(f"{place} cannot be opened: {cause(e)}. {place.remedy}") from e
 
 # %% ../../../nbs/data/lake/repository.ipynb #0914fede
@@ -686,9 +739,17 @@ def mend(
 NAME = re.compile("[a-z0-9][a-z0-9._-]*")  # what a dataset, a tag or a branch may be called
 
 
+KEPT = "kept."  # begins the branches that nobody sees: each keeps the version that a run names
+
+
+def branches(repo: Repository) -> set[str]:
+    "Branches that somebody has made"
+    return {b for b in repo.list_branches() if not b.startswith(KEPT)}
+
+
 def refs(repo: Repository) -> set[str]:
     "Tags and branches"
-    return repo.list_tags() | repo.list_branches()
+    return repo.list_tags() | branches(repo)
 
 
 def tags(repo: Repository) -> dict[str, list[str]]:
@@ -721,6 +782,9 @@ def resolve(
     if ref in repo.list_branches():
         return repo.lookup_branch(ref)
     found = [id for id in written(folder) if id.startswith(ref)] if len(ref) >= 6 else []
+    there = [id for id in found if (folder / "snapshots" / id).exists()]
+    if not there and len(ref) >= 6 and (gone := Place(folder.name, ref, str(folder)).gone):
+        raise VersionNotFound(gone)
     return found[0] if len(found) == 1 else None
 
 
@@ -743,10 +807,10 @@ def new_ref(
     str
         `ref`
     """
-    if not NAME.fullmatch(ref.lower()):
+    if not NAME.fullmatch(ref.lower()) or ref.startswith(KEPT):
         raise LakeError(
             f"{ref!r} cannot name a tag or branch; accepted: "
-            "letters, digits, '.', '_' and '-', a letter or digit first."
+            f"letters, digits, '.', '_' and '-', a letter or digit first, but not {KEPT!r}."
         )
     if ref in refs(repo):
         raise LakeError(
@@ -774,7 +838,7 @@ def own_branch(
     str
         `branch`
     """
-    others = repo.list_branches() - {"main"}
+    others = branches(repo) - {"main"}
     if branch not in others:
         raise VersionNotFound(unknown(branch, others, f"the branches of {name!r} beside main"))
     return branch

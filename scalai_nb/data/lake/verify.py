@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -18,12 +18,12 @@ from .repository import ROOT, group, manifests, named, opened
 from ...show import progress_bar
 
 if TYPE_CHECKING:
-    from icechunk import Repository
+    from icechunk import Repository, SnapshotInfo
 
     from scalai_nb.types import Progress
 
 # %% auto #0
-__all__ = ['Index', 'TOGETHER', 'Finding', 'verify', 'chunk_keys', 'absent']
+__all__ = ['Index', 'TOGETHER', 'Finding', 'history', 'verify', 'chunk_keys', 'absent']
 
 # %% ../../../nbs/data/lake/verify.ipynb #cc8fb8c6
 @dataclass(frozen=True)
@@ -80,8 +80,26 @@ def _parent(repo: Repository, folder: Path, id: str) -> str:
         return ROOT
 
 
-def _history(repo: Repository, folder: Path, tips: list[str]) -> dict[str, str]:
-    "The version before each version, the oldest first"
+def history(
+    repo: Repository,
+    folder: Path,  # of the dataset
+    tips: Iterable[str],  # ids to begin with
+) -> dict[str, str]:  # ROOT: none
+    """The version before each version that tips lead to, the oldest first
+
+    Parameters
+    ----------
+    repo : Repository
+    folder : Path
+        of the dataset
+    tips : Iterable[str]
+        ids to begin with
+
+    Returns
+    -------
+    dict[str, str]
+        ROOT: none
+    """
     parents: dict[str, str] = {}
     for tip in tips:
         line: dict[str, str] = {}
@@ -122,6 +140,11 @@ Index: TypeAlias = tuple[int, ...]
 async def _stored(session: Any, path: str) -> list[Index]:
     "The indices of all chunks of an array"
     return [tuple(index) async for index in session.chunk_coordinates(path)]
+
+
+def _first_parent(info: SnapshotInfo) -> str:
+    "The version before one when it was written; ROOT: none"
+    return str(info.metadata.get("parent") or ROOT)
 
 
 def _fresh(
@@ -206,7 +229,7 @@ class _Dataset:
     def open(self, repo: Repository) -> None:
         "Look at the records, and find what is to be read"
         self.found += _records(repo, self.folder, ROOT)
-        for id, parent in _history(repo, self.folder, self.tips).items():
+        for id, parent in history(repo, self.folder, self.tips).items():
             records = _records(repo, self.folder, id)
             self.found += records
             self.versions[id] = version = _Version(id, parent)
@@ -221,6 +244,8 @@ class _Dataset:
         before = self.versions.get(version.parent)
         known = known and (version.parent == ROOT or bool(before and before.group))
         try:
+            info = repo.lookup_snapshot(version.id)
+            known = known and info.parent_id == version.parent == _first_parent(info)
             session = repo.readonly_session(snapshot_id=version.id)
             version.group = zarr.open_group(session.store, mode="r")
             arrays = sorted(version.group.array_keys())
