@@ -37,6 +37,7 @@ from .show import terminal_table
 from .words import size, when
 
 if TYPE_CHECKING:
+    from scalai_nb.data.lake.compaction import Compaction
     from scalai_nb.data.lake.expiry import Remains, Size
     from scalai_nb.data.lake.lake import Lake, Version
     from scalai_nb.data.lake.verify import Finding
@@ -50,8 +51,8 @@ if TYPE_CHECKING:
 __all__ = ['app', 'runs_app', 'lake_app', 'kernel_app', 'Parameters', 'Pipeline', 'Sweep', 'RunId',
            'scalai', 'run', 'plan', 'accept', 'runs', 'runs_send', 'show', 'cancel',
            'report', 'lake_ls', 'lake_log', 'lake_diff', 'lake_add', 'lake_tag',
-           'lake_restore', 'lake_expire', 'lake_sizes', 'lake_verify', 'dash',
-           'kernel_install', 'warm', 'doctor', 'main']
+           'lake_restore', 'lake_expire', 'lake_sizes', 'lake_verify', 'lake_compact',
+           'dash', 'kernel_install', 'warm', 'doctor', 'main']
 
 # %% ../nbs/cli.ipynb #34c443ca
 app = typer.Typer(
@@ -748,6 +749,32 @@ def lake_verify(
     found = [finding for name in names or lake.names() for finding in lake.verify(name)]
     out(found, json, _findings)
     raise typer.Exit(1 if any(f.bad for f in found) else 0)
+
+# %% ../nbs/cli.ipynb #f55de406
+def _compacted(dry_run: bool) -> Callable[[list[Compaction]], RenderableType]:
+    "Compactions as a table"
+
+    def table(found: list[Compaction]) -> RenderableType:
+        rows = ((c.dataset, f"{c.rows:,}", f"{c.blocks:,}") for c in found)
+        did = "Nothing was moved yet." if dry_run else "The rows are in chunks of columns now."
+        return Group(terminal_table(rows, "", "dataset", "rows>", "pieces>"), did)
+
+    return table
+
+
+@lake_app.command("compact")
+def lake_compact(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Names of datasets; all when left out.")
+    ] = None,
+    env: Env = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would move.")] = False,
+    json: Json = False,
+) -> None:
+    "Put the rows of small appends into chunks, where they are read fastest; no version changes."
+    lake = _lake(env)
+    found = [lake.compact(name, dry_run) for name in names or lake.names()]
+    out(found, json, _compacted(dry_run))
 
 # %% ../nbs/cli.ipynb #7a067abe
 @app.command()

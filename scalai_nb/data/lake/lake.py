@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ..categories import labelled
 from .damage import Place
 from .keyed import Key, matched
-from .layout import append_group, read_group, write_group
+from .layout import append_group, read_group, schema_of_group, write_group
 from .publication import Move, Publication, Release, pending
 from scalai_nb.data.lake.repository import (
     NAME,
@@ -27,8 +27,10 @@ from scalai_nb.data.lake.repository import (
     create,
     explained,
     group,
+    identity,
     mend,
     new_ref,
+    newest_twin,
     opened,
     own_branch,
     patched,
@@ -51,6 +53,7 @@ from ...show import MOST
 if TYPE_CHECKING:
     from icechunk import Repository, SnapshotInfo
 
+    from scalai_nb.data.lake.compaction import Compaction
     from scalai_nb.data.lake.verify import Finding
     from scalai_nb.types import Dataset, Frame, PathLike, Progress, Table
 
@@ -186,7 +189,7 @@ class LakeReader:
         name, _, info = self._find(name, version)
         source = partial(group, str(self.path / name), info.id)
         found = labelled(read_group(source, info.id, columns, rows, Place(name, info.id)))
-        found.encoding["source"] = f"{name}@{info.id}"  # as xarray says where data come from
+        found.encoding["source"] = f"{name}@{identity(info)}"  # as xarray says where data come from
         return found
 
     def diff(
@@ -300,7 +303,7 @@ class LakeReader:
 
     def _schema(self, name: str, version: Version) -> dict[str, Any]:
         "What `data.lake.layout.schema` says of a version"
-        return json.loads(cast("str", group(str(self._folder(name)), version.id).attrs["schema"]))
+        return schema_of_group(group(str(self._folder(name)), version.id))
 
     def _folder(self, name: str) -> Path:
         if NAME.fullmatch(name):
@@ -338,7 +341,7 @@ class LakeReader:
                 )
             if wanted == "main":
                 id = _newest(name, id, publications)
-            info = snapshot(repo, self.path / name, id)
+            info = newest_twin(repo, self.path / name, snapshot(repo, self.path / name, id))
         if "rows" not in info.metadata:
             raise DatasetNotFound(
                 f"{name!r} has nothing on {wanted!r} yet; "
@@ -708,7 +711,8 @@ class Lake(LakeReader):
         with explained(self.path / name):
             tip = repo.lookup_branch(own_branch(repo, name, branch))
             main = repo.lookup_branch("main")
-            if any(v.id == main for v in repo.ancestry(branch=branch)):
+            same = {main, identity(repo.lookup_snapshot(main))}
+            if any(v.id in same for v in repo.ancestry(branch=branch)):
                 return Move(name, main, tip)
             other = Version.of(repo.lookup_snapshot(main), {})
         raise Conflict(
@@ -716,6 +720,30 @@ class Lake(LakeReader):
             f"({other.message!r} by {other.author}) after {branch!r} was cut; "
             "nothing was published. Write again on a new branch."
         )
+
+    def compact(
+        self,
+        name: str,  # dataset
+        dry_run: bool = False,  # only say what would move
+    ) -> Compaction:
+        """Put the rows of small appends into the chunks of columns, where they are read fastest
+
+        The log and all that is read stay as they are. Appends do so themselves whenever the rows
+        fill a chunk. Conflict as in `write`.
+
+        Parameters
+        ----------
+        name : str
+            dataset
+        dry_run : bool, default False
+            only say what would move
+        """
+        from scalai_nb.data.lake.compaction import compact
+
+        self._find(name)
+        folder = self.path / name
+        with self.locked(name) as repo, explained(folder, kinds=()):
+            return compact(repo, folder, dry_run)
 
     def drop(
         self,
@@ -817,12 +845,13 @@ class Lake(LakeReader):
                 if after == before:
                     return self.version(name, base.id)
                 zarr.open_group(session.store).attrs["after"] = base.id  # Icechunk wants a change
-            parent = base.id if "rows" in base.metadata else ""
+            before_id = base.id if "rows" in base.metadata else ""
+            parent = identity(base) if before_id else ""
             about = {"author": self.author, "rows": rows, "parent": parent}
             about |= {"content": content} if content else {}
             about |= {"state": json.dumps(after)} if after else {}
             id = session.commit(secrets_here().scrub(message) or f"{rows:,} rows", about)
-            seal(repo, folder, id, parent)
+            seal(repo, folder, id, before_id)
         version = self.version(name, id)
         if branch == "main":
             WRITTEN.append((self.path, name, version))

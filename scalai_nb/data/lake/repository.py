@@ -33,11 +33,63 @@ if TYPE_CHECKING:
     from scalai_nb.types import PathLike
 
 # %% auto #0
-__all__ = ['State', 'STATE', 'ROOT', 'ID', 'NAME', 'Version', 'versions_table', 'compared', 'Diff',
-           'state_of', 'patched', 'icechunk', 'explained', 'unborn', 'create', 'opened',
-           'marks', 'published', 'manifests', 'seal', 'written', 'named', 'stands',
-           'whole', 'snapshot', 'ancestry', 'group', 'mend', 'refs', 'tags', 'resolve',
-           'new_ref', 'own_branch']
+__all__ = ['State', 'STATE', 'ROOT', 'ID', 'NAME', 'identity', 'twin', 'newest_twin', 'Version',
+           'versions_table', 'compared', 'Diff', 'state_of', 'patched', 'icechunk',
+           'explained', 'unborn', 'create', 'opened', 'marks', 'published', 'manifests',
+           'seal', 'written', 'named', 'stands', 'whole', 'snapshot', 'ancestry', 'group',
+           'mend', 'refs', 'tags', 'resolve', 'new_ref', 'own_branch']
+
+# %% ../../../nbs/data/lake/repository.ipynb #66e436b9
+def identity(
+    info: SnapshotInfo,  # a snapshot as Icechunk describes it
+) -> str:
+    """Id of the version that a snapshot holds: its own, or the one whose rows it has moved together
+
+    Parameters
+    ----------
+    info : SnapshotInfo
+        a snapshot as Icechunk describes it
+    """
+    found: Any = info.metadata.get("of")
+    return found or info.id
+
+
+def twin(
+    info: SnapshotInfo,
+) -> dict[str, Any]:  # metadata of a snapshot of the same version
+    """What makes another snapshot the same version, though its rows lie elsewhere
+
+    Returns
+    -------
+    dict[str, Any]
+        metadata of a snapshot of the same version
+    """
+    written = info.metadata.get("written") or info.written_at.isoformat()
+    return {**info.metadata, "of": identity(info), "written": written}
+
+
+def newest_twin(
+    repo: Repository,
+    folder: Path,  # of the dataset
+    info: SnapshotInfo,
+) -> SnapshotInfo:
+    """The snapshot to read a version from: the tip of main, if that is the same version
+
+    Parameters
+    ----------
+    repo : Repository
+    folder : Path
+        of the dataset
+    info : SnapshotInfo
+    """
+    tip = repo.lookup_branch("main")
+    if tip in (info.id, ROOT):
+        return info
+    try:
+        newest = snapshot(repo, folder, tip)
+    except (LakeError, icechunk().IcechunkError):  # it is damaged, which is no matter here
+        return info
+    return newest if identity(newest) == identity(info) else info
 
 # %% ../../../nbs/data/lake/repository.ipynb #2274ced7
 @dataclass(frozen=True)
@@ -86,15 +138,17 @@ class Version:
             names by the id of a snapshot
         """
         m: Any = info.metadata
+        id = identity(info)
+        written = m.get("written")
         return cls(
-            info.id,
-            info.written_at,
+            id,
+            datetime.fromisoformat(written) if written else info.written_at,
             m["rows"],
             info.message,
             m["author"],
             m["parent"] or None,
-            tuple(tags.get(info.id, ())),
-            m.get("content") or info.id,
+            tuple(sorted({*tags.get(info.id, ()), *tags.get(id, ())})),
+            m.get("content") or id,
         )
 
     def _repr_html_(self) -> str:
@@ -717,6 +771,8 @@ def resolve(
         return repo.lookup_tag(ref)
     if ref in repo.list_branches():
         return repo.lookup_branch(ref)
+    if ID.fullmatch(ref) and any((folder / kind / ref).exists() for kind in ("snapshots", SEALS)):
+        return ref
     found = [id for id in written(folder) if id.startswith(ref)] if len(ref) >= 6 else []
     return found[0] if len(found) == 1 else None
 
