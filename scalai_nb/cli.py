@@ -52,7 +52,7 @@ __all__ = ['app', 'runs_app', 'lake_app', 'kernel_app', 'Parameters', 'Pipeline'
            'scalai', 'run', 'plan', 'accept', 'runs', 'runs_send', 'show', 'cancel',
            'report', 'lake_ls', 'lake_log', 'lake_diff', 'lake_add', 'lake_tag',
            'lake_restore', 'lake_expire', 'lake_sizes', 'lake_verify', 'lake_compact',
-           'dash', 'kernel_install', 'warm', 'doctor', 'main']
+           'lake_evolve', 'dash', 'kernel_install', 'warm', 'doctor', 'main']
 
 # %% ../nbs/cli.ipynb #34c443ca
 app = typer.Typer(
@@ -775,6 +775,49 @@ def lake_compact(
     lake = _lake(env)
     found = [lake.compact(name, dry_run) for name in names or lake.names()]
     out(found, json, _compacted(dry_run))
+
+# %% ../nbs/cli.ipynb #51700f39
+def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
+    "`a=b` of an option as a dict"
+    pairs = [item.partition("=") for item in given or ()]
+    if wrong := [name for name, sep, value in pairs if not (name and sep and value)]:
+        raise ParameterError(f"{option} {wrong[0]} lacks a part; accepted: {option} NAME=VALUE.")
+    return {name: value for name, _, value in pairs}
+
+
+def _typed(value: str) -> str | tuple[str, str]:
+    "A type, or with a colon a type and a value"
+    kind, colon, fill = value.partition(":")
+    return (kind, fill) if colon else kind
+
+
+@lake_app.command("evolve")
+def lake_evolve(
+    name: Dataset,
+    add: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN=TYPE[:VALUE]", help="A new column.")
+    ] = None,
+    rename: Annotated[list[str] | None, typer.Option(metavar="OLD=NEW")] = None,
+    drop: Annotated[list[str] | None, typer.Option(metavar="COLUMN")] = None,
+    widen: Annotated[list[str] | None, typer.Option(metavar="COLUMN=TYPE")] = None,
+    message: Annotated[str, typer.Option("--message", "-m", help="Why.")] = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Even where the contract calls it breaking.")
+    ] = False,
+    env: Env = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
+    json: Json = False,
+) -> None:
+    "Add, rename, drop or widen columns, as a new version; former versions stay as they were."
+    lake = _lake(env)
+    changes: dict[str, Any] = {
+        "add": {column: _typed(kind) for column, kind in _pairs(add, "--add").items()},
+        "rename": _pairs(rename, "--rename"),
+        "drop": tuple(drop or ()),
+        "widen": _pairs(widen, "--widen"),
+    }
+    found = lake.evolve(name, **changes, message=message, breaking=force, dry_run=dry_run)
+    out(found, json, lambda diff: Text(str(diff)))
 
 # %% ../nbs/cli.ipynb #7a067abe
 @app.command()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -720,6 +720,64 @@ class Lake(LakeReader):
             f"({other.message!r} by {other.author}) after {branch!r} was cut; "
             "nothing was published. Write again on a new branch."
         )
+
+    def evolve(
+        self,
+        name: str,  # dataset
+        # type of each new column, or (type, value of the rows that are there)
+        add: Mapping[str, Any] | None = None,
+        rename: Mapping[str, str] | None = None,  # new names by present ones
+        drop: Sequence[str] = (),  # columns
+        widen: Mapping[str, str] | None = None,  # types by column
+        message: str = "",  # why; default: what changes
+        breaking: bool = False,  # even where the contract of the dataset calls it breaking
+        dry_run: bool = False,  # only say what would change
+    ) -> Diff:  # what changes; its `after` is the new version
+        """Change the columns of a dataset, as a new version; those before stay as they were
+
+        Only a column that is widened is written again. LakeError: a column is not there, is there
+        already, or cannot be widened so. ContractViolation: the contract, which is amended along,
+        calls it breaking. Then nothing was changed.
+
+        Parameters
+        ----------
+        name : str
+            dataset
+        add : Mapping[str, Any] | None, default None
+            type of each new column, or (type, value of the rows that are there)
+        rename : Mapping[str, str] | None, default None
+            new names by present ones
+        drop : Sequence[str], default ()
+            columns
+        widen : Mapping[str, str] | None, default None
+            types by column
+        message : str, default ''
+            why; default: what changes
+        breaking : bool, default False
+            even where the contract of the dataset calls it breaking
+        dry_run : bool, default False
+            only say what would change
+
+        Returns
+        -------
+        Diff
+            what changes; its `after` is the new version
+        """
+        import zarr
+
+        from scalai_nb.data.lake.reshaping import Reshape, evolve, reshaped
+
+        before = self.version(name)
+        reshape = Reshape(add or {}, rename or {}, tuple(drop), widen or {})
+        if dry_run:
+            old = self._schema(name, before)
+            return Diff.of(name, before, before, (old, reshaped(old, reshape, breaking)))
+
+        def change(store: Any, base: Place) -> dict[str, Any]:
+            return evolve(zarr.open_group(store, mode="r+"), reshape, breaking, base)
+
+        self._commit(name, "main", message or str(reshape), change, lambda state: state)
+        return self.diff(name, before)
 
     def compact(
         self,

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Schema', 'BLOCK', 'SMALL', 'CHUNK', 'LATER', 'Window', 'schema', 'chunk_rows',
-           'array_of', 'head_rows', 'describe', 'schema_of_group', 'write_group',
-           'summed', 'arriving', 'chunk_key', 'Rows', 'read_group', 'settle',
-           'append_group']
+           'array_of', 'head_rows', 'free_name', 'create_array', 'describe',
+           'schema_of_group', 'write_group', 'summed', 'arriving', 'chunk_key', 'Rows',
+           'read_group', 'settle', 'append_group']
 
 # %% ../../../nbs/data/lake/layout.ipynb #c8194111
 Schema: TypeAlias = dict[str, Any]  # sizes, attrs and columns; as JSON has it
@@ -192,10 +192,47 @@ def head_rows(
     return plan["tail"]["start"] if "tail" in plan else plan["sizes"]["row"]
 
 
-def _create(
-    group: zarr.Group, name: str, column: Schema, sizes: dict[str, int], rows: int
+def free_name(
+    group: zarr.Group,
+    name: str,  # of a column
+) -> str:
+    """A name for an array of a column that no array has
+
+    Parameters
+    ----------
+    group : zarr.Group
+    name : str
+        of a column
+    """
+    key, number = _key(name), 1
+    while key in group:
+        number += 1
+        key = f"{_key(name)}.{number}"
+    return key
+
+
+def create_array(
+    group: zarr.Group,
+    name: str,  # of the column
+    column: Schema,
+    sizes: dict[str, int],
+    rows: int,  # in a chunk
+    fill: Any = None,  # what all rows have; None: zeros
 ) -> zarr.Array:
-    "An empty array for a column, in chunks of `rows` rows"
+    """An array for a column, of which no chunk is written
+
+    Parameters
+    ----------
+    group : zarr.Group
+    name : str
+        of the column
+    column : Schema
+    sizes : dict[str, int]
+    rows : int
+        in a chunk
+    fill : Any, default None
+        what all rows have; None: zeros
+    """
     from zarr.codecs import BloscCodec, Crc32cCodec
 
     chunks = [rows if d == "row" else max(1, min(sizes[d], 1024)) for d in column["dims"]]
@@ -209,6 +246,7 @@ def _create(
             chunks=tuple(chunks),
             compressors=(BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"), Crc32cCodec()),
             overwrite=True,
+            **({} if fill is None else {"fill_value": fill}),
         )
 
 
@@ -217,7 +255,7 @@ def _stored(column: Schema, values: Array) -> Array:
     return _escape(values) if column["dtype"] == "str" else values
 
 # %% ../../../nbs/data/lake/layout.ipynb #2e96130c
-LATER = "for scalai-nb 0.2 or later"  # a schema of which not all rows are in the arrays
+LATER = "for scalai-nb 0.2 or later"  # not all rows are in the arrays that columns are named after
 
 
 def describe(
@@ -226,7 +264,8 @@ def describe(
 ) -> None:
     "Keep the schema of what is stored"
     text = json.dumps(plan)
-    group.attrs["schema"] = {LATER: text} if "tail" in plan else text
+    elsewhere = "tail" in plan or any("array" in c for c in plan["columns"].values())
+    group.attrs["schema"] = {LATER: text} if elsewhere else text
 
 
 def schema_of_group(
@@ -311,7 +350,7 @@ def write_group(
     plan = schema(ds)
     plan["chunk"] = chunk_rows(plan)
     for name, column in plan["columns"].items():
-        _create(group, name, column, plan["sizes"], plan["chunk"])
+        create_array(group, name, column, plan["sizes"], plan["chunk"])
     for name, variable in _still(ds).variables.items():
         array = cast("Any", group[_key(str(name))])
         array[...] = _stored(plan["columns"][name], variable.values)
@@ -742,7 +781,8 @@ def _agree(old: Schema, new: Schema) -> None:
             )
         if name not in stored:
             raise LakeError(
-                f"{name!r} is appended and is not stored; drop it, or write the dataset anew."
+                f"{name!r} is appended and is not stored; drop it, or add it before: "
+                f"scalai lake evolve DATASET --add {name}={given[name]['type']}."
             )
         _agree_columns(name, stored[name], given[name])
 
@@ -784,7 +824,7 @@ def _widen(group: zarr.Group, name: str, plan: Schema, dtype: np.dtype) -> None:
     codes, column = cast("Any", group[array_of(plan, name)])[:], plan["columns"][name]
     column["dtype"] = str(dtype)
     sizes = plan["sizes"] | {"row": head_rows(plan)}
-    _create(group, name, column, sizes, plan["chunk"])[:] = codes
+    create_array(group, name, column, sizes, plan["chunk"])[:] = codes
 
 # %% ../../../nbs/data/lake/layout.ipynb #cce5872e
 def _into_columns(group: zarr.Group, plan: Schema, ds: Dataset, place: Place) -> None:

@@ -195,6 +195,14 @@ def _types(schema: dict[str, Any]) -> dict[str, str]:
     return {name: column["type"] for name, column in schema["columns"].items()}
 
 
+def _renamed(one: dict[str, Any], two: dict[str, Any]) -> dict[str, str]:
+    "Columns that a change has given another name: the new one by the old one"
+    before, after = one["columns"], two["columns"]
+    gone = {c.get("array", n): n for n, c in before.items() if n not in after}
+    new = {n: c["array"] for n, c in after.items() if n not in before and "array" in c}
+    return {gone[array]: name for name, array in new.items() if array in gone}
+
+
 def _flat(schema: dict[str, Any]) -> dict[str, Any]:
     "Attributes of a schema by name: 'title' of the dataset, 'temp.units' of a column"
     columns = schema["columns"].items()
@@ -224,6 +232,8 @@ class Diff:
         types of columns that came, went or changed
     attrs : dict[str, tuple[Any, Any]]
         attributes: 'title' of the dataset, 'temp.units' of a column
+    renamed : dict[str, str]
+        columns: the new name by the old one
     """
 
     name: str
@@ -233,6 +243,7 @@ class Diff:
     columns: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     # attributes: 'title' of the dataset, 'temp.units' of a column
     attrs: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)  # columns: the new name by the old one
 
     @classmethod
     def of(
@@ -254,14 +265,17 @@ class Diff:
             of these versions
         """
         one, two = schemas
+        renamed = _renamed(one, two)
+        one = one | {"columns": {renamed.get(n, n): c for n, c in one["columns"].items()}}
         columns = compared(_types(one), _types(two))
-        return cls(name, before, after, columns, compared(_flat(one), _flat(two)))
+        return cls(name, before, after, columns, compared(_flat(one), _flat(two)), renamed)
 
     def __str__(self) -> str:
         ids = f"{self.before.id[:6]} -> {self.after.id[:6]}"
         head = f"{self.name}: {ids}, {self.before.rows:,} -> {self.after.rows:,} rows"
         changes = (self.columns | self.attrs).items()
-        return "\n".join([head, *(_line(k, *ends) for k, ends in changes)])
+        names = (f"  ~ {old} is now {new}" for old, new in self.renamed.items())
+        return "\n".join([head, *names, *(_line(k, *ends) for k, ends in changes)])
 
     def _repr_html_(self) -> str:
         return verbatim(str(self)).html

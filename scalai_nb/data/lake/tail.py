@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import struct
 import warnings
 import zlib
@@ -120,14 +121,14 @@ _LEAST = 512  # bytes; Icechunk puts less into the list of chunks, which is writ
 def is_page(
     name: str,  # of an array
 ) -> bool:
-    """Whether an array has blocks of a tail; a column's has no dot before a digit in its name
+    """Whether an array has blocks of a tail; no column's is named so
 
     Parameters
     ----------
     name : str
         of an array
     """
-    return name.startswith("tail.")
+    return bool(re.fullmatch(r"tail\.\d+\.\d+", name))
 
 
 def _page(level: int, number: int) -> str:
