@@ -37,6 +37,7 @@ from .show import terminal_table
 from .words import size, when
 
 if TYPE_CHECKING:
+    from scalai_nb.data.lake.compaction import Compaction
     from scalai_nb.data.lake.expiry import Size
     from scalai_nb.data.lake.lake import Lake, Version
     from scalai_nb.data.lake.retention import Remains
@@ -51,8 +52,8 @@ if TYPE_CHECKING:
 __all__ = ['app', 'runs_app', 'lake_app', 'kernel_app', 'Parameters', 'Pipeline', 'Sweep', 'RunId',
            'scalai', 'run', 'plan', 'accept', 'runs', 'runs_send', 'show', 'cancel',
            'report', 'lake_ls', 'lake_log', 'lake_diff', 'lake_add', 'lake_tag',
-           'lake_restore', 'lake_expire', 'lake_sizes', 'lake_verify', 'dash',
-           'kernel_install', 'warm', 'doctor', 'main']
+           'lake_restore', 'lake_expire', 'lake_sizes', 'lake_verify', 'lake_compact',
+           'lake_evolve', 'dash', 'kernel_install', 'warm', 'doctor', 'main']
 
 # %% ../nbs/cli.ipynb #34c443ca
 app = typer.Typer(
@@ -767,6 +768,75 @@ def lake_verify(
     found = [finding for name in names or lake.names() for finding in lake.verify(name)]
     out(found, json, _findings)
     raise typer.Exit(1 if any(f.bad for f in found) else 0)
+
+# %% ../nbs/cli.ipynb #f55de406
+def _compacted(dry_run: bool) -> Callable[[list[Compaction]], RenderableType]:
+    "Compactions as a table"
+
+    def table(found: list[Compaction]) -> RenderableType:
+        rows = ((c.dataset, f"{c.rows:,}", f"{c.blocks:,}") for c in found)
+        did = "Nothing was moved yet." if dry_run else "The rows are in chunks of columns now."
+        return Group(terminal_table(rows, "", "dataset", "rows>", "pieces>"), did)
+
+    return table
+
+
+@lake_app.command("compact")
+def lake_compact(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Names of datasets; all when left out.")
+    ] = None,
+    env: Env = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would move.")] = False,
+    json: Json = False,
+) -> None:
+    "Put the rows of small appends into chunks, where they are read fastest; no version changes."
+    lake = _lake(env)
+    found = [lake.compact(name, dry_run) for name in names or lake.names()]
+    out(found, json, _compacted(dry_run))
+
+# %% ../nbs/cli.ipynb #51700f39
+def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
+    "`a=b` of an option as a dict"
+    pairs = [item.partition("=") for item in given or ()]
+    if wrong := [name for name, sep, value in pairs if not (name and sep and value)]:
+        raise ParameterError(f"{option} {wrong[0]} lacks a part; accepted: {option} NAME=VALUE.")
+    return {name: value for name, _, value in pairs}
+
+
+def _typed(value: str) -> str | tuple[str, str]:
+    "A type, or with a colon a type and a value"
+    kind, colon, fill = value.partition(":")
+    return (kind, fill) if colon else kind
+
+
+@lake_app.command("evolve")
+def lake_evolve(
+    name: Dataset,
+    add: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN=TYPE[:VALUE]", help="A new column.")
+    ] = None,
+    rename: Annotated[list[str] | None, typer.Option(metavar="OLD=NEW")] = None,
+    drop: Annotated[list[str] | None, typer.Option(metavar="COLUMN")] = None,
+    widen: Annotated[list[str] | None, typer.Option(metavar="COLUMN=TYPE")] = None,
+    message: Annotated[str, typer.Option("--message", "-m", help="Why.")] = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Even where the contract calls it breaking.")
+    ] = False,
+    env: Env = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
+    json: Json = False,
+) -> None:
+    "Add, rename, drop or widen columns, as a new version; former versions stay as they were."
+    lake = _lake(env)
+    changes: dict[str, Any] = {
+        "add": {column: _typed(kind) for column, kind in _pairs(add, "--add").items()},
+        "rename": _pairs(rename, "--rename"),
+        "drop": tuple(drop or ()),
+        "widen": _pairs(widen, "--widen"),
+    }
+    found = lake.evolve(name, **changes, message=message, breaking=force, dry_run=dry_run)
+    out(found, json, lambda diff: Text(str(diff)))
 
 # %% ../nbs/cli.ipynb #7a067abe
 @app.command()

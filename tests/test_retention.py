@@ -30,12 +30,14 @@ def table(seed: int, n: int = 3000) -> xr.Dataset:
 
 
 def history(lake: Lake, rng: random.Random, writes: int) -> list[str]:
-    "The ids of the versions of a dataset that was written, appended to, tagged, branched, restored"
+    "The versions of a dataset: written, appended to, tagged, branched, restored, compacted"
     ids = [lake.write("a", table(0)).id]
     for n in range(1, writes):
         what = rng.choice(["write", "append", "append", "tag", "restore", "branch"])
         if what == "append":
             ids.append(lake.append("a", table(n, rng.randrange(1, 200))).id)
+            if rng.random() < 0.5:
+                lake.compact("a")
         elif what == "restore":
             ids.append(lake.restore("a", rng.choice(ids)).id)
         elif what == "tag":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ..categories import labelled
 from .damage import Place
 from .keyed import Key, matched
-from .layout import append_group, read_group, write_group
+from .layout import append_group, read_group, schema_of_group, write_group
 from .publication import Move, Publication, Release, pending
 from scalai_nb.data.lake.repository import (
     NAME,
@@ -28,8 +28,10 @@ from scalai_nb.data.lake.repository import (
     create,
     explained,
     group,
+    identity,
     mend,
     new_ref,
+    newest_twin,
     opened,
     own_branch,
     parent_of,
@@ -54,6 +56,7 @@ from ...show import MOST
 if TYPE_CHECKING:
     from icechunk import Repository, SnapshotInfo
 
+    from scalai_nb.data.lake.compaction import Compaction
     from scalai_nb.data.lake.retention import Remains
     from scalai_nb.data.lake.verify import Finding
     from scalai_nb.types import Dataset, Frame, PathLike, Progress, Table
@@ -130,7 +133,7 @@ class LakeReader:
             tag, branch, id, its first 6 or more letters, or a Version; None: the newest on main
         """
         name, repo, info = self._find(name, ref)
-        return Version.of(info, tags(repo), parent_of(self.path / name, info))
+        return Version.of(info, tags(repo), parent_of(repo, self.path / name, info))
 
     def log(
         self,
@@ -151,7 +154,7 @@ class LakeReader:
         with explained(self.path / name):
             names, folder = tags(repo), self.path / name
             line = ancestry(repo, folder, info.id)
-            return [Version.of(i, names, parent_of(folder, i)) for i in line]
+            return [Version.of(i, names, parent_of(repo, folder, i)) for i in line]
 
     def read(
         self,
@@ -188,7 +191,7 @@ class LakeReader:
         source = partial(group, str(self.path / name), info.id)
         place = Place(name, info.id, str(self.path / name))
         found = labelled(read_group(source, info.id, columns, rows, place))
-        found.encoding["source"] = f"{name}@{info.id}"  # as xarray says where data come from
+        found.encoding["source"] = f"{name}@{identity(info)}"  # as xarray says where data come from
         return found
 
     def diff(
@@ -301,7 +304,7 @@ class LakeReader:
 
     def _schema(self, name: str, version: Version) -> dict[str, Any]:
         "What `data.lake.layout.schema` says of a version"
-        return json.loads(cast("str", group(str(self._folder(name)), version.id).attrs["schema"]))
+        return schema_of_group(group(str(self._folder(name)), version.id))
 
     def _folder(self, name: str) -> Path:
         if NAME.fullmatch(name):
@@ -345,7 +348,7 @@ class LakeReader:
                 )
             if wanted == "main":
                 id = _newest(name, id, publications)
-            info = snapshot(repo, self.path / name, id)
+            info = newest_twin(repo, self.path / name, snapshot(repo, self.path / name, id))
         if "rows" not in info.metadata:
             raise DatasetNotFound(
                 f"{name!r} has nothing on {wanted!r} yet; "
@@ -718,8 +721,9 @@ class Lake(LakeReader):
         with explained(self.path / name):
             tip = repo.lookup_branch(own_branch(repo, name, branch))
             main = repo.lookup_branch("main")
+            same = identity(repo.lookup_snapshot(main))
             line = ancestry(repo, self.path / name, tip)
-            if main == ROOT or any(v.id == main for v in line):
+            if main == ROOT or any(identity(v) == same for v in line):
                 return Move(name, main, tip)
             other = Version.of(repo.lookup_snapshot(main), {})
         raise Conflict(
@@ -727,6 +731,88 @@ class Lake(LakeReader):
             f"({other.message!r} by {other.author}) after {branch!r} was cut; "
             "nothing was published. Write again on a new branch."
         )
+
+    def evolve(
+        self,
+        name: str,  # dataset
+        # type of each new column, or (type, value of the rows that are there)
+        add: Mapping[str, Any] | None = None,
+        rename: Mapping[str, str] | None = None,  # new names by present ones
+        drop: Sequence[str] = (),  # columns
+        widen: Mapping[str, str] | None = None,  # types by column
+        message: str = "",  # why; default: what changes
+        breaking: bool = False,  # even where the contract of the dataset calls it breaking
+        dry_run: bool = False,  # only say what would change
+    ) -> Diff:  # what changes; its `after` is the new version
+        """Change the columns of a dataset, as a new version; those before stay as they were
+
+        Only a column that is widened is written again. LakeError: a column is not there, is there
+        already, or cannot be widened so. ContractViolation: the contract, which is amended along,
+        calls it breaking. Then nothing was changed.
+
+        Parameters
+        ----------
+        name : str
+            dataset
+        add : Mapping[str, Any] | None, default None
+            type of each new column, or (type, value of the rows that are there)
+        rename : Mapping[str, str] | None, default None
+            new names by present ones
+        drop : Sequence[str], default ()
+            columns
+        widen : Mapping[str, str] | None, default None
+            types by column
+        message : str, default ''
+            why; default: what changes
+        breaking : bool, default False
+            even where the contract of the dataset calls it breaking
+        dry_run : bool, default False
+            only say what would change
+
+        Returns
+        -------
+        Diff
+            what changes; its `after` is the new version
+        """
+        import zarr
+
+        from scalai_nb.data.lake.reshaping import Reshape, evolve, reshaped
+
+        before = self.version(name)
+        reshape = Reshape(add or {}, rename or {}, tuple(drop), widen or {})
+        if dry_run:
+            old = self._schema(name, before)
+            return Diff.of(name, before, before, (old, reshaped(old, reshape, breaking)))
+
+        def change(store: Any, base: Place) -> dict[str, Any]:
+            return evolve(zarr.open_group(store, mode="r+"), reshape, breaking, base)
+
+        self._commit(name, "main", message or str(reshape), change, lambda state: state)
+        return self.diff(name, before)
+
+    def compact(
+        self,
+        name: str,  # dataset
+        dry_run: bool = False,  # only say what would move
+    ) -> Compaction:
+        """Put the rows of small appends into the chunks of columns, where they are read fastest
+
+        The log and all that is read stay as they are. Appends do so themselves whenever the rows
+        fill a chunk. Conflict as in `write`.
+
+        Parameters
+        ----------
+        name : str
+            dataset
+        dry_run : bool, default False
+            only say what would move
+        """
+        from scalai_nb.data.lake.compaction import compact
+
+        self._find(name)
+        folder = self.path / name
+        with self.locked(name) as repo, explained(folder, kinds=()):
+            return compact(repo, folder, dry_run)
 
     def drop(
         self,
@@ -869,12 +955,13 @@ class Lake(LakeReader):
                 if after == before:
                     return self.version(name, base.id)
                 zarr.open_group(session.store).attrs["after"] = base.id  # Icechunk wants a change
-            parent = base.id if "rows" in base.metadata else ""
+            before_id = base.id if "rows" in base.metadata else ""
+            parent = identity(base) if before_id else ""
             about = {"author": self.author, "rows": rows, "parent": parent}
             about |= {"content": content} if content else {}
             about |= {"state": json.dumps(after)} if after else {}
             id = session.commit(secrets_here().scrub(message) or f"{rows:,} rows", about)
-            seal(repo, folder, id, parent)
+            seal(repo, folder, id, before_id)
         version = self.version(name, id)
         if branch == "main":
             WRITTEN.append((self.path, name, version))

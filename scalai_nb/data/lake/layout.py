@@ -9,7 +9,7 @@ import asyncio
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from queue import SimpleQueue
@@ -18,7 +18,8 @@ from urllib.parse import quote
 
 import numpy as np
 
-from .damage import DECODING, DIFFERS, Damaged, Place, checksum, reading
+from .damage import DECODING, Damaged, Place, reading
+from .tail import Tail, add, clear, intact
 from ..sources import row_blocks, type_of
 from ...errors import LakeError, unknown
 from ...memory import block_bytes
@@ -30,9 +31,10 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, DataArray, Dataset
 
 # %% auto #0
-__all__ = ['Schema', 'BLOCK', 'SMALL', 'CHUNK', 'Window', 'schema', 'chunk_rows', 'write_group',
-           'summed', 'arriving', 'chunk_key', 'intact', 'Rows', 'read_group',
-           'schema_of_group', 'append_group']
+__all__ = ['Schema', 'BLOCK', 'SMALL', 'CHUNK', 'LATER', 'Window', 'schema', 'chunk_rows',
+           'array_of', 'head_rows', 'free_name', 'create_array', 'describe',
+           'schema_of_group', 'write_group', 'summed', 'arriving', 'chunk_key', 'Rows',
+           'read_group', 'settle', 'append_group']
 
 # %% ../../../nbs/data/lake/layout.ipynb #c8194111
 Schema: TypeAlias = dict[str, Any]  # sizes, attrs and columns; as JSON has it
@@ -157,27 +159,94 @@ def chunk_rows(
 
 # %% ../../../nbs/data/lake/layout.ipynb #004ee504
 def _key(name: str) -> str:
-    "Name of the array of a column"
+    "Name of the array that is made for a column"
     return quote(name, safe=" ").replace(".", "%2E")
 
 
-def _create(
-    group: zarr.Group, name: str, column: Schema, sizes: dict[str, int], rows: int
+def array_of(
+    plan: Schema,  # of a group
+    name: str,  # of a column
+) -> str:
+    """Name of the array of a column, which stays when the column is renamed
+
+    Parameters
+    ----------
+    plan : Schema
+        of a group
+    name : str
+        of a column
+    """
+    return plan["columns"][name].get("array") or _key(name)
+
+
+def head_rows(
+    plan: Schema,  # of a group
+) -> int:
+    """Rows in the arrays of columns; those after them are in the tail
+
+    Parameters
+    ----------
+    plan : Schema
+        of a group
+    """
+    return plan["tail"]["start"] if "tail" in plan else plan["sizes"]["row"]
+
+
+def free_name(
+    group: zarr.Group,
+    name: str,  # of a column
+) -> str:
+    """A name for an array of a column that no array has
+
+    Parameters
+    ----------
+    group : zarr.Group
+    name : str
+        of a column
+    """
+    key, number = _key(name), 1
+    while key in group:
+        number += 1
+        key = f"{_key(name)}.{number}"
+    return key
+
+
+def create_array(
+    group: zarr.Group,
+    name: str,  # of the column
+    column: Schema,
+    sizes: dict[str, int],
+    rows: int,  # in a chunk
+    fill: Any = None,  # what all rows have; None: zeros
 ) -> zarr.Array:
-    "An empty array for a column, in chunks of `rows` rows"
+    """An array for a column, of which no chunk is written
+
+    Parameters
+    ----------
+    group : zarr.Group
+    name : str
+        of the column
+    column : Schema
+    sizes : dict[str, int]
+    rows : int
+        in a chunk
+    fill : Any, default None
+        what all rows have; None: zeros
+    """
     from zarr.codecs import BloscCodec, Crc32cCodec
 
     chunks = [rows if d == "row" else max(1, min(sizes[d], 1024)) for d in column["dims"]]
     # Zarr says that times and strings are not in its specification yet
     with warnings.catch_warnings(action="ignore"):
         return group.create_array(
-            _key(name),
+            column.get("array") or _key(name),
             shape=[sizes[d] for d in column["dims"]],
             dtype=column["dtype"],
             dimension_names=column["dims"],
             chunks=tuple(chunks),
             compressors=(BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"), Crc32cCodec()),
             overwrite=True,
+            **({} if fill is None else {"fill_value": fill}),
         )
 
 
@@ -185,11 +254,40 @@ def _stored(column: Schema, values: Array) -> Array:
     "`values` as the array of `column` holds them"
     return _escape(values) if column["dtype"] == "str" else values
 
+# %% ../../../nbs/data/lake/layout.ipynb #2e96130c
+LATER = "for scalai-nb 0.2 or later"  # not all rows are in the arrays that columns are named after
+
+
+def describe(
+    group: zarr.Group,
+    plan: Schema,
+) -> None:
+    "Keep the schema of what is stored"
+    text = json.dumps(plan)
+    elsewhere = "tail" in plan or any("array" in c for c in plan["columns"].values())
+    group.attrs["schema"] = {LATER: text} if elsewhere else text
+
+
+def schema_of_group(
+    group: zarr.Group,  # that `write_group` filled
+) -> Schema:
+    """The schema of what is stored
+
+    Parameters
+    ----------
+    group : zarr.Group
+        that `write_group` filled
+    """
+    kept: Any = group.attrs["schema"]
+    return json.loads(kept if isinstance(kept, str) else kept[LATER])
+
 # %% ../../../nbs/data/lake/layout.ipynb #82e1665c
-def _rechunk(ds: Dataset, first: int, rows: int) -> Iterator[dict[Any, Array]]:
+def _rechunk(
+    ds: Dataset, first: int, rows: int, before: dict[Any, Array] | None = None
+) -> Iterator[dict[Any, Array]]:
     "Arrays by column: `first` rows, then `rows` at a time, whatever the blocks of `ds` are"
-    held: dict[Any, Array] = {}
-    have, want = 0, first
+    held: dict[Any, Array] = before or {}  # in front of those of `ds`
+    have, want = len(next(iter(held.values()), ())), first
     for block in row_blocks(ds, rows):
         new = {name: v.values for name, v in block.variables.items()}
         held = {name: np.concatenate([held[name], v]) if have else v for name, v in new.items()}
@@ -202,9 +300,12 @@ def _rechunk(ds: Dataset, first: int, rows: int) -> Iterator[dict[Any, Array]]:
         yield held
 
 # %% ../../../nbs/data/lake/layout.ipynb #4a546e00
-def _fill(group: zarr.Group, plan: Schema, ds: Dataset, start: int, place: Place) -> None:
-    "Write the rows of `ds` from row `start` on into `group`; `place` is what was there"
-    arrays: dict[Any, Any] = {name: group[_key(str(name))] for name in ds.variables}
+def _fill(
+    group: zarr.Group, plan: Schema, parts: Iterable[dict[Any, Array]], start: int, place: Place
+) -> None:
+    "Write what `_rechunk` gives from row `start` on into `group`; `place` is what was there"
+    moving = [n for n, column in plan["columns"].items() if column["dims"][:1] == ["row"]]
+    arrays: dict[Any, Any] = {name: group[array_of(plan, name)] for name in moving}
 
     def put(name: Any, at: int, values: Array) -> None:
         first = at - at % plan["chunk"]
@@ -213,7 +314,7 @@ def _fill(group: zarr.Group, plan: Schema, ds: Dataset, start: int, place: Place
             arrays[name][at : at + len(values)] = stored
 
     with ThreadPoolExecutor(4) as pool:
-        for part in _rechunk(ds, plan["chunk"] - start % plan["chunk"], plan["chunk"]):
+        for part in parts:
             list(pool.map(lambda item, at=start: put(item[0], at, item[1]), part.items()))
             start += len(next(iter(part.values())))
 
@@ -249,12 +350,12 @@ def write_group(
     plan = schema(ds)
     plan["chunk"] = chunk_rows(plan)
     for name, column in plan["columns"].items():
-        _create(group, name, column, plan["sizes"], plan["chunk"])
+        create_array(group, name, column, plan["sizes"], plan["chunk"])
     for name, variable in _still(ds).variables.items():
         array = cast("Any", group[_key(str(name))])
         array[...] = _stored(plan["columns"][name], variable.values)
-    _fill(group, plan, _moving(ds), 0, Place())
-    group.attrs["schema"] = json.dumps(plan)
+    _fill(group, plan, _rechunk(_moving(ds), plan["chunk"], plan["chunk"]), 0, Place())
+    describe(group, plan)
     return plan
 
 # %% ../../../nbs/data/lake/layout.ipynb #92906c8b
@@ -359,20 +460,6 @@ def _decompress(chunk: Any, into: Array, summed: bool) -> None:
     decompress(packed, into)
 
 
-def intact(
-    chunk: Array,  # (byte,) uint8, the last four of them the checksum of the others
-) -> None:
-    """Raise Damaged unless the checksum of a chunk is that of its bytes
-
-    Parameters
-    ----------
-    chunk : Array
-        (byte,) uint8, the last four of them the checksum of the others
-    """
-    if len(chunk) < 4 or checksum(chunk[:-4]) != chunk[-4:].view("<u4")[0]:
-        raise Damaged(DIFFERS)
-
-
 def _unpack(chunk: Any, first: int, out: Array, whole: tuple[int, bool], fill: Any) -> None:
     "Put rows of a chunk of (rows, whether summed) into `out`, from its row `first` on"
     rows, summed = whole
@@ -421,6 +508,7 @@ class Rows:
         self.token = token
         self.place = place
         self._arrays: dict[str, tuple[Any, bool, bool]] = {}
+        self._tail: Tail | None = None
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         facts = self.opened, self.plan, self.start, self.token, self.place
@@ -430,7 +518,7 @@ class Rows:
         "The Zarr array of a column, opened once; can it be decoded here; has it checksums"
         if name not in self._arrays:
             with reading(self.place, name):
-                array = self.opened()[_key(name)]
+                array = self.opened()[array_of(self.plan, name)]
                 self._arrays[name] = array, _plain(array, self.plan["chunk"]), summed(array)
         return self._arrays[name]
 
@@ -457,11 +545,38 @@ class Rows:
             by name
         """
         start, stop = start + self.start, stop + self.start
+        edge = max(start, min(stop, head_rows(self.plan)))
+        if edge == stop:
+            return self._head(names, start, stop)
+        tail = self._after(names, edge, stop)
+        if edge == start:
+            return tail
+        head = self._head(names, start, edge)
+        return {n: np.concatenate([head[n], tail[n]]) for n in names}
+
+    def _head(self, names: list[str], start: int, stop: int) -> dict[str, Array]:
+        "Values that are in the arrays of columns"
         direct = [n for n in names if self._array(n)[1] and stop > start]
         loaded = self._decoded(direct, start, stop) if direct else {}
         rest = [n for n in names if n not in loaded]
         loaded |= {n: self.part(n, slice(start, stop)) for n in rest}
         return {n: loaded[n] for n in names}
+
+    def _after(self, names: list[str], start: int, stop: int) -> dict[str, Array]:
+        "Values that are in the tail"
+        if self._tail is None:
+            self._tail = Tail(self.opened(), self.plan, self.place)
+        wanted = {array_of(self.plan, n): self._value(n) for n in names}
+        found = self._tail.load(wanted, start, stop)
+        arrays = {n: found[array_of(self.plan, n)] for n in names}
+        text = self.plan["columns"]
+        return {n: _unescape(v) if text[n]["dtype"] == "str" else v for n, v in arrays.items()}
+
+    def _value(self, name: str) -> tuple[Any, tuple[int, ...]]:
+        "The type and shape of what a row has in a column"
+        column = self.plan["columns"][name]
+        dtype = object if column["dtype"] == "str" else column["dtype"]
+        return dtype, tuple(self.plan["sizes"][d] for d in column["dims"][1:])
 
     def pieces(
         self,
@@ -622,7 +737,7 @@ def read_group(
     import xarray as xr
 
     with reading(place, ""):
-        plan = json.loads(opened().attrs["schema"])
+        plan = schema_of_group(opened())
     start, stop = _window(rows, plan["sizes"]["row"])
     source = Rows(opened, plan, start, token, place)
     chosen = _chosen(plan, columns)
@@ -666,7 +781,8 @@ def _agree(old: Schema, new: Schema) -> None:
             )
         if name not in stored:
             raise LakeError(
-                f"{name!r} is appended and is not stored; drop it, or write the dataset anew."
+                f"{name!r} is appended and is not stored; drop it, or add it before: "
+                f"scalai lake evolve DATASET --add {name}={given[name]['type']}."
             )
         _agree_columns(name, stored[name], given[name])
 
@@ -705,9 +821,66 @@ def _recode(column: DataArray, known: list[str]) -> DataArray:
 
 def _widen(group: zarr.Group, name: str, plan: Schema, dtype: np.dtype) -> None:
     "Rewrite the codes of one category column as `dtype`"
-    codes, column = cast("Any", group[_key(name)])[:], plan["columns"][name]
+    codes, column = cast("Any", group[array_of(plan, name)])[:], plan["columns"][name]
     column["dtype"] = str(dtype)
-    _create(group, name, column, plan["sizes"], plan["chunk"])[:] = codes
+    sizes = plan["sizes"] | {"row": head_rows(plan)}
+    create_array(group, name, column, sizes, plan["chunk"])[:] = codes
+
+# %% ../../../nbs/data/lake/layout.ipynb #cce5872e
+def _into_columns(group: zarr.Group, plan: Schema, ds: Dataset, place: Place) -> None:
+    "Put the rows of the tail, and those of `ds` after them, into the arrays of columns"
+    start, total = head_rows(plan), plan["sizes"]["row"]
+    tail: dict[Any, Array] = {}
+    if "tail" in plan:
+        tail = Rows(lambda: group, plan, place=place).load([*map(str, ds.variables)], start, total)
+        clear(group, plan)
+    plan["sizes"]["row"] += ds.sizes["row"]
+    for name in map(str, ds.variables):
+        array = cast("Any", group[array_of(plan, name)])
+        array.resize([plan["sizes"][d] for d in plan["columns"][name]["dims"]])
+    rows = plan["chunk"]
+    _fill(group, plan, _rechunk(ds, rows - start % rows, rows, tail), start, place)
+
+
+def settle(
+    group: zarr.Group,  # that `write_group` filled
+    plan: Schema,  # its schema; has no tail then
+    place: Place = Place(),  # what an error calls what is there
+) -> None:
+    """Put the rows of the tail into the arrays of columns
+
+    Parameters
+    ----------
+    group : zarr.Group
+        that `write_group` filled
+    plan : Schema
+        its schema; has no tail then
+    place : Place
+        what an error calls what is there
+    """
+    if "tail" in plan:
+        none = read_group(lambda: group, "stored", rows=(0, 0), place=place)
+        _into_columns(group, plan, _moving(none), place)
+        describe(group, plan)
+
+
+def _put_last(group: zarr.Group, plan: Schema, ds: Dataset, place: Place) -> None:
+    "Put the rows of `ds` after all others: into the tail while they and it fill no chunk"
+    rows, chunk = ds.sizes["row"], plan["chunk"]
+    head = head_rows(plan)
+    if head % chunk + plan["sizes"]["row"] - head + rows >= chunk:
+        _into_columns(group, plan, ds, place)
+        return
+    for part in _rechunk(ds, chunk, chunk):
+        if len(next(iter(part.values()))):
+            add(group, plan, {array_of(plan, n): _block(plan, n, v) for n, v in part.items()})
+
+
+def _block(plan: Schema, name: str, values: Array) -> Array:
+    "`values` of a column as a block of the tail holds them"
+    column = plan["columns"][name]
+    stored = _stored(column, values)
+    return stored if column["dtype"] == "str" else stored.astype(column["dtype"], copy=False)
 
 # %% ../../../nbs/data/lake/layout.ipynb #f5a9b917
 def _categories(group: zarr.Group, plan: Schema, ds: Dataset, place: Place) -> Dataset:
@@ -731,9 +904,9 @@ def _replace(group: zarr.Group, plan: Schema, ds: Dataset, at: Array, place: Pla
         done += len(places)
         for chunk in np.unique(places // rows).tolist():
             here = np.flatnonzero(places // rows == chunk)
-            span = slice(chunk * rows, min((chunk + 1) * rows, plan["sizes"]["row"]))
+            span = slice(chunk * rows, min((chunk + 1) * rows, head_rows(plan)))
             for name, variable in block.variables.items():
-                array = cast("Any", group[_key(str(name))])
+                array = cast("Any", group[array_of(plan, str(name))])
                 with reading(place, str(name), (span.start, span.stop), DECODING):
                     values = array[span]
                 new = _stored(plan["columns"][name], variable.values[here])
@@ -741,17 +914,15 @@ def _replace(group: zarr.Group, plan: Schema, ds: Dataset, at: Array, place: Pla
                 array[span] = values
 
 
-def schema_of_group(
-    group: zarr.Group,  # that `write_group` filled
-) -> Schema:
-    """The schema of what is stored
-
-    Parameters
-    ----------
-    group : zarr.Group
-        that `write_group` filled
-    """
-    return json.loads(cast("str", group.attrs["schema"]))
+def _replace_last(group: zarr.Group, plan: Schema, ds: Dataset, at: Array, place: Place) -> None:
+    "Put the rows of `ds` in the place of the rows `at`, which are in the tail: one block then"
+    start, total = head_rows(plan), plan["sizes"]["row"]
+    tail = Rows(lambda: group, plan, place=place).load([*map(str, ds.variables)], start, total)
+    for name, values in tail.items():
+        values[at - start] = ds[name].values
+    clear(group, plan)
+    plan["sizes"]["row"] = start
+    add(group, plan, {array_of(plan, n): _block(plan, n, v) for n, v in tail.items()})
 
 
 def append_group(
@@ -790,14 +961,13 @@ def append_group(
                 f"{name!r} is not over 'row' and differs from what is stored; "
                 "write the dataset anew."
             )
-    ds, start = _categories(group, plan, _moving(ds), place), plan["sizes"]["row"]
+    ds = _categories(group, plan, _moving(ds), place)
     if at is not None and (at >= 0).any():
-        _replace(group, plan, ds.isel(row=np.flatnonzero(at >= 0)), at[at >= 0], place)
+        head = head_rows(plan)
+        for put, here in ((_replace, (at >= 0) & (at < head)), (_replace_last, at >= head)):
+            if here.any():
+                put(group, plan, ds.isel(row=np.flatnonzero(here)), at[here], place)
         ds = ds.isel(row=np.flatnonzero(at < 0))
-    plan["sizes"]["row"] += ds.sizes["row"]
-    for name in ds.variables:
-        array = cast("Any", group[_key(str(name))])
-        array.resize([plan["sizes"][d] for d in plan["columns"][name]["dims"]])
-    _fill(group, plan, ds, start, place)
-    group.attrs["schema"] = json.dumps(plan)
+    _put_last(group, plan, ds, place)
+    describe(group, plan)
     return plan

@@ -34,11 +34,64 @@ if TYPE_CHECKING:
     from scalai_nb.types import PathLike
 
 # %% auto #0
-__all__ = ['State', 'STATE', 'ROOT', 'ID', 'NAME', 'KEPT', 'Version', 'versions_table', 'compared',
-           'Diff', 'state_of', 'patched', 'icechunk', 'explained', 'unborn', 'create',
-           'opened', 'marks', 'published', 'manifests', 'seal', 'written', 'named',
-           'stands', 'whole', 'snapshot', 'parent_of', 'ancestry', 'group', 'mend',
-           'branches', 'refs', 'tags', 'resolve', 'new_ref', 'own_branch']
+__all__ = ['State', 'STATE', 'ROOT', 'ID', 'NAME', 'KEPT', 'identity', 'twin', 'newest_twin',
+           'Version', 'versions_table', 'compared', 'Diff', 'state_of', 'patched',
+           'icechunk', 'explained', 'unborn', 'create', 'opened', 'marks', 'published',
+           'manifests', 'seal', 'written', 'named', 'stands', 'whole', 'snapshot',
+           'parent_of', 'ancestry', 'group', 'mend', 'branches', 'refs', 'tags',
+           'resolve', 'new_ref', 'own_branch']
+
+# %% ../../../nbs/data/lake/repository.ipynb #66e436b9
+def identity(
+    info: SnapshotInfo,  # a snapshot as Icechunk describes it
+) -> str:
+    """Id of the version that a snapshot holds: its own, or the one whose rows it has moved together
+
+    Parameters
+    ----------
+    info : SnapshotInfo
+        a snapshot as Icechunk describes it
+    """
+    found: Any = info.metadata.get("of")
+    return found or info.id
+
+
+def twin(
+    info: SnapshotInfo,
+) -> dict[str, Any]:  # metadata of a snapshot of the same version
+    """What makes another snapshot the same version, though its rows lie elsewhere
+
+    Returns
+    -------
+    dict[str, Any]
+        metadata of a snapshot of the same version
+    """
+    written = info.metadata.get("written") or info.written_at.isoformat()
+    return {**info.metadata, "of": identity(info), "written": written}
+
+
+def newest_twin(
+    repo: Repository,
+    folder: Path,  # of the dataset
+    info: SnapshotInfo,
+) -> SnapshotInfo:
+    """The snapshot to read a version from: the tip of main, if that is the same version
+
+    Parameters
+    ----------
+    repo : Repository
+    folder : Path
+        of the dataset
+    info : SnapshotInfo
+    """
+    tip = repo.lookup_branch("main")
+    if tip in (info.id, ROOT):
+        return info
+    try:
+        newest = snapshot(repo, folder, tip)
+    except (LakeError, icechunk().IcechunkError):  # it is damaged, which is no matter here
+        return info
+    return newest if identity(newest) == identity(info) else info
 
 # %% ../../../nbs/data/lake/repository.ipynb #2274ced7
 @dataclass(frozen=True)
@@ -90,15 +143,17 @@ class Version:
             id of the version before; None: as it was when it was written
         """
         m: Any = info.metadata
+        id = identity(info)
+        written = m.get("written")
         return cls(
-            info.id,
-            info.written_at,
+            id,
+            datetime.fromisoformat(written) if written else info.written_at,
             m["rows"],
             info.message,
             m["author"],
             (m["parent"] if before is None else before) or None,
-            tuple(tags.get(info.id, ())),
-            m.get("content") or info.id,
+            tuple(sorted({*tags.get(info.id, ()), *tags.get(id, ())})),
+            m.get("content") or id,
         )
 
     def _repr_html_(self) -> str:
@@ -145,6 +200,14 @@ def _types(schema: dict[str, Any]) -> dict[str, str]:
     return {name: column["type"] for name, column in schema["columns"].items()}
 
 
+def _renamed(one: dict[str, Any], two: dict[str, Any]) -> dict[str, str]:
+    "Columns that a change has given another name: the new one by the old one"
+    before, after = one["columns"], two["columns"]
+    gone = {c.get("array", n): n for n, c in before.items() if n not in after}
+    new = {n: c["array"] for n, c in after.items() if n not in before and "array" in c}
+    return {gone[array]: name for name, array in new.items() if array in gone}
+
+
 def _flat(schema: dict[str, Any]) -> dict[str, Any]:
     "Attributes of a schema by name: 'title' of the dataset, 'temp.units' of a column"
     columns = schema["columns"].items()
@@ -174,6 +237,8 @@ class Diff:
         types of columns that came, went or changed
     attrs : dict[str, tuple[Any, Any]]
         attributes: 'title' of the dataset, 'temp.units' of a column
+    renamed : dict[str, str]
+        columns: the new name by the old one
     """
 
     name: str
@@ -183,6 +248,7 @@ class Diff:
     columns: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     # attributes: 'title' of the dataset, 'temp.units' of a column
     attrs: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)  # columns: the new name by the old one
 
     @classmethod
     def of(
@@ -204,14 +270,17 @@ class Diff:
             of these versions
         """
         one, two = schemas
+        renamed = _renamed(one, two)
+        one = one | {"columns": {renamed.get(n, n): c for n, c in one["columns"].items()}}
         columns = compared(_types(one), _types(two))
-        return cls(name, before, after, columns, compared(_flat(one), _flat(two)))
+        return cls(name, before, after, columns, compared(_flat(one), _flat(two)), renamed)
 
     def __str__(self) -> str:
         ids = f"{self.before.id[:6]} -> {self.after.id[:6]}"
         head = f"{self.name}: {ids}, {self.before.rows:,} -> {self.after.rows:,} rows"
         changes = (self.columns | self.attrs).items()
-        return "\n".join([head, *(_line(k, *ends) for k, ends in changes)])
+        names = (f"  ~ {old} is now {new}" for old, new in self.renamed.items())
+        return "\n".join([head, *names, *(_line(k, *ends) for k, ends in changes)])
 
     def _repr_html_(self) -> str:
         return verbatim(str(self)).html
@@ -605,7 +674,14 @@ def snapshot(
         raise
 
 
+def _parent(folder: Path, info: SnapshotInfo) -> str:
+    "The snapshot before a version, of those that are still there; empty: it is the first"
+    kept = Seal.read(folder, identity(info)) or Seal.read(folder, info.id)
+    return kept.parent if kept else str(info.metadata["parent"])
+
+
 def parent_of(
+    repo: Repository,
     folder: Path,  # of the dataset
     info: SnapshotInfo,
 ) -> str:  # empty: it is the first
@@ -615,6 +691,7 @@ def parent_of(
 
     Parameters
     ----------
+    repo : Repository
     folder : Path
         of the dataset
     info : SnapshotInfo
@@ -624,8 +701,12 @@ def parent_of(
     str
         empty: it is the first
     """
-    kept = Seal.read(folder, info.id)
-    return kept.parent if kept else str(info.metadata["parent"])
+    id = _parent(folder, info)
+    if id in ("", info.metadata["parent"]):
+        return id
+    with suppress(LakeError, VersionNotFound, icechunk().IcechunkError):
+        return identity(snapshot(repo, folder, id))
+    return id
 
 
 def ancestry(
@@ -651,11 +732,11 @@ def ancestry(
 
 def _earlier(repo: Repository, folder: Path, info: SnapshotInfo) -> SnapshotInfo | None:
     "The version before one, None: it is the first; what expires in this moment is passed over"
-    id = parent_of(folder, info)
+    id = _parent(folder, info)
     try:
         return snapshot(repo, folder, id) if id else None
     except VersionNotFound:
-        return None if parent_of(folder, info) == id else _earlier(repo, folder, info)
+        return None if _parent(folder, info) == id else _earlier(repo, folder, info)
 
 
 @lru_cache(maxsize=64)
@@ -781,6 +862,8 @@ def resolve(
         return repo.lookup_tag(ref)
     if ref in repo.list_branches():
         return repo.lookup_branch(ref)
+    if ID.fullmatch(ref) and any((folder / kind / ref).exists() for kind in ("snapshots", SEALS)):
+        return ref
     found = [id for id in written(folder) if id.startswith(ref)] if len(ref) >= 6 else []
     there = [id for id in found if (folder / "snapshots" / id).exists()]
     if not there and len(ref) >= 6 and (gone := Place(folder.name, ref, str(folder)).gone):

@@ -23,6 +23,7 @@ from scalai_nb.data.lake.repository import (
     ROOT,
     ancestry,
     branches,
+    identity,
     opened,
     unborn,
     whole,
@@ -252,6 +253,7 @@ class _Cut:
     parents: dict[str, str]  # the version before each of all, as it is now
     kept: set[str]  # versions that stay whatever Icechunk forgets
     own: set[str]  # those of them that need a branch
+    twins: set[str]  # snapshots of a version that has another: its rows were moved together
 
     @classmethod
     def of(cls, repo: Repository, folder: Path, keep: Keep) -> _Cut:
@@ -261,12 +263,13 @@ class _Cut:
         since = keep.since(line)
         parents = history(repo, folder, {*tips, *_kept(repo)})
         named = parents.keys() & set((keep.named or {}).get(folder.name, ()))
-        new = {v.id for v in line if v.written_at >= since}
+        new = {id for v in line if v.written_at >= since for id in (v.id, identity(v))}
         led_to = takewhile(lambda v: v.written_at >= since, repo.ancestry(branch="main"))
         own = (named | new) - {v.id for v in led_to} - tips
         if tip != ROOT and len(branches(repo)) > 1:
             own.add(tip)
-        return cls(since, parents, named | new | tips, own)
+        twins = {v.id for v in repo.ancestry(branch="main") if identity(v) != v.id}
+        return cls(since, parents, named | new | tips, own, twins)
 
     def make(self, repo: Repository) -> None:
         "Let go of what does not stay; its files are there until garbage is collected"
@@ -350,7 +353,7 @@ def _cut_off(repo: Repository, folder: Path, keep: Keep) -> tuple[str, ...]:
         _reseal(folder, id, before[id], snapshot=True)
     for id in gone:
         (folder / SEALS / id).unlink(missing_ok=True)
-    return tuple(gone)
+    return tuple(id for id in gone if id not in cut.twins)
 
 
 def let_go(

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import unquote
 
 from .damage import SEALS, Damaged, Seal, cause
-from .layout import arriving, chunk_key, intact, summed
+from .layout import arriving, chunk_key, schema_of_group, summed
 from .repository import ROOT, group, manifests, named, opened
+from .tail import intact, is_page
 from ...show import progress_bar
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def _records(repo: Repository, folder: Path, id: str) -> list[Finding]:
 
 def _columns(arrays: list[str]) -> str:
     "The columns that are stored in arrays"
-    return ", ".join(map(unquote, arrays))
+    return ", ".join(unquote(a) for a in arrays if not is_page(a))
 
 # %% ../../../nbs/data/lake/verify.ipynb #0cb26ad5
 Index: TypeAlias = tuple[int, ...]
@@ -193,6 +194,8 @@ def _read(
 
 def _rows(array: Any, index: Index) -> str:
     "The rows that a chunk holds, or that it is of a column without"
+    if is_page(array.path):
+        return f"a block of small appends, from row {array.attrs['start'] + index[1]:,} on"
     if (array.metadata.dimension_names or ("",))[0] != "row":
         return "the values, which are not over rows"
     first = index[0] * array.chunks[0]
@@ -266,14 +269,16 @@ class _Dataset:
         mine = {
             (who, name, index)
             for who, name, index in before
-            if name not in version.replaced and index not in version.fresh[name]
+            if name in version.fresh
+            and name not in version.replaced
+            and index not in version.fresh[name]
         }
         for name, indices in version.fresh.items():
             array = version.group[name]
             if indices and not summed(array):
                 self.unsummed.setdefault(name, []).append(version.id)
             for index, why in _read(array, version.group.store, indices, done):
-                rows, column = _rows(array, index), unquote(name)
+                rows, column = _rows(array, index), _columns([name])
                 finding = Finding(self.folder.name, rows, why, column)
                 self.chunks[version.id, name, index] = finding
                 mine.add((version.id, name, index))
@@ -381,10 +386,12 @@ def absent(
 
     stored = group(str(folder), id)
     store: Any = stored.store
+    columns = schema_of_group(stored)["columns"].items()
+    moving = [name for name, column in columns if column["dims"][:1] == ["row"]]
     found = []
     for name, array in sorted(stored.arrays()):
         keys = chunk_keys(array)
         batches = (keys[i : i + _AT_ONCE] for i in range(0, len(keys), _AT_ONCE))
         if not all(sync(_all_there(store, batch)) for batch in batches):
-            found.append(unquote(name))
-    return found
+            found += moving if is_page(name) else [_columns([name])]
+    return sorted({*found})
