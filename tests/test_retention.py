@@ -17,6 +17,7 @@ from toy import Project
 
 from scalai_nb.data.lake.retention import bytes_in
 from scalai_nb.cli import main
+from scalai_nb.data.lake import layout
 from scalai_nb.data.lake.lake import Lake
 from scalai_nb.data.lake.repository import opened
 from scalai_nb.errors import Conflict, DatasetNotFound, LakeError, VersionNotFound
@@ -111,10 +112,12 @@ def test_a_branch_that_was_begun_before_is_published_after(tmp_path):
     contents(lake, [ids[3], ids[5]])
 
 
-def test_a_flipped_bit_is_found_in_a_history_that_was_cut(tmp_path):
+def test_a_flipped_bit_is_found_in_a_history_that_was_cut(tmp_path, monkeypatch):
+    for name, small in (("CHUNK", 256), ("BLOCK", 2**17), ("SMALL", 2**12)):
+        monkeypatch.setattr(layout, name, small)  # an append leaves the first chunks as they are
     lake = Lake(tmp_path)
     for n in range(4):
-        lake.append("a", table(n)) if n else lake.write("a", table(n, 10**5))
+        lake.append("a", table(n, 9)) if n else lake.write("a", table(n, 1000))
     lake.expire("a", 1, (), dry_run=False)
     for file in sorted((tmp_path / "a/chunks").iterdir()):
         whole = file.read_bytes()
