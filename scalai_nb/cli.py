@@ -38,6 +38,7 @@ from .words import size, when
 
 if TYPE_CHECKING:
     from scalai_nb.data.lake.compaction import Compaction
+    from scalai_nb.data.lake.copying import Copied
     from scalai_nb.data.lake.expiry import Size
     from scalai_nb.data.lake.lake import Lake, Version
     from scalai_nb.data.lake.retention import Remains
@@ -52,8 +53,9 @@ if TYPE_CHECKING:
 __all__ = ['app', 'runs_app', 'lake_app', 'kernel_app', 'Parameters', 'Pipeline', 'Sweep', 'RunId',
            'scalai', 'run', 'plan', 'accept', 'runs', 'runs_send', 'show', 'cancel',
            'report', 'lake_ls', 'lake_log', 'lake_diff', 'lake_add', 'lake_tag',
-           'lake_restore', 'lake_expire', 'lake_sizes', 'lake_verify', 'lake_compact',
-           'lake_evolve', 'dash', 'kernel_install', 'warm', 'doctor', 'main']
+           'lake_restore', 'lake_expire', 'lake_sizes', 'lake_copy', 'lake_verify',
+           'lake_compact', 'lake_evolve', 'dash', 'kernel_install', 'warm', 'doctor',
+           'main']
 
 # %% ../nbs/cli.ipynb #34c443ca
 app = typer.Typer(
@@ -753,6 +755,32 @@ def lake_sizes(
     from scalai_nb.data.lake.expiry import sizes
 
     out(sizes(_lake(env), names or ()), json, _sizes)
+
+
+def _copies(found: list[Copied]) -> RenderableType:
+    "What was not in the other lake as a table"
+    if not any(c.files for c in found):
+        return "The other lake has all of it."
+    rows = [(c.dataset, f"{c.versions:,}", f"{c.files:,}", size(c.bytes)) for c in found]
+    return terminal_table(rows, "dataset", "versions>", "files>", "size>")
+
+
+@lake_app.command("copy")
+def lake_copy(
+    source: Annotated[str, typer.Argument(metavar="FROM", help="Folder of a lake.")],
+    to: Annotated[str, typer.Argument(metavar="TO", help="Folder of the other lake, or none yet.")],
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Names of datasets; all when left out.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be copied.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    "Copy datasets with every version, tag and branch: what the other lake does not have yet."
+    from scalai_nb.data.lake.lake import Lake
+
+    out(Lake(source).copy(to, names or (), dry_run), json, _copies)
 
 
 @lake_app.command("verify")

@@ -51,12 +51,13 @@ from ..sources import as_dataset
 from ...errors import Conflict, DatasetNotFound, LakeError, VersionNotFound, unknown
 from ...files import whoami
 from ...redaction import secrets_here
-from ...show import MOST
+from ...show import MOST, progress_bar
 
 if TYPE_CHECKING:
     from icechunk import Repository, SnapshotInfo
 
     from scalai_nb.data.lake.compaction import Compaction
+    from scalai_nb.data.lake.copying import Copied
     from scalai_nb.data.lake.retention import Remains
     from scalai_nb.data.lake.verify import Finding
     from scalai_nb.types import Dataset, Frame, PathLike, Progress, Table
@@ -894,6 +895,56 @@ class Lake(LakeReader):
             with at_hand(locked, self.path / name, dry_run) as (repo, folder):
                 collect(repo, folder)
                 return let_go(repo, folder, rule)
+
+    def copy(
+        self,
+        to: PathLike,  # folder of the other lake; it need not exist
+        names: Collection[str] = (),  # datasets; none: all
+        dry_run: bool = False,  # only say what would be copied
+        progress: Progress = None,  # function of (bytes done, total); True: a bar
+    ) -> list[Copied]:  # what was not there; the same call again finds nothing
+        """Bring datasets with every version, tag and branch into another lake, to keep or restore
+
+        What is there is not copied again, and nothing there is removed. Every file is compared
+        with its checksum. LakeError: a file is damaged, or the other lake has a dataset of that
+        name and another history: nothing of it was copied.
+
+        Parameters
+        ----------
+        to : PathLike
+            folder of the other lake; it need not exist
+        names : Collection[str], default ()
+            datasets; none: all
+        dry_run : bool, default False
+            only say what would be copied
+        progress : Progress, default None
+            function of (bytes done, total); True: a bar
+
+        Returns
+        -------
+        list[Copied]
+            what was not there; the same call again finds nothing
+        """
+        from scalai_nb.data.lake.copying import Copy
+
+        other = Lake(to, self.author, self.lock_timeout)
+        if other.path.resolve() == self.path.resolve():
+            raise LakeError(f"{to} is this lake itself; name the folder of another one.")
+        if not self.path.is_dir():
+            raise LakeError(f"There is no lake in {self.path}; name the folder of one.")
+        found = []
+        for name in names or self.names():
+            self._open(name)
+            here, there = self.path / name, other.path / name
+            with ExitStack() as stack:
+                stack.enter_context(explained(there))
+                repo = None if dry_run else stack.enter_context(other.locked(name))
+                copy = Copy(here, there)
+                found.append(copy.copied)
+                if repo:
+                    done = progress_bar(progress, found[-1].bytes, f"bytes of {name}")
+                    copy.make(repo, stack.enter_context(done))
+        return found
 
     @contextmanager
     def lock(self, name: str) -> Iterator[Check]:

@@ -1,0 +1,111 @@
+"What `Lake.copy` promises: a lake with the same versions, whatever happened on the way"
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from test_retention import contents, history, refs, table
+
+from scalai_nb.cli import main
+from scalai_nb.data.lake.lake import Lake
+from scalai_nb.data.lake.retention import bytes_in, collect
+from scalai_nb.errors import DatasetNotFound, LakeError
+
+
+def same(lake: Lake, copy: Lake) -> None:
+    "Every version of the one is in the other, with its rows, states, tags and branches"
+    assert refs(copy) == refs(lake) and copy.verify("a") == []
+    for ref in refs(lake):
+        assert [v.id for v in lake.log("a", ref)] == [v.id for v in copy.log("a", ref)]
+    ids = [v.id for v in lake.log("a")]
+    assert contents(copy, ids) == contents(lake, ids) and copy.state("a") == lake.state("a")
+
+
+def test_a_copy_that_is_repeated_has_what_is_new_and_keeps_what_expired(tmp_path):
+    rng, lake, copy = random.Random(3), Lake(tmp_path / "lake"), Lake(tmp_path / "copy")
+    history(lake, rng, 6)
+    lake.append("a", table(1, 5), state={"read": 7})
+    said = lake.copy(copy.path, dry_run=True)
+    assert not copy.path.exists() and lake.copy(copy.path) == said and said[0].versions > 6
+    same(lake, copy)
+    assert [c.files for c in lake.copy(copy.path)] == [0]
+    history(lake, rng, 4)
+    before = [v.id for v in copy.log("a")]
+    lake.expire("a", 2, (), dry_run=False)
+    lake.copy(copy.path)
+    assert [v.id for v in copy.log("a")][:2] == [v.id for v in lake.log("a")][:2]
+    there = contents(copy, before)
+    with copy.locked("a") as repo:
+        collect(repo, copy.path / "a")
+    assert contents(copy, before) == there and copy.verify("a") == []
+    assert copy.append("a", table(2, 5)).rows
+    with pytest.raises(LakeError, match="another 'a': there branch 'main' is"):
+        lake.append("a", table(3, 5))
+        lake.copy(copy.path)
+
+
+KILLED = """
+import sys
+from scalai_nb.data.lake.lake import Lake
+Lake(sys.argv[1]).copy(sys.argv[2], progress=lambda done, total: print(done, flush=True))
+"""
+
+
+def test_a_copy_that_was_killed_goes_on(tmp_path):
+    lake, copy = Lake(tmp_path / "lake"), Lake(tmp_path / "copy")
+    for n in range(12):
+        lake.write("a", table(n, 10_000))
+    words, pipe = [sys.executable, "-c", KILLED, lake.path, copy.path], subprocess.PIPE
+    with subprocess.Popen(words, stdout=pipe) as process:
+        process.stdout.readline()
+        time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert "a" not in copy.names() or copy.verify("a") == []
+    (rest,) = lake.copy(copy.path)
+    assert rest.bytes < bytes_in(lake.path / "a")
+    same(lake, copy)
+
+
+def test_damage_is_not_copied(tmp_path):
+    lake, copy = Lake(tmp_path / "lake"), Lake(tmp_path / "copy")
+    first = lake.write("a", table(0, 10_000))
+    lake.copy(copy.path)
+    lake.write("a", table(1, 10_000))
+    for kind in ("chunks", "manifests", "transactions", "snapshots"):
+        new = {f.name for f in (lake.path / "a" / kind).iterdir()}
+        new -= {f.name for f in (copy.path / "a" / kind).iterdir()}
+        file = lake.path / "a" / kind / min(new)
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(LakeError, match="damaged"):
+            lake.copy(copy.path)
+        assert [v.id for v in copy.log("a")] == [first.id] and copy.verify("a") == []
+        file.write_bytes(whole)
+    lake.copy(copy.path)
+    same(lake, copy)
+
+
+def test_a_dataset_that_was_lost_is_restored_by_the_command(tmp_path, capsys):
+    lake, copy = Lake(tmp_path / "lake"), Lake(tmp_path / "copy")
+    ids = [lake.write("a", table(n)).id for n in range(2)]
+
+    def scalai(*words: str) -> str:
+        with pytest.raises(SystemExit):
+            main(["lake", "copy", *map(str, words)])
+        return "".join(capsys.readouterr())
+
+    assert "versions" in scalai(lake.path, copy.path, "--dry-run") and not copy.path.exists()
+    assert '"versions": 2' in scalai(lake.path, copy.path, "a", "--json")
+    assert "The other lake has all of it." in scalai(lake.path, copy.path)
+    shutil.rmtree(lake.path / "a")
+    scalai(copy.path, lake.path)
+    assert [v.id for v in lake.log("a")] == ids[::-1] and lake.verify("a") == []
+    assert "is this lake itself" in scalai(lake.path, lake.path)
+    assert "There is no lake in" in scalai(tmp_path / "none", copy.path)
+    with pytest.raises(DatasetNotFound):
+        lake.copy(copy.path, ["b"])
