@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from scalai_nb.types import Cluster, Data, Dataset, Frame, Table
 
 # %% auto #0
-__all__ = ['Column', 'Check', 'Contract']
+__all__ = ['Column', 'Check', 'violation', 'Contract']
 
 # %% ../../nbs/data/contract.ipynb #900ab04e
 @dataclass(frozen=True)
@@ -124,6 +124,8 @@ class Column:
         if self.timed:
             return f"{self.min or 'any time'} to {self.max or 'any time'}"
         low, high = self.bounds
+        if self.min is None or self.max is None:
+            return f"at most {high:g}" if self.min is None else f"at least {low:g}"
         return f"{low:g} to {high:g}"
 
     @property
@@ -242,14 +244,24 @@ def _infer(name: str, seen: Seen, role: str, tolerance: float) -> Column:
     return replace(plain, min=seen.min, max=seen.max, categories=seen.categories)
 
 
-def _broken(
+def violation(
     column: str,
     rule: str,
     expected: str,
     found: str,
     fault: Fault | None = None,  # None: of the column as a whole
 ) -> dict[str, Any]:
-    "A violation, as `Check.found` has it"
+    """A violation, as `Check.found` has it
+
+    Parameters
+    ----------
+    column : str
+    rule : str
+    expected : str
+    found : str
+    fault : Fault | None, default None
+        None: of the column as a whole
+    """
     examples = [{"row": row, "value": value} for row, value in fault.examples] if fault else []
     return {
         "column": column,
@@ -265,27 +277,27 @@ def _violations(column: Column, seen: Seen) -> Iterator[dict[str, Any]]:
     "The rules that a column breaks, from what was seen of it"
     name, faults = column.name, seen.faults
     if seen.types != (column.dtype,):
-        yield _broken(name, "type", column.dtype, ", ".join(seen.types))
+        yield violation(name, "type", column.dtype, ", ".join(seen.types))
     if odd := [u for u in seen.units if u != column.units]:
-        yield _broken(name, "units", column.units or "none", ", ".join(odd))
+        yield violation(name, "units", column.units or "none", ", ".join(odd))
     if "range" in faults:
-        yield _broken(name, "range", *_range(column, seen), faults["range"])
+        yield violation(name, "range", *_range(column, seen), faults["range"])
     if seen.missing > column.most_missing * seen.count:
         most, share = f"at most {column.most_missing:.1%}", f"{seen.missing / seen.count:.1%}"
-        yield _broken(name, "missing", most, share, faults["missing"])
+        yield violation(name, "missing", most, share, faults["missing"])
     if column.categories is not None and "category" in faults:
         some = ", ".join([*seen.strange][:5]) + (", …" if len(seen.strange) > 5 else "")
         known = f"one of {len(column.categories)}"
-        yield _broken(name, "category", known, some or MASK, faults["category"])
+        yield violation(name, "category", known, some or MASK, faults["category"])
     if "length" in faults:
         least, most = column.length or (0, 0)
         found = MASK if column.role == "pii" else f"{seen.shortest} to {seen.longest}"
-        yield _broken(name, "length", f"{least} to {most} characters", found, faults["length"])
+        yield violation(name, "length", f"{least} to {most} characters", found, faults["length"])
     if "pattern" in faults:
-        yield _broken(name, "pattern", str(column.pattern), "other texts", faults["pattern"])
+        yield violation(name, "pattern", str(column.pattern), "other texts", faults["pattern"])
     if "order" in faults:
         wanted = "none before that of the row above"
-        yield _broken(name, "order", wanted, "earlier times", faults["order"])
+        yield violation(name, "order", wanted, "earlier times", faults["order"])
 
 
 def _range(column: Column, seen: Seen) -> tuple[str, str]:
@@ -306,10 +318,10 @@ def _lacking(column: Column, s: Facts) -> Iterator[dict[str, Any]]:
     seen = s.columns.get(column.name)
     if seen is None:
         found = f"one over {s.others[column.name]}" if column.name in s.others else "nothing"
-        yield _broken(column.name, "column", column.dtype, found)
+        yield violation(column.name, "column", column.dtype, found)
     elif seen.rows < s.rows:
         lacks = Fault(s.rows - seen.rows)
-        yield _broken(column.name, "column", column.dtype, "nothing in some rows", lacks)
+        yield violation(column.name, "column", column.dtype, "nothing in some rows", lacks)
 
 
 def _key(key: Sequence[str], s: Facts, limit: int | None) -> tuple[list[dict[str, Any]], list[str]]:
@@ -319,9 +331,9 @@ def _key(key: Sequence[str], s: Facts, limit: int | None) -> tuple[list[dict[str
     if known.rows:
         said = tuple((row, f"{times} rows have its key") for row, times in known.examples)
         how = "duplicates" if known.kept == 1 else "duplicates, by estimate"
-        found.append(_broken(name, "key", wanted, how, Fault(known.rows, said)))
+        found.append(violation(name, "key", wanted, how, Fault(known.rows, said)))
     if s.keyless.count:
-        found.append(_broken(name, "key", wanted, "rows without one", s.keyless))
+        found.append(violation(name, "key", wanted, "rows without one", s.keyless))
     if known.kept == 1:
         return found, []
     return found, [

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, DataArray, Dataset
 
 # %% auto #0
-__all__ = ['Schema', 'BLOCK', 'SMALL', 'CHUNK', 'Window', 'schema', 'chunk_rows', 'write_group',
-           'summed', 'arriving', 'chunk_key', 'intact', 'Rows', 'read_group',
-           'schema_of_group', 'append_group']
+__all__ = ['Schema', 'BLOCK', 'SMALL', 'CHUNK', 'Window', 'schema', 'chunk_rows', 'in_blocks',
+           'write_group', 'summed', 'arriving', 'chunk_key', 'intact', 'Rows',
+           'read_group', 'schema_of_group', 'append_group']
 
 # %% ../../../nbs/data/lake/layout.ipynb #c8194111
 Schema: TypeAlias = dict[str, Any]  # sizes, attrs and columns; as JSON has it
@@ -216,6 +216,26 @@ def _fill(group: zarr.Group, plan: Schema, ds: Dataset, start: int, place: Place
         for part in _rechunk(ds, plan["chunk"] - start % plan["chunk"], plan["chunk"]):
             list(pool.map(lambda item, at=start: put(item[0], at, item[1]), part.items()))
             start += len(next(iter(part.values())))
+
+
+def in_blocks(
+    ds: Dataset,  # with a dimension `row`, in memory or lazy
+) -> Iterator[Dataset]:  # in memory; at least one
+    """`ds` in blocks of about as many rows as are stored together
+
+    Parameters
+    ----------
+    ds : Dataset
+        with a dimension `row`, in memory or lazy
+
+    Returns
+    -------
+    Iterator[Dataset]
+        in memory; at least one
+    """
+    if not ds.sizes["row"]:
+        return iter([ds.compute()])
+    return row_blocks(ds, chunk_rows(schema(ds)))
 
 
 def _moving(ds: Dataset) -> Dataset:
