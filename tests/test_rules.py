@@ -105,6 +105,35 @@ def test_a_cluster_says_the_same(tmp_path):
         assert found(CONTRACT.check(spoilt().chunk(row=9), client=client)) == FOUND
 
 
+@pytest.mark.parametrize("scale", ["memory", "dask", "lake", "stream"])
+def test_a_band_has_rules_of_its_own_on_every_scale(scale, tmp_path):
+    values = np.stack([np.arange(60.0), np.arange(60.0) - 1000, np.ones(60)], axis=1)
+    ds = xr.Dataset({"x": (("row", "band"), values)}, {"band": ["red", "nir", "swir"]})
+    contract = Contract.infer(ds, per="band", tolerance=0)
+    bad = ds.assign(x=ds.x.copy(data=np.where(np.arange(180).reshape(60, 3) == 94, -3.0, values)))
+    if scale == "dask":
+        bad = bad.chunk(row=9)
+    if scale == "lake":
+        lake = sn.Lake(tmp_path)
+        lake.write("x", bad, contract=contract, on_breach="quarantine")
+        assert lake.read("x.quarantine").rule.values.tolist() == ["x[band=nir] range"]
+        assert lake.read("x").sizes["row"] == 59
+        lake.write("x", bad, on_breach="off")
+        bad = lake.read("x")
+    if scale == "stream":
+        bad = iter(parts(bad, 10, 31))
+    assert found(contract.check(bad)) == [("x[band=nir]", "range", 1, [(31, -3.0)])]
+
+
+def test_what_changes_for_a_band_is_compared():
+    ds = xr.Dataset({"x": (("row", "band"), np.arange(12.0).reshape(4, 3))})
+    old = Contract.infer(ds, per="band", tolerance=0)
+    wider = Contract.infer(ds.where(ds.x != 10, 90), per="band", tolerance=0)
+    said = {(c.column, c.what): c.breaking for c in old.compare(wider).changes}
+    assert said == {("x", "range"): True, ("x[band=1]", "range"): True}
+    assert old.compare(Contract.infer(ds.isel(band=[0]), per="band")).breaking
+
+
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_laws(a, b):

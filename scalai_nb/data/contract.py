@@ -28,6 +28,7 @@ from scalai_nb.data.rules.facts import (
     micros,
     moment,
     over_row,
+    place_name,
 )
 from .rules.evolution import Comparison, compared
 from .rules.uniqueness import LIMIT, repeats
@@ -40,9 +41,30 @@ if TYPE_CHECKING:
     from scalai_nb.types import Cluster, Data, Dataset, Frame, Table
 
 # %% auto #0
-__all__ = ['Column', 'Check', 'violation', 'Contract']
+__all__ = ['Place', 'Column', 'Check', 'violation', 'Contract']
 
 # %% ../../nbs/data/contract.ipynb #900ab04e
+@dataclass(frozen=True)
+class Place:
+    """What is expected of one band or level of a column
+
+    Attributes
+    ----------
+    label : str
+        of the coordinate, or a number
+    min : float | str | None, default None
+        as of a column
+    max : float | str | None, default None
+    missing : float, default 0.0
+        share of its values
+    """
+
+    label: str  # of the coordinate, or a number
+    min: float | str | None = None  # as of a column
+    max: float | str | None = None
+    missing: float = 0.0  # share of its values
+
+
 @dataclass(frozen=True)
 class Column:
     """What is expected of one column
@@ -70,6 +92,10 @@ class Column:
         characters of a text, at least and at most
     pattern : str | None, default None
         regular expression that a whole text matches
+    per : str, default ''
+        a dimension beside `row`: what is expected differs along it
+    places : tuple[Place, ...], default ()
+        what is expected of each place along it
     """
 
     name: str
@@ -85,6 +111,8 @@ class Column:
     ordered: bool = False  # of times: whether none may be before that of the row above
     length: tuple[int, int] | None = None  # characters of a text, at least and at most
     pattern: str | None = None  # regular expression that a whole text matches
+    per: str = ""  # a dimension beside `row`: what is expected differs along it
+    places: tuple[Place, ...] = ()  # what is expected of each place along it
 
     def __post_init__(self) -> None:
         "ParameterError for a pattern or a time that cannot be read"
@@ -144,7 +172,29 @@ class Column:
             pattern=self.pattern,
             ordered=self.ordered,
             masked=self.role == "pii",
+            per=self.per,
+            places={p.label: self.at(p).limits for p in self.places},
         )
+
+    def at(
+        self,
+        place: Place,  # of `places`
+    ) -> Column:  # named as a breach names it
+        """What is expected of one place
+
+        Parameters
+        ----------
+        place : Place
+            of `places`
+
+        Returns
+        -------
+        Column
+            named as a breach names it
+        """
+        name = place_name(self.name, self.per, place.label)
+        own = {"min": place.min, "max": place.max, "missing": place.missing}
+        return replace(self, name=name, per="", places=(), **own)
 
     @property
     def most_missing(self) -> float:
@@ -242,6 +292,27 @@ def _infer(name: str, seen: Seen, role: str, tolerance: float) -> Column:
     if role == "pii" or plain.timed:
         return plain
     return replace(plain, min=seen.min, max=seen.max, categories=seen.categories)
+
+
+def _inferred(
+    s: Facts,
+    roles: Mapping[str, str],  # by column
+    tolerance: float,
+    per: str,  # a dimension, or empty
+) -> Iterator[Column]:
+    "What is expected of each column, and of its places along a dimension"
+    places = [n for n in s.columns if per and f"[{per}=" in n and n.endswith("]")]
+    for name, seen in s.columns.items():
+        if name in places:
+            continue
+        column = _infer(name, seen, roles.get(name, "feature"), tolerance)
+        begin = f"{name}[{per}="
+        own = [(n[len(begin) : -1], s.columns[n]) for n in places if n.startswith(begin)]
+        found = [
+            Place(label, *((c := _infer(label, x, column.role, tolerance)).min, c.max, c.missing))
+            for label, x in own
+        ]
+        yield replace(column, per=per, places=tuple(found)) if found else column
 
 
 def violation(
@@ -404,6 +475,9 @@ def _verdict(contract: Contract, s: Facts, limit: int | None = LIMIT) -> Check:
     for c in columns:
         if c.name in s.columns:
             found += [*_lacking(c, s), *_violations(c, s.columns[c.name])]
+            for at in map(c.at, c.places):
+                known = s.columns.get(at.name)
+                found += _violations(at, known) if known else _lacking(at, s)
     wrong, notes = _key(contract.key, s, limit)
     return Check(tuple(found + wrong), tuple(notes))
 
@@ -475,6 +549,9 @@ class Contract:
         group: str | None = None,  # column whose rows belong together when data are split
         # how far other data may lie beyond these: a share of the width of the range
         tolerance: float = 0.5,
+        # a dimension beside `row`, as "band" or "level": each place along it has a range and a
+        # share of missing values of its own
+        per: str = "",
         client: Cluster | None = None,  # whose workers read the data, as in `reduce`
     ) -> Contract:
         """The contract that `ds` keeps
@@ -512,6 +589,9 @@ class Contract:
             column whose rows belong together when data are split
         tolerance : float, default 0.5
             how far other data may lie beyond these: a share of the width of the range
+        per : str, default ''
+            a dimension beside `row`, as "band" or "level": each place along it has a range and a
+            share of missing values of its own
         client : Cluster | None, default None
             whose workers read the data, as in `reduce`
         """
@@ -529,7 +609,7 @@ class Contract:
         roles |= {name: role for role, name in single.items() if name}
         roles |= dict.fromkeys(persons, "pii") | dict.fromkeys(left, "ignored")
         _all_known(roles, known)
-        s = reduce(facts(None, keys, exact=True), given, client)
+        s = reduce(facts(None, keys, exact=True, per=per), given, client)
         _all_known(roles, list(s.columns))
         twice, keyless = repeats(s.keys, None).rows, s.keyless.count
         if twice or keyless:
@@ -544,10 +624,7 @@ class Contract:
                 )
         if weight:
             _check_weight(weight, s.columns[weight])
-        columns = (
-            _infer(name, seen, roles.get(name, "feature"), tolerance)
-            for name, seen in s.columns.items()
-        )
+        columns = _inferred(s, roles, tolerance, per)
         return cls(tuple(columns), label, keys, time, persons, after, left, weight, group)
 
     def rules(
@@ -725,6 +802,7 @@ class Contract:
         for column in record["columns"]:
             column["categories"] = column["categories"] and tuple(column["categories"])
             column["length"] = column.get("length") and tuple(column["length"])
+            column["places"] = tuple(Place(**p) for p in column.get("places", ()))
         record["columns"] = tuple(Column(**c) for c in record["columns"])
         for names in ("key", "pii", "later", "ignored"):
             record[names] = tuple(record.get(names, ()))
@@ -738,8 +816,10 @@ class Contract:
             asdict(c)
             | {"categories": _few(c.categories), "ordered": c.ordered or None}
             | {"length": c.length and f"{c.length[0]} to {c.length[1]}", "accepted": c.accepted}
-            for c in self.columns
+            for column in self.columns
+            for c in (column, *map(column.at, column.places))
         ]
+        rows = [{k: v for k, v in row.items() if k not in ("per", "places")} for row in rows]
         return pd.DataFrame(rows).set_index("name")
 
     def __repr__(self) -> str:

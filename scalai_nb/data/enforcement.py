@@ -97,7 +97,8 @@ class Gate:
         aside: Callable[[list[Dataset]], Any] = lambda blocks: None,
     ) -> None:
         self.contract, self.policy, self.source, self.aside = contract, policy, source, aside
-        complete = [c.name for c in contract.columns if c.most_missing == 0]
+        each = [c for column in contract.columns for c in (column, *map(column.at, column.places))]
+        complete = [c.name for c in each if c.most_missing == 0]
         self.sieve = Sieve({c.name: c.limits for c in contract.columns}, contract.key, complete)
         self.broken: Counter[str] = Counter()  # "column rule" -> rows
         self.rows = self.taken = 0  # rows that came; that were put aside

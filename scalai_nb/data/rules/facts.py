@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['FINITE', 'EXAMPLES', 'RULES', 'Limits', 'Fault', 'Seen', 'moment', 'missing', 'look',
-           'micros', 'Facts', 'over_row', 'facts', 'of_block']
+           'micros', 'Facts', 'over_row', 'facts', 'of_block', 'place_name',
+           'labels_along']
 
 # %% ../../../nbs/data/rules/facts.ipynb #0e753010
 FINITE = -np.finfo(float).max, np.finfo(float).max
@@ -49,6 +50,10 @@ class Limits:
         whether a time may not be before that of the row above
     masked : bool, default False
         whether no value may be kept
+    per : str, default ''
+        a dimension beside `row`, each place along which has limits of its own
+    places : Mapping[str, Limits]
+        of each place by its label: a place along `per`, as "850.0"
     """
 
     low: float = FINITE[0]  # of numbers; of times in microseconds since 1970
@@ -58,6 +63,9 @@ class Limits:
     pattern: str | None = None  # regular expression that a whole text matches
     ordered: bool = False  # whether a time may not be before that of the row above
     masked: bool = False  # whether no value may be kept
+    per: str = ""  # a dimension beside `row`, each place along which has limits of its own
+    # of each place by its label: a place along `per`, as "850.0"
+    places: Mapping[str, Limits] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -450,6 +458,7 @@ def facts(
     limits: Mapping[str, Limits] | None = None,  # by column; None: all that there are
     key: Sequence[str] = (),  # columns that are unique together
     exact: bool = False,  # whether all keys are kept, not a sample where they are many
+    per: str = "",  # without limits: a dimension along which each place is looked at, too
 ) -> Mergeable:  # its result is `Facts`
     """What is seen of each column, and of the key
 
@@ -461,6 +470,8 @@ def facts(
         columns that are unique together
     exact : bool, default False
         whether all keys are kept, not a sample where they are many
+    per : str, default ''
+        without limits: a dimension along which each place is looked at, too
 
     Returns
     -------
@@ -470,7 +481,7 @@ def facts(
     most = None if exact else LIMIT
     return Mergeable(
         Facts,
-        lambda s, block: _merged(s, of_block(block, limits, key), most),
+        lambda s, block: _merged(s, of_block(block, limits, key, per=per), most),
         partial(_merged, most=most),
         ordered=True,
     )
@@ -481,6 +492,7 @@ def of_block(
     limits: Mapping[str, Limits] | None = None,  # by column; None: all that there are
     key: Sequence[str] = (),  # columns that are unique together
     marking: bool = False,  # whether faults say which values are wrong
+    per: str = "",  # as of `facts`
 ) -> Facts:
     """What is seen of one block
 
@@ -494,11 +506,15 @@ def of_block(
         columns that are unique together
     marking : bool, default False
         whether faults say which values are wrong
+    per : str, default ''
+        as of `facts`
     """
     here = over_row(block)
-    wanted = dict.fromkeys(here, Limits()) if limits is None else limits
+    wanted = dict.fromkeys(here, Limits(per=per)) if limits is None else limits
     named = set(here)
     columns = {n: look(column_of(block, n), wanted[n], marking) for n in wanted if n in named}
+    for n in [n for n in columns if wanted[n].per]:
+        columns |= _of_places(block, n, wanted[n], marking)
     others = {n: str(block[n].dims) for n in wanted if n not in named and n in block.variables}
     rows = block.sizes.get("row", 0)
     if not key or not {*key} <= named:
@@ -507,6 +523,54 @@ def of_block(
     at = np.flatnonzero(lacking)[:EXAMPLES].tolist()
     keyless = Fault(int(lacking.sum()), tuple((row, None) for row in at))
     return Facts(1, rows, columns, others, keys_of(marks), keyless)
+
+
+def place_name(
+    column: str,
+    per: str,  # a dimension
+    label: str,  # of a place along it
+) -> str:
+    """How a place of a column is called: `temp[level=850.0]`
+
+    Parameters
+    ----------
+    column : str
+    per : str
+        a dimension
+    label : str
+        of a place along it
+    """
+    return f"{column}[{per}={label}]"
+
+
+def labels_along(
+    ds: Dataset,
+    per: str,  # a dimension of it
+) -> list[str]:
+    """The labels of the places along a dimension: of its coordinate, or their numbers
+
+    Parameters
+    ----------
+    ds : Dataset
+    per : str
+        a dimension of it
+    """
+    values = ds.variables[per].values if per in ds.variables else range(ds.sizes[per])
+    return [str(value) for value in values]
+
+
+def _of_places(block: Dataset, name: str, limits: Limits, marking: bool) -> dict[str, Seen]:
+    "What is seen of each place of a column; without limits by place, of all that there are"
+    column, per = column_of(block, name), limits.per
+    if per not in column.dims:
+        return {}
+    found = {}
+    for i, label in enumerate(labels_along(block, per)):
+        if limits.places and label not in limits.places:
+            continue
+        place = replace(limits.places.get(label, limits), masked=limits.masked)
+        found[place_name(name, per, label)] = look(column.isel({per: i}), place, marking)
+    return found
 
 
 def _merged(a: Facts, b: Facts, most: int | None = LIMIT) -> Facts:
