@@ -3,6 +3,7 @@
 import time
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import xarray as xr
 from hypothesis import given, settings, strategies as st
@@ -123,6 +124,28 @@ def test_a_band_has_rules_of_its_own_on_every_scale(scale, tmp_path):
     if scale == "stream":
         bad = iter(parts(bad, 10, 31))
     assert found(contract.check(bad)) == [("x[band=nir]", "range", 1, [(31, -3.0)])]
+
+
+def test_an_arrow_schema_is_a_contract_and_what_is_lost_is_named():
+    fields = [
+        pa.field("n", pa.int32(), nullable=False),
+        pa.field("m", pa.int64()),
+        pa.field("at", pa.timestamp("us", "UTC")),
+        pa.field("x", pa.float64(), nullable=False, metadata={"units": "kg", "who": "me"}),
+        pa.field("tags", pa.list_(pa.string())),
+    ]
+    schema = pa.schema(fields, {"made": "by hand"})
+    lost = "'made', nulls of 'm' \\(int64\\), metadata 'who' of 'x', 'tags' \\(list<"
+    with pytest.warns(UserWarning, match=lost):
+        contract = Contract.from_arrow(schema)
+    assert [c.dtype for c in contract.columns] == ["int32", "int64", "datetime64[us]", "float64"]
+    rows = {"n": [1, 2], "m": [3, 4], "at": [None, None], "x": [1.5, 2.5], "tags": [[], []]}
+    table = pa.table(rows, schema=schema).drop_columns("tags")
+    assert contract.check(table).ok
+    wrong = table.set_column(0, "n", pa.array([1, 2], pa.int64()))
+    wrong = wrong.set_column(3, "x", pa.array([1.5, None]))
+    said = [(v["column"], v["rule"]) for v in contract.check(wrong).found]
+    assert said == [("n", "type"), ("x", "missing")]
 
 
 def test_what_changes_for_a_band_is_compared():

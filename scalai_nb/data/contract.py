@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from ..compute.arrow import arrow_block
 from ..compute.blocks import Blocks
 from ..compute.mergeable import Mergeable
 from ..compute.reduce import reduce
@@ -32,12 +34,14 @@ from scalai_nb.data.rules.facts import (
 )
 from .rules.evolution import Comparison, compared
 from .rules.uniqueness import LIMIT, repeats
-from .sources import as_dataset, from_frame
+from .sources import as_dataset, from_frame, type_of
 from ..errors import ContractViolation, ParameterError, unknown
 from ..redaction import MASK
 from ..show import frame_table, prose
 
 if TYPE_CHECKING:
+    from pyarrow import Field, Schema
+
     from scalai_nb.types import Cluster, Data, Dataset, Frame, Table
 
 # %% auto #0
@@ -421,6 +425,25 @@ def _few(names: tuple[str, ...] | None) -> str | None:
     return ", ".join(names[:5]) + more
 
 
+def _of_field(field: Field, dtype: str) -> Column:
+    "What is expected of a field of Arrow, of which `dtype` is made"
+    units = (field.metadata or {}).get(b"units", b"").decode()
+    missing = float(field.nullable and np.dtype("O" if dtype in _TEXTS else dtype).kind in "fMO")
+    return Column(field.name, dtype, units=units, missing=missing, tolerance=0)
+
+
+_TEXTS = ("string", "category")
+
+
+def _untold(field: Field, column: Column) -> Iterator[str]:
+    "What is known of a field of Arrow, and not of its column"
+    if field.nullable and not column.missing:
+        yield f"nulls of {field.name!r} ({field.type})"
+    for key in field.metadata or ():
+        if key != b"units":
+            yield f"metadata {key.decode()!r} of {field.name!r}"
+
+
 def _as_tuple(names: str | Sequence[str]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
@@ -626,6 +649,41 @@ class Contract:
             _check_weight(weight, s.columns[weight])
         columns = _inferred(s, roles, tolerance, per)
         return cls(tuple(columns), label, keys, time, persons, after, left, weight, group)
+
+    @classmethod
+    def from_arrow(
+        cls,
+        schema: Schema,  # of an Arrow table or a Parquet file
+    ) -> Contract:  # without roles and ranges, which Arrow does not know
+        """What an Arrow schema says of its columns: types, units, and whether values may be missing
+
+        A warning names what is not taken over: types that have no place in the data model, nulls
+        of whole numbers, which make them floats, and metadata other than `units` of a field.
+        ParameterError: no column can be taken over.
+
+        Parameters
+        ----------
+        schema : Schema
+            of an Arrow table or a Parquet file
+
+        Returns
+        -------
+        Contract
+            without roles and ranges, which Arrow does not know
+        """
+        columns, left = [], [f"metadata {key.decode()!r}" for key in schema.metadata or ()]
+        empty = schema.empty_table()
+        for field in schema:
+            try:
+                values = arrow_block(empty.select([field.name]))[field.name]
+            except ParameterError:
+                left.append(f"{field.name!r} ({field.type})")
+                continue
+            columns.append(_of_field(field, type_of(values)))
+            left += _untold(field, columns[-1])
+        if left:
+            warnings.warn(f"Not taken over: {', '.join(left)}", stacklevel=2)
+        return cls(tuple(columns))
 
     def rules(
         self,
