@@ -3,6 +3,7 @@
 import time
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import xarray as xr
 from hypothesis import given, settings, strategies as st
@@ -103,6 +104,57 @@ def test_it_shares_a_pass_with_a_summary():
 def test_a_cluster_says_the_same(tmp_path):
     with sn.connect(sn.environment("laptop")) as client:
         assert found(CONTRACT.check(spoilt().chunk(row=9), client=client)) == FOUND
+
+
+@pytest.mark.parametrize("scale", ["memory", "dask", "lake", "stream"])
+def test_a_band_has_rules_of_its_own_on_every_scale(scale, tmp_path):
+    values = np.stack([np.arange(60.0), np.arange(60.0) - 1000, np.ones(60)], axis=1)
+    ds = xr.Dataset({"x": (("row", "band"), values)}, {"band": ["red", "nir", "swir"]})
+    contract = Contract.infer(ds, per="band", tolerance=0)
+    bad = ds.assign(x=ds.x.copy(data=np.where(np.arange(180).reshape(60, 3) == 94, -3.0, values)))
+    if scale == "dask":
+        bad = bad.chunk(row=9)
+    if scale == "lake":
+        lake = sn.Lake(tmp_path)
+        lake.write("x", bad, contract=contract, on_breach="quarantine")
+        assert lake.read("x.quarantine").rule.values.tolist() == ["x[band=nir] range"]
+        assert lake.read("x").sizes["row"] == 59
+        lake.write("x", bad, on_breach="off")
+        bad = lake.read("x")
+    if scale == "stream":
+        bad = iter(parts(bad, 10, 31))
+    assert found(contract.check(bad)) == [("x[band=nir]", "range", 1, [(31, -3.0)])]
+
+
+def test_an_arrow_schema_is_a_contract_and_what_is_lost_is_named():
+    fields = [
+        pa.field("n", pa.int32(), nullable=False),
+        pa.field("m", pa.int64()),
+        pa.field("at", pa.timestamp("us", "UTC")),
+        pa.field("x", pa.float64(), nullable=False, metadata={"units": "kg", "who": "me"}),
+        pa.field("tags", pa.list_(pa.string())),
+    ]
+    schema = pa.schema(fields, {"made": "by hand"})
+    lost = "'made', nulls of 'm' \\(int64\\), metadata 'who' of 'x', 'tags' \\(list<"
+    with pytest.warns(UserWarning, match=lost):
+        contract = Contract.from_arrow(schema)
+    assert [c.dtype for c in contract.columns] == ["int32", "int64", "datetime64[us]", "float64"]
+    rows = {"n": [1, 2], "m": [3, 4], "at": [None, None], "x": [1.5, 2.5], "tags": [[], []]}
+    table = pa.table(rows, schema=schema).drop_columns("tags")
+    assert contract.check(table).ok
+    wrong = table.set_column(0, "n", pa.array([1, 2], pa.int64()))
+    wrong = wrong.set_column(3, "x", pa.array([1.5, None]))
+    said = [(v["column"], v["rule"]) for v in contract.check(wrong).found]
+    assert said == [("n", "type"), ("x", "missing")]
+
+
+def test_what_changes_for_a_band_is_compared():
+    ds = xr.Dataset({"x": (("row", "band"), np.arange(12.0).reshape(4, 3))})
+    old = Contract.infer(ds, per="band", tolerance=0)
+    wider = Contract.infer(ds.where(ds.x != 10, 90), per="band", tolerance=0)
+    said = {(c.column, c.what): c.breaking for c in old.compare(wider).changes}
+    assert said == {("x", "range"): True, ("x[band=1]", "range"): True}
+    assert old.compare(Contract.infer(ds.isel(band=[0]), per="band")).breaking
 
 
 @settings(deadline=None, max_examples=25)

@@ -5,7 +5,7 @@
 # %% ../../nbs/commands/ingesting.ipynb #f0453ef1
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import RenderableType
@@ -14,6 +14,7 @@ from .terminal import Env, Json, out
 from ..environment import environment
 
 if TYPE_CHECKING:
+    from scalai_nb.data.enforcement import OnBreach
     from scalai_nb.data.ingestion import Ingested
 
 # %% auto #0
@@ -28,7 +29,9 @@ def _sentence(dry_run: bool, done: Ingested) -> RenderableType:
     if dry_run:
         return f"would write {done.rows:,} rows to {done.dataset}{reached}"
     version = (done.version or "")[:12]
-    return f"{done.dataset}@{version}: {done.rows:,} rows came in{reached}, {done.total:,} in all"
+    aside = f"; {done.aside:,} went to {done.dataset}.quarantine" if done.aside else ""
+    all_of_it = f"{done.rows:,} rows came in{reached}, {done.total:,} in all"
+    return f"{done.dataset}@{version}: {all_of_it}{aside}"
 
 
 def ingest(
@@ -47,6 +50,14 @@ def ingest(
             help="Append the rows whose COLUMN, a number or time, is greater than all so far.",
         ),
     ] = None,
+    on_breach: Annotated[
+        str | None,
+        typer.Option(
+            metavar="reject|quarantine|warn|off",
+            help="What becomes of rows that break the contract of DATASET.",
+            show_default="as the dataset has it",
+        ),
+    ] = None,
     env: Env = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be written.")
@@ -58,5 +69,6 @@ def ingest(
     from scalai_nb.data.lake.lake import Lake
 
     lake = Lake(environment(env).lake)
-    done = bring(lake, uri, name, incremental=incremental, dry_run=dry_run)
+    said = cast("OnBreach | None", on_breach)
+    done = bring(lake, uri, name, incremental=incremental, on_breach=said, dry_run=dry_run)
     out(done, as_json, lambda found: _sentence(dry_run, found))

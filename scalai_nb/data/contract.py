@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from ..compute.arrow import arrow_block
 from ..compute.blocks import Blocks
 from ..compute.mergeable import Mergeable
 from ..compute.reduce import reduce
@@ -28,21 +30,45 @@ from scalai_nb.data.rules.facts import (
     micros,
     moment,
     over_row,
+    place_name,
 )
 from .rules.evolution import Comparison, compared
 from .rules.uniqueness import LIMIT, repeats
-from .sources import as_dataset, from_frame
+from .sources import as_dataset, from_frame, type_of
 from ..errors import ContractViolation, ParameterError, unknown
 from ..redaction import MASK
 from ..show import frame_table, prose
 
 if TYPE_CHECKING:
+    from pyarrow import Field, Schema
+
     from scalai_nb.types import Cluster, Data, Dataset, Frame, Table
 
 # %% auto #0
-__all__ = ['Column', 'Check', 'Contract']
+__all__ = ['Place', 'Column', 'Check', 'violation', 'Contract']
 
 # %% ../../nbs/data/contract.ipynb #900ab04e
+@dataclass(frozen=True)
+class Place:
+    """What is expected of one band or level of a column
+
+    Attributes
+    ----------
+    label : str
+        of the coordinate, or a number
+    min : float | str | None, default None
+        as of a column
+    max : float | str | None, default None
+    missing : float, default 0.0
+        share of its values
+    """
+
+    label: str  # of the coordinate, or a number
+    min: float | str | None = None  # as of a column
+    max: float | str | None = None
+    missing: float = 0.0  # share of its values
+
+
 @dataclass(frozen=True)
 class Column:
     """What is expected of one column
@@ -70,6 +96,10 @@ class Column:
         characters of a text, at least and at most
     pattern : str | None, default None
         regular expression that a whole text matches
+    per : str, default ''
+        a dimension beside `row`: what is expected differs along it
+    places : tuple[Place, ...], default ()
+        what is expected of each place along it
     """
 
     name: str
@@ -85,6 +115,8 @@ class Column:
     ordered: bool = False  # of times: whether none may be before that of the row above
     length: tuple[int, int] | None = None  # characters of a text, at least and at most
     pattern: str | None = None  # regular expression that a whole text matches
+    per: str = ""  # a dimension beside `row`: what is expected differs along it
+    places: tuple[Place, ...] = ()  # what is expected of each place along it
 
     def __post_init__(self) -> None:
         "ParameterError for a pattern or a time that cannot be read"
@@ -124,6 +156,8 @@ class Column:
         if self.timed:
             return f"{self.min or 'any time'} to {self.max or 'any time'}"
         low, high = self.bounds
+        if self.min is None or self.max is None:
+            return f"at most {high:g}" if self.min is None else f"at least {low:g}"
         return f"{low:g} to {high:g}"
 
     @property
@@ -142,7 +176,29 @@ class Column:
             pattern=self.pattern,
             ordered=self.ordered,
             masked=self.role == "pii",
+            per=self.per,
+            places={p.label: self.at(p).limits for p in self.places},
         )
+
+    def at(
+        self,
+        place: Place,  # of `places`
+    ) -> Column:  # named as a breach names it
+        """What is expected of one place
+
+        Parameters
+        ----------
+        place : Place
+            of `places`
+
+        Returns
+        -------
+        Column
+            named as a breach names it
+        """
+        name = place_name(self.name, self.per, place.label)
+        own = {"min": place.min, "max": place.max, "missing": place.missing}
+        return replace(self, name=name, per="", places=(), **own)
 
     @property
     def most_missing(self) -> float:
@@ -242,14 +298,45 @@ def _infer(name: str, seen: Seen, role: str, tolerance: float) -> Column:
     return replace(plain, min=seen.min, max=seen.max, categories=seen.categories)
 
 
-def _broken(
+def _inferred(
+    s: Facts,
+    roles: Mapping[str, str],  # by column
+    tolerance: float,
+    per: str,  # a dimension, or empty
+) -> Iterator[Column]:
+    "What is expected of each column, and of its places along a dimension"
+    places = [n for n in s.columns if per and f"[{per}=" in n and n.endswith("]")]
+    for name, seen in s.columns.items():
+        if name in places:
+            continue
+        column = _infer(name, seen, roles.get(name, "feature"), tolerance)
+        begin = f"{name}[{per}="
+        own = [(n[len(begin) : -1], s.columns[n]) for n in places if n.startswith(begin)]
+        found = [
+            Place(label, *((c := _infer(label, x, column.role, tolerance)).min, c.max, c.missing))
+            for label, x in own
+        ]
+        yield replace(column, per=per, places=tuple(found)) if found else column
+
+
+def violation(
     column: str,
     rule: str,
     expected: str,
     found: str,
     fault: Fault | None = None,  # None: of the column as a whole
 ) -> dict[str, Any]:
-    "A violation, as `Check.found` has it"
+    """A violation, as `Check.found` has it
+
+    Parameters
+    ----------
+    column : str
+    rule : str
+    expected : str
+    found : str
+    fault : Fault | None, default None
+        None: of the column as a whole
+    """
     examples = [{"row": row, "value": value} for row, value in fault.examples] if fault else []
     return {
         "column": column,
@@ -265,27 +352,27 @@ def _violations(column: Column, seen: Seen) -> Iterator[dict[str, Any]]:
     "The rules that a column breaks, from what was seen of it"
     name, faults = column.name, seen.faults
     if seen.types != (column.dtype,):
-        yield _broken(name, "type", column.dtype, ", ".join(seen.types))
+        yield violation(name, "type", column.dtype, ", ".join(seen.types))
     if odd := [u for u in seen.units if u != column.units]:
-        yield _broken(name, "units", column.units or "none", ", ".join(odd))
+        yield violation(name, "units", column.units or "none", ", ".join(odd))
     if "range" in faults:
-        yield _broken(name, "range", *_range(column, seen), faults["range"])
+        yield violation(name, "range", *_range(column, seen), faults["range"])
     if seen.missing > column.most_missing * seen.count:
         most, share = f"at most {column.most_missing:.1%}", f"{seen.missing / seen.count:.1%}"
-        yield _broken(name, "missing", most, share, faults["missing"])
+        yield violation(name, "missing", most, share, faults["missing"])
     if column.categories is not None and "category" in faults:
         some = ", ".join([*seen.strange][:5]) + (", …" if len(seen.strange) > 5 else "")
         known = f"one of {len(column.categories)}"
-        yield _broken(name, "category", known, some or MASK, faults["category"])
+        yield violation(name, "category", known, some or MASK, faults["category"])
     if "length" in faults:
         least, most = column.length or (0, 0)
         found = MASK if column.role == "pii" else f"{seen.shortest} to {seen.longest}"
-        yield _broken(name, "length", f"{least} to {most} characters", found, faults["length"])
+        yield violation(name, "length", f"{least} to {most} characters", found, faults["length"])
     if "pattern" in faults:
-        yield _broken(name, "pattern", str(column.pattern), "other texts", faults["pattern"])
+        yield violation(name, "pattern", str(column.pattern), "other texts", faults["pattern"])
     if "order" in faults:
         wanted = "none before that of the row above"
-        yield _broken(name, "order", wanted, "earlier times", faults["order"])
+        yield violation(name, "order", wanted, "earlier times", faults["order"])
 
 
 def _range(column: Column, seen: Seen) -> tuple[str, str]:
@@ -306,10 +393,10 @@ def _lacking(column: Column, s: Facts) -> Iterator[dict[str, Any]]:
     seen = s.columns.get(column.name)
     if seen is None:
         found = f"one over {s.others[column.name]}" if column.name in s.others else "nothing"
-        yield _broken(column.name, "column", column.dtype, found)
+        yield violation(column.name, "column", column.dtype, found)
     elif seen.rows < s.rows:
         lacks = Fault(s.rows - seen.rows)
-        yield _broken(column.name, "column", column.dtype, "nothing in some rows", lacks)
+        yield violation(column.name, "column", column.dtype, "nothing in some rows", lacks)
 
 
 def _key(key: Sequence[str], s: Facts, limit: int | None) -> tuple[list[dict[str, Any]], list[str]]:
@@ -319,9 +406,9 @@ def _key(key: Sequence[str], s: Facts, limit: int | None) -> tuple[list[dict[str
     if known.rows:
         said = tuple((row, f"{times} rows have its key") for row, times in known.examples)
         how = "duplicates" if known.kept == 1 else "duplicates, by estimate"
-        found.append(_broken(name, "key", wanted, how, Fault(known.rows, said)))
+        found.append(violation(name, "key", wanted, how, Fault(known.rows, said)))
     if s.keyless.count:
-        found.append(_broken(name, "key", wanted, "rows without one", s.keyless))
+        found.append(violation(name, "key", wanted, "rows without one", s.keyless))
     if known.kept == 1:
         return found, []
     return found, [
@@ -336,6 +423,25 @@ def _few(names: tuple[str, ...] | None) -> str | None:
         return None
     more = f", … ({len(names)})" if len(names) > 5 else ""
     return ", ".join(names[:5]) + more
+
+
+def _of_field(field: Field, dtype: str) -> Column:
+    "What is expected of a field of Arrow, of which `dtype` is made"
+    units = (field.metadata or {}).get(b"units", b"").decode()
+    missing = float(field.nullable and np.dtype("O" if dtype in _TEXTS else dtype).kind in "fMO")
+    return Column(field.name, dtype, units=units, missing=missing, tolerance=0)
+
+
+_TEXTS = ("string", "category")
+
+
+def _untold(field: Field, column: Column) -> Iterator[str]:
+    "What is known of a field of Arrow, and not of its column"
+    if field.nullable and not column.missing:
+        yield f"nulls of {field.name!r} ({field.type})"
+    for key in field.metadata or ():
+        if key != b"units":
+            yield f"metadata {key.decode()!r} of {field.name!r}"
 
 
 def _as_tuple(names: str | Sequence[str]) -> tuple[str, ...]:
@@ -392,6 +498,9 @@ def _verdict(contract: Contract, s: Facts, limit: int | None = LIMIT) -> Check:
     for c in columns:
         if c.name in s.columns:
             found += [*_lacking(c, s), *_violations(c, s.columns[c.name])]
+            for at in map(c.at, c.places):
+                known = s.columns.get(at.name)
+                found += _violations(at, known) if known else _lacking(at, s)
     wrong, notes = _key(contract.key, s, limit)
     return Check(tuple(found + wrong), tuple(notes))
 
@@ -463,6 +572,9 @@ class Contract:
         group: str | None = None,  # column whose rows belong together when data are split
         # how far other data may lie beyond these: a share of the width of the range
         tolerance: float = 0.5,
+        # a dimension beside `row`, as "band" or "level": each place along it has a range and a
+        # share of missing values of its own
+        per: str = "",
         client: Cluster | None = None,  # whose workers read the data, as in `reduce`
     ) -> Contract:
         """The contract that `ds` keeps
@@ -500,6 +612,9 @@ class Contract:
             column whose rows belong together when data are split
         tolerance : float, default 0.5
             how far other data may lie beyond these: a share of the width of the range
+        per : str, default ''
+            a dimension beside `row`, as "band" or "level": each place along it has a range and a
+            share of missing values of its own
         client : Cluster | None, default None
             whose workers read the data, as in `reduce`
         """
@@ -517,7 +632,7 @@ class Contract:
         roles |= {name: role for role, name in single.items() if name}
         roles |= dict.fromkeys(persons, "pii") | dict.fromkeys(left, "ignored")
         _all_known(roles, known)
-        s = reduce(facts(None, keys, exact=True), given, client)
+        s = reduce(facts(None, keys, exact=True, per=per), given, client)
         _all_known(roles, list(s.columns))
         twice, keyless = repeats(s.keys, None).rows, s.keyless.count
         if twice or keyless:
@@ -532,11 +647,43 @@ class Contract:
                 )
         if weight:
             _check_weight(weight, s.columns[weight])
-        columns = (
-            _infer(name, seen, roles.get(name, "feature"), tolerance)
-            for name, seen in s.columns.items()
-        )
+        columns = _inferred(s, roles, tolerance, per)
         return cls(tuple(columns), label, keys, time, persons, after, left, weight, group)
+
+    @classmethod
+    def from_arrow(
+        cls,
+        schema: Schema,  # of an Arrow table or a Parquet file
+    ) -> Contract:  # without roles and ranges, which Arrow does not know
+        """What an Arrow schema says of its columns: types, units, and whether values may be missing
+
+        A warning names what is not taken over: types that have no place in the data model, nulls
+        of whole numbers, which make them floats, and metadata other than `units` of a field.
+        ParameterError: no column can be taken over.
+
+        Parameters
+        ----------
+        schema : Schema
+            of an Arrow table or a Parquet file
+
+        Returns
+        -------
+        Contract
+            without roles and ranges, which Arrow does not know
+        """
+        columns, left = [], [f"metadata {key.decode()!r}" for key in schema.metadata or ()]
+        empty = schema.empty_table()
+        for field in schema:
+            try:
+                values = arrow_block(empty.select([field.name]))[field.name]
+            except ParameterError:
+                left.append(f"{field.name!r} ({field.type})")
+                continue
+            columns.append(_of_field(field, type_of(values)))
+            left += _untold(field, columns[-1])
+        if left:
+            warnings.warn(f"Not taken over: {', '.join(left)}", stacklevel=2)
+        return cls(tuple(columns))
 
     def rules(
         self,
@@ -713,6 +860,7 @@ class Contract:
         for column in record["columns"]:
             column["categories"] = column["categories"] and tuple(column["categories"])
             column["length"] = column.get("length") and tuple(column["length"])
+            column["places"] = tuple(Place(**p) for p in column.get("places", ()))
         record["columns"] = tuple(Column(**c) for c in record["columns"])
         for names in ("key", "pii", "later", "ignored"):
             record[names] = tuple(record.get(names, ()))
@@ -726,8 +874,10 @@ class Contract:
             asdict(c)
             | {"categories": _few(c.categories), "ordered": c.ordered or None}
             | {"length": c.length and f"{c.length[0]} to {c.length[1]}", "accepted": c.accepted}
-            for c in self.columns
+            for column in self.columns
+            for c in (column, *map(column.at, column.places))
         ]
+        rows = [{k: v for k, v in row.items() if k not in ("per", "places")} for row in rows]
         return pd.DataFrame(rows).set_index("name")
 
     def __repr__(self) -> str:

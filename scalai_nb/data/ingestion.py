@@ -18,6 +18,8 @@ from ..redaction import public
 from ..show import progress_bar
 
 if TYPE_CHECKING:
+    from scalai_nb.data.contract import Contract
+    from scalai_nb.data.enforcement import OnBreach
     from scalai_nb.data.lake.lake import Lake
     from scalai_nb.types import Dataset, PathLike, Progress
 
@@ -110,6 +112,8 @@ class Ingested:
         None: nothing was written
     cursor : str | None, default None
         greatest value that has arrived
+    aside : int, default 0
+        rows that broke the contract and are in the quarantine
     """
 
     dataset: str
@@ -118,6 +122,7 @@ class Ingested:
     total: int | None = None  # rows of the dataset then; None: nothing was written
     version: str | None = None  # None: nothing was written
     cursor: str | None = None  # greatest value that has arrived
+    aside: int = 0  # rows that broke the contract and are in the quarantine
 
 
 def ingest(
@@ -128,6 +133,9 @@ def ingest(
     # column of numbers or times: only rows that are greater than all that have arrived, appended;
     # None: all rows, in place of what is there
     incremental: str | None = None,
+    # what becomes of rows that break the contract, as of `Lake.write`
+    on_breach: OnBreach | None = None,
+    contract: Contract | None = None,  # likewise
     dry_run: bool = False,  # read, and write nothing
     progress: Progress = None,  # function of (blocks done, of how many); True: a bar
     **options: Any,  # of the reader
@@ -146,6 +154,10 @@ def ingest(
     incremental : str | None, default None
         column of numbers or times: only rows that are greater than all that have arrived, appended;
         None: all rows, in place of what is there
+    on_breach : OnBreach | None, default None
+        what becomes of rows that break the contract, as of `Lake.write`
+    contract : Contract | None, default None
+        likewise
     dry_run : bool, default False
         read, and write nothing
     progress : Progress, default None
@@ -170,13 +182,22 @@ def ingest(
         reached = most if count else after
         return Ingested(name, source, count, cursor=None if reached is None else str(reached))
     before = lake.version(name).rows if there and incremental else 0
+    aside = _aside(lake, name)
     with progress_bar(progress, len(blocks) if blocks.sizes else None) as done:
         coming = _counted(rows, done)
         appended = there and bool(incremental)
-        version = lake.write_blocks(name, coming, message, appended, {_STATE: arrived})
+        held = {"contract": contract, "on_breach": on_breach}
+        version = lake.write_blocks(name, coming, message, appended, {_STATE: arrived}, **held)
     new = version.rows - before
     reached = None if most is None else str(most)
-    return Ingested(name, source, new, version.rows, version.id, reached)
+    aside = _aside(lake, name) - aside
+    return Ingested(name, source, new, version.rows, version.id, reached, aside)
+
+
+def _aside(lake: Lake, name: str) -> int:
+    "Rows in the quarantine of a dataset"
+    beside = f"{name}.quarantine"
+    return lake.version(beside).rows if beside in lake.names() else 0
 
 
 def _counted(blocks: Iterable[Dataset], done: Callable[..., None]) -> Iterator[Dataset]:

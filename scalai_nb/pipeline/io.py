@@ -17,7 +17,13 @@ from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..environment import environment
-from ..errors import DatasetNotFound, ModelNotFound, ParameterError, unknown
+from scalai_nb.errors import (
+    DatasetNotFound,
+    ModelNotFound,
+    ParameterError,
+    VersionNotFound,
+    unknown,
+)
 from ..files import replacing
 from ..redaction import secrets_here
 
@@ -26,7 +32,9 @@ __all__ = ['T', 'Context', 'context', 'read', 'write', 'checkpoint']
 
 # %% ../../nbs/pipeline/io.ipynb #23efd409
 if TYPE_CHECKING:
-    from scalai_nb.data.lake.lake import Version
+    from scalai_nb.data.contract import Contract
+    from scalai_nb.data.enforcement import OnBreach
+    from scalai_nb.data.lake.lake import Lake, Version
     from scalai_nb.models.package.package import Model
     from scalai_nb.models.registry.registry import ModelVersion
     from scalai_nb.types import Dataset, Frame
@@ -135,6 +143,9 @@ def write(
     message: str = "",  # for whoever reads the log of the dataset
     *,
     metrics: Mapping[str, float] | None = None,  # what was measured, for goals and trackers
+    # of a dataset, as of `Lake.write`: what becomes of rows that break its contract
+    on_breach: OnBreach | None = None,
+    contract: Contract | None = None,  # likewise
     **about: Any,  # of a model: tags={}, alias=""
 ) -> Version | ModelVersion:
     """Write the output `name`: published when the step completes in a run, at once elsewhere
@@ -148,6 +159,10 @@ def write(
         for whoever reads the log of the dataset
     metrics : Mapping[str, float] | None, default None
         what was measured, for goals and trackers
+    on_breach : OnBreach | None, default None
+        of a dataset, as of `Lake.write`: what becomes of rows that break its contract
+    contract : Contract | None, default None
+        likewise
     **about : Any
         of a model: tags={}, alias=""
     """
@@ -156,7 +171,9 @@ def write(
         _declared(name, ctx.outputs, "write", "Out")
         if ctx.outputs[name] == "file":
             raise ParameterError(f"write: {name!r} is a file; write it to its path yourself.")
-    if not hasattr(value, "card"):  # as a model has
+    if hasattr(value, "card") and (on_breach or contract):  # as a model has
+        raise ParameterError("write: on_breach and contract are of datasets; leave them out.")
+    if not hasattr(value, "card"):
         from scalai_nb.data.lake.lake import Lake
 
         message = message or (f"{ctx.step} in {ctx.run}" if ctx else "")
@@ -164,7 +181,11 @@ def write(
         if about:
             raise ParameterError(f"write: {', '.join(about)} is of models; leave it out.")
         rows = cast("Dataset", value)
-        version = Lake(env.lake).write(name, rows, message, branch=branch)
+        lake = Lake(env.lake)
+        held = {"contract": contract, "on_breach": on_breach}
+        version = lake.write(name, rows, message, branch=branch, **held)
+        if ctx and branch != "main" and (beside := _quarantine(lake, name, branch)):
+            _note(ctx, beside)
         facts = {"kind": "dataset", "version": version.id, "rows": version.rows}
         facts |= {"metrics": {k: float(v) for k, v in (metrics or {}).items()}}
     else:
@@ -180,9 +201,24 @@ def write(
         facts = {"kind": "model", "version": number, "rows": None, "metrics": measured}
         facts |= {"alias": alias}
     if ctx:
-        with open(ctx.written, "a") as f:
-            f.write(json.dumps({"name": name, **facts}) + "\n")
+        _note(ctx, {"name": name, **facts})
     return version
+
+
+def _note(ctx: Context, written: Mapping[str, Any]) -> None:
+    "Tell the runner what was written"
+    with open(ctx.written, "a") as f:
+        f.write(json.dumps(written) + "\n")
+
+
+def _quarantine(lake: Lake, name: str, branch: str) -> dict[str, Any] | None:
+    "What this step has put aside of a dataset, for the runner to publish with it"
+    beside = f"{name}.quarantine"
+    try:
+        found = lake.version(beside, branch)
+    except (DatasetNotFound, VersionNotFound):
+        return None
+    return {"name": beside, "kind": "dataset", "version": found.id, "rows": found.rows}
 
 # %% ../../nbs/pipeline/io.ipynb #5c1e77a1
 def _names(code: CodeType) -> set[str]:

@@ -11,12 +11,20 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from threading import local
 from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
 
 from ..categories import labelled
 from .damage import Place
 from .keyed import Key, matched
-from .layout import append_group, read_group, schema_of_group, write_group
+from scalai_nb.data.lake.layout import (
+    append_group,
+    in_blocks,
+    read_group,
+    schema_of_group,
+    write_group,
+)
 from .publication import Move, Publication, Release, pending
 from scalai_nb.data.lake.repository import (
     NAME,
@@ -56,6 +64,8 @@ from ...show import MOST, progress_bar
 if TYPE_CHECKING:
     from icechunk import Repository, SnapshotInfo
 
+    from scalai_nb.data.contract import Contract
+    from scalai_nb.data.enforcement import Gate, OnBreach
     from scalai_nb.data.lake.compaction import Compaction
     from scalai_nb.data.lake.copying import Copied
     from scalai_nb.data.lake.retention import Remains
@@ -379,6 +389,36 @@ def _carry_out(repo: Repository, move: Move, branch: str) -> None:
 
 # (lake, dataset, version) of what this process has written, the last of it
 WRITTEN: deque[tuple[Path, str, Version]] = deque(maxlen=100)
+_STAGED = "quarantining."  # with what begins the branch of a write that puts rows aside
+
+
+class _Mine(local):
+    "The locks that a thread holds: it does not wait for itself"
+
+    def __init__(self) -> None:
+        self.locks: dict[Path, Check] = {}
+
+
+_MINE = _Mine()
+
+
+def _stored(
+    store: Any,
+    base: Place,
+    blocks: Iterable[Dataset],
+    append: bool,  # to what is there, not in its place
+    gate: Gate | None = None,  # that the blocks pass
+) -> dict[str, Any]:
+    "Store blocks one after another; the schema, which is empty if there was none"
+    import zarr
+
+    here = zarr.open_group(store, mode="r+") if append else zarr.group(store, overwrite=True)
+    plan: dict[str, Any] = {}
+    if append and gate:
+        gate.remember(partial(read_group, lambda: here, "stored", place=base))
+    for block in blocks:
+        plan = append_group(here, block, base) if append or plan else write_group(here, block)
+    return plan
 
 
 class Lake(LakeReader):
@@ -397,12 +437,19 @@ class Lake(LakeReader):
         branch: str = "main",  # cut from main if it is not there
         # entries of the state to set, None takes one out; others stay as they are
         state: State | None = None,
+        *,
+        contract: Contract | None = None,  # that it is held to, now and from now on
+        # "reject", "quarantine", "warn" or "off": what becomes of rows that break the contract, now
+        # and from now on; None: as the dataset has it
+        on_breach: OnBreach | None = None,
     ) -> Version:  # the new one; the last, where nothing has changed
         """Make `ds` the content of the dataset, as a new version; those before stay readable
 
-        `state` is committed with the rows: `Lake.state` has both or neither.
+        `state` is committed with the rows: `Lake.state` has both or neither. With `contract` or
+        `on_breach` the dataset is held to its contract from now on (`data.enforcement`).
         LakeError: `ds` cannot be stored as it is, or the disk refuses. Conflict: another process
-        writes the dataset for longer than `lock_timeout` seconds.
+        writes the dataset for longer than `lock_timeout` seconds. ContractViolation: it is held to
+        its contract, and `ds` breaks that; nothing was written.
 
         Parameters
         ----------
@@ -416,13 +463,26 @@ class Lake(LakeReader):
             cut from main if it is not there
         state : State | None, default None
             entries of the state to set, None takes one out; others stay as they are
+        contract : Contract | None, default None
+            that it is held to, now and from now on
+        on_breach : OnBreach | None, default None
+            "reject", "quarantine", "warn" or "off": what becomes of rows that break the contract,
+            now and from now on; None: as the dataset has it
 
         Returns
         -------
         Version
             the new one; the last, where nothing has changed
         """
-        return self._write(name, ds, message, branch, lambda before: patched(before, state))
+        rows = as_dataset(ds)
+        gate, attrs = self._gate(name, branch, rows.attrs, message, on_breach, contract)
+        rows = _scrubbed(rows.assign_attrs(attrs) if attrs != rows.attrs else rows)
+
+        def change(store: Any, base: Place) -> dict[str, Any]:
+            return _stored(store, base, gate.through(in_blocks(rows)) if gate else [rows], False)
+
+        after = partial(patched, given=state)
+        return self._guarded(gate, name, branch, message, change, after, anew=True)
 
     def _write(
         self,
@@ -453,14 +513,15 @@ class Lake(LakeReader):
         state: State | None = None,  # as in `write`
         # column, or several, by which a row is known: rows that are there are left out
         dedup: Key = (),
+        on_breach: OnBreach | None = None,  # of these rows; None: as the dataset has it
     ) -> Version:  # the new one; the last, where there is nothing to add and the state stays
         """Add the rows of `ds` at the end, as a new version
 
         With `dedup` the first of the rows that have one key stays, whether stored or given. The
         keys of `ds` are in memory, those of what is stored a block at a time.
 
-        LakeError, naming the column, for rows of another kind: nothing was changed. Conflict as in
-        `write`.
+        LakeError, naming the column, for rows of another kind: nothing was changed. Conflict and
+        ContractViolation as in `write`.
 
         Parameters
         ----------
@@ -476,6 +537,8 @@ class Lake(LakeReader):
             as in `write`
         dedup : Key, default ()
             column, or several, by which a row is known: rows that are there are left out
+        on_breach : OnBreach | None, default None
+            of these rows; None: as the dataset has it
 
         Returns
         -------
@@ -486,15 +549,19 @@ class Lake(LakeReader):
 
         self._find(name, branch)
         rows = _scrubbed(as_dataset(ds))
+        gate, _ = self._gate(name, branch, {}, message, on_breach)
 
         def change(store: Any, base: Place) -> dict[str, Any]:
+            if gate and not dedup:
+                return _stored(store, base, gate.through(in_blocks(rows)), True, gate)
             group, new = zarr.open_group(store, mode="r+"), rows
             if dedup:
-                counting, at = matched(group, rows, dedup, "first", base)
-                new = rows.isel(row=counting[at < 0])
+                new = gate.known_by(dedup).of(rows) if gate else rows
+                counting, at = matched(group, new, dedup, "first", base)
+                new = new.isel(row=counting[at < 0])
             return append_group(group, new, base)
 
-        return self._commit(name, branch, message, change, lambda before: patched(before, state))
+        return self._guarded(gate, name, branch, message, change, partial(patched, given=state))
 
     def upsert(
         self,
@@ -504,6 +571,7 @@ class Lake(LakeReader):
         message: str = "",  # why; default: how many rows there are then
         branch: str = "main",  # one that is there
         state: State | None = None,  # as in `write`
+        on_breach: OnBreach | None = None,  # of these rows; None: as the dataset has it
     ) -> Version:  # the new one; the last, where `ds` has no rows and the state stays
         """Put the rows of `ds` in the place of those with the same key, and the others at the end
 
@@ -525,6 +593,8 @@ class Lake(LakeReader):
             one that is there
         state : State | None, default None
             as in `write`
+        on_breach : OnBreach | None, default None
+            of these rows; None: as the dataset has it
 
         Returns
         -------
@@ -535,13 +605,15 @@ class Lake(LakeReader):
 
         self._find(name, branch)
         rows = _scrubbed(as_dataset(ds))
+        gate, _ = self._gate(name, branch, {}, message, on_breach)
 
         def change(store: Any, base: Place) -> dict[str, Any]:
             group = zarr.open_group(store, mode="r+")
-            counting, at = matched(group, rows, key, "last", base)
-            return append_group(group, rows.isel(row=counting), base, at)
+            new = gate.known_by(key).of(rows) if gate else rows
+            counting, at = matched(group, new, key, "last", base)
+            return append_group(group, new.isel(row=counting), base, at)
 
-        return self._commit(name, branch, message, change, lambda before: patched(before, state))
+        return self._guarded(gate, name, branch, message, change, partial(patched, given=state))
 
     def write_blocks(
         self,
@@ -550,6 +622,9 @@ class Lake(LakeReader):
         message: str = "",  # why; default: how many rows there are then
         append: bool = False,  # at the end of what is there, not in its place
         state: State | None = None,  # as in `write`
+        *,
+        contract: Contract | None = None,  # as in `write`
+        on_breach: OnBreach | None = None,  # as in `write`; as in `append` if it appends
     ) -> Version:
         """Make rows that come in blocks the content of a dataset, or its end: one version
 
@@ -568,24 +643,25 @@ class Lake(LakeReader):
             at the end of what is there, not in its place
         state : State | None, default None
             as in `write`
+        contract : Contract | None, default None
+            as in `write`
+        on_breach : OnBreach | None, default None
+            as in `write`; as in `append` if it appends
         """
-        import zarr
+        gate, attrs = self._gate(name, "main", {}, message, on_breach, contract)
+        coming = (_scrubbed(as_dataset(block)) for block in blocks)
+        if gate and not append:
+            coming = (block.assign_attrs(attrs) for block in coming)
 
         def change(store: Any, base: Place) -> dict[str, Any]:
-            here = (
-                zarr.open_group(store, mode="r+") if append else zarr.group(store, overwrite=True)
-            )
-            plan: dict[str, Any] = {}
-            for block in blocks:
-                rows = _scrubbed(as_dataset(block))
-                begun = append or plan
-                plan = append_group(here, rows, base) if begun else write_group(here, rows)
+            passing = gate.through(coming) if gate else coming
+            plan = _stored(store, base, passing, append, gate)
             if not plan:
                 raise LakeError(f"No block was given for {name!r}; give one, even without rows.")
             return plan
 
         after = partial(patched, given=state)
-        return self._commit(name, "main", message, change, after, anew=not append)
+        return self._guarded(gate, name, "main", message, change, after, anew=not append)
 
     def tag(
         self,
@@ -950,9 +1026,14 @@ class Lake(LakeReader):
     def lock(self, name: str) -> Iterator[Check]:
         "Nobody else writes a dataset while the block lasts, nor makes it. Conflict: somebody does"
         file = self.path / ".locks" / f"{name}.lock"
+        if file in _MINE.locks:
+            yield _MINE.locks[file]
+            return
         with ExitStack() as stack:
             with explained(self.path):
                 check = stack.enter_context(held(file, self.lock_timeout))
+            _MINE.locks[file] = check
+            stack.callback(_MINE.locks.pop, file)
             yield check
 
     @contextmanager
@@ -985,6 +1066,7 @@ class Lake(LakeReader):
         state: Callable[[State], State],  # the new one, from that before
         anew: bool = False,  # whatever was there is replaced, and may be damaged
         content: str = "",  # id of a version that has the same
+        remark: Callable[[], str] = str,  # what the message ends with, asked for after `change`
     ) -> Version:
         "Commit what `change` does"
         import zarr
@@ -1011,9 +1093,103 @@ class Lake(LakeReader):
             about = {"author": self.author, "rows": rows, "parent": parent}
             about |= {"content": content} if content else {}
             about |= {"state": json.dumps(after)} if after else {}
-            id = session.commit(secrets_here().scrub(message) or f"{rows:,} rows", about)
+            said = (message or f"{rows:,} rows") + remark()
+            id = session.commit(secrets_here().scrub(said), about)
             seal(repo, folder, id, before_id)
         version = self.version(name, id)
         if branch == "main":
             WRITTEN.append((self.path, name, version))
         return version
+
+    def _gate(
+        self,
+        name: str,
+        branch: str,
+        attrs: dict[Any, Any],  # of the rows
+        source: str,  # where they come from
+        on_breach: OnBreach | None,
+        contract: Contract | None = None,
+    ) -> tuple[Gate | None, dict[Any, Any]]:
+        "What rows pass before they are stored, None: nothing; and their attributes"
+        stored: dict[str, Any] = {}
+        if self._folder(name).is_dir():
+            # nothing is there yet, or it is damaged: what replaces it says for itself
+            with suppress(DatasetNotFound, VersionNotFound, LakeError):
+                cut = branch in refs(self._open(name))
+                stored = self.attrs(name, branch if cut else "main")
+        if not (on_breach or contract or "on_breach" in stored or "on_breach" in attrs):
+            return None, attrs
+        from scalai_nb.data.enforcement import Gate, enforced
+
+        policy, found = enforced(on_breach, contract, attrs, stored)
+        attrs = {k: v for k, v in attrs.items() if k != "on_breach"}
+        if found and (contract or policy != "off"):
+            attrs["contract"] = found.to_json()
+        if policy == "off" or not found:
+            return None, attrs
+        return Gate(found, policy, source), attrs | {"on_breach": policy}
+
+    def _guarded(
+        self,
+        gate: Gate | None,
+        name: str,
+        branch: str,
+        message: str,
+        change: Callable[[Any, Place], dict[str, Any]],  # writes what has passed the gate
+        state: Callable[[State], State],
+        anew: bool = False,
+    ) -> Version:
+        "Commit what passes a gate, and what does not beside it, both visible at one instant"
+        commit = partial(self._commit, change=change, state=state, anew=anew)
+        if not gate:
+            return commit(name, branch, message)
+        if gate.policy != "quarantine":
+            version = commit(name, branch, message, remark=gate.remark)
+            gate.warn(name)
+            return version
+        with self._beside(name, branch) as (beside, staged):
+
+            def aside(blocks: list[Dataset]) -> None:
+                count = sum(block.sizes["row"] for block in blocks)
+                first = anew and gate.taken == count  # it takes the place of what is there
+
+                def put(store: Any, base: Place) -> dict[str, Any]:
+                    return _stored(store, base, blocks, base.version != ROOT and not first)
+
+                said = f"{count:,} rows that {name} does not take"
+                self._commit(beside, staged, said, put, partial(patched, given=None))
+
+            gate.aside = aside
+            version = commit(name, staged, message, remark=gate.remark)
+            emptied = anew and not gate.taken and published(self._folder(beside))
+            if emptied:
+                aside([as_dataset(self.read(beside, rows=(0, 0)).compute())])
+            if staged != branch:
+                both = gate.taken or emptied
+                self.publish_all([name, beside] if both else [name], staged)
+        if branch == "main":
+            WRITTEN.append((self.path, name, version))
+        return version
+
+    @contextmanager
+    def _beside(self, name: str, branch: str) -> Iterator[tuple[str, str]]:
+        "The quarantine of a dataset, and the branch to write both on; nobody else does meanwhile"
+        both = name, f"{name}.quarantine"
+        staged = f"{_STAGED}{uuid4().hex[:12]}" if branch == "main" else branch
+        with ExitStack() as stack:
+            for each in both:
+                stack.enter_context(self.lock(each))
+                self._tidy(each)
+            try:
+                yield both[1], staged
+            finally:
+                for each in both:
+                    self._tidy(each)
+
+    def _tidy(self, name: str) -> None:
+        "Drop the branches of quarantines that were not published: who has its lock has made none"
+        if self._folder(name).is_dir():
+            with self.locked(name) as repo, explained(self.path / name):
+                for branch in repo.list_branches():
+                    if branch.startswith(_STAGED):
+                        repo.delete_branch(branch)

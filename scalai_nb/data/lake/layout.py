@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['Schema', 'BLOCK', 'SMALL', 'CHUNK', 'LATER', 'Window', 'schema', 'chunk_rows',
            'array_of', 'head_rows', 'free_name', 'create_array', 'describe',
-           'schema_of_group', 'write_group', 'summed', 'arriving', 'chunk_key', 'Rows',
-           'read_group', 'settle', 'append_group']
+           'schema_of_group', 'in_blocks', 'write_group', 'summed', 'arriving',
+           'chunk_key', 'Rows', 'read_group', 'settle', 'append_group']
 
 # %% ../../../nbs/data/lake/layout.ipynb #c8194111
 Schema: TypeAlias = dict[str, Any]  # sizes, attrs and columns; as JSON has it
@@ -317,6 +317,26 @@ def _fill(
         for part in parts:
             list(pool.map(lambda item, at=start: put(item[0], at, item[1]), part.items()))
             start += len(next(iter(part.values())))
+
+
+def in_blocks(
+    ds: Dataset,  # with a dimension `row`, in memory or lazy
+) -> Iterator[Dataset]:  # in memory; at least one
+    """`ds` in blocks of about as many rows as are stored together
+
+    Parameters
+    ----------
+    ds : Dataset
+        with a dimension `row`, in memory or lazy
+
+    Returns
+    -------
+    Iterator[Dataset]
+        in memory; at least one
+    """
+    if not ds.sizes["row"]:
+        return iter([ds.compute()])
+    return row_blocks(ds, chunk_rows(schema(ds)))
 
 
 def _moving(ds: Dataset) -> Dataset:

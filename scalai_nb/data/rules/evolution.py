@@ -158,6 +158,12 @@ def _differences(a: Any, b: Any) -> Iterator[Change]:
         yield change("pattern", a.pattern, b.pattern, a.pattern is not None)
     if a.ordered != b.ordered:
         yield change("order", a.ordered, b.ordered, a.ordered)
+    old, new = ({p.label: c.at(p) for p in c.places} for c in (a, b))
+    if a.per != b.per or [*old] != [*new]:
+        yield change("places", [*old], [*new], not {*old} <= {*new})
+    for label in old:
+        if label in new:
+            yield from _differences(old[label], new[label])
 
 
 def _widened(old: str, new: str) -> bool:
@@ -183,8 +189,8 @@ def _ends(c: Any) -> str:
 
 def _said(x: Any) -> str:
     "A value of a contract in words"
-    if x is None or x == "" or x == ():
+    if x is None or x in ("", (), []):
         return "none"
-    if isinstance(x, tuple):
+    if isinstance(x, tuple | list):
         return ", ".join(map(str, x[:5])) + (", …" if len(x) > 5 else "")
     return str(x)

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['FINITE', 'EXAMPLES', 'RULES', 'Limits', 'Fault', 'Seen', 'moment', 'missing', 'look',
-           'micros', 'Facts', 'over_row', 'facts']
+           'micros', 'Facts', 'over_row', 'facts', 'of_block', 'place_name',
+           'labels_along']
 
 # %% ../../../nbs/data/rules/facts.ipynb #0e753010
 FINITE = -np.finfo(float).max, np.finfo(float).max
@@ -49,6 +50,10 @@ class Limits:
         whether a time may not be before that of the row above
     masked : bool, default False
         whether no value may be kept
+    per : str, default ''
+        a dimension beside `row`, each place along which has limits of its own
+    places : Mapping[str, Limits]
+        of each place by its label: a place along `per`, as "850.0"
     """
 
     low: float = FINITE[0]  # of numbers; of times in microseconds since 1970
@@ -58,6 +63,9 @@ class Limits:
     pattern: str | None = None  # regular expression that a whole text matches
     ordered: bool = False  # whether a time may not be before that of the row above
     masked: bool = False  # whether no value may be kept
+    per: str = ""  # a dimension beside `row`, each place along which has limits of its own
+    # of each place by its label: a place along `per`, as "850.0"
+    places: Mapping[str, Limits] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,10 +77,14 @@ class Fault:
     count : int, default 0
     examples : tuple[tuple[int, Any], ...], default ()
         row and value, `EXAMPLES` at most
+    wrong : Array | None
+        (value,) whether each is wrong, of one block where it was asked for
     """
 
     count: int = 0
     examples: tuple[tuple[int, Any], ...] = ()  # row and value, `EXAMPLES` at most
+    # (value,) whether each is wrong, of one block where it was asked for
+    wrong: Array | None = field(default=None, compare=False, repr=False)
 
     def after(
         self,
@@ -85,7 +97,7 @@ class Fault:
         rows : int
             that come before
         """
-        return replace(self, examples=tuple((row + rows, value) for row, value in self.examples))
+        return Fault(self.count, tuple((row + rows, value) for row, value in self.examples))
 
     def __add__(self, other: Fault) -> Fault:
         examples = self.examples + other.examples
@@ -250,6 +262,7 @@ class _Look:
     each: int  # values in a row
     limits: Limits
     complete: bool  # whether none is missing, as far as that is known at once
+    marking: bool  # whether a fault says which values are wrong
 
     def fault(self, wrong: Array, values: Array | None = None) -> Fault:
         "The fault of the values that are `wrong`"
@@ -258,11 +271,14 @@ class _Look:
             return Fault()
         at = np.flatnonzero(wrong)[:EXAMPLES]
         shown = (self.values if values is None else values)[at]
-        return Fault(count, tuple(zip((at // self.each).tolist(), self.said(shown), strict=True)))
+        examples = tuple(zip((at // self.each).tolist(), self.said(shown), strict=True))
+        return Fault(count, examples, wrong if self.marking else None)
 
-    def rows_of(self, wrong: Array) -> tuple[tuple[int, None], ...]:
-        "The first rows of values that are `wrong`"
-        return tuple((row // self.each, None) for row in np.flatnonzero(wrong)[:EXAMPLES].tolist())
+    def missing(self) -> Fault:
+        "The fault of the values that are missing"
+        at = np.flatnonzero(self.absent)[:EXAMPLES] // self.each
+        examples = tuple((row, None) for row in at.tolist())
+        return Fault(int(self.absent.sum()), examples, self.absent if self.marking else None)
 
     def said(self, values: Array) -> list[Any]:
         "Values as an example shows them"
@@ -349,6 +365,7 @@ RULES = ("missing", "range", "category", "length", "pattern", "order")
 def look(
     column: DataArray,  # in memory; NaN, NaT, None and code −1 are missing
     limits: Limits = Limits(),
+    marking: bool = False,  # whether its faults say which values are wrong
 ) -> Seen:
     """The facts of one column of a block
 
@@ -357,12 +374,15 @@ def look(
     column : DataArray
         in memory; NaN, NaT, None and code −1 are missing
     limits : Limits
+    marking : bool, default False
+        whether its faults say which values are wrong
     """
     rows = column.sizes.get("row", 0)
     values = column.values.reshape(-1)
     complete = _complete(column, values)
     absent = np.broadcast_to(np.False_, values.shape) if complete else _absent(column, values)
-    it = _Look(values, absent, max(1, values.size // max(1, rows)), limits, complete)
+    each = max(1, values.size // max(1, rows))
+    it = _Look(values, absent, each, limits, complete, marking)
     found: dict[str, Any] = {}
     if "categories" in column.attrs:
         found = it.codes(column.attrs["categories"])
@@ -373,7 +393,7 @@ def look(
     if limits.ordered and values.dtype.kind == "M":
         found |= it.order()
     if not complete:
-        found["missing"] = Fault(int(absent.sum()), it.rows_of(absent))
+        found["missing"] = it.missing()
     faults = {rule: found.pop(rule) for rule in RULES if rule in found}
     units = (str(column.attrs["units"]),) if "units" in column.attrs else ()
     there = {rule: fault for rule, fault in faults.items() if fault.count}
@@ -438,6 +458,7 @@ def facts(
     limits: Mapping[str, Limits] | None = None,  # by column; None: all that there are
     key: Sequence[str] = (),  # columns that are unique together
     exact: bool = False,  # whether all keys are kept, not a sample where they are many
+    per: str = "",  # without limits: a dimension along which each place is looked at, too
 ) -> Mergeable:  # its result is `Facts`
     """What is seen of each column, and of the key
 
@@ -449,6 +470,8 @@ def facts(
         columns that are unique together
     exact : bool, default False
         whether all keys are kept, not a sample where they are many
+    per : str, default ''
+        without limits: a dimension along which each place is looked at, too
 
     Returns
     -------
@@ -458,22 +481,40 @@ def facts(
     most = None if exact else LIMIT
     return Mergeable(
         Facts,
-        lambda s, block: _merged(s, _of_block(block, limits, key), most),
+        lambda s, block: _merged(s, of_block(block, limits, key, per=per), most),
         partial(_merged, most=most),
         ordered=True,
     )
 
 
-def _of_block(
-    block: Dataset,
-    limits: Mapping[str, Limits] | None,
-    key: Sequence[str],
+def of_block(
+    block: Dataset,  # in memory
+    limits: Mapping[str, Limits] | None = None,  # by column; None: all that there are
+    key: Sequence[str] = (),  # columns that are unique together
+    marking: bool = False,  # whether faults say which values are wrong
+    per: str = "",  # as of `facts`
 ) -> Facts:
-    "What is seen of one block"
+    """What is seen of one block
+
+    Parameters
+    ----------
+    block : Dataset
+        in memory
+    limits : Mapping[str, Limits] | None, default None
+        by column; None: all that there are
+    key : Sequence[str], default ()
+        columns that are unique together
+    marking : bool, default False
+        whether faults say which values are wrong
+    per : str, default ''
+        as of `facts`
+    """
     here = over_row(block)
-    wanted = dict.fromkeys(here, Limits()) if limits is None else limits
+    wanted = dict.fromkeys(here, Limits(per=per)) if limits is None else limits
     named = set(here)
-    columns = {n: look(column_of(block, n), wanted[n]) for n in wanted if n in named}
+    columns = {n: look(column_of(block, n), wanted[n], marking) for n in wanted if n in named}
+    for n in [n for n in columns if wanted[n].per]:
+        columns |= _of_places(block, n, wanted[n], marking)
     others = {n: str(block[n].dims) for n in wanted if n not in named and n in block.variables}
     rows = block.sizes.get("row", 0)
     if not key or not {*key} <= named:
@@ -482,6 +523,54 @@ def _of_block(
     at = np.flatnonzero(lacking)[:EXAMPLES].tolist()
     keyless = Fault(int(lacking.sum()), tuple((row, None) for row in at))
     return Facts(1, rows, columns, others, keys_of(marks), keyless)
+
+
+def place_name(
+    column: str,
+    per: str,  # a dimension
+    label: str,  # of a place along it
+) -> str:
+    """How a place of a column is called: `temp[level=850.0]`
+
+    Parameters
+    ----------
+    column : str
+    per : str
+        a dimension
+    label : str
+        of a place along it
+    """
+    return f"{column}[{per}={label}]"
+
+
+def labels_along(
+    ds: Dataset,
+    per: str,  # a dimension of it
+) -> list[str]:
+    """The labels of the places along a dimension: of its coordinate, or their numbers
+
+    Parameters
+    ----------
+    ds : Dataset
+    per : str
+        a dimension of it
+    """
+    values = ds.variables[per].values if per in ds.variables else range(ds.sizes[per])
+    return [str(value) for value in values]
+
+
+def _of_places(block: Dataset, name: str, limits: Limits, marking: bool) -> dict[str, Seen]:
+    "What is seen of each place of a column; without limits by place, of all that there are"
+    column, per = column_of(block, name), limits.per
+    if per not in column.dims:
+        return {}
+    found = {}
+    for i, label in enumerate(labels_along(block, per)):
+        if limits.places and label not in limits.places:
+            continue
+        place = replace(limits.places.get(label, limits), masked=limits.masked)
+        found[place_name(name, per, label)] = look(column.isel({per: i}), place, marking)
+    return found
 
 
 def _merged(a: Facts, b: Facts, most: int | None = LIMIT) -> Facts:

@@ -346,10 +346,11 @@ class Attempt:
             return
         shutil.rmtree(self._checkpoints, ignore_errors=True)
         run = shared.recorder.run
+        declared = {r.name for r in step.writes.values()}  # people mend what a quarantine holds
         shared.cache.put(
             step,
             self.planned.key,
-            {w["name"]: [w["kind"], w["version"]] for w in written},
+            {w["name"]: [w["kind"], w["version"]] for w in written if w["name"] in declared},
             run=run.id,
             seconds=run.step(step.name).seconds,
             rows=finished["rows"],
