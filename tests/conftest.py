@@ -8,12 +8,14 @@ import socket
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parent.parent
 
@@ -119,18 +121,41 @@ def demo(tmp_path_factory) -> Demo:
     return demo
 
 
+# ---- what is only copied is made once, for all processes of pytest-xdist
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    "A folder of a name that whoever asks first makes; the others wait for it"
+    top = tmp_path_factory.getbasetemp()
+    shared = top.parent if "PYTEST_XDIST_WORKER" in os.environ else top
+
+    def made_once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, made = shared / name, shared / f"{name}.made"
+        with FileLock(shared / f"{name}.lock"):
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of one that failed
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return folder
+
+    return made_once
+
+
 # ---- a project that nothing in the library knows
 
 
 @pytest.fixture(scope="session")
-def orchard_run(tmp_path_factory):
-    "The project of `orchard.py`, run once by the real command"
+def orchard_run(made_once) -> Path:
+    "The folder of the project of `orchard.py`, run once by the real command"
     from orchard import orchard
 
-    project = orchard(tmp_path_factory.mktemp("orchard"))
-    done = project.scalai("run", "orchard", "--plain")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return project
+    def make(folder: Path) -> None:
+        done = orchard(folder).scalai("run", "orchard", "--plain", timeout=400)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return made_once("orchard", make)
 
 
 @pytest.fixture
@@ -139,7 +164,7 @@ def orchard_env(orchard_run, tmp_path, monkeypatch):
     from scalai_nb.environment import environment
 
     root = tmp_path / "orchard"
-    shutil.copytree(orchard_run.root, root)
+    shutil.copytree(orchard_run, root)
     monkeypatch.delenv("SCALAI_SETTINGS", raising=False)
     return environment("laptop", settings=root / "settings.ini")
 
@@ -159,13 +184,15 @@ def tool(name: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def database(tmp_path_factory):
+def database(made_once) -> Path:
     "MLflow's file, set up once: its migrations take seconds"
-    from scalai_nb.tracking.mlflow_sink import client
 
-    file = tmp_path_factory.mktemp("mlflow") / "tracking.db"
-    client(SimpleNamespace(tracking=f"sqlite:///{file}"))
-    return file
+    def make(folder: Path) -> None:
+        from scalai_nb.tracking.mlflow_sink import client
+
+        client(SimpleNamespace(tracking=f"sqlite:///{folder}/tracking.db"))
+
+    return made_once("mlflow", make) / "tracking.db"
 
 
 @pytest.fixture

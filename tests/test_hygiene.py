@@ -1,7 +1,6 @@
 """The tree is as the notebooks say: exported, clean, layered and light to import"""
 
 import ast
-import filecmp
 import json
 import os
 import re
@@ -85,58 +84,62 @@ def files(folder) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*.py") if p.name != "_modidx.py"}
 
 
-def test_the_export_is_in_sync_and_no_module_is_an_orphan(copy):
+@pytest.fixture(scope="module")
+def exported(copy) -> dict[str, bytes]:
+    "What nbdev-export writes into a package that has only what is written by hand"
     package = copy / "scalai_nb"
     for name in files(package):
         if not HAND_WRITTEN.fullmatch(name):
             (package / name).unlink()
     call("nbdev-export", cwd=copy)
-    here, exported = files(PACKAGE), files(package)
-    orphans, missing = sorted(here - exported), sorted(exported - here)
+    return {name: (package / name).read_bytes() for name in files(package)}
+
+
+@pytest.fixture(scope="module")
+def cleaned(copy) -> dict[Path, bytes]:
+    "What nbdev-clean leaves of the notebooks, by their path here"
+    for folder in ("nbs", "dashboards"):
+        call("nbdev-clean", "--fname", folder, cwd=copy)
+    return {p: (copy / p.relative_to(ROOT)).read_bytes() for p in NOTEBOOKS}
+
+
+def test_the_export_is_in_sync_and_no_module_is_an_orphan(exported):
+    here = files(PACKAGE)
+    orphans, missing = sorted(here - exported.keys()), sorted(exported.keys() - here)
     assert not orphans, "no notebook exports these modules"
     assert not missing, "these are not exported yet; run nbdev-export"
-    stale = [
-        name
-        for name in sorted(here)
-        if not filecmp.cmp(PACKAGE / name, package / name, shallow=False)
-    ]
+    stale = [name for name in sorted(here) if (PACKAGE / name).read_bytes() != exported[name]]
     assert not stale, (
         "these differ from what their notebook exports; run nbdev-export, or nbdev-update after "
         "editing the module"
     )
 
 
-def test_every_notebook_is_clean(copy):
-    for folder in ("nbs", "dashboards"):
-        call("nbdev-clean", "--fname", folder, cwd=copy)
-    noisy = [
-        short(p) for p in NOTEBOOKS if not filecmp.cmp(p, copy / p.relative_to(ROOT), shallow=False)
-    ]
+def test_every_notebook_is_clean(cleaned):
+    noisy = [short(p) for p in NOTEBOOKS if p.read_bytes() != cleaned[p]]
     assert not noisy, "run nbdev-clean --fname on these"
 
 
-def test_what_is_exported_finds_its_way_back(copy):
+def test_what_is_exported_finds_its_way_back(copy, exported, cleaned):
     "nbdev-update after nbdev-export changes no notebook; nbdev reads back `from .. import x` wrong"
-    call("nbdev-clean", cwd=copy)
-    call("nbdev-export", cwd=copy)
-    before = {p: p.read_bytes() for p in (copy / "nbs").rglob("*.ipynb")}
     call("python", "-c", UNDO, cwd=copy)
     call("nbdev-update", cwd=copy)
-    changed = [str(p.relative_to(copy)) for p in before if p.read_bytes() != before[p]]
+    changed = [
+        short(p) for p in NOTEBOOKS if (copy / p.relative_to(ROOT)).read_bytes() != cleaned[p]
+    ]
     assert not changed
 
 
-def contracts(path):
-    return [c for c in cells(path) if "parameters" in c["metadata"].get("tags", [])]
+def contracts(notebook: bytes) -> int:
+    "How many code cells are contracts"
+    found = json.loads(notebook)["cells"]
+    code = [c for c in found if c["cell_type"] == "code"]
+    return sum("parameters" in c["metadata"].get("tags", []) for c in code)
 
 
-def test_every_step_has_one_contract_cell_and_cleaning_keeps_it(copy):
-    call("nbdev-clean", "--fname", "nbs/pipelines", cwd=copy)
-    wrong = {
-        short(p): n
-        for p in STEPS
-        if (n := (len(contracts(p)), len(contracts(copy / p.relative_to(ROOT))))) != (1, 1)
-    }
+def test_every_step_has_one_contract_cell_and_cleaning_keeps_it(cleaned):
+    found = {short(p): (contracts(p.read_bytes()), contracts(cleaned[p])) for p in STEPS}
+    wrong = {name: n for name, n in found.items() if n != (1, 1)}
     assert STEPS and not wrong, "contract cells before and after nbdev-clean"
 
 

@@ -248,7 +248,10 @@ def test_ten_thousand_columns(tmp_path):
         *(",".join(f"{x:.3f}" for x in row) for row in rng.normal(size=(60, 10_000))),
     ]
     (tmp_path / "wide.csv").write_text("\n".join(lines))
+    before = os.times()
     done = new(tmp_path, "wide", "--data", "wide.csv", "--label", "y")
     assert done.returncode == 0, done.stderr
+    after = os.times()
+    assert after.children_user - before.children_user < 45  # by the square: minutes
     contract = json.loads((tmp_path / "wide/pipelines/wide/contract.json").read_text())
     assert len(contract["columns"]) == 10_000

@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from scalai_nb.data.opening import open_file
+from scalai_nb.data.opening import _joined, open_file
 from scalai_nb.describe.summary import summarize
 from scalai_nb.errors import ParameterError
 
@@ -148,3 +148,12 @@ def test_the_commands(tmp_path):
     wrong = _scalai(tmp_path, "describe", "shops")
     assert wrong.returncode == 2 and "datasets: shop." in wrong.stderr, wrong
     assert _scalai(tmp_path, "--version").stdout.startswith("scalai-nb 0.")
+
+
+def test_blocks_of_a_text_are_joined_as_xarray_does():
+    columns = {"n": [1, 2, 3], "x": [0.5, None, 1], "s": ["a", "längst", None]}
+    ds = xr.Dataset.from_dataframe(pd.DataFrame(columns, pd.RangeIndex(3, name="row")))
+    ds = ds.drop_vars("row").assign_attrs(source="t.csv")
+    ds["x"].attrs["units"] = "m"
+    blocks = [ds.isel(row=slice(1)), ds.isel(row=slice(1, None))]
+    xr.testing.assert_identical(_joined(blocks), xr.concat(blocks, "row"))

@@ -28,10 +28,17 @@ __all__ = ['Opener', 'OPENERS', 'TABLES', 'ENDINGS', 'over_rows', 'flattened', '
 
 # %% ../../nbs/data/opening.ipynb #29f41854
 def _text(path: Path) -> Dataset:
-    import xarray as xr
-
     blocks = list(read_source(path))
-    return xr.concat(blocks, "row") if len(blocks) > 1 else blocks[0]
+    return _joined(blocks) if len(blocks) > 1 else blocks[0]
+
+
+def _joined(blocks: list[Dataset]) -> Dataset:
+    "Rows below each other; `xarray.concat` looks through all columns for the coordinates of each"
+    from xarray import Dataset, Variable
+
+    first = blocks[0]
+    parts = {name: [b.variables[name] for b in blocks] for name in first.variables}
+    return Dataset({k: Variable.concat(p, "row") for k, p in parts.items()}, attrs=first.attrs)
 
 
 def _parquet(path: Path) -> Dataset:
