@@ -39,7 +39,8 @@ _SERVERS: dict[str, str] = {
     "mariadb": "scalai_nb.data.readers.mysql",
 }
 _DUCKDB: dict[str, str] = dict.fromkeys(("duckdb", ".duckdb"), "scalai_nb.data.readers.duck")
-READERS: dict[str, str] = _DELIMITED | _JSON | _COLUMNAR | _SQLITE | _SERVERS | _DUCKDB
+_GRIDS: dict[str, str] = dict.fromkeys((".nc", ".nc4", ".zarr"), "scalai_nb.data.readers.grids")
+READERS: dict[str, str] = _DELIMITED | _JSON | _COLUMNAR | _SQLITE | _SERVERS | _DUCKDB | _GRIDS
 
 
 def register(

@@ -109,6 +109,14 @@ def _kinds(session: Session, of: str, names: list[str]) -> list[set[str]]:
     same = " AND ".join(f"{t} = '{kind}'" for t, kind in zip(types, first[0], strict=True))
     if not session.rows(f"SELECT 1 FROM {of} WHERE NOT ({same}) LIMIT 1"):
         return [{kind} - {"null"} for kind in first[0]]
+    differs = (f"max({t} <> '{kind}')" for t, kind in zip(types, first[0], strict=True))
+    (odd,) = session.rows(f"SELECT {_listed(differs)} FROM {of}")
+    found = iter(_gathered(session, of, [t for t, o in zip(types, odd, strict=True) if o]))
+    return [next(found) if o else {kind} - {"null"} for o, kind in zip(odd, first[0], strict=True)]
+
+
+def _gathered(session: Session, of: str, types: list[str]) -> list[set[str]]:
+    "The kinds in all rows, by the `typeof` of columns"
     sums = [
         " + ".join(f"{2**i} * max({t} = '{kind}')" for i, kind in enumerate(_KINDS)) for t in types
     ]
