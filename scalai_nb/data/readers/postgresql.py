@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # %% auto #0
-__all__ = ['PostgreSQLSession', 'conninfo', 'PostgreSQL', 'source']
+__all__ = ['CATALOGUE', 'PostgreSQLSession', 'conninfo', 'PostgreSQL', 'source']
 
 # %% ../../../nbs/data/readers/postgresql.ipynb #f1bc79ed
 class PostgreSQLSession(Session):
@@ -43,6 +43,8 @@ class PostgreSQLSession(Session):
         with the password
     snapshot : str | None, default None
         moment that another session has named
+    reads : bool, default True
+        False: each statement counts at once, and may write
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class PostgreSQLSession(Session):
         place: str,
         conninfo: str,  # with the password
         snapshot: str | None = None,  # moment that another session has named
+        reads: bool = True,  # False: each statement counts at once, and may write
     ) -> None:
         try:
             import adbc_driver_postgresql.dbapi as driver
@@ -57,13 +60,15 @@ class PostgreSQLSession(Session):
             raise extra("adbc_driver_postgresql", "sql") from None
         self.place = place
         try:
-            self.connection = driver.connect(conninfo)
+            self.connection = driver.connect(conninfo, autocommit=not reads)
         except driver.Error as e:
             said = str(failure(place, e)).removesuffix(".")
             raise WorkFailed(
                 f"{said}; start the server, or give user and database (postgresql://USER@HOST/"
                 "DATABASE) and the password (SCALAI_PASSWORD)."
             ) from None
+        if not reads:
+            return
         try:
             self.rows("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             if snapshot:
@@ -96,7 +101,7 @@ class PostgreSQLSession(Session):
         self.connection.close()
 
 # %% ../../../nbs/data/readers/postgresql.ipynb #360fff4e
-_TABLES = """
+CATALOGUE = """  -- schema and name of each table, and whether the name alone will do
     SELECT n.nspname::text, c.relname::text, pg_table_is_visible(c.oid)
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname <> 'information_schema'
@@ -151,7 +156,7 @@ class PostgreSQL(Database):
         return PostgreSQLSession(self.place, told, snapshot)
 
     def tables(self, session: Session) -> list[tuple[str, str, bool]]:
-        return session.rows(_TABLES)
+        return session.rows(CATALOGUE)
 
     def columns(self, session: Session, of: str, table: str) -> list[Column]:
         return [_fitted(c) for c in super().columns(session, of, table)]
