@@ -15,7 +15,7 @@ NOTEBOOK  ?=
 
 BIN       := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed
-EXTRAS    := serve otel trees torch search convert wandb lab flights bench dev
+EXTRAS    := serve otel trees torch search convert wandb lab sql flights bench dev
 KERNELS   := $$(find scalai_nb/kernels -name '*.py')
 LEAN      := --override environments/overrides.txt
 COMPILE    = uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header $(EXTRAS:%=--extra %) pyproject.toml
@@ -89,7 +89,7 @@ lock:  ## Resolve the lock files anew; what still fits keeps its version
 	$(COMPILE) $(LEAN) --extra kubernetes --output-file environments/cluster.txt
 	$(COMPILE) --extra gpu --output-file environments/gpu.txt
 
-test-services:  ## Install what some tests need besides: Chromium, a C++ compiler, TensorFlow, DVC, an MLflow server
+test-services:  ## Install what some tests need besides: Chromium, a C++ compiler, PostgreSQL, MariaDB, TensorFlow, DVC, an MLflow server
 	@environments/services
 
 clean:  ## Remove caches and build outputs; data (.scalai) and environments (.venv) stay

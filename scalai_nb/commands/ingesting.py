@@ -5,13 +5,15 @@
 # %% ../../nbs/commands/ingesting.ipynb #f0453ef1
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, cast
+import json
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import RenderableType
 
 from .terminal import Env, Json, out
 from ..environment import environment
+from ..errors import ParameterError
 
 if TYPE_CHECKING:
     from scalai_nb.data.enforcement import OnBreach
@@ -34,12 +36,34 @@ def _sentence(dry_run: bool, done: Ingested) -> RenderableType:
     return f"{done.dataset}@{version}: {all_of_it}{aside}"
 
 
+def _option(text: str) -> tuple[str, Any]:
+    "Name and value of an option: JSON where it is, else text. ParameterError: there is no ="
+    name, there, value = text.partition("=")
+    if not there:
+        raise ParameterError(f"{text!r} has no value; write --option {text}=VALUE.")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _kinds(incomplete: str) -> list[str]:
+    "The schemes of addresses, for the completion of the shell"
+    from scalai_nb.data.readers.readers import READERS
+
+    schemes = (f"{kind}://" for kind in READERS if not kind.startswith("."))
+    return [scheme for scheme in schemes if scheme.startswith(incomplete)]
+
+
 def ingest(
     uri: Annotated[
         str,
         typer.Argument(
             metavar="URI",
-            help="CSV, JSON lines, Parquet or Arrow: a file, a folder, or a pattern in quotes.",
+            help="CSV, JSON lines, Parquet or Arrow: a file, a folder, or a pattern in quotes; a "
+            "table or query of a database: postgresql://USER@HOST/DATABASE::TABLE, or mysql, "
+            "sqlite, duckdb. Its password is SCALAI_PASSWORD.",
+            autocompletion=_kinds,
         ),
     ],
     name: Annotated[str, typer.Argument(metavar="DATASET", help="Of the lake.")],
@@ -58,6 +82,14 @@ def ingest(
             show_default="as the dataset has it",
         ),
     ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            metavar="NAME=VALUE",
+            help="Of the reader, as partition=id or query='SELECT …'; may be repeated.",
+        ),
+    ] = None,
     env: Env = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be written.")
@@ -69,6 +101,8 @@ def ingest(
     from scalai_nb.data.lake.lake import Lake
 
     lake = Lake(environment(env).lake)
-    said = cast("OnBreach | None", on_breach)
-    done = bring(lake, uri, name, incremental=incremental, on_breach=said, dry_run=dry_run)
+    policy = cast("OnBreach | None", on_breach)
+    told: dict[str, Any] = dict(map(_option, options or ()))
+    told |= {"incremental": incremental, "on_breach": policy, "dry_run": dry_run}
+    done = bring(lake, uri, name, **told)
     out(done, as_json, lambda found: _sentence(dry_run, found))

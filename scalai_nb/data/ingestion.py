@@ -65,6 +65,12 @@ def _value(text: str) -> Any:
     return int(text) if text.lstrip("-").isdigit() else float(text)
 
 # %% ../../nbs/data/ingestion.ipynb #1f2584b4
+def _narrowed(blocks: Blocks, column: str, after: Any) -> Blocks:
+    "Of a source that can tell what is newer, only that, as it is now; else all"
+    narrow = getattr(blocks.source, "after", None)
+    return Blocks(narrow(column, after), blocks.device) if narrow else blocks
+
+
 def _greatest(blocks: Blocks, column: str, after: Any = None) -> tuple[Any, int]:
     "The greatest value of a column, and how many are greater than `after`. ParameterError: a gap"
     most, rows = None, 0
@@ -174,6 +180,7 @@ def ingest(
         if incremental not in (known := blocks.columns or []):
             raise ParameterError(unknown(incremental, known, f"the columns of {source}"))
         after = cursor(lake, name, incremental) if there else None
+        blocks = _narrowed(blocks, incremental, after)
         most, found = _greatest(blocks.select(incremental), incremental, after)
         rows, arrived = _between(blocks, incremental, after, most), {incremental: str(most)}
         message += f"; {incremental} up to {most}"

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from scalai_nb.types import Dataset, Frame
 
 # %% auto #0
-__all__ = ['Opener', 'OPENERS', 'TABLES', 'ENDINGS', 'over_rows', 'flattened', 'open_file']
+__all__ = ['Opener', 'OPENERS', 'TABLES', 'ENDINGS', 'lazy_grid', 'over_rows', 'flattened',
+           'open_file']
 
 # %% ../../nbs/data/opening.ipynb #29f41854
 def _text(path: Path) -> Dataset:
@@ -94,14 +95,26 @@ def _sqlite(path: Path, table: str) -> Dataset:
     return from_frame(_with_times(df.astype(dict.fromkeys(empty, float))))
 
 
-def _grid(path: Path) -> Dataset:
+def lazy_grid(
+    path: Path,
+    chunked: bool = True,  # on dask, in the chunks of the file
+) -> Dataset:
+    """A grid over `row`, of which nothing is read yet. ParameterError: it is none
+
+    Parameters
+    ----------
+    path : Path
+    chunked : bool, default True
+        on dask, in the chunks of the file
+    """
     import xarray as xr
 
+    chunks: Any = {} if chunked else None
     try:
         ds = (
-            xr.open_zarr(path, consolidated=False)
+            xr.open_zarr(path, chunks=chunks, consolidated=False)
             if path.is_dir()
-            else xr.open_dataset(path, chunks={})
+            else xr.open_dataset(path, chunks=chunks)
         )
     except (ValueError, OSError) as e:
         raise ParameterError(
@@ -124,11 +137,12 @@ def over_rows(ds: Dataset) -> Dataset:
 
 
 def flattened(ds: Dataset) -> Dataset:
-    "A row for each cell of a grid at each time, beside what its coordinates say there"
+    "A row for each cell of a grid at each time, in that order, beside what its coordinates say"
     ds = over_rows(ds)
     if len(ds.dims) < 2:
         return ds
-    stacked = ds.stack(cell=list(ds.dims), create_index=False)
+    inner = [d for d in ds.dims if d != "row"]
+    stacked = ds.stack(cell=["row", *inner], create_index=False)
     return stacked.reset_coords().rename(cell="row")
 
 # %% ../../nbs/data/opening.ipynb #fc4e8d5a
@@ -141,9 +155,9 @@ OPENERS: dict[str, Opener] = {
     ".jsonl": _text,
     ".ndjson": _text,
     ".parquet": _parquet,
-    ".nc": _grid,
-    ".nc4": _grid,
-    ".zarr": _grid,
+    ".nc": lazy_grid,
+    ".nc4": lazy_grid,
+    ".zarr": lazy_grid,
 }
 TABLES = (".db", ".sqlite", ".sqlite3")
 ENDINGS = (*OPENERS, *TABLES)

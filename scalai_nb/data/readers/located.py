@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import glob
+import re
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from ...errors import ParameterError, unknown
 
@@ -18,6 +19,9 @@ from ...errors import ParameterError, unknown
 __all__ = ['PACKED', 'Address', 'ending', 'is_packed', 'files_of']
 
 # %% ../../../nbs/data/readers/located.ipynb #66f7f77d
+_PASSWORD = re.compile(r"^[^/@]*:(?!\d+(?:/|$))[^@]*@|[?&](?:password|passwd|pwd)=", re.I)
+
+
 @dataclass(frozen=True)
 class Address:
     """Where data come from, in its parts
@@ -53,13 +57,16 @@ class Address:
         """
         scheme, there, _ = text.partition("://")
         scheme = scheme.lower() if there else ""
-        if scheme and urlsplit(text.partition("::")[0]).password is not None:
+        rest = text[len(scheme) + 3 :] if there else text
+        host = rest.partition("/")[0]
+        at = rest.find("::", host.rfind("]") + 1)  # none of an address of IPv6 in brackets
+        path, table = (rest[:at], rest[at + 2 :]) if at >= 0 else (rest, "")
+        if scheme and _PASSWORD.search(path):
             raise ParameterError(
                 f"The address of {scheme} has a password in it, which a version or a log would "
                 f"keep; write {scheme}://USER@HOST/… and set SCALAI_PASSWORD to the password, or "
                 "pass password= a Secret."
             )
-        path, _, table = text.removeprefix(text[: len(scheme) + 3] if there else "").partition("::")
         if scheme == "file":
             scheme, path = "", unquote(path.removeprefix("localhost"))
         return cls(text, scheme, path, table)

@@ -29,7 +29,18 @@ _JSON: dict[str, str] = dict.fromkeys(
 _COLUMNAR: dict[str, str] = dict.fromkeys(
     (".parquet", ".pq", ".arrow", ".arrows", ".feather", ".ipc"), "scalai_nb.data.readers.columnar"
 )
-READERS: dict[str, str] = _DELIMITED | _JSON | _COLUMNAR
+_SQLITE: dict[str, str] = dict.fromkeys(
+    ("sqlite", ".db", ".sqlite", ".sqlite3"), "scalai_nb.data.readers.sqlite"
+)
+_SERVERS: dict[str, str] = {
+    "postgresql": "scalai_nb.data.readers.postgresql",
+    "postgres": "scalai_nb.data.readers.postgresql",
+    "mysql": "scalai_nb.data.readers.mysql",
+    "mariadb": "scalai_nb.data.readers.mysql",
+}
+_DUCKDB: dict[str, str] = dict.fromkeys(("duckdb", ".duckdb"), "scalai_nb.data.readers.duck")
+_GRIDS: dict[str, str] = dict.fromkeys((".nc", ".nc4", ".zarr"), "scalai_nb.data.readers.grids")
+READERS: dict[str, str] = _DELIMITED | _JSON | _COLUMNAR | _SQLITE | _SERVERS | _DUCKDB | _GRIDS
 
 
 def register(

@@ -1,0 +1,163 @@
+"""What is committed in a table of PostgreSQL comes once, in its order; what is lost is said"""
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+from databases import PASSWORD, postgresql
+
+from scalai_nb.data.readers.located import Address
+from scalai_nb.data.readers.postgresql import PostgreSQL, PostgreSQLSession, conninfo
+from scalai_nb.data.readers.relations import server_of
+from scalai_nb.data.streams.changes import stream
+from scalai_nb.errors import ParameterError, StreamError
+
+pytest.importorskip("adbc_driver_postgresql")
+
+
+@pytest.fixture(scope="module")
+def server():
+    with postgresql() as server:
+        yield server
+
+
+@pytest.fixture
+def shop(server, monkeypatch):
+    "A table, a function that runs SQL, and one that opens its stream"
+    monkeypatch.setenv("SCALAI_PASSWORD", PASSWORD)
+    uri = f"postgresql+changes://reader@127.0.0.1:{server.port}/postgres"
+    database = PostgreSQL(server_of(Address.of(uri)))
+
+    class Shop:
+        opened = []
+
+        def __call__(self, *statements):
+            told = conninfo(database.server, PASSWORD)
+            session = PostgreSQLSession("here", told, reads=False)
+            for statement in statements:
+                session.rows(statement)
+            session.close()
+
+        def stream(self, positions=None, table="orders"):
+            found = stream(Address.of(f"{uri}::{table}"))
+            self.opened.append(found)
+            if positions is not None:
+                found.seek(positions)
+            return found
+
+    shop = Shop()
+    shop('CREATE TABLE orders (id INTEGER PRIMARY KEY, "the note" TEXT, x FLOAT8, ok BOOLEAN)')
+    yield shop
+    for found in shop.opened:
+        found.close()
+    shop(
+        "DROP TABLE IF EXISTS orders",
+        "SELECT count(pg_drop_replication_slot(slot_name)::text) FROM pg_replication_slots",
+    )
+
+
+def _told(records):
+    return [
+        (records.origin(i).key.decode(), value and json.loads(value))
+        for i, value in enumerate(records.values)
+    ]
+
+
+def test_each_change_is_a_record(shop):
+    first = shop.stream({})
+    began = datetime.now(UTC)
+    shop(
+        "INSERT INTO orders VALUES (1, E'it''s\nnew-tuple: id[integer]:9', 0.5, true)",
+        "UPDATE orders SET x = 'NaN' WHERE id = 1",
+        "UPDATE orders SET id = 2 WHERE id = 1",
+        "BEGIN",
+        "INSERT INTO orders VALUES (3)",
+        "INSERT INTO orders VALUES (4)",
+        "COMMIT",
+        "BEGIN",
+        "INSERT INTO orders VALUES (5)",
+        "ROLLBACK",
+        "CREATE TABLE other (id INTEGER)",
+        "INSERT INTO other VALUES (1)",
+        "DROP TABLE other",
+        "DELETE FROM orders WHERE id = 2",
+    )
+    records, positions = first.poll(100, 5)
+    note = "it's\nnew-tuple: id[integer]:9"
+    row = {"id": 1, "the note": note, "x": 0.5, "ok": True}
+    empty = {"the note": None, "x": None, "ok": None}
+    assert _told(records) == [
+        ("1", row),
+        ("1", row | {"x": None}),
+        ("1", None),
+        ("2", row | {"x": None, "id": 2}),
+        ("3", {"id": 3} | empty),
+        ("4", {"id": 4} | empty),
+        ("2", None),
+    ]
+    assert all(began <= records.origin(i).time <= datetime.now(UTC) for i in range(7))
+    assert len(first.poll(100, 0.2)[0]) == 0
+    assert len(shop.stream(first.at(began)).poll(100, 1)[0]) == 7
+    assert len(shop.stream(first.at(records.origin(6).time)).poll(100, 1)[0]) == 1
+    first.acknowledge(positions)
+    assert len(shop.stream(positions).poll(100, 0.2)[0]) == 0
+
+
+def test_reading_goes_on_at_any_position(shop):
+    one = shop.stream({})
+    for start in (0, 10, 20):
+        shop(f"INSERT INTO orders SELECT i FROM generate_series({start}, {start + 9}) s(i)")
+    found, places = [], []
+    while len(found) < 30:
+        records, positions = one.poll(4, 5)
+        assert 0 < len(records) <= 4
+        found += [key for key, _ in _told(records)]
+        places.append((len(found), positions))
+    assert found == [str(i) for i in range(30)]
+    for acknowledged in (False, True):
+        for read, place in places:
+            if acknowledged:
+                one.acknowledge(place)
+            again = shop.stream(place)
+            rest = []
+            while more := _told(again.poll(7, 0)[0]):
+                rest += [key for key, _ in more]
+            assert rest == found[read:]
+
+
+def test_a_restart_loses_nothing(shop, server):
+    one = shop.stream({})
+    shop("INSERT INTO orders VALUES (1)")
+    records, positions = one.poll(10, 5)
+    assert len(records) == 1
+    server.stop()
+    with pytest.raises(StreamError, match="postgresql://"):
+        one.poll(10, 0.1)
+    server.start()
+    shop("INSERT INTO orders VALUES (2)")
+    assert [key for key, _ in _told(one.poll(10, 5)[0])] == ["2"]
+    assert [key for key, _ in _told(shop.stream(positions).poll(10, 5)[0])] == ["2"]
+
+
+def test_a_gap_is_named(shop):
+    one = shop.stream({})
+    shop("INSERT INTO orders VALUES (1)", "INSERT INTO orders VALUES (2)")
+    _, middle = one.poll(1, 5)
+    _, end = one.poll(1, 5)
+    one.acknowledge(end)
+    with pytest.raises(StreamError, match=f"begins at .* from {middle['0']} on are lost"):
+        shop.stream(middle)
+    shop("INSERT INTO orders VALUES (3)", "TRUNCATE orders")
+    assert [key for key, _ in _told(one.poll(10, 5)[0])] == ["3"], "what comes before is given"
+    with pytest.raises(StreamError, match="was truncated after"):
+        one.poll(10, 5)
+    one.close()
+    shop(f"SELECT pg_drop_replication_slot('{one.slot}')::text")
+    with pytest.raises(StreamError, match=f"is gone, so that the changes from {end['0']} on"):
+        shop.stream(end)
+    shop("CREATE TABLE keyless (n INTEGER)")
+    with pytest.raises(ParameterError, match="0 columns as its primary key"):
+        shop.stream(table="keyless")
+    with pytest.raises(ParameterError, match="'order' is not in the tables.*orders"):
+        shop.stream(table="order")
+    shop("DROP TABLE keyless")

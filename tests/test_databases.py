@@ -1,0 +1,434 @@
+"""Tables of real databases come as they are, of one moment, without a password anywhere"""
+
+import logging
+import os
+import pickle
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+import pytest
+from databases import PASSWORD, mariadb, postgresql
+
+import scalai_nb as sn
+from scalai_nb.compute.blocks import Blocks
+from scalai_nb.data.ingestion import ingest
+from scalai_nb.data.lake.lake import Lake
+from scalai_nb.data.readers.relations import Relation
+from scalai_nb.errors import ParameterError, ScalaiError, WorkFailed
+
+pytest.importorskip("adbc_driver_postgresql")
+KINDS = ["postgresql", "mariadb", "sqlite", "duckdb"]
+
+
+@dataclass
+class Shop:
+    "A database of a kind"
+
+    kind: str
+    uri: str
+    connect: Callable
+    quote: str = '"'
+
+    def __call__(self, *statements):
+        with closing(self.connect()) as connection:
+            cursor = connection.cursor() if self.kind != "duckdb" else connection
+            for statement in statements:
+                cursor.execute(statement)
+            if self.kind != "duckdb":
+                cursor.close()
+                connection.commit()
+
+    def read(self, table, *columns, **options):
+        return sn.read_source(f"{self.uri}::{table}", list(columns) or None, **options)
+
+    def named(self, name):
+        return self.quote + name.replace(self.quote, self.quote * 2) + self.quote
+
+
+@pytest.fixture(scope="module")
+def pg():
+    with postgresql() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def maria():
+    with mariadb() as server:
+        yield server
+
+
+@pytest.fixture(params=KINDS)
+def shop(request, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCALAI_PASSWORD", PASSWORD)
+    return _shop(request.param, request.getfixturevalue, tmp_path)
+
+
+@pytest.fixture
+def postgres(pg, monkeypatch):
+    monkeypatch.setenv("SCALAI_PASSWORD", PASSWORD)
+    return _shop("postgresql", lambda name: pg, None)
+
+
+def _shop(kind, fixture, folder):
+    if kind == "postgresql":
+        import adbc_driver_postgresql.dbapi as driver
+
+        port = fixture("pg").port
+        quoted = PASSWORD.replace("\\", "\\\\").replace("'", "\\'")
+        told = f"host=127.0.0.1 port={port} user=reader dbname=postgres password='{quoted}'"
+        shop = Shop(
+            kind, f"postgresql://reader@127.0.0.1:{port}/postgres", lambda: driver.connect(told)
+        )
+        shop("DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+        return shop
+    if kind == "mariadb":
+        import pymysql
+
+        told = {"host": "127.0.0.1", "port": fixture("maria").port, "user": "reader"}
+        told |= {"password": PASSWORD, "database": "shop"}
+        shop = Shop(
+            kind,
+            f"mariadb://reader@127.0.0.1:{told['port']}/shop",
+            lambda: pymysql.connect(**told),
+            "`",
+        )
+        shop("DROP DATABASE shop", "CREATE DATABASE shop")
+        return shop
+    if kind == "sqlite":
+        return Shop(kind, f"sqlite://{folder}/shop.db", lambda: sqlite3.connect(folder / "shop.db"))
+    import duckdb
+
+    return Shop(
+        kind, f"duckdb://{folder}/shop.duckdb", lambda: duckdb.connect(str(folder / "shop.duckdb"))
+    )
+
+
+def _whole(blocks):
+    import xarray as xr
+
+    return xr.concat(list(blocks), "row")
+
+
+def _picked(shop, start, stop, table="picked"):
+    "Apples as they are picked"
+    values = (
+        f"({i}, {i / 4}, 'tree {i % 5}', '2026-09-01 00:{i // 60:02}:{i % 60:02}.5')"
+        for i in range(start, stop)
+    )
+    made = (
+        f"CREATE TABLE {table} (id INTEGER, kg DOUBLE PRECISION, tree VARCHAR(20), t TIMESTAMP(6))"
+    )
+    if shop.kind == "mariadb":
+        made = made.replace("TIMESTAMP(6)", "DATETIME(6)")
+    shop(*([made] if not start else []), f"INSERT INTO {table} VALUES {', '.join(values)}")
+
+
+def test_values_come_as_they_are(shop):
+    types = "n INTEGER, gap BIGINT, f DOUBLE PRECISION, d DECIMAL(10, 2), s VARCHAR(20), "
+    types += "t TIMESTAMP, day DATE, none VARCHAR(5)"
+    if shop.kind == "mariadb":
+        types = types.replace("TIMESTAMP", "DATETIME")
+    shop(
+        f"CREATE TABLE t ({types})",
+        "INSERT INTO t VALUES "
+        "(1, NULL, 0.5, 1.25, 'it''s', '2026-09-01 10:00:00', '2026-09-01', NULL)",
+        "INSERT INTO t VALUES (2, 7, NULL, NULL, NULL, NULL, NULL, NULL)",
+        "INSERT INTO t VALUES (3, 8, 2.5, 3, 'née', '1969-12-31 23:59:59', '1600-02-29', NULL)",
+    )
+    ds = _whole(shop.read("t"))
+    assert ds.n.dtype == np.int64 or ds.n.dtype == np.int32
+    assert ds.n.values.tolist() == [1, 2, 3]
+    np.testing.assert_array_equal(ds.gap.values, [np.nan, 7, 8])
+    np.testing.assert_array_equal(ds.f.values, [0.5, np.nan, 2.5])
+    np.testing.assert_array_equal(ds.d.values, [1.25, np.nan, 3])
+    assert ds.s.values.tolist()[::2] == ["it's", "née"] and ds.s.values[1] != ds.s.values[1]
+    times = np.array(["2026-09-01T10", "NaT", "1969-12-31T23:59:59"], "M8[us]")
+    np.testing.assert_array_equal(ds.t.values.astype("M8[us]"), times)
+    days = np.array(["2026-09-01", "NaT", "1600-02-29"], "M8[D]")
+    np.testing.assert_array_equal(ds.day.values.astype("M8[D]"), days)
+    assert all(v != v for v in ds.none.values.tolist())
+    assert list(shop.read("t", "s", "n").columns) == ["n", "s"]
+    query = shop.read("", query="SELECT n, n * 2 AS twice FROM t WHERE n > 1;")
+    assert _whole(query).twice.values.tolist() == [4, 6]
+    assert _whole(shop.read("SELECT n FROM t -- all")).n.values.tolist() == [1, 2, 3]
+
+
+def test_an_empty_table_has_its_columns(shop):
+    shop("CREATE TABLE t (n INTEGER, s VARCHAR(9))")
+    (only,) = shop.read("t")
+    assert dict(only.sizes) == {"row": 0} and list(only.data_vars) == ["n", "s"]
+    by = shop.read("t", partition="n")
+    assert by.sizes == [0] and by[0].sizes["row"] == 0
+
+
+def test_names_are_only_names(shop):
+    "Reserved words, quotes, and what would be SQL if it were pasted"
+    shop("CREATE TABLE kept (n INTEGER)", "INSERT INTO kept VALUES (1)")
+    for name in (
+        "select",
+        "two words",
+        "a\"b'c`d",
+        'x"; DROP TABLE kept; --',
+        "SELECT n FROM kept",
+    ):
+        shop(
+            f"CREATE TABLE {shop.named(name)} ({shop.named(name)} INTEGER, k INTEGER)",
+            f"INSERT INTO {shop.named(name)} VALUES (5, 1), (6, 2)",
+        )
+        blocks = shop.read(name, partition=name, rows=1)
+        assert [b[name].values.tolist() for b in blocks] == [[5], [6]], name
+        assert [b[name].values.tolist() for b in shop.read(name, name)] == [[5, 6]], name
+    for wrong in ('kept"; DROP TABLE kept; --', "kept WHERE 1 = 1", "Kept2", "kept UNION SELECT 1"):
+        with pytest.raises(ParameterError, match=r"is not in the tables; known: .*kept"):
+            shop.read(wrong)
+    with pytest.raises(ParameterError, match="'n; DROP TABLE kept' is not in the columns"):
+        shop.read("kept", "n; DROP TABLE kept")
+    with pytest.raises(ParameterError, match="'m' is not in the columns"):
+        shop.read("kept", partition="m")
+    with pytest.raises(ParameterError, match="name one: ADDRESS::TABLE"):
+        shop.read("")
+    with pytest.raises((ParameterError, WorkFailed)):
+        list(shop.read("", query="DELETE FROM kept"))
+    with suppress(ParameterError, WorkFailed):
+        list(shop.read("", query="SELECT n FROM kept) AS a; DROP TABLE kept; --"))
+    assert _whole(shop.read("kept")).n.values.tolist() == [1]
+
+
+def test_ranges_hold_each_row_once(shop):
+    _picked(shop, 0, 100)
+    shop("INSERT INTO picked SELECT 7, kg, tree, t FROM picked WHERE id < 40")
+    for column in ("id", "kg", "t"):
+        blocks = shop.read("picked", "id", "kg", partition=column, rows=40)
+        assert sum(blocks.sizes) == 140 and len(blocks) >= 3
+        assert max(blocks.sizes) <= 40 + (41 if column == "id" else 2), "only equal values crowd"
+        ds = _whole(blocks)
+        assert sorted(ds.id.values) == sorted([*range(100), *[7] * 40])
+        part = pickle.loads(pickle.dumps(blocks[1:3].select("kg")))
+        assert [b.sizes["row"] for b in part] == blocks.sizes[1:3]
+    shop("INSERT INTO picked VALUES (NULL, 1, 'a', NULL)")
+    with pytest.raises(ParameterError, match="'id' has missing values"):
+        shop.read("picked", partition="id")
+
+
+@pytest.mark.parametrize(
+    ("column", "options"), [("t", {}), ("id", {"partition": "id", "rows": 50})], ids=["t", "ranges"]
+)
+def test_only_what_is_newer_is_sent(shop, tmp_path, monkeypatch, column, options):
+    sent = []
+
+    def counting(self, session, genuine=Relation.batches):
+        for batch in genuine(self, session):
+            sent.append(len(batch))
+            yield batch
+
+    monkeypatch.setattr(Relation, "batches", counting)
+    lake = Lake(tmp_path / "lake", author="you")
+    bring = lambda: ingest(lake, f"{shop.uri}::picked", "picked", incremental=column, **options)
+    _picked(shop, 0, 100)
+    assert bring().rows == 100
+    sent.clear()
+    assert bring().version is None
+    day = shop.kind == "sqlite" and column == "t"  # whose times are compared by the day
+    assert sum(sent) == (100 if day else 1), "the greatest again, for equal is not newer"
+    _picked(shop, 100, 130)
+    done = bring()
+    assert (done.rows, done.total) == (30, 130)
+    assert lake.read("picked").id.values.tolist() == list(range(130))
+    shop("INSERT INTO picked VALUES (NULL, NULL, 'x', NULL)")
+    with pytest.raises(ParameterError, match="missing"):
+        bring()
+    assert lake.version("picked").rows == 130
+
+
+def test_types_without_a_place_are_named(shop):
+    odd = {
+        "postgresql": ("b bytea, l integer[], t time", "'\\x01', ARRAY[1], '10:00'", "blt"),
+        "mariadb": ("b BLOB, t TIME", "X'01', '10:00'", "bt"),
+        "sqlite": ("b, m", "X'01', 'x'", "bm"),
+        "duckdb": ("b BLOB, l INTEGER[], t TIME", "'\\x01'::BLOB, [1], TIME '10:00'", "blt"),
+    }
+    declared, values, names = odd[shop.kind]
+    shop(f"CREATE TABLE t (n INTEGER, {declared})", f"INSERT INTO t VALUES (1, {values})")
+    if shop.kind == "sqlite":
+        shop("INSERT INTO t VALUES (2, X'02', 3)")
+    for name in names:
+        with pytest.raises(ParameterError, match=f"column '{name}'.*columns="):
+            list(shop.read("t", "n", name))
+    assert _whole(shop.read("t", "n")).n.values[0] == 1
+
+
+def test_postgresql_has_more_types(postgres):
+    values = (
+        "9007199254740993, 'NaN'::numeric, '{\"a\": 1}'::jsonb, gen_random_uuid(), true, 'x'::name"
+    )
+    values += ", '1.2.3.4'::inet, 'infinity'::timestamp, '-infinity'::date"
+    values += ", '2026-09-01 12:00+02'::timestamptz"
+    postgres(
+        "CREATE TYPE mood AS ENUM ('calm', 'keen')",
+        "CREATE TABLE t AS SELECT 'keen'::mood AS m, v.* "
+        f"FROM (VALUES ({values})) v(i, n, j, u, b, s, a, t, d, z)",
+    )
+    ds = _whole(postgres.read("t"))
+    assert ds.i.values[0] == 2**53 + 1 and np.isnan(ds.n.values[0])
+    assert (ds.m.values[0], ds.j.values[0], ds.a.values[0]) == ("keen", '{"a": 1}', "1.2.3.4/32")
+    assert len(ds.u.values[0]) == 36 and ds.b.values[0]
+    assert np.isnat(ds.t.values[0]) and np.isnat(ds.d.values[0])
+    assert ds.z.values[0] == np.datetime64("2026-09-01T10:00") and ds.z.attrs == {"timezone": "UTC"}
+    postgres("CREATE SCHEMA other", "CREATE TABLE other.t AS SELECT 3 AS n")
+    assert _whole(postgres.read("other.t")).n.values[0] == 3
+    with pytest.raises(
+        ParameterError, match="'tt' is not in the tables; known: other.t, t. Did you"
+    ):
+        postgres.read("tt")
+    with pytest.raises(ParameterError, match="gives the column 'n' twice"):
+        postgres.read("", query="SELECT 1 AS n, 2 AS n")
+    with pytest.raises(WorkFailed, match="division by zero"):
+        list(postgres.read("", query="SELECT 1 / (n - 3) AS x FROM other.t"))
+
+
+def test_sqlite_goes_by_what_is_there(tmp_path):
+    "Late texts, numbers that are fractions later, declared types that lie"
+    with closing(sqlite3.connect(tmp_path / "a.db")) as database:
+        database.execute("CREATE TABLE t (late, f NUMERIC, at, not_at, big INTEGER, lie INTEGER)")
+        rows = [(None, 1, "2026-01-02", "2026-01-02", 2**62, None)] * 70_000
+        rows += [("x", 1.5, "2026-01-02 03:04:05.25", "2026-02-30", None, "y")]
+        database.executemany("INSERT INTO t VALUES (?, ?, ?, ?, ?, ?)", rows)
+        database.commit()
+    ds = _whole(sn.read_source(tmp_path / "a.db"))
+    assert ds.late.values[-1] == "x" and ds.lie.values[-1] == "y"
+    assert ds.f.dtype == float and ds.f.values[-1] == 1.5
+    assert ds["at"].values[-1] == np.datetime64("2026-01-02T03:04:05.250")
+    assert ds.not_at.values[-1] == "2026-02-30"
+    assert ds.big.dtype == float, "a whole number that is missing somewhere is a fraction"
+    (tmp_path / "no.db").write_text("this is no database, but a text that is long enough for one")
+    with pytest.raises(ScalaiError, match="not a database"):
+        sn.read_source(tmp_path / "no.db")
+    with pytest.raises(ParameterError, match="means 2 databases"):
+        sn.read_source(tmp_path / "*.db")
+
+
+def test_all_blocks_are_of_one_moment(postgres):
+    _picked(postgres, 0, 100)
+    blocks = postgres.read("picked", partition="id", rows=30)
+    stream = Blocks(postgres.read("picked").source.pinned())
+    postgres("DELETE FROM picked WHERE id % 2 = 0", "UPDATE picked SET kg = -1")
+    for found in (blocks, stream, stream):
+        ds = _whole(found)
+        assert ds.id.values.tolist() == list(range(100)) and ds.kg.min() == 0
+    there = "import pickle, sys; b = pickle.load(sys.stdin.buffer); print(b[3].id.values.tolist())"
+    told = subprocess.run(
+        [sys.executable, "-c", there], input=pickle.dumps(blocks), capture_output=True, check=True
+    )
+    assert told.stdout == b"[90, 91, 92, 93, 94, 95, 96, 97, 98, 99]\n"
+    sent = pickle.dumps(blocks)
+    del blocks, found
+    with pytest.raises(ScalaiError, match="snapshot"):
+        pickle.loads(sent)[0]
+
+
+@pytest.mark.parametrize("shop", ["mariadb", "sqlite"], indirect=True)
+def test_a_change_that_cannot_be_kept_out_is_an_error(shop):
+    _picked(shop, 0, 100)
+    blocks = shop.read("picked", partition="id", rows=10)
+    shop("DELETE FROM picked WHERE id = 15")
+    assert blocks[0].sizes["row"] == 10
+    with pytest.raises(WorkFailed, match="9 rows have .* 10 were counted"):
+        blocks[1]
+
+
+@pytest.mark.parametrize("shop", ["postgresql", "mariadb"], indirect=True)
+def test_rows_that_come_while_it_is_read_come_next_time(shop, tmp_path, monkeypatch):
+    lake = Lake(tmp_path / "lake", author="you")
+    _picked(shop, 0, 10)
+    begun = []
+
+    def grows(self, session, genuine=Relation.batches):
+        begun.append(self)
+        if len(begun) == 2:
+            _picked(shop, 10, 20)
+            shop("INSERT INTO picked VALUES (5, -5, 'late', NULL)")
+        return genuine(self, session)
+
+    monkeypatch.setattr(Relation, "batches", grows)
+    uri = f"{shop.uri}::picked"
+    assert ingest(lake, uri, "picked", incremental="id").rows == 10
+    assert ingest(lake, uri, "picked", incremental="id").rows == 10
+
+
+def test_a_password_is_nowhere(shop, tmp_path, monkeypatch, caplog):
+    if shop.kind in ("sqlite", "duckdb"):
+        with pytest.raises(ParameterError, match="'password' is not in the options"):
+            shop.read("t", password="X")
+        return
+    caplog.set_level(logging.DEBUG)
+    _picked(shop, 0, 3)
+    lake = Lake(tmp_path / "lake", author="you")
+    monkeypatch.setenv("SHOP_PASSWORD", PASSWORD)
+    monkeypatch.setenv("SCALAI_PASSWORD", "wrong-one")
+    uri = f"{shop.uri}::picked"
+    blocks = sn.read_source(uri, password="SHOP_PASSWORD")
+    done = ingest(lake, uri, "picked", password="SHOP_PASSWORD")
+    said = [
+        repr(blocks.source),
+        str(pickle.dumps(blocks)),
+        lake.version("picked").message,
+        str(done),
+    ]
+    assert "reader" not in lake.version("picked").message
+    for variable in (None, "NO_SUCH_PASSWORD", PASSWORD):
+        with pytest.raises((ParameterError, WorkFailed)) as raised:
+            sn.read_source(uri, password=variable)
+        said.append(f"{raised.value} {raised.value.__cause__}")
+    assert "SCALAI_PASSWORD" in said[-3] and "NO_SUCH_PASSWORD is not set" in said[-2]
+    for text in (*said, caplog.text):
+        assert "pears" not in text and "wrong-one" not in text
+    for address in (uri.replace("reader@", "reader:hush@"), f"{shop.uri}?password=hush::t"):
+        with pytest.raises(ParameterError, match="has a password in it") as raised:
+            sn.read_source(address)
+        assert "hush" not in str(raised.value)
+    with pytest.raises(WorkFailed, match="start the server"):
+        sn.read_source(f"{shop.uri.partition('://')[0]}://reader@127.0.0.1:1/shop::picked")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+def test_a_server_that_is_killed_in_the_middle(kind, request, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCALAI_PASSWORD", PASSWORD)
+    server = request.getfixturevalue("pg" if kind == "postgresql" else "maria")
+    shop = _shop(kind, request.getfixturevalue, tmp_path)
+    _picked(shop, 0, 10)
+    lake = Lake(tmp_path / "lake", author="you")
+    before = ingest(lake, f"{shop.uri}::picked", "picked").version
+    many = "SELECT a.id FROM picked a, picked b, picked c, picked d, picked e, picked f, picked g"
+    seen = []
+
+    def killed(*_):
+        seen.append(1)
+        if len(seen) == 3:
+            server.stop(signal.SIGKILL)
+
+    with pytest.raises(ScalaiError) as raised:
+        ingest(lake, shop.uri, "picked", query=many, rows=5_000, progress=killed)
+    assert len(seen) >= 3 and kind[:5] in str(raised.value).replace("mysql", "mariadb")
+    assert lake.version("picked").id == before and lake.read("picked").sizes["row"] == 10
+    server.start()
+    assert ingest(lake, f"{shop.uri}::picked", "picked").rows == 10
+
+
+@pytest.mark.slow
+def test_a_table_larger_than_memory_streams(postgres):
+    wide = ", ".join(f"i / {k}.0::float8 AS c{k}" for k in range(1, 11))
+    blocks = postgres.read("", query=f"SELECT {wide} FROM generate_series(1, 3000000) s(i)")
+    process, rows, most = psutil.Process(os.getpid()), 0, 0
+    before = process.memory_info().rss
+    for block in blocks:
+        rows += block.sizes["row"]
+        most = max(most, process.memory_info().rss - before)
+    assert rows == 3_000_000 and most < 120e6, f"{most / 1e6:.0f} MB of 240"
