@@ -5,6 +5,7 @@
 # %% ../../../nbs/data/streams/landing.ipynb #97054878
 from __future__ import annotations
 
+import json
 import logging
 import re
 from base64 import b64encode
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, Dataset
 
 # %% auto #0
-__all__ = ['METRICS', 'Watermark', 'log', 'Landing', 'Landed', 'gauges', 'Consumer', 'how_types',
-           'land']
+__all__ = ['METRICS', 'Watermark', 'log', 'Landing', 'Landed', 'gauges', 'exposition', 'Consumer',
+           'how_types', 'land']
 
 # %% ../../../nbs/data/streams/landing.ipynb #cc41e3df
 @dataclass(frozen=True)
@@ -134,6 +135,18 @@ def gauges(landed: Landed) -> dict[str, dict[tuple[str, ...], float]]:
         "scalai_stream_late_total": {of: landed.late},
         "scalai_stream_lag": {(*of, p): n for p, n in sorted(landed.lag.items())},
     }
+
+
+def exposition(landed: Landed) -> str:
+    "`gauges` as Prometheus reads them"
+    lines: list[str] = []
+    for name, found in gauges(landed).items():
+        kind, labels, about = METRICS[name]
+        lines += [f"# HELP {name} {about}", f"# TYPE {name} {kind}"]
+        for values, n in found.items():
+            pairs = zip(labels, map(json.dumps, values), strict=True)
+            lines.append(f"{name}{{{','.join(f'{k}={v}' for k, v in pairs)}}} {n}")
+    return "\n".join(lines) + "\n"
 
 # %% ../../../nbs/data/streams/landing.ipynb #a56888de
 @dataclass(frozen=True)
@@ -329,6 +342,25 @@ class Consumer:
                 self.committing = pool.submit(self._commit, ready)
             self._settle()
         return self.landed
+
+    def look(self, idle: float) -> Landed:
+        "What the next batch would be; nothing is written"
+        batch = self._gather(idle, Event())
+        if not batch:
+            return self.landed
+        ready = self._ready(batch)
+        sizes = [
+            0 if d is None else d.sizes["row"] for d in (ready.rows, ready.late, ready.deleted)
+        ]
+        return replace(
+            self.landed,
+            rows=sizes[0],
+            late=sizes[1],
+            deleted=sizes[2],
+            dead=len(ready.odd),
+            positions=ready.positions,
+            lag=_lag(self.stream, ready.positions),
+        )
 
     # ---- polling
 
