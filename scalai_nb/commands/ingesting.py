@@ -72,7 +72,7 @@ def ingest(
 def _state(done: Landed, seconds: float = 0) -> str:
     "What has come in, and what waits, in a line"
     rate = f" ({done.rows / seconds:,.0f}/s)" if seconds else ""
-    counts = {"deleted": done.deleted, "dead": done.dead, "late": done.late}
+    counts = {"deleted": done.deleted, "dead": done.dead, "too late": done.late}
     said = "".join(f", {n:,} {name}" for name, n in counts.items() if n)
     lag = ", ".join(f"{p}: {n:,}" for p, n in sorted(done.lag.items()) if n)
     return f"{done.dataset}: {done.rows:,} rows{rate}{said}" + (f"; waiting {lag}" if lag else "")
