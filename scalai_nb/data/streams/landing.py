@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['METRICS', 'Watermark', 'log', 'Landing', 'Landed', 'gauges', 'exposition', 'Consumer',
-           'how_types', 'land']
+           'land']
 
 # %% ../../../nbs/data/streams/landing.ipynb #cc41e3df
 @dataclass(frozen=True)
@@ -430,7 +430,7 @@ class Consumer:
     def _ready(self, batch: _Batch) -> _Ready:
         "What a batch is to become"
         there = [i for i, v in enumerate(batch.values) if v is not None]
-        types, how = self.types or dict(how_types(self.how)), self.how
+        types, how = self.types or _declared(self.how), self.how
         found = decode(
             self.parse,
             [batch.values[i] for i in there],  # pyright: ignore[reportArgumentType]
@@ -638,7 +638,7 @@ class Consumer:
         return {str(n): type_of(v) for n, v in self.lake.read(self.name).data_vars.items()}
 
 
-def how_types(how: Landing) -> Types:
+def _declared(how: Landing) -> Types:
     "The types that are declared, the time among them"
     return {**({how.time: "time"} if how.time else {}), **how.types}
 
