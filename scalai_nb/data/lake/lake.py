@@ -29,6 +29,7 @@ from .publication import Move, Publication, Release, pending
 from scalai_nb.data.lake.repository import (
     NAME,
     ROOT,
+    Change,
     Diff,
     State,
     Version,
@@ -435,8 +436,9 @@ class Lake(LakeReader):
         ds: Dataset | Frame | Table,
         message: str = "",  # why; default: how many rows
         branch: str = "main",  # cut from main if it is not there
-        # entries of the state to set, None takes one out; others stay as they are
-        state: State | None = None,
+        # entries of the state to set, None takes one out; others stay as they are. Or a function
+        # of the state before that gives them, called while nobody else writes; it may raise
+        state: Change | None = None,
         *,
         contract: Contract | None = None,  # that it is held to, now and from now on
         # "reject", "quarantine", "warn" or "off": what becomes of rows that break the contract, now
@@ -461,8 +463,9 @@ class Lake(LakeReader):
             why; default: how many rows
         branch : str, default 'main'
             cut from main if it is not there
-        state : State | None, default None
-            entries of the state to set, None takes one out; others stay as they are
+        state : Change | None, default None
+            entries of the state to set, None takes one out; others stay as they are. Or a function
+            of the state before that gives them, called while nobody else writes; it may raise
         contract : Contract | None, default None
             that it is held to, now and from now on
         on_breach : OnBreach | None, default None
@@ -510,7 +513,7 @@ class Lake(LakeReader):
         ds: Dataset | Frame | Table,
         message: str = "",  # why; default: how many rows there are then
         branch: str = "main",  # one that is there
-        state: State | None = None,  # as in `write`
+        state: Change | None = None,  # as in `write`
         # column, or several, by which a row is known: rows that are there are left out
         dedup: Key = (),
         on_breach: OnBreach | None = None,  # of these rows; None: as the dataset has it
@@ -533,7 +536,7 @@ class Lake(LakeReader):
             why; default: how many rows there are then
         branch : str, default 'main'
             one that is there
-        state : State | None, default None
+        state : Change | None, default None
             as in `write`
         dedup : Key, default ()
             column, or several, by which a row is known: rows that are there are left out
@@ -570,14 +573,18 @@ class Lake(LakeReader):
         key: Key,  # column, or several, by which a row is known
         message: str = "",  # why; default: how many rows there are then
         branch: str = "main",  # one that is there
-        state: State | None = None,  # as in `write`
+        state: Change | None = None,  # as in `write`
+        # rows of the columns of `key`: those that have it are taken out before `ds` comes in
+        deleted: Dataset | Frame | Table | None = None,
         on_breach: OnBreach | None = None,  # of these rows; None: as the dataset has it
-    ) -> Version:  # the new one; the last, where `ds` has no rows and the state stays
+    ) -> Version:  # the new one; the last, where nothing is to be done and the state stays
         """Put the rows of `ds` in the place of those with the same key, and the others at the end
 
         Of given rows that have one key the last counts. All of it is one version. LakeError,
         naming the column, for a key that is missing in a row or cannot be one: nothing was
         changed. The keys of `ds` are in memory, those of what is stored a block at a time.
+
+        To delete rows writes the others anew.
 
         Parameters
         ----------
@@ -591,24 +598,33 @@ class Lake(LakeReader):
             why; default: how many rows there are then
         branch : str, default 'main'
             one that is there
-        state : State | None, default None
+        state : Change | None, default None
             as in `write`
+        deleted : Dataset | Frame | Table | None, default None
+            rows of the columns of `key`: those that have it are taken out before `ds` comes in
         on_breach : OnBreach | None, default None
             of these rows; None: as the dataset has it
 
         Returns
         -------
         Version
-            the new one; the last, where `ds` has no rows and the state stays
+            the new one; the last, where nothing is to be done and the state stays
         """
         import zarr
 
         self._find(name, branch)
         rows = _scrubbed(as_dataset(ds))
+        gone = None if deleted is None else as_dataset(deleted)
         gate, _ = self._gate(name, branch, {}, message, on_breach)
 
         def change(store: Any, base: Place) -> dict[str, Any]:
             group = zarr.open_group(store, mode="r+")
+            if gone is not None:
+                _, there = matched(group, gone, key, "last", base)
+                if (there >= 0).any():
+                    before = self.read(name, base.version)
+                    others = before.drop_isel(row=there[there >= 0])
+                    write_group(group := zarr.group(store, overwrite=True), as_dataset(others))
             new = gate.known_by(key).of(rows) if gate else rows
             counting, at = matched(group, new, key, "last", base)
             return append_group(group, new.isel(row=counting), base, at)
@@ -621,7 +637,7 @@ class Lake(LakeReader):
         blocks: Iterable[Dataset],  # at least one, each in memory
         message: str = "",  # why; default: how many rows there are then
         append: bool = False,  # at the end of what is there, not in its place
-        state: State | None = None,  # as in `write`
+        state: Change | None = None,  # as in `write`
         *,
         contract: Contract | None = None,  # as in `write`
         on_breach: OnBreach | None = None,  # as in `write`; as in `append` if it appends
@@ -641,7 +657,7 @@ class Lake(LakeReader):
             why; default: how many rows there are then
         append : bool, default False
             at the end of what is there, not in its place
-        state : State | None, default None
+        state : Change | None, default None
             as in `write`
         contract : Contract | None, default None
             as in `write`

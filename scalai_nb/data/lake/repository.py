@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from scalai_nb.types import PathLike
 
 # %% auto #0
-__all__ = ['State', 'STATE', 'ROOT', 'ID', 'NAME', 'KEPT', 'identity', 'twin', 'newest_twin',
-           'Version', 'versions_table', 'compared', 'Diff', 'state_of', 'patched',
-           'icechunk', 'explained', 'unborn', 'create', 'opened', 'marks', 'published',
-           'manifests', 'seal', 'written', 'named', 'stands', 'whole', 'snapshot',
-           'parent_of', 'ancestry', 'group', 'mend', 'branches', 'refs', 'tags',
-           'resolve', 'new_ref', 'own_branch']
+__all__ = ['State', 'Change', 'STATE', 'ROOT', 'ID', 'NAME', 'KEPT', 'identity', 'twin',
+           'newest_twin', 'Version', 'versions_table', 'compared', 'Diff', 'state_of',
+           'patched', 'icechunk', 'explained', 'unborn', 'create', 'opened', 'marks',
+           'published', 'manifests', 'seal', 'written', 'named', 'stands', 'whole',
+           'snapshot', 'parent_of', 'ancestry', 'group', 'mend', 'branches', 'refs',
+           'tags', 'resolve', 'new_ref', 'own_branch']
 
 # %% ../../../nbs/data/lake/repository.ipynb #66e436b9
 def identity(
@@ -287,6 +287,7 @@ class Diff:
 
 # %% ../../../nbs/data/lake/repository.ipynb #cf9d3f83
 State: TypeAlias = dict[str, Any]  # as JSON has it
+Change: TypeAlias = State | Callable[[State], State]  # entries to set, or what gives them
 STATE = 2**16  # bytes of a state as JSON, at most
 
 
@@ -300,7 +301,8 @@ def state_of(
 
 def patched(
     state: State,  # of the version before; left unchanged
-    given: State | None,  # entries that replace those of the same name; None takes one out
+    # entries that replace those of the same name, None takes one out; or what gives them
+    given: Change | None,
 ) -> State:
     """The state of the next version
 
@@ -310,9 +312,11 @@ def patched(
     ----------
     state : State
         of the version before; left unchanged
-    given : State | None
-        entries that replace those of the same name; None takes one out
+    given : Change | None
+        entries that replace those of the same name, None takes one out; or what gives them
     """
+    if callable(given):
+        given = given(state)
     try:
         given = json.loads(json.dumps(given or {}, allow_nan=False))
     except (TypeError, ValueError) as e:
