@@ -27,6 +27,7 @@ _WHERE = {
     "data.lake.lake": ["Lake", "Version"],
     "data.opening": ["open_file"],
     "data.readers.readers": ["read_source"],
+    "data.streams.streams": ["open_stream"],
     "data.sources": ["from_frame", "read_csv", "to_frame"],
     "compute.blocks": ["Blocks"],
     "compute.cluster": ["connect"],

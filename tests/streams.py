@@ -1,0 +1,192 @@
+"""The laws of every `Stream`, for the tests of each kind: `check_stream(make, put)`"""
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from random import Random
+
+from scalai_nb.data.streams.records import Positions, Stream
+
+Make = Callable[[], Stream]  # a new object over the same records, at their beginning
+# into the partition with this number, made if it is not there: values and keys, the same many;
+# they can be read when it returns
+Put = Callable[[int, list[bytes | None], list[bytes | None]], None]
+Found = dict[str, list[tuple[bytes | None, bytes | None]]]  # by partition: values and keys
+
+
+class _Written:
+    "What was put, and where"
+
+    def __init__(self, put: Put, deletes: bool, keys: bool) -> None:
+        self.put = put
+        self.deletes = deletes
+        self.keys = keys
+        self.records: dict[int, list[tuple[bytes | None, bytes | None]]] = defaultdict(list)
+
+    def add(self, partition: int, n: int) -> None:
+        before = len(self.records[partition])
+        values: list[bytes | None] = []
+        keys: list[bytes | None] = []
+        for i in range(before, before + n):
+            deleted = self.deletes and i % 7 == 3
+            values.append(None if deleted else b"%d value %d" % (partition, i))
+            keys.append(b"%d key %d" % (partition, i) if self.keys else None)
+        self.put(partition, values, keys)
+        self.records[partition] += zip(values, keys, strict=True)
+
+    def check(self, found: Found, law: str, since: dict[int, int] | None = None) -> None:
+        "Each record once and in order, of each partition from number `since`"
+        since = since or {}
+        wanted = {p: r[since.get(p, 0) :] for p, r in self.records.items()}
+        got = sorted(map(repr, found.values()))
+        assert got == sorted(repr(r) for r in wanted.values() if r), law
+
+
+def drain(
+    stream: Stream,
+    n: int,  # records that are to come
+    random: Random | None = None,  # draws how much is asked for at once; None: all
+    seconds: float = 20,  # in which they must
+) -> tuple[Found, list[tuple[int, Positions]]]:  # after each poll: how many had come, and where
+    "The next `n` records, and no more for a moment"
+    found: Found = defaultdict(list)
+    last: dict[str, int | str] = {}
+    steps: list[tuple[int, Positions]] = []
+    count, until = 0, time.monotonic() + seconds
+    while count < n and time.monotonic() < until:
+        rows = random.randint(1, max(2, n // 3)) if random else n
+        records, positions = stream.poll(rows, random.choice((0, 0.01, 0.5)) if random else 1)
+        assert len(records) == len(records.values) <= rows, "a poll gives at most `rows`"
+        assert json.loads(json.dumps(positions)) == positions, "positions are JSON"
+        for i, value in enumerate(records.values):
+            origin = records.origin(i)
+            assert last.get(origin.partition) != origin.position, "a record has its own position"
+            last[origin.partition] = origin.position
+            found[origin.partition].append((value, origin.key))
+        count += len(records)
+        steps.append((count, positions))
+    records, _ = stream.poll(10, 0.05)
+    assert (count, len(records)) == (n, 0), f"{n} records come, {count + len(records)} came"
+    return found, steps
+
+
+def check_stream(
+    make: Make,
+    put: Put,
+    *,
+    partitions: int = 3,  # that it may have; all but the first two come later
+    deletes: bool = True,  # whether a record may have no value
+    keys: bool = True,  # whether a record has a key
+    bounds: bool = True,  # whether the broker says truly where a partition ends
+    times: bool = True,  # whether it finds a record by its time
+    rows: int = 100,  # of a partition
+    seed: int = 0,
+) -> None:
+    "Check the laws of a stream that is empty yet; `AssertionError` names the one that fails"
+    random, written = Random(seed), _Written(put, deletes, keys)
+    _check_empty(make)
+    first = range(min(partitions, 2))
+    for p in first:
+        written.add(p, rows)
+    total = rows * len(first)
+    positions = _check_order(make, written, total, random)
+    if bounds:
+        _check_bounds(make, total, positions)
+    _check_readers(make, written, total)
+    if times:
+        _check_times(make, written, total, rows)
+    if partitions > 2:
+        _check_later(make, written, partitions, rows)
+
+
+def _check_empty(make: Make) -> None:
+    stream = make()
+    started = time.monotonic()
+    records, positions = stream.poll(10, 0.1)
+    assert len(records) == 0, "an empty stream gives no record"
+    assert time.monotonic() - started < 10, "a poll of an empty stream ends"
+    stream.seek(positions)
+    assert all(a == b for a, b in stream.bounds().values()), "an empty stream has no records"
+    stream.close()
+
+
+def _check_order(make: Make, written: _Written, total: int, random: Random) -> Positions:
+    "Once and in order however it is asked; from any positions exactly the rest; where it ends"
+    stream = make()
+    found, steps = drain(stream, total, random)
+    written.check(found, "each record comes once, in the order of its partition")
+    for count, positions in random.sample(steps, min(4, len(steps))):
+        for other in (stream, make()):
+            other.seek(json.loads(json.dumps(positions)))
+            rest, _ = drain(other, total - count, random)
+            _check_rest(found, rest)
+            if other is not stream:
+                other.close()
+    stream.close()
+    return steps[-1][1]
+
+
+def _check_rest(all_: Found, rest: Found) -> None:
+    for partition, records in rest.items():
+        assert all_[partition][-len(records) :] == records, "`seek` goes on where positions say"
+
+
+def _check_bounds(make: Make, total: int, ended: Positions) -> None:
+    stream = make()
+    bounds = stream.bounds()
+    assert {p: end for p, (_, end) in bounds.items()} == ended, "all is read at the upper bounds"
+    stream.seek({p: first for p, (first, _) in bounds.items()})
+    drain(stream, total)
+    stream.seek({p: end for p, (_, end) in bounds.items()})
+    drain(stream, 0)
+    stream.close()
+
+
+def _check_readers(make: Make, written: _Written, total: int) -> None:
+    "Two readers, one of them ahead, do not disturb each other; nor does what one acknowledges"
+    a, b = make(), make()
+    _, ahead = a.poll(total // 2, 5)
+    a.acknowledge(ahead)
+    found, steps = drain(b, total)
+    written.check(found, "a reader gets what another has read")
+    b.acknowledge(steps[-1][1])
+    a.seek(ahead)
+    records, after = a.poll(1, 5)
+    assert len(records) == 1, "a reader stays where it is when another goes ahead"
+    b.seek(ahead)
+    again, same = b.poll(1, 5)
+    assert len(again) == 1, "what was acknowledged can be read again"
+    assert {*after} == {*same}, "readers see the same partitions"
+    a.close()
+    b.close()
+
+
+def _check_times(make: Make, written: _Written, total: int, rows: int) -> None:
+    stream = make()
+    time.sleep(0.05)
+    between = datetime.now(UTC)
+    time.sleep(0.05)
+    since = {p: len(r) for p, r in written.records.items()}
+    written.add(0, rows)
+    stream.seek(stream.at(between))
+    found, _ = drain(stream, rows)
+    written.check(found, "`at` gives where the records of a time begin", since)
+    stream.seek(stream.at(between - timedelta(days=1)))
+    drain(stream, total + rows)
+    stream.seek(stream.at(datetime.now(UTC) + timedelta(days=1)))
+    drain(stream, 0)
+    stream.close()
+
+
+def _check_later(make: Make, written: _Written, partitions: int, rows: int) -> None:
+    "A reader that is open finds what is put into a partition that was not there"
+    stream = make()
+    drain(stream, sum(map(len, written.records.values())))
+    since = {p: len(r) for p, r in written.records.items()}
+    for p in range(2, partitions):
+        written.add(p, rows)
+    found, _ = drain(stream, rows * (partitions - 2), seconds=60)
+    written.check(found, "partitions that are added later are found", since)
+    stream.close()
