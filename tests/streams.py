@@ -82,6 +82,7 @@ def check_stream(
     bounds: bool = True,  # whether the broker says truly where a partition ends
     times: bool = True,  # whether it finds a record by its time
     rows: int = 100,  # of a partition
+    seconds: float = 20,  # in which what was put must come
     seed: int = 0,
 ) -> None:
     "Check the laws of a stream that is empty yet; `AssertionError` names the one that fails"
@@ -91,7 +92,7 @@ def check_stream(
     for p in first:
         written.add(p, rows)
     total = rows * len(first)
-    positions = _check_order(make, written, total, random)
+    positions = _check_order(make, written, total, random, seconds)
     if bounds:
         _check_bounds(make, total, positions)
     _check_readers(make, written, total)
@@ -112,10 +113,12 @@ def _check_empty(make: Make) -> None:
     stream.close()
 
 
-def _check_order(make: Make, written: _Written, total: int, random: Random) -> Positions:
+def _check_order(
+    make: Make, written: _Written, total: int, random: Random, seconds: float
+) -> Positions:
     "Once and in order however it is asked; from any positions exactly the rest; where it ends"
     stream = make()
-    found, steps = drain(stream, total, random)
+    found, steps = drain(stream, total, random, seconds)
     written.check(found, "each record comes once, in the order of its partition")
     for count, positions in random.sample(steps, min(4, len(steps))):
         for other in (stream, make()):

@@ -21,11 +21,12 @@ from hypothesis import given, settings, strategies as st
 
 from scalai_nb.data.lake.lake import Lake
 from scalai_nb.data.sources import type_of
+from scalai_nb.data.streams.framing import frame, frames
 from scalai_nb.files import file_lock
 from scalai_nb.serving.log import journal as journals
 from scalai_nb.serving.log import ingest as logs
 from scalai_nb.serving.scoring.calls import Call
-from scalai_nb.serving.log.encoding import frame, frames, read
+from scalai_nb.serving.log.encoding import read
 from scalai_nb.serving.log.feedback import joined
 from scalai_nb.serving.log.journal import Journal
 from scalai_nb.serving.log.ingest import Compacted, LogKeeper, compact

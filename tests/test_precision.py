@@ -16,9 +16,10 @@ from served import worker
 import scalai_nb as sn
 from scalai_nb.client.inference import infer_request
 from scalai_nb.client.sendable import columns_of
+from scalai_nb.data.streams.framing import frame
 from scalai_nb.learn.features.recipes import CROWDED, FAR
 from scalai_nb.models.package.runtime import session
-from scalai_nb.serving.log.encoding import MODEL, batch, frame, layout, read
+from scalai_nb.serving.log.encoding import MODEL, batch, layout, read
 from scalai_nb.serving.log.pseudonyms import pseudonym
 from scalai_nb.serving.log.segments import logged
 from scalai_nb.serving.log.segments import table as segment

@@ -11,11 +11,11 @@ from itertools import chain
 from struct import Struct
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
-from zlib import crc32
 
 import numpy as np
 import orjson
 
+from ...data.streams.framing import frame, frames
 from .pseudonyms import pseudonym
 from ..scoring.scorer import Column, Scorer
 
@@ -24,42 +24,11 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array
 
 # %% auto #0
-__all__ = ['FORMAT', 'MODEL', 'PREDICTIONS', 'FEEDBACK', 'frame', 'frames', 'Layout', 'layout',
-           'scores_of', 'batch', 'Predictions', 'read']
+__all__ = ['MODEL', 'PREDICTIONS', 'FEEDBACK', 'Layout', 'layout', 'scores_of', 'batch',
+           'Predictions', 'read']
 
 # %% ../../../nbs/serving/log/encoding.ipynb #aece1dfe
-FORMAT = b"\1"
-MODEL, PREDICTIONS, FEEDBACK = b"M", b"P", b"F"
-_HEAD = Struct("<II")  # bytes of format, kind and content; their crc32
-
-
-def frame(
-    kind: bytes,  # MODEL, PREDICTIONS or FEEDBACK
-    *parts: bytes,  # of the content
-) -> bytes:
-    """`parts` as one frame
-
-    Parameters
-    ----------
-    kind : bytes
-        MODEL, PREDICTIONS or FEEDBACK
-    *parts : bytes
-        of the content
-    """
-    body = b"".join((FORMAT, kind, *parts))
-    return _HEAD.pack(len(body), crc32(body)) + body
-
-
-def frames(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    "Kind and content of each frame, up to the first that is not whole"
-    at = 0
-    while at + 10 <= len(data):
-        length, crc = _HEAD.unpack_from(data, at)
-        body = data[at + 8 : at + 8 + length]
-        if not 2 <= length == len(body) or crc32(body) != crc or body[:1] != FORMAT:
-            return
-        yield body[1:2], body[2:]
-        at += 8 + length
+MODEL, PREDICTIONS, FEEDBACK = b"M", b"P", b"F"  # kinds of frames
 
 # %% ../../../nbs/serving/log/encoding.ipynb #4a6b1e64
 @dataclass(frozen=True, eq=False)

@@ -22,10 +22,11 @@ import numpy as np
 
 from ...data.categories import coded
 from ...data.sources import type_of
+from ...data.streams.framing import sync_folder
 from ...errors import DatasetNotFound, Locked, VersionNotFound
 from ...files import file_lock, replacing
 from .feedback import Running
-from .journal import close_orphans, sync_folder
+from .journal import close_orphans
 from .segments import OWN, columns_of, convert, dataset, rows_of
 from ..metrics import Metrics
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 import orjson
 
+from ...data.streams.framing import FramedFile, frame
 from ...files import open_lock
-from .encoding import FEEDBACK, MODEL, Layout, batch, frame, layout
+from .encoding import FEEDBACK, MODEL, Layout, batch, layout
 from ..metrics import Metrics
 
 if TYPE_CHECKING:
@@ -28,19 +29,9 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, PathLike
 
 # %% auto #0
-__all__ = ['COMMIT', 'SIZE', 'AGE', 'log', 'sync_folder', 'lock_slot', 'close_orphans', 'sampled',
-           'Journal']
+__all__ = ['COMMIT', 'SIZE', 'AGE', 'log', 'lock_slot', 'close_orphans', 'sampled', 'Journal']
 
 # %% ../../../nbs/serving/log/journal.ipynb #01fb936b
-def sync_folder(folder: Path) -> None:
-    "Bring the names in a folder to the disk"
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def lock_slot(
     folder: Path,  # of a slot
 ) -> TextIO | None:  # the open file that holds the lock; None: another process does
@@ -76,40 +67,21 @@ def close_orphans(
             path.rename(path.with_suffix(".journal"))
 
 # %% ../../../nbs/serving/log/journal.ipynb #8483c496
-class _File:
+class _File(FramedFile):
     "A journal that is being written, `TIME.open`; once it is closed it is `TIME.journal`"
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / f"{time_ns():020d}.open"
-        self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
+        super().__init__(folder / f"{time_ns():020d}.open")
         self.opened = monotonic()
-        self.named = False  # whether its name is on the disk
-        self.size = 0  # bytes
-        self.whole = True  # whether it ends with a whole frame
         self.rows = 0  # that were written
         self.synced = 0  # rows that are known to be on the disk
         self.versions: dict[Scorer, tuple[int, Layout]] = {}  # its number here, and its layout
 
-    def write(self, data: bytes) -> None:
-        "Append all or nothing. OSError: nothing"
-        self.whole = False
-        try:
-            if (n := os.write(self.fd, data)) < len(data):
-                raise OSError(errno.ENOSPC, f"{n} of {len(data)} bytes were written")
-        except OSError:
-            os.ftruncate(self.fd, self.size)
-            self.whole = True
-            raise
-        self.size += len(data)
-        self.whole = True
-
     def sync(self) -> None:
         "Bring what was written to the disk"
         rows = self.rows
-        os.fsync(self.fd)
-        if not self.named:
-            sync_folder(self.path.parent)
-        self.named, self.synced = True, rows
+        super().sync()
+        self.synced = rows
 
     def close(self) -> None:
         "Bring it to the disk, under its final name"

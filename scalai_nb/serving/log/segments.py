@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ...data.streams.framing import sync_folder
 from ...files import replacing
 from .encoding import Predictions, read, scores_of
-from .journal import sync_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
