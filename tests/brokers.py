@@ -93,3 +93,93 @@ def valkey(folder: Path, *words: str) -> Broker:
     port = free_port()
     where = ["--port", str(port), "--dir", str(folder), "--bind", "127.0.0.1"]
     return Broker([server, *where, "--appendonly", "yes", *words], port, folder)
+
+
+class PubSub:
+    "A stand-in for the service of Google Pub/Sub: it gives a message once a lease"
+
+    def __init__(self) -> None:
+        import grpc
+        from google.pubsub_v1 import types
+        from google.protobuf.empty_pb2 import Empty
+
+        self.waiting: list = []  # messages
+        self.leased: dict[str, tuple[float, object]] = {}  # delivery -> until when, message
+        self.deliveries = 0
+        self.failing = 0  # acknowledgements that will be lost
+        self.types = types
+        methods = {
+            "GetSubscription": (self.get, types.GetSubscriptionRequest, types.Subscription),
+            "Pull": (self.pull, types.PullRequest, types.PullResponse),
+            "Acknowledge": (self.acknowledge, types.AcknowledgeRequest, None),
+            "ModifyAckDeadline": (self.lease, types.ModifyAckDeadlineRequest, None),
+        }
+        handlers = {
+            name: grpc.unary_unary_rpc_method_handler(
+                method,
+                request_deserializer=asked.deserialize,
+                response_serializer=answer.serialize if answer else Empty.SerializeToString,
+            )
+            for name, (method, asked, answer) in methods.items()
+        }
+        from concurrent.futures import ThreadPoolExecutor
+
+        self.empty = Empty()
+        self.grpc = grpc
+        self.server = grpc.server(ThreadPoolExecutor(2))
+        service = grpc.method_handlers_generic_handler("google.pubsub.v1.Subscriber", handlers)
+        self.server.add_generic_rpc_handlers((service,))
+        self.port = self.server.add_insecure_port("127.0.0.1:0")
+        self.server.start()
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def put(self, values: list[bytes], key: str = "") -> None:
+        for value in values:
+            self.deliveries += 1
+            self.waiting.append(
+                self.types.PubsubMessage(
+                    data=value, message_id=str(1000 + self.deliveries), ordering_key=key
+                )
+            )
+
+    def get(self, request, context):
+        if not request.subscription.endswith("/orders"):
+            context.abort(self.grpc.StatusCode.NOT_FOUND, "Resource not found")
+        return self.types.Subscription(name=request.subscription)
+
+    def pull(self, request, context):
+        now = time.monotonic()
+        for delivery in [d for d, (until, _) in self.leased.items() if until <= now]:
+            self.waiting.insert(0, self.leased.pop(delivery)[1])
+        found, self.waiting = (
+            self.waiting[: request.max_messages],
+            self.waiting[request.max_messages :],
+        )
+        given = []
+        for message in found:
+            self.deliveries += 1
+            self.leased[f"d{self.deliveries}"] = (now + 10, message)
+            given.append({"ack_id": f"d{self.deliveries}", "message": message})
+        return self.types.PullResponse(received_messages=given)
+
+    def acknowledge(self, request, context):
+        if self.failing:
+            self.failing -= 1
+            context.abort(self.grpc.StatusCode.INTERNAL, "try again")
+        for delivery in request.ack_ids:
+            self.leased.pop(delivery, None)
+        return self.empty
+
+    def lease(self, request, context):
+        until = time.monotonic() + request.ack_deadline_seconds
+        for delivery in request.ack_ids:
+            if delivery in self.leased:
+                self.leased[delivery] = (until, self.leased[delivery][1])
+        return self.empty
+
+    def crash(self) -> None:
+        "The reader is gone, and its leases have ended"
+        self.leased = {d: (0.0, message) for d, (_, message) in self.leased.items()}

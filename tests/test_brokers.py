@@ -3,6 +3,7 @@
 import asyncio
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import brokers
 import pytest
@@ -439,3 +440,73 @@ def test_a_server_may_be_away_for_as_long_as_is_said_and_nothing_is_lost(kind, t
             stream.close()
     finally:
         server.stop()
+
+
+# ---- Pub/Sub: Google's client, and a stand-in for the service
+
+
+@pytest.fixture
+def pubsub(monkeypatch):
+    pytest.importorskip("google.cloud.pubsub_v1")
+    service = brokers.PubSub()
+    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", service.host)
+    yield service
+    service.server.stop(None)
+
+
+def test_what_the_lake_has_of_a_subscription_is_not_given_again(pubsub):
+    pubsub.put([b"%d" % i for i in range(10)], key="mon")
+    reader = sn.open_stream("pubsub://shop/orders")
+    first, _ = reader.poll(3, 1)
+    second, committed = reader.poll(3, 1)
+    assert first.values + second.values == [b"%d" % i for i in range(6)]
+    lost, _ = reader.poll(2, 1)  # and killed before the commit
+    assert len(lost) == 2 and lost.origin(0).key == b"mon"
+    reader.close()
+    pubsub.crash()
+    pubsub.failing = 1
+    again = sn.open_stream("pubsub://shop/orders")
+    again.seek(committed)
+    assert sorted(drained(again, 4)) == [b"6", b"7", b"8", b"9"]
+    _, positions = again.poll(1, 0.1)
+    again.acknowledge(positions)
+    assert not pubsub.waiting and not pubsub.leased
+    assert again.poll(1, 0.1)[1] == {"0": ""}
+    again.close()
+
+
+def test_an_acknowledgement_that_fails_is_tried_next_time(pubsub):
+    pubsub.put([b"1", b"2"])
+    reader = sn.open_stream("pubsub://shop/orders")
+    _, positions = reader.poll(2, 1)
+    pubsub.failing = 1
+    reader.acknowledge(positions)
+    assert reader.poll(1, 0.1)[1] == positions, "so long it stays in the position"
+    reader.acknowledge(positions)
+    assert reader.poll(1, 0.1)[1] == {"0": ""} and not pubsub.leased
+    reader.close()
+
+
+def test_what_is_sought_back_of_a_subscription_comes_again(pubsub):
+    pubsub.put([b"1", b"2", b"3"])
+    reader = sn.open_stream("pubsub://shop/orders")
+    _, one = reader.poll(1, 1)
+    assert drained(reader, 2) == [b"2", b"3"]
+    reader.seek(one)
+    assert sorted(drained(reader, 2)) == [b"2", b"3"]
+    reader.close()
+
+
+def test_a_subscription_that_is_not_there_and_a_service_that_is_away(pubsub):
+    with pytest.raises(StreamError, match="no such subscription"):
+        sn.open_stream("pubsub://shop/other")
+    with pytest.raises(ParameterError, match="no file of a service account"):
+        sn.open_stream("pubsub://shop/orders", credentials="none.json")
+    reader = sn.open_stream("pubsub://shop/orders", patience=0.3)
+    with pytest.raises(StreamError, match="gcloud pubsub subscriptions seek"):
+        reader.at(datetime.now(UTC))
+    pubsub.server.stop(None).wait()
+    with pytest.raises(StreamError, match="patience=SECONDS"):
+        for _ in range(20):
+            reader.poll(1, 0.2)  # each a moment, in which the service is missed
+    reader.close()

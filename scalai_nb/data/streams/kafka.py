@@ -230,7 +230,7 @@ class KafkaStream:
         from confluent_kafka import Message
 
         messages = self.consumer.consume(min(rows, _MOST), max(0.0, seconds))
-        if not any(error is not None for error in map(Message.error, messages)):
+        if all(error is None for error in map(Message.error, messages)):
             return messages
         for message in messages:
             if (error := message.error()) is not None:
