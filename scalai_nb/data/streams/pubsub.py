@@ -24,7 +24,7 @@ __all__ = ['PubSubStream', 'stream']
 # %% ../../../nbs/data/streams/pubsub.ipynb #3da123b9
 _ONLY = "0"  # the partition
 _MOST = 1_000  # messages that the service gives at once
-_IDS = 20_000  # that a position may have: messages that are given before they are acknowledged
+_IDS = 2_000  # that are given before they are acknowledged; a version's state has room for them
 _LEASE = 600  # seconds in which a message that was given does not come again
 _DAY = 86_400  # seconds after which what the lake has no longer comes again
 _ANSWER = 10.0  # seconds in which the service answers a question
@@ -91,7 +91,7 @@ class PubSubStream:
 
     def seek(self, positions: Positions) -> None:
         "What is in `positions` is known; what was given else comes again"
-        self.known = set(filter(None, str(positions.get(_ONLY, "")).split(",")))
+        self.known = {*_ids(positions)}
         self.until = time.monotonic() + _DAY
         again = [delivery for id, delivery in self.given.items() if id not in self.known]
         self.given = {id: self.given[id] for id in self.given if id in self.known}
@@ -102,13 +102,11 @@ class PubSubStream:
 
         if time.monotonic() > self.until:
             self.known.clear()
-        if len(self.given) >= _IDS:
-            raise StreamError(
-                f"{self.name}: {_IDS:,} messages were given and not acknowledged; "
-                "commit more often."
-            )
         most, messages = min(rows, _MOST, _IDS - len(self.given)), []
-        request = {"subscription": self.path, "max_messages": max(1, most)}
+        if most <= 0:  # a commit is to come first
+            time.sleep(seconds)
+            return _records([]), self._positions()
+        request = {"subscription": self.path, "max_messages": most}
         try:
             answer = self.client.pull(request=request, timeout=max(0.1, seconds), retry=None)
             messages = list(answer.received_messages)
@@ -137,7 +135,7 @@ class PubSubStream:
             self.patience.lost(e)
 
     def _positions(self) -> Positions:
-        return {_ONLY: ",".join(sorted(self.known | {*self.given}))}
+        return {_ONLY: _text(self.known | {*self.given})}
 
     def _new(self, messages: Iterable[Any]) -> list[Any]:
         "Those that were not given yet; those that the lake has are acknowledged"
@@ -169,7 +167,7 @@ class PubSubStream:
         self.given = {id: self.given[id] for id in self.given if id not in deliveries}
 
     def acknowledge(self, positions: Positions) -> None:
-        ids = str(positions.get(_ONLY, "")).split(",")
+        ids = _ids(positions)
         self.known |= {id for id in ids if id in self.given}
         self._done({id: self.given[id] for id in ids if id in self.given})
 
@@ -179,6 +177,15 @@ class PubSubStream:
 
 def _parts(deliveries: Sequence[str]) -> Iterable[Sequence[str]]:
     return (deliveries[i : i + _MOST] for i in range(0, len(deliveries), _MOST))
+
+
+def _text(ids: Iterable[str]) -> str:
+    "A position; ids are numbers"
+    return ":".join(sorted(ids)) or "0"
+
+
+def _ids(positions: Positions) -> list[str]:
+    return [id for id in str(positions.get(_ONLY, "0")).split(":") if id != "0"]
 
 
 def _said(error: Exception) -> str:

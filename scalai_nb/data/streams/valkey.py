@@ -74,11 +74,11 @@ class Mark:
 
     @classmethod
     def of(cls, text: str) -> Mark:
-        id, _, added = text.partition("@")
+        id, _, added = text.partition("/")
         return cls(Id.of(id), int(added) if added else None)
 
     def __str__(self) -> str:
-        return str(self.id) if self.added is None else f"{self.id}@{self.added}"
+        return str(self.id) if self.added is None else f"{self.id}/{self.added}"
 
 # %% ../../../nbs/data/streams/valkey.ipynb #58179a13
 @dataclass(frozen=True)
