@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import brokers
 import pytest
-from streams import check_stream
+from streams import check_kills, check_stream, numbered
 
 import scalai_nb as sn
 from scalai_nb.data.streams.records import Origin, Records
@@ -129,13 +129,15 @@ class Jet:
         return asyncio.run(asked())
 
     def put(self, partition: int, values: list, keys: list | None = None) -> None:
+        names = [(k or b"none").decode().replace(" ", "_") for k in keys or [None] * len(values)]
+
         async def publish(js):
-            subjects = [
-                (k or b"none").decode().replace(" ", "_") for k in keys or [None] * len(values)
-            ]
-            for value, subject in zip(values, subjects, strict=True):
+            before = (await js.stream_info(self.name)).state.last_seq
+            for value, subject in zip(values, names, strict=True):
                 headers = {"KV-Operation": "DEL"} if value is None else None
-                await js.publish(f"{self.name}.{subject}", value or b"", headers=headers)
+                await js._nc.publish(f"{self.name}.{subject}", value or b"", headers=headers)
+            while (await js.stream_info(self.name)).state.last_seq < before + len(values):
+                await asyncio.sleep(0.01)
 
         self.ask(publish)
 
@@ -523,3 +525,44 @@ def test_a_subscription_that_is_not_there_and_a_service_that_is_away(pubsub):
         for _ in range(20):
             reader.poll(1, 0.2)  # each a moment, in which the service is missed
     reader.close()
+
+
+# ---- a consumer that is killed
+
+
+def written(kind: str, server: brokers.Broker, name: str, partitions: int, n: int) -> str:
+    "The address of a stream with `numbered` records"
+    made = (
+        Topic(server.host, name, partitions) if kind == "kafka" else KINDS[kind](server.host, name)
+    )
+    for p in range(partitions):
+        for start in range(0, n, 50_000):
+            made.put(p, numbered(n, p)[start : start + 50_000])
+    return made.uri
+
+
+KINDS = {"kafka": Topic, "nats": Jet, "valkey": Key}
+
+
+EACH = pytest.mark.parametrize("kind, partitions", [("kafka", 2), ("nats", 1), ("valkey", 1)])
+
+
+@EACH
+def test_a_killed_consumer_counts_each_record_once(kind, partitions, request, tmp_path):
+    n = 20_000 // partitions
+    uri = written(kind, request.getfixturevalue(kind), "KILLS", partitions, n)
+    fell = check_kills(uri, tmp_path / "lake", partitions=partitions, n=n, kills=3, rows=2_000)
+    assert sum(fell.values()) == 3, fell
+
+
+@pytest.mark.campaign
+@EACH
+def test_campaign_a_million_records_and_fifty_kills(kind, partitions, tmp_path):
+    n = 1_000_000 // partitions
+    server = (brokers.tansu if kind == "kafka" else getattr(brokers, kind))(tmp_path / kind).start()
+    try:
+        uri = written(kind, server, "KILLS", partitions, n)
+        fell = check_kills(uri, tmp_path / "lake", partitions=partitions, n=n, kills=50, rows=6_000)
+        assert min(fell[where] for where in ("before", "in", "after")) >= 5, fell
+    finally:
+        server.stop()
