@@ -1,12 +1,28 @@
-"""The laws of every `Stream`, for the tests of each kind: `check_stream(make, put)`"""
+"""For the tests of each kind of stream: its laws, and its consumer killed at random moments
+
+`check_stream(make, put)` and `check_kills(uri, …)`. As a program this file is a consumer that says
+where it is: before, in or after a commit.
+"""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
+from pathlib import Path
 from random import Random
 
+import numpy as np
+
+import scalai_nb as sn
+from scalai_nb.data.lake.lake import Lake
+from scalai_nb.data.streams.landing import Consumer, Landing, land
 from scalai_nb.data.streams.records import Positions, Stream
 
 Make = Callable[[], Stream]  # a new object over the same records, at their beginning
@@ -193,3 +209,126 @@ def _check_later(make: Make, written: _Written, partitions: int, rows: int) -> N
     found, _ = drain(stream, rows * (partitions - 2), seconds=60)
     written.check(found, "partitions that are added later are found", since)
     stream.close()
+
+
+# ---- a consumer that is killed
+
+
+def numbered(n: int, partition: int = 0) -> list[bytes]:
+    "The records that `check_kills` expects in a partition"
+    return [b'{"partition": %d, "n": %d, "text": "%d"}' % (partition, i, i) for i in range(n)]
+
+
+def check_kills(
+    uri: str,  # of a stream that has `numbered(n, partition)` in each of its partitions
+    lake: Path,  # folder, new
+    *,
+    partitions: int,
+    n: int,  # records of a partition
+    kills: int,
+    rows: int,  # of a commit
+    options: dict | None = None,  # of `open_stream`
+    aims: tuple[str, ...] = ("before", "in", "after"),
+    bug: bool = False,  # positions are stored before the rows
+    seed: int = 0,
+) -> Counter[str]:  # how many kills fell before, in and after a commit
+    "Kill the consumer again and again; then each record is there once, in order"
+    random, fell = Random(seed), Counter[str]()
+    words = [uri, str(lake), str(rows), json.dumps(options or {}), "bug" if bug else ""]
+    command = [sys.executable, __file__, *words]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as starter:
+        for i in range(kills):
+            fell[_killed(starter, aims[i % len(aims)], random)] += 1
+        *_, last = _lines(starter)
+        assert last == "end 0", f"the last consumer ended with {last}"
+        starter.stdin.close()
+    found = Lake(lake).read("kills").compute()
+    for partition in range(partitions):
+        numbers = found["n"].values[found["partition"].values == partition]
+        assert np.array_equal(numbers, np.arange(n)), _amiss(partition, numbers, n)
+    return fell
+
+
+def _amiss(partition: int, numbers: np.ndarray, n: int) -> str:
+    lost = np.setdiff1d(np.arange(n), numbers)
+    twice = len(numbers) - len(np.unique(numbers))
+    return f"partition {partition}: {len(lost)} records are lost, {twice} are there again"
+
+
+def _lines(starter: subprocess.Popen) -> Iterator[str]:
+    "What a new consumer says, to its end"
+    starter.stdin.write("start\n")
+    starter.stdin.flush()
+    while not (line := starter.stdout.readline().strip()).startswith("end"):
+        yield line
+    yield line
+
+
+def _killed(starter: subprocess.Popen, aim: str, random: Random) -> str:
+    "Start a consumer and kill it; where it was"
+    lines = _lines(starter)
+    pid = int(next(lines))
+    left, where = random.randint(2, 4), "before"
+    began, lasts = 0.0, 0.0  # the last commit
+    for line in lines:
+        if line.startswith("end"):
+            assert line == "end 9", f"{line}: it came to its end before it was killed"
+            return where
+        where, now = line, time.monotonic()
+        lasts = now - began if line == "after" else lasts
+        began = now if line == "in" else began
+        left -= line == aim
+        if left == 0:
+            time.sleep(random.random() * (lasts if aim == "in" else 0.01))
+            os.kill(pid, signal.SIGKILL)
+    raise AssertionError
+
+
+def _consume(uri: str, lake: str, rows: str, options: str, bug: str) -> None:
+    "Land a stream, and say at each commit where it is"
+    write, settle = Consumer._write, Consumer._settle
+
+    def say(where: str, seconds: float = 0) -> None:
+        os.write(1, f"{where}\n".encode())
+        time.sleep(seconds)
+
+    def written(self, ready, new):
+        say("in")
+        if bug:
+            version = write(self, replace(ready, rows=None), new)
+            say("in", 0.1)
+            add = self.lake.append if self.types else self.lake.write
+            add(self.name, ready.rows, state=None if version else {"streams": {}})
+        else:
+            version = write(self, ready, new)
+        say("after", 0.03)
+        return version
+
+    def settled(self):
+        committing = self.committing
+        settle(self)
+        if committing:
+            say("before", 0.03)
+
+    Consumer._write, Consumer._settle = written, settled
+    say(str(os.getpid()))
+    stream = sn.open_stream(uri, **json.loads(options))
+    land(stream, Lake(lake), "kills", Landing(rows=int(rows), seconds=0.2), idle=1)
+
+
+def _start() -> None:
+    "For each line that comes a consumer, until it ends; what takes long is imported once"
+    for name in ("icechunk", "pandas", "pyarrow.csv", "pyarrow.json", "xarray", "zarr"):
+        import_module(name)
+    for _ in sys.stdin:
+        if pid := os.fork():
+            _, status = os.waitpid(pid, 0)
+            os.write(1, f"end {status}\n".encode())
+            continue
+        _consume(*sys.argv[1:])
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    _start()

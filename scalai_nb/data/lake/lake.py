@@ -20,6 +20,7 @@ from .layout import append_group, read_group, write_group
 from .publication import Move, Publication, Release, pending
 from scalai_nb.data.lake.repository import (
     NAME,
+    Change,
     Diff,
     State,
     Version,
@@ -384,8 +385,9 @@ class Lake(LakeReader):
         ds: Dataset | Frame | Table,
         message: str = "",  # why; default: how many rows
         branch: str = "main",  # cut from main if it is not there
-        # entries of the state to set, None takes one out; others stay as they are
-        state: State | None = None,
+        # entries of the state to set, None takes one out; others stay as they are. Or a function
+        # of the state before that gives them, called while nobody else writes; it may raise
+        state: Change | None = None,
     ) -> Version:  # the new one; the last, where nothing has changed
         """Make `ds` the content of the dataset, as a new version; those before stay readable
 
@@ -403,8 +405,9 @@ class Lake(LakeReader):
             why; default: how many rows
         branch : str, default 'main'
             cut from main if it is not there
-        state : State | None, default None
-            entries of the state to set, None takes one out; others stay as they are
+        state : Change | None, default None
+            entries of the state to set, None takes one out; others stay as they are. Or a function
+            of the state before that gives them, called while nobody else writes; it may raise
 
         Returns
         -------
@@ -439,7 +442,7 @@ class Lake(LakeReader):
         ds: Dataset | Frame | Table,
         message: str = "",  # why; default: how many rows there are then
         branch: str = "main",  # one that is there
-        state: State | None = None,  # as in `write`
+        state: Change | None = None,  # as in `write`
         # column, or several, by which a row is known: rows that are there are left out
         dedup: Key = (),
     ) -> Version:  # the new one; the last, where there is nothing to add and the state stays
@@ -461,7 +464,7 @@ class Lake(LakeReader):
             why; default: how many rows there are then
         branch : str, default 'main'
             one that is there
-        state : State | None, default None
+        state : Change | None, default None
             as in `write`
         dedup : Key, default ()
             column, or several, by which a row is known: rows that are there are left out
@@ -492,13 +495,17 @@ class Lake(LakeReader):
         key: Key,  # column, or several, by which a row is known
         message: str = "",  # why; default: how many rows there are then
         branch: str = "main",  # one that is there
-        state: State | None = None,  # as in `write`
-    ) -> Version:  # the new one; the last, where `ds` has no rows and the state stays
+        state: Change | None = None,  # as in `write`
+        # rows of the columns of `key`: those that have it are taken out before `ds` comes in
+        deleted: Dataset | Frame | Table | None = None,
+    ) -> Version:  # the new one; the last, where nothing is to be done and the state stays
         """Put the rows of `ds` in the place of those with the same key, and the others at the end
 
         Of given rows that have one key the last counts. All of it is one version. LakeError,
         naming the column, for a key that is missing in a row or cannot be one: nothing was
         changed. The keys of `ds` are in memory, those of what is stored a block at a time.
+
+        To delete rows writes the others anew.
 
         Parameters
         ----------
@@ -512,21 +519,30 @@ class Lake(LakeReader):
             why; default: how many rows there are then
         branch : str, default 'main'
             one that is there
-        state : State | None, default None
+        state : Change | None, default None
             as in `write`
+        deleted : Dataset | Frame | Table | None, default None
+            rows of the columns of `key`: those that have it are taken out before `ds` comes in
 
         Returns
         -------
         Version
-            the new one; the last, where `ds` has no rows and the state stays
+            the new one; the last, where nothing is to be done and the state stays
         """
         import zarr
 
         self._find(name, branch)
         rows = _scrubbed(as_dataset(ds))
+        gone = None if deleted is None else as_dataset(deleted)
 
         def change(store: Any, base: Place) -> dict[str, Any]:
             group = zarr.open_group(store, mode="r+")
+            if gone is not None:
+                _, there = matched(group, gone, key, "last", base)
+                if (there >= 0).any():
+                    before = self.read(name, base.version)
+                    others = before.drop_isel(row=there[there >= 0])
+                    write_group(group := zarr.group(store, overwrite=True), as_dataset(others))
             counting, at = matched(group, rows, key, "last", base)
             return append_group(group, rows.isel(row=counting), base, at)
 
@@ -538,7 +554,7 @@ class Lake(LakeReader):
         blocks: Iterable[Dataset],  # at least one, each in memory
         message: str = "",  # why; default: how many rows there are then
         append: bool = False,  # at the end of what is there, not in its place
-        state: State | None = None,  # as in `write`
+        state: Change | None = None,  # as in `write`
     ) -> Version:
         """Make rows that come in blocks the content of a dataset, or its end: one version
 
@@ -555,7 +571,7 @@ class Lake(LakeReader):
             why; default: how many rows there are then
         append : bool, default False
             at the end of what is there, not in its place
-        state : State | None, default None
+        state : Change | None, default None
             as in `write`
         """
         import zarr

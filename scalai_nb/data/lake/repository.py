@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from scalai_nb.types import PathLike
 
 # %% auto #0
-__all__ = ['State', 'STATE', 'ROOT', 'ID', 'NAME', 'Version', 'versions_table', 'compared', 'Diff',
-           'state_of', 'patched', 'icechunk', 'explained', 'unborn', 'create', 'opened',
-           'marks', 'published', 'manifests', 'seal', 'written', 'named', 'stands',
-           'whole', 'snapshot', 'ancestry', 'group', 'mend', 'refs', 'tags', 'resolve',
-           'new_ref', 'own_branch']
+__all__ = ['State', 'Change', 'STATE', 'ROOT', 'ID', 'NAME', 'Version', 'versions_table',
+           'compared', 'Diff', 'state_of', 'patched', 'icechunk', 'explained', 'unborn',
+           'create', 'opened', 'marks', 'published', 'manifests', 'seal', 'written',
+           'named', 'stands', 'whole', 'snapshot', 'ancestry', 'group', 'mend', 'refs',
+           'tags', 'resolve', 'new_ref', 'own_branch']
 
 # %% ../../../nbs/data/lake/repository.ipynb #2274ced7
 @dataclass(frozen=True)
@@ -214,6 +214,7 @@ class Diff:
 
 # %% ../../../nbs/data/lake/repository.ipynb #cf9d3f83
 State: TypeAlias = dict[str, Any]  # as JSON has it
+Change: TypeAlias = State | Callable[[State], State]  # entries to set, or what gives them
 STATE = 2**16  # bytes of a state as JSON, at most
 
 
@@ -227,7 +228,8 @@ def state_of(
 
 def patched(
     state: State,  # of the version before; left unchanged
-    given: State | None,  # entries that replace those of the same name; None takes one out
+    # entries that replace those of the same name, None takes one out; or what gives them
+    given: Change | None,
 ) -> State:
     """The state of the next version
 
@@ -237,9 +239,11 @@ def patched(
     ----------
     state : State
         of the version before; left unchanged
-    given : State | None
-        entries that replace those of the same name; None takes one out
+    given : Change | None
+        entries that replace those of the same name, None takes one out; or what gives them
     """
+    if callable(given):
+        given = given(state)
     try:
         given = json.loads(json.dumps(given or {}, allow_nan=False))
     except (TypeError, ValueError) as e:

@@ -1,0 +1,213 @@
+"""Records that become rows: types, dead letters, late rows, keys, gaps, two consumers"""
+
+import json
+from datetime import UTC, datetime, timedelta
+from threading import Event
+
+import pytest
+
+from scalai_nb.data.lake.lake import Lake
+from scalai_nb.data.streams.embedded import Log, LogStream
+from scalai_nb.data.streams.landing import Consumer, Landing, gauges, land
+from scalai_nb.errors import Conflict, ParameterError, StreamError
+
+
+@pytest.fixture
+def orders(tmp_path):
+    with Log(tmp_path / "orders", segment=2000) as log:
+        yield log
+
+
+@pytest.fixture
+def lake(tmp_path):
+    return Lake(tmp_path / "lake")
+
+
+def put(log, *records, keys=None):
+    values = [r if r is None or isinstance(r, bytes) else json.dumps(r).encode() for r in records]
+    return log.append(values, keys)
+
+
+def bring(log, lake, how=Landing(), name="orders", **more):
+    stream = LogStream(log.path)
+    try:
+        return land(stream, lake, name, how, idle=0.05, **more)
+    finally:
+        stream.close()
+
+
+def ids(lake, name="orders"):
+    return lake.read(name)["id"].values.tolist()
+
+
+def test_each_record_is_a_row_or_a_dead_letter(orders, lake):
+    put(orders, {"id": 1, "x": 1.5}, b"{", {"id": "2", "x": 1.0}, b"\xff", b"", b"[1]", None)
+    put(orders, {"id": 3, "x": None, "at": {"city": "Graz"}}, b'{"id": 4}{"id": 5}')
+    first = bring(orders, lake)
+    assert (first.rows, first.dead, first.commits) == (2, 7, 1)
+    put(
+        orders,
+        {"id": 6, "x": 2, "new": 1},
+        {"x": 7.0},
+        {"id": 8.5},
+        {"id": 9, "at": {"city": "Linz"}},
+    )
+    put(orders, b'{"id":\n10}')
+    then = bring(orders, lake)
+    assert (then.rows, then.dead) == (2, 3) and ids(lake) == [1, 3, 9, 10]
+    assert lake.read("orders")["at.city"].values.tolist()[1:3] == ["Graz", "Linz"]
+    dead = lake.read("orders.dead")
+    assert dead["position"].values.tolist() == ["1", "2", "3", "4", "5", "6", "8", "9", "10", "11"]
+    assert dead["raw"].values[2] == "/w==" and dead["encoding"].values[2] == "base64"
+    reasons = dead["reason"].values.tolist()
+    assert "deletes, and no key=" in reasons[5] and "it has 'new'" in reasons[7]
+    assert "it lacks 'id'" in reasons[8]
+    assert gauges(then)["scalai_stream_lag"] == {("orders", then.stream, "0"): 0}
+    ignoring = Landing(new_fields="ignore")
+    put(orders, {"id": 12, "x": 2, "new": 1})
+    assert bring(orders, lake, ignoring).rows == 1
+
+
+def test_nothing_but_bad_records_waits_for_a_first_row(orders, lake):
+    put(orders, b"{", b"}")
+    assert bring(orders, lake).dead == 2 and lake.names() == ["orders.dead"]
+    assert bring(orders, lake).dead == 0
+    put(orders, {"id": 1})
+    assert bring(orders, lake).rows == 1 and lake.version("orders.dead").rows == 2
+
+
+def test_rows_replace_those_with_their_key_and_deletes_take_them_out(orders, lake):
+    how = Landing(key="id")
+    put(orders, {"id": 1, "x": 1.0}, {"id": 2, "x": 1.0}, {"id": 1, "x": 2.0}, {"x": 3.0})
+    assert bring(orders, lake, how).rows == 2
+    put(orders, None, {"id": 3, "x": 1.0}, None, {"id": 3, "x": 4.0}, keys=[b"2", b"3", b"3", b"3"])
+    put(orders, None, keys=[b"seven"])
+    done = bring(orders, lake, how)
+    found = lake.read("orders")
+    assert dict(zip(ids(lake), found["x"].values.tolist(), strict=True)) == {1: 2.0, 3: 4.0}
+    assert (done.rows, done.deleted, done.dead) == (1, 1, 1)
+    assert lake.read("orders.dead")["reason"].values.tolist() == [
+        "it lacks its key, 'id'",
+        "it deletes, and its key is no 'id'",
+    ]
+    put(orders, None, None, keys=[b"1", b"3"])
+    assert bring(orders, lake, how).deleted == 2 and ids(lake) == []
+    with pytest.raises(ParameterError, match="'nr' is not in the columns"):
+        put(orders, {"id": 9, "x": 1.0})
+        bring(orders, lake, Landing(key="nr"))
+
+
+def test_late_rows_are_the_same_however_batches_are_cut(orders, tmp_path):
+    noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    minutes = [0, 30, -40, 10, 90, 29, 31, 60]
+    put(
+        orders,
+        *({"id": i, "at": f"{noon + timedelta(minutes=m):%FT%TZ}"} for i, m in enumerate(minutes)),
+    )
+    put(orders, {"id": 99, "at": f"{datetime.now(UTC) + timedelta(days=3):%FT%TZ}"})
+    for rows in (1, 3, 100):
+        lake = Lake(tmp_path / f"lake-{rows}")
+        done = bring(orders, lake, Landing(time="at", lateness=3600, rows=rows))
+        assert (done.rows, done.late, done.dead) == (6, 2, 1)
+        assert ids(lake, "orders.late") == [2, 5] and ids(lake) == [0, 1, 3, 4, 6, 7]
+        assert "in the future" in lake.read("orders.dead")["reason"].values[0]
+    lake = Lake(tmp_path / "kept")
+    assert bring(orders, lake, Landing(time="at", lateness=3600, late="keep")).rows == 8
+    put(orders, {"id": 100, "at": f"{noon - timedelta(hours=9):%FT%TZ}"})
+    lake = Lake(tmp_path / "lake-3")
+    assert bring(orders, lake, Landing(time="at", lateness=3600)).late == 1
+
+
+def test_what_was_set_aside_before_a_failed_commit_is_not_set_aside_again(
+    orders, lake, monkeypatch
+):
+    put(orders, {"id": 1}, b"{", {"id": 2})
+    with monkeypatch.context() as m:
+        m.setattr(Consumer, "_write", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            bring(orders, lake)
+    assert lake.names() == ["orders.dead"]
+    put(orders, b"}")
+    done = bring(orders, lake, Landing(rows=1))
+    assert ids(lake) == [1, 2] and done.dead == 1 and lake.version("orders.dead").rows == 2
+
+
+@pytest.mark.parametrize("key", [None, "id"])
+def test_of_two_consumers_one_is_told(orders, lake, key):
+    put(orders, {"id": 1}, {"id": 2})
+    streams = [LogStream(orders.path) for _ in range(2)]
+    one, other = (Consumer(s, lake, "orders", Landing(key=key)) for s in streams)
+    for consumer in (one, other):
+        consumer.begin(None)
+    one.run(0.05, Event())
+    with pytest.raises(Conflict, match="another one has gone on. Nothing of this batch"):
+        other.run(0.05, Event())
+    assert ids(lake) == [1, 2]
+    for stream in streams:
+        stream.close()
+
+
+def test_a_gap_is_named_and_kept(orders, lake):
+    put(orders, {"id": 0})
+    bring(orders, lake)
+    for i in range(1, 500):
+        put(orders, {"id": i})
+    orders.keep_bytes = 3000
+    orders.expire()
+    (first, _) = LogStream(orders.path).bounds()["0"]
+    with pytest.raises(StreamError, match=f"partition 0: records 1 to {first - 1} are not kept"):
+        bring(orders, lake)
+    done = bring(orders, lake, Landing(on_gap="skip"))
+    assert ids(lake) == [0, *range(first, 500)]
+    assert lake.state("orders")["streams"][done.stream]["gaps"] == [
+        {"partition": "0", "from": 1, "to": first - 1}
+    ]
+    assert f"records 1 to {first - 1}" in lake.version("orders").message
+    assert bring(orders, lake).rows == 0
+
+
+def test_where_a_dataset_begins(orders, lake):
+    put(orders, {"id": 1})
+    between = datetime.now(UTC)
+    put(orders, {"id": 2})
+    assert bring(orders, lake, name="latest", since="latest").rows == 0
+    assert bring(orders, lake, name="later", since=between.isoformat()).rows == 1
+    assert bring(orders, lake, name="all", since="earliest").rows == 2
+    assert bring(orders, lake, name="second", since={"0": 1}).rows == 1
+    with pytest.raises(ParameterError, match="goes on there; to begin elsewhere"):
+        bring(orders, lake, name="all", since="earliest")
+    with pytest.raises(ParameterError, match="'yesterday' is no place to begin"):
+        bring(orders, lake, name="other", since="yesterday")
+
+
+def test_a_broker_that_is_away_is_waited_for(orders, lake, monkeypatch, caplog):
+    put(orders, {"id": 1})
+    poll, failures = LogStream.poll, [StreamError("away")] * 2
+
+    def away(*words):
+        if failures:
+            raise failures.pop()
+        return poll(*words)
+
+    monkeypatch.setattr(LogStream, "poll", away)
+    assert bring(orders, lake).rows == 1 and "away; tried again in 0.5 s" in caplog.text
+    failures += [StreamError("away")] * 9
+    with pytest.raises(StreamError, match="away"):
+        bring(orders, lake, Landing(away=0.1))
+    assert ids(lake) == [1]
+
+
+def test_csv_text_and_a_large_record(orders, lake, tmp_path):
+    put(orders, b"1,apple", b"2,pear\r\n", b"3", b"4,a,b")
+    how = Landing("csv:id,fruit", types={"id": "int64"})
+    assert bring(orders, lake, how, "csv").dead == 2 and ids(lake, "csv") == [1, 2]
+    assert bring(orders, lake, Landing("raw"), "raw").rows == 4
+    with pytest.raises(ParameterError, match="csv names no column"):
+        Landing("csv") and bring(orders, lake, Landing("csv"), "other")
+    with Log(tmp_path / "large") as log:
+        text = "a" * 100 * 2**20
+        log.append(
+            [json.dumps({"id": i, "text": t}).encode() for i, t in enumerate(("b", text, "c"))]
+        )
+        assert bring(log, lake, name="large").rows == 3
+    assert [len(t) for t in lake.read("large")["text"].values] == [1, len(text), 1]

@@ -1,0 +1,35 @@
+"""A consumer that is killed at random moments counts each record once"""
+
+import pytest
+from streams import check_kills, numbered
+
+from scalai_nb.data.streams.embedded import Log
+
+
+def filled(path, partitions, n):
+    for p in range(partitions):
+        with Log(path, str(p), segment=2**20) as log:
+            records = numbered(n, p)
+            for start in range(0, n, 1000):
+                log.append(records[start : start + 1000])
+    return str(path)
+
+
+def test_a_killed_consumer_counts_each_record_once(tmp_path):
+    uri = filled(tmp_path / "log", 2, 50_000)
+    fell = check_kills(uri, tmp_path / "lake", partitions=2, n=50_000, kills=9, rows=2000)
+    assert min(fell[where] for where in ("before", "in", "after")) >= 1, fell
+
+
+def test_positions_that_are_stored_before_the_rows_lose_some(tmp_path):
+    n, uri = 10_000, filled(tmp_path / "log", 1, 10_000)
+    with pytest.raises(AssertionError, match="records are lost"):
+        lake = tmp_path / "lake"
+        check_kills(uri, lake, partitions=1, n=n, kills=2, rows=500, aims=("in",), bug=True)
+
+
+@pytest.mark.campaign
+def test_campaign_a_million_records_and_fifty_kills(tmp_path):
+    uri = filled(tmp_path / "log", 4, 250_000)
+    fell = check_kills(uri, tmp_path / "lake", partitions=4, n=250_000, kills=50, rows=4000)
+    assert min(fell[where] for where in ("before", "in", "after")) >= 5, fell
