@@ -34,10 +34,11 @@ app = Application(
     commit_interval=3600,
     loglevel="ERROR",
 )
+began = []  # when the first record came: to join a group may take half a minute
 records = app.dataframe(app.topic(TOPIC, value_deserializer="json"))
+records = records.update(lambda _: began or began.append(time.perf_counter()))
 records.sink(Files())
-began = time.perf_counter()
 app.run(count=COUNT, timeout=60, collect=False)
 used = resource.getrusage(resource.RUSAGE_SELF)
-seconds = time.perf_counter() - began
+seconds = time.perf_counter() - began[0]
 print(json.dumps({"seconds": seconds, "cpu": used.ru_utime + used.ru_stime}), flush=True)

@@ -98,8 +98,8 @@ def fill(
     from confluent_kafka.cimpl import NewTopic
 
     settings = {"bootstrap.servers": host, "log_level": 0}
-    made = AdminClient(settings).create_topics([NewTopic(topic, PARTITIONS, 1)])
-    made[topic].result(30)
+    admin = AdminClient(settings)  # which must live as long as it is asked
+    admin.create_topics([NewTopic(topic, PARTITIONS, 1)])[topic].result(30)
     producer = Producer(settings | {"linger.ms": 50, "queue.buffering.max.messages": 1_000_000})
     for i in range(rows):
         producer.produce(topic, record(i), partition=i % PARTITIONS)
