@@ -1,8 +1,14 @@
-"""A consumer that is killed at random moments counts each record once"""
+"""A consumer that is killed at random moments counts each record once; `scalai stream`"""
+
+import json
+import signal
+import subprocess
+import sys
 
 import pytest
 from streams import check_kills, numbered
 
+from scalai_nb.data.lake.lake import Lake
 from scalai_nb.data.streams.embedded import Log
 
 
@@ -33,3 +39,29 @@ def test_campaign_a_million_records_and_fifty_kills(tmp_path):
     uri = filled(tmp_path / "log", 4, 250_000)
     fell = check_kills(uri, tmp_path / "lake", partitions=4, n=250_000, kills=50, rows=4000)
     assert min(fell[where] for where in ("before", "in", "after")) >= 5, fell
+
+
+def test_the_command_drains_and_commits_when_it_is_told_to_end(tmp_path):
+    uri, lake, metrics = filled(tmp_path / "log", 2, 3000), tmp_path / "lake", tmp_path / "m.prom"
+    (tmp_path / "settings.ini").write_text("[laptop]\nlake = lake\n")
+    command = [sys.executable, "-m", "scalai_nb", "stream", f"log://{uri}", "numbers", "--json"]
+
+    def run(*words):
+        pipe = subprocess.PIPE
+        return subprocess.Popen([*command, *words], cwd=tmp_path, text=True, stdout=pipe)
+
+    with run("--dry-run") as process:
+        assert json.loads(process.communicate()[0])["rows"] == 6000
+    assert not lake.exists()
+    with run("--metrics", str(metrics)) as process:
+        while not metrics.exists():
+            assert process.poll() is None
+        with Log(uri, "1") as log:
+            log.append(numbered(3001, 1)[3000:])
+        process.send_signal(signal.SIGTERM)
+        done = json.loads(process.communicate()[0])
+    assert process.returncode == 0 and done["rows"] in (6000, 6001)
+    assert f'stream="{done["stream"]}",partition="0"}} 0' in metrics.read_text()
+    with run("--once") as process:
+        done["rows"] += json.loads(process.communicate()[0])["rows"]
+    assert done["rows"] == Lake(lake).version("numbers").rows == 6001

@@ -5,6 +5,7 @@
 # %% ../../../nbs/data/streams/landing.ipynb #97054878
 from __future__ import annotations
 
+import json
 import logging
 import re
 from base64 import b64encode
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, Dataset
 
 # %% auto #0
-__all__ = ['METRICS', 'Watermark', 'log', 'Landing', 'Landed', 'gauges', 'Consumer', 'how_types',
+__all__ = ['METRICS', 'Watermark', 'log', 'Landing', 'Landed', 'gauges', 'exposition', 'Consumer',
            'land']
 
 # %% ../../../nbs/data/streams/landing.ipynb #cc41e3df
@@ -134,6 +135,18 @@ def gauges(landed: Landed) -> dict[str, dict[tuple[str, ...], float]]:
         "scalai_stream_late_total": {of: landed.late},
         "scalai_stream_lag": {(*of, p): n for p, n in sorted(landed.lag.items())},
     }
+
+
+def exposition(landed: Landed) -> str:
+    "`gauges` as Prometheus reads them"
+    lines: list[str] = []
+    for name, found in gauges(landed).items():
+        kind, labels, about = METRICS[name]
+        lines += [f"# HELP {name} {about}", f"# TYPE {name} {kind}"]
+        for values, n in found.items():
+            pairs = zip(labels, map(json.dumps, values), strict=True)
+            lines.append(f"{name}{{{','.join(f'{k}={v}' for k, v in pairs)}}} {n}")
+    return "\n".join(lines) + "\n"
 
 # %% ../../../nbs/data/streams/landing.ipynb #a56888de
 @dataclass(frozen=True)
@@ -330,6 +343,25 @@ class Consumer:
             self._settle()
         return self.landed
 
+    def look(self, idle: float) -> Landed:
+        "What the next batch would be; nothing is written"
+        batch = self._gather(idle, Event())
+        if not batch:
+            return self.landed
+        ready = self._ready(batch)
+        sizes = [
+            0 if d is None else d.sizes["row"] for d in (ready.rows, ready.late, ready.deleted)
+        ]
+        return replace(
+            self.landed,
+            rows=sizes[0],
+            late=sizes[1],
+            deleted=sizes[2],
+            dead=len(ready.odd),
+            positions=ready.positions,
+            lag=_lag(self.stream, ready.positions),
+        )
+
     # ---- polling
 
     def _gather(self, idle: float | None, stop: Event) -> _Batch | None:
@@ -398,7 +430,7 @@ class Consumer:
     def _ready(self, batch: _Batch) -> _Ready:
         "What a batch is to become"
         there = [i for i, v in enumerate(batch.values) if v is not None]
-        types, how = self.types or dict(how_types(self.how)), self.how
+        types, how = self.types or _declared(self.how), self.how
         found = decode(
             self.parse,
             [batch.values[i] for i in there],  # pyright: ignore[reportArgumentType]
@@ -606,7 +638,7 @@ class Consumer:
         return {str(n): type_of(v) for n, v in self.lake.read(self.name).data_vars.items()}
 
 
-def how_types(how: Landing) -> Types:
+def _declared(how: Landing) -> Types:
     "The types that are declared, the time among them"
     return {**({how.time: "time"} if how.time else {}), **how.types}
 
