@@ -25,8 +25,8 @@ from ..errors import WorkFailed
 from .compare import plain_environment
 
 # %% auto #0
-__all__ = ['FORMS', 'PEERS', 'PATIENCE', 'json_bodies', 'grpc_bodies', 'Peer', 'Server', 'install',
-           'pinned', 'running']
+__all__ = ['FORMS', 'PEERS', 'PATIENCE', 'json_bodies', 'grpc_bodies', 'Peer', 'Server', 'checkout',
+           'install', 'pinned', 'free_port', 'running']
 
 # %% ../../nbs/bench/peers.ipynb #61cce687
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class Server:
     workers: tuple[int, ...] = ()  # process ids of those that answer, where that is known
 
 
-def _checkout() -> Path:
+def checkout() -> Path:
     "The folder that has the peers' scripts. WorkFailed: this is no checkout"
     root = Path(__file__).parents[2]
     if root.joinpath("environments", "peers").is_file():
@@ -200,7 +200,7 @@ def install(
         of PEERS
     """
     venvs = {PEERS[name].venv for name in names}
-    script = _checkout() / "environments" / "peers"
+    script = checkout() / "environments" / "peers"
     subprocess.run([script, *venvs], stdout=sys.stderr, check=False)
 
 # %% ../../nbs/bench/peers.ipynb #b875f803
@@ -224,7 +224,7 @@ def pinned(
         os.sched_setaffinity(0, before)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
@@ -251,7 +251,7 @@ def running(
         that it runs on; None: any
     """
     peer = PEERS[name]
-    ports = [_free_port() for _ in range(3)]
+    ports = [free_port() for _ in range(3)]
     with (
         tempfile.TemporaryDirectory(prefix="scalai-peer-") as home,
         tempfile.TemporaryFile("w+") as log,
@@ -274,8 +274,8 @@ def _start(
     home: str,  # folder to run in
     log: IO[str],
 ) -> subprocess.Popen:
-    scripts = _checkout() / "environments" / "peers.d"
-    python = _checkout() / ".services" / f"peer-{peer.venv}" / "bin" / "python"
+    scripts = checkout() / "environments" / "peers.d"
+    python = checkout() / ".services" / f"peer-{peer.venv}" / "bin" / "python"
     if not python.exists():
         raise WorkFailed(f"it is not installed; run environments/peers {peer.venv} to see why")
     names = ("PEER_PORT", "PEER_GRPC_PORT", "PEER_METRICS_PORT")

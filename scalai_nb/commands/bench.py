@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['bench_app', 'Cases', 'Scale', 'Rounds', 'Output', 'bench_pipeline', 'bench_jupyter',
-           'bench_start', 'bench_hotpath', 'bench_gpu', 'bench_train', 'bench_serve']
+           'bench_start', 'bench_hotpath', 'bench_gpu', 'bench_train', 'bench_streams',
+           'bench_serve']
 
 # %% ../../nbs/commands/bench.ipynb #4f3b9131
 import json
@@ -90,9 +91,14 @@ def _compare(
     wanted = chosen(import_module(module).CASES, cases or ())
     figures = compare(module, wanted, scale=scale, rounds=rounds)
     path = Path(output or f".scalai/bench/{name}.json")
+    _keep(figures, path)
+    _finish(figures, path, as_json, show)
+
+
+def _keep(figures: dict, path: Path) -> None:
+    "Write the figures into a file"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(figures, indent=1))
-    _finish(figures, path, as_json, show)
 
 
 def _finish(figures: dict, path: Path, as_json: bool, show: Callable) -> None:
@@ -143,6 +149,25 @@ def bench_train(
 ) -> None:
     "Training, and scoring by a package, beside XGBoost on Dask and scikit-learn's pipelines."
     _compare("learning", cases, scale, rounds, output, json)
+
+
+@bench_app.command("streams")
+def bench_streams(
+    scale: Annotated[float, typer.Option(help="Of a million records.")] = 1.0,
+    rounds: Rounds = 3,
+    output: Output = None,
+    json: Json = False,
+) -> None:
+    """From Kafka's protocol into typed rows, exactly once; and a log in a folder.
+
+    Beside Bytewax and Quix Streams; environments/peers installs them."""
+    from scalai_nb.bench.compare import show
+    from scalai_nb.bench.streaming import streaming
+
+    path = Path(output or ".scalai/bench/streams.json")
+    figures = streaming(scale, rounds)
+    _keep(figures, path)
+    _finish(figures, path, json, show)
 
 
 @bench_app.command("serve")

@@ -75,8 +75,9 @@ def open_stream(
     """
     address = Address.of(str(uri))
     make = driver(address.scheme or "log")
-    known = list(signature(make).parameters)[2:]
+    parameters = list(signature(make).parameters.values())[2:]
+    known = [p.name for p in parameters if p.kind != p.VAR_KEYWORD]
     for name in options:
-        if name not in known:
+        if name not in known and len(known) == len(parameters):
             raise ParameterError(unknown(name, known, f"the options of {address.text}"))
     return make(address, group, **options)
