@@ -126,6 +126,18 @@ def test_new_categories_and_many_of_them(lake):
         lake.compact("a")
 
 
+def test_text_of_any_kind(lake):
+    "NumPy's strings, the empty one, those that are missing, and several a row"
+    text = np.array([[np.str_("a"), ""], [None, "\0"], ["ü", np.str_("b\0")]], object)
+    ds = xr.Dataset({"one": ("row", text[:, 0]), "two": (("row", "k"), text)})
+    lake.write("a", ds)
+    lake.append("a", ds)
+    for _ in range(2):
+        found = lake.read("a").two.values
+        assert [[v if v == v else None for v in row] for row in found[3:].tolist()] == text.tolist()
+        lake.compact("a")
+
+
 def test_upsert_dedup_restore_and_diff(lake):
     first = lake.write("a", table(0, 10))
     lake.append("a", table(10, 5))

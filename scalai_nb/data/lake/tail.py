@@ -49,7 +49,9 @@ def _encoded(values: Array) -> bytes:
     from numcodecs.vlen import VLenUTF8
 
     text = values.dtype == object
-    raw: Any = VLenUTF8().encode(values.ravel()) if text else np.ascontiguousarray(values)
+    raw: Any = np.ascontiguousarray(values)
+    if text:  # NumPy's own strings, too, which are none to numcodecs
+        raw = VLenUTF8().encode(np.array([*map(str, values.ravel())], object))
     return Blosc("lz4", 5, Blosc.NOSHUFFLE if text else Blosc.SHUFFLE).encode(raw)
 
 
