@@ -37,12 +37,12 @@ from .show import terminal_table
 from .words import size, when
 
 if TYPE_CHECKING:
-    from scalai_nb.data.lake.compaction import Compaction
-    from scalai_nb.data.lake.copying import Copied
-    from scalai_nb.data.lake.expiry import Size
+    from scalai_nb.data.lake.upkeep.compaction import Compaction
+    from scalai_nb.data.lake.upkeep.copying import Copied
+    from scalai_nb.data.lake.upkeep.expiry import Size
     from scalai_nb.data.lake.lake import Lake, Version
-    from scalai_nb.data.lake.retention import Remains
-    from scalai_nb.data.lake.verify import Finding
+    from scalai_nb.data.lake.upkeep.retention import Remains
+    from scalai_nb.data.lake.upkeep.verify import Finding
     from scalai_nb.operations.doctor import Check
     from scalai_nb.pipeline.plan import Plan
     from scalai_nb.pipeline.reading.observed import Fact
@@ -714,8 +714,8 @@ def lake_expire(
     json: Json = False,
 ) -> None:
     "Find what runs have left behind when they died, and with --keep old versions; remove it."
-    from scalai_nb.data.lake.expiry import expire
-    from scalai_nb.data.lake.retention import Keep
+    from scalai_nb.data.lake.upkeep.expiry import expire
+    from scalai_nb.data.lake.upkeep.retention import Keep
     from scalai_nb.models.registry.registry import Registry
     from scalai_nb.pipeline.run import died
     from scalai_nb.pipeline.showing.lineage import named_versions
@@ -752,7 +752,7 @@ def lake_sizes(
     json: Json = False,
 ) -> None:
     "The bytes of each dataset on the disk: of its newest version, and of what only others have."
-    from scalai_nb.data.lake.expiry import sizes
+    from scalai_nb.data.lake.upkeep.expiry import sizes
 
     out(sizes(_lake(env), names or ()), json, _sizes)
 

@@ -16,7 +16,7 @@ from toy import Project
 
 from buckets import Line, s3_server, variables
 from scalai_nb.data.lake import storage
-from scalai_nb.data.lake.expiry import expire, sizes
+from scalai_nb.data.lake.upkeep.expiry import expire, sizes
 from scalai_nb.data.lake.lake import Lake
 from scalai_nb.errors import LakeError, Locked
 

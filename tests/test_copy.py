@@ -12,7 +12,7 @@ from test_retention import contents, history, refs, table
 
 from scalai_nb.cli import main
 from scalai_nb.data.lake.lake import Lake
-from scalai_nb.data.lake.retention import bytes_in, collect
+from scalai_nb.data.lake.upkeep.retention import bytes_in, collect
 from scalai_nb.errors import DatasetNotFound, LakeError
 
 

@@ -11,7 +11,7 @@ import xarray as xr
 from test_publication import CONTRACT, WRITE
 from toy import Project
 
-from scalai_nb.data.lake.expiry import expire
+from scalai_nb.data.lake.upkeep.expiry import expire
 from scalai_nb.data.lake.lake import Lake
 from scalai_nb.environment import environment
 from scalai_nb.errors import LakeError

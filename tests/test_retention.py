@@ -15,7 +15,7 @@ import xarray as xr
 from test_publication import CONTRACT, WRITE
 from toy import Project
 
-from scalai_nb.data.lake.retention import bytes_in
+from scalai_nb.data.lake.upkeep.retention import bytes_in
 from scalai_nb.cli import main
 from scalai_nb.data.lake import layout
 from scalai_nb.data.lake.lake import Lake

@@ -16,7 +16,7 @@ from toy import Project
 
 from scalai_nb.data.categories import coded
 from scalai_nb.data.lake import layout, repository, tail
-from scalai_nb.data.lake.expiry import sizes
+from scalai_nb.data.lake.upkeep.expiry import sizes
 from scalai_nb.data.lake.lake import Lake
 from scalai_nb.describe.summary import summarize
 from scalai_nb.errors import LakeError

@@ -353,7 +353,7 @@ def test_each_chunk_is_read_once(lake, monkeypatch):
         fetched.extend((store.session.snapshot_id, key) for key in keys)
         return arriving(store, keys)
 
-    monkeypatch.setattr("scalai_nb.data.lake.verify.arriving", counted)
+    monkeypatch.setattr("scalai_nb.data.lake.upkeep.verify.arriving", counted)
     seen = []
     assert lake.verify("a", lambda done, total: seen.append((done, total))) == []
     assert seen[-1] == (len(fetched), len(fetched)) and len(set(fetched)) == len(fetched)

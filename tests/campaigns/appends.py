@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 
 from scalai_nb.data.lake import repository
-from scalai_nb.data.lake.expiry import bytes_in
+from scalai_nb.data.lake.upkeep.expiry import bytes_in
 from scalai_nb.data.lake.lake import Lake
 
 COLUMNS = 5

@@ -6,14 +6,12 @@
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from threading import local
 from typing import TYPE_CHECKING, Any, cast
-from uuid import uuid4
 
 from ..categories import labelled
 from .damage import Place
@@ -26,9 +24,11 @@ from scalai_nb.data.lake.layout import (
     write_group,
 )
 from .publication import Move, Publication, Release, pending
+from .quarantine import gate_of, guarded, stored
 from scalai_nb.data.lake.repository import (
     NAME,
     ROOT,
+    WRITTEN,
     Change,
     Diff,
     State,
@@ -67,14 +67,14 @@ if TYPE_CHECKING:
 
     from scalai_nb.data.contract import Contract
     from scalai_nb.data.enforcement import Gate, OnBreach
-    from scalai_nb.data.lake.compaction import Compaction
-    from scalai_nb.data.lake.copying import Copied
-    from scalai_nb.data.lake.retention import Remains
-    from scalai_nb.data.lake.verify import Finding
+    from scalai_nb.data.lake.upkeep.compaction import Compaction
+    from scalai_nb.data.lake.upkeep.copying import Copied
+    from scalai_nb.data.lake.upkeep.retention import Remains
+    from scalai_nb.data.lake.upkeep.verify import Finding
     from scalai_nb.types import Dataset, Frame, PathLike, Progress, Table
 
 # %% auto #0
-__all__ = ['WRITTEN', 'LakeReader', 'Lake', 'Diff', 'Version']
+__all__ = ['LakeReader', 'Lake', 'Diff', 'Version']
 
 # %% ../../../nbs/data/lake/lake.ipynb #84bdfaf6
 _all_ = ["Diff", "Version"]
@@ -247,7 +247,7 @@ class LakeReader:
         list[Finding]
             nothing: all is as it was written
         """
-        from scalai_nb.data.lake.verify import verify
+        from scalai_nb.data.lake.upkeep.verify import verify
 
         folder = self._there(name)
         with explained(folder):
@@ -267,7 +267,7 @@ class LakeReader:
         version : str | Version | None, default None
             None: the newest
         """
-        from scalai_nb.data.lake.verify import absent
+        from scalai_nb.data.lake.upkeep.verify import absent
 
         name, _, info = self._find(name, version)
         with explained(self.path / name):
@@ -388,11 +388,6 @@ def _carry_out(repo: Repository, move: Move, branch: str) -> None:
         repo.delete_branch(branch)
 
 
-# (lake, dataset, version) of what this process has written, the last of it
-WRITTEN: deque[tuple[Path, str, Version]] = deque(maxlen=100)
-_STAGED = "quarantining."  # with what begins the branch of a write that puts rows aside
-
-
 class _Mine(local):
     "The locks that a thread holds: it does not wait for itself"
 
@@ -401,25 +396,6 @@ class _Mine(local):
 
 
 _MINE = _Mine()
-
-
-def _stored(
-    store: Any,
-    base: Place,
-    blocks: Iterable[Dataset],
-    append: bool,  # to what is there, not in its place
-    gate: Gate | None = None,  # that the blocks pass
-) -> dict[str, Any]:
-    "Store blocks one after another; the schema, which is empty if there was none"
-    import zarr
-
-    here = zarr.open_group(store, mode="r+") if append else zarr.group(store, overwrite=True)
-    plan: dict[str, Any] = {}
-    if append and gate:
-        gate.remember(partial(read_group, lambda: here, "stored", place=base))
-    for block in blocks:
-        plan = append_group(here, block, base) if append or plan else write_group(here, block)
-    return plan
 
 
 class Lake(LakeReader):
@@ -478,14 +454,14 @@ class Lake(LakeReader):
             the new one; the last, where nothing has changed
         """
         rows = as_dataset(ds)
-        gate, attrs = self._gate(name, branch, rows.attrs, message, on_breach, contract)
+        gate, attrs = gate_of(self, name, branch, rows.attrs, message, on_breach, contract)
         rows = _scrubbed(rows.assign_attrs(attrs) if attrs != rows.attrs else rows)
 
         def change(store: Any, base: Place) -> dict[str, Any]:
-            return _stored(store, base, gate.through(in_blocks(rows)) if gate else [rows], False)
+            return stored(store, base, gate.through(in_blocks(rows)) if gate else [rows], False)
 
         after = partial(patched, given=state)
-        return self._guarded(gate, name, branch, message, change, after, anew=True)
+        return self._commit_through(gate, name, branch, message, change, after, anew=True)
 
     def _write(
         self,
@@ -504,7 +480,7 @@ class Lake(LakeReader):
         def change(store: Any, _: Place) -> dict[str, Any]:
             return write_group(zarr.group(store, overwrite=True), rows)
 
-        return self._commit(name, branch, message, change, state, anew=True, content=content)
+        return self.commit(name, branch, message, change, state, anew=True, content=content)
 
     def append(
         self,
@@ -552,11 +528,11 @@ class Lake(LakeReader):
 
         self._find(name, branch)
         rows = _scrubbed(as_dataset(ds))
-        gate, _ = self._gate(name, branch, {}, message, on_breach)
+        gate, _ = gate_of(self, name, branch, {}, message, on_breach)
 
         def change(store: Any, base: Place) -> dict[str, Any]:
             if gate and not dedup:
-                return _stored(store, base, gate.through(in_blocks(rows)), True, gate)
+                return stored(store, base, gate.through(in_blocks(rows)), True, gate)
             group, new = zarr.open_group(store, mode="r+"), rows
             if dedup:
                 new = gate.known_by(dedup).of(rows) if gate else rows
@@ -564,7 +540,9 @@ class Lake(LakeReader):
                 new = new.isel(row=counting[at < 0])
             return append_group(group, new, base)
 
-        return self._guarded(gate, name, branch, message, change, partial(patched, given=state))
+        return self._commit_through(
+            gate, name, branch, message, change, partial(patched, given=state)
+        )
 
     def upsert(
         self,
@@ -615,7 +593,7 @@ class Lake(LakeReader):
         self._find(name, branch)
         rows = _scrubbed(as_dataset(ds))
         gone = None if deleted is None else as_dataset(deleted)
-        gate, _ = self._gate(name, branch, {}, message, on_breach)
+        gate, _ = gate_of(self, name, branch, {}, message, on_breach)
 
         def change(store: Any, base: Place) -> dict[str, Any]:
             group = zarr.open_group(store, mode="r+")
@@ -629,7 +607,9 @@ class Lake(LakeReader):
             counting, at = matched(group, new, key, "last", base)
             return append_group(group, new.isel(row=counting), base, at)
 
-        return self._guarded(gate, name, branch, message, change, partial(patched, given=state))
+        return self._commit_through(
+            gate, name, branch, message, change, partial(patched, given=state)
+        )
 
     def write_blocks(
         self,
@@ -664,20 +644,20 @@ class Lake(LakeReader):
         on_breach : OnBreach | None, default None
             as in `write`; as in `append` if it appends
         """
-        gate, attrs = self._gate(name, "main", {}, message, on_breach, contract)
+        gate, attrs = gate_of(self, name, "main", {}, message, on_breach, contract)
         coming = (_scrubbed(as_dataset(block)) for block in blocks)
         if gate and not append:
             coming = (block.assign_attrs(attrs) for block in coming)
 
         def change(store: Any, base: Place) -> dict[str, Any]:
             passing = gate.through(coming) if gate else coming
-            plan = _stored(store, base, passing, append, gate)
+            plan = stored(store, base, passing, append, gate)
             if not plan:
                 raise LakeError(f"No block was given for {name!r}; give one, even without rows.")
             return plan
 
         after = partial(patched, given=state)
-        return self._guarded(gate, name, "main", message, change, after, anew=not append)
+        return self._commit_through(gate, name, "main", message, change, after, anew=not append)
 
     def tag(
         self,
@@ -880,7 +860,7 @@ class Lake(LakeReader):
         def change(store: Any, base: Place) -> dict[str, Any]:
             return evolve(zarr.open_group(store, mode="r+"), reshape, breaking, base)
 
-        self._commit(name, "main", message or str(reshape), change, lambda state: state)
+        self.commit(name, "main", message or str(reshape), change, lambda state: state)
         return self.diff(name, before)
 
     def compact(
@@ -900,7 +880,7 @@ class Lake(LakeReader):
         dry_run : bool, default False
             only say what would move
         """
-        from scalai_nb.data.lake.compaction import compact
+        from scalai_nb.data.lake.upkeep.compaction import compact
 
         self._find(name)
         folder = self.path / name
@@ -979,7 +959,7 @@ class Lake(LakeReader):
         list[Remains]
             what goes, with the bytes that it frees
         """
-        from scalai_nb.data.lake.retention import Keep, at_hand, collect, let_go
+        from scalai_nb.data.lake.upkeep.retention import Keep, at_hand, collect, let_go
 
         rule = Keep.of(keep, {name: named})
         self._open(name)
@@ -1017,7 +997,7 @@ class Lake(LakeReader):
         list[Copied]
             what was not there; the same call again finds nothing
         """
-        from scalai_nb.data.lake.copying import Copy
+        from scalai_nb.data.lake.upkeep.copying import Copy
 
         other = Lake(to, self.author, self.lock_timeout)
         if other.path.resolve() == self.path.resolve():
@@ -1072,11 +1052,19 @@ class Lake(LakeReader):
                         _carry_out(repo, move, publication.id)
         return repo
 
-    def _commit(
+    def _commit_through(
+        self, gate: Gate | None, name: str, *args: Any, anew: bool = False
+    ) -> Version:
+        "Commit what passes a gate, if there is one"
+        if gate:
+            return guarded(self, gate, name, *args, anew=anew)
+        return self.commit(name, *args, anew=anew)
+
+    def commit(
         self,
-        name: str,
-        branch: str,
-        message: str,
+        name: str,  # dataset; made if it is not there
+        branch: str,  # cut from main if it is not there
+        message: str,  # why; empty: how many rows there are then
         # writes to a store, on what is in a place; returns the new schema
         change: Callable[[Any, Place], dict[str, Any]],
         state: Callable[[State], State],  # the new one, from that before
@@ -1084,7 +1072,27 @@ class Lake(LakeReader):
         content: str = "",  # id of a version that has the same
         remark: Callable[[], str] = str,  # what the message ends with, asked for after `change`
     ) -> Version:
-        "Commit what `change` does"
+        """Commit what `change` does: what all others that write end in. Errors as of `write`
+
+        Parameters
+        ----------
+        name : str
+            dataset; made if it is not there
+        branch : str
+            cut from main if it is not there
+        message : str
+            why; empty: how many rows there are then
+        change : Callable[[Any, Place], dict[str, Any]]
+            writes to a store, on what is in a place; returns the new schema
+        state : Callable[[State], State]
+            the new one, from that before
+        anew : bool, default False
+            whatever was there is replaced, and may be damaged
+        content : str, default ''
+            id of a version that has the same
+        remark : Callable[[], str], default str
+            what the message ends with, asked for after `change`
+        """
         import zarr
 
         folder = self._folder(name)
@@ -1116,96 +1124,3 @@ class Lake(LakeReader):
         if branch == "main":
             WRITTEN.append((self.path, name, version))
         return version
-
-    def _gate(
-        self,
-        name: str,
-        branch: str,
-        attrs: dict[Any, Any],  # of the rows
-        source: str,  # where they come from
-        on_breach: OnBreach | None,
-        contract: Contract | None = None,
-    ) -> tuple[Gate | None, dict[Any, Any]]:
-        "What rows pass before they are stored, None: nothing; and their attributes"
-        stored: dict[str, Any] = {}
-        if self._folder(name).is_dir():
-            # nothing is there yet, or it is damaged: what replaces it says for itself
-            with suppress(DatasetNotFound, VersionNotFound, LakeError):
-                cut = branch in refs(self._open(name))
-                stored = self.attrs(name, branch if cut else "main")
-        if not (on_breach or contract or "on_breach" in stored or "on_breach" in attrs):
-            return None, attrs
-        from scalai_nb.data.enforcement import Gate, enforced
-
-        policy, found = enforced(on_breach, contract, attrs, stored)
-        attrs = {k: v for k, v in attrs.items() if k != "on_breach"}
-        if found and (contract or policy != "off"):
-            attrs["contract"] = found.to_json()
-        if policy == "off" or not found:
-            return None, attrs
-        return Gate(found, policy, source), attrs | {"on_breach": policy}
-
-    def _guarded(
-        self,
-        gate: Gate | None,
-        name: str,
-        branch: str,
-        message: str,
-        change: Callable[[Any, Place], dict[str, Any]],  # writes what has passed the gate
-        state: Callable[[State], State],
-        anew: bool = False,
-    ) -> Version:
-        "Commit what passes a gate, and what does not beside it, both visible at one instant"
-        commit = partial(self._commit, change=change, state=state, anew=anew)
-        if not gate:
-            return commit(name, branch, message)
-        if gate.policy != "quarantine":
-            version = commit(name, branch, message, remark=gate.remark)
-            gate.warn(name)
-            return version
-        with self._beside(name, branch) as (beside, staged):
-
-            def aside(blocks: list[Dataset]) -> None:
-                count = sum(block.sizes["row"] for block in blocks)
-                first = anew and gate.taken == count  # it takes the place of what is there
-
-                def put(store: Any, base: Place) -> dict[str, Any]:
-                    return _stored(store, base, blocks, base.version != ROOT and not first)
-
-                said = f"{count:,} rows that {name} does not take"
-                self._commit(beside, staged, said, put, partial(patched, given=None))
-
-            gate.aside = aside
-            version = commit(name, staged, message, remark=gate.remark)
-            emptied = anew and not gate.taken and published(self._folder(beside))
-            if emptied:
-                aside([as_dataset(self.read(beside, rows=(0, 0)).compute())])
-            if staged != branch:
-                both = gate.taken or emptied
-                self.publish_all([name, beside] if both else [name], staged)
-        if branch == "main":
-            WRITTEN.append((self.path, name, version))
-        return version
-
-    @contextmanager
-    def _beside(self, name: str, branch: str) -> Iterator[tuple[str, str]]:
-        "The quarantine of a dataset, and the branch to write both on; nobody else does meanwhile"
-        both = name, f"{name}.quarantine"
-        staged = f"{_STAGED}{uuid4().hex[:12]}" if branch == "main" else branch
-        with ExitStack() as stack:
-            for each in both:
-                stack.enter_context(self.lock(each))
-                self._tidy(each)
-            try:
-                yield both[1], staged
-            finally:
-                for each in both:
-                    self._tidy(each)
-
-    def _tidy(self, name: str) -> None:
-        "Drop the branches of quarantines that were not published: who has its lock has made none"
-        if self._folder(name).is_dir():
-            with self.locked(name) as repo, explained(self.path / name):
-                for branch in repo.list_branches():
-                    if branch.startswith(_STAGED):
-                        repo.delete_branch(branch)

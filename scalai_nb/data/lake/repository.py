@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from scalai_nb.types import PathLike
 
 # %% auto #0
-__all__ = ['State', 'Change', 'STATE', 'ROOT', 'ID', 'NAME', 'KEPT', 'identity', 'twin',
+__all__ = ['WRITTEN', 'State', 'Change', 'STATE', 'ROOT', 'ID', 'NAME', 'KEPT', 'identity', 'twin',
            'newest_twin', 'Version', 'versions_table', 'compared', 'Diff', 'state_of',
            'patched', 'icechunk', 'explained', 'unborn', 'create', 'opened', 'marks',
            'published', 'manifests', 'seal', 'written', 'named', 'stands', 'whole',
@@ -158,6 +159,10 @@ class Version:
 
     def _repr_html_(self) -> str:
         return versions_table([("", self)]).html
+
+
+# (lake, dataset, version) of what this process has written, the last of it
+WRITTEN: deque[tuple[Path, str, Version]] = deque(maxlen=100)
 
 
 def versions_table(

@@ -140,7 +140,8 @@ def undo(shell: InteractiveShell, line: str) -> Part:
 
     The version before becomes the newest, as `scalai lake restore` does it; nothing is lost.
     """
-    from scalai_nb.data.lake.lake import WRITTEN, Lake
+    from scalai_nb.data.lake.lake import Lake
+    from scalai_nb.data.lake.repository import WRITTEN
 
     if line.strip() not in ("", "-n"):
         raise ParameterError(f"%undo does not take {line!r}; write %undo, or %undo -n to see it.")

@@ -25,8 +25,8 @@ from scalai_nb.errors import (
     ParameterError,
     VersionNotFound,
 )
-from ...data.lake.expiry import IsDead
-from ...data.lake.retention import Remains, bytes_in
+from ...data.lake.upkeep.expiry import IsDead
+from ...data.lake.upkeep.retention import Remains, bytes_in
 from ...data.lake.lake import Lake
 from ...data.lake.publication import Release
 from ...files import whoami
