@@ -66,6 +66,19 @@ def test_what_a_lake_does_it_does_in_a_bucket(lake):
     assert Lake(str(lake.path)).names() == ["sales"]
 
 
+def test_a_copy_goes_into_a_bucket_and_comes_back(lake, tmp_path):
+    here, back = Lake(tmp_path / "here"), Lake(tmp_path / "back")
+    here.write("sales", rows(5), state={"page": 1})
+    here.append("sales", rows(3, 5))
+    here.tag("sales", "gold")
+    (copied,) = here.copy(lake.path)
+    assert copied.versions == 2 and here.copy(lake.path)[0].files == 0
+    assert lake.log("sales") == here.log("sales") and ids(lake, "gold") == list(range(8))
+    lake.copy(back.path)
+    assert back.state("sales") == {"page": 1} and back.log("sales") == here.log("sales")
+    assert back.verify("sales") == []
+
+
 def test_a_bit_that_flips_in_a_bucket_is_found(lake):
     lake.write("sales", rows(5))
     chunk = next((lake.path / "sales" / "chunks").iterdir())

@@ -124,6 +124,9 @@ class BucketPath(PurePosixPath):
         found = self.ask("head")
         return _Stat(found["size"], int(found["last_modified"].timestamp() * 1e9))
 
+    def resolve(self) -> BucketPath:
+        return self  # a bucket has no links
+
     def is_file(self) -> bool:
         try:
             return bool(self.ask("head"))

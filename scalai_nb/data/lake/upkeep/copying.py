@@ -17,9 +17,9 @@ from ..damage import SEALS, Damaged, Seal, checksum, expired_on
 from ..layout import intact
 from ..publication import pending
 from ..repository import ID, KEPT, ROOT, opened
+from ..storage import put
 from .verify import history, verify
 from ....errors import LakeError
-from ....files import replacing
 
 if TYPE_CHECKING:
     from icechunk import Repository
@@ -98,13 +98,6 @@ def _whole(path: str, data: bytes, sums: dict[str, int]) -> bool:
         return False
     return True
 
-
-def _put(target: Path, path: str, data: bytes) -> None:
-    "Write a file of the other lake, whole or not at all"
-    (target / path).parent.mkdir(exist_ok=True)
-    with replacing(target / path, durable=False) as file:
-        file.write(data)
-
 # %% ../../../../nbs/data/lake/upkeep/copying.ipynb #f209a129
 @dataclass(frozen=True)
 class Copied:
@@ -174,7 +167,7 @@ class Copy:
                 ) from None
             if not _whole(path, data, sums):
                 doubtful = doubtful or self._doubt(path)
-            _put(self.target, path, data)
+            put(self.target / path, data, durable=False)
             done(len(data))
         os.sync()
         self._set_refs(repo)
