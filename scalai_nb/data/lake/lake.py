@@ -389,10 +389,10 @@ def _carry_out(repo: Repository, move: Move, branch: str) -> None:
 
 
 class _Mine(local):
-    "The locks that a thread holds: it does not wait for itself"
+    "The locks that a thread holds by way of a lake: it does not wait for itself"
 
     def __init__(self) -> None:
-        self.locks: dict[Path, Check] = {}
+        self.locks: dict[tuple[int, Path], Check] = {}
 
 
 _MINE = _Mine()
@@ -1022,14 +1022,15 @@ class Lake(LakeReader):
     def lock(self, name: str) -> Iterator[Check]:
         "Nobody else writes a dataset while the block lasts, nor makes it. Conflict: somebody does"
         file = self.path / ".locks" / f"{name}.lock"
-        if file in _MINE.locks:
-            yield _MINE.locks[file]
+        mine = id(self), file
+        if mine in _MINE.locks:
+            yield _MINE.locks[mine]
             return
         with ExitStack() as stack:
             with explained(self.path):
                 check = stack.enter_context(held(file, self.lock_timeout))
-            _MINE.locks[file] = check
-            stack.callback(_MINE.locks.pop, file)
+            _MINE.locks[mine] = check
+            stack.callback(_MINE.locks.pop, mine)
             yield check
 
     @contextmanager
