@@ -377,11 +377,12 @@ def test_columns_and_roles_that_come_and_go():
     assert [(c.column, c.what, c.breaking) for c in compared.changes] == [
         ("temp", "column", True),
         ("more", "column", False),
+        ("id", "range", False),
         ("the dataset", "key", True),
         ("the dataset", "label", False),
     ]
-    assert [*compared.to_frame().breaking] == ["breaking", "breaking", "", ""]
-    assert "temp" in compared._repr_html_() and "4 changes, 2 breaking." in str(compared)
+    assert [*compared.to_frame().breaking] == ["breaking", "breaking", "", "", ""]
+    assert "temp" in compared._repr_html_() and "5 changes, 2 breaking." in str(compared)
     with pytest.raises(ContractViolation, match="breaks the old one: temp: column float64 becomes"):
         compared.raise_()
     assert KEPT.compare(KEPT).raise_().compatible and "the same" in str(KEPT.compare(KEPT))

@@ -202,6 +202,7 @@ import sys
 import numpy as np, xarray as xr
 from scalai_nb.data.lake import layout, tail
 from scalai_nb.data.lake.lake import Lake
+from scalai_nb.data.lake.upkeep.expiry import sizes
 layout.CHUNK, layout.SMALL, tail.PAGE, tail.FAN = 256, 2**12, 4, 8
 lake = Lake(sys.argv[1])
 if "a" not in lake.names():
@@ -255,3 +256,19 @@ def test_the_command(tmp_path):
         done = project.scalai("lake", "compact", "a", "--json", *more)
         assert json.loads(done.stdout) == [{"dataset": "a", "rows": rows, "blocks": rows // 5}]
     assert "The rows are in chunks" in project.scalai("lake", "compact").stdout
+
+
+def test_what_is_said_of_a_version_whose_rows_were_moved_is_said_of_the_version(tmp_path):
+    lake = Lake(tmp_path)
+    lake.write("a", xr.Dataset({"x": ("row", np.random.default_rng(0).random(50_000))}))
+    for k in range(3):
+        lake.append("a", xr.Dataset({"x": ("row", np.full(1_000, float(k)))}))
+    before = sizes(lake, ["a"])[0].newest
+    lake.compact("a")
+    assert sizes(lake, ["a"])[0].newest != before
+    newest = max((tmp_path / "a/chunks").iterdir(), key=lambda f: f.stat().st_mtime_ns)
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(bytes(data))
+    (found,) = lake.verify("a")
+    assert found.column == "x" and found.versions == (lake.version("a").id,)

@@ -284,7 +284,10 @@ def _sentence(violation: Mapping[str, Any]) -> str:
 
 # %% ../../nbs/data/contract.ipynb #55ef7e59
 def _infer(name: str, seen: Seen, role: str, tolerance: float) -> Column:
-    "What is expected of a column, from what was seen of it; of persons no value is kept"
+    """What is expected of a column, from what was seen of it
+
+    Of persons no value is kept. Times, and the numbers of keys and groups, will be others.
+    """
     plain = Column(
         name,
         seen.types[0],
@@ -293,7 +296,8 @@ def _infer(name: str, seen: Seen, role: str, tolerance: float) -> Column:
         missing=seen.missing / seen.count if seen.count else 0.0,
         tolerance=tolerance,
     )
-    if role == "pii" or plain.timed:
+    counted = role in ("key", "group") and "int" in plain.dtype
+    if role == "pii" or plain.timed or counted:
         return plain
     return replace(plain, min=seen.min, max=seen.max, categories=seen.categories)
 

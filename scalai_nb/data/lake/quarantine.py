@@ -28,7 +28,6 @@ from ...errors import DatasetNotFound, LakeError, VersionNotFound
 if TYPE_CHECKING:
     from scalai_nb.data.contract import Contract
     from scalai_nb.data.enforcement import Gate, OnBreach
-    from scalai_nb.data.lake.lake import Lake
     from scalai_nb.types import Dataset
 
 # %% auto #0
@@ -36,7 +35,7 @@ __all__ = ['gate_of', 'stored', 'guarded']
 
 # %% ../../../nbs/data/lake/quarantine.ipynb #31afb423
 def gate_of(
-    lake: Lake,
+    lake: Any,  # `Lake`
     name: str,  # of the dataset
     branch: str,
     attrs: dict[Any, Any],  # of the rows
@@ -48,7 +47,8 @@ def gate_of(
 
     Parameters
     ----------
-    lake : Lake
+    lake : Any
+        `Lake`
     name : str
         of the dataset
     branch : str
@@ -77,7 +77,7 @@ def gate_of(
     return Gate(found, policy, source), attrs | {"on_breach": policy}
 
 
-def _attrs(lake: Lake, name: str, branch: str) -> dict[str, Any]:
+def _attrs(lake: Any, name: str, branch: str) -> dict[str, Any]:
     "The attributes of a branch, or of main, from which a write would cut it"
     try:
         return lake.attrs(name, branch)
@@ -121,7 +121,7 @@ _STAGED = "quarantining."  # with what begins the branch of a write that puts ro
 
 
 def guarded(
-    lake: Lake,
+    lake: Any,  # `Lake`
     gate: Gate,
     name: str,  # of the dataset
     branch: str,
@@ -134,7 +134,8 @@ def guarded(
 
     Parameters
     ----------
-    lake : Lake
+    lake : Any
+        `Lake`
     gate : Gate
     name : str
         of the dataset
@@ -177,7 +178,7 @@ def guarded(
 
 
 @contextmanager
-def _beside(lake: Lake, name: str, branch: str) -> Iterator[tuple[str, str]]:
+def _beside(lake: Any, name: str, branch: str) -> Iterator[tuple[str, str]]:
     "The quarantine of a dataset, and the branch to write both on; nobody else does meanwhile"
     both = name, f"{name}.quarantine"
     staged = f"{_STAGED}{uuid4().hex[:12]}" if branch == "main" else branch
@@ -192,7 +193,7 @@ def _beside(lake: Lake, name: str, branch: str) -> Iterator[tuple[str, str]]:
                 _tidy(lake, each)
 
 
-def _tidy(lake: Lake, name: str) -> None:
+def _tidy(lake: Any, name: str) -> None:
     "Drop the branches of quarantines that were not published: who has its lock has made none"
     if (lake.path / name).is_dir():
         with lake.locked(name) as repo, explained(lake.path / name):

@@ -20,8 +20,10 @@ from scalai_nb.data.lake.repository import (
     explained,
     group,
     manifests,
+    newest_twin,
     opened,
     refs,
+    snapshot,
     unborn,
 )
 from .retention import Keep, Remains, at_hand, bytes_in, collect, let_go
@@ -152,13 +154,15 @@ async def _total(store: Any, keys: list[str]) -> int:
     return sum(await asyncio.gather(*map(store.getsize, keys)))
 
 
-def _version_bytes(folder: Path, id: str) -> int:
-    "Bytes of the chunks and records of a version"
+def _version_bytes(folder: Path, version: str) -> int:
+    "Bytes of the chunks and records of a version, as it is read"
     from zarr.core.sync import sync
 
+    repo = opened(folder)
+    id = newest_twin(repo, folder, snapshot(repo, folder, version)).id
     stored = group(str(folder), id)
     chunks = sum(sync(_total(stored.store, chunk_keys(a))) for _, a in stored.arrays())
-    records = [f"snapshots/{id}", f"{SEALS}/{id}", *manifests(opened(folder), id)]
+    records = [f"snapshots/{id}", f"{SEALS}/{id}", *manifests(repo, id)]
     files = [folder / record for record in records]
     return chunks + sum(f.stat().st_size for f in files if f.exists())
 

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from ..damage import SEALS, Damaged, Seal, cause
 from ..layout import arriving, chunk_key, schema_of_group, summed
-from ..repository import ROOT, group, manifests, named, opened
+from ..repository import ROOT, group, identity, manifests, named, opened
 from ..tail import intact, is_page
 from ....show import progress_bar
 
@@ -144,8 +144,9 @@ async def _stored(session: Any, path: str) -> list[Index]:
 
 
 def _first_parent(info: SnapshotInfo) -> str:
-    "The version before one when it was written; ROOT: none"
-    return str(info.metadata.get("parent") or ROOT)
+    "The version before a snapshot when it was written; ROOT: none"
+    moved = identity(info) != info.id
+    return identity(info) if moved else str(info.metadata.get("parent") or ROOT)
 
 
 def _fresh(
@@ -208,6 +209,7 @@ class _Version:
 
     id: str
     parent: str
+    of: str = ""  # the version whose rows it has: its own id, unless they were moved together
     group: Any = None  # of Zarr; None: it cannot be opened
     replaced: set[str] = field(default_factory=set)  # arrays
     fresh: dict[str, list[Index]] = field(default_factory=dict)  # chunks by array
@@ -248,7 +250,9 @@ class _Dataset:
         known = known and (version.parent == ROOT or bool(before and before.group))
         try:
             info = repo.lookup_snapshot(version.id)
-            known = known and info.parent_id == version.parent == _first_parent(info)
+            version.of = identity(info)
+            was = before.of if before else version.parent
+            known = known and info.parent_id == version.parent and was == _first_parent(info)
             session = repo.readonly_session(snapshot_id=version.id)
             version.group = zarr.open_group(session.store, mode="r")
             arrays = sorted(version.group.array_keys())
@@ -276,7 +280,7 @@ class _Dataset:
         for name, indices in version.fresh.items():
             array = version.group[name]
             if indices and not summed(array):
-                self.unsummed.setdefault(name, []).append(version.id)
+                self.unsummed.setdefault(name, []).append(version.of)
             for index, why in _read(array, version.group.store, indices, done):
                 rows, column = _rows(array, index), _columns([name])
                 finding = Finding(self.folder.name, rows, why, column)
@@ -286,7 +290,8 @@ class _Dataset:
 
     def findings(self) -> list[Finding]:
         "All that was found"
-        has = {c: tuple(v for v, bad in self.damaged.items() if c in bad) for c in self.chunks}
+        damaged = [(self.versions[id].of or id, bad) for id, bad in self.damaged.items()]
+        has = {c: tuple(dict.fromkeys(v for v, bad in damaged if c in bad)) for c in self.chunks}
         chunks = [replace(finding, versions=has[c]) for c, finding in self.chunks.items()]
         why = "have no checksum: an earlier scalai-nb wrote them; write the dataset again"
         old = [
