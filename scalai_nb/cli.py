@@ -688,7 +688,7 @@ def _remains(dry_run: bool, keep: str | None) -> Callable[[list[Remains]], Rende
         rows = [(r.dataset, r.what, r.name, size(r.bytes)) for r in found]
         rows += [("in all", "", "", size(sum(r.bytes for r in found)))] * (len(found) > 1)
         do = "Nothing was removed yet; add --yes to remove it." if dry_run else "It was removed."
-        return Group(terminal_table(rows, "", "of", "what", "which", "size>"), do)
+        return Group(terminal_table(rows, "of", "what", "which", "size>"), do)
 
     return table
 
@@ -740,7 +740,7 @@ def _sizes(found: list[Size]) -> RenderableType:
         (s.dataset, f"{s.rows:,}", f"{s.versions:,}", size(s.newest), size(s.history))
         for s in found
     )
-    return terminal_table(rows, "", "dataset", "rows>", "versions>", "newest>", "history>")
+    return terminal_table(rows, "dataset", "rows>", "versions>", "newest>", "history>")
 
 
 @lake_app.command("sizes")
@@ -802,9 +802,11 @@ def _compacted(dry_run: bool) -> Callable[[list[Compaction]], RenderableType]:
     "Compactions as a table"
 
     def table(found: list[Compaction]) -> RenderableType:
-        rows = ((c.dataset, f"{c.rows:,}", f"{c.blocks:,}") for c in found)
+        rows = [(c.dataset, f"{c.rows:,}", f"{c.blocks:,}") for c in found if c.rows]
+        if not rows:
+            return "No rows are in small pieces."
         did = "Nothing was moved yet." if dry_run else "The rows are in chunks of columns now."
-        return Group(terminal_table(rows, "", "dataset", "rows>", "pieces>"), did)
+        return Group(terminal_table(rows, "dataset", "rows>", "pieces>"), did)
 
     return table
 

@@ -404,7 +404,8 @@ def terminal_table(
         )
     words = str | int | float | None
     for row in rows:
-        cells = [Text("" if c is None else str(c)) if isinstance(c, words) else c for c in row]
+        pairs = zip(row, columns, strict=True)  # a heading above each cell
+        cells = [Text("" if c is None else str(c)) if isinstance(c, words) else c for c, _ in pairs]
         table.add_row(*cells)
     return table
 
