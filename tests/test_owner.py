@@ -14,6 +14,7 @@ from scalai_nb.environment import environment
 from scalai_nb.errors import GraphError
 from scalai_nb.pipeline.io import Context, context, write
 from scalai_nb.pipeline.pipeline import Pipeline, owners
+from scalai_nb.pipeline.run import all_runs
 
 NUMBERS = xr.Dataset({"x": ("row", [1.0, 2.0])})
 WRITE = """import xarray as xr
@@ -96,7 +97,10 @@ def test_a_sweep_takes_nothing(project):
     lake.write("numbers", NUMBERS, **BY_NIGHTLY)
     done = project.scalai("run", "reports", "--sweep", "numbers.k=1,2", "--json")
     assert done.returncode == 0, done.stderr
-    assert len(lake.log("numbers")) == 1 and lake.state("numbers") == {"owner": "nightly"}
+    assert len(lake.log("numbers")) == 1
+    branches = [f"{run.id}.numbers" for run in all_runs(environment("laptop"))]
+    owned = [lake.state("numbers", ref) for ref in ["main", *branches]]
+    assert owned == [{"owner": "nightly"}] * 3
 
 
 @pytest.mark.parametrize("take_over", [False, True])
