@@ -50,12 +50,12 @@ if TYPE_CHECKING:
     from scalai_nb.pipeline.sweeps.sweep import SweepOptions
 
 # %% auto #0
-__all__ = ['app', 'runs_app', 'lake_app', 'kernel_app', 'Parameters', 'Pipeline', 'Sweep', 'RunId',
-           'scalai', 'run', 'plan', 'accept', 'runs', 'runs_send', 'show', 'cancel',
-           'report', 'lake_ls', 'lake_log', 'lake_diff', 'lake_add', 'lake_tag',
-           'lake_restore', 'lake_expire', 'lake_sizes', 'lake_copy', 'lake_verify',
-           'lake_compact', 'lake_evolve', 'dash', 'kernel_install', 'warm', 'doctor',
-           'main']
+__all__ = ['app', 'runs_app', 'lake_app', 'kernel_app', 'Parameters', 'Pipeline', 'Sweep',
+           'TakeOver', 'RunId', 'scalai', 'run', 'plan', 'accept', 'runs', 'runs_send',
+           'show', 'cancel', 'report', 'lake_ls', 'lake_log', 'lake_diff', 'lake_add',
+           'lake_tag', 'lake_restore', 'lake_expire', 'lake_sizes', 'lake_copy',
+           'lake_verify', 'lake_compact', 'lake_evolve', 'dash', 'kernel_install', 'warm',
+           'doctor', 'main']
 
 # %% ../nbs/cli.ipynb #34c443ca
 app = typer.Typer(
@@ -121,6 +121,10 @@ Sweep = Annotated[
         help="Try each of these values, in a run of its own; may be repeated: all combinations.",
     ),
 ]
+TakeOver = Annotated[
+    bool,
+    typer.Option("--take-over", help="Make datasets of other pipelines that it writes its own."),
+]
 RunId = Annotated[str, typer.Argument(help="A run, a unique part of its name, or latest.")]
 
 
@@ -148,6 +152,7 @@ def run(
     queue: Annotated[
         bool, typer.Option("--queue", help="Wait for another run of the pipeline to end.")
     ] = False,
+    take_over: TakeOver = False,
     keep_kernel: Annotated[
         str | None,
         typer.Option(
@@ -200,6 +205,7 @@ def run(
         from scalai_nb.pipeline.sweeps.sweep import SweepOptions
 
         not_with_it = {"--from": from_step, "--queue": queue, "--keep-kernel": keep_kernel}
+        not_with_it["--take-over"] = take_over
         _refuse(not_with_it, "does not go with --sweep; leave it out.")
         how = SweepOptions(jobs or 1, force, fail_fast)
         return _sweep(pipeline, sweep, parameters, environment(env), until, by, how, dry_run, json)
@@ -208,7 +214,7 @@ def run(
         "goes with --sweep; add one, say --sweep train.depth=4,6,8, or leave it out.",
     )
     if dry_run:
-        return _plan(pipeline, parameters, env, force, from_step, json)
+        return _plan(pipeline, parameters, env, force, from_step, take_over, json)
     done = run_pipeline(
         pipeline,
         environment(env),
@@ -218,6 +224,7 @@ def run(
         force=force,
         from_step=from_step,
         queue=queue,
+        take_over=take_over,
         keep_kernel=_seconds("--keep-kernel", keep_kernel),
     )
     out(done, json, summary)
@@ -299,6 +306,7 @@ def plan(
     from_step: Annotated[
         str | None, typer.Option("--from", metavar="STEP", help="As if run from this step.")
     ] = None,
+    take_over: TakeOver = False,
     explain: Annotated[
         str | None, typer.Option(metavar="STEP", help="List all that this step depends on.")
     ] = None,
@@ -309,8 +317,8 @@ def plan(
 
     values = parse_assignments(parameter or [])
     if not explain:
-        return _plan(pipeline, values, env, force, from_step, json)
-    facts = _planned(pipeline, values, env, force, from_step).explain(explain)
+        return _plan(pipeline, values, env, force, from_step, take_over, json)
+    facts = _planned(pipeline, values, env, force, from_step, take_over).explain(explain)
     out([fact._asdict() for fact in facts] if json else facts, json, _facts)
 
 
@@ -348,7 +356,12 @@ def _word(value: Any) -> str:
 
 
 def _planned(
-    pipeline: str, parameters: dict, env: str | None, force: bool, from_step: str | None
+    pipeline: str,
+    parameters: dict,
+    env: str | None,
+    force: bool,
+    from_step: str | None,
+    take_over: bool = False,
 ) -> Plan:
     "The plan of a pipeline whose words are right"
     from scalai_nb.pipeline.pipeline import Pipeline
@@ -356,7 +369,7 @@ def _planned(
 
     where = environment(env)
     loaded = Pipeline.load(pipeline, where, parameters)
-    loaded.validate(where)
+    loaded.validate(where, take_over=take_over)
     return Plan.make(loaded, where, force, from_step)
 
 
@@ -366,12 +379,13 @@ def _plan(
     env: str | None,
     force: bool,
     from_step: str | None,
+    take_over: bool,
     as_json: bool,
 ) -> None:
     "Print the plan"
     from scalai_nb.pipeline.drawing import draw_plan
 
-    planned = _planned(pipeline, parameters, env, force, from_step)
+    planned = _planned(pipeline, parameters, env, force, from_step, take_over)
     out(planned.to_dict() if as_json else planned, as_json, draw_plan)
 
 # %% ../nbs/cli.ipynb #eb4b9f32

@@ -24,7 +24,7 @@ from scalai_nb.errors import (
     VersionNotFound,
 )
 from scalai_nb.pipeline.drawing import _lanes, draw_plan
-from scalai_nb.pipeline.pipeline import Edge, Pipeline, heads, pipelines
+from scalai_nb.pipeline.pipeline import Edge, Pipeline, heads, owners, pipelines
 from scalai_nb.pipeline.plan import Plan
 from scalai_nb.pipeline.reading import surroundings
 from scalai_nb.pipeline.staleness import Cache, Key, key
@@ -405,7 +405,8 @@ def test_what_is_remembered_of_a_lake_is_what_the_lake_says(env, tmp_path, monke
     lake, chance = Lake(env.lake), random.Random(3)
 
     def write(branch="main"):
-        lake.write("numbers", xr.Dataset({"x": ("row", [chance.random()])}), branch=branch)
+        rows, state = xr.Dataset({"x": ("row", [chance.random()])}), {"owner": f"{chance.random()}"}
+        lake.write("numbers", rows, branch=branch, state=state)
 
     acts = {
         "write": write,
@@ -422,9 +423,11 @@ def test_what_is_remembered_of_a_lake_is_what_the_lake_says(env, tmp_path, monke
         truth, remembered = heads(env, lake), heads(env)
         for ref in [None, "main", "a-tag", "a-branch"]:
             assert truth("dataset", "numbers", ref) == remembered("dataset", "numbers", ref), act
-    newest = truth("dataset", "numbers")
+        there = "numbers" in lake.names()
+        assert owners(env)("numbers") == (lake.state("numbers")["owner"] if there else None), act
+    newest, owner = truth("dataset", "numbers"), lake.state("numbers")["owner"]
     monkeypatch.setattr(Lake, "__init__", lambda *_: pytest.fail("the lake was opened"))
-    assert heads(env)("dataset", "numbers") == newest
+    assert heads(env)("dataset", "numbers") == newest and owners(env)("numbers") == owner
 
 
 def test_asking_creates_nothing(env, tmp_path):
@@ -432,6 +435,7 @@ def test_asking_creates_nothing(env, tmp_path):
     assert (
         heads(env)("dataset", "flights") is None
         and heads(env)("model", "late") is None
+        and owners(env)("flights") is None
         and sorted(tmp_path.rglob("*")) == before
     )
 

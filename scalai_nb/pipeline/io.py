@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from ..environment import environment
 from scalai_nb.errors import (
     DatasetNotFound,
+    GraphError,
     ModelNotFound,
     ParameterError,
     VersionNotFound,
@@ -28,7 +29,7 @@ from ..files import replacing
 from ..redaction import secrets_here
 
 # %% auto #0
-__all__ = ['T', 'Context', 'context', 'read', 'write', 'checkpoint']
+__all__ = ['T', 'OWNER', 'Context', 'context', 'not_yours', 'read', 'write', 'checkpoint']
 
 # %% ../../nbs/pipeline/io.ipynb #23efd409
 if TYPE_CHECKING:
@@ -64,6 +65,10 @@ class Context:
         file that tells the runner what was written
     checkpoints : str, default ''
         folder of what `checkpoint` has computed
+    owner : str, default ''
+        pipeline that datasets belong to when written; empty: whoever had them
+    take_over : bool, default False
+        may write those of another pipeline
     """
 
     run: str  # id of the run
@@ -76,6 +81,8 @@ class Context:
     staged: str = ""  # in whose name models are registered until they are published; empty: at once
     written: str = ""  # file that tells the runner what was written
     checkpoints: str = ""  # folder of what `checkpoint` has computed
+    owner: str = ""  # pipeline that datasets belong to when written; empty: whoever had them
+    take_over: bool = False  # may write those of another pipeline
 
 
 @lru_cache(1)
@@ -83,6 +90,37 @@ def context() -> Context | None:
     "The context of the run that this kernel is in; None when there is none"
     path = os.environ.get("SCALAI_STEP")
     return Context(**json.loads(Path(path).read_text())) if path else None
+
+# %% ../../nbs/pipeline/io.ipynb #b5da24b3
+OWNER = "owner"  # entry of the state of a dataset: the pipeline that it belongs to
+
+
+def not_yours(
+    pipeline: str,  # that would write
+    others: Mapping[str, str],  # dataset -> the pipeline that it belongs to
+) -> str:
+    """Why a pipeline may not write, and what to do
+
+    Parameters
+    ----------
+    pipeline : str
+        that would write
+    others : Mapping[str, str]
+        dataset -> the pipeline that it belongs to
+    """
+    whose = ", ".join(f"{name!r} of pipeline {owner!r}" for name, owner in others.items())
+    return (
+        f"pipeline {pipeline!r} would write {whose}; read it, write another name, "
+        f"or hand it over: scalai run {pipeline} --take-over"
+    )
+
+
+def _claimed(ctx: Context, name: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    "What the state of a dataset is to say of its owner, given the state before"
+    owner = state.get(OWNER, ctx.owner)
+    if owner != ctx.owner and not ctx.take_over:
+        raise GraphError(f"write: {not_yours(ctx.owner, {name: owner})}")
+    return {OWNER: ctx.owner}
 
 # %% ../../nbs/pipeline/io.ipynb #b109e70d
 def _declared(name: str, declared: Collection[str], verb: str, marker: str) -> None:
@@ -183,7 +221,8 @@ def write(
         rows = cast("Dataset", value)
         lake = Lake(env.lake)
         held = {"contract": contract, "on_breach": on_breach}
-        version = lake.write(name, rows, message, branch=branch, **held)
+        state = partial(_claimed, ctx, name) if ctx and ctx.owner else None
+        version = lake.write(name, rows, message, branch, state, **held)
         if ctx and branch != "main" and (beside := _quarantine(lake, name, branch)):
             _note(ctx, beside)
         facts = {"kind": "dataset", "version": version.id, "rows": version.rows}

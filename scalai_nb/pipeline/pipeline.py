@@ -20,12 +20,14 @@ from ..environment import Environment
 from scalai_nb.errors import (
     DatasetNotFound,
     GraphError,
+    LakeError,
     ModelNotFound,
     ParameterError,
     VersionNotFound,
     unknown,
 )
 from .execution.kernelspecs import is_installed
+from .io import OWNER, not_yours
 from .reading.parameter import source
 from scalai_nb.pipeline.reading.surroundings import (
     Memory,
@@ -39,7 +41,7 @@ from ..redaction import SHORTEST, Secrets
 from ..show import Part, result_table
 
 # %% auto #0
-__all__ = ['Head', 'pipelines', 'Edge', 'edges_of', 'heads', 'Pipeline']
+__all__ = ['Head', 'pipelines', 'Edge', 'edges_of', 'heads', 'owners', 'Pipeline']
 
 # %% ../../nbs/pipeline/pipeline.ipynb #3979640b
 if TYPE_CHECKING:
@@ -236,7 +238,7 @@ def heads(
     """
     look = {
         "file": _Files(folder),
-        "dataset": _Datasets(env.lake) if lake is None else partial(_dataset, lake),
+        "dataset": _Told(env.lake, _dataset) if lake is None else partial(_dataset, lake),
         "model": _Models(env, registry),
     }
 
@@ -277,21 +279,27 @@ def _dataset(lake: Lake, name: str, ref: str | None) -> str:
     return found.id
 
 
-class _Datasets:
-    "The versions in a lake, which is opened where something in it has been written"
+class _Told:
+    "What a lake tells of its datasets; it is opened where something in it has been written"
 
-    def __init__(self, place: str):
+    def __init__(
+        self,
+        place: str,
+        ask: Callable[[Lake, str, str | None], str | None],  # of a dataset and a ref
+        kept: str = "versions.json",  # file of what has been told
+    ):
         self.place = place
-        self.memory = Memory(of_user().with_name("versions.json"))
+        self.ask = ask
+        self.memory = Memory(of_user().with_name(kept))
         self._lake: Lake | None = None
 
     def __call__(self, name: str, ref: str | None) -> str | None:
         if not _exists(self.place):
             return None
         key, evidence = str(Path(self.place).absolute() / name), _settled(marks(self.place, name))
-        known: dict[str, str] = (self.memory.get(key, evidence) if evidence else None) or {}
+        known = (self.memory.get(key, evidence) if evidence else None) or {}
         if (ref or "") not in known:
-            known = {**known, ref or "": _dataset(self._opened(), name, ref)}
+            known = {**known, ref or "": self.ask(self._opened(), name, ref)}
             if evidence:
                 self.memory.put(key, evidence, known)
                 self.memory.save()
@@ -330,6 +338,31 @@ class _Models:
             self.registry = Catalog(self.env)
         model = self.registry.get(name, ref or "latest")
         return str(model.version) if model.path.exists() else None
+
+# %% ../../nbs/pipeline/pipeline.ipynb #1af4f796
+def owners(
+    env: Environment,
+) -> Callable[[str], str | None]:  # owner(dataset) -> name of a pipeline
+    """The function that tells which pipeline a dataset belongs to; None: to none that is known
+
+    Returns
+    -------
+    Callable[[str], str | None]
+        owner(dataset) -> name of a pipeline
+    """
+    told = _Told(env.lake, _owner, "owners.json")
+
+    def owner(name: str) -> str | None:
+        try:
+            return told(name, None)
+        except (DatasetNotFound, VersionNotFound, LakeError):  # not there, or damaged
+            return None
+
+    return owner
+
+
+def _owner(lake: Lake, name: str, ref: str | None) -> str | None:
+    return lake.state(name, ref).get(OWNER)
 
 # %% ../../nbs/pipeline/pipeline.ipynb #fe71f03d
 @dataclass(frozen=True)
@@ -423,19 +456,24 @@ class Pipeline:
         self,
         env: Environment,
         head: Head | None = None,  # tells which version exists; None: asks the lake and registry
+        take_over: bool = False,  # datasets of other pipelines may be written
     ) -> None:
-        """GraphError when a value, a secret, a kernel or an input is missing
+        """GraphError: a value, a secret, a kernel or an input is missing, or an output is another's
 
         Parameters
         ----------
         env : Environment
         head : Head | None, default None
             tells which version exists; None: asks the lake and registry
+        take_over : bool, default False
+            datasets of other pipelines may be written
         """
         _check_values(self)
         _check_secrets(self)
         _check_kernels(self)
         _check_inputs(self, head or heads(env, folder=self.folder))
+        if not take_over:
+            _check_outputs(self, owners(env))
 
 # %% ../../nbs/pipeline/pipeline.ipynb #81f6018c
 def _check_values(pipeline: Pipeline) -> None:
@@ -512,3 +550,16 @@ def _check_inputs(pipeline: Pipeline, head: Head) -> None:
             where = f"{_PLACE[ref.kind]}, and no step before writes it"
             missing = unknown(str(ref), written, where)
             raise GraphError(f"{step.where(parameter)}: {missing}")
+
+
+def _check_outputs(pipeline: Pipeline, owner: Callable[[str], str | None]) -> None:
+    "No output is a dataset of another pipeline"
+    others, places = {}, []
+    for step in pipeline.steps:
+        for parameter, ref in step.writes.items():
+            found = owner(ref.name) if ref.kind == "dataset" else None
+            if found and found != pipeline.name:
+                others[ref.name] = found
+                places.append(step.where(parameter))
+    if others:
+        raise GraphError(f"{places[0]}: {not_yours(pipeline.name, others)}")

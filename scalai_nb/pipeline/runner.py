@@ -90,6 +90,8 @@ class Runner:
         execute this step and what depends on it, cached or not
     queue : bool, default False
         wait for another run of the pipeline to end instead of refusing
+    take_over : bool, default False
+        make datasets of other pipelines that it writes its own
     on_event : OnEvent
         called with every event
     on_end : Callable[[Run], Any]
@@ -105,6 +107,7 @@ class Runner:
         force: bool = False,  # execute every step, cached or not
         from_step: str | None = None,  # execute this step and what depends on it, cached or not
         queue: bool = False,  # wait for another run of the pipeline to end instead of refusing
+        take_over: bool = False,  # make datasets of other pipelines that it writes its own
         on_event: OnEvent = lambda run, event: None,  # called with every event
         # called when the run has ended and before the trackers are told, say to write the report
         on_end: Callable[[Run], Any] = lambda run: None,
@@ -115,6 +118,7 @@ class Runner:
         self.force = force
         self.from_step = from_step
         self.queue = queue
+        self.take_over = take_over
         self.keep_kernel = 0.0  # seconds that the kernel of a step that fails stays; 0: it ends
         self.on_end = on_end
         # as keyed, whatever is edited meanwhile
@@ -132,7 +136,7 @@ class Runner:
         _check_writable(self.env)
         if self.from_step:
             self.pipeline[self.from_step]  # ParameterError when there is none
-        self.pipeline.validate(self.env)
+        self.pipeline.validate(self.env, take_over=self.take_over)
         name = self.pipeline.name
         lock = Path(self.env.runs) / f".{name}.lock"
         with ExitStack() as stack:
@@ -205,6 +209,7 @@ class Runner:
             cache=self.plan.cache,
             secrets=self.pipeline.secrets,
             keep=self.keep_kernel,
+            take_over=self.take_over,
         )
 
     def _close(self) -> None:
@@ -231,7 +236,7 @@ def run(
     show: Plain | LiveTable | None = None,
     *,
     keep_kernel: float = 0.0,  # seconds that the kernel of a step that fails stays, to attach to
-    **options: Any,  # of Runner: jobs, force, from_step, queue
+    **options: Any,  # of Runner: jobs, force, from_step, queue, take_over
 ) -> Run:  # the run, whatever became of it
     """Run `pipeline` with progress, and write its report
 
@@ -248,7 +253,7 @@ def run(
     keep_kernel : float, default 0.0
         seconds that the kernel of a step that fails stays, to attach to
     **options : Any
-        of Runner: jobs, force, from_step, queue
+        of Runner: jobs, force, from_step, queue, take_over
 
     Returns
     -------

@@ -184,6 +184,8 @@ class Attempt:
             inputs={str(r): [r.kind, pins[str(r)]] for r in step.reads.values()},
             outputs={r.name: r.kind for r in step.writes.values()},
             checkpoints=str(self._checkpoints / self.planned.key.digest),
+            owner=self.shared.pipeline if self.shared.publish else "",
+            take_over=self.shared.take_over,
         )
         path = run.file(step.stem, "context.json")
         path.write_text(json.dumps(asdict(context), indent=1))

@@ -39,6 +39,8 @@ class Shared:
         what a completed step writes becomes the newest version
     keep : float, default 0.0
         seconds that the kernel of a step that fails stays; 0: it is ended at once
+    take_over : bool, default False
+        datasets of other pipelines may be written
     """
 
     env: Environment
@@ -51,6 +53,7 @@ class Shared:
     variables: dict[str, str] = field(default_factory=dict)  # of kernels, beside the environment's
     publish: bool = True  # what a completed step writes becomes the newest version
     keep: float = 0.0  # seconds that the kernel of a step that fails stays; 0: it is ended at once
+    take_over: bool = False  # datasets of other pipelines may be written
 
     def track(self, step: str) -> None:
         "Tell the trackers how `step` stands"

@@ -171,7 +171,8 @@ class RunApart(Runner):
         setting: Setting,
         **options: Any,  # of Runner: force, on_event, on_end
     ):
-        super().__init__(combination.pipeline, setting.env, **options)
+        # what it writes is not published, so it takes nothing from anybody
+        super().__init__(combination.pipeline, setting.env, take_over=True, **options)
         self.combination = combination
         self.setting = setting
 

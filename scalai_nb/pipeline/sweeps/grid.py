@@ -204,7 +204,8 @@ def combine(
         raise ParameterError(f"the grid has {double[0]} twice; give each value once.")
     _check_files(combinations[0].pipeline)
     some = [s.name for s in combinations[0].pipeline.steps]
-    part(whole[0], whole[0].above(some)).validate(env)
+    # no combination publishes anything; the steps that they share are checked when they run
+    part(whole[0], whole[0].above(some)).validate(env, take_over=True)
     return whole[0], combinations
 
 # %% ../../../nbs/pipeline/sweeps/grid.ipynb #4fd3cb1c
