@@ -2,14 +2,18 @@
 
 import json
 import re
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from scalai_nb.errors import ParameterError
+from scalai_nb.errors import ParameterError, WorkFailed
 from scalai_nb.bench import hotpath
 from scalai_nb.bench import learning as training
 from scalai_nb.bench.compare import Case, Figure, chosen, compare, measure, timed
+from scalai_nb.bench.data import contracts
+from scalai_nb.bench.data.cases import CASES as DATA
 
 BROKEN = Case("Fails", lambda scale, folder: None, lambda data: lambda: 1 / 0, {}, {})
 QUICK = Case(
@@ -91,6 +95,45 @@ def test_every_case_of_training_runs_and_keeps_its_bounds(name):
     seen = measure(training.CASES[name], 0.004, 1)
     assert seen["seconds"]["scalai"] > 0 and len(seen["ratios"]) == len(training.CASES[name].peers)
     assert [f for f in seen["figures"] if not f["met"] and "memory" not in f["name"]] == []
+
+
+@pytest.mark.slow
+@pytest.mark.campaign
+@pytest.mark.parametrize("name", DATA)
+def test_every_case_of_the_data_layer_runs_and_keeps_its_bounds(name):
+    "All figures but times, which tell nothing at this size"
+    seen = measure(DATA[name], 0.004, 1)
+    bounds = [f for f in seen["figures"] if f["name"].startswith(("bytes", "rules", "rows"))]
+    assert seen["seconds"]["scalai"] > 0 and all(f["met"] for f in bounds)
+
+
+def test_what_a_case_started_ends_with_it_even_if_it_fails():
+    ended = []
+    for case in (QUICK, BROKEN):
+        try:
+            measure(replace(case, close=ended.append), 1, 1)
+        except ZeroDivisionError:
+            assert case is BROKEN
+    assert ended == [range(1000), None]
+
+
+def test_a_peer_apart_works_when_told_and_says_when_it_has_ended(tmp_path, monkeypatch):
+    "A stand-in for a peer: it answers twice, then fails"
+    monkeypatch.setattr(contracts, "checkout", lambda: tmp_path)
+    with pytest.raises(ImportError, match="run environments/peers toy"):
+        contracts.Peer("toy")
+    python = tmp_path / ".services" / "peer-toy" / "bin" / "python"
+    script = tmp_path / "environments" / "peers.d" / "check_toy.py"
+    for folder in (python.parent, script.parent):
+        folder.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    script.write_text("import sys\nprint(0, flush=True); input(); print(int(sys.argv[1]) + 1)\n")
+    peer = contracts.Peer("toy", "41")
+    assert peer.work() == 42
+    with pytest.raises(WorkFailed, match="toy has failed"):
+        peer.answer()
+    peer.close()
+    assert peer.process.returncode == 0
 
 
 def test_the_command_writes_what_it_prints(tmp_path, monkeypatch, capsys):

@@ -63,6 +63,10 @@ def _no_bytes(data: object) -> int:
     return 0
 
 
+def _as_it_is(data: object) -> None:
+    pass
+
+
 def _no_figures(data: object, results: dict[str, Any], grown: dict[str, int]) -> Iterable[Figure]:
     return ()
 
@@ -88,6 +92,8 @@ class Case(Generic[D]):
         data, results by name, bytes by which memory grew by name -> figures
     heavy : bool, default False
         measured only if asked for by name
+    close : Callable[[D], None], default _as_it_is
+        data -> none of its processes is left
     """
 
     title: str
@@ -99,6 +105,7 @@ class Case(Generic[D]):
     # data, results by name, bytes by which memory grew by name -> figures
     figures: Callable[[D, dict[str, Any], dict[str, int]], Iterable[Figure]] = _no_figures
     heavy: bool = False  # measured only if asked for by name
+    close: Callable[[D], None] = _as_it_is  # data -> none of its processes is left
 
 # %% ../../nbs/bench/compare.ipynb #a21cde31
 def resident(
@@ -236,8 +243,11 @@ def measure(
     """
     with TemporaryDirectory(prefix="scalai-bench-") as folder:
         data = case.make(scale, Path(folder))
-        seconds, grown, results = _rounds(_prepared(case, data), rounds)
-        figures = [asdict(f) | {"met": bool(f.met)} for f in case.figures(data, results, grown)]
+        try:
+            seconds, grown, results = _rounds(_prepared(case, data), rounds)
+            figures = [asdict(f) | {"met": bool(f.met)} for f in case.figures(data, results, grown)]
+        finally:
+            case.close(data)
         medians = {name: median(s[1:] or s) for name, s in seconds.items()}
         return {
             "title": case.title,

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['bench_app', 'Cases', 'Scale', 'Rounds', 'Output', 'bench_pipeline', 'bench_jupyter',
-           'bench_start', 'bench_hotpath', 'bench_gpu', 'bench_train', 'bench_streams',
-           'bench_serve']
+           'bench_start', 'bench_hotpath', 'bench_gpu', 'bench_train', 'bench_data',
+           'bench_streams', 'bench_serve']
 
 # %% ../../nbs/commands/bench.ipynb #4f3b9131
 import json
@@ -74,6 +74,9 @@ Output = Annotated[
 ]
 
 
+_MODULES = {"data": "data.cases"}  # by command, where they differ
+
+
 def _compare(
     name: str,
     cases: list[str] | None,
@@ -87,7 +90,7 @@ def _compare(
 
     from scalai_nb.bench.compare import chosen, compare, show
 
-    module = f"scalai_nb.bench.{name}"
+    module = f"scalai_nb.bench.{_MODULES.get(name, name)}"
     wanted = chosen(import_module(module).CASES, cases or ())
     figures = compare(module, wanted, scale=scale, rounds=rounds)
     path = Path(output or f".scalai/bench/{name}.json")
@@ -149,6 +152,20 @@ def bench_train(
 ) -> None:
     "Training, and scoring by a package, beside XGBoost on Dask and scikit-learn's pipelines."
     _compare("learning", cases, scale, rounds, output, json)
+
+
+@bench_app.command("data")
+def bench_data(
+    cases: Cases = None,
+    scale: Scale = 1.0,
+    rounds: Rounds = 3,
+    output: Output = None,
+    json: Json = False,
+) -> None:
+    """Contracts, Parquet into the lake, tables of databases; by name, small appends.
+
+    Beside Pandera, Pointblank (environments/peers installs them), pyarrow, Zarr and ADBC."""
+    _compare("data", cases, scale, rounds, output, json)
 
 
 @bench_app.command("streams")
