@@ -158,6 +158,8 @@ def _check_bounds(make: Make, total: int, ended: Positions) -> None:
     assert {p: end for p, (_, end) in bounds.items()} == ended, "all is read at the upper bounds"
     stream.seek({p: first for p, (first, _) in bounds.items()})
     drain(stream, total)
+    said = {p: end for p, (_, end) in stream.last_bounds().items()}
+    assert said == ended, "what was read last says where the stream ends"
     stream.seek({p: end for p, (_, end) in bounds.items()})
     drain(stream, 0)
     stream.close()

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from math import prod
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -109,6 +110,9 @@ def schema(
 # %% ../../../nbs/data/lake/layout.ipynb #1604e0c8
 def _escape(values: Array) -> Array:
     "Strings with None or NaN as strings alone"
+    with suppress(TypeError):  # some are no strings
+        if values.dtype == object and "\0" not in "".join(values.ravel()):
+            return values
 
     def one(v: Any) -> str:
         if isinstance(v, str):

@@ -17,7 +17,7 @@ from typing import Any
 from ..readers.located import Address
 from ..readers.postgresql import CATALOGUE, PostgreSQL, PostgreSQLSession, conninfo
 from ..readers.relations import password_of, server_of
-from .records import Origin, Positions, Records
+from .records import Origin, Positions, Records, Stream
 from ...errors import ParameterError, ScalaiError, StreamError, unknown
 
 # %% auto #0
@@ -92,7 +92,7 @@ class Change:
     after: str
 
 # %% ../../../nbs/data/streams/changes.ipynb #53951ba9
-class Changes:
+class Changes(Stream):
     """The changes of a table, a `Stream`
 
     Parameters

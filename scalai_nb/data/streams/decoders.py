@@ -41,16 +41,6 @@ def arrow_type(kind: str) -> pa.DataType:
         raise ParameterError(unknown(kind, known, "the types of a column")) from None
 
 
-def _as_times(column: Any, type: pa.DataType) -> Any:
-    "Text as times in UTC"
-    import pyarrow as pa
-
-    try:
-        return column.cast(type)
-    except pa.ArrowInvalid:
-        return column.cast(pa.timestamp(type.unit, "UTC")).cast(type)
-
-
 def _nested(fields: dict[str, pa.DataType]) -> list[pa.Field]:
     "Fields by their names as columns, `place.city` as a field of `place`"
     import pyarrow as pa
@@ -86,25 +76,16 @@ def _json(values: Sequence[bytes], types: Types) -> pa.Table:
     lines = [v.replace(b"\n", b" ") for v in values]
     if not all(line.strip() for line in lines):
         raise pa.ArrowInvalid("it is empty")
-    fields = {name: arrow_type(kind) for name, kind in types.items()}
-    texts = {n: pa.string() if pa.types.is_timestamp(t) else t for n, t in fields.items()}
+    fields = _nested({name: arrow_type(kind) for name, kind in types.items()})
     data = b"\n".join(lines)
     table = reading.read_json(
         pa.py_buffer(data),
         reading.ReadOptions(block_size=len(data) + 1, use_threads=False),
-        reading.ParseOptions(explicit_schema=pa.schema(_nested(texts)) if texts else None),
+        reading.ParseOptions(explicit_schema=pa.schema(fields) if fields else None),
     )
     if len(table) != len(values):
         raise pa.ArrowInvalid(f"it holds {len(table)} values, where one is accepted")
-    table = _flat(table)
-    for i, (name, type) in enumerate(zip(table.column_names, table.schema.types, strict=True)):
-        wanted = fields.get(name, type)
-        if pa.types.is_timestamp(wanted):
-            column = table.column(i)
-            if pa.types.is_string(type):
-                column = _as_times(column, wanted)
-            table = table.set_column(i, name, column.cast(wanted))
-    return table
+    return _flat(table)
 
 
 def _raw(values: Sequence[bytes], types: Types) -> pa.Table:

@@ -28,7 +28,7 @@ import numpy as np
 
 from ..readers.located import Address
 from .framing import FramedFile, frame, frames, sync_folder
-from .records import Origin, Positions, Records
+from .records import Origin, Positions, Records, Stream
 from ...errors import ParameterError, StreamError
 from ...files import replacing
 
@@ -511,7 +511,7 @@ def _records(blocks: list[tuple[str, _Block]]) -> Records:
     return Records([v for _, b in blocks for v in b.values], origin)
 
 
-class LogStream:
+class LogStream(Stream):
     """A log in a folder, as a stream
 
     Parameters

@@ -81,7 +81,7 @@ class _Told:
             raise StreamError(f"{name}: {refused}.")
 
 # %% ../../../nbs/data/streams/kafka.ipynb #ceae8257
-class KafkaStream:
+class KafkaStream(Stream):
     """The records of a topic
 
     Parameters
@@ -111,6 +111,7 @@ class KafkaStream:
         self.look = look
         self.looked = 0.0  # when partitions were asked for, by the monotonic clock
         self.positions: Positions = {}
+        self.firsts: dict[int, int] = {}  # records, by partition, as the broker last said
         self.assigned: set[int] = set()
         self.failed: StreamError | None = None  # until the next seek
         self._open()
@@ -180,7 +181,18 @@ class KafkaStream:
             first, end = self.consumer.get_watermark_offsets(there, timeout=_ANSWER)
         except KafkaException as e:
             raise StreamError(f"{self.name}, partition {partition}: {e.args[0].str()}.") from e
+        self.firsts[partition] = first
         return first, end
+
+    def last_bounds(self) -> dict[str, tuple[int | str, int | str]]:
+        "The broker says with records where their partition ends; a question waits behind them"
+        ends = {}
+        for partition in sorted(self.assigned):
+            there = self._at(partition, None)
+            _, end = self.consumer.get_watermark_offsets(there, cached=True)
+            if end >= 0:
+                ends[str(partition)] = self.firsts.get(partition, 0), end
+        return ends
 
     def at(self, time: datetime) -> Positions:
         from confluent_kafka import KafkaException

@@ -219,12 +219,7 @@ def _late(
             after[partition] = int(newest[-1])
     return late, after
 
-# %% ../../../nbs/data/streams/landing.ipynb #1b951fc8
-_BYTES = 64 * 2**20  # of the values of a batch, unless one is larger
-_PAUSE = 0.2  # seconds of a poll, after which a signal is seen
-log = logging.getLogger(__name__)
-
-
+# %% ../../../nbs/data/streams/landing.ipynb #5be0c1a7
 class _Batch:
     "What was polled for a commit"
 
@@ -239,7 +234,7 @@ class _Batch:
         self.starts.append(len(self.values))
         self.parts.append(records)
         self.values += records.values
-        self.size += sum(len(v) for v in records.values if v is not None)
+        self.size += sum(map(len, filter(None, records.values)))
         self.positions = positions
 
     def origins(self) -> Iterator[Origin]:
@@ -264,11 +259,135 @@ class _Ready:
     watermark: Watermark
 
 
+class _Rows:
+    "What makes rows of batches, in their order: each is judged by the times of those before"
+
+    def __init__(
+        self,
+        name: str,  # of the dataset
+        how: Landing,
+        types: Types,  # of the dataset; none: it is not there
+        watermark: Watermark,
+    ) -> None:
+        self.name = name
+        self.how = how
+        self.types = types
+        self.watermark = watermark
+        self.parse: Parse = decoder(how.decoder)
+
+    def of(self, batch: _Batch) -> _Ready:
+        "What a batch is to become"
+        gone = [i for i, v in enumerate(batch.values) if v is None]
+        numbers = np.delete(np.arange(len(batch.values)), gone)
+        there = [v for v in batch.values if v is not None]
+        types, how = self.types or _declared(self.how), self.how
+        found = decode(
+            self.parse,
+            there,
+            types,
+            closed=bool(self.types),
+            ignore=how.new_fields == "ignore",
+        )
+        bad = {int(numbers[i]): why for i, why in found.bad.items()}
+        table, which = found.table, numbers[found.rows]
+        if table is not None and how.key:
+            table, which = self._keyed(table, which, bad)
+        rows = None if table is None else arrow_block(table)
+        late, late_origins, watermark = None, [], self.watermark
+        if rows is not None and how.time:
+            rows, which = self._timely(rows, which, bad)
+            partitions = np.array([batch.origin(i).partition for i in which.tolist()], object)
+            times = rows[how.time].values
+            odd, watermark = _late(times, partitions, watermark, how.lateness)
+            if odd.any() and how.late == "aside":
+                late = rows.isel(row=np.flatnonzero(odd))
+                late_origins = [batch.origin(i) for i in which[odd].tolist()]
+                rows, which = rows.isel(row=np.flatnonzero(~odd)), which[~odd]
+        rows, deleted = self._deletes(rows, which, gone, batch, bad)
+        letters = [_Odd(batch.values[i], batch.origin(i), bad[i]) for i in sorted(bad)]
+        self.watermark = watermark
+        return _Ready(rows, deleted, late, late_origins, letters, batch.positions, watermark)
+
+    def _keyed(self, table: pa.Table, which: Array, bad: dict[int, str]) -> tuple[pa.Table, Array]:
+        "The rows that have a key"
+        import pyarrow as pa
+
+        key = str(self.how.key)
+        if key not in table.column_names:
+            raise ParameterError(unknown(key, table.column_names, f"the columns of {self.name}"))
+        lacking = table.column(key).is_null().to_numpy()
+        if not lacking.any():
+            return table, which
+        bad |= dict.fromkeys(which[lacking].tolist(), f"it lacks its key, {key!r}")
+        return table.filter(pa.array(~lacking)), which[~lacking]
+
+    def _timely(self, rows: Dataset, which: Array, bad: dict[int, str]) -> tuple[Dataset, Array]:
+        "The rows that have not happened in the future"
+        time = str(self.how.time)
+        if time not in rows or rows[time].dtype.kind != "M":
+            known = [str(n) for n in rows if rows[n].dtype.kind == "M"]
+            raise ParameterError(unknown(time, known, f"the columns of {self.name} that are times"))
+        now = np.datetime64(datetime.now(UTC).replace(tzinfo=None), "ns")
+        ahead = rows[time].values > now + np.timedelta64(int(self.how.future * 1e9), "ns")
+        if not ahead.any():
+            return rows, which
+        bad |= dict.fromkeys(which[ahead].tolist(), f"its {time!r} is in the future")
+        return rows.isel(row=np.flatnonzero(~ahead)), which[~ahead]
+
+    def _deletes(
+        self,
+        rows: Dataset | None,
+        which: Array,
+        gone: list[int],
+        batch: _Batch,
+        bad: dict[int, str],
+    ) -> tuple[Dataset | None, Dataset | None]:
+        "The last that is said of each key: rows, and the keys that are deleted"
+        key = self.how.key
+        if not key:
+            bad |= dict.fromkeys(gone, "it deletes, and no key= says what")
+            return rows, None
+        import pandas as pd
+        import xarray as xr
+
+        kind = self.types.get(key, "int64") if rows is None else type_of(rows[key])
+        text = kind in ("string", "category")
+        keys: list[Any] = []
+        numbers: list[int] = []
+        for i in gone:
+            try:
+                found = (batch.origin(i).key or b"").decode()
+                keys.append(found if text else int(found))
+                numbers.append(i)
+            except ValueError:
+                bad[i] = f"it deletes, and its key is no {key!r}"
+        here = [] if rows is None else list(rows[key].values)
+        said = pd.DataFrame({"key": [*here, *keys], "at": [*which.tolist(), *numbers]})
+        said["row"] = np.arange(len(said))
+        last = said.sort_values("at").drop_duplicates("key", keep="last")["row"].to_numpy()
+        kept, deleted = np.sort(last[last < len(here)]), last[last >= len(here)] - len(here)
+        rows = rows if rows is None or len(kept) == len(here) else rows.isel(row=kept)
+        if not len(deleted):
+            return rows, None
+        values = np.array([keys[i] for i in deleted.tolist()], object if text else kind)
+        return rows, xr.Dataset({key: ("row", values)})
+
+
+def _declared(how: Landing) -> Types:
+    "The types that are declared, the time among them"
+    return {**({how.time: "time"} if how.time else {}), **how.types}
+
+# %% ../../../nbs/data/streams/landing.ipynb #1b951fc8
+_BYTES = 64 * 2**20  # of the values of a batch, unless one is larger
+_PAUSE = 0.2  # seconds of a poll, after which a signal is seen
+log = logging.getLogger(__name__)
+
+
 class Consumer:
     """What lands a stream in a dataset
 
-    One thread polls and decodes, another commits: while a batch is committed, the next is read,
-    and no more than that one.
+    One thread polls, one decodes, one commits: while a batch is committed, the next is read and
+    decoded, and no more than that one.
 
     Parameters
     ----------
@@ -298,13 +417,11 @@ class Consumer:
         self.name = name
         self.how = how
         self.said = said
-        self.parse: Parse = decoder(how.decoder)
         self.landed = Landed(name, stream.name)
         self.stored: State = self._stored(name)  # what the lake has of this stream
         self.reached: Positions = self.stored.get("positions", {})  # what was polled
-        self.watermark: Watermark = self.stored.get("watermark", {})
+        self.rows = _Rows(name, how, self._types(), self.stored.get("watermark", {}))
         self.gaps: list[dict[str, Any]] = []  # that were skipped since the last commit
-        self.types: Types = self._types()
         self.committing: Future[None] | None = None
 
     def begin(
@@ -333,13 +450,15 @@ class Consumer:
         idle: float | None,  # seconds without a record after which it ends; None: never
         stop: Event,  # ends it, after what was polled is committed
     ) -> Landed:
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(1) as decoding, ThreadPoolExecutor(1) as committing:
             while batch := self._gather(idle, stop):
-                if not self.types:
+                if not self.rows.types:
                     self._settle()
-                ready = self._ready(batch)
+                ready = decoding.submit(self.rows.of, batch)
                 self._settle()
-                self.committing = pool.submit(self._commit, ready)
+                self.committing = committing.submit(
+                    lambda ready=ready: self._commit(ready.result())
+                )
             self._settle()
         return self.landed
 
@@ -348,7 +467,7 @@ class Consumer:
         batch = self._gather(idle, Event())
         if not batch:
             return self.landed
-        ready = self._ready(batch)
+        ready = self.rows.of(batch)
         sizes = [
             0 if d is None else d.sizes["row"] for d in (ready.rows, ready.late, ready.deleted)
         ]
@@ -425,105 +544,6 @@ class Consumer:
             self.stream.seek(self.reached)
         return bool(gone)
 
-    # ---- decoding
-
-    def _ready(self, batch: _Batch) -> _Ready:
-        "What a batch is to become"
-        there = [i for i, v in enumerate(batch.values) if v is not None]
-        types, how = self.types or _declared(self.how), self.how
-        found = decode(
-            self.parse,
-            [batch.values[i] for i in there],  # pyright: ignore[reportArgumentType]
-            types,
-            closed=bool(self.types),
-            ignore=how.new_fields == "ignore",
-        )
-        numbers = np.array(there, np.int64)
-        bad = {there[i]: why for i, why in found.bad.items()}
-        table, which = found.table, numbers[found.rows]
-        if table is not None and how.key:
-            table, which = self._keyed(table, which, bad)
-        rows = None if table is None else arrow_block(table)
-        late, late_origins, watermark = None, [], self.watermark
-        if rows is not None and how.time:
-            rows, which = self._timely(rows, which, bad)
-            partitions = np.array([batch.origin(i).partition for i in which.tolist()], object)
-            times = rows[how.time].values
-            odd, watermark = _late(times, partitions, watermark, how.lateness)
-            if odd.any() and how.late == "aside":
-                late = rows.isel(row=np.flatnonzero(odd))
-                late_origins = [batch.origin(i) for i in which[odd].tolist()]
-                rows, which = rows.isel(row=np.flatnonzero(~odd)), which[~odd]
-        gone = sorted({*range(len(batch.values))}.difference(there))
-        rows, deleted = self._deletes(rows, which, gone, batch, bad)
-        letters = [_Odd(batch.values[i], batch.origin(i), bad[i]) for i in sorted(bad)]
-        self.watermark = watermark
-        return _Ready(rows, deleted, late, late_origins, letters, batch.positions, watermark)
-
-    def _keyed(self, table: pa.Table, which: Array, bad: dict[int, str]) -> tuple[pa.Table, Array]:
-        "The rows that have a key"
-        import pyarrow as pa
-
-        key = str(self.how.key)
-        if key not in table.column_names:
-            raise ParameterError(unknown(key, table.column_names, f"the columns of {self.name}"))
-        lacking = table.column(key).is_null().to_numpy()
-        if not lacking.any():
-            return table, which
-        bad |= dict.fromkeys(which[lacking].tolist(), f"it lacks its key, {key!r}")
-        return table.filter(pa.array(~lacking)), which[~lacking]
-
-    def _timely(self, rows: Dataset, which: Array, bad: dict[int, str]) -> tuple[Dataset, Array]:
-        "The rows that have not happened in the future"
-        time = str(self.how.time)
-        if time not in rows or rows[time].dtype.kind != "M":
-            known = [str(n) for n in rows if rows[n].dtype.kind == "M"]
-            raise ParameterError(unknown(time, known, f"the columns of {self.name} that are times"))
-        now = np.datetime64(datetime.now(UTC).replace(tzinfo=None), "ns")
-        ahead = rows[time].values > now + np.timedelta64(int(self.how.future * 1e9), "ns")
-        if not ahead.any():
-            return rows, which
-        bad |= dict.fromkeys(which[ahead].tolist(), f"its {time!r} is in the future")
-        return rows.isel(row=np.flatnonzero(~ahead)), which[~ahead]
-
-    def _deletes(
-        self,
-        rows: Dataset | None,
-        which: Array,
-        gone: list[int],
-        batch: _Batch,
-        bad: dict[int, str],
-    ) -> tuple[Dataset | None, Dataset | None]:
-        "The last that is said of each key: rows, and the keys that are deleted"
-        key = self.how.key
-        if not key:
-            bad |= dict.fromkeys(gone, "it deletes, and no key= says what")
-            return rows, None
-        import pandas as pd
-        import xarray as xr
-
-        kind = self.types.get(key, "int64") if rows is None else type_of(rows[key])
-        text = kind in ("string", "category")
-        keys: list[Any] = []
-        numbers: list[int] = []
-        for i in gone:
-            try:
-                found = (batch.origin(i).key or b"").decode()
-                keys.append(found if text else int(found))
-                numbers.append(i)
-            except ValueError:
-                bad[i] = f"it deletes, and its key is no {key!r}"
-        here = [] if rows is None else list(rows[key].values)
-        said = pd.DataFrame({"key": [*here, *keys], "at": [*which.tolist(), *numbers]})
-        said["row"] = np.arange(len(said))
-        last = said.sort_values("at").drop_duplicates("key", keep="last")["row"].to_numpy()
-        kept, deleted = np.sort(last[last < len(here)]), last[last >= len(here)] - len(here)
-        rows = rows if rows is None or len(kept) == len(here) else rows.isel(row=kept)
-        if not len(deleted):
-            return rows, None
-        values = np.array([keys[i] for i in deleted.tolist()], object if text else kind)
-        return rows, xr.Dataset({key: ("row", values)})
-
     # ---- committing
 
     def _settle(self) -> None:
@@ -532,7 +552,7 @@ class Consumer:
         if not committing:
             return
         committing.result()
-        self.types = self.types or self._types()
+        self.rows.types = self.rows.types or self._types()
         if self.landed.positions:
             with suppress(StreamError):
                 self.stream.acknowledge(self.landed.positions)
@@ -541,13 +561,10 @@ class Consumer:
         self.said(self.landed)
 
     def _commit(self, ready: _Ready) -> None:
-        dead = self._aside(
-            "dead",
-            _letters(ready.odd, self.stream.name),
-            ready.positions,
-            [o.origin for o in ready.odd],
-        )
-        late = 0
+        dead, late = 0, 0
+        if ready.odd:
+            letters = _letters(ready.odd, self.stream.name)
+            dead = self._aside("dead", letters, ready.positions, [o.origin for o in ready.odd])
         if ready.late is not None:
             late = self._aside("late", ready.late, ready.positions, ready.late_origins)
         new: State = {"positions": ready.positions}
@@ -569,7 +586,7 @@ class Consumer:
     def _write(self, ready: _Ready, new: State) -> str | None:
         "Commit rows with positions; None: there is no dataset, and no row that says what it is"
         rows, stream = ready.rows, self.stream.name
-        if not self.types and (rows is None or not rows.sizes["row"]):
+        if not self.rows.types and (rows is None or not rows.sizes["row"]):
             return None
 
         def state(before: State) -> State:
@@ -588,7 +605,7 @@ class Consumer:
             for g in self.gaps
         )
         message = f"from {stream}{skipped}"
-        if not self.types:
+        if not self.rows.types:
             version = self.lake.write(self.name, rows, message, state=state)  # pyright: ignore
         else:
             if rows is None:
@@ -638,11 +655,6 @@ class Consumer:
         return {str(n): type_of(v) for n, v in self.lake.read(self.name).data_vars.items()}
 
 
-def _declared(how: Landing) -> Types:
-    "The types that are declared, the time among them"
-    return {**({how.time: "time"} if how.time else {}), **how.types}
-
-
 def _passed(origin: Origin, positions: Positions) -> bool:
     at = positions.get(origin.partition)
     return at is not None and _order(origin.position) < _order(at)
@@ -665,10 +677,9 @@ def _begin(stream: Stream, since: str | datetime | Positions) -> Positions:
 
 def _lag(stream: Stream, positions: Positions) -> dict[str, int]:
     "Records that wait, of the partitions whose positions are numbers"
-    bounds = stream.bounds().items()
     return {
-        p: int(end) - int(positions.get(p, first))
-        for p, (first, end) in bounds
+        p: max(0, int(end) - int(positions.get(p, first)))
+        for p, (first, end) in stream.last_bounds().items()
         if isinstance(end, int)
     }
 

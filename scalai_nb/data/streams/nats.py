@@ -126,7 +126,7 @@ class _Consumer:
         return found
 
 # %% ../../../nbs/data/streams/nats.ipynb #cf8c4dce
-class NatsStream:
+class NatsStream(Stream):
     """The records of a JetStream
 
     Parameters

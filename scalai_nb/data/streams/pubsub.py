@@ -30,7 +30,7 @@ _DAY = 86_400  # seconds after which what the lake has no longer comes again
 _ANSWER = 10.0  # seconds in which the service answers a question
 
 # %% ../../../nbs/data/streams/pubsub.ipynb #7c945c94
-class PubSubStream:
+class PubSubStream(Stream):
     """The messages of a subscription, which it keeps until the lake has them
 
     Parameters

@@ -68,6 +68,10 @@ class Stream(Protocol):
         "Of each partition, the position of the first record that is there, and of the next to come"
         ...
 
+    def last_bounds(self) -> dict[str, tuple[int | str, int | str]]:
+        "`bounds`, as it was last heard where to ask takes as long as to read"
+        return self.bounds()
+
     def at(self, time: datetime) -> Positions:
         "The positions of the first records that were written at `time` or later"
         ...

@@ -159,7 +159,7 @@ def _records(entries: list[_Entry]) -> Records:
     return Records(values, origin)
 
 # %% ../../../nbs/data/streams/valkey.ipynb #cec89f0f
-class ValkeyStream:
+class ValkeyStream(Stream):
     """The entries of a key
 
     Parameters
