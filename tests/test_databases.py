@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from itertools import permutations, zip_longest
 
 import numpy as np
 import psutil
@@ -312,6 +313,39 @@ def test_sqlite_goes_by_what_is_there(tmp_path):
         sn.read_source(tmp_path / "no.db")
     with pytest.raises(ParameterError, match="means 2 databases"):
         sn.read_source(tmp_path / "*.db")
+
+
+def test_sqlite_knows_the_kinds_of_every_column(tmp_path):
+    "Nulls first or between, kinds mixed, an order of texts that only the writer knows"
+    from scalai_nb.data.readers.sqlite import SQLite, _kinds
+
+    some = {"integer": [1, -(2**62)], "real": [0.5, 1e300], "text": ["", "x"], "blob": [b"", b"a"]}
+    mixes = [m for n in range(4) for m in permutations(some, n)]
+    names = [f"c{i}" for i in range(len(mixes))]
+    columns = [[None, None, *(v for k in m for v in some[k])] for m in mixes]
+
+    def read(kinds):  # whole numbers among others are read as they are
+        return {"real"} if set(kinds) == {"integer", "real"} else set(kinds)
+
+    with closing(sqlite3.connect(tmp_path / "a.db")) as database:
+        database.create_collation("ours", lambda a, b: 0)
+        database.execute(f"CREATE TABLE t ({', '.join(f'{n} COLLATE ours' for n in names)})")
+        rows = [*zip_longest(*columns)] * 2
+        database.executemany(f"INSERT INTO t VALUES ({', '.join('?' * len(names))})", rows)
+        database.commit()
+    with closing(SQLite(str(tmp_path / "a.db")).session()) as session:
+        assert [*map(read, _kinds(session, "t", names))] == [*map(read, mixes)]
+        for name, mix in zip(names, mixes, strict=True):  # alone, where no other column is odd
+            assert [*map(read, _kinds(session, "t", [name]))] == [read(mix)]
+
+
+@pytest.mark.parametrize("odd", ["2026-13-01", "not a date", "2026-01-01Z", "2026-01-01 10", ""])
+def test_one_text_that_is_no_time_keeps_a_column_of_sqlite_as_text(tmp_path, odd):
+    with closing(sqlite3.connect(tmp_path / "a.db")) as database:
+        database.execute("CREATE TABLE t (x TEXT)")
+        database.executemany("INSERT INTO t VALUES (?)", [("2026-01-01",), (None,), (odd,)])
+        database.commit()
+    assert _whole(sn.read_source(f"sqlite://{tmp_path}/a.db::t")).x.values.tolist()[-1] == odd
 
 
 def test_all_blocks_are_of_one_moment(postgres):

@@ -95,28 +95,47 @@ _SEEDS = {"int64": "0", "double": "0.5", "string": "''", "timestamp[us]": "'2000
 
 # %% ../../../nbs/data/readers/sqlite.ipynb #6cf29560
 _KINDS = ("integer", "real", "text", "blob")
-_TIME = """({0} GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*'
-    AND date({0}) = substr({0}, 1, 10) AND substr({0}, 11) NOT GLOB '*[-+Zz]*'
-    AND (length({0}) IN (10, 16, 19) OR length({0}) BETWEEN 21 AND 26))"""
+# Whether a value is of a kind; NULL is, of any. SQLite sorts numbers before texts before blobs, and
+# to compare is less work than `typeof`. A number is real: among reals it is read as one.
+_OF_KIND = {
+    "integer": "({0} IS NULL OR typeof({0}) = 'integer')",
+    "real": "{0} < '' COLLATE BINARY",
+    "text": "{0} >= '' COLLATE BINARY AND {0} < x'' COLLATE BINARY",
+    "blob": "{0} >= x'' COLLATE BINARY",
+}
+_TIME = """(length({0}) IN (10, 16, 19, 21, 22, 23, 24, 25, 26)
+    AND date({0}) IS substr({0}, 1, 10) AND substr({0}, 11) NOT GLOB '*[-+Zz]*')"""
 
 
 def _kinds(session: Session, of: str, names: list[str]) -> list[set[str]]:
     "What each column holds, of `_KINDS`"
+    first = _first(session, of, names)
+    known = {n: kind for n, kind in first.items() if kind}
+    same = {n: _OF_KIND[kind].format(n) for n, kind in known.items()}
+    found = {n: {kind} for n, kind in known.items()}
+    if known and session.rows(
+        f"SELECT 1 FROM {of} WHERE NOT ({' AND '.join(same.values())}) LIMIT 1"
+    ):
+        differs = (f"max(NOT ({is_same}))" for is_same in same.values())
+        (odd,) = session.rows(f"SELECT {_listed(differs)} FROM {of}")
+        mixed = [n for n, o in zip(same, odd, strict=True) if o]
+        found |= zip(mixed, _gathered(session, of, mixed), strict=True)
+    return [found.get(n, set()) for n in names]
+
+
+def _first(session: Session, of: str, names: list[str]) -> dict[str, str]:
+    "The kind of the first value of each column; none: it has no values"
+    rows = session.rows(f"SELECT {_listed(f'typeof({n})' for n in names)} FROM {of} LIMIT 1")
+    first = dict(zip(names, rows[0], strict=True)) if rows else dict.fromkeys(names, "")
+    for n in [n for n, kind in first.items() if kind == "null"]:
+        rows = session.rows(f"SELECT typeof({n}) FROM {of} WHERE {n} IS NOT NULL LIMIT 1")
+        first[n] = rows[0][0] if rows else ""
+    return first
+
+
+def _gathered(session: Session, of: str, names: list[str]) -> list[set[str]]:
+    "The kinds in all rows of columns"
     types = [f"typeof({n})" for n in names]
-    first = session.rows(f"SELECT {_listed(types)} FROM {of} LIMIT 1")
-    if not first:
-        return [set() for _ in names]
-    same = " AND ".join(f"{t} = '{kind}'" for t, kind in zip(types, first[0], strict=True))
-    if not session.rows(f"SELECT 1 FROM {of} WHERE NOT ({same}) LIMIT 1"):
-        return [{kind} - {"null"} for kind in first[0]]
-    differs = (f"max({t} <> '{kind}')" for t, kind in zip(types, first[0], strict=True))
-    (odd,) = session.rows(f"SELECT {_listed(differs)} FROM {of}")
-    found = iter(_gathered(session, of, [t for t, o in zip(types, odd, strict=True) if o]))
-    return [next(found) if o else {kind} - {"null"} for o, kind in zip(odd, first[0], strict=True)]
-
-
-def _gathered(session: Session, of: str, types: list[str]) -> list[set[str]]:
-    "The kinds in all rows, by the `typeof` of columns"
     sums = [
         " + ".join(f"{2**i} * max({t} = '{kind}')" for i, kind in enumerate(_KINDS)) for t in types
     ]
