@@ -300,7 +300,7 @@ def _consume(uri: str, lake: str, rows: str, options: str, bug: str) -> None:
         if bug:
             version = write(self, replace(ready, rows=None), new)
             say("in", 0.1)
-            add = self.lake.append if self.types else self.lake.write
+            add = self.lake.append if self.rows.types else self.lake.write
             add(self.name, ready.rows, state=None if version else {"streams": {}})
         else:
             version = write(self, ready, new)

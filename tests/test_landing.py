@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime, timedelta
 from threading import Event
+from time import sleep
 
 import pytest
 
@@ -211,3 +212,23 @@ def test_csv_text_and_a_large_record(orders, lake, tmp_path):
         )
         assert bring(log, lake, name="large").rows == 3
     assert [len(t) for t in lake.read("large")["text"].values] == [1, len(text), 1]
+
+
+def test_what_waits_behind_a_commit_that_fails_is_not_committed(orders, lake, monkeypatch):
+    orders.append([json.dumps({"id": i}).encode() for i in range(40)])
+    write, calls = Consumer._write, []
+
+    def failing(self, ready, new):
+        calls.append(new["positions"])
+        if len(calls) == 2:
+            sleep(0.5)  # until the next one waits
+            raise OSError("the disk is full")
+        return write(self, ready, new)
+
+    with monkeypatch.context() as m:
+        m.setattr(Consumer, "_write", failing)
+        with pytest.raises(OSError, match="full"):
+            land(LogStream(orders.path), lake, "orders", Landing(rows=10), idle=0.1)
+    assert len(calls) == 2 and lake.read("orders")["id"].values.tolist() == [*range(10)]
+    assert land(LogStream(orders.path), lake, "orders", idle=0.1).rows == 30
+    assert lake.read("orders")["id"].values.tolist() == [*range(40)]

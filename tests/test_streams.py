@@ -83,7 +83,7 @@ def test_threads_share_an_fsync_and_processes_take_turns(tmp_path, monkeypatch):
 
     def slow(file):
         syncs.append(file)
-        time.sleep(0.02)
+        time.sleep(0.05)
         sync(file)
 
     log = Log(tmp_path)
@@ -102,7 +102,7 @@ def test_threads_share_an_fsync_and_processes_take_turns(tmp_path, monkeypatch):
         t.join()
     values = values_of(tmp_path)
     assert {v: values.index(v) for v in values} == given and len(values) == 80
-    assert len(syncs) < 40
+    assert len(syncs) < 18, "one for all: two groups that take turns need 20"
     code = (
         "import sys; from scalai_nb.data.streams.embedded import Log\n"
         "log = Log(sys.argv[1], segment=300)\n"

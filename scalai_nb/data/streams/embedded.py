@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import accumulate, pairwise
 from pathlib import Path
 from struct import Struct
-from threading import Condition
+from threading import Condition, RLock
 from time import monotonic, sleep, time
 from typing import TYPE_CHECKING, Self, cast
 from uuid import uuid4
@@ -269,9 +269,13 @@ class Log:
         self.keep_seconds = keep_seconds
         self.folder.mkdir(parents=True, exist_ok=True)
         self._turn = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o640)  # of processes
-        self._free = Condition()  # told when no thread writes
-        self._writing = False  # whether one does
+        lock = RLock()
+        self._free = Condition(lock)  # told when no thread writes
+        self._more = Condition(lock)  # told when more waits
+        self._writing = False  # whether a thread does
         self._waiting: list[_Waiting] = []
+        self._expected = 1  # that wait, if all come again who wrote or waited last time
+        self._took = 0.0  # seconds of the last write
         self._cursor = _Cursor(self.folder)
         self._file: FramedFile | None = None
         self._time = 0  # µs since 1970 of the last record
@@ -311,6 +315,7 @@ class Log:
         mine = [_waiting(values[a:b], keys and keys[a:b]) for a, b in _parts(values)]
         with self._free:
             self._waiting += mine
+            self._more.notify()
         self._lead(lambda: mine[-1].first >= 0 or mine[-1].error)
         for part in mine:
             if part.error:
@@ -345,17 +350,27 @@ class Log:
             fcntl.flock(self._turn, fcntl.LOCK_UN)
 
     def _lead(self, done: Callable[[], object]) -> None:
-        "Write what waits when no other thread writes, unless one has `done` it by then"
+        """Write what waits when no other thread writes, unless one has `done` it by then
+
+        Those who were served just now get a moment to come again: else there are two groups,
+        which take turns, and each fsync is for half of them.
+        """
         with self._free:
             self._free.wait_for(lambda: done() or not self._writing)
             if done():
                 return
             self._writing = True
-            batch, self._waiting = self._waiting, []
+        batch: list[_Waiting] = []
         try:
+            with self._free:
+                self._more.wait_for(lambda: len(self._waiting) >= self._expected, self._took / 2)
+                batch, self._waiting = self._waiting, []
+            began = monotonic()
             self._write(batch)
+            self._took = monotonic() - began
         finally:
             with self._free:
+                self._expected = len(batch) + len(self._waiting)
                 self._writing = False
                 self._free.notify_all()
 
