@@ -258,6 +258,8 @@ def test_the_command(tmp_path):
     for more, rows in ((["--dry-run"], 5), ([], 5), (["--dry-run"], 0)):
         done = project.scalai("lake", "compact", "a", "--json", *more)
         assert json.loads(done.stdout) == [{"dataset": "a", "rows": rows, "blocks": rows // 5}]
+    assert "No rows are in small pieces" in project.scalai("lake", "compact").stdout
+    lake.append("a", table(10, 5))
     assert "The rows are in chunks" in project.scalai("lake", "compact").stdout
 
 

@@ -598,7 +598,13 @@ def named(
     try:
         id = json.loads(file.read_bytes())["snapshot"]
         there = (folder / "snapshots" / id).exists() or (folder / SEALS / id).exists()
-    except (OSError, ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError):
+        return None
+    except FileNotFoundError:
+        return None
+    except OSError:
+        if is_remote(file):
+            raise  # the bucket is away, which says nothing of the file
         return None
     return id if there else None
 

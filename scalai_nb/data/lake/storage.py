@@ -87,6 +87,7 @@ class BucketPath(PurePosixPath):
         method: str,  # of `S3Store`
         *args: Any,
         below: bool = False,  # about what is below, not the object
+        then: Callable[[Any], Any] = lambda found: found,  # what of the answer is asked for
         **options: Any,
     ) -> Any:
         """What the bucket answers about this path. OSError: it refuses, or is away
@@ -98,6 +99,8 @@ class BucketPath(PurePosixPath):
         *args : Any
         below : bool, default False
             about what is below, not the object
+        then : Callable[[Any], Any]
+            what of the answer is asked for
         **options : Any
         """
         from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
@@ -105,14 +108,14 @@ class BucketPath(PurePosixPath):
         bucket = _bucket(self.parts[1], os.environ.get("AWS_ENDPOINT_URL"))
         key = "/".join(self.parts[2:]) + "/" * below
         try:
-            return getattr(bucket, method)(key, *args, **options)
+            return then(getattr(bucket, method)(key, *args, **options))
         except (AlreadyExistsError, PreconditionError):
             raise
         except BaseError as e:
             raise OSError(f"{self}: {str(e).partition(chr(10))[0]}") from e
 
     def read_bytes(self) -> bytes:
-        return bytes(self.ask("get").bytes())
+        return self.ask("get", then=lambda found: bytes(found.bytes()))
 
     def write_bytes(self, data: bytes) -> None:
         self.ask("put", data)
@@ -163,7 +166,7 @@ class BucketPath(PurePosixPath):
 
     def _below(self) -> Iterator[BucketPath]:
         "All files below"
-        found = self.ask("list", below=True).collect()
+        found = self.ask("list", below=True, then=lambda found: found.collect())
         return (BucketPath(f"/{self.parts[1]}/{o['path']}") for o in found)
 
 
@@ -280,10 +283,15 @@ class _Lease:
     def _read(self) -> tuple[str, str]:
         "Who holds the lock, and the tag of the object; empty: nobody, and there is none"
         try:
-            found = self.file.ask("get")
+            data, tag = self._get()
         except FileNotFoundError:
             return "", ""
-        return json.loads(bytes(found.bytes()))["holder"], str(found.meta["e_tag"])
+        return json.loads(data)["holder"], tag
+
+    def _get(self) -> tuple[bytes, str]:
+        "The object and its tag"
+        whole = lambda found: (bytes(found.bytes()), str(found.meta["e_tag"]))
+        return self.file.ask("get", then=whole)
 
     def _write(self, holder: str, tag: str) -> bool:
         "Whether the object was what `tag` says, and is what is written now"
@@ -300,9 +308,8 @@ class _Lease:
 
     def _is_ours(self, data: bytes) -> bool:
         "Whether a write that was refused had been done: its answer was lost, and it was sent again"
-        found = self.file.ask("get")
-        self.tag = str(found.meta["e_tag"])
-        return bytes(found.bytes()) == data
+        found, self.tag = self._get()
+        return found == data
 
 
 @contextmanager
