@@ -5,7 +5,6 @@
 # %% ../../../nbs/jupyter/server/holdings.ipynb #971cbfd8
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -108,11 +107,10 @@ def _version(version: Any) -> dict[str, Any]:
 
 def _bytes(lake: str, name: str) -> int | None:
     "Bytes of a dataset on this disk, all versions; None where it is not on this disk"
+    from scalai_nb.data.lake.upkeep.retention import bytes_in
+
     folder = Path(lake, name)
-    if not folder.is_dir():
-        return None
-    found = (Path(at, file) for at, _, files in os.walk(folder) for file in files)
-    return sum(file.stat().st_size for file in found)
+    return bytes_in(folder) if folder.is_dir() else None
 
 
 def versions(env: Environment, name: str) -> list[dict[str, Any]]:
