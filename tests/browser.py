@@ -49,8 +49,15 @@ def visiting(
         visit = Visit(browser.new_page(viewport={"width": width, "height": height}))
         visit.page.route("**/*", route)
         visit.page.on("pageerror", lambda e: visit.errors.append(str(e)))
-        visit.page.on("console", lambda m: m.type == "error" and visit.errors.append(m.text))
+        visit.page.on("console", lambda m: m.type == "error" and visit.errors.append(_told(m)))
         yield visit
+
+
+def _told(message: Any) -> str:
+    "What the console says of an error; of an answer that failed also whose"
+    if message.text.startswith("Failed to load resource"):
+        return f"{message.text}: {message.location['url']}"
+    return message.text
 
 
 def faults(
