@@ -253,6 +253,12 @@ def _complete(column: DataArray, values: Array) -> bool:
     return values.dtype.kind != "f" or not np.isnan(values.min())
 
 
+def _first(wrong: Array) -> Array:
+    "Where the first that are wrong are, `EXAMPLES` at most: most blocks tell early"
+    at = np.flatnonzero(wrong[:4096])
+    return (at if len(at) >= EXAMPLES else np.flatnonzero(wrong))[:EXAMPLES]
+
+
 @dataclass(frozen=True)
 class _Look:
     "The values of a column of a block, and what is allowed in it"
@@ -269,16 +275,17 @@ class _Look:
         count = int(np.count_nonzero(wrong))
         if not count:
             return Fault()
-        at = np.flatnonzero(wrong)[:EXAMPLES]
+        at = _first(wrong)
         shown = (self.values if values is None else values)[at]
         examples = tuple(zip((at // self.each).tolist(), self.said(shown), strict=True))
         return Fault(count, examples, wrong if self.marking else None)
 
     def missing(self) -> Fault:
         "The fault of the values that are missing"
-        at = np.flatnonzero(self.absent)[:EXAMPLES] // self.each
+        count = int(np.count_nonzero(self.absent))
+        at = _first(self.absent) // self.each if count else np.empty(0, int)
         examples = tuple((row, None) for row in at.tolist())
-        return Fault(int(self.absent.sum()), examples, self.absent if self.marking else None)
+        return Fault(count, examples, self.absent if self.marking else None)
 
     def said(self, values: Array) -> list[Any]:
         "Values as an example shows them"

@@ -14,6 +14,7 @@ import numpy as np
 
 from ...compute.mergeable import Mergeable
 from ..sources import to_frame
+from ...kernels.distinct import distinct
 
 if TYPE_CHECKING:
     from scalai_nb.types import Array, Dataset
@@ -65,7 +66,7 @@ class Keys:
     recent : tuple[tuple[int, Array], ...], default ()
         first row, and the hashes from it on
     hashes : Array
-        (n,) uint64, ascending and distinct, of those that are counted already
+        (n,) uint64, distinct, of those that are counted already
     first : Array
         (n,) the first row of each
     times : Array
@@ -76,7 +77,7 @@ class Keys:
 
     rows: int = 0
     recent: tuple[tuple[int, Array], ...] = ()  # first row, and the hashes from it on
-    # (n,) uint64, ascending and distinct, of those that are counted already
+    # (n,) uint64, distinct, of those that are counted already
     hashes: Array = field(default_factory=lambda: np.empty(0, np.uint64))
     first: Array = field(default_factory=_whole)  # (n,) the first row of each
     times: Array = field(default_factory=_whole)  # (n,) rows that have it
@@ -114,11 +115,7 @@ def counted(
         hashes.append(some[at])
         first.append(row + at)
         times.append(np.ones(len(at), np.int64))
-    rows = np.concatenate(first)
-    found, inverse = np.unique(np.concatenate(hashes), return_inverse=True)
-    earliest = np.full(len(found), np.iinfo(np.int64).max)
-    np.minimum.at(earliest, inverse, rows)
-    sums = np.bincount(inverse, np.concatenate(times), len(found)).astype(np.int64)
+    found, earliest, sums = distinct(*map(np.concatenate, (hashes, first, times)))
     level = k.level
     while limit and np.count_nonzero(_kept(found, level)) > limit:
         level += 1
@@ -184,15 +181,6 @@ class Repeats:
     examples: tuple[tuple[int, int], ...]  # first row of a repeated key, and how many rows have it
 
 
-def _all_distinct(k: Keys, limit: int | None) -> bool:
-    "Whether all keys are there and none comes twice: to sort them is less work than to count them"
-    size = sum(len(some) for _, some in k.recent)
-    if len(k.hashes) or k.level or not size or (limit and size > limit):
-        return False
-    marks = np.sort(np.concatenate([some for _, some in k.recent]))
-    return not (marks[1:] == marks[:-1]).any()
-
-
 def repeats(
     k: Keys,
     limit: int | None = LIMIT,  # as they were merged with
@@ -205,9 +193,7 @@ def repeats(
     limit : int | None, default LIMIT
         as they were merged with
     """
-    if _all_distinct(k, limit):
-        return Repeats(0, 1, 0, ())
-    k = counted(k, limit)
+    k = counted(k, limit) if k.recent else k
     kept = 2**k.level
     at = np.flatnonzero(k.times > 1)
     at = at[np.argsort(k.first[at])][:3]
