@@ -60,7 +60,7 @@ def _checked(x, accepted=FLOATS + WHOLE):
 
 
 @intrinsic
-def _ask(typingctx, x, i):
+def ask(typingctx, x, i):
     "Have the processor fetch x[i], which need not exist, into the cache"
 
     def codegen(context, builder, signature, args):
@@ -81,7 +81,7 @@ def _ahead(x, start):
 
     The processor does not look beyond a page by itself."""
     for i in range(start, start + TILE, 64 // x.itemsize):
-        _ask(x, i)
+        ask(x, i)
 
 
 # ---- scan: counts, extremes and moments ----

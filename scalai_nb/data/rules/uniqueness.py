@@ -14,7 +14,7 @@ import numpy as np
 
 from ...compute.mergeable import Mergeable
 from ..sources import to_frame
-from ...kernels.distinct import distinct
+from ...kernels.distinct import Table
 
 if TYPE_CHECKING:
     from scalai_nb.types import Array, Dataset
@@ -92,9 +92,14 @@ def _mixed(x: Array) -> Array:
     return x ^ (x >> np.uint64(31))
 
 
+def _most(level: int) -> int:
+    "The greatest hash that a level keeps"
+    return 2 ** (64 - level) - 1
+
+
 def _kept(hashes: Array, level: int) -> Array:
-    "(n,) whether each is below the threshold of a level"
-    return hashes <= np.uint64(2 ** (64 - level) - 1)
+    "(n,) whether a level keeps each"
+    return hashes <= np.uint64(_most(level))
 
 
 def counted(
@@ -109,18 +114,16 @@ def counted(
     limit : int | None, default LIMIT
         distinct keys that are kept; None: all
     """
-    hashes, first, times = [k.hashes], [k.first], [k.times]
+    table = Table(len(k.hashes) + sum(len(some) for _, some in k.recent))
+    table.counted(k.hashes, k.first, k.times)
     for row, some in k.recent:
-        at = np.flatnonzero(_kept(some, k.level))
-        hashes.append(some[at])
-        first.append(row + at)
-        times.append(np.ones(len(at), np.int64))
-    found, earliest, sums = distinct(*map(np.concatenate, (hashes, first, times)))
+        table.rows(some, row, _most(k.level))
+    hashes, first, times = table.all()
     level = k.level
-    while limit and np.count_nonzero(_kept(found, level)) > limit:
+    while limit and np.count_nonzero(_kept(hashes, level)) > limit:
         level += 1
-    few = _kept(found, level)
-    return Keys(k.rows, (), found[few], earliest[few], sums[few], level)
+    few = _kept(hashes, level)
+    return Keys(k.rows, (), hashes[few], first[few], times[few], level)
 
 
 def merge_keys(
