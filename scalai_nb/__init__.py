@@ -10,7 +10,7 @@ Modules:
 - `scalai_nb.kernels.cuda.groups`: A column described by group on the device
 - `scalai_nb.kernels.cuda.linear`: Sums that linear models learn from, on the device
 - `scalai_nb.kernels.cuda.scores`: Scores and labels counted on the device
-- `scalai_nb.kernels.distinct`: Distinct hashes, counted in a table of indices that is filled by linear probing
+- `scalai_nb.kernels.distinct`: Distinct hashes, counted in a table that is filled by linear probing
 - `scalai_nb.kernels.features`: Features from columns
 - `scalai_nb.kernels.groups`: A column described by group on the CPU: count, mean, deviations, range
 - `scalai_nb.kernels.jit`: Numba's `njit` for kernels: without the lock of the interpreter, cached

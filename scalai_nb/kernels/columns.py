@@ -9,18 +9,12 @@ dimension. Sums are of float64 in tiles of 2,048 (lanes of a vector, then tiles 
 and Pébay's formulas): their error is that of a pairwise sum, some (TILE / 8 + log2(n / TILE)) ·
 1e-16 at worst of the sum of magnitudes."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba import extending, types
-from numba.core.cgutils import get_or_insert_function
-from numba.np.arrayobj import make_array
 
 from ..errors import ParameterError
-from .jit import mutable, njit
-
-intrinsic: Any = extending.intrinsic  # numba passes the first argument
+from .jit import ask, mutable, njit
 
 TILE = 2048  # values of a tile: its buffers take 56 kB at most
 BITS = 15  # of the hash, which choose a cell
@@ -57,22 +51,6 @@ def _checked(x, accepted=FLOATS + WHOLE):
     if x.ndim != 1 or not x.flags.c_contiguous:
         raise ParameterError("The kernel takes one contiguous dimension; pass x.ravel().")
     return mutable(x.view(np.uint8) if x.dtype == bool else x)
-
-
-@intrinsic
-def ask(typingctx, x, i):
-    "Have the processor fetch x[i], which need not exist, into the cache"
-
-    def codegen(context, builder, signature, args):
-        at = builder.gep(make_array(signature.args[0])(context, builder, args[0]).data, [args[1]])
-        take = ir.FunctionType(ir.VoidType(), [at.type, *[ir.IntType(32)] * 3])
-        builder.call(
-            get_or_insert_function(builder.module, take, "llvm.prefetch.p0"),
-            [at, *(ir.IntType(32)(v) for v in (0, 3, 1))],
-        )  # to read, near, data
-        return context.get_dummy_value()
-
-    return types.void(x, types.intp), codegen
 
 
 @njit(inline="always")

@@ -1,12 +1,11 @@
-"""Distinct hashes, counted in a table of indices that is filled by linear probing
+"""Distinct hashes, counted in a table that is filled by linear probing
 
 Knuth 1998, The Art of Computer Programming 3, 6.4, algorithm L. The cell of a hash is its lowest
 bits. Cells lie anywhere in memory, so each is asked for before it is needed."""
 
 import numpy as np
 
-from .columns import ask
-from .jit import mutable, njit
+from .jit import ask, mutable, njit
 
 AHEAD = 12  # hashes from here whose cell is asked for
 

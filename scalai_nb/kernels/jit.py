@@ -15,7 +15,13 @@ from uuid import uuid4
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba import extending, types
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.cgutils import get_or_insert_function
+from numba.np.arrayobj import make_array
+
+intrinsic: Any = extending.intrinsic  # numba passes the first argument
 
 
 class _Files(IndexDataCacheFile):
@@ -68,3 +74,19 @@ def njit(function: Callable | None = None, **options) -> Any:
     except RuntimeError:  # no folder to keep it in
         _not_kept()
     return compiled
+
+
+@intrinsic
+def ask(typingctx, x, i):
+    "Have the processor fetch x[i], which need not exist, into the cache"
+
+    def codegen(context, builder, signature, args):
+        at = builder.gep(make_array(signature.args[0])(context, builder, args[0]).data, [args[1]])
+        take = ir.FunctionType(ir.VoidType(), [at.type, *[ir.IntType(32)] * 3])
+        builder.call(
+            get_or_insert_function(builder.module, take, "llvm.prefetch.p0"),
+            [at, *(ir.IntType(32)(v) for v in (0, 3, 1))],
+        )  # to read, near, data
+        return context.get_dummy_value()
+
+    return types.void(x, types.intp), codegen
