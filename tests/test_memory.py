@@ -43,6 +43,26 @@ summary = sn.summarize(ds)
 print(json.dumps([memory_used(), {name: summary[name].mean for name in ds}]))
 """
 
+LARGE = """
+import json, sys, numpy as np, xarray as xr
+from scalai_nb.memory import hold, memory_used
+hold(4 * 10**9, 4 * 10**9)
+import scalai_nb as sn
+GB, ROWS, COLUMNS = int(sys.argv[2]), 500_000, 20
+rng = np.random.default_rng(0)
+
+def blocks(shift):
+    for k in range(GB * 10**9 // (8 * ROWS * COLUMNS)):
+        yield xr.Dataset({f"x{i}": ("row", rng.random(ROWS) + shift) for i in range(COLUMNS)})
+
+lake = sn.Lake(sys.argv[1])
+first = lake.write_blocks("wide", blocks(0))
+lake.write_blocks("wide", (b for b, _ in zip(blocks(1), range(2))))
+lake.restore("wide", first.id)
+back = sn.summarize(lake.read("wide"))
+print(json.dumps([back["x0"].count, back["x0"].mean, memory_used(), lake.verify("wide") == []]))
+"""
+
 
 @pytest.fixture(scope="module")
 def lake(tmp_path_factory):
@@ -54,11 +74,11 @@ def lake(tmp_path_factory):
     return folder
 
 
-def told(code, lake):
+def told(code, *words, timeout=120):
     "What `code` prints, in a process of its own"
     env = {k: v for k, v in os.environ.items() if k not in thrifty(1)}
-    asked = [sys.executable, "-c", code, str(lake)]
-    done = subprocess.run(asked, capture_output=True, text=True, timeout=120, env=env)
+    asked = [sys.executable, "-c", code, *map(str, words)]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=timeout, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
 
@@ -75,6 +95,15 @@ def test_libraries_set_little_aside_within_a_tight_limit(lake):
     rows = sn.Lake(lake).read("readings").astype(float).mean().compute()
     assert used < 500_000_000
     assert means == pytest.approx({name: float(x) for name, x in rows.items()}, rel=1e-6)
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(1800)
+def test_ten_gigabytes_are_written_described_and_restored_within_four(tmp_path):
+    count, mean, used, sound = told(LARGE, tmp_path / "lake", 10, timeout=1700)
+    assert (count, sound) == (125 * 500_000, True)
+    assert mean == pytest.approx(0.5, abs=1e-3)
+    assert used < 4 * 10**9
 
 
 def test_a_forked_process_is_held_and_what_its_owner_has_decided_stays(tmp_path, monkeypatch):
