@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .sketches import coarsen, key_floats
+from .cells import buckets_of_both, labelled, union
 from .summary import Column, Summary, summarize
 from ..errors import ParameterError, unknown
 from ..pictures import bars
@@ -23,50 +23,21 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['BINS', 'FREQUENT', 'psi', 'js', 'ks', 'ks_error', 'wasserstein', 'wasserstein_error',
-           'Feature', 'Drift', 'drift']
-
-# %% ../../nbs/describe/drift.ipynb #9d03fc85
-def _union(
-    a: Array,  # keys, ascending
-    m: Array,  # their counts
-    b: Array,  # keys, ascending
-    n: Array,  # their counts
-) -> tuple[Array, Array, Array]:
-    "All of the keys, ascending, and both counts at them"
-    keys = np.unique(np.concatenate([x for x in (a, b) if len(x)] or [a]))
-    counts = np.zeros((2, len(keys)), np.int64)
-    for row, x, c in ((0, a, m), (1, b, n)):
-        counts[row, np.searchsorted(keys, x)] = c
-    return keys, counts[0], counts[1]
-
-
-def _buckets(a: Column, b: Column) -> tuple[Array, Array, Array, Array]:
-    "Least and greatest value of each bucket of both columns, and the counts of each column"
-    shift = max(a.buckets.shift, b.buckets.shift)
-    x, y = coarsen(a.buckets, shift), coarsen(b.buckets, shift)
-    keys, m, n = _union(x.keys, x.counts, y.keys, y.counts)
-    zeros = (keys == 0) & (m == a.zeros) & (n == b.zeros)  # a bucket of zeros only
-    low, high = (np.where(zeros, 0.0, key_floats(x)) for x in type(x)(keys, m, shift).limits)
-    return low, high, m, n
+           'Feature', 'Drift', 'comparable', 'drift']
 
 # %% ../../nbs/describe/drift.ipynb #428352e7
 BINS = 10  # of numbers
 FREQUENT = 30  # bins of strings, categories and bools
 
 
-def _labelled(a: Column, b: Column) -> bool:
-    "Whether the values have no order; a column without any may be read as any kind"
-    return a.kind == "bool" or not (a.ordered and b.ordered)
-
-
 def _bins(a: Column, b: Column) -> tuple[Array, Array]:
     "Counts of both columns in the bins of the reference `a`, missing values last"
-    if _labelled(a, b):
-        _, m, n = _union(a.values.values, a.values.counts, b.values.values, b.values.counts)
+    if labelled(a, b):
+        _, m, n = union(a.values.values, a.values.counts, b.values.values, b.values.counts)
         top = np.argsort(-m, kind="stable")[:FREQUENT]
         m, n = (np.append(x[top], c.present - x[top].sum()) for x, c in ((m, a), (n, b)))
     else:
-        *_, m, n = _buckets(a, b)
+        *_, m, n = buckets_of_both(a, b)
         new = _unseen(m, n) if a.kind == "integer" else np.zeros(len(n), np.int64)
         # a bucket belongs to the bin in which its middle lies
         middle = (np.cumsum(m) - m / 2) / max(m.sum(), 1)
@@ -299,7 +270,7 @@ def _distances(a: Column, b: Column) -> dict[str, float]:
     found: dict[str, float] = dict.fromkeys(names, np.nan)
     if not (a.ordered and b.ordered and a.present and b.present):
         return found
-    low, high, m, n = _buckets(a, b)
+    low, high, m, n = buckets_of_both(a, b)
     found |= {"ks": ks(m, n), "ks_error": ks_error(low, high, m, n)}
     finite = [x[np.isfinite(low) & np.isfinite(high)] for x in (low, high, m, n)]
     if not finite[2].any() or not finite[3].any():
@@ -447,8 +418,18 @@ def _sort(c: Column) -> str:
     return "number" if c.ordered else "string"
 
 
-def _comparable(a: Summary, b: Summary) -> list[str]:
-    "The columns that both have, but for times; their kinds must agree, unless one has no values"
+def comparable(
+    a: Summary,  # of the reference
+    b: Summary,
+) -> list[str]:
+    """The columns that both have, but for times; their kinds must agree, unless one has no values
+
+    Parameters
+    ----------
+    a : Summary
+        of the reference
+    b : Summary
+    """
     shared = [n for n in a if n in b.columns]
     for n in shared:
         if a[n].present and b[n].present and _sort(a[n]) != _sort(b[n]):
@@ -482,7 +463,7 @@ def drift(
             raise ParameterError(
                 f"The {which} has no rows, so there is nothing to compare; pass at least one."
             )
-    features = {n: _feature(a[n], b[n]) for n in _comparable(a, b)}
+    features = {n: _feature(a[n], b[n]) for n in comparable(a, b)}
     lost = tuple(n for n in a if n not in b.columns)
     added = tuple(n for n in b if n not in a.columns)
     return Drift(features, lost, added, a, b)

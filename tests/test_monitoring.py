@@ -1,0 +1,179 @@
+"""Evidence keeps its promise in every urn, and a change is found, named and dated
+
+`pytest -m campaign -s tests/test_monitoring.py` replays a thousand quiet years."""
+
+from itertools import product
+from math import comb, prod
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings, strategies as st
+
+from scalai_nb.describe.cells import cells
+from scalai_nb.describe.summary import Summary, summarize
+from scalai_nb.errors import ParameterError
+from scalai_nb.monitoring.detection import Promise, detect
+from scalai_nb.monitoring.evidence import cells_alone, evidence
+
+RNG = np.random.default_rng
+
+
+def summary(**columns) -> Summary:
+    return summarize(xr.Dataset({name: ("row", x) for name, x in columns.items()}))
+
+
+# --- evidence -------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_on_average_over_all_draws_it_is_one_at_most(data):
+    urn = data.draw(st.lists(st.integers(0, 5), min_size=2, max_size=4).filter(sum))
+    rows = data.draw(st.integers(0, sum(urn)))
+    value = st.one_of(st.none(), st.floats(-1e6, 1e6), st.just(np.nan))
+    values = np.array([data.draw(value) for _ in urn], float)
+    draws = [k for k in product(*(range(m + 1) for m in urn)) if sum(k) == rows]
+    chance = [prod(map(comb, urn, k)) / comb(sum(urn), rows) for k in draws]
+    found = [evidence(np.subtract(urn, k), np.array(k), values)[0] for k in draws]
+    assert np.dot(chance, np.exp(found)) <= 1 + 1e-9
+
+
+def odd_rows(rng, rows: int) -> dict:
+    "Values as they are found: heavy tails, few numbers, rare labels, gaps"
+    heavy = rng.standard_t(2, rows)
+    heavy[rng.random(rows) < 0.1] = np.nan
+    few = rng.poisson(0.3, rows)
+    rare = np.array([f"k{i}" for i in rng.zipf(1.7, rows).clip(0, 200)])
+    zeros = np.where(rng.random(rows) < 0.6, 0.0, rng.lognormal(0, 2, rows))
+    return {"heavy": heavy, "few": few, "rare": rare, "zeros": zeros}
+
+
+def test_the_cells_of_real_columns_keep_the_promise():
+    "The mean over random splits of the same rows, by the way that the watcher takes"
+    rng, splits = RNG(0), 150
+    rows = xr.Dataset({name: ("row", x) for name, x in odd_rows(rng, 400).items()})
+    found = {name: [] for name in rows}
+    for _ in range(splits):
+        order = rng.permutation(400)
+        a, b = (summarize(rows.isel(row=part)) for part in (order[:300], order[300:]))
+        for name in rows:
+            c = cells(a[name], b[name])
+            found[name].append(np.exp(evidence(c.reference, c.current, c.values)[0]))
+    for name, values in found.items():
+        assert np.mean(np.minimum(values, 100)) < 1.3, name
+
+
+def test_a_cell_says_which_way_it_went():
+    alone = cells_alone(np.array([500, 400, 100]), np.array([90, 100, 60]))
+    assert alone[2] > 3 and alone[0] <= 0
+
+
+# --- detection ------------------------------------------------------------------------------------
+
+FEATURES = 20
+
+
+def window(rng, rows: int, shift: float = 0.0) -> Summary:
+    "Rows of which the first column has moved by so many standard deviations"
+    x = rng.normal(size=(FEATURES, rows))
+    x[0] += shift
+    return summary(**{f"x{i}": column for i, column in enumerate(x)})
+
+
+@pytest.mark.parametrize(
+    "years", [1, pytest.param(1000, marks=[pytest.mark.campaign, pytest.mark.timeout(36_000)])]
+)
+def test_a_year_in_which_nothing_happens_has_no_more_alarms_than_promised(years):
+    windows, rows = 50, 200
+    promise, alarms = Promise(1, windows), []
+    for seed in range(years):
+        rng = RNG(seed)
+        reference, seen = window(rng, 2_000), []
+        alarms.append(0)
+        for _ in range(windows):
+            seen.append(window(rng, rows))
+            alarms[-1] += detect(reference, seen, promise, large=0).alarm
+    noisy = sum(n > 0 for n in alarms)
+    print(f"{sum(alarms)} windows in alarm in {years} years, in {noisy} of them")
+    assert np.mean(alarms) <= 1
+
+
+@pytest.mark.parametrize(("shift", "within"), [(0.1, 3), (0.5, 1)])
+def test_a_shift_is_found(shift, within):
+    rng = RNG(1)
+    reference, seen = window(rng, 50_000), [window(rng, 10_000) for _ in range(4)]
+    assert not detect(reference, seen).alarm
+    for _ in range(within):
+        seen.append(window(rng, 10_000, shift))
+    found = detect(reference, seen)
+    assert found.alarm and found.certain == ("x0",) and found.windows <= 4
+
+
+FAULTS = {
+    "a sensor that is stuck": (lambda x, k: (np.full_like(x, 1.3), k), "x", None),
+    "°F for °C": (lambda x, k: (x * 1.8 + 32, k), "x", None),
+    "a third is missing": (
+        lambda x, k: (np.where(RNG(5).random(len(x)) < 0.3, np.nan, x), k),
+        "x",
+        "missing ↑",
+    ),
+    "a category renamed": (lambda x, k: (x, np.where(k == "b", "B", k)), "kind", "B ↑"),
+    "a few wild values": (
+        lambda x, k: (np.where(RNG(6).random(len(x)) < 0.02, -9999.0, x), k),
+        "x",
+        "-10000 to -9996 ↑",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found_in_a_window_and_named(fault):
+    rng = RNG(2)
+
+    def usual(rows):
+        return rng.normal(20, 4, rows), rng.choice(["a", "b", "c"], rows), rng.normal(size=rows)
+
+    def described(x, kind, other):
+        return summary(x=x, kind=kind, other=other)
+
+    change, column, because = FAULTS[fault]
+    x, kind, other = usual(2_000)
+    windows = [described(*usual(2_000)) for _ in range(5)]
+    found = detect(described(*usual(20_000)), [*windows, described(*change(x, kind), other)])
+    assert found.alarm and found.windows == 1 and found.certain == (column,)
+    if because:
+        assert because in found.columns[column].because()
+
+
+def test_what_matters_more_is_heard_earlier():
+    rng = RNG(3)
+    reference, moved = window(rng, 20_000), window(rng, 2_000, 0.15)
+    heavy = detect(reference, [moved], weights={"x0": 0.9, "x1": 0.1})
+    light = detect(reference, [moved], weights={"x0": 0.01, "x1": 0.99})
+    assert heavy.evidence - light.evidence == pytest.approx(np.log(90), abs=0.1)
+    assert heavy.certain == light.certain == ("x0",)
+
+
+def test_certain_and_small_is_no_alarm():
+    rng = RNG(4)
+    reference, moved = window(rng, 200_000), window(rng, 200_000, 0.03)
+    assert detect(reference, [moved], large=0).alarm
+    found = detect(reference, [moved])
+    assert found.certain == ("x0",) and not found.alarm
+
+
+def test_windows_that_hold_little():
+    rng = RNG(5)
+    reference = summary(x=rng.normal(size=500), kind=rng.choice(["a", "b"], 500), same=np.ones(500))
+    gone = summary(x=np.full(30, np.nan), kind=np.array(["a"] * 30), same=np.ones(30))
+    ten = summary(x=rng.normal(size=10), kind=np.array(["a", "b"] * 5), same=np.ones(10))
+    none = summary(x=np.empty(0), kind=np.array([], dtype=str), same=np.empty(0))
+    assert not detect(reference, [ten]).alarm and not detect(reference, [ten, none]).alarm
+    assert "x" in detect(reference, [gone]).certain
+    assert detect(reference, [ten]).columns["same"].evidence <= 0
+    other = summary(x=np.array(["a", "b"]), kind=np.array(["a", "b"]), same=np.ones(2))
+    with pytest.raises(ParameterError, match="'x' is of kind number in the reference and string"):
+        detect(reference, [other])
+    with pytest.raises(ParameterError, match="no column of the reference"):
+        detect(reference, [summary(y=np.ones(4))])
