@@ -24,7 +24,7 @@ from .commands.bench import bench_app
 from .commands.comparing import diff
 from .commands.describing import describe
 from .commands.export import export
-from .commands.ingesting import ingest, stream
+from .commands.ingesting import ingest, stream, watch
 from .commands.mcp import mcp
 from .commands.models import metrics_of, models_app
 from .commands.serve import serve
@@ -78,7 +78,7 @@ for name, sub in (
     ("bench", bench_app),
 ):
     app.add_typer(sub, name=name)
-for command in (new, adopt, diff, attach, describe, ingest, stream, serve, export, mcp):
+for command in (new, adopt, diff, attach, describe, ingest, stream, serve, watch, export, mcp):
     app.command()(command)
 
 

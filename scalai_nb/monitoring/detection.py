@@ -71,29 +71,34 @@ class Moved:
         how many were joined
     psi : float
         how far it has moved
+    means : tuple[float, float]
+        of the reference and of the windows; NaN of labels
     cells : Cells
     """
 
     evidence: float  # natural logarithm of an e-value over all lengths, the column alone
     windows: int  # how many were joined
     psi: float  # how far it has moved
+    means: tuple[float, float]  # of the reference and of the windows; NaN of labels
     cells: Cells
 
     def because(
         self,
         most: int = 3,
-    ) -> list[str]:  # "a ↑", "missing ↓": cells whose share grew or shrank, the surest first
-        """Which cells have changed
+    ) -> list[str]:  # "mean 20 → 22", "missing ↑": cells that grew or shrank, the surest first
+        """What has changed
 
         Returns
         -------
         list[str]
-            "a ↑", "missing ↓": cells whose share grew or shrank, the surest first
+            "mean 20 → 22", "missing ↑": cells that grew or shrank, the surest first
         """
+        then, now = map(value, self.means)
         alone = cells_alone(self.cells.reference, self.cells.current)
         first = np.argsort(-np.abs(alone), kind="stable")[:most]
         sure = [i for i in first if np.abs(alone[i]) > SURE]
-        return [f"{self.cells.labels[i]} {'↑' if alone[i] > 0 else '↓'}" for i in sure]
+        shares = [f"{self.cells.labels[i]} {'↑' if alone[i] > 0 else '↓'}" for i in sure]
+        return [f"mean {then} → {now}", *shares] if then != now else shares
 
 
 @dataclass(frozen=True)
@@ -179,7 +184,10 @@ def _moved(name: str, reference: Summary, joined: Mapping[int, Summary]) -> tupl
         found[i] = evidence(c.reference, c.current, c.values)[0]
     longest = list(held)[int(found.argmax())]
     c = held[longest]
-    return Moved(float(average(found)), longest, psi(c.reference, c.current), c), found
+    sides = reference[name], joined[longest][name]
+    means = tuple(float(side.mean) if side.ordered else np.nan for side in sides)
+    how_far = psi(c.reference, c.current)
+    return Moved(float(average(found)), longest, how_far, (means[0], means[1]), c), found
 
 
 def detect(

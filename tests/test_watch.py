@@ -1,0 +1,204 @@
+"""A watcher counts each row once, whoever kills it, and says what has moved"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import xarray as xr
+from conftest import ROOT
+from test_feedback import Service
+from toy import Project
+
+from scalai_nb.data.lake.lake import Lake
+from scalai_nb.describe.summary import summarize
+from scalai_nb.errors import Conflict, ParameterError
+from scalai_nb.learn.features.transform import Transform
+from scalai_nb.models.package.package import package
+from scalai_nb.monitoring.watch import Watch, watch_model, windows
+
+HOUR = np.timedelta64(3600, "s")
+START = np.datetime64("2026-01-01", "us")
+
+
+def rows(at, seed=0, shift=0.0) -> xr.Dataset:
+    rng = np.random.default_rng(seed)
+    kind = rng.choice(["a", "b"], len(at))
+    x = rng.normal(shift, 1, len(at))
+    return xr.Dataset(
+        {"at": ("row", np.array(at, "M8[us]")), "x": ("row", x), "kind": ("row", kind)}
+    )
+
+
+def hours(first: int, n: int, each: int = 20) -> np.ndarray:
+    return START + first * HOUR + np.arange(n * each) * (HOUR // each)
+
+
+@pytest.fixture
+def lake(tmp_path):
+    lake = Lake(tmp_path / "lake", author="ada")
+    lake.write("a", rows(hours(0, 12)))
+    return lake
+
+
+def watch(lake, **options) -> Watch:
+    return Watch(lake, "a", summarize(rows(hours(0, 200), seed=9)), "at", every=3600, **options)
+
+
+def test_windows_close_when_a_later_row_has_come(lake):
+    assert [w.rows for w in watch(lake).look()] == [20] * 11
+    assert watch(lake).look() == []
+    lake.append("a", rows(hours(12, 2)))
+    found = watch(lake).look()
+    assert [w.start for w in found] == [START + 11 * HOUR, START + 12 * HOUR]
+    assert sum(w.rows for w in windows(lake, "a")) == lake.state("a.watch")["rows"] == 260
+
+
+def test_rows_that_come_late_without_a_time_or_from_the_future_count_where_they_come(lake):
+    watch(lake).look()
+    late = [START, np.datetime64("NaT", "us"), np.datetime64("2262-01-01", "us")]
+    lake.append("a", rows([*late, *hours(12, 1)]))
+    lake.append("a", rows([START + 13 * HOUR]))
+    eleventh, twelfth = watch(lake).look()
+    assert (eleventh.rows, eleventh.late, twelfth.rows, twelfth.late) == (23, 3, 20, 0)
+
+
+def test_a_gap_of_windows_is_no_window(lake):
+    lake.append("a", rows([START + 100 * HOUR, START + 101 * HOUR]))
+    starts = [w.start for w in watch(lake).look()]
+    assert starts[-2:] == [START + 11 * HOUR, START + 100 * HOUR]
+
+
+def test_an_alarm_keeps_its_beginning_while_it_lasts(lake):
+    lake.append("a", rows(hours(12, 9), shift=3))
+    found = watch(lake).look()
+    assert [w.alarm for w in found] == [False] * 12 + [True] * 8
+    assert {w.since for w in found if w.alarm} == {START + 12 * HOUR}
+    assert found[-1].moved.startswith("x: mean")
+
+
+def test_two_watchers_do_not_both_count(lake, monkeypatch):
+    slow = watch(lake)
+    judged = slow._judged
+
+    def meanwhile(*asked):
+        if not windows(lake, "a"):
+            watch(lake).look()
+        return judged(*asked)
+
+    monkeypatch.setattr(slow, "_judged", meanwhile)
+    with pytest.raises(Conflict, match="Another watcher of 'a'"):
+        slow.look()
+    assert len(windows(lake, "a")) == 11
+
+
+def test_what_was_written_anew_is_watched_anew(lake):
+    watch(lake).look()
+    lake.write("a", rows(hours(0, 3)))
+    with pytest.raises(ParameterError, match="was written anew"):
+        watch(lake).look()
+    assert len(watch(lake, restart=True).look()) == len(windows(lake, "a")) == 2
+
+
+LOOK = """
+import sys
+from scalai_nb.data.lake.lake import Lake
+from scalai_nb.describe.summary import Summary
+from scalai_nb.monitoring.watch import Watch
+lake, reference = Lake(sys.argv[1]), Summary.from_json(open(sys.argv[2]).read())
+Watch(lake, "a", reference, "at", every=3600).look()
+print("ready", flush=True)
+while True:
+    Watch(lake, "a", reference, "at", every=3600).look()
+"""
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.campaign)])
+def test_a_watcher_that_is_killed_counts_each_row_once(lake, tmp_path, kills):
+    reference, chance = tmp_path / "reference.json", random.Random(kills)
+    reference.write_text(summarize(rows(hours(0, 200), seed=9)).to_json())
+    when, phases = 12, set()
+    for _ in range(kills):
+        words = [sys.executable, "-c", LOOK, str(lake.path), str(reference)]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+            assert process.stdout.readline() == "ready\n"
+            until = time.monotonic() + chance.uniform(0.02, 1)
+            while time.monotonic() < until:
+                lake.append("a", rows(hours(when, 1), seed=when))
+                when += 1
+            phases.add(len(windows(lake, "a")))
+            os.kill(process.pid, signal.SIGKILL)
+    watch(lake).look()
+    kept = windows(lake, "a")
+    assert len(phases) > 1
+    assert [w.start for w in kept] == [START + k * HOUR for k in range(when - 1)]
+    assert {w.rows for w in kept} == {20}
+    assert sum(w.summary.rows for w in kept) == lake.state("a.watch")["rows"]
+
+
+# --- a model --------------------------------------------------------------------------------------
+
+
+class Registered:
+    "A stand-in for a registry: one model"
+
+    def __init__(self, model):
+        self.model = model
+
+    def load(self, name):
+        return self.model
+
+
+def model(summary=None):
+    from sklearn.linear_model import LogisticRegression
+
+    ds = xr.Dataset({"hour": ("row", np.arange(24.0).repeat(50))})
+    transform = Transform(["hour"]).fit(ds)
+    estimator = LogisticRegression().fit(transform.transform(ds), ds.hour.values > 12)
+    return package(transform, estimator, name="late", summary=summary and summarize(ds))
+
+
+def test_what_a_model_is_asked_is_held_against_what_it_learned_from(tmp_path):
+    service = Service(tmp_path)
+    service.write(*[(f"r{i}", "1", 0.5) for i in range(200)], force=True)
+    looking = watch_model(service.lake, Registered(model(True)), "late", every=1.0, large=0.1)
+    assert looking.dataset == "late-predictions" and list(looking.reference) == ["hour"]
+    time.sleep(1.1)
+    service.write(("last", "1", 0.5), force=True)
+    found = looking.look()
+    assert sum(w.rows for w in found) == 200 and found[-1].alarm
+    assert found[-1].moved.startswith("hour: mean 11.5 → 7")  # it is always 7
+    with pytest.raises(ParameterError, match="without a summary"):
+        watch_model(service.lake, Registered(model()), "late")
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_the_command(tmp_path):
+    project = Project(tmp_path, "cluster = none\ntrackers = none\nlake = lake\n")
+    lake = Lake(tmp_path / "lake", author="ada")
+    lake.write("a", rows(hours(0, 100)))
+    lake.tag("a", "normal")
+    lake.append("a", rows(hours(100, 6), shift=4))
+    said = project.scalai("watch", "a")
+    assert said.returncode == 2 and "--against DATASET@VERSION" in said.stderr
+    words = ["watch", "a", "--against", "@normal", "--every", "1h"]
+    tried = project.scalai(*words, "--dry-run")
+    assert "✘ alarm" in tried.stdout and "a.watch" not in lake.names()
+    once = json.loads(project.scalai(*words, "--once", "--json").stdout)
+    assert len(once) == 105 and [w["alarm"] for w in once[-5:]] == [True] * 5
+    assert "no window has closed" in project.scalai(*words, "--once").stdout
+    other = project.scalai(*words[:-1], "1d", "--once")
+    assert other.returncode == 2 and "--restart" in other.stderr
+    lake.append("a", rows(hours(106, 2)))
+    daemon = project.start(*words)
+    assert "window (UTC)" in daemon.stdout.readline()
+    daemon.send_signal(signal.SIGTERM)
+    assert daemon.wait(60) == 0
+    daemon.communicate()
