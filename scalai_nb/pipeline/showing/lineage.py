@@ -124,7 +124,7 @@ def _works(runs: list[Run]) -> list[Work]:
     found: dict[tuple[str, str], Work] = {}
     for run in runs:
         for step in run.steps:
-            key = step.run or run.id, step.name
+            key = step.made or step.run or run.id, step.name
             known = step.status == "cached" and key in found
             if (step.inputs or step.written) and not known:
                 found[key] = Work(*key, step.status, {**step.inputs}, dict(step.written))
