@@ -70,7 +70,7 @@ _WHERE = {
     "client.client": ["Client"],
     "jupyter.explorers.cluster_panel": ["ClusterPanel"],
     "jupyter.explorers.pipeline_board": ["PipelineBoard"],
-    "pipeline.showing.lineage": ["named_versions"],
+    "pipeline.showing.lineage": ["lineage", "named_versions"],
     "jupyter.explorers.summary_explorer": ["SummaryExplorer"],
     "jupyter.explorers.threshold_explorer": ["ThresholdExplorer"],
 }

@@ -51,11 +51,11 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['app', 'runs_app', 'lake_app', 'kernel_app', 'Parameters', 'Pipeline', 'Sweep',
-           'TakeOver', 'RunId', 'scalai', 'run', 'plan', 'accept', 'runs', 'runs_send',
-           'show', 'cancel', 'report', 'lake_ls', 'lake_log', 'lake_diff', 'lake_add',
-           'lake_tag', 'lake_restore', 'lake_expire', 'lake_sizes', 'lake_copy',
-           'lake_verify', 'lake_compact', 'lake_evolve', 'dash', 'kernel_install', 'warm',
-           'doctor', 'main']
+           'TakeOver', 'RunId', 'Svg', 'scalai', 'run', 'plan', 'accept', 'runs',
+           'runs_send', 'show', 'cancel', 'report', 'lake_ls', 'lake_log', 'lake_diff',
+           'lake_add', 'lake_tag', 'lake_restore', 'lake_expire', 'lake_sizes',
+           'lake_copy', 'lake_verify', 'lake_compact', 'lake_evolve', 'dash',
+           'kernel_install', 'warm', 'doctor', 'main']
 
 # %% ../nbs/cli.ipynb #34c443ca
 app = typer.Typer(
@@ -126,6 +126,9 @@ TakeOver = Annotated[
     typer.Option("--take-over", help="Make datasets of other pipelines that it writes its own."),
 ]
 RunId = Annotated[str, typer.Argument(help="A run, a unique part of its name, or latest.")]
+Svg = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Draw it into a file, for a document.")
+]
 
 
 @app.command()
@@ -445,9 +448,7 @@ def show(
     step: Annotated[str | None, typer.Argument(help="Print what this step printed.")] = None,
     env: Env = None,
     json: Json = False,
-    svg: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Draw the table into a file, for a document.")
-    ] = None,
+    svg: Svg = None,
     whole: Annotated[
         bool, typer.Option("--whole", help="Also what a report leaves out because it is long.")
     ] = False,
@@ -604,9 +605,34 @@ def _listed(lake: Lake, name: str) -> dict:
 
 
 @lake_app.command("log")
-def lake_log(name: Dataset, env: Env = None, json: Json = False) -> None:
+def lake_log(
+    name: Dataset,
+    lineage: Annotated[
+        bool, typer.Option("--lineage", help="Also the steps that wrote and read each, and models.")
+    ] = False,
+    env: Env = None,
+    json: Json = False,
+    svg: Svg = None,
+) -> None:
     "List the versions of a dataset, newest first."
-    out(_lake(env).log(name), json, _versions)
+    found, shown = _traced(name, env) if lineage else _logged(name, env)
+    if svg:
+        return _draw(shown, f"scalai lake log {name}", svg)
+    out(found, json, lambda _: shown)
+
+
+def _logged(name: str, env: str | None) -> tuple[Any, RenderableType]:
+    "The versions of a dataset, and their table"
+    found = _lake(env).log(name)
+    return found, _versions(found)
+
+
+def _traced(name: str, env: str | None) -> tuple[Any, RenderableType]:
+    "The lineage of a dataset, and its picture"
+    from scalai_nb.pipeline.showing.lineage import lineage
+
+    found = lineage(environment(env), name)
+    return found, found.picture()
 
 
 @lake_app.command("diff")

@@ -234,6 +234,8 @@ def test_a_pipeline_runs_on_a_bucket(lake, tmp_path):
     again = project.scalai("run", "toy")
     assert again.returncode == 0 and "cached" in again.stdout
     assert project.scalai("lake", "ls").stdout.count("\n") >= 2
+    told = project.scalai("lake", "log", "x", "--lineage").stdout
+    assert "← a, in toy-" in told and "→ b to y@" in told
     found = json.loads(project.scalai("doctor", "--json").stdout)
     assert [(c["ok"], c["found"]) for c in found if c["name"] == "lake"] == [
         (True, f"{lake.path}, 2 datasets")

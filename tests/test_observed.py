@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from unittest.mock import patch
@@ -20,6 +21,7 @@ from scalai_nb.data.lake.lake import Lake
 from scalai_nb.environment import environment
 from scalai_nb.pipeline.pipeline import Pipeline
 from scalai_nb.pipeline.plan import Plan
+from scalai_nb.pipeline.staleness import Cache
 
 SETTINGS = "cluster = none\ntrackers = none\nworkers = 1\n"
 CONTRACT = 'from scalai_nb.pipeline import In, Out\na: Out = "a"\nn: int = 1'
@@ -144,16 +146,30 @@ def done(tmp_path_factory):
     return root
 
 
+def share(env) -> None:
+    "Tell other checkouts of what was run, as if all that it read had been seen"
+    cache = Cache(env, "toy")
+    for step in Pipeline.load("toy", env).steps:
+        entry = cache.get(step)
+        cache.share(step, replace(entry, observed=replace(entry.observed, unseen=[])))
+
+
 @contextmanager
 def copied(done: Path, tmp_path: Path):
     "The reasons of both steps in a copy of the project, once it is changed"
     root = tmp_path / "copy"
     shutil.copytree(done, root, symlinks=True)
+    share(environment("laptop", settings=root / "settings.ini"))
 
     def reasons(**variables: str) -> list[list[str]]:
         with patch.dict(os.environ, {"TAKEN": "1", **variables}):
             env = environment("laptop", settings=root / "settings.ini")
             found = Plan.make(Pipeline.load("toy", env), env).steps
+            other = replace(env, runs=str(tmp_path / "other"))
+            there = Plan.make(Pipeline.load("toy", other), other).steps
+        # a checkout that has run nothing finds in the lake what this one has, and nothing more
+        ran = [bool(step.reasons or step.entry.accepted) for step in found]
+        assert [bool(step.reasons) for step in there] == ran
         return [step.reasons for step in found]
 
     yield root / "pipelines/toy", reasons

@@ -89,7 +89,9 @@ def _reasons(p: Planned) -> list[tuple[str, str]]:
     "Styled lines that give the reasons"
     if p.status == "cached":
         accepted = p.entry.accepted[-1:] if p.entry else []
-        return [("cached", "green"), *((f"accepted {said}", "dim") for said in accepted)]
+        made = [f"made by {p.entry.made}"] if p.entry and p.entry.made else []
+        more = [*made, *(f"accepted {said}" for said in accepted)]
+        return [("cached", "green"), *((said, "dim") for said in more)]
     own = [(r, "") for r in p.reasons if not r.startswith("after ")]
     after = ", ".join(_follows(p))
     return [*own, (f"after {after}", "dim")] if after else own

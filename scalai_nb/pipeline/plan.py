@@ -42,14 +42,14 @@ class Planned:
     inputs : dict[str, str | None]
         what it reads -> version id, as far as known
     entry : Entry | None
-        its last good run
+        its last good run, which may be that of another checkout
     """
 
     step: Step
     reasons: list[str]  # why it is stale; empty: it is cached
     key: Key  # as far as its inputs are known
     inputs: dict[str, str | None]  # what it reads -> version id, as far as known
-    entry: Entry | None  # its last good run
+    entry: Entry | None  # its last good run, which may be that of another checkout
 
     @property
     def status(self) -> str:
@@ -70,11 +70,19 @@ class _Judge:
     ) -> Planned:
         "What is to be done about `step`"
         now, entry = key(step, inputs, self.cache.memory), self.cache.get(step)
+        why = self._why(step, now, entry, after)
+        if why and not after and (other := self.cache.shared(step, now)):
+            if not self._why(step, now, other):
+                return Planned(step, [], now, inputs, other)
+        return Planned(step, why, now, inputs, entry)
+
+    def _why(
+        self, step: Step, now: Key, entry: Entry | None, after: Sequence[str] = ()
+    ) -> list[str]:
+        "Why a step is stale after a good run of it; empty: it is cached"
         moved = [*self.cache.moved(entry), *entry.aged(step)] if entry else []
         why = reasons(now, entry, self.head, after, step.name in self.forced, moved)
-        if entry and not why:
-            why = self.cache.lost(entry)
-        return Planned(step, why, now, inputs, entry)
+        return why or (self.cache.lost(entry) if entry else [])
 
 
 def _judge_all(pipeline: Pipeline, judge: _Judge) -> list[Planned]:
@@ -124,7 +132,7 @@ class Plan:
             (
                 p.step.stem,
                 p.status,
-                "; ".join(p.reasons),
+                "; ".join(p.reasons) or _made(p),
                 ", ".join(map(str, p.step.writes.values())),
             )
             for p in self.steps
@@ -243,6 +251,11 @@ class Plan:
         }
 
 
+def _made(p: Planned) -> str:
+    "Which run of another checkout has made the outputs of a step; empty: none"
+    return f"made by {p.entry.made}" if p.entry and p.entry.made else ""
+
+
 def _as_dict(p: Planned) -> dict[str, Any]:
     "A step of a plan as JSON can hold it"
     return {
@@ -258,5 +271,6 @@ def _as_dict(p: Planned) -> dict[str, Any]:
         "parameters": p.key.parts["parameters"],
         "seconds": p.entry.seconds if p.entry else None,
         "run": p.entry.run if p.entry else None,
+        "made": p.entry.made if p.entry else "",
         "accepted": p.entry.accepted if p.entry else [],
     }

@@ -279,6 +279,8 @@ def _told(run: Run, s: StepRun) -> Iterator[Part]:
         yield inline("took ", ", ".join(took))
     if s.run:
         yield inline("cached from ", s.run)
+    if s.made:
+        yield inline("cached, made by ", s.made)
     if s.reasons:
         yield inline("ran because: ", "; ".join(s.reasons))
 

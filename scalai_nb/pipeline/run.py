@@ -176,6 +176,8 @@ class StepRun:
     cells : list[CellRun]
     run : str | None, default None
         of a cached step: the run that executed it
+    made : str, default ''
+        of a cached step: which run of which other checkout executed it
     kernel : dict[str, Any] | None, default None
         that was kept when a cell failed: connection_file, pid, until (seconds since the epoch)
     """
@@ -198,6 +200,7 @@ class StepRun:
     metrics: dict[str, float] = field(default_factory=dict)  # that its writes came with
     cells: list[CellRun] = field(default_factory=list)
     run: str | None = None  # of a cached step: the run that executed it
+    made: str = ""  # of a cached step: which run of which other checkout executed it
     # that was kept when a cell failed: connection_file, pid, until (seconds since the epoch)
     kernel: dict[str, Any] | None = None
 

@@ -11,15 +11,18 @@ import os
 import sys
 from codecs import getwriter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..data.lake.storage import folder_of, put
 from ..environment import Environment
+from ..errors import ScalaiError
 from ..files import replacing, whoami
 from .pipeline import Head, Pipeline
-from .reading.observed import Fact, Observed
+from .reading.observed import MEANWHILE, Fact, Observed
 from .reading.parameter import source
 from .reading.surroundings import Memory, content, of_user, packages, stamp
 from .step import Step
@@ -182,6 +185,10 @@ class Entry:
         what it was seen to read
     accepted : list[str]
         when, by whom and why, though it was stale
+    metrics : dict[str, float]
+        that its writes came with
+    made : str, default ''
+        which run of which other checkout it was; empty: one of this
     finished : str
         or accepted
     """
@@ -193,6 +200,8 @@ class Entry:
     rows: int | None = None  # rows written
     observed: Observed = field(default_factory=Observed)  # what it was seen to read
     accepted: list[str] = field(default_factory=list)  # when, by whom and why, though it was stale
+    metrics: dict[str, float] = field(default_factory=dict)  # that its writes came with
+    made: str = ""  # which run of which other checkout it was; empty: one of this
     # or accepted
     finished: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
@@ -230,7 +239,8 @@ class Cache:
         pipeline: Pipeline | str,  # or its name
     ):
         self.env = env
-        self.folder = Path(env.runs) / "cache" / _called(pipeline)
+        self.name = _called(pipeline)
+        self.folder = Path(env.runs) / "cache" / self.name
         self.memory = Memory(of_user())
 
     def _file(self, step: Step | str) -> Path:
@@ -314,6 +324,37 @@ class Cache:
         with replacing(self._file(step), durable=False) as file:
             json.dump({**asdict(entry), "key": entry.key.parts}, getwriter("utf-8")(file), indent=1)
         return entry
+
+    def _of_all(self, step: Step) -> Path:
+        "Where the checkouts that share a lake keep the last good run of a step"
+        return folder_of(self.env.lake) / ".cache" / self.name / f"{step.name}.json"
+
+    def _digest(self, step: Step, key: Key) -> str:
+        "What a step depends on, of models also the registry: numbers of another are of others"
+        references = [*step.reads.values(), *step.writes.values()]
+        registry = self.env.tracking if any(r.kind == "model" for r in references) else ""
+        return _sha256(f"{key.digest} {registry}")
+
+    def share(self, step: Step, entry: Entry) -> None:
+        "Tell the other checkouts of a good run, unless it may have read what was not seen"
+        if entry.observed.unseen or MEANWHILE in entry.observed.files.values():
+            return
+        made = f"{entry.run} in {self.env.root}"
+        about = {"key": self._digest(step, entry.key), "run": None, "made": made}
+        record = json.dumps({**asdict(entry), **about})
+        with suppress(OSError, ScalaiError):  # they run the step then
+            put(self._of_all(step), f"{_sha256(record)} {record}".encode(), durable=False)
+
+    def shared(self, step: Step, now: Key) -> Entry | None:
+        "The last good run of a step in any checkout, if it depended on the same; damaged: None"
+        try:
+            sum, _, record = self._of_all(step).read_bytes().decode().partition(" ")
+            found = json.loads(record) if sum == _sha256(record) else {}
+            if found.get("key") != self._digest(step, now):
+                return None
+            return Entry(**{**found, "key": now, "observed": Observed(**found["observed"])})
+        except (OSError, ScalaiError, ValueError, KeyError, TypeError):
+            return None
 
     def moved(self, entry: Entry) -> list[str]:
         "What a step was seen to read and is not as it was, in words"

@@ -349,7 +349,7 @@ class Attempt:
         shutil.rmtree(self._checkpoints, ignore_errors=True)
         run = shared.recorder.run
         declared = {r.name for r in step.writes.values()}  # people mend what a quarantine holds
-        shared.cache.put(
+        entry = shared.cache.put(
             step,
             self.planned.key,
             {w["name"]: [w["kind"], w["version"]] for w in written if w["name"] in declared},
@@ -357,4 +357,7 @@ class Attempt:
             seconds=run.step(step.name).seconds,
             rows=finished["rows"],
             observed=self._observed(),
+            metrics=finished["metrics"],
         )
+        if shared.publish:
+            shared.cache.share(step, entry)

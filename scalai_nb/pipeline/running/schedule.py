@@ -113,6 +113,7 @@ class Schedule:
         "Record that an earlier run's outputs stand"
         entry = planned.entry
         assert entry, "a cached step has an entry"
+        elsewhere = {"made": entry.made, "metrics": entry.metrics} if entry.made else {}
         self.shared.recorder.emit(
             {
                 "event": "step_finished",
@@ -123,6 +124,7 @@ class Schedule:
                 "run": entry.run,
                 "inputs": planned.inputs,
                 "parameters": planned.step.values,
+                **elsewhere,
             }
         )
         self.shared.track(planned.step.name)

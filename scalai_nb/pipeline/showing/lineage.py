@@ -5,20 +5,28 @@
 # %% ../../../nbs/pipeline/showing/lineage.ipynb #a9bb7c44
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ...data.lake.repository import ID
+from ...data.lake.repository import ID, Version
 from ...errors import LakeError
-from ..run import StepRun, all_runs
+from ..run import Run, StepRun, all_runs
+from ..running.schedule import DONE
+from ...show import verbatim
+from ...words import when
 
 if TYPE_CHECKING:
+    from rich.text import Text
+    from rich.tree import Tree
+
     from scalai_nb.environment import Environment
     from scalai_nb.models.registry.catalog import ModelVersion
 
 # %% auto #0
-__all__ = ['named_versions']
+__all__ = ['named_versions', 'Work', 'Traced', 'Lineage', 'lineage']
 
 # %% ../../../nbs/pipeline/showing/lineage.ipynb #59e5ddbc
 def _of_step(step: StepRun) -> Iterator[tuple[str, str]]:
@@ -28,15 +36,12 @@ def _of_step(step: StepRun) -> Iterator[tuple[str, str]]:
             yield name.partition("@")[0], version
 
 
-def _of_models(env: Environment) -> Iterator[tuple[str, str]]:
-    "Dataset and id of the versions that models have learned from"
+def _models(env: Environment) -> list[ModelVersion]:
+    "Every version of every model"
     from scalai_nb.models.registry.catalog import Catalog
 
     catalog = Catalog(env)
-    for model in catalog.names():
-        for version in catalog.versions(model):
-            if source := _learned_from(version):
-                yield source
+    return [version for model in catalog.names() for version in catalog.versions(model)]
 
 
 def _learned_from(version: ModelVersion) -> tuple[str, str] | None:
@@ -72,6 +77,210 @@ def named_versions(
                 "removed. Restore the record from a backup, or delete its folder."
             )
     pairs = [pair for run in runs for step in run.steps for pair in _of_step(step)]
-    for name, id in [*pairs, *_of_models(env)]:
+    sources = filter(None, map(_learned_from, _models(env)))
+    for name, id in [*pairs, *sources]:
         found.setdefault(name, set()).add(id)
     return found
+
+# %% ../../../nbs/pipeline/showing/lineage.ipynb #66b0c21c
+@dataclass(frozen=True)
+class Work:
+    """What a step of a run has read and written
+
+    Attributes
+    ----------
+    run : str
+    step : str
+    status : str
+        of the step, as `StepRun` has it
+    read : dict[str, str | None]
+        name, or name@ref, -> version
+    written : dict[str, str]
+        name -> version
+    """
+
+    run: str
+    step: str
+    status: str  # of the step, as `StepRun` has it
+    read: dict[str, str | None]  # name, or name@ref, -> version
+    written: dict[str, str]  # name -> version
+
+    def read_of(
+        self,
+        name: str,  # a dataset
+    ) -> set[str | None]:
+        """The versions of a dataset that the step has read
+
+        Parameters
+        ----------
+        name : str
+            a dataset
+        """
+        return {version for n, version in self.read.items() if n.partition("@")[0] == name}
+
+
+def _works(runs: list[Run]) -> list[Work]:
+    "What steps have done, the newest run first; of a cached step, what it did when it was executed"
+    found: dict[tuple[str, str], Work] = {}
+    for run in runs:
+        for step in run.steps:
+            key = step.made or step.run or run.id, step.name
+            known = step.status == "cached" and key in found
+            if (step.inputs or step.written) and not known:
+                found[key] = Work(*key, step.status, {**step.inputs}, dict(step.written))
+    return list(found.values())
+
+# %% ../../../nbs/pipeline/showing/lineage.ipynb #182deedd
+@dataclass(frozen=True)
+class Traced:
+    """A version of a dataset, with who wrote and who used it
+
+    Attributes
+    ----------
+    version : Version
+    writer : Work | None
+        None: no run of this checkout, see its author and message
+    readers : tuple[Work, ...]
+    models : tuple[str, ...]
+        that have learned from it, and that no reader has written
+    """
+
+    version: Version
+    writer: Work | None  # None: no run of this checkout, see its author and message
+    readers: tuple[Work, ...]
+    models: tuple[str, ...]  # that have learned from it, and that no reader has written
+
+
+def _traced(
+    name: str,  # of the dataset
+    log: list[Version],
+    works: list[Work],
+    learned: dict[str, tuple[str, str] | None],  # model -> dataset and id that it has learned from
+) -> Iterator[Traced]:
+    "Each version with who wrote and who used it"
+    writers = {work.written[name]: work for work in works if name in work.written}
+    readers: dict[str | None, list[Work]] = {}
+    for work in works:
+        for id in work.read_of(name):
+            readers.setdefault(id, []).append(work)
+    models: dict[str, list[str]] = {}
+    for model, source in learned.items():
+        if source and source[0] == name:
+            models.setdefault(source[1], []).append(model)
+    for version in log:
+        read = readers.get(version.id, [])
+        made = {f"{n}@{v}" for work in read for n, v in work.written.items()}
+        others = (model for model in models.get(version.id, ()) if model not in made)
+        yield Traced(version, writers.get(version.id), tuple(read), tuple(others))
+
+# %% ../../../nbs/pipeline/showing/lineage.ipynb #54ca6f34
+def _few(versions: Mapping[str, str | None], aliases: Mapping[str, tuple[str, ...]]) -> str:
+    "Datasets and models with their versions, as short as they are known by, and files"
+    found = []
+    for name, version in versions.items():
+        name = name.partition("@")[0]
+        model = f"{name}@{version}"
+        called = f" ({', '.join(aliases[model])})" if aliases.get(model) else ""
+        if version and len(version) > 20:  # the digest of a file
+            found.append(name)
+        else:
+            found.append(f"{name}@{(version or 'none')[:6]}{called}")
+    return ", ".join(found)
+
+
+def _line(arrow: str, what: str, more: str = "") -> Text:
+    "A line of the picture"
+    from rich.text import Text
+
+    return Text.assemble((f"{arrow} ", "cyan"), what, (more, "dim"))
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where the versions of a dataset come from and who used them, the newest first
+
+    Attributes
+    ----------
+    dataset : str
+    versions : list[Traced]
+    aliases : dict[str, tuple[str, ...]]
+        of models: name@version ->
+    unread : tuple[str, ...], default ()
+        records of runs that are damaged and may have said more
+    """
+
+    dataset: str
+    versions: list[Traced]
+    aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of models: name@version ->
+    unread: tuple[str, ...] = ()  # records of runs that are damaged and may have said more
+
+    def __repr__(self) -> str:
+        from rich.console import Console
+
+        text = io.StringIO()
+        Console(file=text, width=100).print(self.picture())
+        return text.getvalue().rstrip()
+
+    def _repr_html_(self) -> str:
+        return verbatim(repr(self)).html
+
+    def picture(self) -> Tree:
+        "A tree for a terminal"
+        from rich.text import Text
+        from rich.tree import Tree
+
+        tree = Tree(Text(self.dataset, "bold"), guide_style="dim")
+        for traced in self.versions:
+            version = traced.version
+            tags = "".join(f", {tag}" for tag in version.tags)
+            about = f"  {when(version.time)}, {version.rows:,} rows{tags}"
+            node = tree.add(Text.assemble((version.id[:12], "yellow"), about))
+            for line in self._lines(traced):
+                node.add(line)
+        for sentence in self.unread:
+            tree.add(Text(sentence, "red"))
+        return tree
+
+    def _lines(self, traced: Traced) -> Iterator[Text]:
+        "Where a version comes from and who used it, a line each"
+        version, writer = traced.version, traced.writer
+        if version.content not in ("", version.id):
+            yield _line("←", f"{self.dataset}@{version.content[:6]}", ", restored")
+        elif writer:
+            of = _few(writer.read, self.aliases)
+            yield _line("←", f"{writer.step}{f' of {of}' if of else ''}", f", in {writer.run}")
+        else:
+            yield _line("←", version.message, f", by {version.author}")
+        for reader in traced.readers:
+            ended = "" if reader.status in DONE else f", {reader.status}"
+            made = _few(reader.written, self.aliases)
+            to = f" to {made}" if made else ""
+            yield _line("→", f"{reader.step}{to}", f", in {reader.run}{ended}")
+        for model in traced.models:
+            name, _, number = model.partition("@")
+            yield _line("→", f"model {_few({name: number}, self.aliases)}")
+
+# %% ../../../nbs/pipeline/showing/lineage.ipynb #c6fe93ca
+def lineage(
+    env: Environment,
+    name: str,  # dataset, or dataset@ref to begin there
+) -> Lineage:
+    """Where each version of a dataset comes from, and which steps and models used it
+
+    Runs are those of this checkout, models those of the registry. DatasetNotFound, VersionNotFound.
+
+    Parameters
+    ----------
+    env : Environment
+    name : str
+        dataset, or dataset@ref to begin there
+    """
+    from scalai_nb.data.lake.lake import Lake
+
+    log = Lake(env.lake).log(name)
+    name, runs = name.partition("@")[0], all_runs(env)
+    models = {str(model): model for model in _models(env)}
+    learned = {model: _learned_from(version) for model, version in models.items()}
+    aliases = {model: version.aliases for model, version in models.items() if version.aliases}
+    unread = tuple(run.damage for run in runs if run.damage)
+    return Lineage(name, [*_traced(name, log, _works(runs), learned)], aliases, unread)
