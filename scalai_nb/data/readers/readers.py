@@ -30,15 +30,17 @@ _COLUMNAR: dict[str, str] = dict.fromkeys(
     (".parquet", ".pq", ".arrow", ".arrows", ".feather", ".ipc"), "scalai_nb.data.readers.columnar"
 )
 _SQLITE: dict[str, str] = dict.fromkeys(
-    ("sqlite", ".db", ".sqlite", ".sqlite3"), "scalai_nb.data.readers.sqlite"
+    ("sqlite", ".db", ".sqlite", ".sqlite3"), "scalai_nb.data.readers.databases.sqlite"
 )
 _SERVERS: dict[str, str] = {
-    "postgresql": "scalai_nb.data.readers.postgresql",
-    "postgres": "scalai_nb.data.readers.postgresql",
-    "mysql": "scalai_nb.data.readers.mysql",
-    "mariadb": "scalai_nb.data.readers.mysql",
+    "postgresql": "scalai_nb.data.readers.databases.postgresql",
+    "postgres": "scalai_nb.data.readers.databases.postgresql",
+    "mysql": "scalai_nb.data.readers.databases.mysql",
+    "mariadb": "scalai_nb.data.readers.databases.mysql",
 }
-_DUCKDB: dict[str, str] = dict.fromkeys(("duckdb", ".duckdb"), "scalai_nb.data.readers.duck")
+_DUCKDB: dict[str, str] = dict.fromkeys(
+    ("duckdb", ".duckdb"), "scalai_nb.data.readers.databases.duck"
+)
 _GRIDS: dict[str, str] = dict.fromkeys((".nc", ".nc4", ".zarr"), "scalai_nb.data.readers.grids")
 READERS: dict[str, str] = _DELIMITED | _JSON | _COLUMNAR | _SQLITE | _SERVERS | _DUCKDB | _GRIDS
 
