@@ -42,7 +42,13 @@ _DUCKDB: dict[str, str] = dict.fromkeys(
     ("duckdb", ".duckdb"), "scalai_nb.data.readers.databases.duck"
 )
 _GRIDS: dict[str, str] = dict.fromkeys((".nc", ".nc4", ".zarr"), "scalai_nb.data.readers.grids")
-READERS: dict[str, str] = _DELIMITED | _JSON | _COLUMNAR | _SQLITE | _SERVERS | _DUCKDB | _GRIDS
+_TABLES: dict[str, str] = {
+    "delta": "scalai_nb.data.readers.delta",
+    "iceberg": "scalai_nb.data.readers.iceberg",
+}
+READERS: dict[str, str] = (
+    _DELIMITED | _JSON | _COLUMNAR | _SQLITE | _SERVERS | _DUCKDB | _GRIDS | _TABLES
+)
 
 
 def register(
@@ -72,6 +78,8 @@ def _kind(address: Address) -> str:
     "Scheme, or the ending of the files. ParameterError: it is not read"
     if address.scheme:
         return address.scheme
+    if (Path(address.path).expanduser() / "_delta_log").is_dir():
+        return "delta"
     kinds = [kind for kind in READERS if kind.startswith(".")]
     if Path(address.path).expanduser().is_file():
         return ending(address.path)
