@@ -41,7 +41,9 @@ _SERVERS: dict[str, str] = {
 _DUCKDB: dict[str, str] = dict.fromkeys(
     ("duckdb", ".duckdb"), "scalai_nb.data.readers.databases.duck"
 )
-_GRIDS: dict[str, str] = dict.fromkeys((".nc", ".nc4", ".zarr"), "scalai_nb.data.readers.grids")
+_GRIDS: dict[str, str] = dict.fromkeys(
+    (".nc", ".nc4", ".zarr", ".grib", ".grib2", ".grb", ".grb2"), "scalai_nb.data.readers.grids"
+)
 _TABLES: dict[str, str] = {
     "delta": "scalai_nb.data.readers.delta",
     "iceberg": "scalai_nb.data.readers.iceberg",
