@@ -7,8 +7,8 @@ import pytest
 from databases import PASSWORD, postgresql
 
 from scalai_nb.data.readers.located import Address
-from scalai_nb.data.readers.postgresql import PostgreSQL, PostgreSQLSession, conninfo
-from scalai_nb.data.readers.relations import server_of
+from scalai_nb.data.readers.databases.postgresql import PostgreSQL, PostgreSQLSession, conninfo
+from scalai_nb.data.readers.databases.relations import server_of
 from scalai_nb.data.streams.changes import stream
 from scalai_nb.errors import ParameterError, StreamError
 

@@ -21,7 +21,7 @@ import scalai_nb as sn
 from scalai_nb.compute.blocks import Blocks
 from scalai_nb.data.ingestion import ingest
 from scalai_nb.data.lake.lake import Lake
-from scalai_nb.data.readers.relations import Relation
+from scalai_nb.data.readers.databases.relations import Relation
 from scalai_nb.errors import ParameterError, ScalaiError, WorkFailed
 
 pytest.importorskip("adbc_driver_postgresql")
@@ -317,7 +317,7 @@ def test_sqlite_goes_by_what_is_there(tmp_path):
 
 def test_sqlite_knows_the_kinds_of_every_column(tmp_path):
     "Nulls first or between, kinds mixed, an order of texts that only the writer knows"
-    from scalai_nb.data.readers.sqlite import SQLite, _kinds
+    from scalai_nb.data.readers.databases.sqlite import SQLite, _kinds
 
     some = {"integer": [1, -(2**62)], "real": [0.5, 1e300], "text": ["", "x"], "blob": [b"", b"a"]}
     mixes = [m for n in range(4) for m in permutations(some, n)]

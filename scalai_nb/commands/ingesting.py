@@ -72,7 +72,8 @@ def ingest(
             metavar="URI",
             help="CSV, JSON lines, Parquet or Arrow: a file, a folder, or a pattern in quotes; a "
             "table or query of a database: postgresql://USER@HOST/DATABASE::TABLE, or mysql, "
-            "sqlite, duckdb. Its password is SCALAI_PASSWORD.",
+            "sqlite, duckdb. Its password is SCALAI_PASSWORD. A table of Delta or Iceberg: "
+            "delta://FOLDER, iceberg://CATALOG::NAMESPACE.TABLE.",
             autocompletion=_kinds,
         ),
     ],

@@ -28,6 +28,7 @@ __all__ = ['cursor', 'Ingested', 'ingest']
 
 # %% ../../nbs/data/ingestion.ipynb #938f4c48
 _STATE = "ingested"  # entry of a dataset's state: column -> its greatest value that has arrived
+_ORIGIN = "origin"  # another: which version of which table the rows are of
 
 
 def cursor(
@@ -194,7 +195,8 @@ def ingest(
         coming = _counted(rows, done)
         appended = there and bool(incremental)
         held = {"contract": contract, "on_breach": on_breach}
-        version = lake.write_blocks(name, coming, message, appended, {_STATE: arrived}, **held)
+        state = {_STATE: arrived, _ORIGIN: getattr(blocks.source, "origin", None)}
+        version = lake.write_blocks(name, coming, message, appended, state, **held)
     new = version.rows - before
     reached = None if most is None else str(most)
     aside = _aside(lake, name) - aside

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -17,14 +17,14 @@ from .categories import labelled
 from .readers.located import ending
 from .readers.readers import read_source
 from .sources import from_frame
-from ..errors import ParameterError, unknown
+from ..errors import ParameterError, extra, unknown
 from ..types import PathLike
 
 if TYPE_CHECKING:
     from scalai_nb.types import Dataset, Frame
 
 # %% auto #0
-__all__ = ['Opener', 'OPENERS', 'TABLES', 'ENDINGS', 'lazy_grid', 'over_rows', 'flattened',
+__all__ = ['GRIB', 'Opener', 'OPENERS', 'TABLES', 'ENDINGS', 'lazy_grid', 'over_rows', 'flattened',
            'open_file']
 
 # %% ../../nbs/data/opening.ipynb #29f41854
@@ -95,9 +95,39 @@ def _sqlite(path: Path, table: str) -> Dataset:
     return from_frame(_with_times(df.astype(dict.fromkeys(empty, float))))
 
 
+GRIB = ".grib", ".grib2", ".grb", ".grb2"
+
+
+def _grib(path: Path, chunks: Any, keys: Mapping[str, Any]) -> Dataset:
+    "The fields of a file of GRIB. ParameterError: they make no one grid"
+    import xarray as xr
+
+    try:
+        from cfgrib.dataset import DatasetBuildError
+        from cfgrib.xarray_plugin import CfGribBackend
+        from eccodes import CodesInternalError
+    except (ImportError, RuntimeError):
+        raise extra("cfgrib", "grib") from None
+    told = {"indexpath": "", "errors": "raise", "filter_by_keys": dict(keys)}
+    try:
+        ds = xr.open_dataset(path, engine=CfGribBackend, chunks=chunks, backend_kwargs=told)
+    except DatasetBuildError as e:
+        raise ParameterError(
+            f"{path} has fields that make no one grid: {str(e).splitlines()[0]}; choose some with "
+            'keys={"typeOfLevel": "heightAboveGround", "level": 2}, say.'
+        ) from None
+    except (ValueError, EOFError, CodesInternalError) as e:
+        raise ParameterError(f"{path} cannot be read as GRIB: {str(e).splitlines()[0]}.") from None
+    if not ds.data_vars:
+        chosen = f" with {dict(keys)}" if keys else ""
+        raise ParameterError(f"{path} has no field of GRIB{chosen}; see grib_ls {path}.")
+    return ds
+
+
 def lazy_grid(
     path: Path,
     chunked: bool = True,  # on dask, in the chunks of the file
+    keys: Mapping[str, Any] | None = None,  # of GRIB: those of the fields that are read
 ) -> Dataset:
     """A grid over `row`, of which nothing is read yet. ParameterError: it is none
 
@@ -106,10 +136,14 @@ def lazy_grid(
     path : Path
     chunked : bool, default True
         on dask, in the chunks of the file
+    keys : Mapping[str, Any] | None, default None
+        of GRIB: those of the fields that are read
     """
     import xarray as xr
 
     chunks: Any = {} if chunked else None
+    if path.suffix.lower() in GRIB:
+        return over_rows(_grib(path, chunks, keys or {}))
     try:
         ds = (
             xr.open_zarr(path, chunks=chunks, consolidated=False)
@@ -158,6 +192,7 @@ OPENERS: dict[str, Opener] = {
     ".nc": lazy_grid,
     ".nc4": lazy_grid,
     ".zarr": lazy_grid,
+    **dict.fromkeys(GRIB, lazy_grid),
 }
 TABLES = (".db", ".sqlite", ".sqlite3")
 ENDINGS = (*OPENERS, *TABLES)

@@ -30,17 +30,27 @@ _COLUMNAR: dict[str, str] = dict.fromkeys(
     (".parquet", ".pq", ".arrow", ".arrows", ".feather", ".ipc"), "scalai_nb.data.readers.columnar"
 )
 _SQLITE: dict[str, str] = dict.fromkeys(
-    ("sqlite", ".db", ".sqlite", ".sqlite3"), "scalai_nb.data.readers.sqlite"
+    ("sqlite", ".db", ".sqlite", ".sqlite3"), "scalai_nb.data.readers.databases.sqlite"
 )
 _SERVERS: dict[str, str] = {
-    "postgresql": "scalai_nb.data.readers.postgresql",
-    "postgres": "scalai_nb.data.readers.postgresql",
-    "mysql": "scalai_nb.data.readers.mysql",
-    "mariadb": "scalai_nb.data.readers.mysql",
+    "postgresql": "scalai_nb.data.readers.databases.postgresql",
+    "postgres": "scalai_nb.data.readers.databases.postgresql",
+    "mysql": "scalai_nb.data.readers.databases.mysql",
+    "mariadb": "scalai_nb.data.readers.databases.mysql",
 }
-_DUCKDB: dict[str, str] = dict.fromkeys(("duckdb", ".duckdb"), "scalai_nb.data.readers.duck")
-_GRIDS: dict[str, str] = dict.fromkeys((".nc", ".nc4", ".zarr"), "scalai_nb.data.readers.grids")
-READERS: dict[str, str] = _DELIMITED | _JSON | _COLUMNAR | _SQLITE | _SERVERS | _DUCKDB | _GRIDS
+_DUCKDB: dict[str, str] = dict.fromkeys(
+    ("duckdb", ".duckdb"), "scalai_nb.data.readers.databases.duck"
+)
+_GRIDS: dict[str, str] = dict.fromkeys(
+    (".nc", ".nc4", ".zarr", ".grib", ".grib2", ".grb", ".grb2"), "scalai_nb.data.readers.grids"
+)
+_TABLES: dict[str, str] = {
+    "delta": "scalai_nb.data.readers.delta",
+    "iceberg": "scalai_nb.data.readers.iceberg",
+}
+READERS: dict[str, str] = (
+    _DELIMITED | _JSON | _COLUMNAR | _SQLITE | _SERVERS | _DUCKDB | _GRIDS | _TABLES
+)
 
 
 def register(
@@ -70,6 +80,8 @@ def _kind(address: Address) -> str:
     "Scheme, or the ending of the files. ParameterError: it is not read"
     if address.scheme:
         return address.scheme
+    if (Path(address.path).expanduser() / "_delta_log").is_dir():
+        return "delta"
     kinds = [kind for kind in READERS if kind.startswith(".")]
     if Path(address.path).expanduser().is_file():
         return ending(address.path)

@@ -5,16 +5,15 @@
 # %% ../../../nbs/data/streams/broker.ipynb #ae9c62e2
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from ..readers.located import Address
+from ..readers.located import PASSWORD, Address, password_of
 from ...errors import ParameterError, StreamError
 
 # %% auto #0
-__all__ = ['PASSWORD', 'Place', 'password_of', 'Patience', 'gap']
+__all__ = ['Place', 'Patience', 'gap']
 
 # %% ../../../nbs/data/streams/broker.ipynb #f2367e59
 @dataclass(frozen=True)
@@ -65,34 +64,23 @@ class Place:
         "Under which positions are kept"
         return f"{self.scheme}://{','.join(self.hosts)}/{self.stream}"
 
-# %% ../../../nbs/data/streams/broker.ipynb #6bd575ca
-PASSWORD = "SCALAI_PASSWORD"  # the environment variable that is looked at first
+    def secret(
+        self,
+        variable: str = "",  # environment variable that has it; "": SCALAI_PASSWORD, for a user
+    ) -> str:
+        """A password, or none. ParameterError: it is not set
 
-
-def password_of(
-    user: str,  # "": nobody is named
-    variable: str = "",  # the environment variable that has it; "": PASSWORD, for a user
-) -> str:
-    """A password, or none. ParameterError: it is not set
-
-    Parameters
-    ----------
-    user : str
-        "": nobody is named
-    variable : str, default ''
-        the environment variable that has it; "": PASSWORD, for a user
-    """
-    if not (user or variable):
-        return ""
-    found = os.environ.get(variable or PASSWORD)
-    if found is None and variable:
-        raise ParameterError(
-            "password= is not the name of an environment variable that is set; "
-            f"export one, as {PASSWORD}, and pass its name or a Secret."
-        )
-    if found is None:
-        raise ParameterError(f"There is no password for {user}; set {PASSWORD} to it.")
-    return found
+        Parameters
+        ----------
+        variable : str, default ''
+            environment variable that has it; "": SCALAI_PASSWORD, for a user
+        """
+        if not (self.user or variable):
+            return ""
+        found = password_of(variable or None)
+        if found is None:
+            raise ParameterError(f"There is no password for {self.user}; set {PASSWORD} to it.")
+        return found
 
 # %% ../../../nbs/data/streams/broker.ipynb #15ef3d62
 @dataclass

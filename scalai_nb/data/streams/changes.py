@@ -14,9 +14,14 @@ from datetime import UTC, datetime
 from time import monotonic, sleep
 from typing import Any
 
-from ..readers.located import Address
-from ..readers.postgresql import CATALOGUE, PostgreSQL, PostgreSQLSession, conninfo
-from ..readers.relations import password_of, server_of
+from scalai_nb.data.readers.databases.postgresql import (
+    CATALOGUE,
+    PostgreSQL,
+    PostgreSQLSession,
+    conninfo,
+)
+from ..readers.databases.relations import server_of
+from ..readers.located import Address, password_of
 from .records import Origin, Positions, Records, Stream
 from ...errors import ParameterError, ScalaiError, StreamError, unknown
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ..readers.located import Address
-from .broker import Patience, Place, gap, password_of
+from .broker import Patience, Place, gap
 from .records import Origin, Positions, Records, Stream
 from ...errors import ParameterError, StreamError, extra, unknown
 
@@ -349,7 +349,7 @@ def stream(
         raise extra("confluent_kafka", "kafka") from e
     place = Place.of(address, 9092)
     told = _Told()
-    settings = _settings(place, group, password_of(place.user, password), options)
+    settings = _settings(place, group, place.secret(password), options)
     try:
         consumer = Consumer(settings | {"error_cb": told})
     except KafkaException as e:

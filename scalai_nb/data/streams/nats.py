@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..readers.located import Address
-from .broker import Patience, Place, gap, password_of
+from .broker import Patience, Place, gap
 from .records import Origin, Positions, Records, Stream
 from ...errors import ParameterError, StreamError, extra, unknown
 
@@ -392,7 +392,7 @@ def stream(
     for name in options:
         if name not in known:
             raise ParameterError(unknown(name, known, f"the options of {place.name}"))
-    if secret := password_of(place.user, password):
+    if secret := place.secret(password):
         options |= {"user": place.user, "password": secret} if place.user else {"token": secret}
     if tls_ca:
         options["tls"] = ssl.create_default_context(cafile=tls_ca)

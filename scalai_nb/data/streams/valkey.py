@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..readers.located import Address
-from .broker import Patience, Place, gap, password_of
+from .broker import Patience, Place, gap
 from .records import Origin, Positions, Records, Stream
 from ...errors import ParameterError, StreamError, extra, unknown
 
@@ -345,7 +345,7 @@ def stream(
     if len(place.hosts) != 1:
         raise ParameterError(f"{place.name} names several servers; name the one that has the key.")
     host, _, port = place.hosts[0].rpartition(":")
-    secret = password_of(place.user, password) or None
+    secret = place.secret(password) or None
     made: dict[str, Any] = {"socket_connect_timeout": _ANSWER, "socket_timeout": _ANSWER}
     made |= options | {"username": place.user or None, "password": secret, "protocol": 2}
     client = Valkey(host, int(port), **made)
