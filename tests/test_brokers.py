@@ -536,8 +536,9 @@ def written(kind: str, server: brokers.Broker, name: str, partitions: int, n: in
         Topic(server.host, name, partitions) if kind == "kafka" else KINDS[kind](server.host, name)
     )
     for p in range(partitions):
+        records = numbered(n, p)
         for start in range(0, n, 50_000):
-            made.put(p, numbered(n, p)[start : start + 50_000])
+            made.put(p, records[start : start + 50_000])
     return made.uri
 
 
@@ -556,6 +557,7 @@ def test_a_killed_consumer_counts_each_record_once(kind, partitions, request, tm
 
 
 @pytest.mark.campaign
+@pytest.mark.timeout(3600)
 @EACH
 def test_campaign_a_million_records_and_fifty_kills(kind, partitions, tmp_path):
     n = 1_000_000 // partitions

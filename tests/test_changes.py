@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 from databases import PASSWORD, postgresql
+from streams import check_kills
 
 from scalai_nb.data.readers.located import Address
 from scalai_nb.data.readers.postgresql import PostgreSQL, PostgreSQLSession, conninfo
@@ -25,11 +26,12 @@ def server():
 def shop(server, monkeypatch):
     "A table, a function that runs SQL, and one that opens its stream"
     monkeypatch.setenv("SCALAI_PASSWORD", PASSWORD)
-    uri = f"postgresql+changes://reader@127.0.0.1:{server.port}/postgres"
-    database = PostgreSQL(server_of(Address.of(uri)))
+    place = f"postgresql://reader@127.0.0.1:{server.port}/postgres"
+    database = PostgreSQL(server_of(Address.of(place)))
 
     class Shop:
         opened = []
+        uri = place
 
         def __call__(self, *statements):
             told = conninfo(database.server, PASSWORD)
@@ -39,7 +41,7 @@ def shop(server, monkeypatch):
             session.close()
 
         def stream(self, positions=None, table="orders"):
-            found = stream(Address.of(f"{uri}::{table}"))
+            found = stream(Address.of(f"{place.replace(':', '+changes:', 1)}::{table}"))
             self.opened.append(found)
             if positions is not None:
                 found.seek(positions)
@@ -161,3 +163,38 @@ def test_a_gap_is_named(shop):
     with pytest.raises(ParameterError, match="'order' is not in the tables.*orders"):
         shop.stream(table="order")
     shop("DROP TABLE keyless")
+
+
+# ---- a consumer that is killed
+
+
+NUMBERS = "CREATE TABLE numbers (partition INTEGER, n INTEGER PRIMARY KEY, text TEXT)"
+
+
+def killed(shop, work, tmp_path, n, kills, rows):
+    "Where kills fell, while changes of a table of `n` rows are landed, or its new rows ingested"
+    shop("DROP TABLE IF EXISTS numbers", NUMBERS)
+    uri, options = shop.uri, {"n": n}
+    if work == "land":
+        uri, options = uri.replace(":", "+changes:", 1), {}
+        shop.stream({}, "numbers")
+        inserts = (f"({start}, {start + 999})" for start in range(0, n, 1000))
+        shop(*(f"INSERT INTO numbers SELECT 0, i, i FROM generate_series{i} s(i)" for i in inserts))
+    how = {"work": work, "options": options, "partitions": 1, "n": n, "kills": kills, "rows": rows}
+    return check_kills(f"{uri}::numbers", tmp_path / "lake", **how)
+
+
+BOTH = pytest.mark.parametrize("work", ["land", "ingest"])
+
+
+@BOTH
+def test_who_is_killed_brings_each_row_once(shop, work, tmp_path):
+    assert sum(killed(shop, work, tmp_path, 20_000, 3, 1_500).values()) == 3
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(3600)
+@BOTH
+def test_campaign_a_million_rows_and_fifty_kills(shop, work, tmp_path):
+    fell = killed(shop, work, tmp_path, 1_000_000, 50, 6_000)
+    assert min(fell[where] for where in ("before", "in", "after")) >= 5, fell
