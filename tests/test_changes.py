@@ -1,16 +1,19 @@
 """What is committed in a table of PostgreSQL comes once, in its order; what is lost is said"""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 from databases import PASSWORD, postgresql
 from streams import check_kills
 
+from scalai_nb.data.lake.lake import Lake
 from scalai_nb.data.readers.located import Address
 from scalai_nb.data.readers.postgresql import PostgreSQL, PostgreSQLSession, conninfo
 from scalai_nb.data.readers.relations import server_of
 from scalai_nb.data.streams.changes import stream
+from scalai_nb.data.streams.landing import Landing, land
 from scalai_nb.errors import ParameterError, StreamError
 
 pytest.importorskip("adbc_driver_postgresql")
@@ -163,6 +166,40 @@ def test_a_gap_is_named(shop):
     with pytest.raises(ParameterError, match="'order' is not in the tables.*orders"):
         shop.stream(table="order")
     shop("DROP TABLE keyless")
+
+
+@pytest.mark.parametrize("slot", ["moved", "dropped", "lost"])
+def test_a_gap_is_gone_past_if_it_may_be(shop, tmp_path, slot):
+    lake, how = Lake(tmp_path / "lake"), Landing(key="id", types={"the note": "string"})
+
+    def bring(**more):
+        return land(shop.stream(), lake, "orders", replace(how, **more), idle=0.2)
+
+    add = lambda i: shop(f"INSERT INTO orders VALUES ({i}, '', 0, true)")
+    bring()
+    add(1)
+    reached = bring().positions
+    add(2)
+    one = shop.stream(reached)
+    if slot == "moved":
+        one.acknowledge(one.poll(1, 5)[1])
+    if slot == "dropped":
+        shop(f"SELECT pg_drop_replication_slot('{one.slot}')::text")
+    if slot == "lost":
+        shop("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'", "SELECT pg_reload_conf()")
+        for _ in range(3):
+            shop("SELECT pg_switch_wal()::text", "CREATE TABLE t ()", "DROP TABLE t", "CHECKPOINT")
+        shop("ALTER SYSTEM RESET max_slot_wal_keep_size", "SELECT pg_reload_conf()")
+    with pytest.raises(StreamError, match=rf"records from position {reached['0']} .*on_gap='skip'"):
+        bring()
+    bring(on_gap="skip")
+    add(3)
+    done = bring(on_gap="skip")
+    assert lake.read("orders")["id"].values.tolist() == [1, 3]
+    (gap,) = lake.state("orders")["streams"][done.stream]["gaps"]
+    assert gap["from"] == reached["0"] and f"from position {reached['0']}" in str(
+        [lake.version("orders", v).message for v in lake.log("orders")]
+    )
 
 
 # ---- a consumer that is killed

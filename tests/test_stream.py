@@ -45,9 +45,11 @@ def test_positions_that_are_stored_before_the_rows_lose_some(work, tmp_path):
 
 @pytest.mark.campaign
 @pytest.mark.timeout(3600)
-def test_campaign_a_million_records_and_fifty_kills(tmp_path):
-    uri = filled(tmp_path / "log", 4, 250_000)
-    fell = check_kills(uri, tmp_path / "lake", partitions=4, n=250_000, kills=50, rows=4000)
+@pytest.mark.parametrize("work", ["land", "reduce"])
+def test_campaign_a_million_records_and_fifty_kills(work, tmp_path):
+    uri, each = filled(tmp_path / "log", 4, 250_000), {"partitions": 4, "n": 250_000}
+    how = {"work": work, "options": each if work == "reduce" else {}, "kills": 50, "rows": 4000}
+    fell = check_kills(uri, tmp_path / "lake", **each, **how)
     assert min(fell[where] for where in ("before", "in", "after")) >= 5, fell
 
 

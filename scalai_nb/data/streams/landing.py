@@ -23,7 +23,7 @@ import numpy as np
 from ...compute.arrow import arrow_block
 from ..sources import type_of
 from .decoders import Parse, Types, decode, decoder
-from .records import Batch, Origin, Positions, Records, Stream
+from .records import Batch, Gap, Origin, Positions, Records, Stream
 from ...errors import Conflict, ParameterError, StreamError, unknown
 
 if TYPE_CHECKING:
@@ -395,7 +395,7 @@ class Consumer:
         self.stored: State = self._stored(name)  # what the lake has of this stream
         self.reached: Positions = self.stored.get("positions", {})  # what was polled
         self.rows = _Rows(name, how, self._types(), self.stored.get("watermark", {}))
-        self.gaps: list[dict[str, Any]] = []  # that were skipped since the last commit
+        self.gaps: list[Gap] = []  # that were skipped since the last commit
         self.committing: Future[None] | None = None
 
     def begin(
@@ -496,27 +496,22 @@ class Consumer:
     def _skip_gaps(self) -> bool:
         "Whether records are gone and were skipped. StreamError: they may not be"
         try:
-            bounds = self.stream.bounds()
+            gaps = self.stream.gone(self.reached)
         except StreamError:
             return False
-        gone = {
-            p: (at, bounds[p][0])
-            for p, at in self.reached.items()
-            if p in bounds and isinstance(at, int) and at < int(bounds[p][0])
-        }
-        for p, (at, first) in gone.items():
-            said = f"{self.stream.name}, partition {p}: records {at:,} to {int(first) - 1:,}"
+        for gap in gaps:
+            said = f"{self.stream.name}, partition {gap.partition}: {gap}"
             if self.how.on_gap == "fail":
                 raise StreamError(
                     f"{said} are not kept any more, and were not read; on_gap='skip' goes on "
                     "behind them and keeps in the version which they are."
                 )
             log.warning("%s are skipped: they are not kept any more", said)
-            self.gaps.append({"partition": p, "from": at, "to": int(first) - 1})
-        if gone:
-            self.reached = self.reached | {p: first for p, (_, first) in gone.items()}
+        if gaps:
+            self.gaps += gaps
+            self.reached = self.reached | {gap.partition: gap.first for gap in gaps}
             self.stream.seek(self.reached)
-        return bool(gone)
+        return bool(gaps)
 
     # ---- committing
 
@@ -543,8 +538,8 @@ class Consumer:
             late = self._aside("late", ready.late, ready.positions, ready.late_origins)
         new: State = {"positions": ready.positions}
         new |= {"watermark": ready.watermark} if ready.watermark else {}
-        if gaps := [*self.stored.get("gaps", []), *self.gaps][-100:]:
-            new["gaps"] = gaps
+        if gaps := [*self.stored.get("gaps", []), *(gap.to_state() for gap in self.gaps)]:
+            new["gaps"] = gaps[-100:]
         version = self._write(ready, new)
         self.landed = replace(
             self.landed,
@@ -574,10 +569,7 @@ class Consumer:
                 )
             return {"streams": streams | {stream: new}}
 
-        skipped = "".join(
-            f"; records {g['from']:,} to {g['to']:,} of partition {g['partition']} are gone"
-            for g in self.gaps
-        )
+        skipped = "".join(f"; {gap} of partition {gap.partition} are gone" for gap in self.gaps)
         message = f"from {stream}{skipped}"
         if not self.rows.types:
             version = self.lake.write(self.name, rows, message, state=state)  # pyright: ignore

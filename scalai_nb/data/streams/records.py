@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from scalai_nb.types import Dataset
 
 # %% auto #0
-__all__ = ['Positions', 'log', 'Origin', 'Records', 'Batch', 'Stream', 'StreamBlocks']
+__all__ = ['Positions', 'log', 'Origin', 'Records', 'Batch', 'Gap', 'Stream', 'StreamBlocks']
 
 # %% ../../../nbs/data/streams/records.ipynb #72ce7542
 Positions: TypeAlias = dict[str, int | str]  # by partition: where its next record is read
@@ -92,6 +92,40 @@ class Batch:
         at = bisect_right(self.starts, i) - 1
         return self.parts[at].origin(i - self.starts[at])
 
+# %% ../../../nbs/data/streams/records.ipynb #a57e609b
+@dataclass(frozen=True)
+class Gap:
+    """Records of a partition that a stream has dropped before they were read
+
+    Attributes
+    ----------
+    partition : str
+    start : int | str
+        position that was to be read next
+    first : int | str
+        position of the first record that is there; "": of the next to come
+    lost : int | None, default None
+        how many; None: it is not known, or the positions say so
+    """
+
+    partition: str
+    start: int | str  # position that was to be read next
+    first: int | str  # position of the first record that is there; "": of the next to come
+    lost: int | None = None  # how many; None: it is not known, or the positions say so
+
+    def __str__(self) -> str:
+        if isinstance(self.start, int):
+            return f"records {self.start:,} to {int(self.first) - 1:,}"
+        many = "records" if self.lost is None else f"{self.lost:,} records"
+        return f"{many} from position {self.start} to before {self.first or 'now'}"
+
+    def to_state(self) -> dict[str, Any]:
+        "As it is kept with a version"
+        if isinstance(self.start, int):
+            return {"partition": self.partition, "from": self.start, "to": int(self.first) - 1}
+        told = {"partition": self.partition, "from": self.start, "before": self.first}
+        return told if self.lost is None else told | {"records": self.lost}
+
 # %% ../../../nbs/data/streams/records.ipynb #2ff2c6c3
 class Stream(Protocol):
     """Records by partition, from positions that the reader keeps
@@ -120,6 +154,16 @@ class Stream(Protocol):
     def at(self, time: datetime) -> Positions:
         "The positions of the first records that were written at `time` or later"
         ...
+
+    def gone(self, positions: Positions) -> list[Gap]:
+        "What was dropped of the records at `positions` and behind; StreamError: nobody can tell"
+        bounds = self.bounds()
+        there = {p: (at, bounds[p][0]) for p, at in positions.items() if p in bounds}
+        return [
+            Gap(p, at, first)
+            for p, (at, first) in there.items()
+            if isinstance(at, int) and at < int(first)
+        ]
 
     def seek(self, positions: Positions) -> None:
         "Read on from `positions`; a partition that is not named, from its first record"
