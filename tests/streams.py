@@ -19,11 +19,20 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+import xarray as xr
 
 import scalai_nb as sn
+from scalai_nb.compute import checkpoint
+from scalai_nb.compute import reduce as reducing
+from scalai_nb.compute.mergeable import Mergeable
+from scalai_nb.compute.state import load
+from scalai_nb.data.ingestion import ingest
 from scalai_nb.data.lake.lake import Lake
+from scalai_nb.data.readers.located import Address
+from scalai_nb.data.readers.postgresql import PostgreSQLSession, conninfo
+from scalai_nb.data.readers.relations import server_of
 from scalai_nb.data.streams.landing import Consumer, Landing, land
-from scalai_nb.data.streams.records import Positions, Stream
+from scalai_nb.data.streams.records import Positions, Stream, StreamBlocks
 
 Make = Callable[[], Stream]  # a new object over the same records, at their beginning
 # into the partition with this number, made if it is not there: values and keys, the same many;
@@ -229,14 +238,15 @@ def check_kills(
     n: int,  # records of a partition
     kills: int,
     rows: int,  # of a commit
-    options: dict | None = None,  # of `open_stream`
+    work: str = "land",  # one of WORKS
+    options: dict | None = None,  # of the work
     aims: tuple[str, ...] = ("before", "in", "after"),
     bug: bool = False,  # positions are stored before the rows
     seed: int = 0,
 ) -> Counter[str]:  # how many kills fell before, in and after a commit
     "Kill the consumer again and again; then each record is there once, in order"
-    random, fell = Random(seed), Counter[str]()
-    words = [uri, str(lake), str(rows), json.dumps(options or {}), "bug" if bug else ""]
+    random, fell, began = Random(seed), Counter[str](), time.monotonic()
+    words = [work, uri, str(lake), str(rows), json.dumps(options or {}), "bug" if bug else ""]
     command = [sys.executable, __file__, *words]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as starter:
@@ -249,6 +259,9 @@ def check_kills(
     for partition in range(partitions):
         numbers = found["n"].values[found["partition"].values == partition]
         assert np.array_equal(numbers, np.arange(n)), _amiss(partition, numbers, n)
+    where = ", ".join(f"{fell[at]} {at}" for at in ("before", "in", "after"))
+    lasted = time.monotonic() - began
+    print(f"{work} {uri}: {partitions * n:,} records, {kills} kills ({where}), {lasted:.0f} s")
     return fell
 
 
@@ -281,45 +294,100 @@ def _killed(starter: subprocess.Popen, aim: str, random: Random) -> str:
         lasts = now - began if line == "after" else lasts
         began = now if line == "in" else began
         left -= line == aim
-        if left == 0:
+        if left == 0 and line == aim:
             time.sleep(random.random() * (lasts if aim == "in" else 0.01))
             os.kill(pid, signal.SIGKILL)
     raise AssertionError
 
 
-def _consume(uri: str, lake: str, rows: str, options: str, bug: str) -> None:
-    "Land a stream, and say at each commit where it is"
+def _say(where: str, seconds: float = 0) -> None:
+    os.write(1, f"{where}\n".encode())
+    time.sleep(seconds)
+
+
+def _land(uri: str, lake: Path, rows: int, options: dict, bug: bool) -> None:
+    "Land a stream; the commit is that of its rows"
     write, settle = Consumer._write, Consumer._settle
 
-    def say(where: str, seconds: float = 0) -> None:
-        os.write(1, f"{where}\n".encode())
-        time.sleep(seconds)
-
     def written(self, ready, new):
-        say("in")
+        _say("in")
         if bug:
             version = write(self, replace(ready, rows=None), new)
-            say("in", 0.1)
+            _say("in", 0.1)
             add = self.lake.append if self.rows.types else self.lake.write
             add(self.name, ready.rows, state=None if version else {"streams": {}})
         else:
             version = write(self, ready, new)
-        say("after", 0.03)
+        _say("after", 0.03)
         return version
 
     def settled(self):
         committing = self.committing
         settle(self)
         if committing:
-            say("before", 0.03)
+            _say("before", 0.03)
 
     Consumer._write, Consumer._settle = written, settled
-    say(str(os.getpid()))
-    stream = sn.open_stream(uri, **json.loads(options))
-    land(stream, Lake(lake), "kills", Landing(rows=int(rows), seconds=0.2), idle=1)
+    stream = sn.open_stream(uri, **options)
+    land(stream, Lake(lake), "kills", Landing(rows=rows, seconds=0.2), idle=1)
 
 
-def _start() -> None:
+def _ingest(uri: str, lake: Path, rows: int, options: dict, bug: bool) -> None:
+    "Ingest what is new in a table of PostgreSQL that grows; the commit is that of a version"
+    write = Lake.write_blocks
+
+    def written(*words, **named):
+        _say("in")
+        version = write(*words, **named)
+        _say("after", 0.03)
+        return version
+
+    Lake.write_blocks = written
+    server = server_of(Address.of(uri))
+    told, table = conninfo(server, os.environ["SCALAI_PASSWORD"]), uri.rpartition("::")[2]
+    session, there = PostgreSQLSession("here", told, reads=False), 0
+    while there < options["n"]:
+        there = session.rows(f"SELECT count(*) FROM {table}")[0][0]
+        more = f"generate_series({there}, {min(there + rows, options['n']) - 1}) s(i)"
+        session.rows(f"INSERT INTO {table} SELECT 0, i, i::text FROM {more}")
+        ingest(Lake(lake), uri, "kills", incremental="n")
+        _say("before", 0.03)
+
+
+def _reduce(uri: str, lake: Path, rows: int, options: dict, bug: bool) -> None:
+    "Count each number of a stream; the commit is that of the checkpoint"
+    shape, file = (options["partitions"], options["n"]), lake.with_name("checkpoint")
+    save = checkpoint.save
+
+    def saved(path, content):
+        _say("in")
+        if bug:
+            place, state = content["done"]
+            before = load(path)["done"][1] if path.exists() else np.zeros_like(state)
+            save(path, content | {"done": (place, before)})
+            _say("in", 0.1)
+        save(path, content)
+        _say("after", 0.03)
+        _say("before", 0.03)
+
+    def counted(state, block):
+        state = state.copy()
+        np.add.at(state, (block["partition"].values, block["n"].values), 1)
+        return state
+
+    checkpoint.save, checkpoint.EVERY, reducing.BLOCK = saved, 0, rows
+    counts = Mergeable(lambda: np.zeros(shape, np.int8), counted, lambda a, b: a + b)
+    blocks = StreamBlocks(sn.open_stream(uri), rows=rows, idle=1)
+    partition, n = np.nonzero(found := sn.reduce(counts, blocks, checkpoint=file))
+    twice = np.repeat(np.arange(len(n)), found[partition, n])
+    there = xr.Dataset({"partition": ("row", partition[twice]), "n": ("row", n[twice])})
+    Lake(lake).write("kills", there)
+
+
+WORKS = {"land": _land, "ingest": _ingest, "reduce": _reduce}
+
+
+def _start(work: str, uri: str, lake: str, rows: str, options: str, bug: str) -> None:
     "For each line that comes a consumer, until it ends; what takes long is imported once"
     for name in ("icechunk", "pandas", "pyarrow.csv", "pyarrow.json", "xarray", "zarr"):
         import_module(name)
@@ -328,9 +396,10 @@ def _start() -> None:
             _, status = os.waitpid(pid, 0)
             os.write(1, f"end {status}\n".encode())
             continue
-        _consume(*sys.argv[1:])
+        _say(str(os.getpid()))
+        WORKS[work](uri, Path(lake), int(rows), json.loads(options), bool(bug))
         os._exit(0)
 
 
 if __name__ == "__main__":
-    _start()
+    _start(*sys.argv[1:])

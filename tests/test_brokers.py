@@ -10,6 +10,8 @@ import pytest
 from streams import check_kills, check_stream, numbered
 
 import scalai_nb as sn
+from scalai_nb.data.lake.lake import Lake
+from scalai_nb.data.streams.landing import Landing, land
 from scalai_nb.data.streams.records import Origin, Records
 from scalai_nb.errors import ParameterError, StreamError
 
@@ -264,12 +266,36 @@ def test_what_valkey_has_trimmed_is_named_to_the_number(valkey):
     stream.seek(five)
     with pytest.raises(StreamError, match=r"kept, partition 0: 5 records from position \d+-\d+/5"):
         drained(stream, 1)
+    (gap,) = stream.gone(five)
+    assert (gap.start, gap.lost) == (five["0"], 5) and "5 records from position" in str(gap)
     key.client.delete(key.name)
     Key(valkey.host, "kept").client.xadd("kept", {"value": "new"}, id="1-1")
     stream.seek(five)
     with pytest.raises(StreamError, match="the stream was made anew"):
         drained(stream, 1)
     stream.close()
+
+
+@pytest.mark.parametrize("all_gone", [False, True])
+def test_a_gap_of_texts_is_kept_and_gone_past(valkey, tmp_path, all_gone):
+    key, lake = Key(valkey.host, f"past {all_gone}"), Lake(tmp_path / "lake")
+    key.put(0, numbered(10))
+    bring = lambda **how: land(sn.open_stream(key.uri), lake, "n", Landing(**how), idle=0.2)
+    before = bring().positions["0"]
+    key.put(0, numbered(20)[10:])
+    key.client.xtrim(key.name, maxlen=0 if all_gone else 4, approximate=False)
+    with pytest.raises(StreamError, match=r"\d+ records from position .* on_gap='skip' goes on"):
+        bring()
+    assert bring(on_gap="skip").rows == (0 if all_gone else 4)
+    key.put(0, numbered(21)[20:])
+    done = bring(on_gap="skip")
+    assert lake.read("n")["n"].values.tolist() == [
+        *range(10),
+        *(() if all_gone else range(16, 20)),
+        20,
+    ]
+    (gap,) = lake.state("n")["streams"][done.stream]["gaps"]
+    assert (gap["from"], gap["records"]) == (before, 10 if all_gone else 6)
 
 
 def test_a_queue_that_forgets_what_is_read_is_refused(nats):
@@ -536,8 +562,9 @@ def written(kind: str, server: brokers.Broker, name: str, partitions: int, n: in
         Topic(server.host, name, partitions) if kind == "kafka" else KINDS[kind](server.host, name)
     )
     for p in range(partitions):
+        records = numbered(n, p)
         for start in range(0, n, 50_000):
-            made.put(p, numbered(n, p)[start : start + 50_000])
+            made.put(p, records[start : start + 50_000])
     return made.uri
 
 
@@ -556,6 +583,7 @@ def test_a_killed_consumer_counts_each_record_once(kind, partitions, request, tm
 
 
 @pytest.mark.campaign
+@pytest.mark.timeout(3600)
 @EACH
 def test_campaign_a_million_records_and_fifty_kills(kind, partitions, tmp_path):
     n = 1_000_000 // partitions

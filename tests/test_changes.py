@@ -1,15 +1,19 @@
 """What is committed in a table of PostgreSQL comes once, in its order; what is lost is said"""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 from databases import PASSWORD, postgresql
+from streams import check_kills
 
+from scalai_nb.data.lake.lake import Lake
 from scalai_nb.data.readers.located import Address
 from scalai_nb.data.readers.databases.postgresql import PostgreSQL, PostgreSQLSession, conninfo
 from scalai_nb.data.readers.databases.relations import server_of
 from scalai_nb.data.streams.changes import stream
+from scalai_nb.data.streams.landing import Landing, land
 from scalai_nb.errors import ParameterError, StreamError
 
 pytest.importorskip("adbc_driver_postgresql")
@@ -25,11 +29,12 @@ def server():
 def shop(server, monkeypatch):
     "A table, a function that runs SQL, and one that opens its stream"
     monkeypatch.setenv("SCALAI_PASSWORD", PASSWORD)
-    uri = f"postgresql+changes://reader@127.0.0.1:{server.port}/postgres"
-    database = PostgreSQL(server_of(Address.of(uri)))
+    place = f"postgresql://reader@127.0.0.1:{server.port}/postgres"
+    database = PostgreSQL(server_of(Address.of(place)))
 
     class Shop:
         opened = []
+        uri = place
 
         def __call__(self, *statements):
             told = conninfo(database.server, PASSWORD)
@@ -39,7 +44,7 @@ def shop(server, monkeypatch):
             session.close()
 
         def stream(self, positions=None, table="orders"):
-            found = stream(Address.of(f"{uri}::{table}"))
+            found = stream(Address.of(f"{place.replace(':', '+changes:', 1)}::{table}"))
             self.opened.append(found)
             if positions is not None:
                 found.seek(positions)
@@ -161,3 +166,72 @@ def test_a_gap_is_named(shop):
     with pytest.raises(ParameterError, match="'order' is not in the tables.*orders"):
         shop.stream(table="order")
     shop("DROP TABLE keyless")
+
+
+@pytest.mark.parametrize("slot", ["moved", "dropped", "lost"])
+def test_a_gap_is_gone_past_if_it_may_be(shop, tmp_path, slot):
+    lake, how = Lake(tmp_path / "lake"), Landing(key="id", types={"the note": "string"})
+
+    def bring(**more):
+        return land(shop.stream(), lake, "orders", replace(how, **more), idle=0.2)
+
+    add = lambda i: shop(f"INSERT INTO orders VALUES ({i}, '', 0, true)")
+    bring()
+    add(1)
+    reached = bring().positions
+    add(2)
+    one = shop.stream(reached)
+    if slot == "moved":
+        one.acknowledge(one.poll(1, 5)[1])
+    if slot == "dropped":
+        shop(f"SELECT pg_drop_replication_slot('{one.slot}')::text")
+    if slot == "lost":
+        shop("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'", "SELECT pg_reload_conf()")
+        for _ in range(3):
+            shop("SELECT pg_switch_wal()::text", "CREATE TABLE t ()", "DROP TABLE t", "CHECKPOINT")
+        shop("ALTER SYSTEM RESET max_slot_wal_keep_size", "SELECT pg_reload_conf()")
+    with pytest.raises(StreamError, match=rf"records from position {reached['0']} .*on_gap='skip'"):
+        bring()
+    bring(on_gap="skip")
+    add(3)
+    done = bring(on_gap="skip")
+    assert lake.read("orders")["id"].values.tolist() == [1, 3]
+    (gap,) = lake.state("orders")["streams"][done.stream]["gaps"]
+    assert gap["from"] == reached["0"] and f"from position {reached['0']}" in str(
+        [lake.version("orders", v).message for v in lake.log("orders")]
+    )
+
+
+# ---- a consumer that is killed
+
+
+NUMBERS = "CREATE TABLE numbers (partition INTEGER, n INTEGER PRIMARY KEY, text TEXT)"
+
+
+def killed(shop, work, tmp_path, n, kills, rows):
+    "Where kills fell, while changes of a table of `n` rows are landed, or its new rows ingested"
+    shop("DROP TABLE IF EXISTS numbers", NUMBERS)
+    uri, options = shop.uri, {"n": n}
+    if work == "land":
+        uri, options = uri.replace(":", "+changes:", 1), {}
+        shop.stream({}, "numbers")
+        inserts = (f"({start}, {start + 999})" for start in range(0, n, 1000))
+        shop(*(f"INSERT INTO numbers SELECT 0, i, i FROM generate_series{i} s(i)" for i in inserts))
+    how = {"work": work, "options": options, "partitions": 1, "n": n, "kills": kills, "rows": rows}
+    return check_kills(f"{uri}::numbers", tmp_path / "lake", **how)
+
+
+BOTH = pytest.mark.parametrize("work", ["land", "ingest"])
+
+
+@BOTH
+def test_who_is_killed_brings_each_row_once(shop, work, tmp_path):
+    assert sum(killed(shop, work, tmp_path, 20_000, 3, 1_500).values()) == 3
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(3600)
+@BOTH
+def test_campaign_a_million_rows_and_fifty_kills(shop, work, tmp_path):
+    fell = killed(shop, work, tmp_path, 1_000_000, 50, 6_000)
+    assert min(fell[where] for where in ("before", "in", "after")) >= 5, fell

@@ -27,17 +27,29 @@ def test_a_killed_consumer_counts_each_record_once(tmp_path):
     assert min(fell[where] for where in ("before", "in", "after")) >= 1, fell
 
 
-def test_positions_that_are_stored_before_the_rows_lose_some(tmp_path):
+def test_a_killed_reduction_counts_each_record_once(tmp_path):
+    uri, how = filled(tmp_path / "log", 2, 20_000), {"partitions": 2, "n": 20_000}
+    lake = tmp_path / "lake"
+    fell = check_kills(uri, lake, work="reduce", options=how, kills=6, rows=500, **how)
+    assert min(fell[where] for where in ("before", "in", "after")) >= 1, fell
+
+
+@pytest.mark.parametrize("work", ["land", "reduce"])
+def test_positions_that_are_stored_before_the_rows_lose_some(work, tmp_path):
     n, uri = 10_000, filled(tmp_path / "log", 1, 10_000)
+    how = {"work": work, "options": {"partitions": 1, "n": n} if work == "reduce" else {}}
+    how |= {"partitions": 1, "n": n, "kills": 2, "rows": 500, "aims": ("in",), "bug": True}
     with pytest.raises(AssertionError, match="records are lost"):
-        lake = tmp_path / "lake"
-        check_kills(uri, lake, partitions=1, n=n, kills=2, rows=500, aims=("in",), bug=True)
+        check_kills(uri, tmp_path / "lake", **how)
 
 
 @pytest.mark.campaign
-def test_campaign_a_million_records_and_fifty_kills(tmp_path):
-    uri = filled(tmp_path / "log", 4, 250_000)
-    fell = check_kills(uri, tmp_path / "lake", partitions=4, n=250_000, kills=50, rows=4000)
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("work", ["land", "reduce"])
+def test_campaign_a_million_records_and_fifty_kills(work, tmp_path):
+    uri, each = filled(tmp_path / "log", 4, 250_000), {"partitions": 4, "n": 250_000}
+    how = {"work": work, "options": each if work == "reduce" else {}, "kills": 50, "rows": 4000}
+    fell = check_kills(uri, tmp_path / "lake", **each, **how)
     assert min(fell[where] for where in ("before", "in", "after")) >= 5, fell
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, overload
 
 from .arrow import arrow_block, parquet_source, table_source
 from scalai_nb.compute.cuts import (
@@ -28,31 +29,49 @@ if TYPE_CHECKING:
     from scalai_nb.types import Data, Dataset
 
 # %% auto #0
-__all__ = ['AnySource', 'on_device', 'Blocks', 'BLOCK', 'check_columns', 'loaded', 'naming',
-           'over_rows']
+__all__ = ['AnySource', 'Coming', 'on_device', 'Blocks', 'BLOCK', 'check_columns', 'loaded',
+           'naming', 'over_rows']
 
 # %% ../../nbs/compute/blocks.ipynb #d25fc97c
 _all_ = ["BLOCK", "check_columns", "loaded", "naming", "over_rows"]
 
 # %% ../../nbs/compute/blocks.ipynb #c86f86fd
-class _Stream:
-    "Blocks of an iterable"
+class Coming(Protocol):
+    """Blocks as they come, and the place behind each
 
-    travels, sizes, names = False, None, None
+    Attributes
+    ----------
+    lasting : bool
+        what came can be read again, to the same end
+    """
 
-    def __init__(self, items: Iterable[Any], names: str | Iterable[str] | None = None) -> None:
-        self.items = items
-        self.wanted = [names] if isinstance(names, str) else names
-        self.begun = False
-        self.lasting = isinstance(items, list | tuple)  # it can be read again
-
-    def select(self, names: str | Iterable[str] | None) -> _Stream:
-        return _Stream(self.items, names)
+    lasting: bool  # what came can be read again, to the same end
 
     def mark(self) -> list[Any]:
-        return ["stream", self.wanted]
+        "What tells these blocks from others, so that a checkpoint is not taken for theirs"
+        ...
 
-    def __iter__(self) -> Iterator[Dataset]:
+    def since(self, place: Any) -> Iterator[tuple[Any, Any]]:
+        "The blocks behind a place, or None: from the first; each after the place behind it"
+        ...
+
+    def named(self, place: Any) -> str:
+        "What an error calls the block before a place"
+        ...
+
+# %% ../../nbs/compute/blocks.ipynb #09be8d46
+class _Counted:
+    "An iterable; a place is how many blocks came before it"
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        self.items = items
+        self.begun = False
+        self.lasting = isinstance(items, list | tuple)
+
+    def mark(self) -> list[Any]:
+        return ["stream"]
+
+    def since(self, place: int | None) -> Iterator[tuple[int, Any]]:
         once = iter(self.items) is self.items
         if once and self.begun:
             raise ParameterError(
@@ -60,17 +79,48 @@ class _Stream:
                 "pass a list, or make the iterator anew."
             )
         self.begun = True
-        for number, item in enumerate(self.items):
-            yield self._block(number, item)
+        return islice(enumerate(self.items, 1), place or 0, None)
 
-    def _block(self, number: int, item: Any) -> Dataset:
+    def named(self, place: int) -> str:
+        return f"Block {place - 1}"
+
+# %% ../../nbs/compute/blocks.ipynb #2f47cbcd
+class _Stream:
+    "Blocks that come, of the columns that are wanted"
+
+    travels, sizes, names = False, None, None
+
+    def __init__(self, items: Coming, names: str | Iterable[str] | None = None) -> None:
+        self.items = items
+        self.wanted = [names] if isinstance(names, str) else names
+
+    @property
+    def lasting(self) -> bool:
+        return self.items.lasting
+
+    def select(self, names: str | Iterable[str] | None) -> _Stream:
+        return _Stream(self.items, names)
+
+    def mark(self) -> list[Any]:
+        return [*self.items.mark(), self.wanted]
+
+    def named(self, place: Any) -> str:
+        return self.items.named(place)
+
+    def since(self, place: Any) -> Iterator[tuple[Any, Dataset]]:
+        for after, item in self.items.since(place):
+            yield after, self._block(after, item)
+
+    def __iter__(self) -> Iterator[Dataset]:
+        return (block for _, block in self.since(None))
+
+    def _block(self, place: Any, item: Any) -> Dataset:
         "The Dataset that `item` is, in memory or not"
         if hasattr(item, "schema") and hasattr(item, "column_names"):
             item = arrow_block(item)
         if not hasattr(item, "data_vars"):
-            raise ParameterError(
-                f"Block {number} is of type {type(item).__name__}, not an xarray.Dataset."
-            )
+            kind = type(item).__name__
+            raise ParameterError(f"{self.named(place)} is of type {kind}, not an xarray.Dataset.")
         return selected(item, self.wanted)
 
 # %% ../../nbs/compute/blocks.ipynb #3f4ce022
@@ -95,8 +145,10 @@ def _source(data: Any, names: str | Iterable[str] | None, least: int) -> Source 
         return parquet_source(data, names, least)
     if _is_table(data):
         return table_source(data, names, least)
+    if to_blocks := getattr(data, "to_blocks", None):
+        return _Stream(to_blocks(), names)
     if _is_stream(data):
-        return _Stream(data, names)
+        return _Stream(_Counted(data), names)
     raise ParameterError(
         "Blocks are read from an xarray.Dataset or an iterable of them, a DataFrame of pandas or "
         f"Polars, Parquet files or Arrow tables, not {type(data).__name__}; "
@@ -164,7 +216,7 @@ class Blocks:
     def of(
         cls,
         # a Dataset (in memory, on dask, of the lake), a Parquet file, folder or list of files, an
-        # Arrow table or batches, an iterable of these; Blocks
+        # Arrow table or batches, an iterable of these, a stream of records; Blocks
         data: Data | Blocks,
         # names of columns to load; None: all
         columns: str | Iterable[str] | None = None,
@@ -178,7 +230,7 @@ class Blocks:
         ----------
         data : Data | Blocks
             a Dataset (in memory, on dask, of the lake), a Parquet file, folder or list of files, an
-            Arrow table or batches, an iterable of these; Blocks
+            Arrow table or batches, an iterable of these, a stream of records; Blocks
         columns : str | Iterable[str] | None, default None
             names of columns to load; None: all
         rows : int, default BLOCK

@@ -43,7 +43,7 @@ _all_ = ["ALGORITHMS", "Mergeable", "columns", "each", "on", "persisted", "regis
 def reduce(
     algorithm: Mergeable | dict[str, Mergeable],  # a dict shares one pass over the data
     # what `Blocks.of` takes: a dataset over `row` (in memory, lazy or of the lake), Parquet files,
-    # Arrow, an iterable; Blocks
+    # Arrow, an iterable, a stream of records; Blocks
     data: Data | Blocks,
     # whose workers read and reduce what they can reach; None: threads of this process. Data that
     # are in memory, and a stream, are reduced where they are
@@ -64,7 +64,7 @@ def reduce(
         a dict shares one pass over the data
     data : Data | Blocks
         what `Blocks.of` takes: a dataset over `row` (in memory, lazy or of the lake), Parquet
-        files, Arrow, an iterable; Blocks
+        files, Arrow, an iterable, a stream of records; Blocks
     client : Cluster | None, default None
         whose workers read and reduce what they can reach; None: threads of this process. Data that
         are in memory, and a stream, are reduced where they are

@@ -455,7 +455,8 @@ def _as_tuple(names: str | Sequence[str]) -> tuple[str, ...]:
 def _given(data: Any) -> Any:
     "The Dataset that `data` is or can be made, or what `reduce` reads in blocks"
     several = isinstance(data, list | tuple) and bool(data) and all(map(_is_part, data))
-    if several or isinstance(data, Blocks | str | Path) or hasattr(data, "__next__"):
+    coming = hasattr(data, "__next__") or hasattr(data, "to_blocks")
+    if several or coming or isinstance(data, Blocks | str | Path):
         return data
     return as_dataset(data)
 

@@ -22,7 +22,7 @@ from scalai_nb.data.readers.databases.postgresql import (
 )
 from ..readers.databases.relations import server_of
 from ..readers.located import Address, password_of
-from .records import Origin, Positions, Records, Stream
+from .records import Gap, Origin, Positions, Records, Stream
 from ...errors import ParameterError, ScalaiError, StreamError, unknown
 
 # %% auto #0
@@ -193,8 +193,10 @@ class Changes(Stream):
             before = f"{place}/0"
         return {_PARTITION: before}
 
-    def _made(self) -> tuple[str, str]:
-        "A new slot, which keeps what is committed from now on"
+    def _made(self, instead: bool = False) -> tuple[str, str]:
+        "A new slot, instead of one that is lost or not; it keeps what is committed from now on"
+        if instead:
+            self.rows(f"SELECT pg_drop_replication_slot('{self.slot}')::text")
         self.rows(
             "SELECT lsn::text FROM "
             f"pg_create_logical_replication_slot('{self.slot}', 'test_decoding')"
@@ -204,12 +206,26 @@ class Changes(Stream):
             raise StreamError(f"{self.name}: the slot {self.slot} was dropped as it was made.")
         return found
 
+    def gone(self, positions: Positions) -> list[Gap]:
+        given = str(positions.get(_PARTITION, ""))
+        found = self._slot()
+        if not given or self._keeps(found, given):
+            return []
+        moved = found and found[1] != "lost"
+        return [Gap(_PARTITION, given, f"{found[0]}/0" if found and moved else "")]
+
+    def _keeps(self, slot: tuple[str, str] | None, position: str) -> bool:
+        "Whether a slot has what comes behind a position"
+        if slot is None or slot[1] == "lost":
+            return False
+        return not position or _place(slot[0]) <= _place(position)[:2]
+
     def seek(self, positions: Positions) -> None:
         given = str(positions.get(_PARTITION, ""))
         found = self._slot()
-        if not found and not given:
-            found = self._made()
-        if not found or found[1] == "lost" or given and _place(found[0]) > _place(given)[:2]:
+        if not given and (not found or found[1] == "lost"):
+            found = self._made(instead=bool(found))
+        if not found or not self._keeps(found, given):
             kept = f"begins at {found[0]}" if found and found[1] != "lost" else "is gone"
             raise StreamError(
                 f"{self.name}: the slot {self.slot} {kept}, so that the changes from "

@@ -9,7 +9,7 @@ import json
 import logging
 import re
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -23,7 +23,7 @@ import numpy as np
 from ...compute.arrow import arrow_block
 from ..sources import type_of
 from .decoders import Parse, Types, decode, decoder
-from .records import Origin, Positions, Records, Stream
+from .records import Batch, Gap, Origin, Positions, Records, Stream
 from ...errors import Conflict, ParameterError, StreamError, unknown
 
 if TYPE_CHECKING:
@@ -220,32 +220,6 @@ def _late(
     return late, after
 
 # %% ../../../nbs/data/streams/landing.ipynb #5be0c1a7
-class _Batch:
-    "What was polled for a commit"
-
-    def __init__(self) -> None:
-        self.parts: list[Records] = []
-        self.values: list[bytes | None] = []
-        self.starts: list[int] = []
-        self.size = 0
-        self.positions: Positions = {}
-
-    def add(self, records: Records, positions: Positions) -> None:
-        self.starts.append(len(self.values))
-        self.parts.append(records)
-        self.values += records.values
-        self.size += sum(map(len, filter(None, records.values)))
-        self.positions = positions
-
-    def origins(self) -> Iterator[Origin]:
-        for part in self.parts:
-            yield from map(part.origin, range(len(part)))
-
-    def origin(self, i: int) -> Origin:
-        at = int(np.searchsorted(self.starts, i, "right")) - 1
-        return self.parts[at].origin(i - self.starts[at])
-
-
 @dataclass(frozen=True)
 class _Ready:
     "What is to be committed"
@@ -275,7 +249,7 @@ class _Rows:
         self.watermark = watermark
         self.parse: Parse = decoder(how.decoder)
 
-    def of(self, batch: _Batch) -> _Ready:
+    def of(self, batch: Batch) -> _Ready:
         "What a batch is to become"
         gone = [i for i, v in enumerate(batch.values) if v is None]
         numbers = np.delete(np.arange(len(batch.values)), gone)
@@ -339,7 +313,7 @@ class _Rows:
         rows: Dataset | None,
         which: Array,
         gone: list[int],
-        batch: _Batch,
+        batch: Batch,
         bad: dict[int, str],
     ) -> tuple[Dataset | None, Dataset | None]:
         "The last that is said of each key: rows, and the keys that are deleted"
@@ -400,7 +374,7 @@ class Consumer:
         told of each commit
     """
 
-    #   poll ──> _Batch ──> decode ──> _Ready ──> NAME.dead, NAME.late ──> NAME with positions
+    #   poll ──> Batch ──> decode ──> _Ready ──> NAME.dead, NAME.late ──> NAME with positions
     #    ^                                                                        │
     #    └──────────────────────────── acknowledge <──────────────────────────────┘
 
@@ -421,7 +395,7 @@ class Consumer:
         self.stored: State = self._stored(name)  # what the lake has of this stream
         self.reached: Positions = self.stored.get("positions", {})  # what was polled
         self.rows = _Rows(name, how, self._types(), self.stored.get("watermark", {}))
-        self.gaps: list[dict[str, Any]] = []  # that were skipped since the last commit
+        self.gaps: list[Gap] = []  # that were skipped since the last commit
         self.committing: Future[None] | None = None
 
     def begin(
@@ -483,9 +457,9 @@ class Consumer:
 
     # ---- polling
 
-    def _gather(self, idle: float | None, stop: Event) -> _Batch | None:
+    def _gather(self, idle: float | None, stop: Event) -> Batch | None:
         "The records of a commit; None: it is at its end"
-        batch, since, until = _Batch(), monotonic(), float("inf")
+        batch, since, until = Batch(), monotonic(), float("inf")
         while len(batch.values) < self.how.rows and batch.size < _BYTES and not stop.is_set():
             wait = max(0.0, min(_PAUSE, until - monotonic()))
             records, positions = self._poll(self.how.rows - len(batch.values), wait, stop)
@@ -522,27 +496,22 @@ class Consumer:
     def _skip_gaps(self) -> bool:
         "Whether records are gone and were skipped. StreamError: they may not be"
         try:
-            bounds = self.stream.bounds()
+            gaps = self.stream.gone(self.reached)
         except StreamError:
             return False
-        gone = {
-            p: (at, bounds[p][0])
-            for p, at in self.reached.items()
-            if p in bounds and isinstance(at, int) and at < int(bounds[p][0])
-        }
-        for p, (at, first) in gone.items():
-            said = f"{self.stream.name}, partition {p}: records {at:,} to {int(first) - 1:,}"
+        for gap in gaps:
+            said = f"{self.stream.name}, partition {gap.partition}: {gap}"
             if self.how.on_gap == "fail":
                 raise StreamError(
                     f"{said} are not kept any more, and were not read; on_gap='skip' goes on "
                     "behind them and keeps in the version which they are."
                 )
             log.warning("%s are skipped: they are not kept any more", said)
-            self.gaps.append({"partition": p, "from": at, "to": int(first) - 1})
-        if gone:
-            self.reached = self.reached | {p: first for p, (_, first) in gone.items()}
+        if gaps:
+            self.gaps += gaps
+            self.reached = self.reached | {gap.partition: gap.first for gap in gaps}
             self.stream.seek(self.reached)
-        return bool(gone)
+        return bool(gaps)
 
     # ---- committing
 
@@ -569,8 +538,8 @@ class Consumer:
             late = self._aside("late", ready.late, ready.positions, ready.late_origins)
         new: State = {"positions": ready.positions}
         new |= {"watermark": ready.watermark} if ready.watermark else {}
-        if gaps := [*self.stored.get("gaps", []), *self.gaps][-100:]:
-            new["gaps"] = gaps
+        if gaps := [*self.stored.get("gaps", []), *(gap.to_state() for gap in self.gaps)]:
+            new["gaps"] = gaps[-100:]
         version = self._write(ready, new)
         self.landed = replace(
             self.landed,
@@ -600,10 +569,7 @@ class Consumer:
                 )
             return {"streams": streams | {stream: new}}
 
-        skipped = "".join(
-            f"; records {g['from']:,} to {g['to']:,} of partition {g['partition']} are gone"
-            for g in self.gaps
-        )
+        skipped = "".join(f"; {gap} of partition {gap.partition} are gone" for gap in self.gaps)
         message = f"from {stream}{skipped}"
         if not self.rows.types:
             version = self.lake.write(self.name, rows, message, state=state)  # pyright: ignore

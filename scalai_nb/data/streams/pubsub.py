@@ -42,6 +42,8 @@ class PubSubStream(Stream):
         seconds that the service may be away
     """
 
+    lasting = False
+
     def __init__(
         self,
         client: SubscriberClient,

@@ -5,13 +5,24 @@
 # %% ../../../nbs/data/streams/records.ipynb #ffe22851
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import logging
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol, TypeAlias
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+from ...compute.arrow import arrow_block
+from ..sources import type_of
+from .decoders import Types, decode, decoder
+from ...errors import StreamError
+
+if TYPE_CHECKING:
+    from scalai_nb.types import Dataset
 
 # %% auto #0
-__all__ = ['Positions', 'Origin', 'Records', 'Stream']
+__all__ = ['Positions', 'log', 'Origin', 'Records', 'Batch', 'Gap', 'Stream', 'StreamBlocks']
 
 # %% ../../../nbs/data/streams/records.ipynb #72ce7542
 Positions: TypeAlias = dict[str, int | str]  # by partition: where its next record is read
@@ -55,9 +66,77 @@ class Records:
     def __len__(self) -> int:
         return len(self.values)
 
+
+class Batch:
+    "What several polls gave, and the positions after it"
+
+    def __init__(self) -> None:
+        self.parts: list[Records] = []
+        self.values: list[bytes | None] = []
+        self.starts: list[int] = []
+        self.size = 0  # bytes of the values
+        self.positions: Positions = {}
+
+    def add(self, records: Records, positions: Positions) -> None:
+        self.starts.append(len(self.values))
+        self.parts.append(records)
+        self.values += records.values
+        self.size += sum(map(len, filter(None, records.values)))
+        self.positions = positions
+
+    def origins(self) -> Iterator[Origin]:
+        for part in self.parts:
+            yield from map(part.origin, range(len(part)))
+
+    def origin(self, i: int) -> Origin:
+        at = bisect_right(self.starts, i) - 1
+        return self.parts[at].origin(i - self.starts[at])
+
+# %% ../../../nbs/data/streams/records.ipynb #a57e609b
+@dataclass(frozen=True)
+class Gap:
+    """Records of a partition that a stream has dropped before they were read
+
+    Attributes
+    ----------
+    partition : str
+    start : int | str
+        position that was to be read next
+    first : int | str
+        position of the first record that is there; "": of the next to come
+    lost : int | None, default None
+        how many; None: it is not known, or the positions say so
+    """
+
+    partition: str
+    start: int | str  # position that was to be read next
+    first: int | str  # position of the first record that is there; "": of the next to come
+    lost: int | None = None  # how many; None: it is not known, or the positions say so
+
+    def __str__(self) -> str:
+        if isinstance(self.start, int):
+            return f"records {self.start:,} to {int(self.first) - 1:,}"
+        many = "records" if self.lost is None else f"{self.lost:,} records"
+        return f"{many} from position {self.start} to before {self.first or 'now'}"
+
+    def to_state(self) -> dict[str, Any]:
+        "As it is kept with a version"
+        if isinstance(self.start, int):
+            return {"partition": self.partition, "from": self.start, "to": int(self.first) - 1}
+        told = {"partition": self.partition, "from": self.start, "before": self.first}
+        return told if self.lost is None else told | {"records": self.lost}
+
 # %% ../../../nbs/data/streams/records.ipynb #2ff2c6c3
 class Stream(Protocol):
-    "Records by partition, from positions that the reader keeps"
+    """Records by partition, from positions that the reader keeps
+
+    Attributes
+    ----------
+    lasting : bool, default True
+        what was read can be read again
+    """
+
+    lasting: bool = True  # what was read can be read again
 
     @property
     def name(self) -> str:
@@ -76,6 +155,16 @@ class Stream(Protocol):
         "The positions of the first records that were written at `time` or later"
         ...
 
+    def gone(self, positions: Positions) -> list[Gap]:
+        "What was dropped of the records at `positions` and behind; StreamError: nobody can tell"
+        bounds = self.bounds()
+        there = {p: (at, bounds[p][0]) for p, at in positions.items() if p in bounds}
+        return [
+            Gap(p, at, first)
+            for p, (at, first) in there.items()
+            if isinstance(at, int) and at < int(first)
+        ]
+
     def seek(self, positions: Positions) -> None:
         "Read on from `positions`; a partition that is not named, from its first record"
         ...
@@ -93,3 +182,118 @@ class Stream(Protocol):
         ...
 
     def close(self) -> None: ...
+
+    def to_blocks(self) -> StreamBlocks:
+        "Its records from the first on, as what `reduce` and other readers of blocks take"
+        return StreamBlocks(self)
+
+# %% ../../../nbs/data/streams/records.ipynb #183f1d15
+_BYTES = 64 * 2**20  # of the values of a block, unless one is larger
+_PAUSE = 0.2  # seconds of a poll, after which a signal is seen
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StreamBlocks:
+    """The records of a stream, in blocks of rows that `reduce` and others take
+
+    StreamError, when they are read: a record is no row, the broker is away for longer than it may
+    be, or has dropped what comes next.
+
+    Attributes
+    ----------
+    stream : Stream
+    decoder : str, default 'json'
+        or raw, or csv:COLUMN,COLUMN
+    types : Types
+        by column; of others the first block's
+    new_fields : Literal['fail', 'ignore'], default 'fail'
+        a record has what the first block has not
+    on_bad : Literal['fail', 'skip'], default 'fail'
+        a record is no row
+    start : Positions
+        as `Stream.at` gives; none: the first records
+    rows : int, default 100000
+        of a block, at most
+    idle : float, default 1.0
+        seconds without a record after which it ends
+    """
+
+    stream: Stream
+    decoder: str = "json"  # or raw, or csv:COLUMN,COLUMN
+    types: Types = field(default_factory=dict)  # by column; of others the first block's
+    new_fields: Literal["fail", "ignore"] = "fail"  # a record has what the first block has not
+    on_bad: Literal["fail", "skip"] = "fail"  # a record is no row
+    start: Positions = field(default_factory=dict)  # as `Stream.at` gives; none: the first records
+    rows: int = 100_000  # of a block, at most
+    idle: float = 1.0  # seconds without a record after which it ends
+
+    lasting = False  # more will have come
+
+    def to_blocks(self) -> StreamBlocks:
+        return self
+
+    def mark(self) -> list[Any]:
+        types = sorted(self.types.items())
+        how = [self.decoder, types, self.new_fields, self.on_bad, sorted(self.start.items())]
+        return ["records", self.stream.name, *how]
+
+    def named(self, place: dict[str, Any]) -> str:
+        return f"{self.stream.name}, before {place['positions']}"
+
+    def since(self, place: dict[str, Any] | None) -> Iterator[tuple[dict[str, Any], Dataset]]:
+        if not self.stream.lasting:
+            raise StreamError(
+                f"{self.stream.name} gives a record until it is acknowledged, and never again; "
+                "land it in a dataset, and reduce that."
+            )
+        place = place or {"positions": self.start, "types": {}}
+        self.stream.seek(place["positions"])
+        types = place["types"]
+        while (batch := self._gathered()).values:
+            block = self._block(batch, types)
+            if block is not None:
+                types = types or {str(n): type_of(v) for n, v in block.data_vars.items()}
+                yield {"positions": batch.positions, "types": types}, block
+
+    def _gathered(self) -> Batch:
+        "What comes until there is enough of it, or nothing more has come"
+        batch, last = Batch(), monotonic()
+        while True:
+            wait = min(_PAUSE, self.idle)
+            records, positions = self.stream.poll(self.rows - len(batch.values), wait)
+            if len(records):
+                batch.add(records, positions)
+                last = monotonic()
+            full = len(batch.values) >= self.rows or batch.size >= _BYTES
+            if full or monotonic() - last >= self.idle:
+                return batch
+
+    def _block(self, batch: Batch, types: Types) -> Dataset | None:
+        "The rows of a batch; None: it has none"
+        there = [i for i, value in enumerate(batch.values) if value is not None]
+        found = decode(
+            decoder(self.decoder),
+            [value for value in batch.values if value is not None],
+            types or self.types,
+            closed=bool(types),
+            ignore=self.new_fields == "ignore",
+        )
+        bad = {there[i]: why for i, why in found.bad.items()}
+        bad |= dict.fromkeys({*range(len(batch.values))} - {*there}, "it deletes a row")
+        if bad:
+            self._refuse(batch, bad)
+        return None if found.table is None else arrow_block(found.table)
+
+    def _refuse(self, batch: Batch, bad: dict[int, str]) -> None:
+        "StreamError: what is no row may not be left out"
+        first = min(bad)
+        at = batch.origin(first)
+        why = bad[first].rstrip(".")
+        said = f"{self.stream.name}, partition {at.partition}, record {at.position}: {why}"
+        if self.on_bad == "fail":
+            raise StreamError(
+                f"{said}. StreamBlocks(stream, on_bad='skip') leaves out what is no row, "
+                "new_fields='ignore' a field that those before had not."
+            )
+        log.warning("%s; %s records that are no rows are left out", said, f"{len(bad):,}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..readers.located import Address
 from .broker import Patience, Place, gap
-from .records import Origin, Positions, Records, Stream
+from .records import Gap, Origin, Positions, Records, Stream
 from ...errors import ParameterError, StreamError, extra, unknown
 
 if TYPE_CHECKING:
@@ -231,6 +231,13 @@ class ValkeyStream(Stream):
 
     def at(self, time: datetime) -> Positions:
         return {_ONLY: str(Id(max(0, int(time.timestamp() * 1000)), 0))}
+
+    def gone(self, positions: Positions) -> list[Gap]:
+        if _ONLY not in positions:
+            return []
+        mark, shelf = Mark.of(str(positions[_ONLY])), self._asked(self._look)
+        lost = shelf.lost(mark)
+        return [Gap(_ONLY, str(mark), str(shelf.bounds[0]), lost)] if lost > 0 else []
 
     def seek(self, positions: Positions) -> None:
         found = positions.get(_ONLY)
