@@ -96,6 +96,7 @@ def assemble(source: Path) -> None:
     listed = {
         "Learn it": tutorials(),
         "The flights pipeline": notebooks("nbs/pipelines/flights"),
+        "Flights, month by month": notebooks("nbs/pipelines/flights_live"),
         "How it works": ["docs/architecture", *measured()],
         "Lessons": lesson_pages(source),
         "Reference": reference_pages(source),

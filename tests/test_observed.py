@@ -95,6 +95,8 @@ OWN = {  # what the step has written itself, at first or when it was not there
     "own.txt": "open('own.txt', 'w').close(); open('own.txt').read()",
     "kept.txt": "if not os.path.exists('kept.txt') or not open('kept.txt').read(): "
     "open('kept.txt', 'w').write('1')",
+    "synced/own.txt": "os.fsync(os.open('synced', os.O_RDONLY)); "
+    "open('synced/own.txt', 'w').close()",
     "moved.txt": "open('new.txt', 'w').close(); os.replace('new.txt', 'moved.txt')",
     "__pycache__/f.nbi": "os.makedirs('__pycache__', exist_ok=True); "
     "open('__pycache__/f.nbi').read() if os.path.exists('__pycache__/f.nbi') else 0",
@@ -103,7 +105,7 @@ OWN = {  # what the step has written itself, at first or when it was not there
 
 def fill(folder: Path) -> None:
     "Every file that is read"
-    for name in (*FOLDERS, "extra", "__pycache__"):
+    for name in (*FOLDERS, "extra", "synced", "__pycache__"):
         (folder / name).mkdir()
     for name in ("kept.txt", "moved.txt", "__pycache__/f.nbi"):
         (folder / name).touch()

@@ -332,6 +332,22 @@ def test_texts_have_a_length_and_a_pattern_and_persons_stay_unnamed():
     assert Contract.from_json(c.to_json()) == c
 
 
+def test_texts_are_of_a_list():
+    "As categories are, which a database has as texts"
+    known = tuple(dict.fromkeys(rows().who.values.tolist()))
+    plain = Contract.infer(rows()).amend("who", categories=known)
+    who = rows().who.values.copy()
+    who[[3, 7]] = "x", None
+    bad = rows().assign(who=("row", who))
+    assert plain.check(rows()).ok
+    for data in (bad, parts(bad, 5)):
+        (fault,) = [v for v in plain.check(data).found if v["rule"] == "category"]
+        assert (fault["found"], fault["count"]) == ("x", 1)
+        assert fault["examples"] == [{"row": 3, "value": "x"}]
+    (masked,) = CONTRACT.amend("who", categories=known, ordered=False).check(bad).found
+    assert masked["examples"] == [{"row": 3, "value": "***"}] and masked["found"] == "***"
+
+
 @pytest.mark.parametrize("change", [{"pattern": "("}, {"min": "yesterday"}, {"max": "2020-13-01"}])
 def test_a_time_or_pattern_that_cannot_be_read(change):
     with pytest.raises(ParameterError, match="'at': .*accepted: a regular expression, times as"):

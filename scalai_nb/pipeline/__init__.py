@@ -7,11 +7,11 @@ Imports: `models`, `tracking` and the rooms below them; nothing above.
 
 from importlib import import_module
 
-# The words of a contract cell, and the three calls that a step needs. Names load on first use
+# The words of a contract cell, and the calls that a step needs. Names load on first use
 # (PEP 562), so a contract cell costs no more than the names that it uses.
 _WHERE = {
     "models.package.package": ["Model"],
-    "pipeline.io": ["checkpoint", "read", "write"],
+    "pipeline.io": ["checkpoint", "read", "step_lake", "write"],
     "goals": ["Goal"],
     "pipeline.reading.parameter": ["File", "Fresh", "In", "Out", "Secret"],
 }

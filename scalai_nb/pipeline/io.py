@@ -29,7 +29,8 @@ from ..files import replacing
 from ..redaction import secrets_here
 
 # %% auto #0
-__all__ = ['T', 'OWNER', 'Context', 'context', 'not_yours', 'read', 'write', 'checkpoint']
+__all__ = ['T', 'OWNER', 'Context', 'context', 'not_yours', 'read', 'write', 'step_lake',
+           'checkpoint']
 
 # %% ../../nbs/pipeline/io.ipynb #23efd409
 if TYPE_CHECKING:
@@ -258,6 +259,32 @@ def _quarantine(lake: Lake, name: str, branch: str) -> dict[str, Any] | None:
     except (DatasetNotFound, VersionNotFound):
         return None
     return {"name": beside, "kind": "dataset", "version": found.id, "rows": found.rows}
+
+# %% ../../nbs/pipeline/io.ipynb #09034f0b
+def step_lake() -> Lake:
+    """The lake for the outputs of a step, to add to them: published when the step completes
+
+    Outside a run it is the lake itself. ParameterError: a dataset is not declared as an `Out`.
+    """
+    env, ctx = environment(), context()
+    from scalai_nb.data.lake.staging import Lake, StagedLake
+
+    if not ctx:
+        return Lake(env.lake)
+
+    def allow(name: str) -> None:
+        beside = any(name.startswith(f"{output}.") for output in ctx.outputs)  # as a quarantine
+        if not beside:
+            _declared(name, ctx.outputs, "step_lake", "Out")
+
+    def claim(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
+        return _claimed(ctx, name, state) if ctx.owner and name in ctx.outputs else {}
+
+    def said(name: str, version: Version) -> None:
+        facts = {"version": version.id, "rows": version.rows}
+        _note(ctx, {"name": name, "kind": "dataset", **facts})
+
+    return StagedLake(env.lake, ctx.branch, allow=allow, state=claim, said=said)
 
 # %% ../../nbs/pipeline/io.ipynb #5c1e77a1
 def _names(code: CodeType) -> set[str]:

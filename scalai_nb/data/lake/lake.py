@@ -403,7 +403,14 @@ class Lake(LakeReader):
 
     One process at a time writes a dataset; others wait `lock_timeout` seconds, then a Conflict
     names the one that writes. Readers never wait.
+
+    Attributes
+    ----------
+    staged : str, default ''
+        the branch that stands for main (`data.lake.staging`); empty: none does
     """
+
+    staged: str = ""  # the branch that stands for main (`data.lake.staging`); empty: none does
 
     def write(
         self,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -340,7 +341,16 @@ class _Look:
             known = {text: matches(text) is None for text in set(self.values[there])}
             other = np.array([known[text] for text in self.values[there]], bool)
             found["pattern"] = self.among(there, other)
+        if self.limits.known is not None:
+            found |= self.listed(there, {*self.limits.known})
         return found
+
+    def listed(self, there: Array, known: set[str]) -> dict[str, Any]:
+        "Of texts that are to be of a list: those that are not"
+        strange = np.array([text not in known for text in self.values[there]], bool)
+        counted = Counter(self.values[there][strange].tolist())
+        fault = self.among(there, strange)
+        return {"strange": {} if self.limits.masked else dict(counted), "category": fault}
 
     def among(self, there: Array, wrong: Array) -> Fault:
         "The fault of those that are `wrong` among the values that are `there`"

@@ -29,6 +29,8 @@ from ...errors import Conflict, ParameterError, StreamError, unknown
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from scalai_nb.data.contract import Contract
+    from scalai_nb.data.enforcement import OnBreach
     from scalai_nb.data.lake.lake import Lake
     from scalai_nb.data.lake.repository import State
     from scalai_nb.types import Array, Dataset
@@ -68,6 +70,11 @@ class Landing:
         records are gone that were not read
     away : float, default 60.0
         seconds that a broker may be away
+    contract : Contract | None, default None
+        of a dataset that is not there yet, as of `Lake.write`; says the types of its columns as
+        well
+    on_breach : OnBreach | None, default None
+        as of `Lake.write`
     """
 
     decoder: str = "json"  # or raw, or csv:COLUMN,COLUMN
@@ -82,6 +89,9 @@ class Landing:
     seconds: float = 1.0  # that a record waits for others
     on_gap: Literal["fail", "skip"] = "fail"  # records are gone that were not read
     away: float = 60.0  # seconds that a broker may be away
+    # of a dataset that is not there yet, as of `Lake.write`; says the types of its columns as well
+    contract: Contract | None = None
+    on_breach: OnBreach | None = None  # as of `Lake.write`
 
 
 @dataclass(frozen=True)
@@ -349,7 +359,9 @@ class _Rows:
 
 def _declared(how: Landing) -> Types:
     "The types that are declared, the time among them"
-    return {**({how.time: "time"} if how.time else {}), **how.types}
+    agreed = how.contract.columns if how.contract else ()
+    types = {c.name: "time" if c.timed else c.dtype for c in agreed}
+    return types | ({how.time: "time"} if how.time else {}) | how.types
 
 # %% ../../../nbs/data/streams/landing.ipynb #1b951fc8
 _BYTES = 64 * 2**20  # of the values of a batch, unless one is larger
@@ -522,7 +534,7 @@ class Consumer:
             return
         committing.result()
         self.rows.types = self.rows.types or self._types()
-        if self.landed.positions:
+        if self.landed.positions and not self.lake.staged:  # it may be dropped yet
             with suppress(StreamError):
                 self.stream.acknowledge(self.landed.positions)
         with suppress(StreamError):
@@ -572,16 +584,26 @@ class Consumer:
         skipped = "".join(f"; {gap} of partition {gap.partition} are gone" for gap in self.gaps)
         message = f"from {stream}{skipped}"
         if not self.rows.types:
-            version = self.lake.write(self.name, rows, message, state=state)  # pyright: ignore
+            held = {"contract": self.how.contract, "on_breach": self.how.on_breach}
+            version = self.lake.write(self.name, rows, message, state=state, **held)  # pyright: ignore
         else:
             if rows is None:
                 rows = self.lake.read(self.name, rows=(0, 0)).compute()
             if self.how.key:
                 version = self.lake.upsert(
-                    self.name, rows, self.how.key, message, state=state, deleted=ready.deleted
+                    self.name,
+                    rows,
+                    self.how.key,
+                    message,
+                    state=state,
+                    deleted=ready.deleted,
+                    on_breach=self.how.on_breach,
                 )
             else:
-                version = self.lake.append(self.name, rows, message, state=state)
+                on_breach = self.how.on_breach
+                version = self.lake.append(
+                    self.name, rows, message, state=state, on_breach=on_breach
+                )
         self.stored, self.gaps = new, []
         return version.id
 

@@ -139,6 +139,9 @@ class Observer:
             return
         if "/__pycache__/" in name:  # of what compiles as it goes, such as Numba
             return
+        if os.path.isdir(name):  # opened to list it, or to have it on the disk
+            self._note("folder", name)
+            return
         if name != self.watch.settings or self._asked_for_settings(sys._getframe(2)):
             self._note("file", name, stamp(name))
 
