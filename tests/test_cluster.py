@@ -74,6 +74,13 @@ def test_start_runs_workers_as_the_environment_says_and_ends_them():
     assert gone(pids)
 
 
+def test_the_variables_of_this_process_stay_as_they_are():
+    "Those that Dask sets for its workers would be those of kernels, too: one thread, say"
+    before = dict(os.environ)
+    with start(env(workers=1)):
+        assert dict(os.environ) == before
+
+
 def test_start_ends_the_workers_when_the_block_fails():
     with pytest.raises(ZeroDivisionError), start(env()) as address:
         with connect(env(address)) as client:

@@ -19,6 +19,7 @@ from toy import Project
 
 from scalai_nb.data.lake.lake import Lake
 from scalai_nb.environment import environment
+from scalai_nb.pipeline.execution.observer import Observer, Watch
 from scalai_nb.pipeline.pipeline import Pipeline
 from scalai_nb.pipeline.plan import Plan
 from scalai_nb.pipeline.staleness import Cache
@@ -342,3 +343,11 @@ def test_a_package_that_was_uninstalled_between_two_runs(kept):
     ran = project.scalai("run", "toy")
     assert ran.returncode == 1 and "No module named 'prices_of_ada'" in ran.stdout
     assert lake.version("a") == before
+
+
+def test_packages_are_not_the_projects_though_they_lie_in_its_folder(tmp_path):
+    "As in a project with its virtual environment: what pandas asks of os.environ is not its code"
+    project = str(Path(pd.__file__).parents[5])
+    observer = Observer(Watch(str(tmp_path / "seen"), project, (), ""))
+    assert not observer._counts(pd.__file__)
+    assert observer._counts(f"{project}/prices.py")

@@ -131,12 +131,25 @@ CLUSTERS: dict[str, Callable[..., DaskCluster]] = {
 _TRIES = 3  # to start a cluster: a worker may die while it starts
 
 
+@contextmanager
+def _variables_kept() -> Iterator[None]:
+    "Leave the variables of this process as they are: Dask sets those of workers in it, too"
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
 def _started(env: Environment, **options: Any) -> DaskCluster:
     "The cluster that an environment asks for. WorkFailed: its workers do not start"
     why: BaseException | None = None
     for _ in range(_TRIES):
         try:
-            return CLUSTERS[env.cluster](env, **options)
+            with _variables_kept():
+                return CLUSTERS[env.cluster](env, **options)
         except RuntimeError as e:  # of Dask, about a worker or its nanny
             why = e.__cause__ or e
     raise WorkFailed(

@@ -75,8 +75,8 @@ class Observer:
         self._project = watch.project.rstrip("/") + "/"
         ours = os.path.dirname(scalai_nb.__file__)  # which a project may have in it, too
         left_out = (*watch.left_out, ours)
-        self._left_out = tuple(folder.rstrip("/") + "/" for folder in left_out)
-        self._passed_over = (*self._left_out, *_of_python())
+        folders = (folder.rstrip("/") + "/" for folder in left_out)
+        self._passed_over = (*folders, *_of_python())
         self._done: set[tuple[str, str]] = set()
         self._written: set[str] = set()
         self._rules: dict[str, Callable[..., None]] = {
@@ -124,7 +124,7 @@ class Observer:
 
     def _counts(self, path: str) -> bool:
         "Whether what is read there is the project's"
-        return path.startswith(self._project) and not f"{path}/".startswith(self._left_out)
+        return path.startswith(self._project) and not f"{path}/".startswith(self._passed_over)
 
     def _opened(self, path: Any, mode: str | None, flags: int) -> None:
         if isinstance(path, int) or str(path).startswith(self._passed_over):
