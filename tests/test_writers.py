@@ -86,4 +86,4 @@ def test_what_four_writers_were_told_is_there(lake, seconds):
     assert not {*said} - {*ids}, "said to be there"
     assert len(ids) == len({*ids})
     assert len(ids) - 1 - len(said) <= sum(w.lives for w in writers), "a death leaves one at most"
-    assert lake.verify("sales") == []
+    assert not [found for found in lake.verify("sales") if found.bad]

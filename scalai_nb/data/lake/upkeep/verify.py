@@ -120,7 +120,7 @@ def _records(repo: Repository, folder: Path, id: str) -> list[Finding]:
     except Damaged:
         return [replace(one, found=f"{one.found}; delete it if nothing else is bad")]
     if kept is None:
-        why = "is not there: an earlier scalai-nb wrote the version; write it again"
+        why = "is not there: its writer was ended first, or is an earlier scalai-nb; write it again"
         return [] if id == ROOT else [replace(one, found=why, bad=False)]
     broken = kept.broken(folder)
     known = {} if not broken or f"snapshots/{id}" in broken else manifests(repo, id)
