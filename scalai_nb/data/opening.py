@@ -103,9 +103,9 @@ def _grib(path: Path, chunks: Any, keys: Mapping[str, Any]) -> Dataset:
     import xarray as xr
 
     try:
-        from cfgrib.dataset import DatasetBuildError
-        from cfgrib.xarray_plugin import CfGribBackend
-        from eccodes import CodesInternalError
+        from cfgrib.dataset import DatasetBuildError  # pyright: ignore[reportMissingImports]
+        from cfgrib.xarray_plugin import CfGribBackend  # pyright: ignore[reportMissingImports]
+        from eccodes import CodesInternalError  # pyright: ignore[reportMissingImports]
     except (ImportError, RuntimeError):
         raise extra("cfgrib", "grib") from None
     told = {"indexpath": "", "errors": "raise", "filter_by_keys": dict(keys)}
