@@ -54,13 +54,13 @@ def test_a_contract_comes_back_from_arrow(contract):
 
 
 def _contract():
-    ds = xr.Dataset({"id": ("row", [1, 2]), "x": ("row", [0.5, 1.5])})
-    return Contract.infer(ds, key="id", label="x", pii=["x"], weight="x")
+    ds = xr.Dataset({"id": ("row", [1, 2]), "x": ("row", [0.5, 1.5]), "y": ("row", [1, 1])})
+    return Contract.infer(ds, key=["id", "y"], label="x", pii=["x"], weight="x")
 
 
 def test_it_comes_back_from_a_parquet_file(tmp_path):
     contract, path = _contract(), tmp_path / "a.parquet"
-    pq.write_table(pa.table({"id": [1], "x": [0.5]}).cast(contract.to_arrow()), path)
+    pq.write_table(pa.table({"id": [1], "x": [0.5], "y": [1]}).cast(contract.to_arrow()), path)
     assert Contract.from_arrow(pq.read_schema(path)) == contract
     assert contract.check(path).ok
 
