@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from scalai_nb.data.rules.facts import (
     place_name,
 )
 from .rules.evolution import Comparison, compared
+from .rules.pandera import taken_over
 from .rules.uniqueness import LIMIT, repeats
 from .sources import as_dataset, from_frame, type_of
 from ..errors import ContractViolation, ParameterError, unknown
@@ -439,6 +440,59 @@ def _of_field(field: Field, dtype: str) -> Column:
 _TEXTS = ("string", "category")
 
 
+_COLUMN, _CONTRACT = b"scalai.column", b"scalai.contract"  # metadata of a field, of a schema
+
+
+def _arrow_field(column: Column) -> Field:
+    "A field of Arrow that says all that is expected of a column"
+    import pyarrow as pa
+
+    kinds = {"string": pa.string(), "category": pa.dictionary(pa.int32(), pa.string())}
+    kind = kinds.get(column.dtype) or pa.from_numpy_dtype(np.dtype(column.dtype))
+    if column.places:
+        kind = pa.list_(kind, len(column.places))
+    told = {_COLUMN: json.dumps(asdict(column))} | ({"units": column.units} if column.units else {})
+    return pa.field(column.name, kind, column.most_missing > 0, metadata=told)
+
+
+def _column_of(record: Mapping[str, Any]) -> Column:
+    "The column that JSON has kept"
+    told = {name: record.get(name) for name in ("categories", "length")}
+    tuples = {name: value and tuple(value) for name, value in told.items()}
+    places = tuple(Place(**p) for p in record.get("places", ()))
+    return Column(**{**record, **tuples, "places": places})
+
+
+def _remembered(field: Field, dtype: str) -> tuple[Column, list[str]]:
+    "The column of a field, and what is not taken over"
+    kept = (field.metadata or {}).get(_COLUMN)
+    if kept is None:
+        column = _of_field(field, dtype)
+        return column, [*_untold(field, column)]
+    try:
+        column = replace(_column_of(json.loads(kept)), name=field.name)
+    except (ValueError, TypeError):
+        return _of_field(field, dtype), [f"damaged metadata of {field.name!r}"]
+    if column.dtype == dtype:
+        return column, []
+    return _of_field(field, dtype), [f"what was expected of {field.name!r} as {column.dtype}"]
+
+
+def _roles_of(schema: Schema, names: Collection[str]) -> tuple[dict[str, Any], list[str]]:
+    "The roles that a schema remembers, and what of them names no column"
+    kept = (schema.metadata or {}).get(_CONTRACT, b"{}")
+    roles, left = {}, []
+    for role, told in json.loads(kept).items():
+        several = told if isinstance(told, list) else [told] if told is not None else []
+        here = [name for name in several if name in names]
+        if here != several:
+            left.append(f"{role} {', '.join(n for n in several if n not in names)}")
+        if role == "key" and here != several:
+            here = []  # of a part of it many rows have the same
+        roles[role] = tuple(here) if isinstance(told, list) else next(iter(here), None)
+    return roles, left
+
+
 def _untold(field: Field, column: Column) -> Iterator[str]:
     "What is known of a field of Arrow, and not of its column"
     if field.nullable and not column.missing:
@@ -446,6 +500,24 @@ def _untold(field: Field, column: Column) -> Iterator[str]:
     for key in field.metadata or ():
         if key != b"units":
             yield f"metadata {key.decode()!r} of {field.name!r}"
+
+
+def _amended(columns: Sequence[Column], name: str, changes: Mapping[str, Any]) -> Column | None:
+    "The column that has a place of that name, with other expectations of it; None: none has"
+    found = ((c, p) for c in columns for p in c.places if c.at(p).name == name)
+    column, place = next(found, (None, None))
+    if column is None or place is None:
+        return None
+    known = [field for field in Place.__annotations__ if field != "label"]
+    for change in changes:
+        if change not in known:
+            raise ParameterError(
+                f"{unknown(change, known, f'what a contract says of {name}')} "
+                f"For all places amend {column.name!r}."
+            )
+    new = replace(place, **changes)
+    column.at(new)  # ParameterError for a time that cannot be read
+    return replace(column, places=tuple(new if p is place else p for p in column.places))
 
 
 def _as_tuple(names: str | Sequence[str]) -> tuple[str, ...]:
@@ -659,12 +731,13 @@ class Contract:
     def from_arrow(
         cls,
         schema: Schema,  # of an Arrow table or a Parquet file
-    ) -> Contract:  # without roles and ranges, which Arrow does not know
+    ) -> Contract:  # without roles and ranges, unless `to_arrow` has written them into it
         """What an Arrow schema says of its columns: types, units, and whether values may be missing
 
-        A warning names what is not taken over: types that have no place in the data model, nulls
-        of whole numbers, which make them floats, and metadata other than `units` of a field.
-        ParameterError: no column can be taken over.
+        A schema of `to_arrow` says all that the contract does. A warning names what is not taken
+        over: types that have no place in the data model, nulls of whole numbers, which make them
+        floats, metadata other than `units` of a field, what was expected of a column that has
+        another type now. ParameterError: no column can be taken over.
 
         Parameters
         ----------
@@ -674,9 +747,10 @@ class Contract:
         Returns
         -------
         Contract
-            without roles and ranges, which Arrow does not know
+            without roles and ranges, unless `to_arrow` has written them into it
         """
-        columns, left = [], [f"metadata {key.decode()!r}" for key in schema.metadata or ()]
+        others = [key for key in schema.metadata or () if key != _CONTRACT]
+        columns, left = [], [f"metadata {key.decode()!r}" for key in others]
         empty = schema.empty_table()
         for field in schema:
             try:
@@ -684,11 +758,47 @@ class Contract:
             except ParameterError:
                 left.append(f"{field.name!r} ({field.type})")
                 continue
-            columns.append(_of_field(field, type_of(values)))
-            left += _untold(field, columns[-1])
+            column, lost = _remembered(field, type_of(values))
+            columns.append(column)
+            left += lost
+        roles, lost = _roles_of(schema, [c.name for c in columns])
+        if left := left + lost:
+            warnings.warn(f"Not taken over: {', '.join(left)}", stacklevel=2)
+        return cls(tuple(columns), **roles)
+
+    def to_arrow(self) -> Schema:
+        """An Arrow schema of the columns, with the contract in its metadata
+
+        `Contract.from_arrow` reads it back, also from a Parquet file of that schema. A column that
+        differs along a dimension is a list of as many values as there are places.
+        """
+        import pyarrow as pa
+
+        told = asdict(self)
+        roles = {name: told[name] for name in told if name != "columns"}
+        fields = [_arrow_field(column) for column in self.columns]
+        return pa.schema(fields, metadata={_CONTRACT: json.dumps(roles)})
+
+    @classmethod
+    def from_pandera(
+        cls,
+        schema: Any,  # a DataFrameSchema or DataFrameModel of pandera.pandas or pandera.polars
+    ) -> Contract:
+        """What a schema of Pandera says: types, ranges, patterns, lengths, categories, a key
+
+        Bounds are held to exactly, with a tolerance of 0. A warning names what is not taken over,
+        as checks that are functions of one's own. ParameterError: it is no schema, or no column can
+        be taken over.
+
+        Parameters
+        ----------
+        schema : Any
+            a DataFrameSchema or DataFrameModel of pandera.pandas or pandera.polars
+        """
+        columns, key, left = taken_over(schema)
         if left:
             warnings.warn(f"Not taken over: {', '.join(left)}", stacklevel=2)
-        return cls(tuple(columns))
+        return cls(tuple(Column(**c) for c in columns), key=key)
 
     def rules(
         self,
@@ -774,25 +884,25 @@ class Contract:
 
     def amend(
         self,
-        name: str,  # a column
-        **changes: Any,  # fields of Column: min=0, max=24, tolerance=0
+        name: str,  # a column, or one place along its dimension, as temp[level=1000]
+        **changes: Any,  # fields of Column: min=0, max=24, tolerance=0; of a place, of Place
     ) -> Contract:
-        """The contract with other expectations of one column
+        """The contract with other expectations of one column, or of one of its places
 
         Parameters
         ----------
         name : str
-            a column
+            a column, or one place along its dimension, as temp[level=1000]
         **changes : Any
-            fields of Column: min=0, max=24, tolerance=0
+            fields of Column: min=0, max=24, tolerance=0; of a place, of Place
         """
         for change in changes:
             if change not in Column.__annotations__:
                 raise ParameterError(
                     unknown(change, Column.__annotations__, "what a contract says of a column")
                 )
-        new = replace(self[name], **changes)
-        return replace(self, columns=tuple(new if c.name == name else c for c in self.columns))
+        new = _amended(self.columns, name, changes) or replace(self[name], **changes)
+        return replace(self, columns=tuple(new if c.name == new.name else c for c in self.columns))
 
     def compare(
         self,
@@ -862,11 +972,7 @@ class Contract:
             what `to_json` wrote, in this version or an earlier one
         """
         record = json.loads(text)
-        for column in record["columns"]:
-            column["categories"] = column["categories"] and tuple(column["categories"])
-            column["length"] = column.get("length") and tuple(column["length"])
-            column["places"] = tuple(Place(**p) for p in column.get("places", ()))
-        record["columns"] = tuple(Column(**c) for c in record["columns"])
+        record["columns"] = tuple(map(_column_of, record["columns"]))
         for names in ("key", "pii", "later", "ignored"):
             record[names] = tuple(record.get(names, ()))
         return cls(**record)
