@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from threading import local
 from typing import TYPE_CHECKING, Any, cast
@@ -152,6 +153,7 @@ class LakeReader:
         name: str,  # dataset, or dataset@ref
         # where to begin: a branch or any other ref; None: main
         branch: str | Version | None = None,
+        limit: int | None = None,  # so many at most; those before are not looked at. None: all
     ) -> list[Version]:
         """Versions of a dataset, the newest first
 
@@ -161,11 +163,15 @@ class LakeReader:
             dataset, or dataset@ref
         branch : str | Version | None, default None
             where to begin: a branch or any other ref; None: main
+        limit : int | None, default None
+            so many at most; those before are not looked at. None: all
         """
+        if limit is not None and limit < 1:
+            raise LakeError(f"limit is {limit}; accepted: a number from 1, or None for all.")
         name, repo, info = self._find(name, branch)
         with explained(self.path / name):
             names, folder = tags(repo), self.path / name
-            line = ancestry(repo, folder, info.id)
+            line = islice(ancestry(repo, folder, info.id), limit)
             return [Version.of(i, names, parent_of(repo, folder, i)) for i in line]
 
     def read(
