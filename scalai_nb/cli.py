@@ -816,6 +816,13 @@ def lake_copy(
     names: Annotated[
         list[str] | None, typer.Argument(help="Names of datasets; all when left out.")
     ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VERSION|TIME",
+            help="Only versions that are newer, and what tags and branches name.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be copied.")
     ] = False,
@@ -824,7 +831,7 @@ def lake_copy(
     "Copy datasets with every version, tag and branch: what the other lake does not have yet."
     from scalai_nb.data.lake.lake import Lake
 
-    out(Lake(source).copy(to, names or (), dry_run), json, _copies)
+    out(Lake(source).copy(to, names or (), dry_run, since=since), json, _copies)
 
 
 @lake_app.command("verify")

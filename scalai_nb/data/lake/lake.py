@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -980,6 +981,9 @@ class Lake(LakeReader):
         names: Collection[str] = (),  # datasets; none: all
         dry_run: bool = False,  # only say what would be copied
         progress: Progress = None,  # function of (bytes done, total); True: a bar
+        # only versions that are newer than this one, or not older than this time (2026-11-30, UTC),
+        # and what tags and branches name; None: all
+        since: str | Version | None = None,
     ) -> list[Copied]:  # what was not there; the same call again finds nothing
         """Bring datasets with every version, tag and branch into another lake, to keep or restore
 
@@ -997,13 +1001,16 @@ class Lake(LakeReader):
             only say what would be copied
         progress : Progress, default None
             function of (bytes done, total); True: a bar
+        since : str | Version | None, default None
+            only versions that are newer than this one, or not older than this time (2026-11-30,
+            UTC), and what tags and branches name; None: all
 
         Returns
         -------
         list[Copied]
             what was not there; the same call again finds nothing
         """
-        from scalai_nb.data.lake.upkeep.copying import Copy
+        from scalai_nb.data.lake.upkeep.copying import Copy, newer
 
         other = Lake(to, self.author, self.lock_timeout)
         if other.path.resolve() == self.path.resolve():
@@ -1016,6 +1023,10 @@ class Lake(LakeReader):
             here, there = self.path / name, other.path / name
             with ExitStack() as stack:
                 stack.enter_context(explained(there))
+                if since is not None:
+                    time = self._beginning(name, since)
+                    stack.enter_context(self.locked(name))
+                    here = stack.enter_context(newer(here, time))
                 repo = None if dry_run else stack.enter_context(other.locked(name))
                 copy = Copy(here, there)
                 found.append(copy.copied)
@@ -1023,6 +1034,19 @@ class Lake(LakeReader):
                     done = progress_bar(progress, found[-1].bytes, f"bytes of {name}")
                     copy.make(repo, stack.enter_context(done))
         return found
+
+    def _beginning(self, name: str, since: str | Version) -> datetime:
+        "When what is newer than a version begins, or the time that `since` says"
+        with suppress(VersionNotFound):
+            return self.version(name, since).time + timedelta(microseconds=1)
+        try:
+            time = datetime.fromisoformat(str(since))
+        except ValueError:
+            raise LakeError(
+                f"{since!r} is neither a version of {name!r} nor a time; accepted: what "
+                f"scalai lake log {name} lists, or a time such as 2026-11-30 or 2026-11-30T18:00."
+            ) from None
+        return time if time.tzinfo else time.replace(tzinfo=UTC)
 
     @contextmanager
     def lock(self, name: str) -> Iterator[Check]:
