@@ -610,28 +610,32 @@ def lake_log(
     lineage: Annotated[
         bool, typer.Option("--lineage", help="Also the steps that wrote and read each, and models.")
     ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", "-n", min=1, help="How many at most.", show_default="all"),
+    ] = None,
     env: Env = None,
     json: Json = False,
     svg: Svg = None,
 ) -> None:
     "List the versions of a dataset, newest first."
-    found, shown = _traced(name, env) if lineage else _logged(name, env)
+    found, shown = _traced(name, limit, env) if lineage else _logged(name, limit, env)
     if svg:
         return _draw(shown, f"scalai lake log {name}", svg)
     out(found, json, lambda _: shown)
 
 
-def _logged(name: str, env: str | None) -> tuple[Any, RenderableType]:
+def _logged(name: str, limit: int | None, env: str | None) -> tuple[Any, RenderableType]:
     "The versions of a dataset, and their table"
-    found = _lake(env).log(name)
+    found = _lake(env).log(name, limit=limit)
     return found, _versions(found)
 
 
-def _traced(name: str, env: str | None) -> tuple[Any, RenderableType]:
+def _traced(name: str, limit: int | None, env: str | None) -> tuple[Any, RenderableType]:
     "The lineage of a dataset, and its picture"
     from scalai_nb.pipeline.showing.lineage import lineage
 
-    found = lineage(environment(env), name)
+    found = lineage(environment(env), name, limit)
     return found, found.picture()
 
 
@@ -812,6 +816,13 @@ def lake_copy(
     names: Annotated[
         list[str] | None, typer.Argument(help="Names of datasets; all when left out.")
     ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VERSION|TIME",
+            help="Only versions that are newer, and what tags and branches name.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be copied.")
     ] = False,
@@ -820,7 +831,7 @@ def lake_copy(
     "Copy datasets with every version, tag and branch: what the other lake does not have yet."
     from scalai_nb.data.lake.lake import Lake
 
-    out(Lake(source).copy(to, names or (), dry_run), json, _copies)
+    out(Lake(source).copy(to, names or (), dry_run, since=since), json, _copies)
 
 
 @lake_app.command("verify")

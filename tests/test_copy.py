@@ -1,5 +1,6 @@
 "What `Lake.copy` promises: a lake with the same versions, whatever happened on the way"
 
+import json
 import random
 import shutil
 import signal
@@ -71,6 +72,44 @@ def test_a_copy_that_was_killed_goes_on(tmp_path):
     same(lake, copy)
 
 
+def test_a_copy_of_what_is_newer_is_shorter(tmp_path):
+    lake, short, full = (Lake(tmp_path / name) for name in ("lake", "short", "full"))
+    v = [lake.write("a", table(n, 10_000)) for n in range(5)]
+    lake.copy(full.path)
+    ids, files = [x.id for x in v], bytes_in(lake.path / "a")
+    said = lake.copy(short.path, since=v[2], dry_run=True)
+    assert not short.path.exists() and said[0].versions == 2 and said[0].bytes < files / 2
+    assert lake.copy(short.path, since=ids[2]) == said
+    assert [x.id for x in short.log("a")] == [ids[4], ids[3]] and short.verify("a") == []
+    assert contents(short, ids[3:]) == contents(lake, ids[3:])
+    assert bytes_in(lake.path / "a") == files and lake.log("a") == v[::-1]
+    assert [c.files for c in lake.copy(short.path, since=v[3].time.isoformat())] == [0]
+    v.append(lake.append("a", table(9, 10)))
+    for there, length in ((short, 3), (full, 6)):
+        assert [c.versions for c in lake.copy(there.path, since=ids[3])] == [1]
+        assert [x.id for x in there.log("a")] == [x.id for x in v[::-1][:length]]
+        assert there.verify("a") == []
+        assert there.append("a", table(7, 5)).rows == v[-1].rows + 5
+    with pytest.raises(LakeError, match="neither a version of 'a' nor a time; accepted"):
+        lake.copy(short.path, since="yesterday")
+
+
+def test_a_copy_after_a_gap_keeps_what_was_there(tmp_path):
+    lake, copy = Lake(tmp_path / "lake"), Lake(tmp_path / "copy")
+    v = [lake.write("a", table(n)) for n in range(2)]
+    lake.tag("a", "gold", v[0])
+    lake.copy(copy.path)
+    v += [lake.write("a", table(n)) for n in range(2, 6)]
+    lake.copy(copy.path, since=v[3])
+    assert [x.id for x in copy.log("a")] == [v[5].id, v[4].id, v[0].id]  # it has a tag
+    assert copy.verify("a") == []
+    there = [v[0].id, v[1].id, v[4].id, v[5].id]
+    with copy.locked("a") as repo:
+        collect(repo, copy.path / "a")
+    assert contents(copy, there) == contents(lake, there)
+    assert copy.version("a", "gold").id == v[0].id
+
+
 def test_damage_is_not_copied(tmp_path):
     lake, copy = Lake(tmp_path / "lake"), Lake(tmp_path / "copy")
     first = lake.write("a", table(0, 10_000))
@@ -98,6 +137,9 @@ def test_a_dataset_that_was_lost_is_restored_by_the_command(tmp_path, capsys):
         with pytest.raises(SystemExit):
             main(["lake", "copy", *map(str, words)])
         return "".join(capsys.readouterr())
+
+    since = "--since", ids[0], "--dry-run", "--json"
+    assert json.loads(scalai(lake.path, tmp_path / "short", *since))[0]["versions"] == 1
 
     assert "versions" in scalai(lake.path, copy.path, "--dry-run") and not copy.path.exists()
     assert '"versions": 2' in scalai(lake.path, copy.path, "a", "--json")

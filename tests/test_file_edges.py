@@ -4,7 +4,7 @@ import itertools
 import json
 import os
 from datetime import UTC, datetime, timedelta
-
+from hashlib import sha256
 
 import pytest
 from toy import Project, notebook
@@ -167,11 +167,14 @@ def test_a_clock_that_has_gone_back_keeps_nothing_fresh_for_ever(tmp_path):
 
 
 def aged(project: Project, step: str, **ago: float) -> None:
-    "Make the last good run of a step so old"
+    "Make the last good run of a step so old, also for other checkouts"
+    finished = (datetime.now(UTC) - timedelta(**ago)).isoformat()
     [file] = project.root.rglob(f"cache/toy/{step}.json")
-    entry = json.loads(file.read_text())
-    entry["finished"] = (datetime.now(UTC) - timedelta(**ago)).isoformat()
-    file.write_text(json.dumps(entry))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "finished": finished}))
+    [shared] = project.root.rglob(f".cache/toy/{step}.json")
+    entry = json.loads(shared.read_text().partition(" ")[2])
+    text = json.dumps({**entry, "finished": finished})
+    shared.write_text(f"{sha256(text.encode()).hexdigest()} {text}")
 
 
 def test_an_old_result_is_made_again_or_accepted(tmp_path):

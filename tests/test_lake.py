@@ -603,6 +603,18 @@ def test_restore_loses_no_history(lake, tiny):
     ] and lake.log("a")[0] == back
 
 
+def test_a_log_with_a_limit_looks_at_nothing_that_it_does_not_show(lake, tiny):
+    first, *later = [lake.write("a", table(n)) for n in (1, 2, 3)]
+    assert lake.log("a", limit=9) == [*reversed(later), first]
+    assert lake.log("a", later[0], limit=1) == later[:1]
+    with pytest.raises(LakeError, match="limit is 0; accepted: a number from 1"):
+        lake.log("a", limit=0)
+    (lake.path / "a/snapshots" / first.id).write_bytes(b"damaged")
+    assert lake.log("a", limit=2) == later[::-1]
+    with pytest.raises(LakeError, match="is damaged"):
+        lake.log("a")
+
+
 # --- state ----------------------------------------------------------------------------------------
 
 

@@ -74,6 +74,9 @@ def test_where_versions_come_from_and_who_used_them(project, scalai):
     assert scalai("lake", "log", f"a@{a}", "--lineage", "--svg", "a.svg") == ("", "")
     assert run in (project.root / "a.svg").read_text().replace("&#160;", " ")
 
+    two = json.loads(scalai("lake", "log", "a", "--lineage", "-n", "2", "--json")[0])["versions"]
+    assert two == found["versions"][:2]
+    assert len(json.loads(scalai("lake", "log", "a", "-n", "1", "--json")[0])) == 1
     record = project.root / ".scalai/runs" / again["id"] / "events.jsonl"
     record.write_bytes(record.read_bytes().replace(b'"inputs"', b'"inputs', 1))
     told = scalai("lake", "log", "a", "--lineage")[0]

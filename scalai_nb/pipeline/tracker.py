@@ -80,7 +80,7 @@ def _tags(step: StepRun) -> dict[str, str]:
     known = {
         "scalai.cause": step.cause,
         "scalai.error": step.error,
-        "scalai.cached_from": step.run,
+        "scalai.cached_from": step.run or step.made,
         "scalai.reasons": "; ".join(step.reasons),
     }
     measured = {name: goal for name, goal in _goals(step).items() if name in step.metrics}

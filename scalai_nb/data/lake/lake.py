@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from threading import local
 from typing import TYPE_CHECKING, Any, cast
@@ -152,6 +154,7 @@ class LakeReader:
         name: str,  # dataset, or dataset@ref
         # where to begin: a branch or any other ref; None: main
         branch: str | Version | None = None,
+        limit: int | None = None,  # so many at most; those before are not looked at. None: all
     ) -> list[Version]:
         """Versions of a dataset, the newest first
 
@@ -161,11 +164,15 @@ class LakeReader:
             dataset, or dataset@ref
         branch : str | Version | None, default None
             where to begin: a branch or any other ref; None: main
+        limit : int | None, default None
+            so many at most; those before are not looked at. None: all
         """
+        if limit is not None and limit < 1:
+            raise LakeError(f"limit is {limit}; accepted: a number from 1, or None for all.")
         name, repo, info = self._find(name, branch)
         with explained(self.path / name):
             names, folder = tags(repo), self.path / name
-            line = ancestry(repo, folder, info.id)
+            line = islice(ancestry(repo, folder, info.id), limit)
             return [Version.of(i, names, parent_of(repo, folder, i)) for i in line]
 
     def read(
@@ -981,6 +988,9 @@ class Lake(LakeReader):
         names: Collection[str] = (),  # datasets; none: all
         dry_run: bool = False,  # only say what would be copied
         progress: Progress = None,  # function of (bytes done, total); True: a bar
+        # only versions that are newer than this one, or not older than this time (2026-11-30, UTC),
+        # and what tags and branches name; None: all
+        since: str | Version | None = None,
     ) -> list[Copied]:  # what was not there; the same call again finds nothing
         """Bring datasets with every version, tag and branch into another lake, to keep or restore
 
@@ -998,13 +1008,16 @@ class Lake(LakeReader):
             only say what would be copied
         progress : Progress, default None
             function of (bytes done, total); True: a bar
+        since : str | Version | None, default None
+            only versions that are newer than this one, or not older than this time (2026-11-30,
+            UTC), and what tags and branches name; None: all
 
         Returns
         -------
         list[Copied]
             what was not there; the same call again finds nothing
         """
-        from scalai_nb.data.lake.upkeep.copying import Copy
+        from scalai_nb.data.lake.upkeep.copying import Copy, newer
 
         other = Lake(to, self.author, self.lock_timeout)
         if other.path.resolve() == self.path.resolve():
@@ -1017,6 +1030,10 @@ class Lake(LakeReader):
             here, there = self.path / name, other.path / name
             with ExitStack() as stack:
                 stack.enter_context(explained(there))
+                if since is not None:
+                    time = self._beginning(name, since)
+                    stack.enter_context(self.locked(name))
+                    here = stack.enter_context(newer(here, time))
                 repo = None if dry_run else stack.enter_context(other.locked(name))
                 copy = Copy(here, there)
                 found.append(copy.copied)
@@ -1024,6 +1041,19 @@ class Lake(LakeReader):
                     done = progress_bar(progress, found[-1].bytes, f"bytes of {name}")
                     copy.make(repo, stack.enter_context(done))
         return found
+
+    def _beginning(self, name: str, since: str | Version) -> datetime:
+        "When what is newer than a version begins, or the time that `since` says"
+        with suppress(VersionNotFound):
+            return self.version(name, since).time + timedelta(microseconds=1)
+        try:
+            time = datetime.fromisoformat(str(since))
+        except ValueError:
+            raise LakeError(
+                f"{since!r} is neither a version of {name!r} nor a time; accepted: what "
+                f"scalai lake log {name} lists, or a time such as 2026-11-30 or 2026-11-30T18:00."
+            ) from None
+        return time if time.tzinfo else time.replace(tzinfo=UTC)
 
     @contextmanager
     def lock(self, name: str) -> Iterator[Check]:

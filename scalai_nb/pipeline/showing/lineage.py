@@ -264,6 +264,7 @@ class Lineage:
 def lineage(
     env: Environment,
     name: str,  # dataset, or dataset@ref to begin there
+    limit: int | None = None,  # so many versions at most; None: all
 ) -> Lineage:
     """Where each version of a dataset comes from, and which steps and models used it
 
@@ -274,10 +275,12 @@ def lineage(
     env : Environment
     name : str
         dataset, or dataset@ref to begin there
+    limit : int | None, default None
+        so many versions at most; None: all
     """
     from scalai_nb.data.lake.lake import Lake
 
-    log = Lake(env.lake).log(name)
+    log = Lake(env.lake).log(name, limit=limit)
     name, runs = name.partition("@")[0], all_runs(env)
     models = {str(model): model for model in _models(env)}
     learned = {model: _learned_from(version) for model, version in models.items()}

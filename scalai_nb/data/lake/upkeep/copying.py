@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +19,8 @@ from ..damage import SEALS, Damaged, Seal, checksum, expired_on
 from ..layout import intact
 from ..publication import pending
 from ..repository import ID, KEPT, ROOT, opened
-from ..storage import put
+from ..storage import is_remote, put
+from .retention import Keep, let_go, twin
 from .verify import history, verify
 from ....errors import LakeError
 
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from icechunk import Repository
 
 # %% auto #0
-__all__ = ['Copied', 'Copy']
+__all__ = ['Copied', 'Copy', 'newer']
 
 # %% ../../../../nbs/data/lake/upkeep/copying.ipynb #c6ff8176
 def _refs(repo: Repository) -> dict[str, str]:
@@ -205,3 +208,31 @@ class Copy:
         led_to = {v.id for v in repo.ancestry(branch=branch)}
         if old not in led_to and KEPT + old not in repo.list_branches():
             repo.create_branch(KEPT + old, old)
+
+# %% ../../../../nbs/data/lake/upkeep/copying.ipynb #52ba8954
+@contextmanager
+def newer(
+    folder: Path,  # of a dataset; nobody else writes it
+    since: datetime,
+) -> Iterator[Path]:  # with the same name
+    """A folder like that of a dataset without what was written before `since`; it goes again
+
+    Parameters
+    ----------
+    folder : Path
+        of a dataset; nobody else writes it
+    since : datetime
+
+    Returns
+    -------
+    Iterator[Path]
+        with the same name
+    """
+    if is_remote(folder):
+        raise LakeError(
+            f"{folder} is in a bucket, of which only all can be copied; leave --since out, and "
+            "expire in the copy."
+        )
+    with twin(folder) as other:
+        let_go(opened(other), other, Keep(after=since))
+        yield other

@@ -52,11 +52,14 @@ class Keep:
         those that are younger
     named : Mapping[str, Collection[str]] | None, default None
         ids by dataset
+    after : datetime | None, default None
+        those that were written then or later; None: as above
     """
 
     versions: int = 0  # the newest of main; 0: by age
     seconds: float = 0.0  # those that are younger
     named: Mapping[str, Collection[str]] | None = None  # ids by dataset
+    after: datetime | None = None  # those that were written then or later; None: as above
 
     @classmethod
     def of(
@@ -96,6 +99,8 @@ class Keep:
         line : list[SnapshotInfo]
             of main, the newest first
         """
+        if self.after:
+            return self.after
         if not self.versions:
             return datetime.now(UTC) - timedelta(seconds=self.seconds)
         return min((v.written_at for v in line[: self.versions]), default=datetime.now(UTC))
