@@ -36,6 +36,7 @@ OPTIONS: dict[str, object] = {
 _OURS = "bootstrap.servers", "group.id", "auto.offset.reset", "error_cb"
 _MOST = 1_000_000  # messages that the client gives at once
 _ANSWER = 10.0  # seconds in which a broker answers a question
+_ASTRAY = 5  # times that the client may stop for no reason, one after the other
 
 
 def _settings(place: Place, group: str, password: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -114,6 +115,7 @@ class KafkaStream(Stream):
         self.firsts: dict[int, int] = {}  # records, by partition, as the broker last said
         self.assigned: set[int] = set()
         self.failed: StreamError | None = None  # until the next seek
+        self.astray = 0  # times that the client has stopped for no reason since it gave a record
         self._open()
 
     @property
@@ -230,7 +232,9 @@ class KafkaStream(Stream):
         messages = self._taken(rows, seconds)
         while not messages and not self.failed and time.monotonic() < until:
             messages = self._taken(rows, until - time.monotonic())
-        if not messages:
+        if messages:
+            self.astray = 0
+        else:
             self._check()
         offsets = zip(map(Message.partition, messages), map(Message.offset, messages), strict=True)
         for partition, offset in dict(offsets).items():
@@ -257,7 +261,7 @@ class KafkaStream(Stream):
         if error.code() == KafkaError._PARTITION_EOF:
             self._reach(partition, offset)
         elif error.code() == KafkaError._AUTO_OFFSET_RESET:
-            self.failed = self._dropped(partition, offset)
+            self._stopped(partition, offset, error.str())
         elif message.topic() is None:  # of the client, not of a partition
             self.told(error)
         else:
@@ -267,9 +271,21 @@ class KafkaStream(Stream):
         before = int(self.positions.get(str(partition), 0))
         self.positions[str(partition)] = max(before, position)
 
-    def _dropped(self, partition: int, position: int) -> StreamError:
-        "Why the broker has nothing at a position"
+    def _stopped(self, partition: int, position: int, reason: str) -> None:
+        "The client reads a partition no more: go on, if only its question went astray"
         first, end = self._bounds(partition)
+        self.astray += 1
+        if not first <= position <= end:
+            self.failed = self._dropped(partition, position, first, end)
+        elif self.astray > _ASTRAY:
+            self.failed = StreamError(f"{self.name}, partition {partition}: {reason}.")
+        else:
+            there = self._at(partition, self.positions.get(str(partition)))
+            self.consumer.incremental_unassign([there])
+            self.consumer.incremental_assign([there])
+
+    def _dropped(self, partition: int, position: int, first: int, end: int) -> StreamError:
+        "Why the broker has nothing at a position"
         if position < first:
             return gap(self.name, str(partition), position, first, first - position)
         return StreamError(

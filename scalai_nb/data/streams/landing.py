@@ -24,11 +24,13 @@ from ...compute.arrow import arrow_block
 from ..sources import type_of
 from .decoders import Parse, Types, decode, decoder
 from .records import Batch, Gap, Origin, Positions, Records, Stream
-from ...errors import Conflict, ParameterError, StreamError, unknown
+from ...errors import Conflict, LakeError, ParameterError, StreamError, unknown
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from scalai_nb.data.contract import Contract
+    from scalai_nb.data.enforcement import OnBreach
     from scalai_nb.data.lake.lake import Lake
     from scalai_nb.data.lake.repository import State
     from scalai_nb.types import Array, Dataset
@@ -48,6 +50,10 @@ class Landing:
         or raw, or csv:COLUMN,COLUMN
     types : Types
         by column, of a dataset that is not there yet
+    contract : Contract | None, default None
+        likewise: its columns, and what they are held to ever after
+    on_breach : OnBreach | None, default None
+        what becomes of rows that break it, as of `Lake.write`
     new_fields : Literal['dead', 'ignore'], default 'dead'
         a record has what the dataset has not
     key : str | None, default None
@@ -72,6 +78,8 @@ class Landing:
 
     decoder: str = "json"  # or raw, or csv:COLUMN,COLUMN
     types: Types = field(default_factory=dict)  # by column, of a dataset that is not there yet
+    contract: Contract | None = None  # likewise: its columns, and what they are held to ever after
+    on_breach: OnBreach | None = None  # what becomes of rows that break it, as of `Lake.write`
     new_fields: Literal["dead", "ignore"] = "dead"  # a record has what the dataset has not
     key: str | None = None  # column: a row takes the place of that with its key
     time: str | None = None  # column: when it happened
@@ -97,6 +105,8 @@ class Landed:
         to NAME.dead
     late : int, default 0
         to NAME.late
+    aside : int, default 0
+        rows that broke the contract, to NAME.quarantine
     deleted : int, default 0
     commits : int, default 0
     version : str | None, default None
@@ -111,6 +121,7 @@ class Landed:
     rows: int = 0
     dead: int = 0  # to NAME.dead
     late: int = 0  # to NAME.late
+    aside: int = 0  # rows that broke the contract, to NAME.quarantine
     deleted: int = 0
     commits: int = 0
     version: str | None = None  # None: nothing was committed
@@ -122,6 +133,7 @@ METRICS = {  # as in `serving.metrics`
     "scalai_stream_rows_total": ("counter", ("dataset", "stream"), "Rows that were committed"),
     "scalai_stream_dead_total": ("counter", ("dataset", "stream"), "Records that are no rows"),
     "scalai_stream_late_total": ("counter", ("dataset", "stream"), "Rows that came too late"),
+    "scalai_stream_aside_total": ("counter", ("dataset", "stream"), "Rows that broke the contract"),
     "scalai_stream_lag": ("gauge", ("dataset", "stream", "partition"), "Records that wait"),
 }
 
@@ -133,6 +145,7 @@ def gauges(landed: Landed) -> dict[str, dict[tuple[str, ...], float]]:
         "scalai_stream_rows_total": {of: landed.rows},
         "scalai_stream_dead_total": {of: landed.dead},
         "scalai_stream_late_total": {of: landed.late},
+        "scalai_stream_aside_total": {of: landed.aside},
         "scalai_stream_lag": {(*of, p): n for p, n in sorted(landed.lag.items())},
     }
 
@@ -259,7 +272,7 @@ class _Rows:
             self.parse,
             there,
             types,
-            closed=bool(self.types),
+            closed=bool(self.types or how.contract),
             ignore=how.new_fields == "ignore",
         )
         bad = {int(numbers[i]): why for i, why in found.bad.items()}
@@ -349,7 +362,8 @@ class _Rows:
 
 def _declared(how: Landing) -> Types:
     "The types that are declared, the time among them"
-    return {**({how.time: "time"} if how.time else {}), **how.types}
+    held = {c.name: c.dtype for c in how.contract.columns} if how.contract else {}
+    return {**({how.time: "time"} if how.time else {}), **held, **how.types}
 
 # %% ../../../nbs/data/streams/landing.ipynb #1b951fc8
 _BYTES = 64 * 2**20  # of the values of a batch, unless one is larger
@@ -540,10 +554,22 @@ class Consumer:
         new |= {"watermark": ready.watermark} if ready.watermark else {}
         if gaps := [*self.stored.get("gaps", []), *(gap.to_state() for gap in self.gaps)]:
             new["gaps"] = gaps[-100:]
-        version = self._write(ready, new)
+        before = self._quarantined()
+        try:
+            version = self._write(ready, new)
+        except LakeError as e:
+            if self._types() == self.rows.types:
+                raise
+            raise Conflict(
+                f"{self.name} has other columns by now ({e}) Nothing of this batch was written; "
+                "start again, and it comes in as the dataset is then."
+            ) from e
+        aside = self._quarantined() - before
+        rows = ready.rows.sizes["row"] if ready.rows is not None else 0
         self.landed = replace(
             self.landed,
-            rows=self.landed.rows + (ready.rows.sizes["row"] if ready.rows is not None else 0),
+            rows=self.landed.rows + rows - aside,
+            aside=self.landed.aside + aside,
             dead=self.landed.dead + dead,
             late=self.landed.late + late,
             deleted=self.landed.deleted + (ready.deleted.sizes["row"] if ready.deleted else 0),
@@ -570,18 +596,16 @@ class Consumer:
             return {"streams": streams | {stream: new}}
 
         skipped = "".join(f"; {gap} of partition {gap.partition} are gone" for gap in self.gaps)
-        message = f"from {stream}{skipped}"
+        how, name = self.how, self.name
+        told = {"message": f"from {stream}{skipped}", "state": state, "on_breach": how.on_breach}
+        if rows is None:
+            rows = self.lake.read(name, rows=(0, 0)).compute()
         if not self.rows.types:
-            version = self.lake.write(self.name, rows, message, state=state)  # pyright: ignore
+            version = self.lake.write(name, rows, **told, contract=how.contract)
+        elif how.key:
+            version = self.lake.upsert(name, rows, how.key, **told, deleted=ready.deleted)
         else:
-            if rows is None:
-                rows = self.lake.read(self.name, rows=(0, 0)).compute()
-            if self.how.key:
-                version = self.lake.upsert(
-                    self.name, rows, self.how.key, message, state=state, deleted=ready.deleted
-                )
-            else:
-                version = self.lake.append(self.name, rows, message, state=state)
+            version = self.lake.append(name, rows, **told)
         self.stored, self.gaps = new, []
         return version.id
 
@@ -607,6 +631,11 @@ class Consumer:
         put = self.lake.append if name in self.lake.names() else self.lake.write
         put(name, rows, f"from {stream}", state=state)
         return len(new)
+
+    def _quarantined(self) -> int:
+        "Rows that broke the contract, ever"
+        beside = f"{self.name}.quarantine"
+        return self.lake.version(beside).rows if beside in self.lake.names() else 0
 
     def _stored(self, name: str) -> State:
         "What a dataset has of this stream"
