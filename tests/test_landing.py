@@ -102,6 +102,22 @@ def test_rows_replace_those_with_their_key_and_deletes_take_them_out(orders, lak
         bring(orders, lake, Landing(key="nr"))
 
 
+def test_a_key_of_several_columns_is_deleted_by_an_object(orders, lake):
+    how = Landing(key=("id", "at"))
+    put(orders, *({"id": i, "at": at, "x": 1} for i in (1, 2) for at in ("a", "b")))
+    put(orders, {"id": 1, "at": "b", "x": 2}, {"id": 1, "x": 2})
+    first = bring(orders, lake, how)
+    assert (first.rows, first.dead) == (4, 1)
+    keys = [{"id": 1, "at": "b"}, {"at": "a", "id": 2}, {"id": 1}, {"id": 1, "at": 2}, [1], 7]
+    put(orders, *[None] * 7, keys=[*(json.dumps(k).encode() for k in keys), b"{"])
+    done = bring(orders, lake, how)
+    assert (done.deleted, done.dead) == (2, 5)
+    found = lake.read("orders")
+    assert [*zip(ids(lake), found["at"].values.tolist(), strict=True)] == [(1, "a"), (2, "b")]
+    reasons = set(lake.read("orders.dead")["reason"].values.tolist())
+    assert reasons == {"it lacks its key, 'id', 'at'", "it deletes, and its key is no 'id', 'at'"}
+
+
 def test_late_rows_are_the_same_however_batches_are_cut(orders, tmp_path):
     noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
     minutes = [0, 30, -40, 10, 90, 29, 31, 60]

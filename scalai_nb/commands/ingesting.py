@@ -165,7 +165,7 @@ def stream(
     name: Annotated[str, typer.Argument(metavar="DATASET", help="Of the lake.")],
     key: Annotated[
         str | None,
-        typer.Option(metavar="COLUMN", help="A row takes the place of that with its key."),
+        typer.Option(metavar="COLUMN[,COLUMN]", help="A row takes the place of that with its key."),
     ] = None,
     time: Annotated[str | None, typer.Option(metavar="COLUMN", help="When a row happened.")] = None,
     lateness: Annotated[
@@ -231,7 +231,7 @@ def stream(
         decoder=decoder,
         contract=_contract(lake, contract),
         on_breach=cast("OnBreach | None", on_breach),
-        key=key,
+        key=key.split(",") if key else None,
         time=time,
         lateness=parse_seconds(lateness) if lateness else None,
         on_gap="skip" if skip_gaps else "fail",

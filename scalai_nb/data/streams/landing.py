@@ -9,7 +9,7 @@ import json
 import logging
 import re
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -56,8 +56,8 @@ class Landing:
         what becomes of rows that break it, as of `Lake.write`
     new_fields : Literal['dead', 'ignore'], default 'dead'
         a record has what the dataset has not
-    key : str | None, default None
-        column: a row takes the place of that with its key
+    key : str | Sequence[str] | None, default None
+        column, or several: a row takes the place of that with its key
     time : str | None, default None
         column: when it happened
     lateness : float | None, default None
@@ -81,7 +81,8 @@ class Landing:
     contract: Contract | None = None  # likewise: its columns, and what they are held to ever after
     on_breach: OnBreach | None = None  # what becomes of rows that break it, as of `Lake.write`
     new_fields: Literal["dead", "ignore"] = "dead"  # a record has what the dataset has not
-    key: str | None = None  # column: a row takes the place of that with its key
+    # column, or several: a row takes the place of that with its key
+    key: str | Sequence[str] | None = None
     time: str | None = None  # column: when it happened
     lateness: float | None = None  # seconds behind the newest of its partition; None: any
     late: Literal["aside", "keep"] = "aside"  # later ones: to NAME.late, or in all the same
@@ -260,6 +261,7 @@ class _Rows:
         self.how = how
         self.types = types
         self.watermark = watermark
+        self.key = [how.key] if isinstance(how.key, str) else [*(how.key or ())]
         self.parse: Parse = decoder(how.decoder)
 
     def of(self, batch: Batch) -> _Ready:
@@ -277,7 +279,7 @@ class _Rows:
         )
         bad = {int(numbers[i]): why for i, why in found.bad.items()}
         table, which = found.table, numbers[found.rows]
-        if table is not None and how.key:
+        if table is not None and self.key:
             table, which = self._keyed(table, which, bad)
         rows = None if table is None else arrow_block(table)
         late, late_origins, watermark = None, [], self.watermark
@@ -299,13 +301,13 @@ class _Rows:
         "The rows that have a key"
         import pyarrow as pa
 
-        key = str(self.how.key)
-        if key not in table.column_names:
-            raise ParameterError(unknown(key, table.column_names, f"the columns of {self.name}"))
-        lacking = table.column(key).is_null().to_numpy()
+        for key in self.key:
+            if key not in (known := table.column_names):
+                raise ParameterError(unknown(key, known, f"the columns of {self.name}"))
+        lacking = np.any([table.column(key).is_null().to_numpy() for key in self.key], axis=0)
         if not lacking.any():
             return table, which
-        bad |= dict.fromkeys(which[lacking].tolist(), f"it lacks its key, {key!r}")
+        bad |= dict.fromkeys(which[lacking].tolist(), f"it lacks its key, {self._said}")
         return table.filter(pa.array(~lacking)), which[~lacking]
 
     def _timely(self, rows: Dataset, which: Array, bad: dict[int, str]) -> tuple[Dataset, Array]:
@@ -330,34 +332,59 @@ class _Rows:
         bad: dict[int, str],
     ) -> tuple[Dataset | None, Dataset | None]:
         "The last that is said of each key: rows, and the keys that are deleted"
-        key = self.how.key
-        if not key:
+        if not self.key:
             bad |= dict.fromkeys(gone, "it deletes, and no key= says what")
             return rows, None
         import pandas as pd
         import xarray as xr
 
-        kind = self.types.get(key, "int64") if rows is None else type_of(rows[key])
-        text = kind in ("string", "category")
-        keys: list[Any] = []
+        kinds = {
+            name: self.types.get(name, "int64") if rows is None else type_of(rows[name])
+            for name in self.key
+        }
+        keys: list[dict[str, Any]] = []
         numbers: list[int] = []
         for i in gone:
             try:
-                found = (batch.origin(i).key or b"").decode()
-                keys.append(found if text else int(found))
+                keys.append(_deleted(batch.origin(i).key or b"", kinds))
                 numbers.append(i)
-            except ValueError:
-                bad[i] = f"it deletes, and its key is no {key!r}"
-        here = [] if rows is None else list(rows[key].values)
-        said = pd.DataFrame({"key": [*here, *keys], "at": [*which.tolist(), *numbers]})
-        said["row"] = np.arange(len(said))
-        last = said.sort_values("at").drop_duplicates("key", keep="last")["row"].to_numpy()
-        kept, deleted = np.sort(last[last < len(here)]), last[last >= len(here)] - len(here)
-        rows = rows if rows is None or len(kept) == len(here) else rows.isel(row=kept)
+            except (ValueError, TypeError):
+                bad[i] = f"it deletes, and its key is no {self._said}"
+        n = len(which)
+        here = {name: [] if rows is None else list(rows[name].values) for name in self.key}
+        said = pd.DataFrame({name: [*v, *(key[name] for key in keys)] for name, v in here.items()})
+        order = np.argsort([*which.tolist(), *numbers], kind="stable")
+        last = order[~said.iloc[order].duplicated(keep="last").to_numpy()]
+        kept, deleted = np.sort(last[last < n]), last[last >= n] - n
+        rows = rows if rows is None or len(kept) == n else rows.isel(row=kept)
         if not len(deleted):
             return rows, None
-        values = np.array([keys[i] for i in deleted.tolist()], object if text else kind)
-        return rows, xr.Dataset({key: ("row", values)})
+        columns = {
+            name: np.array([keys[i][name] for i in deleted.tolist()], _TEXTS.get(kind, kind))
+            for name, kind in kinds.items()
+        }
+        return rows, xr.Dataset({name: ("row", values) for name, values in columns.items()})
+
+    @property
+    def _said(self) -> str:
+        return ", ".join(map(repr, self.key))
+
+
+_TEXTS = {"string": object, "category": object}  # what holds the values of these types
+
+
+def _deleted(data: bytes, kinds: Types) -> dict[str, Any]:
+    """The key of what is deleted: a text, or of several columns a JSON object
+
+    ValueError, TypeError: it is no such thing
+    """
+    told: Any = json.loads(data) if len(kinds) > 1 else {name: data.decode() for name in kinds}
+    if not isinstance(told, dict) or {*told} != {*kinds}:
+        raise ValueError
+    made = {name: told[name] if kind in _TEXTS else int(told[name]) for name, kind in kinds.items()}
+    if odd := [n for n, kind in kinds.items() if kind in _TEXTS and not isinstance(made[n], str)]:
+        raise TypeError(odd)
+    return made
 
 
 def _declared(how: Landing) -> Types:
