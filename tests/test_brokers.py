@@ -365,6 +365,24 @@ def test_what_is_too_large_names_the_option_that_lets_it_in(kafka, nats):
         stream.close()
 
 
+def test_a_message_of_100_mb_names_the_setting_and_comes_when_it_is_raised(tmp_path):
+    server = brokers.tansu(tmp_path / "tansu").start()  # noida takes no message of that size
+    try:
+        topic, lake = Topic(server.host, "huge", partitions=1), Lake(tmp_path / "lake")
+        producer = topic.producer(message_max_bytes=200_000_000)
+        for value in (b"small", b"x" * 100_000_000, b"small"):
+            producer.produce(topic.name, value, partition=0)
+            assert producer.flush(60) == 0
+        how = Landing("raw", away=0)
+        with pytest.raises(StreamError, match="too large .*pass receive_message_max_bytes=BYTES"):
+            land(sn.open_stream(topic.uri), lake, "texts", how, idle=60)
+        stream = sn.open_stream(topic.uri, receive_message_max_bytes=200_000_000)
+        land(stream, lake, "texts", how, idle=5)
+        assert [len(v) for v in lake.read("texts")["value"].values] == [5, 100_000_000, 5]
+    finally:
+        server.stop()
+
+
 def test_a_record_of_100_mb_comes(valkey):
     key = Key(valkey.host, "huge")
     key.client.config_set("appendonly", "no")  # no fsync of 100 MB

@@ -168,6 +168,25 @@ def test_a_gap_is_named(shop):
     shop("DROP TABLE keyless")
 
 
+def test_a_key_may_be_several_columns(shop, tmp_path):
+    lake, how = Lake(tmp_path / "lake"), Landing(key=("shop", "nr"))
+    shop("CREATE TABLE sold (nr INTEGER, x INTEGER, shop TEXT, PRIMARY KEY (shop, nr))")
+    shop.stream({}, "sold")
+    insert = "INSERT INTO sold SELECT i % 3, i, 'é' || i / 3 FROM generate_series(0, 8) s(i)"
+    shop(insert, "UPDATE sold SET x = 50 WHERE nr = 1 AND shop = 'é1'")
+    bring = lambda: land(shop.stream(table="sold"), lake, "sold", how, idle=0.3)
+    assert bring().rows == 9
+    shop("DELETE FROM sold WHERE nr = 2", "UPDATE sold SET nr = 7 WHERE x = 0")
+    shop("DELETE FROM sold WHERE x = 3", "INSERT INTO sold VALUES (0, 33, 'é1')")
+    done = bring()
+    assert (done.deleted, done.dead) == (4, 0)
+    there = lake.read("sold").compute()
+    found = zip(*(there[n].values.tolist() for n in ("shop", "nr", "x")), strict=True)
+    wanted = {("é0", 1, 1), ("é1", 1, 50), ("é2", 0, 6), ("é2", 1, 7), ("é0", 7, 0), ("é1", 0, 33)}
+    assert sorted(found) == sorted(wanted)
+    shop("DROP TABLE sold")
+
+
 @pytest.mark.parametrize("slot", ["moved", "dropped", "lost"])
 def test_a_gap_is_gone_past_if_it_may_be(shop, tmp_path, slot):
     lake, how = Lake(tmp_path / "lake"), Landing(key="id", types={"the note": "string"})

@@ -5,12 +5,16 @@ from datetime import UTC, datetime, timedelta
 from threading import Event
 from time import sleep
 
+import pandas as pd
 import pytest
 
+from scalai_nb.cli import main
+from scalai_nb.data.contract import Contract
 from scalai_nb.data.lake.lake import Lake
+from scalai_nb.data.sources import as_dataset
 from scalai_nb.data.streams.embedded import Log, LogStream
 from scalai_nb.data.streams.landing import Consumer, Landing, gauges, land
-from scalai_nb.errors import Conflict, ParameterError, StreamError
+from scalai_nb.errors import Conflict, ContractViolation, ParameterError, StreamError
 
 
 @pytest.fixture
@@ -96,6 +100,22 @@ def test_rows_replace_those_with_their_key_and_deletes_take_them_out(orders, lak
     with pytest.raises(ParameterError, match="'nr' is not in the columns"):
         put(orders, {"id": 9, "x": 1.0})
         bring(orders, lake, Landing(key="nr"))
+
+
+def test_a_key_of_several_columns_is_deleted_by_an_object(orders, lake):
+    how = Landing(key=("id", "at"))
+    put(orders, *({"id": i, "at": at, "x": 1} for i in (1, 2) for at in ("a", "b")))
+    put(orders, {"id": 1, "at": "b", "x": 2}, {"id": 1, "x": 2})
+    first = bring(orders, lake, how)
+    assert (first.rows, first.dead) == (4, 1)
+    keys = [{"id": 1, "at": "b"}, {"at": "a", "id": 2}, {"id": 1}, {"id": 1, "at": 2}, [1], 7]
+    put(orders, *[None] * 7, keys=[*(json.dumps(k).encode() for k in keys), b"{"])
+    done = bring(orders, lake, how)
+    assert (done.deleted, done.dead) == (2, 5)
+    found = lake.read("orders")
+    assert [*zip(ids(lake), found["at"].values.tolist(), strict=True)] == [(1, "a"), (2, "b")]
+    reasons = set(lake.read("orders.dead")["reason"].values.tolist())
+    assert reasons == {"it lacks its key, 'id', 'at'", "it deletes, and its key is no 'id', 'at'"}
 
 
 def test_late_rows_are_the_same_however_batches_are_cut(orders, tmp_path):
@@ -232,3 +252,91 @@ def test_what_waits_behind_a_commit_that_fails_is_not_committed(orders, lake, mo
     assert len(calls) == 2 and lake.read("orders")["id"].values.tolist() == [*range(10)]
     assert land(LogStream(orders.path), lake, "orders", idle=0.1).rows == 30
     assert lake.read("orders")["id"].values.tolist() == [*range(40)]
+
+
+def test_a_contract_says_the_types_and_what_rows_are_held_to(orders, lake, tmp_path, monkeypatch):
+    good = {"id": 1, "kg": 2.5, "place": "Graz"}
+    held = Contract.infer(as_dataset(pd.DataFrame([good])), key="id").amend("kg", min=0, max=9)
+    put(orders, good | {"kg": 2}, good | {"id": 2, "kg": 3.5}, good | {"id": 3, "kg": -50})
+    put(orders, good | {"id": 4, "ripe": True}, good | {"id": "five"})
+    for rows in (1, 100):
+        name = f"orders{rows}"
+        how = Landing(contract=held, on_breach="quarantine", rows=rows)
+        done = bring(orders, lake, how, name)
+        assert (done.rows, done.aside, done.dead) == (2, 1, 2)
+        assert [str(lake.read(name)[c].dtype) for c in ("id", "kg")] == ["int64", "float64"]
+        assert lake.read(f"{name}.quarantine")["rule"].values.tolist() == ["kg range"]
+        assert gauges(done)["scalai_stream_aside_total"] == {(name, done.stream): 1}
+    put(orders, good | {"id": 6, "kg": -60})
+    assert bring(orders, lake, name="orders1").aside == 1, "the dataset remembers"
+    with pytest.raises(ContractViolation, match="kg"):
+        bring(orders, lake, Landing(on_breach="reject"), "orders100")
+    (tmp_path / "settings.ini").write_text("[laptop]\nlake = lake\n")
+    (tmp_path / "held.json").write_text(held.to_json())
+    monkeypatch.chdir(tmp_path)
+    for name, contract in (("byfile", "held.json"), ("byname", "orders1")):
+        words = ["stream", f"log://{orders.path}", name, "--once", "--contract", contract]
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "--on-breach", "quarantine", "--option", "nonsense=1"])
+        assert ended.value.code == 2
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "--on-breach", "quarantine"])
+        assert ended.value.code == 0 and lake.version(name).rows == 2
+
+
+def test_a_schema_that_changes_is_dead_letters_until_the_dataset_has_it(orders, lake):
+    put(
+        orders, {"id": 1, "x": 1}, {"id": 2, "x": 2}, {"id": 3, "x": 2.5}, {"id": 4, "x": 3, "y": 1}
+    )
+    for rows in (2, 3):  # it changes between two batches; within one
+        done = bring(orders, lake, Landing(rows=rows), f"by{rows}")
+        assert (done.rows, done.dead) == ((2, 2) if rows == 2 else (3, 1))
+    reasons = lake.read("by2.dead")["reason"].values.tolist()
+    assert "it has 'y'" in reasons[1] and len(reasons) == 2
+    put(orders, {"key": 5, "x": 1}, {"id": "6", "x": 1}, {"id": 7, "x": 7})
+    done = bring(orders, lake, name="by2")
+    assert (done.rows, done.dead) == (1, 2) and ids(lake, "by2") == [1, 2, 7]
+    running = Consumer(LogStream(orders.path), lake, "by2", Landing())
+    running.begin(None)
+    lake.evolve("by2", add={"y": "float64"})
+    put(orders, {"id": 8, "x": 8, "y": 1})
+    with pytest.raises(Conflict, match="other columns by now .*'y'.* start again"):
+        running.run(0.05, Event())
+    running.stream.close()
+    assert bring(orders, lake, name="by2").rows == 1
+    assert lake.read("by2")["y"].values.tolist()[-1] == 1 and ids(lake, "by2")[-1] == 8
+
+
+def test_partitions_that_are_added_later_are_landed(orders, lake):
+    put(orders, {"id": 0})
+    consumer = Consumer(LogStream(orders.path), lake, "orders", Landing())
+    consumer.begin(None)
+    for i in (1, 2):
+        consumer.run(0.05, Event())
+        with Log(orders.path, str(i)) as later:
+            put(later, {"id": i})
+    consumer.run(0.05, Event())  # that is running
+    consumer.stream.close()
+    with Log(orders.path, "3") as later:
+        put(later, {"id": 3})
+    assert bring(orders, lake).positions == {"0": 1, "1": 1, "2": 1, "3": 1}  # that starts anew
+    assert ids(lake) == [0, 1, 2, 3]
+
+
+def test_a_clock_that_goes_back_loses_nothing(orders, lake, monkeypatch):
+    from scalai_nb.data.streams import embedded, landing
+
+    class Past(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) - timedelta(hours=5)
+
+    how = Landing(time="at", lateness=600)
+    stamped = lambda i: {"id": i, "at": f"{datetime.now(UTC):%FT%TZ}"}
+    put(orders, stamped(0))
+    assert bring(orders, lake, how).rows == 1
+    monkeypatch.setattr(embedded, "time", lambda: datetime.now().timestamp() - 5 * 3600)
+    monkeypatch.setattr(landing, "datetime", Past)
+    put(orders, stamped(1), b"{")
+    done = bring(orders, lake, how)
+    assert (done.rows, done.dead, done.late) == (1, 1, 0) and ids(lake) == [0, 1]

@@ -22,6 +22,7 @@ from ..errors import ParameterError
 from ..files import replacing
 
 if TYPE_CHECKING:
+    from scalai_nb.data.contract import Contract
     from scalai_nb.data.enforcement import OnBreach
     from scalai_nb.data.ingestion import Ingested
     from scalai_nb.data.lake.lake import Lake
@@ -44,6 +45,17 @@ def _sentence(dry_run: bool, done: Ingested) -> RenderableType:
     aside = f"; {done.aside:,} went to {done.dataset}.quarantine" if done.aside else ""
     all_of_it = f"{done.rows:,} rows came in{reached}, {done.total:,} in all"
     return f"{done.dataset}@{version}: {all_of_it}{aside}"
+
+
+def _contract(lake: Lake, text: str | None) -> Contract | None:
+    "The contract in a file of JSON, or that of a dataset"
+    from scalai_nb.data.contract import Contract
+
+    if text is None:
+        return None
+    if Path(text).is_file():
+        return Contract.from_json(Path(text).read_text("utf-8"))
+    return Contract.of(lake.read(text))
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -123,6 +135,7 @@ def _state(done: Landed, seconds: float = 0) -> str:
     "What has come in, and what waits, in a line"
     rate = f" ({done.rows / seconds:,.0f}/s)" if seconds else ""
     counts = {"deleted": done.deleted, "dead": done.dead, "too late": done.late}
+    counts |= {"quarantined": done.aside}
     said = "".join(f", {n:,} {name}" for name, n in counts.items() if n)
     lag = ", ".join(f"{p}: {n:,}" for p, n in sorted(done.lag.items()) if n)
     return f"{done.dataset}: {done.rows:,} rows{rate}{said}" + (f"; waiting {lag}" if lag else "")
@@ -155,7 +168,7 @@ def stream(
     name: Annotated[str, typer.Argument(metavar="DATASET", help="Of the lake.")],
     key: Annotated[
         str | None,
-        typer.Option(metavar="COLUMN", help="A row takes the place of that with its key."),
+        typer.Option(metavar="COLUMN[,COLUMN]", help="A row takes the place of that with its key."),
     ] = None,
     time: Annotated[str | None, typer.Option(metavar="COLUMN", help="When a row happened.")] = None,
     lateness: Annotated[
@@ -165,6 +178,21 @@ def stream(
     decoder: Annotated[
         str, typer.Option(metavar="KIND", help="json, raw, or csv:COLUMN,COLUMN.")
     ] = "json",
+    contract: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATASET|FILE",
+            help="New: it has the columns of this contract, and is held to it.",
+        ),
+    ] = None,
+    on_breach: Annotated[
+        str | None,
+        typer.Option(
+            metavar="reject|quarantine|warn|off",
+            help="What becomes of rows that break the contract of DATASET.",
+            show_default="as the dataset has it",
+        ),
+    ] = None,
     since: Annotated[
         str | None,
         typer.Option("--from", metavar="WHERE", help="New: earliest, latest, or a time."),
@@ -178,6 +206,14 @@ def stream(
     skip_gaps: Annotated[
         bool, typer.Option("--skip-gaps", help="Go on where records are gone; it is kept which.")
     ] = False,
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            metavar="NAME=VALUE",
+            help="Of the stream, as patience=300 or max_bytes=200000000; may be repeated.",
+        ),
+    ] = None,
     metrics: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Rows and lag, as Prometheus reads them.")
     ] = None,
@@ -193,17 +229,20 @@ def stream(
     from scalai_nb.data.streams.streams import open_stream
     from scalai_nb.pipeline.runner import signals
 
+    lake = Lake(environment(env).lake)
     how = Landing(
         decoder=decoder,
-        key=key,
+        contract=_contract(lake, contract),
+        on_breach=cast("OnBreach | None", on_breach),
+        key=key.split(",") if key else None,
         time=time,
         lateness=parse_seconds(lateness) if lateness else None,
         on_gap="skip" if skip_gaps else "fail",
     )
     idle = parse_seconds(until_idle) if until_idle else 1.0 if once or dry_run else None
     stop = Event()
-    with closing(open_stream(uri)) as source, signals(stop.set):
-        lake = Lake(environment(env).lake)
+    told = dict(map(_option, options or ()))
+    with closing(open_stream(uri, **told)) as source, signals(stop.set):
         consumer = Consumer(source, lake, name, how, _watched(as_json, metrics))
         consumer.begin(since)
         done = consumer.look(idle or 1.0) if dry_run else consumer.run(idle, stop)

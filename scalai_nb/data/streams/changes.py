@@ -143,7 +143,7 @@ class Changes(Stream):
             self.close()
             raise StreamError(str(e)) from None
 
-    def _table(self) -> tuple[str, str]:
+    def _table(self) -> tuple[str, list[str]]:
         "A table as lines have it, and its key. ParameterError: it is not there, or has none"
         known = {}
         for schema, name, near in self.rows(CATALOGUE):
@@ -159,14 +159,21 @@ class Changes(Stream):
             f"SELECT format('%I.%I', {schema}::text, {name}::text), a.attname::text "
             "FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid "
             "AND a.attnum = ANY (i.indkey) WHERE i.indisprimary "
-            f"AND i.indrelid = format('%I.%I', {schema}::text, {name}::text)::regclass"
+            f"AND i.indrelid = format('%I.%I', {schema}::text, {name}::text)::regclass "
+            "ORDER BY array_position(i.indkey::int2[], a.attnum)"
         )
-        if len(found) != 1:
+        if not found:
             raise ParameterError(
-                f"{self.name} has {len(found)} columns as its primary key; accepted: one, by which "
+                f"{self.name} has 0 columns as its primary key; accepted: one or several, by which "
                 "a row is replaced or deleted."
             )
-        return found[0]
+        return found[0][0], [column for _, column in found]
+
+    def _key(self, row: dict[str, Any]) -> bytes:
+        "The text of the key, or of several columns a JSON object"
+        if len(self.key) == 1:
+            return str(row[self.key[0]]).encode()
+        return json.dumps({name: row[name] for name in self.key}, ensure_ascii=False).encode()
 
     def _slot(self) -> tuple[str, str] | None:
         "From where the slot has kept the log, and whether it has; None: there is no slot"
@@ -306,10 +313,10 @@ class Changes(Stream):
                 f"{self.name}: a long value that an update has left alone is not told; run: ALTER "
                 f"TABLE {self.written} REPLICA IDENTITY FULL."
             )
-        if old and old[self.key] != new.get(self.key):
-            yield None, str(old[self.key]).encode()
+        if old and (not new or self._key(old) != self._key(new)):
+            yield None, self._key(old)
         if new:
-            yield json.dumps(new, ensure_ascii=False).encode(), str(new[self.key]).encode()
+            yield json.dumps(new, ensure_ascii=False).encode(), self._key(new)
 
     def acknowledge(self, positions: Positions) -> None:
         place = str(positions.get(_PARTITION, "")).rpartition("/")[0]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ OPTIONS: dict[str, object] = {
 _OURS = "bootstrap.servers", "group.id", "auto.offset.reset", "error_cb"
 _MOST = 1_000_000  # messages that the client gives at once
 _ANSWER = 10.0  # seconds in which a broker answers a question
+_ASTRAY = 5  # times that the client may stop at a partition of which nothing is gone
 
 
 def _settings(place: Place, group: str, password: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -114,6 +116,7 @@ class KafkaStream(Stream):
         self.firsts: dict[int, int] = {}  # records, by partition, as the broker last said
         self.assigned: set[int] = set()
         self.failed: StreamError | None = None  # until the next seek
+        self.astray = Counter[int]()  # partition -> times that it stopped, and nothing is gone
         self._open()
 
     @property
@@ -217,6 +220,7 @@ class KafkaStream(Stream):
                 "topic was made anew. Read it into another dataset, or from its beginning."
             )
         self.positions, self.failed = dict(positions), None
+        self.astray.clear()
         self.consumer.assign([self._at(p, positions.get(str(p))) for p in sorted(self.assigned)])
 
     def poll(self, rows: int, seconds: float) -> tuple[Records, Positions]:
@@ -230,7 +234,9 @@ class KafkaStream(Stream):
         messages = self._taken(rows, seconds)
         while not messages and not self.failed and time.monotonic() < until:
             messages = self._taken(rows, until - time.monotonic())
-        if not messages:
+        if messages:
+            self.astray.clear()
+        else:
             self._check()
         offsets = zip(map(Message.partition, messages), map(Message.offset, messages), strict=True)
         for partition, offset in dict(offsets).items():
@@ -256,20 +262,35 @@ class KafkaStream(Stream):
         partition, offset = message.partition() or 0, message.offset() or 0
         if error.code() == KafkaError._PARTITION_EOF:
             self._reach(partition, offset)
-        elif error.code() == KafkaError._AUTO_OFFSET_RESET:
-            self.failed = self._dropped(partition, offset)
         elif message.topic() is None:  # of the client, not of a partition
             self.told(error)
         else:
-            self.told.refused = f"partition {partition}: {error.str()}"
+            dropped = error.code() == KafkaError._AUTO_OFFSET_RESET
+            self._stopped(partition, offset if dropped else None, error.str())
 
     def _reach(self, partition: int, position: int) -> None:
         before = int(self.positions.get(str(partition), 0))
         self.positions[str(partition)] = max(before, position)
 
-    def _dropped(self, partition: int, position: int) -> StreamError:
-        "Why the broker has nothing at a position"
-        first, end = self._bounds(partition)
+    def _stopped(self, partition: int, position: int | None, reason: str) -> None:
+        "The client reads a partition no more: ask again, unless what is at `position` is gone"
+        self.failed = None if position is None else self._dropped(partition, position)
+        self.astray[partition] += 1
+        if not self.failed and self.astray[partition] > _ASTRAY:
+            self.failed = StreamError(f"{self.name}, partition {partition}: {reason}.")
+        if not self.failed:
+            there = self._at(partition, self.positions.get(str(partition)))
+            self.consumer.incremental_unassign([there])
+            self.consumer.incremental_assign([there])
+
+    def _dropped(self, partition: int, position: int) -> StreamError | None:
+        "Why the broker has nothing at a position; None: it has, or does not answer"
+        try:
+            first, end = self._bounds(partition)
+        except StreamError:
+            return None
+        if first <= position <= end:
+            return None
         if position < first:
             return gap(self.name, str(partition), position, first, first - position)
         return StreamError(
@@ -280,9 +301,9 @@ class KafkaStream(Stream):
 
     def _check(self) -> None:
         "Nothing came: see whether the broker is there. StreamError: it is not, or refuses"
+        self.told.check(self.name)
         if self.failed:
             raise self.failed
-        self.told.check(self.name)
         if self.told.trouble:
             self._look(1.0)
 

@@ -9,7 +9,7 @@ import json
 import logging
 import re
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -24,7 +24,7 @@ from ...compute.arrow import arrow_block
 from ..sources import type_of
 from .decoders import Parse, Types, decode, decoder
 from .records import Batch, Gap, Origin, Positions, Records, Stream
-from ...errors import Conflict, ParameterError, StreamError, unknown
+from ...errors import Conflict, LakeError, ParameterError, StreamError, unknown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,10 +50,14 @@ class Landing:
         or raw, or csv:COLUMN,COLUMN
     types : Types
         by column, of a dataset that is not there yet
+    contract : Contract | None, default None
+        likewise: its columns, and what they are held to ever after
+    on_breach : OnBreach | None, default None
+        what becomes of rows that break it, as of `Lake.write`
     new_fields : Literal['dead', 'ignore'], default 'dead'
         a record has what the dataset has not
-    key : str | None, default None
-        column: a row takes the place of that with its key
+    key : str | Sequence[str] | None, default None
+        column, or several: a row takes the place of that with its key
     time : str | None, default None
         column: when it happened
     lateness : float | None, default None
@@ -70,17 +74,15 @@ class Landing:
         records are gone that were not read
     away : float, default 60.0
         seconds that a broker may be away
-    contract : Contract | None, default None
-        of a dataset that is not there yet, as of `Lake.write`; says the types of its columns as
-        well
-    on_breach : OnBreach | None, default None
-        as of `Lake.write`
     """
 
     decoder: str = "json"  # or raw, or csv:COLUMN,COLUMN
     types: Types = field(default_factory=dict)  # by column, of a dataset that is not there yet
+    contract: Contract | None = None  # likewise: its columns, and what they are held to ever after
+    on_breach: OnBreach | None = None  # what becomes of rows that break it, as of `Lake.write`
     new_fields: Literal["dead", "ignore"] = "dead"  # a record has what the dataset has not
-    key: str | None = None  # column: a row takes the place of that with its key
+    # column, or several: a row takes the place of that with its key
+    key: str | Sequence[str] | None = None
     time: str | None = None  # column: when it happened
     lateness: float | None = None  # seconds behind the newest of its partition; None: any
     late: Literal["aside", "keep"] = "aside"  # later ones: to NAME.late, or in all the same
@@ -89,9 +91,6 @@ class Landing:
     seconds: float = 1.0  # that a record waits for others
     on_gap: Literal["fail", "skip"] = "fail"  # records are gone that were not read
     away: float = 60.0  # seconds that a broker may be away
-    # of a dataset that is not there yet, as of `Lake.write`; says the types of its columns as well
-    contract: Contract | None = None
-    on_breach: OnBreach | None = None  # as of `Lake.write`
 
 
 @dataclass(frozen=True)
@@ -107,6 +106,8 @@ class Landed:
         to NAME.dead
     late : int, default 0
         to NAME.late
+    aside : int, default 0
+        rows that broke the contract, to NAME.quarantine
     deleted : int, default 0
     commits : int, default 0
     version : str | None, default None
@@ -121,6 +122,7 @@ class Landed:
     rows: int = 0
     dead: int = 0  # to NAME.dead
     late: int = 0  # to NAME.late
+    aside: int = 0  # rows that broke the contract, to NAME.quarantine
     deleted: int = 0
     commits: int = 0
     version: str | None = None  # None: nothing was committed
@@ -132,6 +134,7 @@ METRICS = {  # as in `serving.metrics`
     "scalai_stream_rows_total": ("counter", ("dataset", "stream"), "Rows that were committed"),
     "scalai_stream_dead_total": ("counter", ("dataset", "stream"), "Records that are no rows"),
     "scalai_stream_late_total": ("counter", ("dataset", "stream"), "Rows that came too late"),
+    "scalai_stream_aside_total": ("counter", ("dataset", "stream"), "Rows that broke the contract"),
     "scalai_stream_lag": ("gauge", ("dataset", "stream", "partition"), "Records that wait"),
 }
 
@@ -143,6 +146,7 @@ def gauges(landed: Landed) -> dict[str, dict[tuple[str, ...], float]]:
         "scalai_stream_rows_total": {of: landed.rows},
         "scalai_stream_dead_total": {of: landed.dead},
         "scalai_stream_late_total": {of: landed.late},
+        "scalai_stream_aside_total": {of: landed.aside},
         "scalai_stream_lag": {(*of, p): n for p, n in sorted(landed.lag.items())},
     }
 
@@ -257,6 +261,7 @@ class _Rows:
         self.how = how
         self.types = types
         self.watermark = watermark
+        self.key = [how.key] if isinstance(how.key, str) else [*(how.key or ())]
         self.parse: Parse = decoder(how.decoder)
 
     def of(self, batch: Batch) -> _Ready:
@@ -269,12 +274,12 @@ class _Rows:
             self.parse,
             there,
             types,
-            closed=bool(self.types),
+            closed=bool(self.types or how.contract),
             ignore=how.new_fields == "ignore",
         )
         bad = {int(numbers[i]): why for i, why in found.bad.items()}
         table, which = found.table, numbers[found.rows]
-        if table is not None and how.key:
+        if table is not None and self.key:
             table, which = self._keyed(table, which, bad)
         rows = None if table is None else arrow_block(table)
         late, late_origins, watermark = None, [], self.watermark
@@ -296,13 +301,13 @@ class _Rows:
         "The rows that have a key"
         import pyarrow as pa
 
-        key = str(self.how.key)
-        if key not in table.column_names:
-            raise ParameterError(unknown(key, table.column_names, f"the columns of {self.name}"))
-        lacking = table.column(key).is_null().to_numpy()
+        for key in self.key:
+            if key not in (known := table.column_names):
+                raise ParameterError(unknown(key, known, f"the columns of {self.name}"))
+        lacking = np.any([table.column(key).is_null().to_numpy() for key in self.key], axis=0)
         if not lacking.any():
             return table, which
-        bad |= dict.fromkeys(which[lacking].tolist(), f"it lacks its key, {key!r}")
+        bad |= dict.fromkeys(which[lacking].tolist(), f"it lacks its key, {self._said}")
         return table.filter(pa.array(~lacking)), which[~lacking]
 
     def _timely(self, rows: Dataset, which: Array, bad: dict[int, str]) -> tuple[Dataset, Array]:
@@ -327,41 +332,66 @@ class _Rows:
         bad: dict[int, str],
     ) -> tuple[Dataset | None, Dataset | None]:
         "The last that is said of each key: rows, and the keys that are deleted"
-        key = self.how.key
-        if not key:
+        if not self.key:
             bad |= dict.fromkeys(gone, "it deletes, and no key= says what")
             return rows, None
         import pandas as pd
         import xarray as xr
 
-        kind = self.types.get(key, "int64") if rows is None else type_of(rows[key])
-        text = kind in ("string", "category")
-        keys: list[Any] = []
+        kinds = {
+            name: self.types.get(name, "int64") if rows is None else type_of(rows[name])
+            for name in self.key
+        }
+        keys: list[dict[str, Any]] = []
         numbers: list[int] = []
         for i in gone:
             try:
-                found = (batch.origin(i).key or b"").decode()
-                keys.append(found if text else int(found))
+                keys.append(_deleted(batch.origin(i).key or b"", kinds))
                 numbers.append(i)
-            except ValueError:
-                bad[i] = f"it deletes, and its key is no {key!r}"
-        here = [] if rows is None else list(rows[key].values)
-        said = pd.DataFrame({"key": [*here, *keys], "at": [*which.tolist(), *numbers]})
-        said["row"] = np.arange(len(said))
-        last = said.sort_values("at").drop_duplicates("key", keep="last")["row"].to_numpy()
-        kept, deleted = np.sort(last[last < len(here)]), last[last >= len(here)] - len(here)
-        rows = rows if rows is None or len(kept) == len(here) else rows.isel(row=kept)
+            except (ValueError, TypeError):
+                bad[i] = f"it deletes, and its key is no {self._said}"
+        n = len(which)
+        here = {name: [] if rows is None else list(rows[name].values) for name in self.key}
+        said = pd.DataFrame({name: [*v, *(key[name] for key in keys)] for name, v in here.items()})
+        order = np.argsort([*which.tolist(), *numbers], kind="stable")
+        last = order[~said.iloc[order].duplicated(keep="last").to_numpy()]
+        kept, deleted = np.sort(last[last < n]), last[last >= n] - n
+        rows = rows if rows is None or len(kept) == n else rows.isel(row=kept)
         if not len(deleted):
             return rows, None
-        values = np.array([keys[i] for i in deleted.tolist()], object if text else kind)
-        return rows, xr.Dataset({key: ("row", values)})
+        columns = {
+            name: np.array([keys[i][name] for i in deleted.tolist()], _TEXTS.get(kind, kind))
+            for name, kind in kinds.items()
+        }
+        return rows, xr.Dataset({name: ("row", values) for name, values in columns.items()})
+
+    @property
+    def _said(self) -> str:
+        return ", ".join(map(repr, self.key))
+
+
+_TEXTS = {"string": object, "category": object}  # what holds the values of these types
+
+
+def _deleted(data: bytes, kinds: Types) -> dict[str, Any]:
+    """The key of what is deleted: a text, or of several columns a JSON object
+
+    ValueError, TypeError: it is no such thing
+    """
+    told: Any = json.loads(data) if len(kinds) > 1 else {name: data.decode() for name in kinds}
+    if not isinstance(told, dict) or {*told} != {*kinds}:
+        raise ValueError
+    made = {name: told[name] if kind in _TEXTS else int(told[name]) for name, kind in kinds.items()}
+    if odd := [n for n, kind in kinds.items() if kind in _TEXTS and not isinstance(made[n], str)]:
+        raise TypeError(odd)
+    return made
 
 
 def _declared(how: Landing) -> Types:
     "The types that are declared, the time among them"
     agreed = how.contract.columns if how.contract else ()
-    types = {c.name: "time" if c.timed else c.dtype for c in agreed}
-    return types | ({how.time: "time"} if how.time else {}) | how.types
+    held = {c.name: "time" if c.timed else c.dtype for c in agreed}
+    return {**({how.time: "time"} if how.time else {}), **held, **how.types}
 
 # %% ../../../nbs/data/streams/landing.ipynb #1b951fc8
 _BYTES = 64 * 2**20  # of the values of a batch, unless one is larger
@@ -552,10 +582,22 @@ class Consumer:
         new |= {"watermark": ready.watermark} if ready.watermark else {}
         if gaps := [*self.stored.get("gaps", []), *(gap.to_state() for gap in self.gaps)]:
             new["gaps"] = gaps[-100:]
-        version = self._write(ready, new)
+        before = self._quarantined()
+        try:
+            version = self._write(ready, new)
+        except LakeError as e:
+            if self._types() == self.rows.types:
+                raise
+            raise Conflict(
+                f"{self.name} has other columns by now ({e}) Nothing of this batch was written; "
+                "start again, and it comes in as the dataset is then."
+            ) from e
+        aside = self._quarantined() - before
+        rows = ready.rows.sizes["row"] if ready.rows is not None else 0
         self.landed = replace(
             self.landed,
-            rows=self.landed.rows + (ready.rows.sizes["row"] if ready.rows is not None else 0),
+            rows=self.landed.rows + rows - aside,
+            aside=self.landed.aside + aside,
             dead=self.landed.dead + dead,
             late=self.landed.late + late,
             deleted=self.landed.deleted + (ready.deleted.sizes["row"] if ready.deleted else 0),
@@ -582,28 +624,16 @@ class Consumer:
             return {"streams": streams | {stream: new}}
 
         skipped = "".join(f"; {gap} of partition {gap.partition} are gone" for gap in self.gaps)
-        message = f"from {stream}{skipped}"
+        how, name = self.how, self.name
+        told = {"message": f"from {stream}{skipped}", "state": state, "on_breach": how.on_breach}
+        if rows is None:
+            rows = self.lake.read(name, rows=(0, 0)).compute()
         if not self.rows.types:
-            held = {"contract": self.how.contract, "on_breach": self.how.on_breach}
-            version = self.lake.write(self.name, rows, message, state=state, **held)  # pyright: ignore
+            version = self.lake.write(name, rows, **told, contract=how.contract)
+        elif how.key:
+            version = self.lake.upsert(name, rows, how.key, **told, deleted=ready.deleted)
         else:
-            if rows is None:
-                rows = self.lake.read(self.name, rows=(0, 0)).compute()
-            if self.how.key:
-                version = self.lake.upsert(
-                    self.name,
-                    rows,
-                    self.how.key,
-                    message,
-                    state=state,
-                    deleted=ready.deleted,
-                    on_breach=self.how.on_breach,
-                )
-            else:
-                on_breach = self.how.on_breach
-                version = self.lake.append(
-                    self.name, rows, message, state=state, on_breach=on_breach
-                )
+            version = self.lake.append(name, rows, **told)
         self.stored, self.gaps = new, []
         return version.id
 
@@ -629,6 +659,11 @@ class Consumer:
         put = self.lake.append if name in self.lake.names() else self.lake.write
         put(name, rows, f"from {stream}", state=state)
         return len(new)
+
+    def _quarantined(self) -> int:
+        "Rows that broke the contract, ever"
+        beside = f"{self.name}.quarantine"
+        return self.lake.version(beside).rows if beside in self.lake.names() else 0
 
     def _stored(self, name: str) -> State:
         "What a dataset has of this stream"

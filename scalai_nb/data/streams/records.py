@@ -294,6 +294,7 @@ class StreamBlocks:
         if self.on_bad == "fail":
             raise StreamError(
                 f"{said}. StreamBlocks(stream, on_bad='skip') leaves out what is no row, "
-                "new_fields='ignore' a field that those before had not."
+                "new_fields='ignore' a field that those before had not; types={COLUMN: TYPE} says "
+                "what the first block does not."
             )
         log.warning("%s; %s records that are no rows are left out", said, f"{len(bad):,}")
