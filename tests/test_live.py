@@ -3,6 +3,7 @@
 import shutil
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,13 @@ from outputs import refresh, steps
 from toy import Project
 
 from scalai_nb.data.lake.lake import Lake
+from scalai_nb.errors import ScalaiError
 
 pytest.importorskip("adbc_driver_postgresql")
 ROOT = Path(__file__).parent.parent
 STEPS = ROOT / "nbs/pipelines/flights_live"
 FLIGHTS = {1: 27_004, 2: 24_951}  # of 2013, as the data of the demo have them
+HOURS = {1: 2226, 2: 2010}
 PLANTED = {"carrier category": 5, "arr_delay range": 3, "time_hour, origin, carrier, flight key": 4}
 
 
@@ -54,15 +57,23 @@ def words(project, until: int) -> list[str]:
     return ["run", "flights_live", *(w for n, v in told.items() for w in ("-p", f"{n}={v}"))]
 
 
+def staged(lake: Lake, name: str) -> int:
+    "Rows that a dataset has on the branch of the step"
+    for ref in (lake.path / name / "refs").glob("branch.*.arrivals"):
+        with suppress(ScalaiError):  # it is just being made
+            return lake.version(name, ref.name.removeprefix("branch.")).rows
+    return 0
+
+
 def killed_in_the_middle(project, lake: Lake) -> None:
-    "Kill a run when its flights are on a branch, and its weather waits for a lock that we hold"
-    with lake.lock("observations"):
+    "Kill a run when all is on its branch, and the last cell waits for a lock that we hold"
+    with lake.lock("arrivals"):
         process = project.start(*words(project, 2))
-        refs = lake.path / "departures/refs"
         until = time.monotonic() + 300
-        while not any(".arrivals" in ref.name for ref in refs.iterdir()):
+        while staged(lake, "observations") <= HOURS[1]:
             assert process.poll() is None and time.monotonic() < until, process.communicate()
-            time.sleep(0.05)
+            time.sleep(0.1)
+        assert staged(lake, "departures") == sum(FLIGHTS.values())
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         process.communicate()
@@ -92,4 +103,4 @@ def test_each_flight_counts_once_though_a_run_is_killed(farm):
     odd = lake.read("observations.quarantine").wind_speed.values
     assert (late, dead) == (3, 2) and [round(v) for v in odd] == [1048]
     hours = lake.read("observations")[["origin", "time_hour"]].to_dataframe()
-    assert len(hours) == 2226 + 2010 - late - 1 and not hours.duplicated().any()
+    assert len(hours) == sum(HOURS.values()) - late - 1 and not hours.duplicated().any()
