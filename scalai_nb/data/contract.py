@@ -458,7 +458,7 @@ def _arrow_field(column: Column) -> Field:
 def _column_of(record: Mapping[str, Any]) -> Column:
     "The column that JSON has kept"
     told = {name: record.get(name) for name in ("categories", "length")}
-    tuples = {name: value and tuple(value) for name, value in told.items()}
+    tuples = {name: value if value is None else tuple(value) for name, value in told.items()}
     places = tuple(Place(**p) for p in record.get("places", ()))
     return Column(**{**record, **tuples, "places": places})
 
