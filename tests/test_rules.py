@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import xarray as xr
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 import scalai_nb as sn
 from scalai_nb.compute.laws import check_mergeable
@@ -210,6 +210,7 @@ def test_what_is_no_data(given):
 
 
 @settings(deadline=None, max_examples=60)
+@example([2, 10, 17, 25, 32], 0, 0, 4)  # a sample without a key
 @given(
     st.lists(st.integers(0, 40), max_size=60),
     st.integers(0, 60),

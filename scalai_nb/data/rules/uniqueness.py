@@ -205,7 +205,7 @@ def repeats(
     if kept == 1:
         return Repeats(again, 1, 0, examples)
     distinct = len(k.hashes) * kept
-    chance = 5 * distinct / np.sqrt(len(k.hashes))
+    chance = 5 * distinct / np.sqrt(len(k.hashes)) if distinct else k.rows  # an empty sample: any
     rows = k.rows - distinct if k.rows - distinct > chance else again
     unseen = int(np.ceil(np.log(0.01) / np.log1p(-1 / kept)))
     return Repeats(int(rows), kept, unseen, examples)
