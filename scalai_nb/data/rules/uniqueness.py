@@ -14,7 +14,6 @@ import numpy as np
 
 from ...compute.mergeable import Mergeable
 from ..sources import to_frame
-from ...kernels.distinct import Table
 
 if TYPE_CHECKING:
     from scalai_nb.types import Array, Dataset
@@ -114,6 +113,8 @@ def counted(
     limit : int | None, default LIMIT
         distinct keys that are kept; None: all
     """
+    from scalai_nb.kernels.distinct import Table
+
     table = Table(len(k.hashes) + sum(len(some) for _, some in k.recent))
     table.counted(k.hashes, k.first, k.times)
     for row, some in k.recent:
