@@ -415,3 +415,17 @@ def test_frames_are_taken(kind):
     assert Contract.of(contract.attach(given)) == contract
     with pytest.raises(ParameterError, match="The data are of type list"):
         contract.check([1])
+
+
+def test_roles_of_a_contract_that_is_written_by_hand_are_those_of_its_columns():
+    columns = (
+        Column("id", "int64"),
+        Column("who", "string", length=(1, 3)),
+        Column("y", "float64"),
+    )
+    contract = Contract(columns, label="y", key=("id",), pii=("who",))
+    assert [c.role for c in contract.columns] == ["key", "pii", "label"]
+    told = xr.Dataset({"id": ("row", [1]), "who": ("row", ["Ada Lovelace"]), "y": ("row", [1.0])})
+    assert "who" in str(contract.check(told)) and "Ada" not in str(contract.check(told))
+    shown = contract.amend("who", role="feature")
+    assert shown["who"].role == "feature" and shown.pii == () and shown.key == ("id",)

@@ -582,6 +582,26 @@ def _verdict(contract: Contract, s: Facts, limit: int | None = LIMIT) -> Check:
     return Check(tuple(found + wrong), tuple(notes))
 
 
+_SINGLE = "time", "label", "weight", "group"  # roles of one column
+
+
+def _roles(
+    key: Sequence[str],
+    later: Sequence[str],
+    single: Mapping[str, str | None],  # role -> column
+    pii: Sequence[str],
+    ignored: Sequence[str],
+) -> dict[str, str]:  # column -> role
+    "The role of each column that is named; of one that is named twice the last"
+    roles = dict.fromkeys(key, "key") | dict.fromkeys(later, "later")
+    roles |= {name: role for role, name in single.items() if name}
+    return roles | dict.fromkeys(pii, "pii") | dict.fromkeys(ignored, "ignored")
+
+
+def _with_role(column: Column, role: str) -> Column:
+    return column if column.role == role else replace(column, role=role)
+
+
 @dataclass(frozen=True)
 class Contract:
     """What is expected of a dataset, column by column
@@ -627,6 +647,10 @@ class Contract:
                 "A contract without a column would accept whatever comes; "
                 "infer it from good data: Contract.infer(ds)."
             )
+        single = {role: getattr(self, role) for role in _SINGLE}
+        roles = _roles(self.key, self.later, single, self.pii, self.ignored)
+        columns = (_with_role(c, roles.get(c.name, c.role)) for c in self.columns)
+        object.__setattr__(self, "columns", tuple(columns))
 
     @classmethod
     def infer(
@@ -705,9 +729,7 @@ class Contract:
         keys, persons, after = _as_tuple(key), _as_tuple(pii), _as_tuple(later)
         left = _as_tuple(ignored)
         single = {"time": time, "label": label, "weight": weight, "group": group}
-        roles = dict.fromkeys(keys, "key") | dict.fromkeys(after, "later")
-        roles |= {name: role for role, name in single.items() if name}
-        roles |= dict.fromkeys(persons, "pii") | dict.fromkeys(left, "ignored")
+        roles = _roles(keys, after, single, persons, left)
         _all_known(roles, known)
         s = reduce(facts(None, keys, exact=True, per=per), given, client)
         _all_known(roles, list(s.columns))
@@ -902,7 +924,15 @@ class Contract:
                     unknown(change, Column.__annotations__, "what a contract says of a column")
                 )
         new = _amended(self.columns, name, changes) or replace(self[name], **changes)
-        return replace(self, columns=tuple(new if c.name == new.name else c for c in self.columns))
+        columns = tuple(new if c.name == new.name else c for c in self.columns)
+        return replace(self, columns=columns, **(self._without(name) if "role" in changes else {}))
+
+    def _without(self, name: str) -> dict[str, Any]:
+        "The roles, but for those of one column that are of it alone"
+        several = {r: getattr(self, r) for r in ("later", "pii", "ignored")}
+        left = {role: tuple(n for n in names if n != name) for role, names in several.items()}
+        single = {role: getattr(self, role) for role in _SINGLE}
+        return left | {role: None if n == name else n for role, n in single.items()}
 
     def compare(
         self,
