@@ -29,8 +29,8 @@ from scalai_nb.compute.state import load
 from scalai_nb.data.ingestion import ingest
 from scalai_nb.data.lake.lake import Lake
 from scalai_nb.data.readers.located import Address
-from scalai_nb.data.readers.postgresql import PostgreSQLSession, conninfo
-from scalai_nb.data.readers.relations import server_of
+from scalai_nb.data.readers.databases.postgresql import PostgreSQLSession, conninfo
+from scalai_nb.data.readers.databases.relations import server_of
 from scalai_nb.data.streams.landing import Consumer, Landing, land
 from scalai_nb.data.streams.records import Positions, Stream, StreamBlocks
 

@@ -37,15 +37,12 @@ _all_ = ["BLOCK", "check_columns", "loaded", "naming", "over_rows"]
 
 # %% ../../nbs/compute/blocks.ipynb #c86f86fd
 class Coming(Protocol):
-    """Blocks as they come, and the place behind each
+    "Blocks as they come, and the place behind each"
 
-    Attributes
-    ----------
-    lasting : bool
-        what came can be read again, to the same end
-    """
-
-    lasting: bool  # what came can be read again, to the same end
+    @property
+    def lasting(self) -> bool:
+        "Whether what came can be read again, to the same end"
+        ...
 
     def mark(self) -> list[Any]:
         "What tells these blocks from others, so that a checkpoint is not taken for theirs"
@@ -253,6 +250,11 @@ class Blocks:
     def columns(self) -> list[str] | None:
         "Names of the columns that are loaded; None: all that come"
         return self.source.names or getattr(self.source, "wanted", None)
+
+    @property
+    def coming(self) -> Coming:
+        "The blocks one after the other; where the source knows no places they are counted"
+        return self.source if isinstance(self.source, _Stream) else _Counted(self.source)
 
     @property
     def travels(self) -> bool:

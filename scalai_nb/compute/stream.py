@@ -55,7 +55,7 @@ def _fold_run(algorithm: Mergeable, blocks: Blocks, run: Run) -> Any:
     "State of consecutive blocks of a stream"
     state, device = algorithm.init(), blocks.device
     for place, block in run:
-        with naming(blocks.source.named(place)):
+        with naming(blocks.coming.named(place)):
             state = algorithm.update(state, on_device(loaded(block), device))
     return state
 
@@ -94,7 +94,7 @@ def over_stream(
         checkpoint.write(lambda: reached)
 
     with checkpoint.guard(lambda: reached), ThreadPoolExecutor(threads) as pool:
-        for run in runs(blocks.source.since(reached[0]), rows):
+        for run in runs(blocks.coming.since(reached[0]), rows):
             waiting.append((run, pool.submit(_fold_run, algorithm, blocks, run)))
             if len(waiting) > threads:
                 take()
