@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from distributed import Client
 from jupyter_client.manager import start_new_kernel
 from toy import notebook
 
@@ -33,6 +34,8 @@ def cluster():
         started("distributed.cli.dask_worker", address, "--no-nanny", "--no-dashboard")
         for _ in range(2)
     ]
+    with Client(address) as client:
+        client.wait_for_workers(2, timeout=60)
     yield address, scheduler, workers
     for process in (scheduler, *workers):
         process.kill()
