@@ -20,6 +20,7 @@ from .terminal import Env, Json, out
 from ..environment import environment, parse_seconds
 from ..errors import ParameterError
 from ..files import replacing
+from ..words import value
 
 if TYPE_CHECKING:
     from scalai_nb.data.contract import Contract
@@ -31,9 +32,19 @@ if TYPE_CHECKING:
     from scalai_nb.monitoring.watch import Watch, Window
 
 # %% auto #0
-__all__ = ['ingest', 'stream', 'watch']
+__all__ = ['Breach', 'ingest', 'stream', 'watch']
 
 # %% ../../nbs/commands/ingesting.ipynb #16778947
+Breach = Annotated[
+    str | None,
+    typer.Option(
+        metavar="reject|quarantine|warn|off",
+        help="What becomes of rows that break the contract of DATASET.",
+        show_default="as the dataset has it",
+    ),
+]
+
+
 def _sentence(dry_run: bool, done: Ingested) -> RenderableType:
     "What has come in, in a line"
     reached = f", up to {done.cursor}" if done.cursor else ""
@@ -97,14 +108,7 @@ def ingest(
             help="Append the rows whose COLUMN, a number or time, is greater than all so far.",
         ),
     ] = None,
-    on_breach: Annotated[
-        str | None,
-        typer.Option(
-            metavar="reject|quarantine|warn|off",
-            help="What becomes of rows that break the contract of DATASET.",
-            show_default="as the dataset has it",
-        ),
-    ] = None,
+    on_breach: Breach = None,
     options: Annotated[
         list[str] | None,
         typer.Option(
@@ -185,14 +189,7 @@ def stream(
             help="New: it has the columns of this contract, and is held to it.",
         ),
     ] = None,
-    on_breach: Annotated[
-        str | None,
-        typer.Option(
-            metavar="reject|quarantine|warn|off",
-            help="What becomes of rows that break the contract of DATASET.",
-            show_default="as the dataset has it",
-        ),
-    ] = None,
+    on_breach: Breach = None,
     since: Annotated[
         str | None,
         typer.Option("--from", metavar="WHERE", help="New: earliest, latest, or a time."),
@@ -257,12 +254,12 @@ def _table(found: list[Window]) -> RenderableType:
         return "no window has closed since the last look"
     rows = [
         (
-            str(w.start.astype("M8[m]")).replace("T", " "),
+            value(w.start),
             f"{w.rows:,}",
             f"{w.late:,}" if w.late else "",
             f"{w.evidence:.1f} of {w.threshold:.1f}",
             "✘ alarm" if w.alarm else "",
-            str(w.since.astype("M8[m]")).replace("T", " ") if w.alarm else "",
+            value(w.since) if w.alarm else "",
             w.moved,
         )
         for w in found

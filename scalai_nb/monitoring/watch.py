@@ -48,10 +48,10 @@ def _cuts(
     closed: int,  # the last window that is closed
 ) -> Iterator[tuple[int, int, int, int]]:  # window, first row, row after the last, late rows
     "The windows that are closed by rows of later ones; that of the last row is still open"
-    reached = np.maximum.accumulate(np.maximum(numbers, closed + 1 if len(numbers) else 0))
-    if not (numbers > closed).any():
+    later = numbers[numbers > closed]
+    if not len(later):
         return
-    reached = np.maximum(reached, numbers[numbers > closed][0])
+    reached = np.maximum(np.maximum.accumulate(numbers), later[0])
     edges = np.r_[0, np.flatnonzero(np.diff(reached)) + 1]
     for start, stop in pairwise(edges.tolist()):
         window = int(reached[start])
@@ -215,15 +215,17 @@ class Watch:
         rows = self.lake.read(self.dataset, version.id)
         place = {} if self.restart else self._place()
         at, closed = place.get("rows", 0), place.get("closed", -(2**62))
-        found = self._times(rows, at)
+        cuts = [*_cuts(self._times(rows, at), closed)]
+        if not cuts:
+            return []
         before = [] if self.restart else windows(self.lake, self.dataset, LENGTHS[-1])
         closing: list[Window] = []
-        for number, start, stop, late in _cuts(found, closed):
+        for number, start, stop, late in cuts:
             part = rows.isel(row=slice(at + start, at + stop))
             summary = summarize(part[[n for n in self.reference if n in part.variables]])
             closing.append(self._judged(number, stop - start, late, summary, [*before, *closing]))
-            closed, end = number, stop
-        if closing and not dry_run:
+        if not dry_run:
+            closed, _, end, _ = cuts[-1]
             self._keep(closing, place, {"rows": at + end, "closed": closed, "every": self.every})
         return closing
 
