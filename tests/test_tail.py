@@ -233,7 +233,7 @@ def test_kill_in_appends_and_compactions_loses_no_row(tmp_path):
         rows = log[0].rows
         for version in (log[0], *seed.sample(log, min(5, len(log)))):
             np.testing.assert_array_equal(lake.read("a", version).x, np.arange(version.rows))
-        assert lake.verify("a") == []
+        assert not any(finding.bad for finding in lake.verify("a"))
     assert rows > 3
 
 
