@@ -24,7 +24,8 @@ from .commands.bench import bench_app
 from .commands.comparing import diff
 from .commands.describing import describe
 from .commands.export import export
-from .commands.ingesting import ingest, stream, watch
+from .commands.ingesting import ingest, stream
+from .commands.observing.watcher import watch
 from .commands.mcp import mcp
 from .commands.models import metrics_of, models_app
 from .commands.serve import serve

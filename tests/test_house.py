@@ -42,6 +42,7 @@ FLOORS = """
     monitoring governance
     export operations bench jupyter jupyter.page start
     commands
+    commands.observing
     cli
     __main__
 """
