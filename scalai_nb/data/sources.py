@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
     import xarray as xr
+    from xarray import Variable
 
     from scalai_nb.types import Array, DataArray, Dataset, Frame, PathLike, Table
 
@@ -31,9 +32,16 @@ __all__ = ['type_of', 'from_frame', 'is_frame', 'as_dataset', 'to_frame', 'read_
 
 # %% ../../nbs/data/sources.ipynb #7a2d8175
 def type_of(
-    column: DataArray,
+    column: DataArray | Variable,
+    name: str = "",  # of a Variable, for errors
 ) -> str:  # "category", "string" or the name of the NumPy dtype
     """What `column` holds; raises ParameterError when the data model has no place for it
+
+    Parameters
+    ----------
+    column : DataArray | Variable
+    name : str, default ''
+        of a Variable, for errors
 
     Returns
     -------
@@ -43,9 +51,10 @@ def type_of(
     column = coded(column)
     if "categories" in column.attrs:
         return "category"
+    name = name or str(getattr(column, "name", ""))
     if getattr(column.dtype, "tz", None):
         raise ParameterError(
-            f"{column.name!r} holds {column.dtype}, with a time zone; "
+            f"{name!r} holds {column.dtype}, with a time zone; "
             "accepted: datetime64 in UTC. as_dataset(ds) and from_frame(df) convert it."
         )
     if column.dtype.kind in "OU":
@@ -53,7 +62,7 @@ def type_of(
     if column.dtype.kind in "biufM":
         return str(column.dtype)
     raise ParameterError(
-        f"{column.name!r} holds {column.dtype}; accepted: "
+        f"{name!r} holds {column.dtype}; accepted: "
         "bool, integers, floats, datetime64, strings, categories. Convert it first."
     )
 

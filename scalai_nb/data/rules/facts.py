@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...compute.mergeable import Mergeable, column_of
+from ...compute.mergeable import Mergeable
 from .uniqueness import LIMIT, Keys, hashes, keys_of, merge_keys
 from ..sources import type_of
 from ...redaction import MASK
 
 if TYPE_CHECKING:
+    from xarray import Variable
+
     from scalai_nb.types import Array, DataArray, Dataset
 
 # %% auto #0
@@ -220,24 +222,24 @@ def _labels(a: tuple[str, ...] | None, b: tuple[str, ...] | None) -> tuple[str, 
 
 # %% ../../../nbs/data/rules/facts.ipynb #a752392a
 def missing(
-    column: DataArray,  # in memory; NaN, NaT, None and code −1 are missing
+    column: DataArray | Variable,  # in memory; NaN, NaT, None and code −1 are missing
 ) -> int:
     """How many values of a column are missing
 
     Parameters
     ----------
-    column : DataArray
+    column : DataArray | Variable
         in memory; NaN, NaT, None and code −1 are missing
     """
     return int(_absent(column, column.values).sum())
 
 
-def _absent(column: DataArray, values: Array) -> Array:
+def _absent(column: DataArray | Variable, values: Array) -> Array:
     "Whether each of the values is missing"
     if "categories" in column.attrs:
         return values < 0
     if values.dtype.kind in "iub":
-        return np.zeros(values.shape, bool)
+        return np.broadcast_to(np.False_, values.shape)
     if values.dtype.kind in "fc":
         return np.isnan(values)
     if values.dtype.kind == "M":
@@ -245,13 +247,6 @@ def _absent(column: DataArray, values: Array) -> Array:
     from pandas import isna
 
     return isna(values)
-
-
-def _complete(column: DataArray, values: Array) -> bool:
-    "Whether no value is missing, as far as the least number tells: it is NaN if one is"
-    if "categories" in column.attrs or values.dtype.kind not in "iubf" or not len(values):
-        return False
-    return values.dtype.kind != "f" or not np.isnan(values.min())
 
 
 def _first(wrong: Array) -> Array:
@@ -266,9 +261,9 @@ class _Look:
 
     values: Array  # flat
     absent: Array  # whether each is missing
+    lacking: int  # how many are
     each: int  # values in a row
     limits: Limits
-    complete: bool  # whether none is missing, as far as that is known at once
     marking: bool  # whether a fault says which values are wrong
 
     def fault(self, wrong: Array, values: Array | None = None) -> Fault:
@@ -283,10 +278,11 @@ class _Look:
 
     def missing(self) -> Fault:
         "The fault of the values that are missing"
-        count = int(np.count_nonzero(self.absent))
-        at = _first(self.absent) // self.each if count else np.empty(0, int)
+        if not self.lacking:
+            return Fault()
+        at = _first(self.absent) // self.each
         examples = tuple((row, None) for row in at.tolist())
-        return Fault(count, examples, self.absent if self.marking else None)
+        return Fault(self.lacking, examples, self.absent if self.marking else None)
 
     def said(self, values: Array) -> list[Any]:
         "Values as an example shows them"
@@ -296,10 +292,9 @@ class _Look:
 
     def numbers(self) -> dict[str, Any]:
         "Of numbers and times: the ends, and what is outside"
-        if not len(self.values) or (not self.complete and self.absent.all()):
+        if self.lacking == len(self.values):
             return {}
-        ends = (np.min, np.max) if self.complete else (np.fmin.reduce, np.fmax.reduce)
-        low, high = (end(self.values) for end in ends)
+        low, high = (end.reduce(self.values) for end in (np.fmin, np.fmax))
         timed = self.values.dtype.kind == "M"
         least, most = (micros(v) if timed else v.item() for v in (low, high))
         if (
@@ -380,26 +375,29 @@ RULES = ("missing", "range", "category", "length", "pattern", "order")
 
 
 def look(
-    column: DataArray,  # in memory; NaN, NaT, None and code −1 are missing
+    column: DataArray | Variable,  # in memory; NaN, NaT, None and code −1 are missing
     limits: Limits = Limits(),
     marking: bool = False,  # whether its faults say which values are wrong
+    name: str = "",  # of a Variable, for errors
 ) -> Seen:
     """The facts of one column of a block
 
     Parameters
     ----------
-    column : DataArray
+    column : DataArray | Variable
         in memory; NaN, NaT, None and code −1 are missing
     limits : Limits
     marking : bool, default False
         whether its faults say which values are wrong
+    name : str, default ''
+        of a Variable, for errors
     """
     rows = column.sizes.get("row", 0)
     values = column.values.reshape(-1)
-    complete = _complete(column, values)
-    absent = np.broadcast_to(np.False_, values.shape) if complete else _absent(column, values)
+    absent = _absent(column, values)
+    lacking = int(np.count_nonzero(absent)) if any(absent.strides) else 0
     each = max(1, values.size // max(1, rows))
-    it = _Look(values, absent, each, limits, complete, marking)
+    it = _Look(values, absent, lacking, each, limits, marking)
     found: dict[str, Any] = {}
     if "categories" in column.attrs:
         found = it.codes(column.attrs["categories"])
@@ -409,12 +407,11 @@ def look(
         found = it.texts()
     if limits.ordered and values.dtype.kind == "M":
         found |= it.order()
-    if not complete:
-        found["missing"] = it.missing()
+    found["missing"] = it.missing()
     faults = {rule: found.pop(rule) for rule in RULES if rule in found}
     units = (str(column.attrs["units"]),) if "units" in column.attrs else ()
     there = {rule: fault for rule, fault in faults.items() if fault.count}
-    kind = (type_of(column),)
+    kind = (type_of(column, name),)
     return Seen(
         rows, values.size, faults=there, types=kind, units=units, masked=limits.masked, **found
     )
@@ -529,7 +526,7 @@ def of_block(
     here = over_row(block)
     wanted = dict.fromkeys(here, Limits(per=per)) if limits is None else limits
     named = set(here)
-    columns = {n: look(column_of(block, n), wanted[n], marking) for n in wanted if n in named}
+    columns = {n: look(block.variables[n], wanted[n], marking, n) for n in wanted if n in named}
     for n in [n for n in columns if wanted[n].per]:
         columns |= _of_places(block, n, wanted[n], marking)
     others = {n: str(block[n].dims) for n in wanted if n not in named and n in block.variables}
@@ -578,7 +575,7 @@ def labels_along(
 
 def _of_places(block: Dataset, name: str, limits: Limits, marking: bool) -> dict[str, Seen]:
     "What is seen of each place of a column; without limits by place, of all that there are"
-    column, per = column_of(block, name), limits.per
+    column, per = block.variables[name], limits.per
     if per not in column.dims:
         return {}
     found = {}
@@ -586,7 +583,7 @@ def _of_places(block: Dataset, name: str, limits: Limits, marking: bool) -> dict
         if limits.places and label not in limits.places:
             continue
         place = replace(limits.places.get(label, limits), masked=limits.masked)
-        found[place_name(name, per, label)] = look(column.isel({per: i}), place, marking)
+        found[place_name(name, per, label)] = look(column.isel({per: i}), place, marking, name)
     return found
 
 
