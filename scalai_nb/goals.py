@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import operator
 import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
 
+from .environment import parse_seconds
 from .errors import ParameterError
 
 # %% auto #0
-__all__ = ['Goal']
+__all__ = ['Goal', 'Standing', 'stand', 'standings']
 
 # %% ../nbs/goals.ipynb #43a3d60c
 _COMPARE = {
@@ -21,14 +25,35 @@ _COMPARE = {
     ">": operator.gt,
     "<": operator.lt,
 }
-_GOAL = re.compile(r"\s*(>=|<=|==|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*", re.ASCII)
+_OP = "(>=|<=|==|>|<)"
+_NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
+_FOR = r"\s+for\s+(?:(\d+)\s+windows?|(\d+(?:\.\d+)?\s*(?:s|sec|min|m|h|d)))"
+_UNTIL = rf"\s*,\s*until\s+({_OP}\s*{_NUMBER})"
+_GOAL = re.compile(rf"\s*{_OP}\s*{_NUMBER}(?:{_FOR})?(?:{_UNTIL})?\s*", re.ASCII)
 
 
 class Goal(str):
-    "A comparison with a number, such as `>= 0.60`; `op` and `threshold` are its parts"
+    """A comparison with a number, such as `>= 0.60`; `op` and `threshold` are its parts
+
+    `>= 0.60 for 3 windows, until >= 0.62` also says when it is broken: when 3 windows in a row
+    have missed it; and when it is whole again: when one meets `>= 0.62`.
+
+    Attributes
+    ----------
+    op : str
+    threshold : float
+    windows : int
+        in a row that miss it before it is broken
+    lasting : float
+        seconds for which it is missed before it is broken; 0: `windows` counts
+    until : Goal | None
+        what makes it whole again; None: the goal itself"""
 
     op: str
     threshold: float
+    windows: int  # in a row that miss it before it is broken
+    lasting: float  # seconds for which it is missed before it is broken; 0: `windows` counts
+    until: Goal | None  # what makes it whole again; None: the goal itself
 
     def __new__(
         cls,
@@ -38,9 +63,26 @@ class Goal(str):
         if not match:
             raise ParameterError(f'{text!r} is not a goal; write a comparison such as ">= 0.60".')
         goal = super().__new__(cls, text)
-        goal.op = match[1]
-        goal.threshold = float(match[2])
+        op, number, windows, time, until, *_ = match.groups()
+        goal.op = op
+        goal.threshold = float(number)
+        goal.windows = int(windows or 1)
+        goal.lasting = parse_seconds(time or 0)
+        goal.until = Goal(until) if until else None
+        if not goal.windows or (time and not goal.lasting):
+            raise ParameterError(f'{text!r} lasts no time; write "for 2 windows", or no `for`.')
+        if goal.until and not goal._within(goal.until):
+            raise ParameterError(
+                f"{text!r} ends where the goal is missed; behind `until` write a comparison that "
+                f"is as hard to meet as {op} {number}, or harder."
+            )
         return goal
+
+    def _within(self, other: Goal) -> bool:
+        "Whether what meets `other` meets this one"
+        strict = self.threshold == other.threshold and len(self.op) < len(other.op)
+        nearest = other.threshold == self.threshold or self.met(other.threshold)
+        return self.op[0] == other.op[0] and nearest and not strict
 
     def met(
         self,
@@ -54,3 +96,73 @@ class Goal(str):
             in the unit of the threshold; NaN meets no goal
         """
         return bool(_COMPARE[self.op](value, self.threshold))
+
+# %% ../nbs/goals.ipynb #90975325
+@dataclass(frozen=True)
+class Standing:
+    """How a goal stands after the values so far
+
+    Attributes
+    ----------
+    state : Literal['ok', 'pending', 'firing'], default 'ok'
+    missed : int, default 0
+        values since it was met last
+    since : float, default 0.0
+        seconds, when the first of them was measured
+    """
+
+    state: Literal["ok", "pending", "firing"] = "ok"
+    missed: int = 0  # values since it was met last
+    since: float = 0.0  # seconds, when the first of them was measured
+
+
+def stand(
+    goal: Goal,
+    value: float,  # of a window; NaN: nothing was measured, and nothing changes
+    before: Standing = Standing(),
+    at: float = 0.0,  # seconds, when it was measured
+) -> Standing:
+    """How a goal stands after one more value
+
+    Parameters
+    ----------
+    goal : Goal
+    value : float
+        of a window; NaN: nothing was measured, and nothing changes
+    before : Standing
+    at : float, default 0.0
+        seconds, when it was measured
+    """
+    if value != value:
+        return before
+    firing = before.state == "firing"
+    wanted = goal.until if firing and goal.until else goal
+    if wanted.met(value):
+        return Standing()
+    missed = before.missed + 1
+    since = before.since if before.missed else at
+    long = at - since >= goal.lasting if goal.lasting else missed >= goal.windows
+    return Standing("firing" if firing or long else "pending", missed, since)
+
+
+def standings(
+    goal: Goal,
+    values: Iterable[tuple[float, float]],  # seconds and value of each window, oldest first
+) -> Iterator[Standing]:  # after each
+    """How a goal stood after each value
+
+    Parameters
+    ----------
+    goal : Goal
+    values : Iterable[tuple[float, float]]
+        seconds and value of each window, oldest first
+
+    Returns
+    -------
+    Iterator[Standing]
+        after each
+    """
+    standing = Standing()
+    for at, value in values:
+        standing = stand(goal, value, standing, at)
+        yield standing

@@ -82,6 +82,15 @@ def test_an_alarm_keeps_its_beginning_while_it_lasts(lake):
     assert found[-1].moved.startswith("x: mean")
 
 
+def test_windows_of_an_earlier_scalai_are_read_and_followed(lake):
+    watch(lake).look()
+    lake.evolve("a.watch", drop=["shares"])
+    assert [w.shares for w in windows(lake, "a")] == [{}] * 11
+    lake.append("a", rows(hours(12, 2), shift=3))
+    assert watch(lake).look()[-1].shares == {"x": 1.0}
+    assert [w.shares for w in windows(lake, "a")] == [{}] * 12 + [{"x": 1.0}]
+
+
 def test_two_watchers_do_not_both_count(lake, monkeypatch):
     slow = watch(lake)
     judged = slow._judged

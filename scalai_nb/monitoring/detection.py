@@ -118,6 +118,8 @@ class Detection:
         columns of which it is sure, the surest first
     large : tuple[str, ...]
         those of them that have moved far enough to matter
+    weights : Mapping[str, float]
+        of all columns
     """
 
     evidence: float  # natural logarithm of the e-value of all columns
@@ -126,6 +128,19 @@ class Detection:
     columns: Mapping[str, Moved]
     certain: tuple[str, ...]  # columns of which it is sure, the surest first
     large: tuple[str, ...]  # those of them that have moved far enough to matter
+    weights: Mapping[str, float]  # of all columns
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """What each large column contributes to the change; all of them add up to one
+
+        Its PSI, times its weight: PSI adds up over columns that do not depend on each other."""
+        weight = {n: self.weights[n] for n in self.large}
+        if not any(weight.values()):
+            weight = dict.fromkeys(self.large, 1.0)
+        parts = {n: w * self.columns[n].psi for n, w in weight.items()}
+        total = sum(parts.values())
+        return {n: part / total for n, part in parts.items()}
 
     @property
     def alarm(self) -> bool:
@@ -237,4 +252,5 @@ def detect(
         columns,
         certain,
         tuple(n for n in certain if columns[n].psi >= large),
+        dict(zip(names, weight.tolist(), strict=True)),
     )

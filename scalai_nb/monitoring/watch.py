@@ -5,6 +5,7 @@
 # %% ../../nbs/monitoring/watch.ipynb #5e0466e1
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -79,6 +80,8 @@ class Window:
     moved : str
         columns that have moved for sure, and their cells
     summary : Summary
+    shares : Mapping[str, float]
+        of the columns that have moved
     """
 
     start: np.datetime64  # UTC
@@ -90,6 +93,7 @@ class Window:
     since: np.datetime64  # where the change began, if there is one
     moved: str  # columns that have moved for sure, and their cells
     summary: Summary = field(repr=False)
+    shares: Mapping[str, float] = field(default_factory=dict)  # of the columns that have moved
 
 
 def watched(
@@ -110,7 +114,9 @@ def _kept(windows: list[Window]) -> Dataset:
     kinds = {"start": "M8[us]", "rows": np.int64, "late": np.int64, "evidence": np.float64}
     kinds |= {"threshold": np.float64, "alarm": bool, "since": "M8[us]", "moved": object}
     columns = {name: column(name, dtype) for name, dtype in kinds.items()}
-    return xr.Dataset(columns | {"summary": ("row", text)})
+    columns |= {"summary": ("row", text)}
+    columns |= {"shares": ("row", np.array([json.dumps(dict(w.shares)) for w in windows], object))}
+    return xr.Dataset(columns)
 
 
 def windows(
@@ -138,13 +144,10 @@ def windows(
     except DatasetNotFound:
         return []
     kept = kept.isel(row=slice(-last if last else None, None)).load()
-    names = [name for name in Window.__dataclass_fields__ if name != "summary"]
-    rows = zip(*(kept[name].values for name in names), strict=True)
-    texts = map(Summary.from_json, kept.summary.values)
-    return [
-        Window(**dict(zip(names, map(_python, row), strict=True)), summary=summary)
-        for row, summary in zip(rows, texts, strict=True)
-    ]
+    read = {"summary": Summary.from_json, "shares": json.loads}
+    names = [name for name in Window.__dataclass_fields__ if name in kept]  # an earlier has fewer
+    columns = [map(read.get(name, _python), kept[name].values) for name in names]
+    return [Window(**dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
 
 
 def _python(x: Any) -> Any:
@@ -284,6 +287,7 @@ class Watch:
             last.since if last and last.alarm else since,  # as long as it lasts
             "; ".join(named),
             summary,
+            found.shares,
         )
 
     def _start(self, number: int) -> np.datetime64:
@@ -302,6 +306,8 @@ class Watch:
 
         name, message = watched(self.dataset), f"{len(closing)} windows of {self.dataset}"
         new = self.restart or name not in self.lake.names()
+        if not new and "shares" not in self.lake.read(name):
+            self.lake.evolve(name, add={"shares": ("string", "{}")}, message="columns' shares")
         put = self.lake.write if new else self.lake.append
         put(name, _kept(closing), message, state=follow)
         self.restart = False
