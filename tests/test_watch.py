@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -159,7 +160,10 @@ class Registered:
     def __init__(self, model):
         self.model = model
 
-    def load(self, name):
+    def get(self, name):
+        return SimpleNamespace(version=1)
+
+    def load(self, name, version):
         return self.model
 
 

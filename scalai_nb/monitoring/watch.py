@@ -82,6 +82,8 @@ class Window:
     summary : Summary
     shares : Mapping[str, float]
         of the columns that have moved
+    normal : str, default ''
+        what it was held against; windows of another are not joined with it
     """
 
     start: np.datetime64  # UTC
@@ -94,6 +96,7 @@ class Window:
     moved: str  # columns that have moved for sure, and their cells
     summary: Summary = field(repr=False)
     shares: Mapping[str, float] = field(default_factory=dict)  # of the columns that have moved
+    normal: str = ""  # what it was held against; windows of another are not joined with it
 
 
 def watched(
@@ -101,6 +104,9 @@ def watched(
 ) -> str:
     "The dataset that keeps the windows of another"
     return f"{dataset}.watch"
+
+
+_LATER = {"shares": ("string", "{}"), "normal": ("string", "")}  # columns that came later
 
 
 def _kept(windows: list[Window]) -> Dataset:
@@ -116,6 +122,7 @@ def _kept(windows: list[Window]) -> Dataset:
     columns = {name: column(name, dtype) for name, dtype in kinds.items()}
     columns |= {"summary": ("row", text)}
     columns |= {"shares": ("row", np.array([json.dumps(dict(w.shares)) for w in windows], object))}
+    columns |= {"normal": column("normal", object)}
     return xr.Dataset(columns)
 
 
@@ -173,6 +180,8 @@ class Watch:
         as of `detect`
     large : float, default 0.01
         as of `detect`
+    normal : str, default ''
+        what the reference is called: a model's version, a dataset's
     restart : bool, default False
         whether the windows that were kept are given up
     """
@@ -187,6 +196,7 @@ class Watch:
         false_alarms: float = 1.0,  # a year
         weights: Mapping[str, float] | None = None,  # as of `detect`
         large: float = 0.01,  # as of `detect`
+        normal: str = "",  # what the reference is called: a model's version, a dataset's
         restart: bool = False,  # whether the windows that were kept are given up
     ) -> None:
         if every <= 0 or not np.isfinite(every):
@@ -195,6 +205,7 @@ class Watch:
         self.time, self.every = time, every
         self.promise = Promise(false_alarms, YEAR / every)
         self.weights, self.large, self.restart = weights, large, restart
+        self.normal = normal
 
     def look(
         self,
@@ -221,7 +232,7 @@ class Watch:
         cuts = [*_cuts(self._times(rows, at), closed)]
         if not cuts:
             return []
-        before = [] if self.restart else windows(self.lake, self.dataset, LENGTHS[-1])
+        before = [] if self.restart else self.before()
         closing: list[Window] = []
         for number, start, stop, late in cuts:
             part = rows.isel(row=slice(at + start, at + stop))
@@ -231,6 +242,25 @@ class Watch:
             closed, _, end, _ = cuts[-1]
             self._keep(closing, place, {"rows": at + end, "closed": closed, "every": self.every})
         return closing
+
+    def before(
+        self,
+        last: int = LENGTHS[-1],  # of those that were kept
+    ) -> list[Window]:  # oldest first
+        """The windows that were held against the same: a new champion begins anew
+
+        Parameters
+        ----------
+        last : int
+            of those that were kept
+
+        Returns
+        -------
+        list[Window]
+            oldest first
+        """
+        kept = windows(self.lake, self.dataset, last)
+        return [w for w in kept if w.normal == self.normal]
 
     def _place(self) -> dict[str, Any]:
         "Where the last look ended"
@@ -288,6 +318,7 @@ class Watch:
             "; ".join(named),
             summary,
             found.shares,
+            self.normal,
         )
 
     def _start(self, number: int) -> np.datetime64:
@@ -306,8 +337,9 @@ class Watch:
 
         name, message = watched(self.dataset), f"{len(closing)} windows of {self.dataset}"
         new = self.restart or name not in self.lake.names()
-        if not new and "shares" not in self.lake.read(name):
-            self.lake.evolve(name, add={"shares": ("string", "{}")}, message="columns' shares")
+        there = () if new else self.lake.read(name)
+        if lacking := {n: kind for n, kind in _LATER.items() if not new and n not in there}:
+            self.lake.evolve(name, add=lacking, message="what an earlier watcher did not keep")
         put = self.lake.write if new else self.lake.append
         put(name, _kept(closing), message, state=follow)
         self.restart = False
@@ -331,7 +363,8 @@ def watch_model(
         of a model whose service writes a log
     **options : Any
         of `Watch`, from `every` on"""
-    model = registry.load(name)
+    version = registry.get(name)
+    model = registry.load(name, version.version)
     if model.summary is None:
         raise ParameterError(
             f"{name!r} was packaged without a summary of its training rows; package(…, "
@@ -339,7 +372,7 @@ def watch_model(
             f"{predictions(name)} --against DATASET@VERSION."
         )
     reference = Summary({logged(n): model.summary[n] for n in model.summary})
-    return Watch(lake, predictions(name), reference, "time", **options)
+    return Watch(lake, predictions(name), reference, "time", normal=str(version), **options)
 
 
 def watch_dataset(
@@ -363,9 +396,12 @@ def watch_dataset(
     **options : Any
         of `Watch`, from `every` on
     """
-    normal, _, version = against.partition("@")
-    reference = summarize(lake.read(normal or name, version or None))
-    return Watch(lake, name, reference, time or _time(lake, name), **options)
+    normal, _, ref = against.partition("@")
+    normal = normal or name
+    version = lake.version(normal, ref or None)
+    reference = summarize(lake.read(normal, version.id))
+    said = f"{normal}@{version.id}"
+    return Watch(lake, name, reference, time or _time(lake, name), normal=said, **options)
 
 
 def _time(lake: LakeReader, name: str) -> str:

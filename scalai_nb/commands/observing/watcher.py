@@ -10,12 +10,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scalai_nb.commands.observing.retrainer import (
+    Approve,
+    Assigned,
+    Budget,
+    CoolDown,
+    Judged,
+    Replay,
+    Retrain,
+    Schedule,
+    decisions_now,
+    loop_of,
+    policy_of,
+    table,
+)
 from ..terminal import Env, Json, out
 from ...environment import environment, parse_seconds
 from ...errors import ParameterError
 from ...words import value
 
 if TYPE_CHECKING:
+    import numpy as np
     from rich.console import RenderableType
 
     from scalai_nb.data.lake.lake import Lake
@@ -71,6 +86,12 @@ def _begun(
     )
 
 
+def _alarm(looking: Watch) -> np.datetime64 | None:
+    "Since when the newest window is an alarm; None: it is none"
+    last = looking.before(1)
+    return last[-1].since if last and last[-1].alarm else None
+
+
 def watch(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="A model that is served, or a dataset.")
@@ -96,6 +117,14 @@ def watch(
     restart: Annotated[
         bool, typer.Option("--restart", help="Give up the windows so far, and begin anew.")
     ] = False,
+    retrain: Retrain = "",
+    parameter: Assigned = None,
+    schedule: Schedule = "",
+    cool_down: CoolDown = "7d",
+    budget: Budget = 12,
+    judge_rows: Judged = 1_000,
+    approve: Approve = False,
+    replay: Replay = False,
     env: Env = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what the windows would be.")
@@ -104,19 +133,33 @@ def watch(
 ) -> None:
     "Say which windows of new rows have moved away from what is normal, until Ctrl-C or SIGTERM."
     from scalai_nb.data.lake.lake import Lake
+    from scalai_nb.monitoring.policy import replayed
+    from scalai_nb.monitoring.watch import windows
     from scalai_nb.pipeline.runner import signals
 
     place = environment(env)
-    seconds = parse_seconds(every)
+    lake, seconds = Lake(place.lake), parse_seconds(every)
     told: dict[str, Any] = {"every": seconds, "false_alarms": false_alarms, "large": large}
-    told["restart"] = restart
-    looking = _begun(Lake(place.lake), place, name, against, time, **told)
+    looking = _begun(lake, place, name, against, time, **told, restart=restart)
+    limits: dict[str, Any] = {"budget": budget, "rows": judge_rows, "approval": approve}
+    policy = policy_of(retrain, parameter, schedule, cool_down, **limits) if retrain else None
+    if retrain and against:
+        raise ParameterError("--retrain watches a model that is served; leave out --against.")
+    if replay and not policy:
+        raise ParameterError("--replay goes with --retrain PIPELINE; add it.")
+    if policy and replay:
+        return out(replayed(policy, windows(lake, looking.dataset), seconds), as_json, table)
+    loop = policy and loop_of(lake, place, name, policy)
     stop = Event()
     with signals(stop.set):
         while not stop.is_set():
             found = looking.look(dry_run)
             if found or once or dry_run:
                 out(_plain(found) if as_json else found, as_json, _table)
+            if loop and not dry_run and (done := [*decisions_now(loop, _alarm(looking))]):
+                out(done, as_json, table)
             if once or dry_run:
                 return
             stop.wait(min(60.0, seconds / 10))
+            if not against:  # another version may be champion by now
+                looking = _begun(lake, place, name, against, time, **told)

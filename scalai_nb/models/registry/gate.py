@@ -388,13 +388,13 @@ def _seen(model: Model, data: Dataset) -> Iterator[Check]:
         yield Check("new rows", False, text, decides=False)
 
 # %% ../../../nbs/models/registry/gate.ipynb #8d6d51e1
-def _goals(model: Model, goals: Mapping[str, str] | None) -> dict[str, Goal]:
+def _goals(model: Model, goals: Mapping[str, str] | None, compared: bool) -> dict[str, Goal]:
     "The goals by name: as given, or as the card has them. ParameterError: there are none"
     stated = goals
     if stated is None:
         card = model.card.get("goals") or {}
         stated = {n: g["goal"] if isinstance(g, dict) else g for n, g in card.items()}
-    if not stated:
+    if not stated and not (compared and goals is not None):
         raise ParameterError(
             'The gate needs goals, such as {"auc": ">= 0.68"}; '
             "a model is not released because it is new."
@@ -439,7 +439,7 @@ def judge(
     # pr_auc, brier, ece, recall, precision, f1, `recall of CLASS` and the like; of numbers: rmse,
     # mae, bias, r2, mape, median_absolute_error, max_error, poisson_deviance, gamma_deviance,
     # tweedie_deviance(POWER), pinball_loss(QUANTILE); of all: latency_ms, freshness_days, drift;
-    # None: those of the challenger's card
+    # None: those of the challenger's card; empty: it is only held against the champion
     goals: Mapping[str, str] | None = None,
     *,
     champion: Model | None = None,  # that serves; None: there is none
@@ -468,7 +468,7 @@ def judge(
         pr_auc, brier, ece, recall, precision, f1, `recall of CLASS` and the like; of numbers: rmse,
         mae, bias, r2, mape, median_absolute_error, max_error, poisson_deviance, gamma_deviance,
         tweedie_deviance(POWER), pinball_loss(QUANTILE); of all: latency_ms, freshness_days, drift;
-        None: those of the challenger's card
+        None: those of the challenger's card; empty: it is only held against the champion
     champion : Model | None, default None
         that serves; None: there is none
     by : str | Sequence[str], default ()
@@ -481,7 +481,7 @@ def judge(
     from scalai_nb.models.package.package import digest
 
     by = [by] if isinstance(by, str) else list(by)
-    wanted = _goals(challenger, goals)
+    wanted = _goals(challenger, goals, compared=champion is not None)
     _check_columns(data, [*by, *filter(None, [limits.groups])])
     y = labels_of(challenger, data, label)
     scored = _score(challenger, data, evidence.score)
