@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 from threading import Event
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..terminal import Env, Json, out
+from ..terminal import Env, Json, Metrics, out
 from ...environment import environment, parse_seconds
 from ...errors import ParameterError
 from ...words import value
@@ -96,6 +97,7 @@ def watch(
     restart: Annotated[
         bool, typer.Option("--restart", help="Give up the windows so far, and begin anew.")
     ] = False,
+    metrics: Metrics = "",
     env: Env = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what the windows would be.")
@@ -104,6 +106,8 @@ def watch(
 ) -> None:
     "Say which windows of new rows have moved away from what is normal, until Ctrl-C or SIGTERM."
     from scalai_nb.data.lake.lake import Lake
+    from scalai_nb.exposition import exposed
+    from scalai_nb.monitoring.watch_metrics import Seen
     from scalai_nb.pipeline.runner import signals
 
     place = environment(env)
@@ -111,10 +115,13 @@ def watch(
     told: dict[str, Any] = {"every": seconds, "false_alarms": false_alarms, "large": large}
     told["restart"] = restart
     looking = _begun(Lake(place.lake), place, name, against, time, **told)
-    stop = Event()
-    with signals(stop.set):
+    stop, seen = Event(), Seen(looking)
+    with signals(stop.set), exposed(metrics) as show:
         while not stop.is_set():
+            began = monotonic()
             found = looking.look(dry_run)
+            if metrics:
+                show(seen(found, monotonic() - began))
             if found or once or dry_run:
                 out(_plain(found) if as_json else found, as_json, _table)
             if once or dry_run:
