@@ -31,7 +31,7 @@ from .commands.mcp import mcp
 from .commands.models import metrics_of, models_app
 from .commands.serve import serve
 from .commands.starting import new
-from .commands.terminal import Dataset, Env, Json, console, out, plain
+from .commands.terminal import Dataset, Env, Json, Metrics, console, out, plain
 from .commands.token import token_app
 from .environment import Environment, environment, parse_seconds
 from .errors import LakeError, ParameterError, ScalaiError
@@ -200,6 +200,7 @@ def run(
             show_default="live in a terminal",
         ),
     ] = None,
+    metrics: Metrics = "",
     json: Json = False,
 ) -> None:
     "Run a pipeline: what is cached is taken from there."
@@ -212,7 +213,7 @@ def run(
         from scalai_nb.pipeline.sweeps.sweep import SweepOptions
 
         not_with_it = {"--from": from_step, "--queue": queue, "--keep-kernel": keep_kernel}
-        not_with_it["--take-over"] = take_over
+        not_with_it |= {"--take-over": take_over, "--metrics": metrics}
         _refuse(not_with_it, "does not go with --sweep; leave it out.")
         how = SweepOptions(jobs or 1, force, fail_fast)
         return _sweep(pipeline, sweep, parameters, environment(env), until, by, how, dry_run, json)
@@ -233,6 +234,7 @@ def run(
         queue=queue,
         take_over=take_over,
         keep_kernel=_seconds("--keep-kernel", keep_kernel),
+        metrics=metrics,
     )
     out(done, json, summary)
     if not json:
@@ -401,14 +403,32 @@ def runs(
     context: typer.Context,
     env: Env = None,
     limit: Annotated[int, typer.Option("--limit", "-n", help="How many.")] = 20,
+    metrics: Metrics = "",
     json: Json = False,
 ) -> None:
-    "List the runs, newest first."
+    "List the runs, newest first; with --metrics PORT tell Prometheus of them until Ctrl-C."
     if context.invoked_subcommand:
         return
     from scalai_nb.pipeline.run import all_runs
 
+    if metrics:
+        return _told(environment(env), metrics)
     out(all_runs(environment(env), limit), json, _runs)
+
+
+def _told(env: Environment, where: str) -> None:
+    "How the newest run of each pipeline stands: in a file, or at a port until somebody ends it"
+    from threading import Event
+
+    from scalai_nb.exposition import address, exposed
+    from scalai_nb.pipeline.runner import signals
+    from scalai_nb.pipeline.running.run_metrics import Newest
+
+    stop, at = Event(), address(where)
+    with exposed(where, Newest(env)), signals(stop.set):
+        if at:
+            console().print(f"http://{at[0]}:{at[1]}/metrics  (Ctrl-C ends it)")
+            stop.wait()
 
 
 def _runs(found: list[Run]) -> RenderableType:

@@ -19,7 +19,7 @@ from scalai_nb.serving.scoring.cost import HEAVY, Cost, Plan
 from scalai_nb.serving.scoring.batching import AWAKE, Engine, Hooks
 from scalai_nb.serving.scoring.calls import Call
 from scalai_nb.serving.scoring import lateness
-from scalai_nb.serving.metrics import Metrics
+from scalai_nb.metrics import Metrics
 from scalai_nb.serving.refusal import Refusal
 from scalai_nb.serving.scoring.validation import Rows
 

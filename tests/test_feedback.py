@@ -16,7 +16,7 @@ from scalai_nb.serving.scoring.calls import Call
 from scalai_nb.serving.log.feedback import amendments, joined, quality, versions
 from scalai_nb.serving.log.journal import Journal
 from scalai_nb.serving.log.ingest import LogKeeper
-from scalai_nb.serving.metrics import METRICS, Metrics
+from scalai_nb.metrics import METRICS, Metrics
 from scalai_nb.serving.scoring.validation import Rows
 from scalai_nb.serving.scoring.scorer import Column, Scorer
 

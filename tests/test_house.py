@@ -16,7 +16,7 @@ MOST = 13  # files in a room
 # Who may import whom: a line may import the lines above it, and what is in its own line's rooms.
 FLOORS = """
     errors types
-    environment files goals memory redaction words show pictures
+    environment files goals metrics exposition memory redaction words show pictures
     kernels
     data compute
     describe
@@ -33,7 +33,7 @@ FLOORS = """
     pipeline.execution
     pipeline pipeline.running pipeline.showing
     pipeline.sweeps
-    serving.refusal serving.exchange serving.metrics serving.tracing
+    serving.refusal serving.exchange serving.tracing
     serving.door serving.decoding
     serving.scoring
     serving.protocols serving.documents serving.log

@@ -34,7 +34,7 @@ from scalai_nb.serving.wire.accepting import Accepting
 from scalai_nb.serving.wire.host import Limits
 from scalai_nb.serving.wire.http import Connection, Server
 from scalai_nb.serving.wire.parsing import Incoming
-from scalai_nb.serving.metrics import Metrics
+from scalai_nb.metrics import Metrics
 
 GET = b"GET /echo HTTP/1.1\r\nHost: x\r\n\r\n"
 PREDICT = b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"

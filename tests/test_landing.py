@@ -13,7 +13,7 @@ from scalai_nb.data.contract import Contract
 from scalai_nb.data.lake.lake import Lake
 from scalai_nb.data.sources import as_dataset
 from scalai_nb.data.streams.embedded import Log, LogStream
-from scalai_nb.data.streams.landing import Consumer, Landing, gauges, land
+from scalai_nb.data.streams.landing import Consumer, Landing, counted, land
 from scalai_nb.errors import Conflict, ContractViolation, ParameterError, StreamError
 
 
@@ -67,7 +67,7 @@ def test_each_record_is_a_row_or_a_dead_letter(orders, lake):
     reasons = dead["reason"].values.tolist()
     assert "deletes, and no key=" in reasons[5] and "it has 'new'" in reasons[7]
     assert "it lacks 'id'" in reasons[8]
-    assert gauges(then)["scalai_stream_lag"] == {("orders", then.stream, "0"): 0}
+    assert counted(then).gauges["scalai_stream_lag_records", "orders", then.stream, "0"] == 0
     ignoring = Landing(new_fields="ignore")
     put(orders, {"id": 12, "x": 2, "new": 1})
     assert bring(orders, lake, ignoring).rows == 1
@@ -266,7 +266,7 @@ def test_a_contract_says_the_types_and_what_rows_are_held_to(orders, lake, tmp_p
         assert (done.rows, done.aside, done.dead) == (2, 1, 2)
         assert [str(lake.read(name)[c].dtype) for c in ("id", "kg")] == ["int64", "float64"]
         assert lake.read(f"{name}.quarantine")["rule"].values.tolist() == ["kg range"]
-        assert gauges(done)["scalai_stream_aside_total"] == {(name, done.stream): 1}
+        assert counted(done).counters["scalai_stream_aside_total", name, done.stream] == 1
     put(orders, good | {"id": 6, "kg": -60})
     assert bring(orders, lake, name="orders1").aside == 1, "the dataset remembers"
     with pytest.raises(ContractViolation, match="kg"):

@@ -30,7 +30,7 @@ from scalai_nb.serving.log.encoding import read
 from scalai_nb.serving.log.feedback import joined
 from scalai_nb.serving.log.journal import Journal
 from scalai_nb.serving.log.ingest import Compacted, LogKeeper, compact
-from scalai_nb.serving.metrics import Metrics
+from scalai_nb.metrics import Metrics
 from scalai_nb.serving.log.pseudonyms import secret
 from scalai_nb.serving.scoring.validation import Rows
 from scalai_nb.serving.scoring.scorer import Column, Scorer

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from scalai_nb.serving import metrics, tracing
-from scalai_nb.serving.metrics import METRICS, Metrics
+from scalai_nb import metrics
+from scalai_nb.serving import tracing
+from scalai_nb.metrics import METRICS, Metrics
 
 
 def samples(m: Metrics) -> dict:

@@ -27,7 +27,7 @@ from scalai_nb.serving.exchange import HttpRequest
 from scalai_nb.serving.scoring import versions as module
 from scalai_nb.serving.scoring.admission import Admission
 from scalai_nb.serving.scoring.calls import Call
-from scalai_nb.serving.metrics import Metrics
+from scalai_nb.metrics import Metrics
 from scalai_nb.serving.scoring.roles import Logs
 from scalai_nb.serving.scoring.versions import Models, status
 from scalai_nb.serving.refusal import Refusal

@@ -35,7 +35,7 @@ from scalai_nb.learn.linear.regression import LogisticRegression
 from scalai_nb.learn.features.transform import Transform
 from scalai_nb.models.package.package import package
 from scalai_nb.models.registry.registry import Registry
-from scalai_nb.serving.metrics import Metrics
+from scalai_nb.metrics import Metrics
 from scalai_nb.serving.process import following
 from scalai_nb.serving.process.service import planned, running
 

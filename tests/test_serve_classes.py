@@ -19,7 +19,7 @@ from scalai_nb.data.lake.lake import Lake
 from scalai_nb.serving.log.feedback import joined, quality, truth_numbers
 from scalai_nb.serving.log.ingest import LogKeeper
 from scalai_nb.serving.log.journal import Journal
-from scalai_nb.serving.metrics import Metrics
+from scalai_nb.metrics import Metrics
 from scalai_nb.serving.scoring.calls import Call
 from scalai_nb.serving.scoring.scorer import Scorer, example_arrays
 from scalai_nb.serving.scoring.validation import Rows

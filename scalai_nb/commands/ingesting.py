@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from rich.console import Console, RenderableType
 
-from .terminal import Env, Json, out
+from .terminal import Env, Json, Metrics, out
 from ..environment import environment, parse_seconds
 from ..errors import ParameterError
-from ..files import replacing
 
 if TYPE_CHECKING:
     from scalai_nb.data.contract import Contract
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from scalai_nb.data.ingestion import Ingested
     from scalai_nb.data.lake.lake import Lake
     from scalai_nb.data.streams.landing import Landed
+    from scalai_nb.exposition import Show
 
 # %% auto #0
 __all__ = ['Breach', 'ingest', 'stream']
@@ -142,18 +142,16 @@ def _state(done: Landed, seconds: float = 0) -> str:
     return f"{done.dataset}: {done.rows:,} rows{rate}{said}" + (f"; waiting {lag}" if lag else "")
 
 
-def _watched(quiet: bool, metrics: Path | None) -> Callable[[Landed], None]:
-    "What is done at each commit: a line a second on stderr, and the file of metrics"
-    from scalai_nb.data.streams.landing import exposition
+def _watched(quiet: bool, show: Show) -> Callable[[Landed], None]:
+    "What is done at each commit: a line a second on stderr, and the metrics"
+    from scalai_nb.data.streams.landing import counted
 
     began, console = monotonic(), Console(stderr=True, highlight=False)
     last = began
 
     def said(done: Landed) -> None:
         nonlocal last
-        if metrics:
-            with replacing(metrics, durable=False) as file:
-                file.write(exposition(done).encode())
+        show(counted(done))
         if not quiet and monotonic() - last > 1:
             last = monotonic()
             console.print(_state(done, last - began))
@@ -208,9 +206,7 @@ def stream(
             help="Of the stream, as patience=300 or max_bytes=200000000; may be repeated.",
         ),
     ] = None,
-    metrics: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Rows and lag, as Prometheus reads them.")
-    ] = None,
+    metrics: Metrics = "",
     env: Env = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what the next batch would be.")
@@ -221,6 +217,7 @@ def stream(
     from scalai_nb.data.lake.lake import Lake
     from scalai_nb.data.streams.landing import Consumer, Landing
     from scalai_nb.data.streams.streams import open_stream
+    from scalai_nb.exposition import exposed
     from scalai_nb.pipeline.runner import signals
 
     lake = Lake(environment(env).lake)
@@ -236,8 +233,10 @@ def stream(
     idle = parse_seconds(until_idle) if until_idle else 1.0 if once or dry_run else None
     stop = Event()
     told = dict(map(_option, options or ()))
-    with closing(open_stream(uri, **told)) as source, signals(stop.set):
-        consumer = Consumer(source, lake, name, how, _watched(as_json, metrics))
+    with closing(open_stream(uri, **told)) as source, signals(stop.set), exposed(metrics) as show:
+        said = _watched(as_json, show)
+        consumer = Consumer(source, lake, name, how, said)
         consumer.begin(since)
+        said(consumer.landed)
         done = consumer.look(idle or 1.0) if dry_run else consumer.run(idle, stop)
     out(done, as_json, lambda d: ("would bring to " if dry_run else "") + _state(d))

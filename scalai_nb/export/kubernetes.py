@@ -26,20 +26,23 @@ def called(v: ModelVersion) -> str:
 
 # %% ../../nbs/export/kubernetes.ipynb #6701b21f
 def document(
-    *parts: tuple[str, dict],  # comment and content of each object
+    *parts: tuple[str, dict | list],  # comment and content of each object
+    flow: bool | None = None,  # False: a line for each value; None: what is small is on one line
 ) -> bytes:
     """YAML of some objects
 
     Parameters
     ----------
-    *parts : tuple[str, dict]
+    *parts : tuple[str, dict | list]
         comment and content of each object
+    flow : bool | None, default None
+        False: a line for each value; None: what is small is on one line
     """
     import yaml
 
-    how = {"sort_keys": False, "default_flow_style": None, "width": 160, "allow_unicode": True}
+    how = {"sort_keys": False, "default_flow_style": flow, "width": 160, "allow_unicode": True}
 
-    def text(comment: str, x: dict) -> str:
+    def text(comment: str, x: dict | list) -> str:
         lines = "".join(f"# {line}\n" for line in comment.splitlines())
         return lines + yaml.safe_dump(x, **how)
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..environment import Environment, environment, unwritable
 from ..errors import RunActive, SettingsError
+from ..exposition import exposed
 from .outputs import read_notebook
 from .pipeline import Pipeline
 from .plan import Plan
@@ -26,6 +27,7 @@ from .running.shared import Shared
 from .running.exclusive import exclusive
 from .running.recorder import OnEvent, RunRecorder, about
 from .running.resources import Resources
+from .running.run_metrics import telling
 from .running.schedule import DONE, Schedule
 from .tracker import Tracker
 from ..redaction import Secrets
@@ -236,6 +238,7 @@ def run(
     show: Plain | LiveTable | None = None,
     *,
     keep_kernel: float = 0.0,  # seconds that the kernel of a step that fails stays, to attach to
+    metrics: str = "",  # for Prometheus: a port, HOST:PORT or a file; empty: nowhere
     **options: Any,  # of Runner: jobs, force, from_step, queue, take_over
 ) -> Run:  # the run, whatever became of it
     """Run `pipeline` with progress, and write its report
@@ -252,6 +255,8 @@ def run(
         a display of pipeline.progress; None: the one that fits where the output goes
     keep_kernel : float, default 0.0
         seconds that the kernel of a step that fails stays, to attach to
+    metrics : str, default ''
+        for Prometheus: a port, HOST:PORT or a file; empty: nowhere
     **options : Any
         of Runner: jobs, force, from_step, queue, take_over
 
@@ -264,10 +269,16 @@ def run(
     from scalai_nb.pipeline.report import write_report
 
     env = env if isinstance(env, Environment) else environment(env)
-    with show or display() as show:
+    with show or display() as shown, exposed(metrics) as expose:
         loaded = Pipeline.load(pipeline, env, parameters or {})
+        listeners = [shown, telling(expose, env, loaded.name)] if metrics else [shown]
+
+        def on_event(run: Run, event: Event) -> None:
+            for listener in listeners:
+                listener(run, event)
+
         runner = Runner(
-            loaded, env, on_event=show, on_end=partial(write_report, env=env), **options
+            loaded, env, on_event=on_event, on_end=partial(write_report, env=env), **options
         )
         runner.keep_kernel = keep_kernel
         done = runner()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .decoding.unpacking import LARGEST, LIGHT, decompressed, is_light
 from .exchange import HttpRequest, HttpResponse
-from .metrics import Metrics
+from ..metrics import Metrics
 from .protocols.large import ALWAYS, decoded, joined, lean, of_http
 from .protocols.formats import media
 from .protocols.request import Request, Scores

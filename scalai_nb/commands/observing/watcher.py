@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from threading import Event
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,7 +25,7 @@ from scalai_nb.commands.observing.retrainer import (
     policy_of,
     table,
 )
-from ..terminal import Env, Json, out
+from ..terminal import Env, Json, Metrics, out
 from ...environment import environment, parse_seconds
 from ...errors import ParameterError
 from ...words import value
@@ -117,6 +118,7 @@ def watch(
     restart: Annotated[
         bool, typer.Option("--restart", help="Give up the windows so far, and begin anew.")
     ] = False,
+    metrics: Metrics = "",
     retrain: Retrain = "",
     parameter: Assigned = None,
     schedule: Schedule = "",
@@ -133,6 +135,8 @@ def watch(
 ) -> None:
     "Say which windows of new rows have moved away from what is normal, until Ctrl-C or SIGTERM."
     from scalai_nb.data.lake.lake import Lake
+    from scalai_nb.exposition import exposed
+    from scalai_nb.monitoring.watch_metrics import Seen
     from scalai_nb.monitoring.policy import replayed
     from scalai_nb.monitoring.watch import windows
     from scalai_nb.pipeline.runner import signals
@@ -150,10 +154,13 @@ def watch(
     if policy and replay:
         return out(replayed(policy, windows(lake, looking.dataset), seconds), as_json, table)
     loop = policy and loop_of(lake, place, name, policy)
-    stop = Event()
-    with signals(stop.set):
+    stop, seen = Event(), Seen(looking)
+    with signals(stop.set), exposed(metrics) as show:
         while not stop.is_set():
+            began = monotonic()
             found = looking.look(dry_run)
+            if metrics:
+                show(seen(found, monotonic() - began))
             if found or once or dry_run:
                 out(_plain(found) if as_json else found, as_json, _table)
             if loop and not dry_run and (done := [*decisions_now(loop, _alarm(looking))]):

@@ -25,6 +25,7 @@ from ..sources import type_of
 from .decoders import Parse, Types, decode, decoder
 from .records import Batch, Gap, Origin, Positions, Records, Stream
 from ...errors import Conflict, LakeError, ParameterError, StreamError, unknown
+from ...metrics import Metrics
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,8 +37,7 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, Dataset
 
 # %% auto #0
-__all__ = ['METRICS', 'Watermark', 'log', 'Landing', 'Landed', 'gauges', 'exposition', 'Consumer',
-           'land']
+__all__ = ['Watermark', 'log', 'Landing', 'Landed', 'counted', 'Consumer', 'land']
 
 # %% ../../../nbs/data/streams/landing.ipynb #cc41e3df
 @dataclass(frozen=True)
@@ -130,37 +130,22 @@ class Landed:
     lag: dict[str, int] = field(default_factory=dict)  # by partition: records that wait
 
 
-METRICS = {  # as in `serving.metrics`
-    "scalai_stream_rows_total": ("counter", ("dataset", "stream"), "Rows that were committed"),
-    "scalai_stream_dead_total": ("counter", ("dataset", "stream"), "Records that are no rows"),
-    "scalai_stream_late_total": ("counter", ("dataset", "stream"), "Rows that came too late"),
-    "scalai_stream_aside_total": ("counter", ("dataset", "stream"), "Rows that broke the contract"),
-    "scalai_stream_lag": ("gauge", ("dataset", "stream", "partition"), "Records that wait"),
-}
+def counted(
+    landed: Landed,
+) -> Metrics:  # as Prometheus has them: `scalai_nb.metrics.page` writes them down
+    """What has come in, as metrics
 
-
-def gauges(landed: Landed) -> dict[str, dict[tuple[str, ...], float]]:
-    "The values of `METRICS`, by name and labels"
-    of = landed.dataset, landed.stream
-    return {
-        "scalai_stream_rows_total": {of: landed.rows},
-        "scalai_stream_dead_total": {of: landed.dead},
-        "scalai_stream_late_total": {of: landed.late},
-        "scalai_stream_aside_total": {of: landed.aside},
-        "scalai_stream_lag": {(*of, p): n for p, n in sorted(landed.lag.items())},
-    }
-
-
-def exposition(landed: Landed) -> str:
-    "`gauges` as Prometheus reads them"
-    lines: list[str] = []
-    for name, found in gauges(landed).items():
-        kind, labels, about = METRICS[name]
-        lines += [f"# HELP {name} {about}", f"# TYPE {name} {kind}"]
-        for values, n in found.items():
-            pairs = zip(labels, map(json.dumps, values), strict=True)
-            lines.append(f"{name}{{{','.join(f'{k}={v}' for k, v in pairs)}}} {n}")
-    return "\n".join(lines) + "\n"
+    Returns
+    -------
+    Metrics
+        as Prometheus has them: `scalai_nb.metrics.page` writes them down
+    """
+    m, of = Metrics(), (landed.dataset, landed.stream)
+    for what in ("rows", "dead", "late", "aside", "deleted", "commits"):
+        m.count(f"scalai_stream_{what}_total", *of, n=getattr(landed, what))
+    for partition, n in sorted(landed.lag.items()):
+        m.gauge("scalai_stream_lag_records", *of, partition, value=n)
+    return m
 
 # %% ../../../nbs/data/streams/landing.ipynb #a56888de
 @dataclass(frozen=True)

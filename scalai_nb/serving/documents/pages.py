@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from ..exchange import HttpRequest, HttpResponse
-from ..metrics import of_service, page
+from ...metrics import of_service, page
 from .openapi import document, examples
 
 if TYPE_CHECKING:

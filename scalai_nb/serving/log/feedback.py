@@ -18,7 +18,7 @@ from ...data.categories import labels
 from ...data.sources import row_blocks
 from ...errors import DatasetNotFound
 from .segments import feedback, predictions, record_of, score_columns
-from ..metrics import METRICS, Metrics
+from ...metrics import METRICS, Metrics
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -28,7 +28,7 @@ from ...files import file_lock, replacing
 from .feedback import Running
 from .journal import close_orphans
 from .segments import OWN, columns_of, convert, dataset, rows_of
-from ..metrics import Metrics
+from ...metrics import Metrics
 
 if TYPE_CHECKING:
     from scalai_nb.data.lake.lake import Lake

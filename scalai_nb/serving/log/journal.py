@@ -21,7 +21,7 @@ import orjson
 from ...data.streams.framing import FramedFile, frame
 from ...files import open_lock
 from .encoding import FEEDBACK, MODEL, Layout, batch, layout
-from ..metrics import Metrics
+from ...metrics import Metrics
 
 if TYPE_CHECKING:
     from scalai_nb.serving.scoring.calls import Call

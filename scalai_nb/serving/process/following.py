@@ -17,7 +17,7 @@ from ..scoring.scorer import Scorer
 
 if TYPE_CHECKING:
     from scalai_nb.models.registry.catalog import ModelVersion
-    from scalai_nb.serving.metrics import Metrics
+    from scalai_nb.metrics import Metrics
     from scalai_nb.serving.process.options import Options
 
 # %% auto #0

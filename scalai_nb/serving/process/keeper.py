@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ...environment import Environment, environment
 from ...models.registry.registry import Registry
-from ..metrics import resumed, save
+from ...metrics import resumed, save
 from .following import RegistryFollower
 from .options import Options
 from .processes import Signals, follow_parent

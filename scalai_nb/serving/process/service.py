@@ -26,7 +26,7 @@ from ...models.registry.registry import Registry
 from ..door.door import checked_origins
 from ..door.tls import certificate
 from ..door.tokens import read_tokens
-from ..metrics import Metrics, of_service
+from ...metrics import Metrics, of_service
 from .following import Routes, prove, publish, routes
 from .options import Options, cores
 

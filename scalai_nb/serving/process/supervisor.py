@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from ...files import replacing
-from ..metrics import Metrics, save
+from ...metrics import Metrics, save
 from .options import Options
 from .processes import SIGNALS, Child, Signals, fork
 from .processes import killed_for_memory, pause, say, why

@@ -26,7 +26,7 @@ from ..door.tls import Tls
 from ..door.tokens import TokenFile
 from ..log.journal import Journal
 from ..log.pseudonyms import secret
-from ..metrics import resumed, save
+from ...metrics import resumed, save
 from .following import RoutesFile
 from .options import Options
 from .processes import fork, say

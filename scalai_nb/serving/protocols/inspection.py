@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from ..exchange import HttpRequest, HttpResponse
-from ..metrics import Metrics, of_service
+from ...metrics import Metrics, of_service
 from ..scoring.validation import MOST
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from scalai_nb.serving.metrics import Metrics
+    from scalai_nb.metrics import Metrics
     from scalai_nb.serving.scoring.scorer import Scorer
 
 # %% auto #0

@@ -8,7 +8,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
-from ..metrics import Metrics
+from ...metrics import Metrics
 from .lateness import Lateness
 
 if TYPE_CHECKING:

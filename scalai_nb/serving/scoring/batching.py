@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from ..metrics import Metrics
+from ...metrics import Metrics
 from ..refusal import Refusal
 from .admission import Admission
 from .calls import Call, Queue

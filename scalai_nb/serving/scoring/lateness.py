@@ -8,7 +8,7 @@ from __future__ import annotations
 from time import perf_counter, thread_time
 from typing import TYPE_CHECKING, NoReturn
 
-from ..metrics import Metrics
+from ...metrics import Metrics
 from ..refusal import Refusal
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from time import time
 from typing import TYPE_CHECKING, Any
 
 from ...files import replacing
-from ..metrics import Metrics
+from ...metrics import Metrics
 from ..refusal import Refusal
 from .admission import Admission
 from .batching import Engine, Hooks, OnBatch

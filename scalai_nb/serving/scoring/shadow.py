@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from ..metrics import Metrics
+from ...metrics import Metrics
 from .admission import Admission
 from .rollout import arranged
 from .scorer import Scorer

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from ...errors import unknown
-from ..metrics import Metrics
+from ...metrics import Metrics
 from ..refusal import Refusal
 from .admission import Admission
 from .batching import Engine

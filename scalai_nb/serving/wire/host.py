@@ -12,7 +12,7 @@ from ..decoding.unpacking import LARGEST
 from ..exchange import HttpRequest, HttpResponse
 
 if TYPE_CHECKING:
-    from scalai_nb.serving.metrics import Metrics
+    from scalai_nb.metrics import Metrics
 
 # %% auto #0
 __all__ = ['BUSY', 'Limits', 'Gate', 'Application']
