@@ -15,7 +15,7 @@ NOTEBOOK  ?=
 
 BIN       := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed
-EXTRAS    := serve otel trees torch search convert wandb lab sql delta iceberg s3 flights kafka nats valkey pubsub monitoring bench dev
+EXTRAS    := serve otel trees torch search convert wandb lab sql delta iceberg mongodb s3 flights kafka nats valkey pubsub monitoring bench dev
 KERNELS   := $$(find scalai_nb/kernels -name '*.py')
 LEAN      := --override environments/overrides.txt
 COMPILE    = uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header $(EXTRAS:%=--extra %) pyproject.toml

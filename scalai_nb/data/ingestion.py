@@ -34,7 +34,7 @@ _ORIGIN = "origin"  # another: which version of which table the rows are of
 def cursor(
     lake: Lake,
     name: str,  # dataset that is there
-    column: str,  # of numbers or times
+    column: str,  # of numbers or times; of text where the source orders it as Python does
 ) -> Any:  # None: it has no rows
     """The greatest value of `column` that has arrived. ParameterError: there is no such column
 
@@ -44,7 +44,7 @@ def cursor(
     name : str
         dataset that is there
     column : str
-        of numbers or times
+        of numbers or times; of text where the source orders it as Python does
 
     Returns
     -------
@@ -57,10 +57,17 @@ def cursor(
     known = list(lake.read(name).variables)
     if column not in known:
         raise ParameterError(unknown(column, known, f"the columns of {name} in the lake"))
-    return _greatest(Blocks.of(lake.read(name, columns=[column])), column)[0]
+    return _greatest(Blocks.of(lake.read(name, columns=[column])), column, texts=True)[0]
 
 
-def _value(text: str) -> Any:
+def _kept(value: Any) -> Any:
+    "A value as the state has it: a text says that it is one, for it may look like a number"
+    return {"text": value} if isinstance(value, str) else str(value)
+
+
+def _value(text: Any) -> Any:
+    if isinstance(text, dict):
+        return text["text"]
     if "-" in text[1:] and "e-" not in text:
         return np.datetime64(text)
     return int(text) if text.lstrip("-").isdigit() else float(text)
@@ -72,12 +79,14 @@ def _narrowed(blocks: Blocks, column: str, after: Any) -> Blocks:
     return Blocks(narrow(column, after), blocks.device) if narrow else blocks
 
 
-def _greatest(blocks: Blocks, column: str, after: Any = None) -> tuple[Any, int]:
+def _greatest(
+    blocks: Blocks, column: str, after: Any = None, texts: bool = False
+) -> tuple[Any, int]:
     "The greatest value of a column, and how many are greater than `after`. ParameterError: a gap"
     most, rows = None, 0
     for block in blocks:
         values = block[column].values
-        if values.dtype.kind not in "iufM":
+        if values.dtype.kind not in ("iufMOUT" if texts else "iufM"):
             raise ParameterError(
                 f"{column!r} holds {values.dtype}; accepted for --incremental: numbers and times."
             )
@@ -182,8 +191,9 @@ def ingest(
             raise ParameterError(unknown(incremental, known, f"the columns of {source}"))
         after = cursor(lake, name, incremental) if there else None
         blocks = _narrowed(blocks, incremental, after)
-        most, found = _greatest(blocks.select(incremental), incremental, after)
-        rows, arrived = _between(blocks, incremental, after, most), {incremental: str(most)}
+        texts = getattr(blocks.source, "orders_text", False)
+        most, found = _greatest(blocks.select(incremental), incremental, after, texts)
+        rows, arrived = _between(blocks, incremental, after, most), {incremental: _kept(most)}
         message += f"; {incremental} up to {most}"
     if dry_run or found == 0:
         count = found if found is not None else sum(b.sizes["row"] for b in blocks)

@@ -37,6 +37,8 @@ _SERVERS: dict[str, str] = {
     "postgres": "scalai_nb.data.readers.databases.postgresql",
     "mysql": "scalai_nb.data.readers.databases.mysql",
     "mariadb": "scalai_nb.data.readers.databases.mysql",
+    "mongodb": "scalai_nb.data.readers.databases.mongodb",
+    "mongodb+srv": "scalai_nb.data.readers.databases.mongodb",
 }
 _DUCKDB: dict[str, str] = dict.fromkeys(
     ("duckdb", ".duckdb"), "scalai_nb.data.readers.databases.duck"
