@@ -211,6 +211,17 @@ def test_a_fault_is_found_in_a_window_and_named(fault):
         assert because in found.columns[column].because()
 
 
+@pytest.mark.parametrize("codes", [4, 60])
+def test_a_whole_number_that_was_never_there_is_found_and_named(codes):
+    rng = RNG(8)
+    reference = summary(code=rng.integers(0, codes, 20_000))
+    usual = [rng.integers(0, codes, 2_000) for _ in range(6)]
+    usual[-1][rng.random(2_000) < 0.02] = 99
+    found = detect(reference, [summary(code=x) for x in usual])
+    assert found.alarm and found.windows == 1
+    assert found.columns["code"].because()[-1] == "99 ↑"
+
+
 def test_what_matters_more_is_heard_earlier():
     rng = RNG(3)
     reference, moved = window(rng, 20_000), window(rng, 2_000, 0.15)

@@ -328,8 +328,9 @@ def sum_buckets(
     shift = max(shift, *(b.shift for b in parts))
     ends = np.cumsum([len(b.keys) for b in parts])
     drops = shift - np.array([b.shift for b in parts])
-    keys, counts = (np.concatenate(x) for x in zip(*((b.keys, b.counts) for b in parts)))
-    return _fit(Buckets(*summed_runs(keys, counts, ends, drops), shift), LIMIT, COARSEST)
+    runs = np.concatenate([b.keys for b in parts]), np.concatenate([b.counts for b in parts])
+    keys, counts = summed_runs(*runs, ends, drops)
+    return _fit(Buckets(keys, counts, shift), LIMIT, COARSEST)
 
 # %% ../../nbs/describe/sketches.ipynb #0de32613
 @dataclass(frozen=True, eq=False)

@@ -92,6 +92,10 @@ def watch(
     large: Annotated[
         float, typer.Option(metavar="PSI", help="What moves by less is no alarm.")
     ] = 0.01,
+    per: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DIMENSION", help="Of a dataset: each place along it by itself."),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Look once and end, as for cron.")] = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="Give up the windows so far, and begin anew.")
@@ -109,7 +113,7 @@ def watch(
     place = environment(env)
     seconds = parse_seconds(every)
     told: dict[str, Any] = {"every": seconds, "false_alarms": false_alarms, "large": large}
-    told["restart"] = restart
+    told |= {"restart": restart, "per": per or []}
     looking = _begun(Lake(place.lake), place, name, against, time, **told)
     stop = Event()
     with signals(stop.set):
