@@ -6,14 +6,19 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from scalai_nb.commands.terminal import console
 from scalai_nb.errors import ParameterError, WorkFailed
 from scalai_nb.bench import hotpath
 from scalai_nb.bench import learning as training
 from scalai_nb.bench.compare import Case, Figure, chosen, compare, measure, timed
 from scalai_nb.bench.data import contracts
 from scalai_nb.bench.data.cases import CASES as DATA
+from scalai_nb.bench.watching import watched
+from scalai_nb.bench.watching.detectors import DETECTORS, Peers, stretch
+from scalai_nb.bench.watching.replays import delays, quiet_years
 
 BROKEN = Case("Fails", lambda scale, folder: None, lambda data: lambda: 1 / 0, {}, {})
 QUICK = Case(
@@ -105,6 +110,42 @@ def test_every_case_of_the_data_layer_runs_and_keeps_its_bounds(name):
     seen = measure(DATA[name], 0.004, 1)
     bounds = [f for f in seen["figures"] if f["name"].startswith(("bytes", "rules", "rows"))]
     assert seen["seconds"]["scalai"] > 0 and all(f["met"] for f in bounds)
+
+
+def test_alarms_are_compared_at_the_smallest_scale(capfd):
+    "Ours and a rule; who is not installed is left out and says so"
+    some = ["scalai", "PSI > 0.1", "p < 0.05 for each feature"]
+    figures = watched.watching(0.002, 1, some)
+    quiet = {name: figures["quiet"][name]["with an alarm"] for name in some}
+    assert quiet == {"scalai": 0, "PSI > 0.1": 1, "p < 0.05 for each feature": 1}
+    assert figures["found"]["0.5 in 200"]["scalai"] <= 4
+    assert figures["cases"]["memory"]["figures"][0]["met"]
+    console().print(watched.show(figures))
+    assert "years with an alarm" in capfd.readouterr().out
+    with pytest.raises(ParameterError, match="known: Evidently"):
+        watched.watching(names=["Evidentli"])
+
+
+def test_a_detector_that_is_not_installed_is_left_out(monkeypatch, tmp_path):
+    monkeypatch.setattr(contracts, "checkout", lambda: tmp_path)
+    alone = {"NannyML, univariate": DETECTORS["NannyML, univariate"]}
+    with Peers() as peers:
+        seen = quiet_years(1, peers, features=2, windows=2, detectors=alone)
+        assert "environments/peers nannyml" in seen["NannyML, univariate"]["missing"]
+        assert delays(1, peers, 0.5, 200, detectors=alone) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.campaign
+@pytest.mark.parametrize("name", DETECTORS)
+def test_each_detector_finds_what_nobody_can_miss(name):
+    data = stretch(np.random.default_rng(0), 2, 200, 4, reference=2_000, shift=5.0, since=2)
+    with Peers() as peers:
+        try:
+            found = DETECTORS[name].decide(data, peers)
+        except ImportError as e:
+            pytest.skip(f"a peer of the bench: {e}")
+    assert found[2:, 0].any()
 
 
 def test_what_a_case_started_ends_with_it_even_if_it_fails():

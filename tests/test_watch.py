@@ -21,7 +21,7 @@ from scalai_nb.describe.summary import summarize
 from scalai_nb.errors import Conflict, ParameterError
 from scalai_nb.learn.features.transform import Transform
 from scalai_nb.models.package.package import package
-from scalai_nb.monitoring.watch import Watch, watch_model, windows
+from scalai_nb.monitoring.watch import Watch, watch_dataset, watch_model, windows
 
 HOUR = np.timedelta64(3600, "s")
 START = np.datetime64("2026-01-01", "us")
@@ -149,6 +149,31 @@ def test_a_watcher_that_is_killed_counts_each_row_once(lake, tmp_path, kills):
     assert [w.start for w in kept] == [START + k * HOUR for k in range(when - 1)]
     assert {w.rows for w in kept} == {20}
     assert sum(w.summary.rows for w in kept) == lake.state("a.watch")["rows"]
+
+
+def grid(first: int, n: int, moved: float = 0.0) -> xr.Dataset:
+    "Temperatures over 73 latitudes, of which that at 35° has moved"
+    rng, lat = np.random.default_rng(first), np.linspace(-90, 90, 73)
+    temp = 30 * np.cos(np.radians(lat))[:, None] + rng.normal(0, 8, (n, 73, 10))
+    temp[:, 50] += moved
+    at = hours(first, n, each=1)
+    return xr.Dataset({"at": ("row", at), "temp": (("row", "lat", "lon"), temp)}, {"lat": lat})
+
+
+def test_a_band_of_many_that_has_moved_is_found_and_named(lake):
+    lake.write("grid", grid(0, 200))
+    lake.tag("grid", "normal")
+    lake.append("grid", grid(200, 25, moved=5))
+    known = {"every": 24 * 3600.0, "restart": True}
+    whole = watch_dataset(lake, "grid", "@normal", **known).look()[-1]
+    assert not whole.alarm
+    with pytest.raises(ParameterError, match=r"per \[\], not \['lat'\]; .*--restart"):
+        watch_dataset(lake, "grid", "@normal", per=["lat"], every=24 * 3600.0).look()
+    bands = watch_dataset(lake, "grid", "@normal", per=["lat"], **known).look()
+    assert [w.alarm for w in bands] == [False] * (len(bands) - 1) + [True]
+    assert bands[-1].moved.startswith("temp[lat=35.0]: mean") and ";" not in bands[-1].moved
+    with pytest.raises(ParameterError, match="Did you mean 'lat'"):
+        watch_dataset(lake, "grid", "@normal", per=["lats"], **known)
 
 
 # --- a model --------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['bench_app', 'Cases', 'Scale', 'Rounds', 'Output', 'bench_pipeline', 'bench_jupyter',
            'bench_start', 'bench_hotpath', 'bench_gpu', 'bench_train', 'bench_data',
-           'bench_streams', 'bench_serve']
+           'bench_watch', 'bench_streams', 'bench_serve']
 
 # %% ../../nbs/commands/bench.ipynb #4f3b9131
 import json
@@ -166,6 +166,30 @@ def bench_data(
 
     Beside Pandera, Pointblank (environments/peers installs them), pyarrow, Zarr and ADBC."""
     _compare("data", cases, scale, rounds, output, json)
+
+
+@bench_app.command("watch")
+def bench_watch(
+    detectors: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="DETECTOR", help="Which; all when left out.", show_default=False),
+    ] = None,
+    scale: Annotated[
+        float, typer.Option(help="Of 300 quiet years, 20 shifts, 10 M rows, 1,000 windows.")
+    ] = 1.0,
+    rounds: Rounds = 3,
+    output: Output = None,
+    json: Json = False,
+) -> None:
+    """False alarms, windows until a shift is found, what a window costs.
+
+    Beside Evidently, NannyML, river, frouros and alibi-detect; environments/peers installs them."""
+    from scalai_nb.bench.watching.watched import show, watching
+
+    path = Path(output or ".scalai/bench/watch.json")
+    figures = watching(scale, rounds, detectors or ())
+    _keep(figures, path)
+    _finish(figures, path, json, show)
 
 
 @bench_app.command("streams")

@@ -5,20 +5,23 @@
 # %% ../../nbs/describe/cells.ipynb #1f407dc4
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .sketches import coarsen, key_floats
-from .summary import Column
+from .sketches import Buckets, coarsen, key_floats, merge_values, sum_buckets
+from .summary import Column, merge_columns
 from ..words import value
 
 if TYPE_CHECKING:
     from scalai_nb.types import Array
 
 # %% auto #0
-__all__ = ['QUANTILES', 'FREQUENT', 'union', 'buckets_of_both', 'labelled', 'Cells', 'cells']
+__all__ = ['QUANTILES', 'FREQUENT', 'union', 'buckets_of_both', 'labelled', 'Cells', 'cells',
+           'counted']
 
 # %% ../../nbs/describe/cells.ipynb #300fb691
 def union(
@@ -52,11 +55,13 @@ def buckets_of_both(
     b: Column,
 ) -> tuple[Array, Array, Array, Array]:
     "Least and greatest value of each bucket of both columns, and the counts of each column"
+    from scalai_nb.kernels.columns import side_by_side
+
     shift = max(a.buckets.shift, b.buckets.shift)
     x, y = coarsen(a.buckets, shift), coarsen(b.buckets, shift)
-    keys, m, n = union(x.keys, x.counts, y.keys, y.counts)
+    keys, (m, n) = side_by_side(x.keys, x.counts, y.keys, y.counts)
     zeros = (keys == 0) & (m == a.zeros) & (n == b.zeros)  # a bucket of zeros only
-    low, high = (np.where(zeros, 0.0, key_floats(x)) for x in type(x)(keys, m, shift).limits)
+    low, high = (np.where(zeros, 0.0, key_floats(x)) for x in Buckets(keys, m, shift).limits)
     return low, high, m, n
 
 
@@ -109,23 +114,32 @@ def _by_label(a: Column, b: Column) -> Cells:
     return Cells(tuple(zip(names, names, strict=True)), m, n, np.full(len(m), np.nan))
 
 
+def _first(both: Array) -> Array:
+    "The first bucket of each cell, by the counts in each bucket"
+    if len(both) <= FREQUENT:
+        return np.arange(len(both))
+    # a bucket belongs to the cell in which its middle lies
+    middle = (np.cumsum(both) - both / 2) / both.sum()
+    first = middle.searchsorted(QUANTILES, side="right")
+    return np.array(sorted({0, *first.tolist()} - {len(both)}))
+
+
 def _by_value(a: Column, b: Column) -> Cells:
     low, high, m, n = buckets_of_both(a, b)
+    if not len(m):
+        return Cells((), m, n, np.empty(0))
     both = m + n
-    if len(both) <= FREQUENT:
-        cell = np.arange(len(both))
-    else:
-        # a bucket belongs to the cell in which its middle lies
-        middle = (np.cumsum(both) - both / 2) / both.sum()
-        _, cell = np.unique(np.searchsorted(QUANTILES, middle), return_inverse=True)
+    first = _first(both)
     with np.errstate(invalid="ignore"):
         centre = np.where(low == high, low, low + (high - low) / 2)
-    changes = np.flatnonzero(np.diff(cell))
-    ends = low[np.r_[0, changes + 1]], high[np.r_[changes, len(cell) - 1]]
+    ends = low[first], high[[*(first[1:] - 1), -1]]
     if a.kind == "integer":
         ends = np.rint(ends[0]), np.rint(ends[1])
-    centre = np.bincount(cell, np.clip(centre, -1e300, 1e300) * both) / np.bincount(cell, both)
-    m, n = (np.bincount(cell, x).astype(np.int64) for x in (m, n))
+    # weighed by share, as a sum of values times counts may be beyond a float
+    weight = both / both.sum()
+    total = np.add.reduceat(np.clip(centre, -1e300, 1e300) * weight, first)
+    centre = total / np.add.reduceat(weight, first)
+    m, n = np.add.reduceat(m, first), np.add.reduceat(n, first)
     return Cells(tuple(zip(*(end.tolist() for end in ends), strict=True)), m, n, centre)
 
 
@@ -149,3 +163,36 @@ def cells(
         np.append(found.current, b.missing),
         np.append(found.values, np.nan),
     )
+
+# %% ../../nbs/describe/cells.ipynb #9493c8af
+def counted(
+    parts: Sequence[Column],  # at least one
+    beside: Column,  # that they will be compared with by `cells`
+) -> Column:  # moments, extremes, and what `cells` does not ask for, are left out
+    """The parts of a column as one
+
+    Parameters
+    ----------
+    parts : Sequence[Column]
+        at least one
+    beside : Column
+        that they will be compared with by `cells`
+
+    Returns
+    -------
+    Column
+        moments, extremes, and what `cells` does not ask for, are left out
+    """
+    kinds = {c.kind for c in parts if c.kind}
+    if len(kinds) > 1:
+        return reduce(merge_columns, parts)
+    whole = Column(
+        kinds.pop() if kinds else "",
+        count=sum(c.count for c in parts),
+        missing=sum(c.missing for c in parts),
+        zeros=sum(c.zeros for c in parts),
+    )
+    if labelled(beside, whole):
+        return replace(whole, values=reduce(merge_values, (c.values for c in parts)))
+    summed = sum_buckets([c.buckets for c in parts], beside.buckets.shift)
+    return replace(whole, buckets=summed)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['LIMIT', 'COARSEST', 'NARROW', 'WIDE', 'SMALL', 'Moments', 'moments', 'merge_moments',
            'float_keys', 'key_floats', 'Buckets', 'coarsen', 'buckets', 'merge_buckets',
-           'Values', 'values', 'merge_values', 'distinct', 'count_values', 'Described',
-           'describe']
+           'sum_buckets', 'Values', 'values', 'merge_values', 'distinct', 'count_values',
+           'Described', 'describe']
 
 # %% ../../nbs/describe/sketches.ipynb #35c85f2e
 @dataclass(frozen=True)
@@ -308,6 +308,29 @@ def _update_buckets(s: Buckets, x: Array) -> Buckets:
 
 
 register("buckets", Mergeable(Buckets, _update_buckets, merge_buckets))
+
+# %% ../../nbs/describe/sketches.ipynb #6ec263bd
+def sum_buckets(
+    parts: Sequence[Buckets],  # at least one, of one count a key
+    shift: int = 0,  # bits that are dropped at least
+) -> Buckets:
+    """The buckets of the keys of all
+
+    Parameters
+    ----------
+    parts : Sequence[Buckets]
+        at least one, of one count a key
+    shift : int, default 0
+        bits that are dropped at least
+    """
+    from scalai_nb.kernels.columns import summed_runs
+
+    shift = max(shift, *(b.shift for b in parts))
+    ends = np.cumsum([len(b.keys) for b in parts])
+    drops = shift - np.array([b.shift for b in parts])
+    runs = np.concatenate([b.keys for b in parts]), np.concatenate([b.counts for b in parts])
+    keys, counts = summed_runs(*runs, ends, drops)
+    return _fit(Buckets(keys, counts, shift), LIMIT, COARSEST)
 
 # %% ../../nbs/describe/sketches.ipynb #0de32613
 @dataclass(frozen=True, eq=False)

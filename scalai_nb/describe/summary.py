@@ -606,7 +606,7 @@ class Summary:
 SUMMARY = register("summary", replace(_columns, finalize=Summary))  # over datasets
 
 # %% ../../nbs/describe/summary.ipynb #009c42f7
-PLACES = 64  # most columns that `per` makes of a variable
+PLACES = 128  # most columns that `per` makes of a variable
 
 
 def _places(ds: Dataset, per: Sequence[str]) -> Dataset:

@@ -658,6 +658,66 @@ def joined(
     return keys[:k].copy(), counts[:k].copy()
 
 
+@njit
+def side_by_side(
+    a: np.ndarray, m: np.ndarray, b: np.ndarray, n: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    "The keys of both, ascending, and the counts (2, keys) of either; 0 where it has not the key"
+    size = len(a) + len(b)
+    keys, counts, i, j, k = np.empty(size, np.int64), np.zeros((2, size), np.int64), 0, 0, 0
+    while i < len(a) or j < len(b):
+        left = j == len(b) or (i < len(a) and a[i] <= b[j])
+        right = i == len(a) or (j < len(b) and b[j] <= a[i])
+        keys[k] = a[i] if left else b[j]
+        if left:
+            counts[0, k] = m[i]
+        if right:
+            counts[1, k] = n[j]
+        i, j, k = i + left, j + right, k + 1
+    return keys[:k], counts[:, :k]
+
+
+@njit
+def shortened(
+    keys: np.ndarray, counts: np.ndarray, drop: int
+) -> tuple[np.ndarray, np.ndarray]:
+    "Ascending keys without the last `drop` bits of their magnitudes, and the sums of their counts"
+    found, sums, k = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64), -1
+    for i in range(len(keys)):
+        key = keys[i] >> drop if keys[i] >= 0 else -(-keys[i] >> drop)
+        if k < 0 or found[k] != key:
+            k += 1
+            found[k], sums[k] = key, 0
+        sums[k] += counts[i]
+    return found[: k + 1], sums[: k + 1]
+
+
+@njit
+def summed_runs(
+    keys: np.ndarray, counts: np.ndarray, ends: np.ndarray, drops: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The different keys of runs that follow one another, and the sums of their counts
+
+    A run is ascending, ends before the place in `ends`, and is `shortened` by the bits in `drops`.
+    """
+    a, m, start = keys[:0], counts[:0], 0
+    for run in range(len(ends)):
+        b, n = shortened(keys[start : ends[run]], counts[start : ends[run]], drops[run])
+        size = len(a) + len(b)
+        both, sums, i, j, k = np.empty(size, np.int64), np.empty(size, np.int64), 0, 0, 0
+        while i < len(a) and j < len(b):
+            left, right = a[i] <= b[j], b[j] <= a[i]
+            both[k] = min(a[i], b[j])
+            sums[k] = left * m[i] + right * n[j]
+            i, j, k = i + left, j + right, k + 1
+        rest = len(a) - i
+        both[k : k + rest], sums[k : k + rest], k = a[i:], m[i:], k + rest
+        rest = len(b) - j
+        both[k : k + rest], sums[k : k + rest], k = b[j:], n[j:], k + rest
+        a, m, start = both[:k], sums[:k], ends[run]
+    return a, m
+
+
 # ---- what NumPy does well ----
 
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..describe.cells import Cells, cells
+from ..describe.cells import Cells, cells, counted
 from ..describe.drift import comparable, psi
-from ..describe.summary import Summary
+from ..describe.summary import Column, Summary
 from ..errors import ParameterError, unknown
 from .evidence import average, cells_alone, evidence
 from ..show import result_table
@@ -180,29 +179,41 @@ def _certain(found: Mapping[str, float]) -> tuple[str, ...]:
     return tuple(names[: passed[-1] + 1]) if passed else ()
 
 
-def _joined(windows: Sequence[Summary]) -> dict[int, Summary]:
-    "The last so many windows as one, by how many"
-    lengths = [length for length in LENGTHS if length <= len(windows)]
-    parts, done = {}, 0
-    for length in lengths:
-        more = windows[len(windows) - length : len(windows) - done]
-        parts[length] = reduce(Summary.merge, [*more, *([parts[done]] if done else [])])
-        done = length
-    return parts
+def _held(reference: Column, windows: Sequence[Column]) -> list[Cells]:
+    "The last 1, 2, 4, … windows as one, each beside the reference"
+    found, joined, done = [], [], 0
+    for length in LENGTHS:
+        if length <= len(windows):
+            newer = windows[len(windows) - length : len(windows) - done]
+            joined, done = [counted([*newer, *joined], reference)], length
+            found.append(cells(reference, joined[0]))
+    return found
 
 
-def _moved(name: str, reference: Summary, joined: Mapping[int, Summary]) -> tuple[Moved, Array]:
-    "What a column says, and the logarithm of its e-value at each length"
-    held = {length: cells(reference[name], part[name]) for length, part in joined.items()}
-    found = np.full(len(LENGTHS), -np.inf)
-    for i, c in enumerate(held.values()):
-        found[i] = evidence(c.reference, c.current, c.values)[0]
-    longest = list(held)[int(found.argmax())]
-    c = held[longest]
-    sides = reference[name], joined[longest][name]
-    means = tuple(float(side.mean) if side.ordered else np.nan for side in sides)
-    how_far = psi(c.reference, c.current)
-    return Moved(float(average(found)), longest, how_far, (means[0], means[1]), c), found
+def _evidence(held: Sequence[Cells]) -> Array:
+    "The logarithm of the e-value of each, which are filled up to one number of cells"
+    sides = np.zeros((3, len(held), max(len(c.current) for c in held)))
+    for i, c in enumerate(held):
+        sides[:, i, : len(c.current)] = c.reference, c.current, c.values
+    return evidence(*sides)
+
+
+def _mean(parts: Sequence[Column]) -> float:
+    "Of the values of all; NaN of labels, and without values"
+    moments = [c.moments for c in parts if c.ordered and c.moments.n]
+    if not moments:
+        return np.nan
+    return float(np.average([m.mean for m in moments], weights=[m.n for m in moments]))
+
+
+def _moved(
+    reference: Column, windows: Sequence[Column], held: Sequence[Cells], found: Array
+) -> Moved:
+    "What a column says, by the logarithm of its e-value at each length"
+    at = int(found.argmax())
+    c, longest = held[at], LENGTHS[at]
+    means = _mean([reference]), _mean(windows[-longest:])
+    return Moved(float(average(found)), longest, psi(c.reference, c.current), means, c)
 
 
 def detect(
@@ -235,10 +246,16 @@ def detect(
         if name not in names:
             raise ParameterError(unknown(name, names, "columns that both have"))
     weight = np.array([1.0 if weights is None else weights.get(name, 0.0) for name in names])
-    joined = _joined(windows)
-    columns, found = {}, np.full((len(names), len(LENGTHS)), -np.inf)
-    for i, name in enumerate(names):
-        columns[name], found[i] = _moved(name, reference, joined)
+    parts = {n: [w[n] for w in windows if n in w.columns] for n in names}
+    held = {n: _held(reference[n], parts[n]) for n in names}
+    found = np.full((len(names), len(LENGTHS)), -np.inf)
+    ends = np.cumsum([len(held[n]) for n in names])
+    each = np.split(_evidence([c for n in names for c in held[n]]), ends[:-1])
+    for row, some in zip(found, each, strict=True):
+        row[: len(some)] = some
+    columns = {
+        n: _moved(reference[n], parts[n], held[n], row) for n, row in zip(names, found, strict=True)
+    }
     with np.errstate(divide="ignore"):
         shared = found + np.log(weight / weight.sum())[:, None]
     most = shared.max()

@@ -22,90 +22,110 @@ TILTS = np.outer((-1, 1), (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)).ravel()  # a st
 
 def average(
     logs: Array,  # (…, n) logarithms
+    among: Array | None = None,  # (…, n) which of them count; None: all
 ) -> Array:  # (…) the logarithm of their mean
+    if among is None:
+        among = np.ones(logs.shape, bool)
+    logs = np.where(among, logs, -np.inf)
     most = logs.max(axis=-1, keepdims=True)
-    return most[..., 0] + np.log(np.exp(logs - most).mean(axis=-1))
+    return most[..., 0] + np.log(np.exp(logs - most).sum(axis=-1) / among.sum(axis=-1))
+
+
+def _ratios(
+    counts: Array,  # (window, cell)
+    share: Array,  # (window, cell) above 0
+) -> Array:  # (strength, window, cell)
+    "What a cell adds to the logarithm of the likelihood ratio of shares drawn around `share`"
+    from scipy.special import gammaln
+
+    before = STRENGTHS[:, None, None] * share
+    return gammaln(before + counts) - gammaln(before) - counts * np.log(share)
 
 
 def _guessed(
     counts: Array,  # (window, cell)
-    share: Array,  # (window, cell) above 0, sums to 1
-) -> Array:  # (window,)
-    "The logarithm of the likelihood ratio of shares that were drawn around `share`"
+    share: Array,  # (window, cell) above 0
+    used: Array,  # (window, cell) cells that there are; their shares sum to 1
+) -> tuple[Array, Array]:  # (window,), (window, cell)
+    "The logarithms of two likelihood ratios: all shares are others; those of one cell and the rest"
     from scipy.special import gammaln
 
-    a = STRENGTHS[:, None, None]
-    n = counts.sum(axis=-1)
-    whole = gammaln(a[..., 0]) - gammaln(a[..., 0] + n)
-    cells = gammaln(a * share + counts) - gammaln(a * share) - counts * np.log(share)
-    return average((whole + cells.sum(axis=-1)).T)
+    n = counts.sum(axis=-1, keepdims=True)
+    strengths = STRENGTHS[:, None, None]
+    whole = gammaln(strengths) - gammaln(strengths + n)
+    cell, rest = _ratios(counts, share), _ratios(n - counts, 1 - share)
+    together = whole[..., 0] + np.where(used, cell, 0).sum(axis=-1)
+    return average(together.T), average(np.moveaxis(whole + cell + rest, 0, -1))
 
 
 def _tilted(
     counts: Array,  # (window, cell)
     share: Array,  # (window, cell)
-    values: Array,  # (cell,) NaN for a cell without one
+    values: Array,  # (window, cell)
+    there: Array,  # (window, cell) cells that have a value
 ) -> Array:  # (window,)
     "The logarithm of the likelihood ratio of a mean that moved, among the rows that have a value"
-    there = np.isfinite(values)
-    share, counts, x = share[:, there], counts[:, there], values[there]
-    weight = share / share.sum(axis=-1, keepdims=True)
-    mean = weight @ x
-    spread = np.sqrt(((x - mean[:, None]) ** 2 * weight).sum(axis=-1))
-    z = (x - mean[:, None]) / np.where(spread > 0, spread, 1)[:, None]
-    steps = TILTS[:, None, None] * z
+    counts, weight, x = (np.where(there, each, 0) for each in (counts, share, values))
+    x = x / np.maximum(np.abs(x).max(axis=-1, keepdims=True), 1e-300)
+    weight = weight / np.maximum(weight.sum(axis=-1, keepdims=True), 1e-300)
+    off = np.where(there, x - (weight * x).sum(axis=-1, keepdims=True), 0)
+    spread = np.sqrt((off**2 * weight).sum(axis=-1, keepdims=True))
+    steps = TILTS[:, None, None] * (off / np.where(spread > 0, spread, 1))
     highest = steps.max(axis=-1)
-    scale = highest + np.log((weight * np.exp(steps - highest[..., None])).sum(axis=-1))
+    mean = (weight * np.exp(steps - highest[..., None])).sum(axis=-1)
+    scale = highest + np.log(np.maximum(mean, 1e-300))
     return average(((counts * steps).sum(axis=-1) - counts.sum(axis=-1) * scale).T)
 
 
-def _each(
-    counts: Array,  # (window, cell)
-    share: Array,  # (window, cell)
-) -> Array:  # (window, cell)
-    "The logarithm of the likelihood ratio of each cell having another share"
-    n = counts.sum(axis=-1, keepdims=True)
-    halves = np.stack([counts, n - counts], axis=-1), np.stack([share, 1 - share], axis=-1)
-    flat = [half.reshape(-1, 2) for half in halves]
-    return _guessed(*flat).reshape(counts.shape)
+def _shares(
+    reference: Array,  # (window, cell) counts
+    counts: Array,  # (window, cell) counts
+) -> tuple[Array, Array]:  # (window, cell) shares of both together; cells that either has
+    both = reference + counts
+    used = both > 0
+    share = both / np.maximum(both.sum(axis=-1, keepdims=True), 1)
+    return np.where(used, np.minimum(share, 1 - 2**-53), 0.5), used
 
 
 def evidence(
-    reference: Array,  # (cell,) counts
+    reference: Array,  # (cell,) counts; or (window, cell)
     counts: Array,  # (window, cell) counts in the same cells
-    values: Array | None = None,  # (cell,) what each stands for, NaN if nothing; None: no order
+    # (cell,) what each cell stands for, or (window, cell); NaN if nothing; None: no order
+    values: Array | None = None,
 ) -> Array:  # (window,) natural logarithm of an e-value; 0 says nothing, 7 is a thousand to one
     """How much each window speaks against having come from where the reference did
 
     On average over rows that may be exchanged, exp(result) is at most 1. Rows that come in
-    bunches (many of one customer, one day) may not: count what is independent.
+    bunches (many of one customer, one day) may not: count what is independent. A cell that neither
+    side has is none, so that windows of fewer cells may be filled up with zeros.
 
     Parameters
     ----------
     reference : Array
-        (cell,) counts
+        (cell,) counts; or (window, cell)
     counts : Array
         (window, cell) counts in the same cells
     values : Array | None, default None
-        (cell,) what each stands for, NaN if nothing; None: no order
+        (cell,) what each cell stands for, or (window, cell); NaN if nothing; None: no order
 
     Returns
     -------
     Array
         (window,) natural logarithm of an e-value; 0 says nothing, 7 is a thousand to one"""
     counts = np.atleast_2d(np.asarray(counts, float))
-    both = counts + reference
-    used = both.sum(axis=0) > 0
-    if used.sum() < 2:
-        return np.zeros(len(counts))
-    both, counts = both[:, used], counts[:, used]
-    # a cell that neither has is given what rounding cannot see
-    share = np.maximum(both, 1e-9) / np.maximum(both, 1e-9).sum(axis=-1, keepdims=True)
-    kinds = [_guessed(counts, share), average(_each(counts, share))]
-    x = np.full(int(used.sum()), np.nan) if values is None else np.asarray(values, float)[used]
-    if np.isfinite(x).sum() > 1:
-        kinds.append(_tilted(counts, share, x))
-    return average(np.stack(kinds, axis=-1))
+    reference = np.broadcast_to(np.asarray(reference, float), counts.shape)
+    share, used = _shares(reference, counts)
+    x = np.broadcast_to(np.nan if values is None else np.asarray(values, float), counts.shape)
+    found, some = np.zeros(len(counts)), used.sum(axis=-1) > 1
+    counts, share, used, x = counts[some], share[some], used[some], x[some]
+    there = used & np.isfinite(x)
+    together, each = _guessed(counts, share, used)
+    tilted = _tilted(counts, share, x, there)
+    kinds = np.stack([together, average(each, used), tilted], axis=-1)
+    told = np.ones(kinds.shape, bool)
+    told[:, -1] = there.sum(axis=-1) > 1
+    found[some] = average(kinds, told)
+    return found
 
 # %% ../../nbs/monitoring/evidence.ipynb #9e9e61fd
 def cells_alone(
@@ -126,7 +146,8 @@ def cells_alone(
     Array
         (cell,) natural logarithm of an e-value, its sign that of the change of the share
     """
-    both = np.asarray(reference, float) + counts
-    share = np.maximum(both, 1e-9) / np.maximum(both, 1e-9).sum()
-    found = np.maximum(_each(np.atleast_2d(np.asarray(counts, float)), share[None])[0], 0)
-    return np.where(counts > share * np.sum(counts), found, -found)
+    counts = np.asarray(counts, float)
+    share, used = _shares(np.asarray(reference, float), counts)
+    _, each = _guessed(counts[None], share[None], used[None])
+    found = np.where(used, np.maximum(each[0], 0), 0)
+    return np.where(counts > share * counts.sum(), found, -found)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from time import time as clock
@@ -184,6 +184,8 @@ class Watch:
         what the reference is called: a model's version, a dataset's
     restart : bool, default False
         whether the windows that were kept are given up
+    per : Sequence[str], default ()
+        dimensions whose places the reference tells apart
     """
 
     def __init__(
@@ -198,6 +200,7 @@ class Watch:
         large: float = 0.01,  # as of `detect`
         normal: str = "",  # what the reference is called: a model's version, a dataset's
         restart: bool = False,  # whether the windows that were kept are given up
+        per: Sequence[str] = (),  # dimensions whose places the reference tells apart
     ) -> None:
         if every <= 0 or not np.isfinite(every):
             raise ParameterError(f"A window of {every} s; accepted: more than 0, as every='1d'.")
@@ -206,6 +209,7 @@ class Watch:
         self.promise = Promise(false_alarms, YEAR / every)
         self.weights, self.large, self.restart = weights, large, restart
         self.normal = normal
+        self.per = list(per)
 
     def look(
         self,
@@ -236,11 +240,12 @@ class Watch:
         closing: list[Window] = []
         for number, start, stop, late in cuts:
             part = rows.isel(row=slice(at + start, at + stop))
-            summary = summarize(part[[n for n in self.reference if n in part.variables]])
+            summary = summarize(part[self._shared(part)], per=self.per)
             closing.append(self._judged(number, stop - start, late, summary, [*before, *closing]))
         if not dry_run:
             closed, _, end, _ = cuts[-1]
-            self._keep(closing, place, {"rows": at + end, "closed": closed, "every": self.every})
+            reached = {"rows": at + end, "closed": closed, "every": self.every, "per": self.per}
+            self._keep(closing, place, reached)
         return closing
 
     def before(
@@ -273,7 +278,17 @@ class Watch:
                 f"The windows of {self.dataset!r} are {place['every']:g} s long, not "
                 f"{self.every:g} s; pass that, or begin anew with --restart (restart=True)."
             )
+        if place and place.get("per", []) != self.per:
+            raise ParameterError(
+                f"The windows of {self.dataset!r} are per {place.get('per', [])}, not {self.per}; "
+                "pass that, or begin anew with --restart (restart=True)."
+            )
         return place
+
+    def _shared(self, part: Dataset) -> list[Hashable]:
+        "The variables that the reference has, as they are or as places: `temp[lat=50]`"
+        known = {*self.reference, *(name.partition("[")[0] for name in self.reference)}
+        return [name for name in part.variables if name in known]
 
     def _times(self, rows: Dataset, at: int) -> Array:
         "The windows of the rows from `at` on"
@@ -380,6 +395,8 @@ def watch_dataset(
     name: str,  # of a dataset that is appended to
     against: str,  # a dataset or version that is normal: DATASET, DATASET@VERSION or @VERSION
     time: str = "",  # its column of times; default: as its contract says, or the only one
+    *,
+    per: Sequence[str] = (),  # dimensions beside `row`; each place is a column of its own
     **options: Any,  # of `Watch`, from `every` on
 ) -> Watch:
     """A watch over a dataset, beside a version of it or of another that is normal
@@ -393,15 +410,18 @@ def watch_dataset(
         a dataset or version that is normal: DATASET, DATASET@VERSION or @VERSION
     time : str, default ''
         its column of times; default: as its contract says, or the only one
+    per : Sequence[str], default ()
+        dimensions beside `row`; each place is a column of its own
     **options : Any
         of `Watch`, from `every` on
     """
     normal, _, ref = against.partition("@")
     normal = normal or name
     version = lake.version(normal, ref or None)
-    reference = summarize(lake.read(normal, version.id))
+    reference = summarize(lake.read(normal, version.id), per=per)
     said = f"{normal}@{version.id}"
-    return Watch(lake, name, reference, time or _time(lake, name), normal=said, **options)
+    at = time or _time(lake, name)
+    return Watch(lake, name, reference, at, normal=said, per=per, **options)
 
 
 def _time(lake: LakeReader, name: str) -> str:

@@ -35,18 +35,21 @@ class Peer:
         of its environment
     *words : str
         what its script is told
+    task : str, default 'check'
+        its script is TASK_NAME.py
     """
 
     def __init__(
         self,
         name: str,  # of its environment
         *words: str,  # what its script is told
+        task: str = "check",  # its script is TASK_NAME.py
     ) -> None:
         root = checkout()
         python = root / ".services" / f"peer-{name}" / "bin" / "python"
         if not python.exists():
             raise ImportError(f"it is not installed; run environments/peers {name}")
-        script = root / "environments" / "peers.d" / f"check_{name}.py"
+        script = root / "environments" / "peers.d" / f"{task}_{name}.py"
         self.name = name
         self.process = subprocess.Popen(
             [python, script, *words],
@@ -65,10 +68,19 @@ class Peer:
             raise WorkFailed(f"{self.name} has failed, for the reason above.")
         return json.loads(line)
 
-    def work(self) -> Any:
-        "Let it work once"
+    def work(
+        self,
+        asked: str = "",  # a line
+    ) -> Any:
+        """Let it work once
+
+        Parameters
+        ----------
+        asked : str, default ''
+            a line
+        """
         assert self.process.stdin
-        self.process.stdin.write("\n")
+        self.process.stdin.write(f"{asked}\n")
         self.process.stdin.flush()
         return self.answer()
 

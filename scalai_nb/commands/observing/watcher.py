@@ -114,6 +114,10 @@ def watch(
     large: Annotated[
         float, typer.Option(metavar="PSI", help="What moves by less is no alarm.")
     ] = 0.01,
+    per: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DIMENSION", help="Of a dataset: each place along it by itself."),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Look once and end, as for cron.")] = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="Give up the windows so far, and begin anew.")
@@ -144,6 +148,7 @@ def watch(
     place = environment(env)
     lake, seconds = Lake(place.lake), parse_seconds(every)
     told: dict[str, Any] = {"every": seconds, "false_alarms": false_alarms, "large": large}
+    told |= {"per": per or []}
     looking = _begun(lake, place, name, against, time, **told, restart=restart)
     limits: dict[str, Any] = {"budget": budget, "rows": judge_rows, "approval": approve}
     policy = policy_of(retrain, parameter, schedule, cool_down, **limits) if retrain else None
