@@ -25,6 +25,7 @@ from .commands.comparing import diff
 from .commands.describing import describe
 from .commands.export import export
 from .commands.ingesting import ingest, stream
+from .commands.observing.measured import quality
 from .commands.observing.watcher import watch
 from .commands.mcp import mcp
 from .commands.models import metrics_of, models_app
@@ -79,7 +80,20 @@ for name, sub in (
     ("bench", bench_app),
 ):
     app.add_typer(sub, name=name)
-for command in (new, adopt, diff, attach, describe, ingest, stream, serve, watch, export, mcp):
+for command in (
+    new,
+    adopt,
+    diff,
+    attach,
+    describe,
+    ingest,
+    stream,
+    serve,
+    watch,
+    quality,
+    export,
+    mcp,
+):
     app.command()(command)
 
 

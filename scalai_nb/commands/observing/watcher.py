@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .measured import Beside, quality_table
 from ..terminal import Env, Json, out
 from ...environment import environment, parse_seconds
 from ...errors import ParameterError
@@ -111,12 +112,16 @@ def watch(
     told: dict[str, Any] = {"every": seconds, "false_alarms": false_alarms, "large": large}
     told["restart"] = restart
     looking = _begun(Lake(place.lake), place, name, against, time, **told)
+    beside = None if against else Beside(Lake(place.lake), name, every, restart)
     stop = Event()
     with signals(stop.set):
         while not stop.is_set():
             found = looking.look(dry_run)
             if found or once or dry_run:
                 out(_plain(found) if as_json else found, as_json, _table)
+            measured = beside.look(dry_run) if beside else []
+            if measured and not as_json:
+                out(measured, as_json, quality_table)
             if once or dry_run:
                 return
             stop.wait(min(60.0, seconds / 10))
