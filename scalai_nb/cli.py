@@ -25,6 +25,7 @@ from .commands.comparing import diff
 from .commands.describing import describe
 from .commands.export import export
 from .commands.ingesting import ingest, stream
+from .commands.observing.measured import quality
 from .commands.observing.retrainer import decisions
 from .commands.observing.watcher import watch
 from .commands.mcp import mcp
@@ -80,9 +81,21 @@ for name, sub in (
     ("bench", bench_app),
 ):
     app.add_typer(sub, name=name)
-for command in (new, adopt, diff, attach, describe, ingest, stream, serve, watch, decisions):
-    app.command()(command)
-for command in (export, mcp):
+for command in (
+    new,
+    adopt,
+    diff,
+    attach,
+    describe,
+    ingest,
+    stream,
+    serve,
+    watch,
+    quality,
+    decisions,
+    export,
+    mcp,
+):
     app.command()(command)
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
+from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from hashlib import blake2b
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['FORMAT', 'KNOWN', 'FORMER', 'Json', 'register_state', 'fingerprint', 'through_file',
-           'save', 'load']
+           'to_text', 'from_text', 'save', 'load']
 
 # %% ../../nbs/compute/state.ipynb #fd95a78f
 FORMAT = "scalai-nb state 1"
@@ -206,6 +208,44 @@ def through_file(
     """
     text = json.dumps(_encode(state, arrays := []), allow_nan=False)
     return _decode(json.loads(text), [_from_npy(_npy(x)) for x in arrays])
+
+# %% ../../nbs/compute/state.ipynb #65178860
+def to_text(
+    state: Any,  # as `save` takes it
+) -> str:
+    """A state as text, as a column of a dataset holds it
+
+    Parameters
+    ----------
+    state : Any
+        as `save` takes it
+    """
+    arrays: list[Array] = []
+    content = {"format": FORMAT, "state": _encode(state, arrays)}
+    packed = [b64encode(zlib.compress(_npy(x), 1)).decode() for x in arrays]
+    return json.dumps(content | {"arrays": packed}, allow_nan=False)
+
+
+def from_text(
+    text: str,  # of `to_text`, of this version or of an earlier one
+) -> Any:
+    """The state that a text holds. ParameterError: it holds none
+
+    Parameters
+    ----------
+    text : str
+        of `to_text`, of this version or of an earlier one
+    """
+    try:
+        content = json.loads(text)
+        if content["format"] != FORMAT:
+            raise ParameterError(f"The text is a {content['format']}; this version reads {FORMAT}.")
+        arrays = [_from_npy(zlib.decompress(b64decode(x))) for x in content["arrays"]]
+        return _decode(content["state"], arrays)
+    except (ValueError, LookupError, TypeError, zlib.error) as e:
+        raise ParameterError(
+            f"The text is no state, or is damaged ({type(e).__name__}); pass one of to_text."
+        ) from e
 
 # %% ../../nbs/compute/state.ipynb #ca4555dc
 def save(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .measured import Beside, quality_table
 from scalai_nb.commands.observing.retrainer import (
     Approve,
     Assigned,
@@ -159,6 +160,7 @@ def watch(
     if policy and replay:
         return out(replayed(policy, windows(lake, looking.dataset), seconds), as_json, table)
     loop = policy and loop_of(lake, place, name, policy)
+    beside = None if against else Beside(lake, name, every, restart)
     stop, seen = Event(), Seen(looking)
     with signals(stop.set), exposed(metrics) as show:
         while not stop.is_set():
@@ -168,6 +170,9 @@ def watch(
                 show(seen(found, monotonic() - began))
             if found or once or dry_run:
                 out(_plain(found) if as_json else found, as_json, _table)
+            measured = beside.look(dry_run) if beside else []
+            if measured and not as_json:
+                out(measured, as_json, quality_table)
             if loop and not dry_run and (done := [*decisions_now(loop, _alarm(looking))]):
                 out(done, as_json, table)
             if once or dry_run:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, Dataset, Frame, Table
 
 # %% auto #0
-__all__ = ['RECENT', 'WINDOW', 'LATE', 'REACH', 'amendments', 'truth_numbers', 'joined', 'versions',
-           'quality', 'measures', 'Running']
+__all__ = ['RECENT', 'WINDOW', 'LATE', 'REACH', 'latest_truths', 'amendments', 'truth_numbers',
+           'scores_in', 'joined', 'versions', 'quality', 'measures', 'Running']
 
 # %% ../../../nbs/serving/log/feedback.ipynb #c87433f3
 def _told(ds: Dataset) -> pd.DataFrame:
@@ -53,6 +53,27 @@ def _latest(told: pd.DataFrame) -> pd.DataFrame:
     "What counts: of several truths the one received last, and whether it amends another"
     latest = told[~told.index.duplicated(keep="last")]
     return latest.assign(amended=latest.index.isin(_amended(told)))
+
+
+def latest_truths(
+    ds: Dataset,  # of feedback
+) -> Frame:  # truth, received and amended, by id; `first`: when an id was told of first
+    """What counts of feedback: of several truths of an id the one that was received last
+
+    Parameters
+    ----------
+    ds : Dataset
+        of feedback
+
+    Returns
+    -------
+    Frame
+        truth, received and amended, by id; `first`: when an id was told of first
+    """
+    told = _told(ds)
+    first = told.received[~told.index.duplicated()]
+    latest = _latest(told)
+    return latest.assign(first=first.reindex(latest.index))
 
 
 def amendments(
@@ -116,8 +137,16 @@ def truth_numbers(
     return np.array([number(t) for t in truths], np.float64)
 
 
-def _scores(rows: Dataset) -> Array:
-    "(row,) scores of predictions, or (row, class)"
+def scores_in(
+    rows: Dataset,  # predictions
+) -> Array:
+    """(row,) scores of predictions, or (row, class)
+
+    Parameters
+    ----------
+    rows : Dataset
+        predictions
+    """
     names = score_columns(rows.attrs)
     if names == ["score"]:
         return rows.score.values
@@ -214,7 +243,7 @@ def quality(
 
     known = joined.attrs.get("threshold", 0.5)
     alarm: float = known if threshold is None else threshold
-    truth, score, of = joined.truth.values, _scores(joined), versions(joined)
+    truth, score, of = joined.truth.values, scores_in(joined), versions(joined)
     measured = {}
     for v in sorted(set(of), key=lambda v: (len(v), v)):
         rows = (of == v) & ~np.isnan(truth)
@@ -298,7 +327,7 @@ def _remember(memory: OrderedDict, key: Hashable, value: object, most: int) -> N
 
 def _predicted(rows: Dataset) -> Iterator[tuple[str, _Version, _Score]]:
     "Id, version and score of each row of a Dataset of predictions"
-    of, scores = versions(rows).tolist(), _scores(rows).tolist()
+    of, scores = versions(rows).tolist(), scores_in(rows).tolist()
     by_name = {v: _version(rows.attrs, v) for v in set(of)}
     for id, v, score in zip(rows.id.values, of, scores, strict=True):
         yield id, by_name[v], score
