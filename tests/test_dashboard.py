@@ -23,12 +23,16 @@ from conftest import tool
 from toy import Project, notebook
 
 from scalai_nb.data.lake.lake import Lake
+from scalai_nb.describe.summary import summarize
 from scalai_nb.environment import environment
 from scalai_nb.errors import MissingExtra, ParameterError
 from scalai_nb.jupyter import dash, voila
 from scalai_nb.jupyter.page import histories, standing
+from scalai_nb.jupyter.page.in_service import service_part
 from scalai_nb.models.registry.registry import Registry
 from scalai_nb.models.registry.verdict import Check, Verdict
+from scalai_nb.monitoring.label_windows import QualityWatch
+from scalai_nb.monitoring.watch import Watch
 from scalai_nb.pipeline.run import EventLog
 from scalai_nb.pipeline.showing.goal_lights import Light
 
@@ -190,6 +194,33 @@ def test_a_history_of_versions_and_one_of_a_dataset(orchard_env):
     assert [p.partition(",")[0] for p in versions.points] == ["version 1", "version 2"]
     assert versions.lines["precision"] == {"measured": [0.8, 0.95]}
     assert versions.lines["roc_auc"]["measured"][1] == 0.75  # the gate, before what was recorded
+
+
+def test_a_model_that_is_watched_is_shown_in_service(orchard_env):
+    assert dash.read(orchard_env).services == []
+    lake, rng = Lake(orchard_env.lake), np.random.default_rng(0)
+    day, day_long = np.datetime64("2026-03-01", "us"), np.timedelta64(1, "D")
+    for i in range(6):
+        weight = rng.normal(14.0 if i >= 4 else 7.0, 2, 300)
+        ids = np.array([f"{i}-{n}" for n in range(300)], object)
+        said = {"id": ids, "time": np.full(300, day + i * day_long), "weight": weight}
+        said |= {"version": np.full(300, "1", object), "score": rng.random(300)}
+        told = {"id": ids, "received": said["time"], "truth": rng.integers(0, 2, 300) * 1.0}
+        attrs = {"name": "ripeness", "output": "probability", "threshold": 0.5}
+        for name, rows in (("ripeness-predictions", said), ("ripeness-feedback", told)):
+            ds = xr.Dataset({n: ("row", v) for n, v in rows.items()}, attrs=attrs)
+            (lake.append if name in lake.names() else lake.write)(name, ds)
+    normal = summarize(xr.Dataset({"weight": ("row", rng.normal(7, 2, 3_000))}))
+    Watch(lake, "ripeness-predictions", normal, "time").look()
+    QualityWatch(lake, "ripeness").look()
+    page = dash.read(orchard_env)
+    (service,) = page.services
+    shown = service_part(service, page.lights, normal)
+    assert "✘ an alarm since 2026-03-05 00:00" in shown.text
+    assert re.search(r"weight +100.%.*mean 7.* → 14", shown.text)
+    assert "ROC AUC in service" in shown.text and "by labels" in shown.html
+    whole = [section.children[0].value for section in dash._service_section(page)]
+    assert len(whole) == 1
 
 
 def test_reading_writes_nothing(orchard_env):

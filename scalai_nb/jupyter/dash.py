@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..environment import Environment, environment
 from ..errors import ScalaiError
 from .page.histories import History, of_dataset, of_versions, point, with_history
+from .page.in_service import InService, in_service, service_part
 from scalai_nb.jupyter.page.standing import (
     Standing,
     drift_part,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from ipywidgets import VBox, Widget
 
     from scalai_nb.data.lake.lake import LakeReader, Version
+    from scalai_nb.describe.summary import Summary
 
 # %% auto #0
 __all__ = ['T', 'Written', 'Page', 'read', 'header', 'goals', 'run_options', 'steps', 'datasets',
@@ -102,6 +104,8 @@ class Page:
     runs : list[Run]
         newest first
     datasets : list[Written]
+    services : list[InService]
+        of the models that are watched
     troubles : list[str]
         what could not be read, a sentence each
     """
@@ -115,6 +119,7 @@ class Page:
     histories: list[History] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)  # newest first
     datasets: list[Written] = field(default_factory=list)
+    services: list[InService] = field(default_factory=list)  # of the models that are watched
     troubles: list[str] = field(default_factory=list)  # what could not be read, a sentence each
 
 # %% ../../nbs/jupyter/dash.ipynb #65a58dac
@@ -194,6 +199,17 @@ def _model(env: Environment, name: str, lake: LakeReader, troubles: list[str]) -
     return _tried(troubles, f"model {name}", work, Standing(name, judged=said))
 
 
+def _services(lake: LakeReader, models: list[str], troubles: list[str]) -> list[InService]:
+    "Of the models those that are watched in service"
+    found = [
+        _tried(
+            troubles, f"what is kept of {name}", partial(in_service, lake, name), InService(name)
+        )
+        for name in models
+    ]
+    return [service for service in found if service.watched]
+
+
 def _lights(
     steps: list[Step], models: list[Standing], runs: list[Run], histories: list[History]
 ) -> list[Light]:
@@ -249,6 +265,7 @@ def read(
         [h for h in (*histories, *versions) if h],
         runs,
         _tried(troubles, "the lake", partial(_datasets, lake, runs, troubles), []),
+        _services(lake, [m.name for m in models], troubles),
         list(dict.fromkeys(troubles)),
     )
 
@@ -441,12 +458,31 @@ def _model_section(page: Page) -> list[Widget]:
     return [section("Model" if len(page.models) == 1 else "Models", *found)] if found else []
 
 
+def _normal(page: Page, service: InService) -> Summary | None:
+    "What the champion of a model has learned from; None: nothing has moved away from it"
+    from scalai_nb.models.registry.catalog import Catalog
+    from scalai_nb.monitoring.watch import normal_of
+
+    if not service.windows or not service.windows[-1].moved:
+        return None
+    return _tried([], service.name, lambda: normal_of(Catalog(page.env).load(service.name)), None)
+
+
+def _service_section(page: Page) -> list[Widget]:
+    "What the models in service are asked, and what they are worth"
+    parts = [service_part(s, page.lights, _normal(page, s)) for s in page.services]
+    if len(parts) > 1:
+        named = zip(page.services, parts, strict=True)
+        parts = [heading(title(s.name), 3) + part for s, part in named]
+    return [section("In service", *map(view, parts))] if parts else []
+
+
 def _sections(found: Page) -> list[Widget]:
     "All that is shown of one pipeline"
     shown: list[Widget] = [view(header(found))]
     if found.lights:
         shown.append(section("Goals", view(goals(found))))
-    shown += _history_section(found) + _model_section(found)
+    shown += _history_section(found) + _model_section(found) + _service_section(found)
     if found.runs:
         run, told = choice(run_options(found), kind="list"), view()
         again = lambda _: setattr(told, "value", markup(steps(run.value, found.env)))

@@ -23,11 +23,13 @@ from ..serving.log.segments import logged, predictions
 
 if TYPE_CHECKING:
     from scalai_nb.data.lake.lake import Lake, LakeReader
+    from scalai_nb.models.package.package import Model
     from scalai_nb.models.registry.registry import Registry
     from scalai_nb.types import Array, Dataset
 
 # %% auto #0
-__all__ = ['YEAR', 'Window', 'watched', 'windows', 'Watch', 'watch_model', 'watch_dataset']
+__all__ = ['YEAR', 'Window', 'watched', 'windows', 'Watch', 'normal_of', 'watch_model',
+           'watch_dataset']
 
 # %% ../../nbs/monitoring/watch.ipynb #27a1888a
 YEAR = 365.25 * 86_400  # seconds
@@ -360,6 +362,20 @@ class Watch:
         self.restart = False
 
 # %% ../../nbs/monitoring/watch.ipynb #a3c1660b
+def normal_of(
+    model: Model,
+) -> Summary | None:  # by what the log calls its columns; None: the package holds none
+    """What a model has learned from
+
+    Returns
+    -------
+    Summary | None
+        by what the log calls its columns; None: the package holds none
+    """
+    found = model.summary
+    return None if found is None else Summary({logged(name): found[name] for name in found})
+
+
 def watch_model(
     lake: Lake,
     registry: Registry,
@@ -379,14 +395,13 @@ def watch_model(
     **options : Any
         of `Watch`, from `every` on"""
     version = registry.get(name)
-    model = registry.load(name, version.version)
-    if model.summary is None:
+    reference = normal_of(registry.load(name, version.version))
+    if reference is None:
         raise ParameterError(
             f"{name!r} was packaged without a summary of its training rows; package(…, "
             "summary=sn.summarize(rows)), or watch the dataset: scalai watch "
             f"{predictions(name)} --against DATASET@VERSION."
         )
-    reference = Summary({logged(n): model.summary[n] for n in model.summary})
     return Watch(lake, predictions(name), reference, "time", normal=str(version), **options)
 
 
