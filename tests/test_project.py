@@ -374,7 +374,7 @@ def test_help_lists_every_target(machine):
         (
             {"apt-get": "echo no network; exit 1", "id": "echo 0"},
             "could not install Chromium (no network)",
-            5,
+            7,
         ),
         (
             {
@@ -383,7 +383,7 @@ def test_help_lists_every_target(machine):
                 "id": "echo 0",
             },
             "installed: ",
-            4,
+            6,
         ),
     ],
 )

@@ -463,8 +463,10 @@ def _of_runs(p: Promised, metric: str, scale: float, summary: str, runbook: str)
     )
 
 
-def _freshness(p: Promised, unit: float) -> Alert:
+def _freshness(p: Promised, unit: float) -> Alert | None:
     "Since the newest run that completed"
+    if _TURNED[p.goal.op] not in (">", ">="):
+        return None  # what grows by itself is not kept above a bound
     found = _of_runs(
         p,
         "scalai:run_age:seconds",
