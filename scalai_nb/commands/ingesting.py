@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from scalai_nb.data.enforcement import OnBreach
     from scalai_nb.data.ingestion import Ingested
     from scalai_nb.data.lake.lake import Lake
-    from scalai_nb.data.streams.landing import Landed
+    from scalai_nb.data.streams.landing import Landed, Landing
 
 # %% auto #0
 __all__ = ['Breach', 'ingest', 'stream']
@@ -93,7 +93,8 @@ def ingest(
             help="CSV, JSON lines, Parquet or Arrow: a file, a folder, or a pattern in quotes; a "
             "table or query of a database: postgresql://USER@HOST/DATABASE::TABLE, or mysql, "
             "sqlite, duckdb. Its password is SCALAI_PASSWORD. A table of Delta or Iceberg: "
-            "delta://FOLDER, iceberg://CATALOG::NAMESPACE.TABLE.",
+            "delta://FOLDER, iceberg://CATALOG::NAMESPACE.TABLE. A collection of MongoDB: "
+            "mongodb://USER@HOST/DATABASE/COLLECTION.",
             autocompletion=_kinds,
         ),
     ],
@@ -103,6 +104,13 @@ def ingest(
         typer.Option(
             metavar="COLUMN",
             help="Append the rows whose COLUMN, a number or time, is greater than all so far.",
+        ),
+    ] = None,
+    contract: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATASET|FILE",
+            help="The rows are held to this contract, now and from now on.",
         ),
     ] = None,
     on_breach: Breach = None,
@@ -128,6 +136,7 @@ def ingest(
     policy = cast("OnBreach | None", on_breach)
     told: dict[str, Any] = dict(map(_option, options or ()))
     told |= {"incremental": incremental, "on_breach": policy, "dry_run": dry_run}
+    told |= {"contract": _contract(lake, contract)}
     done = bring(lake, uri, name, **told)
     out(done, as_json, lambda found: _sentence(dry_run, found))
 
@@ -161,10 +170,28 @@ def _watched(quiet: bool, metrics: Path | None) -> Callable[[Landed], None]:
     return said
 
 
+def _replayed(
+    uri: str, lake: Lake, name: str, how: Landing, since: str | None, **told: Any
+) -> Landed:
+    "The dead letters of a dataset, read again. ParameterError: they are of another one"
+    from scalai_nb.data.streams.replay import DEAD, replay
+
+    if uri != DEAD + name or since:
+        raise ParameterError(
+            f"{uri} goes into {uri.removeprefix(DEAD)} alone, and from its first letter; write "
+            f"scalai stream {uri} {uri.removeprefix(DEAD)}, without --from."
+        )
+    return replay(lake, name, how, **told)
+
+
 def stream(
     uri: Annotated[
         str,
-        typer.Argument(metavar="URI", help="kafka://HOST:PORT/TOPIC and others; a log's folder."),
+        typer.Argument(
+            metavar="URI",
+            help="kafka://HOST:PORT/TOPIC and others; a log's folder; dead://DATASET: the records "
+            "that were no rows of DATASET, once more.",
+        ),
     ],
     name: Annotated[str, typer.Argument(metavar="DATASET", help="Of the lake.")],
     key: Annotated[
@@ -220,6 +247,7 @@ def stream(
     "Bring what keeps coming into the lake, each record once, until Ctrl-C or SIGTERM."
     from scalai_nb.data.lake.lake import Lake
     from scalai_nb.data.streams.landing import Consumer, Landing
+    from scalai_nb.data.streams.replay import DEAD
     from scalai_nb.data.streams.streams import open_stream
     from scalai_nb.pipeline.runner import signals
 
@@ -235,9 +263,15 @@ def stream(
     )
     idle = parse_seconds(until_idle) if until_idle else 1.0 if once or dry_run else None
     stop = Event()
+    watched = _watched(as_json, metrics)
     told = dict(map(_option, options or ()))
+    if uri.startswith(DEAD):
+        with signals(stop.set):
+            done = _replayed(uri, lake, name, how, since, dry_run=dry_run, stop=stop, said=watched)
+        out(done, as_json, lambda d: ("would bring to " if dry_run else "") + _state(d))
+        return
     with closing(open_stream(uri, **told)) as source, signals(stop.set):
-        consumer = Consumer(source, lake, name, how, _watched(as_json, metrics))
+        consumer = Consumer(source, lake, name, how, watched)
         consumer.begin(since)
         done = consumer.look(idle or 1.0) if dry_run else consumer.run(idle, stop)
     out(done, as_json, lambda d: ("would bring to " if dry_run else "") + _state(d))
