@@ -8,6 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from scalai_nb.cli import main
+from scalai_nb.data.contract import Contract
 from scalai_nb.data.ingestion import ingest
 from scalai_nb.data.lake.lake import Lake
 from scalai_nb.data.readers import pieces
@@ -130,3 +131,28 @@ def test_the_command(file, tmp_path, monkeypatch, capsys):
     assert said[0] == "would write 100 rows to picked, up to 99\n"
     assert json.loads(said[1])["rows"] == 100
     assert said[2] == "nothing new for picked, up to 99; no version was written\n"
+
+
+def test_the_command_holds_rows_to_a_contract(file, lake, tmp_path, monkeypatch, capsys):
+    (tmp_path / "settings.ini").write_text("[laptop]\nlake = lake\n")
+    monkeypatch.chdir(tmp_path)
+    ingest(lake, file, "agreed")
+    held = Contract.infer(lake.read("agreed").compute()).amend("kg", max=10.0)
+    (tmp_path / "held.json").write_text(held.to_json())
+    with pytest.warns(UserWarning, match="breaks its contract"):
+        lake.write("agreed", lake.read("agreed").compute(), contract=held, on_breach="warn")
+
+    def ended(name, *words):
+        with pytest.raises(SystemExit) as e:
+            main(["ingest", str(file), name, *words])
+        return e.value.code, capsys.readouterr()
+
+    code, said = ended("picked", "--contract", "held.json")
+    assert code and "do not keep their contract" in said.err and "picked" not in lake.names()
+    for contract in ("held.json", "agreed"):
+        name = f"by.{contract}"
+        words = ["--contract", contract, "--on-breach", "quarantine", "--incremental", "id"]
+        code, said = ended(name, *words)
+        assert not code and f"went to {name}.quarantine" in said.out
+        kept = lake.read(name).sizes["row"]
+        assert 0 < kept < 100 and lake.version(f"{name}.quarantine").rows == 100 - kept

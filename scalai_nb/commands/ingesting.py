@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from scalai_nb.data.enforcement import OnBreach
     from scalai_nb.data.ingestion import Ingested
     from scalai_nb.data.lake.lake import Lake
-    from scalai_nb.data.streams.landing import Landed
+    from scalai_nb.data.streams.landing import Landed, Landing
     from scalai_nb.exposition import Show
 
 # %% auto #0
@@ -93,7 +93,8 @@ def ingest(
             help="CSV, JSON lines, Parquet or Arrow: a file, a folder, or a pattern in quotes; a "
             "table or query of a database: postgresql://USER@HOST/DATABASE::TABLE, or mysql, "
             "sqlite, duckdb. Its password is SCALAI_PASSWORD. A table of Delta or Iceberg: "
-            "delta://FOLDER, iceberg://CATALOG::NAMESPACE.TABLE.",
+            "delta://FOLDER, iceberg://CATALOG::NAMESPACE.TABLE. A collection of MongoDB: "
+            "mongodb://USER@HOST/DATABASE/COLLECTION.",
             autocompletion=_kinds,
         ),
     ],
@@ -103,6 +104,13 @@ def ingest(
         typer.Option(
             metavar="COLUMN",
             help="Append the rows whose COLUMN, a number or time, is greater than all so far.",
+        ),
+    ] = None,
+    contract: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATASET|FILE",
+            help="The rows are held to this contract, now and from now on.",
         ),
     ] = None,
     on_breach: Breach = None,
@@ -128,6 +136,7 @@ def ingest(
     policy = cast("OnBreach | None", on_breach)
     told: dict[str, Any] = dict(map(_option, options or ()))
     told |= {"incremental": incremental, "on_breach": policy, "dry_run": dry_run}
+    told |= {"contract": _contract(lake, contract)}
     done = bring(lake, uri, name, **told)
     out(done, as_json, lambda found: _sentence(dry_run, found))
 
@@ -159,10 +168,28 @@ def _watched(quiet: bool, show: Show) -> Callable[[Landed], None]:
     return said
 
 
+def _replayed(
+    uri: str, lake: Lake, name: str, how: Landing, since: str | None, **told: Any
+) -> Landed:
+    "The dead letters of a dataset, read again. ParameterError: they are of another one"
+    from scalai_nb.data.streams.replay import DEAD, replay
+
+    if uri != DEAD + name or since:
+        raise ParameterError(
+            f"{uri} goes into {uri.removeprefix(DEAD)} alone, and from its first letter; write "
+            f"scalai stream {uri} {uri.removeprefix(DEAD)}, without --from."
+        )
+    return replay(lake, name, how, **told)
+
+
 def stream(
     uri: Annotated[
         str,
-        typer.Argument(metavar="URI", help="kafka://HOST:PORT/TOPIC and others; a log's folder."),
+        typer.Argument(
+            metavar="URI",
+            help="kafka://HOST:PORT/TOPIC and others; a log's folder; dead://DATASET: the records "
+            "that were no rows of DATASET, once more.",
+        ),
     ],
     name: Annotated[str, typer.Argument(metavar="DATASET", help="Of the lake.")],
     key: Annotated[
@@ -216,6 +243,7 @@ def stream(
     "Bring what keeps coming into the lake, each record once, until Ctrl-C or SIGTERM."
     from scalai_nb.data.lake.lake import Lake
     from scalai_nb.data.streams.landing import Consumer, Landing
+    from scalai_nb.data.streams.replay import DEAD
     from scalai_nb.data.streams.streams import open_stream
     from scalai_nb.exposition import exposed
     from scalai_nb.pipeline.runner import signals
@@ -233,6 +261,16 @@ def stream(
     idle = parse_seconds(until_idle) if until_idle else 1.0 if once or dry_run else None
     stop = Event()
     told = dict(map(_option, options or ()))
+    if uri.startswith(DEAD):
+        with signals(stop.set), exposed(metrics) as show:
+            again: dict[str, Any] = {
+                "dry_run": dry_run,
+                "stop": stop,
+                "said": _watched(as_json, show),
+            }
+            done = _replayed(uri, lake, name, how, since, **again)
+        out(done, as_json, lambda d: ("would bring to " if dry_run else "") + _state(d))
+        return
     with closing(open_stream(uri, **told)) as source, signals(stop.set), exposed(metrics) as show:
         said = _watched(as_json, show)
         consumer = Consumer(source, lake, name, how, said)

@@ -179,14 +179,15 @@ def _letters(odd: list[_Odd], stream: str) -> Dataset:
         return np.datetime64(time.astimezone(UTC).replace(tzinfo=None) if time else "NaT", "ns")
 
     texts = [_text(o.value) for o in odd]
+    places = [o.origin.first or (stream, o.origin) for o in odd]
     now = naive(datetime.now(UTC))
     columns: dict[str, list[Any]] = {
         "raw": [text for text, _ in texts],
         "encoding": [encoding for _, encoding in texts],
         "reason": [o.reason for o in odd],
-        "stream": [stream] * len(odd),
-        "partition": [o.origin.partition for o in odd],
-        "position": [str(o.origin.position) for o in odd],
+        "stream": [name for name, _ in places],
+        "partition": [place.partition for _, place in places],
+        "position": [str(place.position) for _, place in places],
     }
     times = {"written": [naive(o.origin.time) for o in odd], "aside": [now] * len(odd)}
     return xr.Dataset(

@@ -40,12 +40,16 @@ class Origin:
     time : datetime | None, default None
         when it was written, UTC; None: the stream does not say
     key : bytes | None, default None
+    first : tuple[str, Origin] | None, default None
+        stream and place that it first came from, where it was set aside; None: it comes from here
     """
 
     partition: str
     position: int | str  # of the record in its partition
     time: datetime | None = None  # when it was written, UTC; None: the stream does not say
     key: bytes | None = None
+    # stream and place that it first came from, where it was set aside; None: it comes from here
+    first: tuple[str, Origin] | None = None
 
 
 @dataclass(frozen=True)
