@@ -72,6 +72,20 @@ def test_a_cell_says_which_way_it_went():
     assert alone[2] > 3 and alone[0] <= 0
 
 
+def test_windows_of_different_cells_are_judged_together_as_alone():
+    rng, held = RNG(1), []
+    for n in (2, 5, 31):
+        sides = rng.poisson(3, (2, n))
+        held.append((*sides, np.where(rng.random(n) < 0.2, np.nan, rng.normal(size=n))))
+    filled = np.zeros((3, 3, 31))
+    for i, sides in enumerate(held):
+        filled[:, i, : len(sides[0])] = sides
+    alone = [evidence(*sides)[0] for sides in held]
+    assert evidence(*filled) == pytest.approx(alone, rel=1e-12)
+    one_cell = cells_alone(np.array([5, 0]), np.array([3, 0]))
+    assert one_cell == pytest.approx([0, 0], abs=1e-9)
+
+
 # --- detection ------------------------------------------------------------------------------------
 
 FEATURES = 20
@@ -248,6 +262,10 @@ def test_windows_that_hold_little():
     assert not detect(reference, [ten]).alarm and not detect(reference, [ten, none]).alarm
     assert "x" in detect(reference, [gone]).certain
     assert detect(reference, [ten]).columns["same"].evidence <= 0
+    ends = summary(x=np.array([np.inf, -np.inf, 1e308, -1e308]))
+    assert not detect(ends, [ends]).alarm and "x" in detect(reference, [ends, ends]).columns
+    empty = summary(x=np.full(5, np.nan))
+    assert detect(empty, [empty]).columns["x"].evidence == pytest.approx(-np.log(7))
     other = summary(x=np.array(["a", "b"]), kind=np.array(["a", "b"]), same=np.ones(2))
     with pytest.raises(ParameterError, match="'x' is of kind number in the reference and string"):
         detect(reference, [other])
