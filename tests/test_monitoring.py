@@ -16,8 +16,8 @@ from scalai_nb.describe.cells import cells
 from scalai_nb.describe.sketches import Values, _of_counts, float_keys
 from scalai_nb.describe.summary import Column, Summary, summarize
 from scalai_nb.errors import ParameterError
-from scalai_nb.monitoring.detection import Promise, detect
-from scalai_nb.monitoring.evidence import cells_alone, evidence
+from scalai_nb.monitoring.detection import LENGTHS, Promise, detect
+from scalai_nb.monitoring.evidence import average, cells_alone, evidence
 
 RNG = np.random.default_rng
 
@@ -72,6 +72,20 @@ def test_a_cell_says_which_way_it_went():
     assert alone[2] > 3 and alone[0] <= 0
 
 
+def test_windows_of_different_cells_are_judged_together_as_alone():
+    rng, held = RNG(1), []
+    for n in (2, 5, 31):
+        sides = rng.poisson(3, (2, n))
+        held.append((*sides, np.where(rng.random(n) < 0.2, np.nan, rng.normal(size=n))))
+    filled = np.zeros((3, 3, 31))
+    for i, sides in enumerate(held):
+        filled[:, i, : len(sides[0])] = sides
+    alone = [evidence(*sides)[0] for sides in held]
+    assert evidence(*filled) == pytest.approx(alone, rel=1e-12)
+    one_cell = cells_alone(np.array([5, 0]), np.array([3, 0]))
+    assert one_cell == pytest.approx([0, 0], abs=1e-9)
+
+
 # --- detection ------------------------------------------------------------------------------------
 
 FEATURES = 20
@@ -84,16 +98,16 @@ def window(rng, rows: int, shift: float = 0.0) -> Summary:
     return summary(**{f"x{i}": column for i, column in enumerate(x)})
 
 
-GRID = np.arange(-40, 41) / 10
+GRID = np.arange(-12, 13) / 4
 BELL = np.exp(-(GRID**2) / 2)
-WORDS = np.array(sorted(f"k{i}" for i in range(60)), dtype=object)
-SHAPES = {  # values and their weights; the last weight is that of missing values
+WORDS = np.array(sorted(f"k{i}" for i in range(28)), dtype=object)
+SHAPES = {  # values, each a cell, and their weights; the last weight is that of missing values
     "bell": (GRID, [*BELL, 0]),
     "heavy": (np.exp(GRID), [*BELL, 0]),
     "few": (np.arange(8.0), [0.5, 0.3, 0.1, 0.05, 0.03, 0.01, 0.005, 0.005, 0]),
     "zeros": (np.append(0.0, np.exp(GRID)), [1.5 * BELL.sum(), *BELL, 0]),
     "gaps": (GRID, [*BELL, 0.2 * BELL.sum()]),
-    "words": (WORDS, [*(1 + np.arange(60.0)) ** -1.7, 0.01]),
+    "words": (WORDS, [*(1 + np.arange(28.0)) ** -1.7, 0.01]),
 }
 
 
@@ -109,18 +123,49 @@ def drawn(rng, shape: str, rows: int) -> Column:
     return Column("number", count=rows, **vars(_of_counts(rows, found, counts, float_keys)))
 
 
+def shapes(features: int) -> list[str]:
+    return [list(SHAPES)[i % len(SHAPES)] for i in range(features)]
+
+
 def year(rng, features: int, rows: int, windows: int) -> list[float]:
     "The evidence of each window of a year in which nothing happens"
-    shapes = {f"x{i}": list(SHAPES)[i % len(SHAPES)] for i in range(features)}
 
     def quiet(rows):
-        return Summary({name: drawn(rng, shape, rows) for name, shape in shapes.items()})
+        return Summary({f"x{i}": drawn(rng, s, rows) for i, s in enumerate(shapes(features))})
 
     reference, seen, found = quiet(10 * rows), [], []
     for _ in range(windows):
         seen.append(quiet(rows))
         found.append(detect(reference, seen).evidence)
     return found
+
+
+def counted_year(rng, features: int, rows: int, windows: int) -> list[float]:
+    "The same by `evidence` alone, as each value is a cell: a year in a seventh of the time"
+    spans = [(w, n) for w in range(windows) for n in LENGTHS if n <= w + 1]
+    most = max(len(weights) for _, weights in SHAPES.values())
+    counts = np.zeros((1 + windows, features, most))
+    values = np.full((features, most), np.nan)
+    for size, at in ((10 * rows, 0), *((rows, 1 + w) for w in range(windows))):
+        for i, shape in enumerate(shapes(features)):
+            found, weights = SHAPES[shape]
+            counts[at, i, : len(weights)] = rng.multinomial(size, weights / np.sum(weights))
+            if found.dtype != object:
+                values[i, : len(found)] = found
+    until = counts.cumsum(axis=0)
+    current = np.stack([until[w + 1] - until[w + 1 - n] for w, n in spans])
+    sides = (np.broadcast_to(x, current.shape) for x in (counts[0], current, values))
+    e = evidence(*(x.reshape(-1, most) for x in sides))
+    by_window = np.full((windows, len(LENGTHS), features), -np.inf)
+    for (w, n), each in zip(spans, e.reshape(-1, features), strict=True):
+        by_window[w, LENGTHS.index(n)] = each
+    return average(by_window.reshape(windows, -1)).tolist()
+
+
+def test_a_year_of_counts_is_one_of_windows():
+    for rows in (200, 10_000):
+        same = [f(RNG(rows), 6, rows, 40) for f in (year, counted_year)]
+        assert same[0] == pytest.approx(same[1], abs=1e-9)
 
 
 def test_a_column_that_is_drawn_is_that_of_its_rows():
@@ -141,7 +186,7 @@ def campaign(years: int, features: int, rows: int):
 @pytest.mark.parametrize(
     ("years", "features", "rows"),
     [
-        (1, 6, 200),
+        (20, 6, 200),
         campaign(1000, 1, 200),
         campaign(1000, 1, 10_000),
         campaign(1000, 20, 200),
@@ -150,7 +195,7 @@ def campaign(years: int, features: int, rows: int):
 )
 def test_a_year_in_which_nothing_happens_has_no_more_alarms_than_promised(years, features, rows):
     windows = 50
-    found = np.array([year(RNG(seed), features, rows, windows) for seed in range(years)])
+    found = np.array([counted_year(RNG(seed), features, rows, windows) for seed in range(years)])
     for false_alarms in (1, 0.05):
         alarms = (found >= Promise(false_alarms, windows).threshold).sum(axis=1)
         noisy = int((alarms > 0).sum())
@@ -248,6 +293,10 @@ def test_windows_that_hold_little():
     assert not detect(reference, [ten]).alarm and not detect(reference, [ten, none]).alarm
     assert "x" in detect(reference, [gone]).certain
     assert detect(reference, [ten]).columns["same"].evidence <= 0
+    ends = summary(x=np.array([np.inf, -np.inf, 1e308, -1e308]))
+    assert not detect(ends, [ends]).alarm and "x" in detect(reference, [ends, ends]).columns
+    empty = summary(x=np.full(5, np.nan))
+    assert detect(empty, [empty]).columns["x"].evidence == pytest.approx(-np.log(7))
     other = summary(x=np.array(["a", "b"]), kind=np.array(["a", "b"]), same=np.ones(2))
     with pytest.raises(ParameterError, match="'x' is of kind number in the reference and string"):
         detect(reference, [other])

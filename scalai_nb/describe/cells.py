@@ -5,10 +5,10 @@
 # %% ../../nbs/describe/cells.ipynb #1f407dc4
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -106,12 +106,21 @@ class Cells:
         return (*names, "missing")
 
 
+def _cells(
+    limits: Iterable[tuple[float | str, float | str]], a: Column, b: Column, *counts: Array
+) -> Cells:
+    "With the cell of missing values behind the others; `counts` of both, and the values"
+    last = a.missing, b.missing, np.nan
+    m, n, values = (np.concatenate([x, [end]]) for x, end in zip(counts, last, strict=True))
+    return Cells(tuple(limits), m, n, values)
+
+
 def _by_label(a: Column, b: Column) -> Cells:
     keys, m, n = union(a.values.values, a.values.counts, b.values.values, b.values.counts)
     top = np.argsort(-(m + n), kind="stable")[:FREQUENT]
     m, n = (np.append(x[top], c.present - x[top].sum()) for x, c in ((m, a), (n, b)))
     names = [*(str(keys[i]) for i in top), "others"]
-    return Cells(tuple(zip(names, names, strict=True)), m, n, np.full(len(m), np.nan))
+    return _cells(zip(names, names, strict=True), a, b, m, n, np.full(len(m), np.nan))
 
 
 def _first(both: Array) -> Array:
@@ -127,7 +136,7 @@ def _first(both: Array) -> Array:
 def _by_value(a: Column, b: Column) -> Cells:
     low, high, m, n = buckets_of_both(a, b)
     if not len(m):
-        return Cells((), m, n, np.empty(0))
+        return _cells((), a, b, m, n, np.empty(0))
     both = m + n
     first = _first(both)
     with np.errstate(invalid="ignore"):
@@ -140,7 +149,8 @@ def _by_value(a: Column, b: Column) -> Cells:
     total = np.add.reduceat(np.clip(centre, -1e300, 1e300) * weight, first)
     centre = total / np.add.reduceat(weight, first)
     m, n = np.add.reduceat(m, first), np.add.reduceat(n, first)
-    return Cells(tuple(zip(*(end.tolist() for end in ends), strict=True)), m, n, centre)
+    limits = zip(ends[0].tolist(), ends[1].tolist(), strict=True)
+    return _cells(limits, a, b, m, n, centre)
 
 
 def cells(
@@ -156,13 +166,7 @@ def cells(
     b : Column
         of the current rows, of the same kind
     """
-    found = _by_label(a, b) if labelled(a, b) else _by_value(a, b)
-    return Cells(
-        found.limits,
-        np.append(found.reference, a.missing),
-        np.append(found.current, b.missing),
-        np.append(found.values, np.nan),
-    )
+    return _by_label(a, b) if labelled(a, b) else _by_value(a, b)
 
 # %% ../../nbs/describe/cells.ipynb #9493c8af
 def counted(
@@ -183,16 +187,12 @@ def counted(
     Column
         moments, extremes, and what `cells` does not ask for, are left out
     """
-    kinds = {c.kind for c in parts if c.kind}
-    if len(kinds) > 1:
+    if len({c.kind for c in parts if c.kind}) > 1:
         return reduce(merge_columns, parts)
-    whole = Column(
-        kinds.pop() if kinds else "",
-        count=sum(c.count for c in parts),
-        missing=sum(c.missing for c in parts),
-        zeros=sum(c.zeros for c in parts),
-    )
-    if labelled(beside, whole):
-        return replace(whole, values=reduce(merge_values, (c.values for c in parts)))
-    summed = sum_buckets([c.buckets for c in parts], beside.buckets.shift)
-    return replace(whole, buckets=summed)
+    some = max(parts, key=lambda c: c.kind)  # the kind of a part without rows is ""
+    if labelled(beside, some):
+        shaped: dict[str, Any] = {"values": reduce(merge_values, [c.values for c in parts])}
+    else:
+        shaped = {"buckets": sum_buckets([c.buckets for c in parts], beside.buckets.shift)}
+    counts, missing, zeros = zip(*((c.count, c.missing, c.zeros) for c in parts), strict=True)
+    return Column(some.kind, count=sum(counts), missing=sum(missing), zeros=sum(zeros), **shaped)

@@ -195,7 +195,7 @@ def kept_memory(
     dict[str, Any]
         a case, as `compare.measure` has it
     """
-    total = max(20, round(1000 * scale))
+    total = max(10, round(1000 * scale))
     (held, seconds, _) = timed(lambda: _apart(total))
     more = Figure(
         "MB held after all of them, more than after a fifth", (held[-1] - held[1]) / 1e6, 20
