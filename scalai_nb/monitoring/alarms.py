@@ -51,7 +51,7 @@ class Alarm:
     closed : np.datetime64 | None
         the window in which it was over, or when a person said so
     what : str
-        has changed
+        has changed, a line each
     evidence : float
         natural logarithm of the newest e-value
     shares : Mapping[str, float]
@@ -74,7 +74,7 @@ class Alarm:
     opened: np.datetime64  # the window in which it showed
     newest: np.datetime64  # the last window in which it did
     closed: np.datetime64 | None  # the window in which it was over, or when a person said so
-    what: str  # has changed
+    what: str  # has changed, a line each
     evidence: float  # natural logarithm of the newest e-value
     shares: Mapping[str, float]  # what each column contributes; they add up to one
     next: str  # what happens now; nothing where it is over
@@ -316,7 +316,7 @@ def drift(
     shares = kept.shares.values if "shares" in kept else ["{}"] * kept.sizes["row"]
     said = (kept[name].values for name in ("start", "alarm", "since", "moved", "evidence"))
     return [
-        Signal(at, bool(alarm), since, what, float(evidence), json.loads(parts))
+        Signal(at, bool(alarm), since, what.replace("; ", "\n"), float(evidence), json.loads(parts))
         for at, alarm, since, what, evidence, parts in zip(*said, shares, strict=True)
     ]
 

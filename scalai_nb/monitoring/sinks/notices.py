@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -185,7 +186,7 @@ def variable(
     """
     if os.environ.get(name):
         return os.environ[name]
-    if name.replace("_", "").isalnum() and name.upper() == name:
+    if re.fullmatch(r"[A-Z_][A-Z0-9_]*", name, re.ASCII):
         raise ParameterError(f"The environment variable {name} is not set; set it to {what}.")
     raise ParameterError(
         f"The name of an environment variable stands there, not the secret itself; set {example} "
