@@ -15,6 +15,8 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult, LoginPassword
 from conftest import free_port
 from test_door import certificate
 
@@ -179,8 +181,6 @@ def test_a_hook_that_is_away_is_told_when_it_is_there(hook, monkeypatch, tmp_pat
 @contextmanager
 def mail_server(tmp_path, **options):
     "A real SMTP server, and the letters that it has taken"
-    pytest.importorskip("aiosmtpd", reason="aiosmtpd is not installed")
-    from aiosmtpd.controller import Controller
 
     class Box:
         letters = []
@@ -217,8 +217,6 @@ def test_a_letter_arrives_and_those_of_an_alarm_are_a_thread(tmp_path):
 
 
 def test_a_mailbox_is_opened_over_tls_alone(tmp_path, monkeypatch):
-    from aiosmtpd.smtp import AuthResult, LoginPassword
-
     def login(server, session, envelope, mechanism, data):
         ok = isinstance(data, LoginPassword) and data.password == b"open-sesame"
         return AuthResult(success=ok, handled=False, auth_data="bot" if ok else None)
@@ -264,7 +262,7 @@ def alertmanager(tmp_path_factory):
     "The real one of Debian"
     program = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
     if not program:
-        pytest.skip("Alertmanager is not installed: apt-get install prometheus-alertmanager")
+        pytest.skip("no Alertmanager; make test-services installs it")
     folder, port = tmp_path_factory.mktemp("alertmanager"), free_port()
     (folder / "config.yml").write_text("route: {receiver: nobody}\nreceivers: [{name: nobody}]\n")
     words = [program, f"--config.file={folder / 'config.yml'}", f"--storage.path={folder}"]
