@@ -5,12 +5,15 @@
 # %% ../../../nbs/commands/observing/watcher.ipynb #e5536d3f
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from threading import Event
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
+from .alerting import followed, notifier
 from .measured import Beside, quality_table
 from scalai_nb.commands.observing.retrainer import (
     Approve,
@@ -32,15 +35,16 @@ from ...errors import ParameterError
 from ...words import value
 
 if TYPE_CHECKING:
-    import numpy as np
     from rich.console import RenderableType
 
     from scalai_nb.data.lake.lake import Lake
     from scalai_nb.environment import Environment
+    from scalai_nb.monitoring.notifying import Notifier
+    from scalai_nb.monitoring.retraining import Loop
     from scalai_nb.monitoring.watch import Watch, Window
 
 # %% auto #0
-__all__ = ['watch']
+__all__ = ['Then', 'watch']
 
 # %% ../../../nbs/commands/observing/watcher.ipynb #dbdb1655
 def _table(found: list[Window]) -> RenderableType:
@@ -88,10 +92,42 @@ def _begun(
     )
 
 
-def _alarm(looking: Watch) -> np.datetime64 | None:
-    "Since when the newest window is an alarm; None: it is none"
-    last = looking.before(1)
-    return last[-1].since if last and last[-1].alarm else None
+Then: TypeAlias = "Callable[[Watch, list[Window]], None]"  # what follows a look
+
+
+def _measured(beside: Beside, dry_run: bool, quiet: bool) -> Then:
+    "What the model is worth, as labels come"
+
+    def then(looking: Watch, found: list[Window]) -> None:
+        new = beside.look(dry_run)
+        if new and not quiet:
+            out(new, False, quality_table)
+
+    return then
+
+
+def _alarmed(telling: Notifier, quiet: bool) -> Then:
+    "Alarms: of new windows, and at first of those that were kept without"
+    behind = True
+
+    def then(looking: Watch, found: list[Window]) -> None:
+        nonlocal behind
+        followed(telling, bool(found) or behind, quiet=quiet)
+        behind = False
+
+    return then
+
+
+def _decided(loop: Loop, as_json: bool) -> Then:
+    "Whether the model is trained again, and what becomes of a new version"
+
+    def then(looking: Watch, found: list[Window]) -> None:
+        last = looking.before(1)
+        alarm = last[-1].since if last and last[-1].alarm else None
+        if done := [*decisions_now(loop, alarm)]:
+            out(done, as_json, table)
+
+    return then
 
 
 def watch(
@@ -123,6 +159,15 @@ def watch(
     restart: Annotated[
         bool, typer.Option("--restart", help="Give up the windows so far, and begin anew.")
     ] = False,
+    notify: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Who is told of alarms; may be repeated: log:, log:FILE, slack:VARIABLE, "
+            "mailto:WHO?server=HOST:PORT, alertmanager+http://HOST:PORT, webhook+http://….",
+            show_default="as `notify` in settings.ini says",
+        ),
+    ] = None,
     metrics: Metrics = "",
     retrain: Retrain = "",
     parameter: Assigned = None,
@@ -149,8 +194,8 @@ def watch(
     place = environment(env)
     lake, seconds = Lake(place.lake), parse_seconds(every)
     told: dict[str, Any] = {"every": seconds, "false_alarms": false_alarms, "large": large}
-    told |= {"per": per or []}
-    looking = _begun(lake, place, name, against, time, **told, restart=restart)
+    begin = partial(_begun, lake, place, name, against, time, per=per or [], **told)
+    looking = begin(restart=restart)
     limits: dict[str, Any] = {"budget": budget, "rows": judge_rows, "approval": approve}
     policy = policy_of(retrain, parameter, schedule, cool_down, **limits) if retrain else None
     if retrain and against:
@@ -159,8 +204,13 @@ def watch(
         raise ParameterError("--replay goes with --retrain PIPELINE; add it.")
     if policy and replay:
         return out(replayed(policy, windows(lake, looking.dataset), seconds), as_json, table)
-    loop = policy and loop_of(lake, place, name, policy)
-    beside = None if against else Beside(lake, name, every, restart)
+    after: list[Then] = []
+    if not against:
+        after.append(_measured(Beside(lake, name, every, restart), dry_run, as_json))
+    if not dry_run:
+        after.append(_alarmed(notifier(lake, looking.dataset, notify, place), as_json))
+    if policy and not dry_run:
+        after.append(_decided(loop_of(lake, place, name, policy), as_json))
     stop, seen = Event(), Seen(looking)
     with signals(stop.set), exposed(metrics) as show:
         while not stop.is_set():
@@ -170,13 +220,9 @@ def watch(
                 show(seen(found, monotonic() - began))
             if found or once or dry_run:
                 out(_plain(found) if as_json else found, as_json, _table)
-            measured = beside.look(dry_run) if beside else []
-            if measured and not as_json:
-                out(measured, as_json, quality_table)
-            if loop and not dry_run and (done := [*decisions_now(loop, _alarm(looking))]):
-                out(done, as_json, table)
+            for then in after:
+                then(looking, found)
             if once or dry_run:
                 return
             stop.wait(min(60.0, seconds / 10))
-            if not against:  # another version may be champion by now
-                looking = _begun(lake, place, name, against, time, **told)
+            looking = looking if against else begin()  # another version may be champion by now
