@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['LAB', 'MARKS', 'TONES', 'SIGNS', 'MOST', 'style', 'Part', 'part', 'element', 'inline',
            'lines', 'bold', 'small', 'heading', 'prose', 'code', 'verbatim', 'grid',
-           'split', 'card', 'status', 'terminal_status', 'table', 'result_table',
+           'pair', 'split', 'card', 'status', 'terminal_status', 'table', 'result_table',
            'frame_table', 'terminal_table', 'progress_bar']
 
 # %% ../nbs/show.ipynb #1167e15c
@@ -166,6 +166,11 @@ def verbatim(text: str) -> Part:
 def grid(*parts: Any) -> Part:
     "Cards side by side, as many as fit"
     return element("div", *parts, class_="scalai-grid")
+
+
+def pair(*parts: Any) -> Part:
+    "Large cards, two side by side where there is room"
+    return element("div", *parts, class_="scalai-pair")
 
 
 def split(*parts: Any) -> Part:

@@ -10,6 +10,7 @@ from math import nan
 from typing import TYPE_CHECKING
 
 from .histories import MOST, History, chart
+from ...monitoring.alarms import Alarm, alarms
 from ...monitoring.estimate import Estimate, estimates
 from ...monitoring.policy import Decision
 from ...monitoring.quality import Quality, qualities
@@ -18,7 +19,7 @@ from ...monitoring.watch import Window, windows
 from ...pictures import bars
 from ...pipeline.showing.goal_lights import Light, title
 from ...serving.log.segments import predictions
-from ...show import Part, card, code, prose, status, table
+from ...show import Part, card, code, pair, prose, status, table
 from ...words import percent, value
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from scalai_nb.describe.summary import Summary
 
 # %% auto #0
-__all__ = ['InService', 'in_service', 'news', 'moved_table', 'evidence_chart', 'measured_chart',
-           'decisions_table', 'service_part']
+__all__ = ['InService', 'in_service', 'news', 'alarms_part', 'moved_table', 'evidence_chart',
+           'measured_chart', 'decisions_table', 'service_part']
 
 # %% ../../../nbs/jupyter/page/in_service.ipynb #9211abd9
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class InService:
         oldest first
     qualities : list[Quality]
         by window and version
+    alarms : list[Alarm]
+        that last
     decisions : list[Decision]
         oldest first
     """
@@ -52,6 +55,7 @@ class InService:
     name: str
     windows: list[Window] = field(default_factory=list)  # oldest first
     qualities: list[Quality] = field(default_factory=list)  # by window and version
+    alarms: list[Alarm] = field(default_factory=list)  # that last
     decisions: list[Decision] = field(default_factory=list)  # oldest first
 
     @property
@@ -76,16 +80,20 @@ def in_service(
         name,
         windows(lake, predictions(name), MOST),
         qualities(lake, name, MOST),
+        [alarm for alarm in alarms(lake, predictions(name)) if alarm.lasts],
         decided(lake, name),
     )
 
 # %% ../../../nbs/jupyter/page/in_service.ipynb #b5afd14b
 def _points(starts: Iterable[np.datetime64]) -> list[str]:
-    "What windows are called: by the day, if all begin at midnight"
-    named = [value(start) for start in starts]
-    if all(name.endswith(" 00:00") for name in named):
-        return [name.removesuffix(" 00:00") for name in named]
-    return named
+    "What windows are called: by the day, the hour, or both, as they tell them apart"
+    named = [value(start).split(" ") for start in starts]
+    days, hours = ({part[i] for part in named} for i in (0, 1))
+    if hours == {"00:00"}:
+        return [day for day, _ in named]
+    if len(days) == 1:
+        return [hour for _, hour in named]
+    return [f"{day[5:]} {hour}" for day, hour in named]
 
 
 def news(
@@ -99,6 +107,20 @@ def news(
     if not last.alarm:
         return prose(status("met", "nothing has moved"), f" {asked}.")
     return prose(status("missed", f"an alarm since {value(last.since)}"), f" {asked}.")
+
+
+def alarms_part(
+    found: InService,
+) -> Part:
+    "Each alarm that lasts: what happens next, who is at it, and what a reader can do"
+    said = Part("", "")
+    for alarm in found.alarms:
+        if alarm.by:
+            who = [f"{alarm.by} is at it" + (f": {alarm.note}" if alarm.note else "")]
+        else:
+            who = ["If you are at it: ", code(f"scalai alarms ack {alarm.id}")]
+        said += prose(f"{alarm.title}, {alarm.state}. {alarm.next}. ", *who)
+    return said
 
 
 def moved_table(
@@ -216,11 +238,11 @@ def service_part(
     reference : Summary | None, default None
         of what the champion has learned from
     """
-    parts = [
-        news(found),
-        moved_table(found, reference),
-        evidence_chart(found),
-        measured_chart(found, lights),
-        decisions_table(found),
-    ]
-    return sum(parts[1:], parts[0])
+    charts = [part for part in (evidence_chart(found), measured_chart(found, lights)) if part.html]
+    return (
+        news(found)
+        + alarms_part(found)
+        + moved_table(found, reference)
+        + pair(*charts)
+        + decisions_table(found)
+    )
