@@ -342,7 +342,7 @@ def with_goals(
         with a line for each goal that it is about
     """
     lines = {
-        (f"vector({p.goal.threshold * unit:.12g})", f"goal of {owner}: {p.goal}")
+        (f"vector({p.goal.threshold * unit:.12g})", f"goal of {owner}: {p.name} {p.goal}")
         for p in goals
         if (about := _about(p))[0] == chart.title and (unit := about[1])
         for owner in [p.pipeline or p.models[0]]
@@ -352,13 +352,22 @@ def with_goals(
 # %% ../../nbs/export/grafana.ipynb #a263e85e
 def _panel(chart: Chart, source: Any) -> Any:
     "A chart as Grafana's builders make one"
+    from grafana_foundation_sdk.builders.common import VizLegendOptions, VizTooltipOptions
     from grafana_foundation_sdk.builders.prometheus import Dataquery
     from grafana_foundation_sdk.builders.timeseries import Panel
+    from grafana_foundation_sdk.models.common import (
+        LegendDisplayMode,
+        LegendPlacement,
+        TooltipDisplayMode,
+    )
 
     panel = Panel().title(chart.title).description(chart.help).unit(chart.unit)
     panel = panel.datasource(source).height(8).span(chart.wide)
-    for i, (expr, legend) in enumerate(chart.queries):
-        query = Dataquery().expr(expr.replace("RATE", "$__rate_interval")).legend_format(legend)
+    legend = VizLegendOptions().show_legend(True).display_mode(LegendDisplayMode.LIST)
+    panel = panel.legend(legend.placement(LegendPlacement.BOTTOM))
+    panel = panel.tooltip(VizTooltipOptions().mode(TooltipDisplayMode.MULTI))
+    for i, (expr, lines) in enumerate(chart.queries):
+        query = Dataquery().expr(expr.replace("RATE", "$__rate_interval")).legend_format(lines)
         panel = panel.with_target(query.ref_id(chr(ord("A") + i)))
     return panel
 

@@ -82,5 +82,6 @@ class Seen:
 
     def _newest(self) -> float:
         "Seconds since 1970 of the last row; NaN: there is none, or it has no time"
-        last = self.watch.lake.read(self.watch.dataset)[self.watch.time].values[-1:]
+        times = self.watch.lake.read(self.watch.dataset)[self.watch.time]
+        last = times.isel(row=slice(-1, None)).values
         return _seconds(last[0]) if len(last) else np.nan
