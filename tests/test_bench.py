@@ -115,15 +115,17 @@ def test_every_case_of_the_data_layer_runs_and_keeps_its_bounds(name):
 def test_alarms_are_compared_at_the_smallest_scale(capfd):
     "Ours and a rule; who is not installed is left out and says so"
     some = ["scalai", "PSI > 0.1", "p < 0.05 for each feature"]
-    figures = watched.watching(0.002, 1, some)
+    figures = watched.watching(0.002, 1, names=some)
     quiet = {name: figures["quiet"][name]["with an alarm"] for name in some}
     assert quiet == {"scalai": 0, "PSI > 0.1": 1, "p < 0.05 for each feature": 1}
     assert figures["found"]["0.5 in 200"]["scalai"] <= 4
     assert len(figures["cases"]["memory"]["held"]) == 10
     console().print(watched.show(figures))
     assert "years with an alarm" in capfd.readouterr().out
-    with pytest.raises(ParameterError, match="known: Evidently"):
-        watched.watching(names=["Evidentli"])
+    with pytest.raises(ParameterError, match="Did you mean 'memory'"):
+        watched.watching(parts=["memry"])
+    with pytest.raises(ParameterError, match="Did you mean 'frouros, CUSUM'"):
+        watched.watching(names=["frouros, CUSUMS"])
 
 
 def test_a_detector_that_is_not_installed_is_left_out(monkeypatch, tmp_path):

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
+from functools import reduce
 from html.parser import HTMLParser
 
 import numpy as np
@@ -433,6 +434,17 @@ def test_buckets_of_two_kinds_of_counts():
         a.counts.tolist() == [[0, 1], [1, 1]]
         and merge_buckets(a, Buckets()).counts.tolist() == a.counts.tolist()
     )
+
+
+@pytest.mark.parametrize("sizes", [(3, 0, 5), (900, 2_000, 1), (3_000, 3_000, 30_000)])
+def test_buckets_that_are_summed_are_those_that_are_merged_in_turn(sizes):
+    rng = RNG(len(sizes))
+    keys = [float_keys(rng.normal(size=n) ** 3) for n in sizes]
+    parts = [buckets(k, np.ones(len(k), np.int64)) for k in keys]
+    merged = reduce(merge_buckets, parts)
+    assert alike(sketches.sum_buckets(parts), merged)
+    wider = sketches.sum_buckets(parts, merged.shift + 3)
+    assert alike(wider, sketches.coarsen(merged, merged.shift + 3))
 
 
 @pytest.mark.parametrize("n", [LIMIT + 1, 20_000, 300_000])

@@ -170,9 +170,17 @@ def bench_data(
 
 @bench_app.command("watch")
 def bench_watch(
-    detectors: Annotated[
+    parts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="DETECTOR", help="Which; all when left out.", show_default=False),
+        typer.Argument(
+            metavar="PART",
+            help="alarms, delays, window, memory; all when left out.",
+            show_default=False,
+        ),
+    ] = None,
+    detector: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only these: scalai, 'PSI > 0.2', …"),
     ] = None,
     scale: Annotated[
         float, typer.Option(help="Of 300 quiet years, 20 shifts, 10 M rows, 1,000 windows.")
@@ -187,7 +195,7 @@ def bench_watch(
     from scalai_nb.bench.watching.watched import show, watching
 
     path = Path(output or ".scalai/bench/watch.json")
-    figures = watching(scale, rounds, detectors or ())
+    figures = watching(scale, rounds, parts or (), detector or ())
     _keep(figures, path)
     _finish(figures, path, json, show)
 

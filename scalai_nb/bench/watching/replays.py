@@ -154,6 +154,17 @@ def _wait(windows: float | None) -> str:
     return f"> {AFTER}" if np.isinf(windows) else f"{windows:g}"
 
 
+def _alarms(seen: dict[str, Any]) -> tuple[str, str, str]:
+    "Replays, and alarms in them, as words"
+    if "replays" not in seen:
+        return "", seen.get("missing", ""), ""
+    return (
+        f"{seen['replays']}",
+        f"{seen['with an alarm']:.0%} (at most {seen['at most']:.1%})",
+        f"{seen['windows in alarm']:.1%}",
+    )
+
+
 def show_replays(
     quiet: dict[str, dict[str, Any]],  # of `quiet_years`
     found: dict[str, dict[str, float]],  # of `delays`, by "0.1 in 200"
@@ -169,19 +180,10 @@ def show_replays(
     """
     from scalai_nb.show import terminal_table
 
-    rows = []
-    for name, seen in quiet.items():
-        if "missing" in seen:
-            rows.append((name, "", seen["missing"], "", *("" for _ in found)))
-            continue
-        rows.append(
-            (
-                name,
-                f"{seen['replays']}",
-                f"{seen['with an alarm']:.0%} (at most {seen['at most']:.1%})",
-                f"{seen['windows in alarm']:.1%}",
-                *(_wait(each.get(name)) for each in found.values()),
-            )
-        )
+    names = dict.fromkeys([*quiet, *(name for each in found.values() for name in each)])
+    rows = [
+        (name, *_alarms(quiet.get(name, {})), *(_wait(each.get(name)) for each in found.values()))
+        for name in names
+    ]
     heads = ("detector~", "replays>", "years with an alarm>", "windows in alarm>")
     return terminal_table(rows, *heads, *(f"{title}>" for title in found))

@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from scalai_nb.types import Dataset
 
 # %% auto #0
-__all__ = ['SIZE', 'PARTS', 'BESIDE', 'YEARS', 'SHIFTED', 'window_cost', 'memory', 'kept_memory',
-           'watching', 'show']
+__all__ = ['SIZE', 'PARTS', 'BESIDE', 'YEARS', 'SHIFTED', 'PARTS_OF_IT', 'window_cost', 'memory',
+           'kept_memory', 'watching', 'show']
 
 # %% ../../../nbs/bench/watching/watched.ipynb #cc2bde1c
 SIZE = 10_000_000  # rows of the window
@@ -197,9 +197,8 @@ def kept_memory(
     """
     total = max(10, round(1000 * scale))
     (held, seconds, _) = timed(lambda: _apart(total))
-    more = Figure(
-        "MB held after all of them, more than after a fifth", (held[-1] - held[1]) / 1e6, 20
-    )
+    grown = (held[-1] - held[1]) / 1e6
+    more = Figure("MB more after all of them than after a fifth", grown, 20)
     return {
         "title": "1,000 windows of 200 rows × 20 features through a watcher, in the lake",
         "scale": scale,
@@ -215,11 +214,21 @@ def kept_memory(
 
 # %% ../../../nbs/bench/watching/watched.ipynb #be0c0163
 YEARS, SHIFTED = 300, 20  # replays at scale 1
+PARTS_OF_IT = "alarms", "delays", "window", "memory"
+
+
+def _chosen(names: Sequence[str], known: Iterable[str], what: str) -> list[str]:
+    "Those that are named, or all"
+    for name in names:
+        if name not in known:
+            raise ParameterError(unknown(name, known, what))
+    return [name for name in known if not names or name in names]
 
 
 def watching(
     scale: float = 1.0,  # of the replays, of the rows of the window and of the windows
     rounds: int = 3,  # of what is timed
+    parts: Sequence[str] = (),  # of PARTS_OF_IT; (): all
     names: Sequence[str] = (),  # of DETECTORS; (): all
 ) -> dict[str, Any]:  # "machine", "bandwidth", "quiet", "found", "cases", "failed"
     """Measure false alarms, delays, a window and memory
@@ -230,6 +239,8 @@ def watching(
         of the replays, of the rows of the window and of the windows
     rounds : int, default 3
         of what is timed
+    parts : Sequence[str], default ()
+        of PARTS_OF_IT; (): all
     names : Sequence[str], default ()
         of DETECTORS; (): all
 
@@ -240,24 +251,23 @@ def watching(
     """
     if scale <= 0 or rounds < 1:
         raise ParameterError(f"scale={scale}, rounds={rounds}: both must be positive.")
-    for name in names:
-        if name not in DETECTORS:
-            raise ParameterError(unknown(name, DETECTORS, "the detectors"))
-    some = {name: DETECTORS[name] for name in names or DETECTORS}
+    wanted = _chosen(parts, PARTS_OF_IT, "the parts of the bench")
+    some = {name: DETECTORS[name] for name in _chosen(names, DETECTORS, "the detectors")}
+    beside = {name: peer for name, peer in BESIDE.items() if name in some}
     years, shifted = (max(1, round(n * scale)) for n in (YEARS, SHIFTED))
+    shifts = [(s, rows) for s in SHIFTS for rows in ROWS if rows <= max(ROWS[0], 1e6 * scale)]
+    figures: dict[str, Any] = {"quiet": {}, "found": {}, "cases": {}, "failed": []}
     with Peers() as peers:
-        quiet = quiet_years(years, peers, detectors=some)
-        found = {
-            f"{shift:g} in {rows:,}": delays(shifted, peers, shift, rows, detectors=some)
-            for shift in SHIFTS
-            for rows in ROWS
-            if rows <= max(ROWS[0], 1e6 * scale)
-        }
-        beside = {name: peer for name, peer in BESIDE.items() if name in some}
-        cost = window_cost(scale, rounds, peers, beside)
-    cases = {"window": cost, "memory": kept_memory(scale)}
-    whole = {"machine": machine(), "bandwidth": bandwidth(), "cases": cases, "failed": []}
-    return whole | {"quiet": quiet, "found": found}
+        if "alarms" in wanted:
+            figures["quiet"] = quiet_years(years, peers, detectors=some)
+        for shift, rows in shifts if "delays" in wanted else ():
+            found = delays(shifted, peers, shift, rows, detectors=some)
+            figures["found"][f"{shift:g} in {rows:,}"] = found
+        if "window" in wanted:
+            figures["cases"]["window"] = window_cost(scale, rounds, peers, beside)
+    if "memory" in wanted:
+        figures["cases"]["memory"] = kept_memory(scale)
+    return figures | {"machine": machine(), "bandwidth": bandwidth()}
 
 
 def show(
