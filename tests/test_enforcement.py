@@ -178,6 +178,36 @@ def test_reject_writes_nothing_and_warn_all_with_a_word(lake):
     assert "on_breach" not in lake.attrs("x") and lake.append("x", ds)
 
 
+def test_a_small_commit_may_lack_more_than_the_share(lake):
+    """Commits of any size of data that keep the share pass; those that cannot have it are refused
+
+    Of a share of 10 % that is accepted, 40 % missing are refused where there are rows enough.
+    """
+    rng = np.random.default_rng(15)
+    held = Contract((Column("x", "float64", missing=0.1, tolerance=0),))
+
+    def block(rows, share):
+        x = np.where(rng.random(rows) < share, np.nan, 1.0)
+        return xr.Dataset({"x": ("row", x)})
+
+    gates = [0, 0]
+    for at, share in enumerate((0.1, 0.4)):
+        for rows in rng.integers(1, 300, 300).tolist():
+            gate = Gate(held, "quarantine")
+            try:
+                list(gate.through([block(rows, share)]))
+            except ContractViolation as e:
+                assert "no row is to blame: x: missing" in str(e)
+                gates[at] += 1
+    assert gates[0] == 0 and 100 < gates[1] < 300
+    lake.write("x", block(1, 1), contract=held, on_breach="quarantine")
+    for _ in range(5):
+        lake.append("x", block(8, 0.99))
+    with pytest.raises(ContractViolation, match="x: missing"):
+        lake.append("x", block(60, 0.99))
+    assert not held.check(lake.read("x")).ok, "of the whole the share itself is judged"
+
+
 def test_what_no_row_is_to_blame_for_is_refused(lake):
     ds = dirty(4)
     for wrong in (ds.drop_vars("temp"), ds.assign(temp=ds.temp.astype("f4"))):

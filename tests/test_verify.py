@@ -342,6 +342,26 @@ def test_a_dataset_of_before_is_read_and_goes_on(lake, monkeypatch):
     assert any(f.bad and f.versions == (new.id,) for f in lake.verify("a"))
 
 
+def test_the_next_writer_seals_what_a_killed_one_has_not(lake, monkeypatch):
+    "Between its commit and its seal; what it wrote is checked from then on, and so is its parent"
+    first = lake.write("a", table(100, 1))
+    with monkeypatch.context() as killed:
+        killed.setattr(lakes, "seal", lambda *_: None)
+        unsealed = [lake.append("a", table(20, 2))]
+        killed.setattr(lakes, "seal_base", lambda *_: None)
+        unsealed.append(lake.append("a", table(20, 3)))
+    forget()
+    noted = {v for f in lake.verify("a") for v in f.versions}
+    assert noted == {v.id for v in unsealed}
+    last = lake.append("a", table(20, 4))
+    assert {v for f in lake.verify("a") for v in f.versions} == {unsealed[0].id}
+    log = [v.id for v in lake.log("a")]
+    assert log == [last.id, *(v.id for v in reversed(unsealed)), first.id]
+    forget()
+    flip(lake.path / "a" / "snapshots" / unsealed[1].id)
+    assert any(f.bad and unsealed[1].id in f.versions for f in lake.verify("a"))
+
+
 # --- verify ---------------------------------------------------------------------------------------
 
 

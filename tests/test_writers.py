@@ -1,7 +1,9 @@
 """Writers that come at once and die: what was said to be there is there, once
 
-`pytest -m campaign tests/test_writers.py` goes on for ten minutes, in a folder and in a bucket."""
+`pytest -m campaign tests/test_writers.py` goes on for ten minutes, in a folder and in a bucket,
+or for as many seconds as SCALAI_WRITERS_SECONDS says."""
 
+import os
 import random
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from buckets import s3_server, variables
 from scalai_nb.data.lake.lake import Lake
 
 WRITERS = 4
+LONG = int(os.environ.get("SCALAI_WRITERS_SECONDS", "600"))
 WRITER = """
 import sys, numpy as np, xarray as xr
 from scalai_nb.data.lake.lake import Lake
@@ -65,7 +68,7 @@ def lake(request, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "seconds", [6, pytest.param(600, marks=[pytest.mark.campaign, pytest.mark.timeout(1200)])]
+    "seconds", [6, pytest.param(LONG, marks=[pytest.mark.campaign, pytest.mark.timeout(1200)])]
 )
 def test_what_four_writers_were_told_is_there(lake, seconds):
     lake.write("sales", xr.Dataset({"id": ("row", np.array([-1]))}))

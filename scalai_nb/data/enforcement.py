@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, Dataset
 
 # %% auto #0
-__all__ = ['OnBreach', 'POLICIES', 'HELD', 'BLOCK', 'enforced', 'Gate']
+__all__ = ['OnBreach', 'POLICIES', 'HELD', 'BLOCK', 'LUCK', 'enforced', 'chance_of', 'Gate']
 
 # %% ../../nbs/data/enforcement.ipynb #2d21d2b8
 OnBreach: TypeAlias = Literal["reject", "quarantine", "warn", "off"]
@@ -72,6 +72,29 @@ def enforced(
 _ASIDE = ("rule", "source", "written")  # columns of a quarantine beside those of the rows
 HELD = 2**26  # bytes of rows that are put aside together
 BLOCK = 2**18  # stored rows whose keys are read together
+LUCK = 1e-9  # chance below which a commit has too many missing values
+
+
+def chance_of(
+    missing: int,
+    count: int,  # of values
+    share: float,  # that are missing in the long run
+) -> float:
+    """The chance that so many of them, or more, are missing: the tail of the binomial distribution
+
+    Parameters
+    ----------
+    missing : int
+    count : int
+        of values
+    share : float
+        that are missing in the long run
+    """
+    from scipy.special import bdtrc
+
+    if not missing or share >= 1:
+        return 1.0
+    return float(bdtrc(missing - 1, count, share)) if share > 0 else 0.0
 
 
 class Gate:
@@ -98,7 +121,8 @@ class Gate:
     ) -> None:
         self.contract, self.policy, self.source, self.aside = contract, policy, source, aside
         each = [c for column in contract.columns for c in (column, *map(column.at, column.places))]
-        complete = [c.name for c in each if c.most_missing == 0]
+        self._most = {c.name: c.most_missing for c in each}
+        complete = [name for name, most in self._most.items() if most == 0]
         self.sieve = Sieve({c.name: c.limits for c in contract.columns}, contract.key, complete)
         self.broken: Counter[str] = Counter()  # "column rule" -> rows
         self.rows = self.taken = 0  # rows that came; that were put aside
@@ -196,7 +220,12 @@ class Gate:
     @property
     def check(self) -> Check:
         "What the rows that came do not keep; of a quarantine, those that it let through"
-        found = [v for v in self._rules.finalize(self._seen).found if v["rule"] != "order"]
+        found = [
+            v
+            for v in self._rules.finalize(self._seen).found
+            if v["rule"] != "order"
+            and not (v["rule"] == "missing" and self._by_chance(v["column"]))
+        ]
         for (column, rule), fault in self._faults.items():
             wanted = "one of its own in each row" if rule == "key" else "none before an earlier one"
             said = "duplicates, or none" if rule == "key" else "earlier times"
@@ -226,6 +255,11 @@ class Gate:
         """
         if self.policy == "warn" and not self.check.ok:
             warnings.warn(f"{name!r} breaks its contract: {_line(self.check)}", stacklevel=4)
+
+    def _by_chance(self, column: str) -> bool:
+        "Whether the rows that came may lack as many values though the dataset keeps its share"
+        seen = self._seen.columns[column]
+        return chance_of(seen.missing, seen.count, self._most[column]) >= LUCK
 
     def _counts(self) -> str:
         return ", ".join(f"{what} {count:,}" for what, count in self.broken.most_common(5))

@@ -51,6 +51,7 @@ from scalai_nb.data.lake.repository import (
     refs,
     resolve,
     seal,
+    seal_base,
     snapshot,
     state_of,
     tags,
@@ -1143,6 +1144,7 @@ class Lake(LakeReader):
                 whole(folder, repo.lookup_branch(branch))
             session = repo.writable_session(branch)
             base = repo.lookup_snapshot(session.snapshot_id)
+            seal_base(repo, folder, base)
             before = state_of(base)
             after = state(before)
             rows = change(session.store, Place(name, base.id))["sizes"]["row"]

@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 __all__ = ['WRITTEN', 'State', 'Change', 'STATE', 'ROOT', 'ID', 'NAME', 'KEPT', 'identity', 'twin',
            'newest_twin', 'Version', 'versions_table', 'compared', 'Diff', 'state_of',
            'patched', 'icechunk', 'explained', 'unborn', 'create', 'opened', 'marks',
-           'published', 'manifests', 'seal', 'written', 'named', 'stands', 'whole',
-           'snapshot', 'parent_of', 'ancestry', 'group', 'mend', 'branches', 'refs',
-           'tags', 'resolve', 'new_ref', 'own_branch']
+           'published', 'manifests', 'seal', 'seal_base', 'written', 'named', 'stands',
+           'whole', 'snapshot', 'parent_of', 'ancestry', 'group', 'mend', 'branches',
+           'refs', 'tags', 'resolve', 'new_ref', 'own_branch']
 
 # %% ../../../nbs/data/lake/repository.ipynb #66e436b9
 def identity(
@@ -548,6 +548,27 @@ def seal(
         records.append(f"transactions/{id}")
     with suppress(OSError):  # the version stays; `verify` says that it has no seal
         Seal.of(folder, id, parent, records).write(folder)
+
+
+def seal_base(
+    repo: Repository,
+    folder: Path,  # of the dataset
+    base: SnapshotInfo,  # that a commit begins with, while nobody else writes
+) -> None:
+    """Seal a version whose writer was killed before it could; not one that is damaged by now
+
+    Parameters
+    ----------
+    repo : Repository
+    folder : Path
+        of the dataset
+    base : SnapshotInfo
+        that a commit begins with, while nobody else writes
+    """
+    if "rows" not in base.metadata or (folder / SEALS / base.id).exists():
+        return
+    with suppress(icechunk().IcechunkError, ScalaiError, OSError):
+        seal(repo, folder, base.id, _parent(folder, base))
 
 # %% ../../../nbs/data/lake/repository.ipynb #6ff0d9d5
 ID = re.compile("[0-9A-Z]{20}")
