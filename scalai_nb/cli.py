@@ -25,6 +25,7 @@ from .commands.comparing import diff
 from .commands.describing import describe
 from .commands.export import export
 from .commands.ingesting import ingest, stream
+from .commands.observing.alerting import alarms_app
 from .commands.observing.watcher import watch
 from .commands.mcp import mcp
 from .commands.models import metrics_of, models_app
@@ -75,6 +76,7 @@ for name, sub in (
     ("lake", lake_app),
     ("models", models_app),
     ("token", token_app),
+    ("alarms", alarms_app),
     ("kernel", kernel_app),
     ("bench", bench_app),
 ):

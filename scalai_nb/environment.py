@@ -125,6 +125,7 @@ class Environment:
     trackers : str
     runs : str
     serving : str
+    notify : str
     cluster : str
     workers : int | None
     memory : int | None
@@ -155,6 +156,10 @@ class Environment:
     serving: str = _setting(
         ".scalai/serving",
         help="folder of what services keep: their logs until the lake has them, their counters",
+    )
+    notify: str = _setting(
+        "none",
+        help="none, or who is told of alarms: addresses of scalai watch --notify, with spaces",
     )
     cluster: str = _setting("local", _cluster, "none, local, cuda, kubernetes or tcp://host:port")
     workers: int | None = _setting(

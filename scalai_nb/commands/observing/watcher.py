@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..terminal import Env, Json, out
+from .alerting import followed, notifier
 from ...environment import environment, parse_seconds
 from ...errors import ParameterError
 from ...words import value
@@ -96,6 +97,15 @@ def watch(
     restart: Annotated[
         bool, typer.Option("--restart", help="Give up the windows so far, and begin anew.")
     ] = False,
+    notify: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Who is told of alarms; may be repeated: log:, log:FILE, slack:VARIABLE, "
+            "mailto:WHO?server=HOST:PORT, alertmanager+http://HOST:PORT, webhook+http://….",
+            show_default="as `notify` in settings.ini says",
+        ),
+    ] = None,
     env: Env = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what the windows would be.")
@@ -111,12 +121,17 @@ def watch(
     told: dict[str, Any] = {"every": seconds, "false_alarms": false_alarms, "large": large}
     told["restart"] = restart
     looking = _begun(Lake(place.lake), place, name, against, time, **told)
+    telling = notifier(looking.lake, looking.dataset, notify, place)
+    behind = not dry_run  # windows of an earlier look may have been kept without their alarms
     stop = Event()
     with signals(stop.set):
         while not stop.is_set():
             found = looking.look(dry_run)
             if found or once or dry_run:
                 out(_plain(found) if as_json else found, as_json, _table)
+            if not dry_run:
+                followed(telling, bool(found) or behind, quiet=as_json)
+                behind = False
             if once or dry_run:
                 return
             stop.wait(min(60.0, seconds / 10))
