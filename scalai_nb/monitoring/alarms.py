@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, Dataset
 
 # %% auto #0
-__all__ = ['State', 'QUIET', 'Alarm', 'Signal', 'episodes', 'noted', 'alarms', 'amend', 'drift',
-           'follow', 'acknowledge', 'resolve', 'every', 'find']
+__all__ = ['State', 'QUIET', 'Signals', 'Alarm', 'Signal', 'episodes', 'noted', 'alarms', 'amend',
+           'drift', 'follow', 'acknowledge', 'resolve', 'every', 'find']
 
 # %% ../../nbs/monitoring/alarms.ipynb #006ba480
 State = Literal["open", "acknowledged", "resolved"]
@@ -321,6 +321,10 @@ def drift(
     ]
 
 
+# lake, what is watched, the first window that counts or None -> what windows say, oldest first
+Signals: TypeAlias = "Callable[[LakeReader, str, np.datetime64 | None], list[Signal]]"
+
+
 def _merged(record: Alarm | None, found: Alarm) -> Alarm:
     "An alarm as the windows have it, and what people and sinks have of it"
     if record is None:
@@ -338,7 +342,7 @@ def follow(
     sinks: Iterable[str] = (),  # names of those that are to be told of what is new
     quiet: int = QUIET,
     kind: str = "drift",
-    signals: Callable[[LakeReader, str, np.datetime64 | None], list[Signal]] = drift,
+    signals: Signals = drift,
 ) -> list[Alarm]:  # those that are new or have changed
     """Bring the records up to the windows that were kept
 
@@ -351,7 +355,7 @@ def follow(
         names of those that are to be told of what is new
     quiet : int, default QUIET
     kind : str, default 'drift'
-    signals : Callable[[LakeReader, str, np.datetime64 | None], list[Signal]], default drift
+    signals : Signals, default drift
 
     Returns
     -------

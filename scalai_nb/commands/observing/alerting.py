@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from time import time as clock
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from scalai_nb.data.lake.lake import Lake
     from scalai_nb.environment import Environment
-    from scalai_nb.monitoring.alarms import Alarm
+    from scalai_nb.monitoring.alarms import Alarm, Signals
     from scalai_nb.monitoring.notifying import Notifier
 
 # %% auto #0
@@ -58,6 +59,7 @@ def followed(
     telling: Notifier,
     windows: bool,  # whether there may be windows without their alarms
     quiet: bool = False,  # whether nothing is printed where results are
+    kinds: Mapping[str, Signals] | None = None,  # what says that there is one; None: drift
 ) -> None:
     """Bring the alarms up to the windows, print what has changed, and tell the sinks
 
@@ -68,10 +70,15 @@ def followed(
         whether there may be windows without their alarms
     quiet : bool, default False
         whether nothing is printed where results are
+    kinds : Mapping[str, Signals] | None, default None
+        what says that there is one; None: drift
     """
-    from scalai_nb.monitoring.alarms import follow
+    from scalai_nb.monitoring.alarms import drift, follow
 
-    changed = follow(telling.lake, telling.dataset, telling.sinks) if windows else []
+    changed: list[Alarm] = []
+    for kind, signals in (kinds or {"drift": drift}).items() if windows else ():
+        place = telling.lake, telling.dataset, telling.sinks
+        changed += follow(*place, kind=kind, signals=signals)
     for alarm in changed if not quiet else []:
         then = f"; {_ACK.format(alarm.id)}" if alarm.state == "open" else ""
         console().print(f"alarm {alarm.id} {alarm.state}: {alarm.title}{then}", markup=False)

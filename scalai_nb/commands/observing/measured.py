@@ -160,15 +160,17 @@ class Beside:
     def __init__(self, lake: Lake, name: str, every: str, restart: bool) -> None:
         self.lake, self.name, self.every, self.restart = lake, name, every, restart
         self.due = -np.inf
+        self.new: list[Quality] = []  # of the last look
 
     def look(self, dry_run: bool) -> list[Quality]:
         "New and amended windows; none while it is not yet time to look"
+        self.new = []
         if monotonic() < self.due:
             return []
         self.due = monotonic() + parse_seconds(self.every) / 24
-        found = measuring(self.lake, self.name, self.every, self.restart, dry_run)
+        self.new = measuring(self.lake, self.name, self.every, self.restart, dry_run)
         self.restart = False
-        return found
+        return self.new
 
 
 def quality(

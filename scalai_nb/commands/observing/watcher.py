@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from scalai_nb.data.lake.lake import Lake
     from scalai_nb.environment import Environment
+    from scalai_nb.monitoring.alarms import Signals
     from scalai_nb.monitoring.notifying import Notifier
     from scalai_nb.monitoring.retraining import Loop
     from scalai_nb.monitoring.watch import Watch, Window
@@ -106,13 +107,29 @@ def _measured(beside: Beside, dry_run: bool, quiet: bool) -> Then:
     return then
 
 
-def _alarmed(telling: Notifier, quiet: bool) -> Then:
-    "Alarms: of new windows, and at first of those that were kept without"
+def _kinds(name: str, beside: Beside | None, false_alarms: float) -> dict[str, Signals]:
+    "What says that there is an alarm: drift, and of a model its concept"
+    from scalai_nb.monitoring.alarms import drift
+    from scalai_nb.monitoring.concept import concept_signals
+
+    if not beside:
+        return {"drift": drift}
+    return {
+        "drift": drift,
+        "concept": lambda lake, dataset, begin: concept_signals(lake, name, false_alarms, begin),
+    }
+
+
+def _alarmed(
+    telling: Notifier, kinds: dict[str, Signals], beside: Beside | None, quiet: bool
+) -> Then:
+    "Alarms: of new windows and labels, and at first of those that were kept without"
     behind = True
 
     def then(looking: Watch, found: list[Window]) -> None:
         nonlocal behind
-        followed(telling, bool(found) or behind, quiet=quiet)
+        new = bool(found or (beside and beside.new) or behind)
+        followed(telling, new, quiet, kinds)
         behind = False
 
     return then
@@ -120,10 +137,11 @@ def _alarmed(telling: Notifier, quiet: bool) -> Then:
 
 def _decided(loop: Loop, as_json: bool) -> Then:
     "Whether the model is trained again, and what becomes of a new version"
+    from scalai_nb.monitoring.alarms import alarms
 
     def then(looking: Watch, found: list[Window]) -> None:
-        last = looking.before(1)
-        alarm = last[-1].since if last and last[-1].alarm else None
+        lasting = [a.since for a in alarms(loop.lake, looking.dataset) if a.lasts]
+        alarm = min(lasting, default=None)
         if done := [*decisions_now(loop, alarm)]:
             out(done, as_json, table)
 
@@ -205,10 +223,13 @@ def watch(
     if policy and replay:
         return out(replayed(policy, windows(lake, looking.dataset), seconds), as_json, table)
     after: list[Then] = []
-    if not against:
-        after.append(_measured(Beside(lake, name, every, restart), dry_run, as_json))
+    beside = None if against else Beside(lake, name, every, restart)
+    if beside:
+        after.append(_measured(beside, dry_run, as_json))
     if not dry_run:
-        after.append(_alarmed(notifier(lake, looking.dataset, notify, place), as_json))
+        kinds = _kinds(name, beside, false_alarms)
+        telling = notifier(lake, looking.dataset, notify, place)
+        after.append(_alarmed(telling, kinds, beside, as_json))
     if policy and not dry_run:
         after.append(_decided(loop_of(lake, place, name, policy), as_json))
     stop, seen = Event(), Seen(looking)
