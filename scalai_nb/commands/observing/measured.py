@@ -10,7 +10,6 @@ from dataclasses import asdict
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 from ..terminal import Env, Json, out
@@ -159,7 +158,7 @@ class Beside:
 
     def __init__(self, lake: Lake, name: str, every: str, restart: bool) -> None:
         self.lake, self.name, self.every, self.restart = lake, name, every, restart
-        self.due = -np.inf
+        self.due = 0.0
         self.new: list[Quality] = []  # of the last look
 
     def look(self, dry_run: bool) -> list[Quality]:
