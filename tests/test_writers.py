@@ -1,7 +1,7 @@
 """Writers that come at once and die: what was said to be there is there, once
 
 `pytest -m campaign tests/test_writers.py` goes on for ten minutes, in a folder and in a bucket,
-or for as many seconds as SCALAI_WRITERS_SECONDS says."""
+or for as many seconds as WRITERS_SECONDS says."""
 
 import os
 import random
@@ -19,7 +19,7 @@ from buckets import s3_server, variables
 from scalai_nb.data.lake.lake import Lake
 
 WRITERS = 4
-LONG = int(os.environ.get("SCALAI_WRITERS_SECONDS", "600"))
+LONG = int(os.environ.get("WRITERS_SECONDS", "600"))
 WRITER = """
 import sys, numpy as np, xarray as xr
 from scalai_nb.data.lake.lake import Lake
