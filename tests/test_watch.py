@@ -176,6 +176,20 @@ def test_a_band_of_many_that_has_moved_is_found_and_named(lake):
         watch_dataset(lake, "grid", "@normal", per=["lats"], **known)
 
 
+@pytest.mark.parametrize("each", [20, 200])
+def test_an_alarm_ends_soon_after_its_cause_and_the_next_is_another(tmp_path, each):
+    lake = Lake(tmp_path)
+    shifts = [0.0] * 10 + [3.0] * 6 + [0.0] * 12 + [3.0] * 6 + [0.0]
+    for hour, shift in enumerate(shifts):
+        put = lake.append if hour else lake.write
+        put("a", rows(hours(hour, 1, each), seed=hour, shift=shift))
+    found = watch(lake).look()
+    alarms = [hour for hour, w in enumerate(found) if w.alarm]
+    assert not {*range(10), *range(18, 28)} & {*alarms}
+    assert {*range(12, 16), *range(30, 34)} <= {*alarms}
+    assert found[33].since >= START + 27 * HOUR
+
+
 # --- a model --------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import pairwise
 from time import time as clock
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from ..data.contract import Contract
 from ..data.sources import row_blocks
 from ..describe.summary import Summary, summarize
 from ..errors import Conflict, DatasetNotFound, ParameterError, unknown
-from .detection import LENGTHS, Promise, detect
+from .detection import LENGTHS, SURE, Detection, Promise, detect
 from ..serving.log.segments import logged, predictions
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ class Window:
         of the columns that have moved
     normal : str, default ''
         what it was held against; windows of another are not joined with it
+    joined : int
+        windows, this one the newest, that may be joined: since a change
     """
 
     start: np.datetime64  # UTC
@@ -99,6 +102,7 @@ class Window:
     summary: Summary = field(repr=False)
     shares: Mapping[str, float] = field(default_factory=dict)  # of the columns that have moved
     normal: str = ""  # what it was held against; windows of another are not joined with it
+    joined: int = LENGTHS[-1]  # windows, this one the newest, that may be joined: since a change
 
 
 def watched(
@@ -108,7 +112,11 @@ def watched(
     return f"{dataset}.watch"
 
 
-_LATER = {"shares": ("string", "{}"), "normal": ("string", "")}  # columns that came later
+_LATER = {  # columns that came later, and what they hold of windows before
+    "shares": ("string", "{}"),
+    "normal": ("string", ""),
+    "joined": ("int64", LENGTHS[-1]),
+}
 
 
 def _kept(windows: list[Window]) -> Dataset:
@@ -124,7 +132,7 @@ def _kept(windows: list[Window]) -> Dataset:
     columns = {name: column(name, dtype) for name, dtype in kinds.items()}
     columns |= {"summary": ("row", text)}
     columns |= {"shares": ("row", np.array([json.dumps(dict(w.shares)) for w in windows], object))}
-    columns |= {"normal": column("normal", object)}
+    columns |= {"normal": column("normal", object), "joined": column("joined", np.int64)}
     return xr.Dataset(columns)
 
 
@@ -312,16 +320,16 @@ class Watch:
         self, number: int, rows: int, late: int, summary: Summary, before: list[Window]
     ) -> Window:
         "A window as it is kept"
-        recent = [*before, None][-LENGTHS[-1] :]
-        found = detect(
-            self.reference,
-            [*(w.summary for w in recent if w), summary],
-            self.promise,
-            self.weights,
-            self.large,
-        )
+        last = before[-1] if before else None
+        most = min(last.joined + 1, LENGTHS[-1]) if last else LENGTHS[-1]
+        recent = [*before, None][-most:]
+        summaries = [*(w.summary for w in recent if w), summary]
+        found = self._detected(self.reference, summaries)
+        if last and last.alarm and found.alarm and (back := self._back(summaries, found.windows)):
+            most = back
+            found = self._detected(self.reference, summaries[-back:])
         start = self._start(number)
-        begun, last = recent[-found.windows], before[-1] if before else None
+        begun = recent[-found.windows]
         since = begun.start if begun else start
         named = [": ".join([n, ", ".join(found.columns[n].because())]) for n in found.large]
         return Window(
@@ -336,7 +344,26 @@ class Watch:
             summary,
             found.shares,
             self.normal,
+            most,
         )
+
+    def _detected(self, reference: Summary, windows: list[Summary]) -> Detection:
+        return detect(reference, windows, self.promise, self.weights, self.large)
+
+    def _back(
+        self,
+        windows: list[Summary],  # oldest first
+        changed: int,  # how many of them, the newest, a change is in
+    ) -> int:
+        "How many of the newest are as the reference and no longer as the others; 0: none"
+        for n in LENGTHS:
+            if n >= changed:
+                return 0
+            newest, others = windows[-n:], reduce(Summary.merge, windows[-changed:-n])
+            apart = self._detected(others, newest)
+            if apart.alarm and self._detected(self.reference, newest).evidence < SURE:
+                return n
+        return 0
 
     def _start(self, number: int) -> np.datetime64:
         return np.datetime64(round(number * self.every * 1e6), "us")
