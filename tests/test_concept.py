@@ -61,6 +61,18 @@ def test_a_change_is_found_within_three_windows_and_named(kind):
     assert "came true" in found[13].what and found[13].since >= START + 9 * DAY
 
 
+def test_a_change_is_over_soon_after_its_cause():
+    rng = np.random.default_rng(8)
+    days = []
+    for day in range(30):
+        score = rng.random(600)
+        chance = 1 - score if 10 <= day < 16 or day >= 26 else score
+        days.append(window(day, score, rng.random(600) < chance))
+    found = {int((s.at - START) / DAY): s.alarm for s in concept(days)}
+    assert not any(found[day] for day in [*range(1, 10), *range(18, 26)])
+    assert all(found[day] for day in [*range(11, 16), *range(27, 30)])
+
+
 def test_scores_that_drift_are_no_change_of_the_concept():
     rng = np.random.default_rng(4)
     days = []

@@ -145,13 +145,41 @@ FULL = 5_000  # labels that make what is normal; more are not needed
 LARGE = 0.02  # of the rows, whose labels follow otherwise, from which on a change matters
 
 
-def _signal(w: Quality, found: list[Followed], lengths: Sequence[Quality], p: Promise) -> Signal:
-    "What a window says, joined with those before it"
-    each = np.array([f.evidence for f in found])
-    total, best = float(average(each)), int(each.argmax())
-    alarm = total >= p.threshold and found[best].moved >= LARGE
-    what = "\n".join(found[best].because())
-    return Signal(w.start, alarm, lengths[best].start, what, total, {})
+@dataclass(frozen=True)
+class _Told:
+    "Windows with labels, and what is normal for them"
+
+    windows: list[Quality]
+    normal: list[Scores]  # of the first one, two … windows
+    threshold: float
+
+    def joined(self, start: int, end: int) -> Scores:
+        "The labels of some windows"
+        return reduce(merge_scores, (w.states.sure for w in self.windows[start:end]))
+
+    def beside(self, start: int, end: int) -> Followed:
+        "Windows held against what is normal before them"
+        return followed(self.normal[min(len(self.normal), start) - 1], self.joined(start, end))
+
+    def signal(self, most: int, end: int) -> tuple[Signal, int]:
+        "What the window before `end` says, with those before it; how many speak most for a change"
+        lengths = [n for n in LENGTHS if n <= most]
+        found = [self.beside(end - n, end) for n in lengths]
+        each = np.array([f.evidence for f in found])
+        total, best = float(average(each)), int(each.argmax())
+        alarm = total >= self.threshold and found[best].moved >= LARGE
+        what, since = "\n".join(found[best].because()), self.windows[end - lengths[best]].start
+        return Signal(self.windows[end - 1].start, alarm, since, what, total, {}), lengths[best]
+
+    def back(self, changed: int, end: int) -> int:
+        "How many of the newest windows are as is normal, and no longer as the others; 0: none"
+        for n in LENGTHS:
+            if n >= changed:
+                return 0
+            apart = followed(self.joined(end - changed, end - n), self.joined(end - n, end))
+            if apart.evidence >= self.threshold and self.beside(end - n, end).evidence < SURE:
+                return n
+        return 0
 
 
 def concept(
@@ -174,16 +202,19 @@ def concept(
     """
     told = [w for w in windows if w.labels.labels and judged(w.output) is not NUMBERS]
     first, most = np.searchsorted(np.cumsum([w.labels.labels for w in told]), [ENOUGH, FULL]) + 1
+    if first >= len(told):
+        return
     normal = [*accumulate((w.states.sure for w in told[:most]), merge_scores)]
-    for i in range(first, len(told)):
-        lengths = [n for n in LENGTHS if n <= i + 1 - first]
-        now = [
-            reduce(merge_scores, (w.states.sure for w in told[i + 1 - n : i + 1])) for n in lengths
-        ]
-        then = [normal[min(most, i + 1 - n) - 1] for n in lengths]
-        found = [followed(*sides) for sides in zip(then, now, strict=True)]
-        promise = Promise(false_alarms, YEAR / told[i].every)
-        yield _signal(told[i], found, [told[i + 1 - n] for n in lengths], promise)
+    held = _Told(told, normal, Promise(false_alarms, YEAR / told[0].every).threshold)
+    joined, alarm = 0, False
+    for end in range(first + 1, len(told) + 1):
+        joined = min(joined + 1, LENGTHS[-1])
+        signal, changed = held.signal(joined, end)
+        if alarm and signal.alarm and (back := held.back(changed, end)):
+            joined = back
+            signal, _ = held.signal(joined, end)
+        alarm = signal.alarm
+        yield signal
 
 
 def concept_signals(
