@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import Conflict, DatasetNotFound, Locked, ScalaiError, WorkFailed
 from ..files import owned
-from ..models.registry.gate import Limits, judge
+from ..models.registry.gate import Limits, held_against
 from ..models.registry.release import examine, release
 from .policy import Decision, Policy, asked, recorded, seconds, standing
 from ..serving.log.feedback import joined
@@ -304,15 +304,9 @@ class Loop:
         rows = self._rows(model, last.time)
         if rows is None:
             return self._waited("keep", last, at)
-        verdict = judge(
-            model,
-            rows,
-            label_of(model),
-            {},
-            champion=self.registry.load(self.name, last.former),
-            by=self.by,
-            limits=self.limits,
-        )
+        former = self.registry.load(self.name, last.former)
+        options: dict[str, Any] = {"by": self.by, "limits": self.limits}
+        verdict = held_against(model, former, rows, label_of(model), **options)
         at = replace(at, verdict=json.dumps(verdict.to_dict()), why=verdict.reason)
         if verdict.passed:
             return replace(at, action="keep")

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, ArrayLike, Dataset
 
 # %% auto #0
-__all__ = ['Limits', 'Evidence', 'latencies', 'judge']
+__all__ = ['Limits', 'Evidence', 'latencies', 'judge', 'held_against']
 
 # %% ../../../nbs/models/registry/gate.ipynb #9beca498
 @dataclass(frozen=True)
@@ -388,13 +388,13 @@ def _seen(model: Model, data: Dataset) -> Iterator[Check]:
         yield Check("new rows", False, text, decides=False)
 
 # %% ../../../nbs/models/registry/gate.ipynb #8d6d51e1
-def _goals(model: Model, goals: Mapping[str, str] | None, compared: bool) -> dict[str, Goal]:
+def _goals(model: Model, goals: Mapping[str, str] | None) -> dict[str, Goal]:
     "The goals by name: as given, or as the card has them. ParameterError: there are none"
     stated = goals
     if stated is None:
         card = model.card.get("goals") or {}
         stated = {n: g["goal"] if isinstance(g, dict) else g for n, g in card.items()}
-    if not stated and not (compared and goals is not None):
+    if not stated:
         raise ParameterError(
             'The gate needs goals, such as {"auc": ">= 0.68"}; '
             "a model is not released because it is new."
@@ -439,7 +439,7 @@ def judge(
     # pr_auc, brier, ece, recall, precision, f1, `recall of CLASS` and the like; of numbers: rmse,
     # mae, bias, r2, mape, median_absolute_error, max_error, poisson_deviance, gamma_deviance,
     # tweedie_deviance(POWER), pinball_loss(QUANTILE); of all: latency_ms, freshness_days, drift;
-    # None: those of the challenger's card; empty: it is only held against the champion
+    # None: those of the challenger's card
     goals: Mapping[str, str] | None = None,
     *,
     champion: Model | None = None,  # that serves; None: there is none
@@ -468,7 +468,7 @@ def judge(
         pr_auc, brier, ece, recall, precision, f1, `recall of CLASS` and the like; of numbers: rmse,
         mae, bias, r2, mape, median_absolute_error, max_error, poisson_deviance, gamma_deviance,
         tweedie_deviance(POWER), pinball_loss(QUANTILE); of all: latency_ms, freshness_days, drift;
-        None: those of the challenger's card; empty: it is only held against the champion
+        None: those of the challenger's card
     champion : Model | None, default None
         that serves; None: there is none
     by : str | Sequence[str], default ()
@@ -481,7 +481,7 @@ def judge(
     from scalai_nb.models.package.package import digest
 
     by = [by] if isinstance(by, str) else list(by)
-    wanted = _goals(challenger, goals, compared=champion is not None)
+    wanted = _goals(challenger, goals)
     _check_columns(data, [*by, *filter(None, [limits.groups])])
     y = labels_of(challenger, data, label)
     scored = _score(challenger, data, evidence.score)
@@ -504,3 +504,43 @@ def judge(
     served = None if champion is None else digest(champion)
     content = digest(challenger)
     return Verdict(challenger.name, content, served, case.evaluation.count, tuple(checks))
+
+
+def held_against(
+    model: Model,
+    other: Model,
+    data: Dataset,  # (row) rows that neither has learned from
+    label: str,  # its column of what came true
+    *,
+    by: str | Sequence[str] = (),  # columns to slice by, each by itself
+    limits: Limits = Limits(),
+) -> Verdict:  # without goals
+    """Whether a model is worse than another, and not by chance. Errors as of `judge`
+
+    Parameters
+    ----------
+    model : Model
+    other : Model
+    data : Dataset
+        (row) rows that neither has learned from
+    label : str
+        its column of what came true
+    by : str | Sequence[str], default ()
+        columns to slice by, each by itself
+    limits : Limits
+
+    Returns
+    -------
+    Verdict
+        without goals
+    """
+    from scalai_nb.models.package.package import digest
+
+    by = [by] if isinstance(by, str) else list(by)
+    _check_columns(data, [*by, *filter(None, [limits.groups])])
+    y, new, old = labels_of(model, data, label), *(_score(m, data, None) for m in (model, other))
+    case = _Case(model, other, data, evaluated(model, y, new, []), limits, Evidence())
+    checks = [Check("champion", True, "they give different things", decides=False)]
+    if _alike(other, model):
+        checks = _not_worse_anywhere(case, y, new, old, by)
+    return Verdict(model.name, digest(model), digest(other), case.evaluation.count, tuple(checks))
