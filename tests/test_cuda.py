@@ -296,7 +296,10 @@ def test_a_planted_bug_is_caught_by_what_is_said_to_catch_it(number, planted):
 # ---- launchers and twins are one interface
 
 HOST = {
-    "columns": {"gathered", "join", "joined", "occupied", "settled"},
+    "columns": {
+        *("gathered", "join", "joined", "occupied", "settled"),
+        *("shortened", "side_by_side", "summed_runs"),  # of what windows remember
+    },
     # the further pass over crowded scores is made on the host
     "scores": {"bins", "occupied", "joined", "keys", "cells", "recount", "merge_recounts"},
     "linear": {"descend"},

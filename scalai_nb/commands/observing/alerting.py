@@ -217,4 +217,4 @@ def alarms_test(
 
     found = sink(address)
     found.send(trial(clock()))
-    console().print(f"sent to {found.name}", markup=False)
+    console().print(f"sent to {found.name}", markup=False, soft_wrap=True)

@@ -362,8 +362,10 @@ def _finish() -> None:
     from zarr.core import sync
 
     loop, deadline = sync.loop[0], time.monotonic() + 5
-    if not loop or _first_use() != os.getpid():
+    if not loop or not loop.is_running() or _first_use() != os.getpid():
         return
+    with suppress(TimeoutError):  # what it was told just now is a task only when it has come to it
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(5)
     while asyncio.all_tasks(loop) and time.monotonic() < deadline:
         time.sleep(0.005)
     time.sleep(0.02)  # what told the loop of the last may still wait for the interpreter

@@ -16,6 +16,7 @@ from codecs import getwriter
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from ...files import replacing
@@ -44,6 +45,7 @@ class Memory:
         self.path = path
         self._facts: dict[str, list[Any]] = self._read()
         self._new = False  # whether there is something to write
+        self._saving = Lock()  # whoever writes last has the newest facts
 
     def _read(self) -> dict[str, list[Any]]:
         try:
@@ -67,16 +69,18 @@ class Memory:
 
         A disk that refuses is no reason to fail.
         """
-        if not (self.path and self._new):
-            return
+        with self._saving:
+            if self.path and self._new:
+                self._write(self.path)
+
+    def _write(self, path: Path) -> None:
         try:
             self._new = False  # what other threads put from here on is new again
-            facts = self._facts.copy()
-            for name in facts:
+            for name in self._facts.copy():
                 if name.startswith("/") and not os.path.lexists(name):
                     self._facts.pop(name, None)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self.path, durable=False) as file:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path, durable=False) as file:
                 json.dump(self._facts.copy(), getwriter("utf-8")(file))
         except OSError:
             self._new = True
