@@ -216,9 +216,8 @@ while True:
 """
 
 
-def test_kill_in_appends_and_compactions_loses_no_row(tmp_path):
+def test_kill_in_appends_and_compactions_loses_no_row(lake):
     "Whenever the writer dies, each version has its own rows"
-    lake = Lake(tmp_path / "lake")
     kills, seed = int(os.environ.get("TAIL_KILLS", "4")), random.Random(2)
     rows = 0
     for _ in range(kills):
