@@ -14,6 +14,7 @@ import numpy as np
 
 from ..compute.state import to_text
 from ..errors import Conflict, DatasetNotFound, ParameterError
+from .watch import reached
 from .window_states import judged, states_of
 from scalai_nb.monitoring.quality import (
     Labels,
@@ -256,16 +257,7 @@ class QualityWatch:
         "Where the last look ended"
         if self.restart:
             return {}
-        try:
-            place = self.lake.state(quality_of(self.model))
-        except DatasetNotFound:
-            return {}
-        if place.get("every", self.every) != self.every:
-            raise ParameterError(
-                f"The windows of {self.model!r} are {place['every']:g} s long, not "
-                f"{self.every:g} s; pass that, or begin anew with --restart (restart=True)."
-            )
-        return place
+        return reached(self.lake, quality_of(self.model), self.model, self.every)
 
     def _logs(self, place: dict[str, Any]) -> tuple[Dataset, Dataset | None]:
         "The logs of predictions and of feedback, lazy; None: there is no feedback yet"
@@ -346,7 +338,7 @@ class QualityWatch:
             elif (old.rows, old.text, str(old.labels)) != (new.rows, new.text, str(new.labels)):
                 yield replace(new, amended=old.amended + 1, before=old.labels.labels)
 
-    def _keep(self, found: list[Quality], place: dict[str, Any], reached: dict[str, Any]) -> None:
+    def _keep(self, found: list[Quality], place: dict[str, Any], now: dict[str, Any]) -> None:
         "Commit windows and places together"
 
         def follow(state: dict[str, Any]) -> dict[str, Any]:
@@ -356,7 +348,7 @@ class QualityWatch:
                     f"Another watcher of {self.model!r} has kept windows meanwhile; let one of "
                     "them watch, or look again."
                 )
-            return state | reached
+            return state | now
 
         name, message = quality_of(self.model), f"{len(found)} windows of {self.model}"
         if self.restart or name not in self.lake.names():

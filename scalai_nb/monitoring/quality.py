@@ -14,6 +14,7 @@ import numpy as np
 
 from ..compute.state import from_text
 from ..errors import DatasetNotFound
+from .watch import scalar
 from .window_states import NUMBERS, States, judged
 from ..serving.log.segments import predictions
 
@@ -242,10 +243,6 @@ def _window(row: dict[str, Any]) -> Quality:
     return Quality(**row, **parts)
 
 
-def _python(x: Any) -> Any:
-    return x.item() if isinstance(x, np.generic) and x.dtype.kind != "M" else x
-
-
 def qualities(
     lake: LakeReader,
     model: str,
@@ -277,7 +274,7 @@ def qualities(
     chosen = np.unique(chosen)[-last if last else None :]
     kept = kept.isel(row=np.flatnonzero(np.isin(starts, chosen))).load()
     lines = zip(*(kept[n].values for n in _columns()), strict=True)
-    rows = (dict(zip(_columns(), map(_python, line), strict=True)) for line in lines)
+    rows = (dict(zip(_columns(), map(scalar, line), strict=True)) for line in lines)
     return sorted(map(_window, rows), key=lambda w: (w.start, len(w.version), w.version))
 
 

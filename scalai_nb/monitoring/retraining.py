@@ -19,6 +19,7 @@ from ..files import owned
 from ..models.registry.gate import Limits, held_against
 from ..models.registry.release import examine, release
 from .policy import Decision, Policy, asked, recorded, seconds, standing
+from .watch import scalar
 from ..serving.log.feedback import joined
 from ..serving.log.segments import OWN, feedback, logged, predictions, score_columns
 
@@ -82,11 +83,7 @@ def decided(
     except DatasetNotFound:
         return []
     columns = [rows[f.name].values for f in fields(Decision)]
-    return [Decision(*map(_python, row)) for row in zip(*columns, strict=True)]
-
-
-def _python(x: Any) -> Any:
-    return x.item() if isinstance(x, np.integer) else x
+    return [Decision(*map(scalar, row)) for row in zip(*columns, strict=True)]
 
 # %% ../../nbs/monitoring/retraining.ipynb #a429e9f2
 def labelled(

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, Dataset
 
 # %% auto #0
-__all__ = ['YEAR', 'Window', 'watched', 'windows', 'Watch', 'normal_of', 'watch_model',
-           'watch_dataset']
+__all__ = ['YEAR', 'Window', 'watched', 'windows', 'scalar', 'reached', 'Watch', 'normal_of',
+           'watch_model', 'watch_dataset']
 
 # %% ../../nbs/monitoring/watch.ipynb #27a1888a
 YEAR = 365.25 * 86_400  # seconds
@@ -163,12 +163,51 @@ def windows(
     kept = kept.isel(row=slice(-last if last else None, None)).load()
     read = {"summary": Summary.from_json, "shares": json.loads}
     names = [name for name in Window.__dataclass_fields__ if name in kept]  # an earlier has fewer
-    columns = [map(read.get(name, _python), kept[name].values) for name in names]
+    columns = [map(read.get(name, scalar), kept[name].values) for name in names]
     return [Window(**dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
 
 
-def _python(x: Any) -> Any:
+def scalar(
+    x: Any,  # a value of a column
+) -> Any:
+    """A number of Python for one of NumPy; times and texts as they are
+
+    Parameters
+    ----------
+    x : Any
+        a value of a column
+    """
     return x.item() if isinstance(x, np.generic) and x.dtype.kind != "M" else x
+
+
+def reached(
+    lake: LakeReader,
+    kept: str,  # the dataset of the windows
+    what: str,  # that is watched
+    every: float,  # seconds of a window
+) -> dict[str, Any]:
+    """Where the last look ended; nothing: there was none. ParameterError: its windows were others
+
+    Parameters
+    ----------
+    lake : LakeReader
+    kept : str
+        the dataset of the windows
+    what : str
+        that is watched
+    every : float
+        seconds of a window
+    """
+    try:
+        place = lake.state(kept)
+    except DatasetNotFound:
+        return {}
+    if place.get("every", every) != every:
+        raise ParameterError(
+            f"The windows of {what!r} are {place['every']:g} s long, not "
+            f"{every:g} s; pass that, or begin anew with --restart (restart=True)."
+        )
+    return place
 
 # %% ../../nbs/monitoring/watch.ipynb #1a655324
 class Watch:
@@ -246,7 +285,7 @@ class Watch:
         cuts = [*_cuts(self._times(rows, at), closed)]
         if not cuts:
             return []
-        before = [] if self.restart else self.before()
+        before = [] if self.restart else self._before()
         closing: list[Window] = []
         for number, start, stop, late in cuts:
             part = rows.isel(row=slice(at + start, at + stop))
@@ -254,40 +293,18 @@ class Watch:
             closing.append(self._judged(number, stop - start, late, summary, [*before, *closing]))
         if not dry_run:
             closed, _, end, _ = cuts[-1]
-            reached = {"rows": at + end, "closed": closed, "every": self.every, "per": self.per}
-            self._keep(closing, place, reached)
+            now = {"rows": at + end, "closed": closed, "every": self.every, "per": self.per}
+            self._keep(closing, place, now)
         return closing
 
-    def before(
-        self,
-        last: int = LENGTHS[-1],  # of those that were kept
-    ) -> list[Window]:  # oldest first
-        """The windows that were held against the same: a new champion begins anew
-
-        Parameters
-        ----------
-        last : int
-            of those that were kept
-
-        Returns
-        -------
-        list[Window]
-            oldest first
-        """
-        kept = windows(self.lake, self.dataset, last)
+    def _before(self) -> list[Window]:
+        "The newest windows that were held against the same: a new champion begins anew"
+        kept = windows(self.lake, self.dataset, LENGTHS[-1])
         return [w for w in kept if w.normal == self.normal]
 
     def _place(self) -> dict[str, Any]:
         "Where the last look ended"
-        try:
-            place = self.lake.state(watched(self.dataset))
-        except DatasetNotFound:
-            return {}
-        if place.get("every", self.every) != self.every:
-            raise ParameterError(
-                f"The windows of {self.dataset!r} are {place['every']:g} s long, not "
-                f"{self.every:g} s; pass that, or begin anew with --restart (restart=True)."
-            )
+        place = reached(self.lake, watched(self.dataset), self.dataset, self.every)
         if place and place.get("per", []) != self.per:
             raise ParameterError(
                 f"The windows of {self.dataset!r} are per {place.get('per', [])}, not {self.per}; "
@@ -368,7 +385,7 @@ class Watch:
     def _start(self, number: int) -> np.datetime64:
         return np.datetime64(round(number * self.every * 1e6), "us")
 
-    def _keep(self, closing: list[Window], place: dict[str, Any], reached: dict[str, Any]) -> None:
+    def _keep(self, closing: list[Window], place: dict[str, Any], now: dict[str, Any]) -> None:
         "Commit windows and the place together"
 
         def follow(state: dict[str, Any]) -> dict[str, Any]:
@@ -377,7 +394,7 @@ class Watch:
                     f"Another watcher of {self.dataset!r} has kept windows meanwhile; let one of "
                     "them watch, or look again."
                 )
-            return state | reached
+            return state | now
 
         name, message = watched(self.dataset), f"{len(closing)} windows of {self.dataset}"
         new = self.restart or name not in self.lake.names()
