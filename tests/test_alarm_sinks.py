@@ -318,7 +318,7 @@ def test_alertmanager_is_told_again_of_what_lasts(alertmanager, tmp_path):
     told = Notifier(lake, "readings", [address], clock=lambda: now[0])
     assert told.tell() == []
     versions, sent = len(lake.log("readings.alarms")), []
-    told.sinks[address].send = lambda notice: sent.append(notice.event)
+    told.listeners[address].sink.send = lambda notice: sent.append(notice.event)
     told.tell()
     now[0] += 61
     told.tell()

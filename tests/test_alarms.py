@@ -16,6 +16,7 @@ from scalai_nb.data.lake.lake import Lake
 from scalai_nb.describe.summary import Summary
 from scalai_nb.errors import Conflict, ParameterError
 from scalai_nb.monitoring.alarms import (
+    KINDS,
     Signal,
     acknowledge,
     alarms,
@@ -171,7 +172,7 @@ def test_a_sink_hears_each_news_once(lake, tmp_path):
     told = Notifier(lake, "a", [f"log:{tmp_path / 'log'}"])
 
     def tell():
-        follow(lake, "a", told.sinks)
+        follow(lake, "a", told.sinks("drift"))
         assert told.tell() == [] == told.tell()
 
     days(lake, 1, 1)
@@ -190,11 +191,11 @@ def test_a_sink_hears_each_news_once(lake, tmp_path):
 def test_what_was_over_before_anybody_watched_is_told_to_nobody(lake, tmp_path):
     told = Notifier(lake, "a", [f"log:{tmp_path / 'log'}"])
     keep(lake, [window(i, x) for i, x in enumerate([True, False, False, True])])
-    follow(lake, "a", told.sinks)
+    follow(lake, "a", told.sinks("drift"))
     told.tell()
     assert heard(tmp_path / "log") == ["opened"] and len(alarms(lake, "a")) == 2
     keep(lake, [window(4 + i, x) for i, x in enumerate([False, False, True, False, False])])
-    follow(lake, "a", told.sinks)
+    follow(lake, "a", told.sinks("drift"))
     told.tell()
     assert heard(tmp_path / "log") == ["opened", "resolved", "resolved"]
     late = Notifier(lake, "a", [f"log:{tmp_path / 'late'}"])
@@ -206,7 +207,7 @@ def test_a_sink_that_is_away_holds_up_no_other_and_is_told_later(lake, tmp_path)
     clock, away = Clock(), tmp_path / "away" / "log"
     told = Notifier(lake, "a", [f"log:{away}", f"log:{tmp_path / 'log'}"], clock)
     keep(lake, [window(0, True)])
-    follow(lake, "a", told.sinks)
+    follow(lake, "a", told.sinks("drift"))
     assert told.tell() == [f"log:{away} was not told: FileNotFoundError; again in 1 min 00 s."]
     assert heard(tmp_path / "log") == ["opened"]
     away.parent.mkdir()
@@ -222,14 +223,14 @@ def test_a_sink_that_is_away_holds_up_no_other_and_is_told_later(lake, tmp_path)
 def test_news_that_came_while_it_was_told_is_told_next(lake, tmp_path):
     told = Notifier(lake, "a", [f"log:{tmp_path / 'log'}"])
     (alarm,) = days(lake, 1)
-    send = next(iter(told.sinks.values())).send
+    send = next(iter(told.listeners.values())).sink.send
 
     def meanwhile(notice):
         send(notice)
         if notice.event == "opened":
             acknowledge(Lake(lake.path, author="bob"), alarm, "bob")
 
-    next(iter(told.sinks.values())).send = meanwhile
+    next(iter(told.listeners.values())).sink.send = meanwhile
     told.tell()
     told.tell()
     assert heard(tmp_path / "log") == ["opened", "acknowledged"]
@@ -243,7 +244,7 @@ from scalai_nb.monitoring import notifying
 from scalai_nb.monitoring.alarms import follow
 lake = Lake(sys.argv[1])
 told = notifying.Notifier(lake, "a", [f"log:{sys.argv[2]}"])
-follow(lake, "a", told.sinks)
+follow(lake, "a", told.sinks("drift"))
 told._keep = lambda _: os.kill(os.getpid(), signal.SIGKILL)
 told.tell()
 """
@@ -255,7 +256,7 @@ def test_a_watcher_that_is_killed_when_it_has_told_tells_the_same_once_more(lake
     words = [sys.executable, "-c", KILLED, str(lake.path), str(log)]
     assert subprocess.run(words, cwd=ROOT).returncode == -signal.SIGKILL
     told = Notifier(lake, "a", [f"log:{log}"])
-    assert follow(lake, "a", told.sinks) == []
+    assert follow(lake, "a", told.sinks("drift")) == []
     told.tell(), told.tell()
     first, second = (json.loads(line)["id"] for line in log.read_text().splitlines())
     assert first == second
@@ -265,3 +266,16 @@ def test_an_alarm_of_a_lake_without_windows_is_kept(lake):
     (alarm,) = days(lake, 1)
     amend(lake, "b", lambda _: [replace(alarm, dataset="b")], "of b")
     assert {a.dataset for a in every(lake)} == {"a", "b"} and len(every(lake, "b")) == 1
+
+
+def test_a_sink_hears_of_the_kinds_that_stand_before_it(lake, tmp_path):
+    pager, log = tmp_path / "pager", tmp_path / "log"
+    told = Notifier(lake, "a", [f"goal,concept=log:{pager}", f"log:{log}"])
+    days(lake, 1)
+    for kind in KINDS:
+        follow(lake, "a", told.sinks(kind), kind=kind)
+    told.tell()
+    assert {json.loads(line)["kind"] for line in log.read_text().splitlines()} == {*KINDS}
+    assert {json.loads(line)["kind"] for line in pager.read_text().splitlines()} == {*KINDS[1:]}
+    with pytest.raises(ParameterError, match="'gaol' is not in the kinds of alarms"):
+        Notifier(lake, "a", ["gaol=log:"])

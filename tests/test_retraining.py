@@ -18,6 +18,7 @@ from scalai_nb.errors import Conflict, WorkFailed
 from scalai_nb.learn.features.transform import Transform
 from scalai_nb.models.package.package import package
 from scalai_nb.models.registry.registry import Registry
+from scalai_nb.monitoring.alarms import Alarm
 from scalai_nb.monitoring.policy import Policy, asked, recorded, seconds
 from scalai_nb.monitoring.retraining import Loop, decided, labelled
 
@@ -53,6 +54,18 @@ def test_no_policy_is_overstepped_whatever_asks(seed):
     assert len(trained) and (np.diff(trained) >= seconds(policy.cool_down)).all()
     assert all(((trained > t - 365 * DAY) & (trained <= t)).sum() <= policy.budget for t in trained)
     assert all(a != b for a, b in zip(kept, kept[1:], strict=False))
+
+
+def test_a_policy_heeds_its_kinds_of_alarms_alone():
+    def alarm(kind, state="open"):
+        days = START + DAY, START + DAY, START + DAY
+        return Alarm("x", "late-predictions", kind, state, *days, None, "", 0.0, {}, "")
+
+    paged, any_kind = Policy("late", kinds=("goal", "concept")), Policy("late")
+    assert paged.since([alarm("drift")]) is None
+    assert paged.since([alarm("drift"), alarm("goal")]) == START + DAY
+    assert any_kind.since([alarm("drift")]) == START + DAY
+    assert any_kind.since([alarm("drift", "resolved")]) is None
 
 
 # --- the loop -------------------------------------------------------------------------------------

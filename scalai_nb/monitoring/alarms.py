@@ -22,11 +22,33 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, Dataset
 
 # %% auto #0
-__all__ = ['State', 'QUIET', 'Signals', 'Alarm', 'Signal', 'episodes', 'noted', 'alarms', 'amend',
-           'drift', 'follow', 'acknowledge', 'resolve', 'every', 'find']
+__all__ = ['State', 'KINDS', 'QUIET', 'Signals', 'kinds_before', 'Alarm', 'Signal', 'episodes',
+           'noted', 'alarms', 'amend', 'drift', 'follow', 'acknowledge', 'resolve',
+           'every', 'find']
 
 # %% ../../nbs/monitoring/alarms.ipynb #006ba480
 State = Literal["open", "acknowledged", "resolved"]
+KINDS = "drift", "concept", "goal"  # that `scalai watch` tells apart
+
+
+def kinds_before(
+    text: str,  # KIND,KIND=WHAT, or WHAT
+) -> tuple[tuple[str, ...], str]:
+    """The kinds of alarms that stand before something, (): all. ParameterError: no such kind
+
+    Parameters
+    ----------
+    text : str
+        KIND,KIND=WHAT, or WHAT
+    """
+    kinds, _, what = text.partition("=")
+    if not what or ":" in kinds:
+        return (), text
+    named = tuple(kinds.split(","))
+    for kind in named:
+        if kind not in KINDS:
+            raise ParameterError(unknown(kind, KINDS, "the kinds of alarms"))
+    return named, what
 
 
 @dataclass(frozen=True)

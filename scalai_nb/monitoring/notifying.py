@@ -12,7 +12,7 @@ from time import time as clock
 from typing import TYPE_CHECKING, Any
 
 from .alarms import Alarm, alarms, amend
-from .sinks.notices import Event, Notice, NotSent, Sink, sink
+from .sinks.notices import Event, Listener, Notice, NotSent, Sink, listener
 from ..words import duration
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Notifier:
     dataset : str
         that is watched
     addresses : Iterable[str]
-        of sinks, as `sinks.notices.sink` takes them
+        of sinks, as `sinks.notices.listener` takes them
     clock : Callable[[], float], default clock
         seconds since 1970
     """
@@ -80,12 +80,25 @@ class Notifier:
         self,
         lake: Lake,
         dataset: str,  # that is watched
-        addresses: Iterable[str],  # of sinks, as `sinks.notices.sink` takes them
+        addresses: Iterable[str],  # of sinks, as `sinks.notices.listener` takes them
         clock: Callable[[], float] = clock,  # seconds since 1970
     ) -> None:
         self.lake, self.dataset, self.clock = lake, dataset, clock
-        self.sinks: dict[str, Sink] = {s.name: s for s in map(sink, addresses)}
+        self.listeners: dict[str, Listener] = {x.sink.name: x for x in map(listener, addresses)}
         self.sent: dict[tuple[str, str], float] = {}  # when a sink was told by this process
+
+    def sinks(
+        self,
+        kind: str,  # of alarms
+    ) -> list[str]:
+        """The names of the sinks that hear of it
+
+        Parameters
+        ----------
+        kind : str
+            of alarms
+        """
+        return [name for name, one in self.listeners.items() if one.hears(kind)]
 
     def tell(self) -> list[str]:  # a sentence for each sink that was not reached
         """Tell each sink what it has not heard; whatever one does, the others are told
@@ -95,11 +108,12 @@ class Notifier:
         list[str]
             a sentence for each sink that was not reached
         """
-        found, told, problems = alarms(self.lake, self.dataset), Told(), []
-        for name, one in self.sinks.items():
+        every, told, problems = alarms(self.lake, self.dataset), Told(), []
+        for name, one in self.listeners.items():
+            found = [alarm for alarm in every if one.hears(alarm.kind)]
             try:
                 for alarm in found:
-                    if self._tell(one, alarm):
+                    if self._tell(one.sink, alarm):
                         told[alarm.id, name] = _heard(alarm, alarm.told.get(name))
             except Exception as e:  # of any class: a sink may be anybody's
                 late = self._late(name, found, told)
@@ -125,7 +139,7 @@ class Notifier:
     def _late(self, name: str, found: list[Alarm], told: Told) -> Told:
         "What is kept of a sink that was not reached, for each alarm of which it has not heard"
         now, heard = self.clock(), {a.id: a.told.get(name) for a in found}
-        again = self.sinks[name].again < inf
+        again = self.listeners[name].sink.again < inf
         unheard = [a for a in found if (a.id, name) not in told]
         waiting = [a for a in unheard if news(a, heard[a.id]) or (again and a.lasts)]
         return {(a.id, name): _later(heard[a.id], now) for a in waiting}

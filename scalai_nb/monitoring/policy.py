@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import ParameterError
+from .alarms import Alarm
 from ..words import value
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ class Policy:
         of its steps; `{now}` in a text becomes the time of the training, as 2026-03-01T12:00:00
     every : float | None, default None
         seconds after which it is trained without an alarm; None: never
+    kinds : Sequence[str], default ()
+        of alarms that ask for a training; (): all
     cool_down : float
         seconds between the beginnings of two trainings, at least
     budget : int, default 12
@@ -113,6 +116,7 @@ class Policy:
     # of its steps; `{now}` in a text becomes the time of the training, as 2026-03-01T12:00:00
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     every: float | None = None  # seconds after which it is trained without an alarm; None: never
+    kinds: Sequence[str] = ()  # of alarms that ask for a training; (): all
     cool_down: float = 7 * _DAY  # seconds between the beginnings of two trainings, at least
     budget: int = 12  # trainings in 365 days, at most
     rows: int = 1_000  # whose truth is known, and that are newer than both models: the gate's
@@ -125,6 +129,26 @@ class Policy:
             found = getattr(self, name)
             if found is not None and not found >= low:
                 raise ParameterError(f"{name} is {found}; accepted: {low:g} or more.")
+
+    def since(
+        self,
+        lasting: Iterable[Alarm],
+    ) -> np.datetime64 | None:
+        "Since when there is an alarm that asks for a training; None: there is none"
+        return min((a.since for a in lasting if a.lasts and self.heeds(a.kind)), default=None)
+
+    def heeds(
+        self,
+        kind: str,  # of an alarm
+    ) -> bool:
+        """Whether such an alarm asks for a training
+
+        Parameters
+        ----------
+        kind : str
+            of an alarm
+        """
+        return not self.kinds or kind in self.kinds
 
     def bound(
         self,
@@ -220,7 +244,7 @@ def replayed(
     for window in windows:
         begun = window.start if begun is None else begun
         now = window.start + seconds(every)
-        since = window.since if window.alarm else None
+        since = window.since if window.alarm and policy.heeds("drift") else None
         decision = asked(policy, found, begun, now, since)
         if decision and recorded(found, decision):
             found.append(decision)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import Conflict, DatasetNotFound, Locked, ScalaiError, WorkFailed
 from ..files import owned
-from ..models.registry.gate import Limits, held_against
+from ..models.registry.gate import Evidence, Limits, held_against
 from ..models.registry.release import examine, release
 from .policy import Decision, Policy, asked, recorded, seconds, standing
 from .watch import scalar
@@ -268,6 +268,7 @@ class Loop:
             return self._waited("hold", last, at)
         about, label = f"{self.name}@{last.version}", label_of(model)
         options: dict[str, Any] = {"by": self.by, "limits": self.limits, "who": "watch"}
+        options |= {"evidence": Evidence(at=now)}
         try:
             _, verdict = examine(self.registry, about, rows, label, **options)
         except ScalaiError as e:

@@ -77,7 +77,7 @@ def followed(
 
     changed: list[Alarm] = []
     for kind, signals in (kinds or {"drift": drift}).items() if windows else ():
-        place = telling.lake, telling.dataset, telling.sinks
+        place = telling.lake, telling.dataset, telling.sinks(kind)
         changed += follow(*place, kind=kind, signals=signals)
     for alarm in changed if not quiet else []:
         then = f"; {_ACK.format(alarm.id)}" if alarm.state == "open" else ""

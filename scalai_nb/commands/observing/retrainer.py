@@ -32,7 +32,9 @@ __all__ = ['Retrain', 'Assigned', 'Schedule', 'CoolDown', 'Budget', 'Judged', 'A
 Retrain = Annotated[
     str,
     typer.Option(
-        metavar="PIPELINE", help="Run it at an alarm; the gate decides whether the model serves."
+        metavar="PIPELINE",
+        help="Run it at an alarm; the gate decides whether the model serves. "
+        "goal,concept=PIPELINE: at alarms of these kinds.",
     ),
 ]
 Assigned = Annotated[
@@ -67,7 +69,7 @@ Replay = Annotated[
 
 
 def policy_of(
-    pipeline: str,
+    pipeline: str,  # or KIND,KIND=PIPELINE
     parameter: list[str] | None,  # STEP.NAME=VALUE
     schedule: str,  # a time; empty: at alarms alone
     cool_down: str,
@@ -78,6 +80,7 @@ def policy_of(
     Parameters
     ----------
     pipeline : str
+        or KIND,KIND=PIPELINE
     parameter : list[str] | None
         STEP.NAME=VALUE
     schedule : str
@@ -86,12 +89,14 @@ def policy_of(
     **limits : Any
         of `Policy`: budget, rows, approval
     """
+    from scalai_nb.monitoring.alarms import kinds_before
     from scalai_nb.monitoring.policy import Policy
     from scalai_nb.pipeline.step import parse_assignments
 
     given = parse_assignments(parameter or [])
     every = parse_seconds(schedule) if schedule else None
-    return Policy(pipeline, given, every, parse_seconds(cool_down), **limits)
+    kinds, name = kinds_before(pipeline)
+    return Policy(name, given, every, kinds, parse_seconds(cool_down), **limits)
 
 
 def loop_of(

@@ -140,9 +140,8 @@ def _decided(loop: Loop, as_json: bool) -> Then:
     from scalai_nb.monitoring.alarms import alarms
 
     def then(looking: Watch, found: list[Window]) -> None:
-        lasting = [a.since for a in alarms(loop.lake, looking.dataset) if a.lasts]
-        alarm = min(lasting, default=None)
-        if done := [*decisions_now(loop, alarm)]:
+        since = loop.policy.since(alarms(loop.lake, looking.dataset))
+        if done := [*decisions_now(loop, since)]:
             out(done, as_json, table)
 
     return then
@@ -182,7 +181,8 @@ def watch(
         typer.Option(
             metavar="ADDRESS",
             help="Who is told of alarms; may be repeated: log:, log:FILE, slack:VARIABLE, "
-            "mailto:WHO?server=HOST:PORT, alertmanager+http://HOST:PORT, webhook+http://….",
+            "mailto:WHO?server=HOST:PORT, alertmanager+http://HOST:PORT, webhook+http://…. "
+            "goal,concept=ADDRESS: of these kinds alone.",
             show_default="as `notify` in settings.ini says",
         ),
     ] = None,

@@ -61,7 +61,8 @@ class LogSink:
     ) -> str:
         "A notice as a program reads it"
         facts = {name.lower().replace(" ", "_"): fact for name, fact in notice.facts.items()}
-        said = {"id": notice.id, "event": notice.event, "time": self._time(notice)}
+        said = {"id": notice.id, "kind": notice.alarm.kind, "event": notice.event}
+        said |= {"time": self._time(notice)}
         said |= {"test": True} if notice.test else {}
         shares = dict(notice.alarm.shares)
         return json.dumps({**said, "what": notice.alarm.what, **facts, "shares": shares})

@@ -17,12 +17,12 @@ from urllib.parse import parse_qsl, urlsplit
 import numpy as np
 
 from ...errors import ParameterError, WorkFailed, unknown
-from ..alarms import Alarm
+from ..alarms import Alarm, kinds_before
 from ...words import value
 
 # %% auto #0
-__all__ = ['Event', 'SINKS', 'Notice', 'trial', 'NotSent', 'Sink', 'register', 'sink', 'variable',
-           'options', 'server']
+__all__ = ['Event', 'SINKS', 'Notice', 'trial', 'NotSent', 'Sink', 'register', 'sink', 'Listener',
+           'listener', 'variable', 'options', 'server']
 
 # %% ../../../nbs/monitoring/sinks/notices.ipynb #91b1d741
 Event = Literal["opened", "changed", "acknowledged", "resolved"]
@@ -166,6 +166,48 @@ def sink(
         raise ParameterError(f"{unknown(kind or address, SINKS, 'the kinds of sinks')}")
     make: Callable[[str], Sink] = import_module(SINKS[kind]).sink
     return make(address)
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A sink, and of which kinds of alarms it hears
+
+    Attributes
+    ----------
+    sink : Sink
+    kinds : tuple[str, ...], default ()
+        (): of all
+    """
+
+    sink: Sink
+    kinds: tuple[str, ...] = ()  # (): of all
+
+    def hears(
+        self,
+        kind: str,  # of an alarm
+    ) -> bool:
+        """Whether it is told of such alarms
+
+        Parameters
+        ----------
+        kind : str
+            of an alarm
+        """
+        return not self.kinds or kind in self.kinds
+
+
+def listener(
+    address: str,  # of a sink; kinds of alarms may stand before it: goal,concept=slack:PAGER
+) -> Listener:
+    """Who is told, and of what. ParameterError: no such kind of alarm, or of sink
+
+    Parameters
+    ----------
+    address : str
+        of a sink; kinds of alarms may stand before it: goal,concept=slack:PAGER
+    """
+    kinds, place = kinds_before(address)
+    return Listener(sink(place), kinds)
 
 # %% ../../../nbs/monitoring/sinks/notices.ipynb #9914db1d
 def variable(
