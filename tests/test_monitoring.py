@@ -295,7 +295,10 @@ def test_whatever_columns_weigh_the_evidence_is_one_at_most_on_average(data):
         reference = summary(**{name: np.delete(x, drawn) for name, x in rows.items()})
         said = detect(reference, [window], weights=weights)
         assert said.heard <= said.evidence + 1e-9
-        found.append(np.exp(said.evidence))
+        each = [np.exp(said.columns[name].evidence) for name in weights]
+        averaged = np.average(each, weights=[*weights.values()])
+        assert np.exp(said.evidence) == pytest.approx(averaged)
+        found.append(averaged)
     assert np.mean(found) * len(LENGTHS) <= 1 + 1e-9  # the other lengths have no windows yet
 
 
