@@ -2,7 +2,7 @@
 
 `pytest -m campaign -s tests/test_monitoring.py` replays a thousand quiet years."""
 
-from itertools import product
+from itertools import combinations, product
 from math import comb, prod
 
 import numpy as np
@@ -18,6 +18,7 @@ from scalai_nb.describe.summary import Column, Summary, summarize
 from scalai_nb.errors import ParameterError
 from scalai_nb.monitoring.detection import LENGTHS, Promise, detect
 from scalai_nb.monitoring.evidence import average, cells_alone, evidence
+from scalai_nb.words import percent
 
 RNG = np.random.default_rng
 
@@ -274,6 +275,52 @@ def test_what_matters_more_is_heard_earlier():
     light = detect(reference, [moved], weights={"x0": 0.01, "x1": 0.99})
     assert heavy.evidence - light.evidence == pytest.approx(np.log(90), abs=0.1)
     assert heavy.certain == light.certain == ("x0",)
+
+
+WEIGHT = st.floats(0, 1e3)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.data())
+def test_whatever_columns_weigh_the_evidence_is_one_at_most_on_average(data):
+    "Over all windows of three rows of seven, whose columns depend on each other as they like"
+    column = st.lists(st.integers(0, 2), min_size=7, max_size=7).map(np.array)
+    rows = {name: data.draw(column) for name in "ab"}
+    weights = data.draw(
+        st.fixed_dictionaries({"a": WEIGHT, "b": WEIGHT}).filter(lambda w: any(w.values()))
+    )
+    found = []
+    for drawn in combinations(range(7), 3):
+        window = summary(**{name: x[[*drawn]] for name, x in rows.items()})
+        reference = summary(**{name: np.delete(x, drawn) for name, x in rows.items()})
+        said = detect(reference, [window], weights=weights)
+        assert said.heard <= said.evidence + 1e-9
+        each = [np.exp(said.columns[name].evidence) for name in weights]
+        averaged = np.average(each, weights=[*weights.values()])
+        assert np.exp(said.evidence) == pytest.approx(averaged)
+        found.append(averaged)
+    assert np.mean(found) * len(LENGTHS) <= 1 + 1e-9  # the other lengths have no windows yet
+
+
+def test_what_weighs_little_may_move_far_and_nobody_is_told():
+    rng = RNG(6)
+    reference, moved = window(rng, 20_000), window(rng, 2_000, 1.0)
+    weights = dict.fromkeys(reference, 1.0)
+    assert detect(reference, [moved], weights=weights).alarm
+    light = detect(reference, [moved], weights=weights | {"x0": 0.005})
+    assert light.evidence > light.threshold and not light.alarm
+    assert (light.certain, light.far, light.large) == (("x0",), ("x0",), ())
+    assert light.because("x0")[-1] == f"weighs {percent(0.005)}" and light.shares == {}
+
+
+def test_a_light_column_that_has_moved_lends_no_evidence_to_a_heavy_one():
+    "Columns are named more readily than alarms are raised: what is heavy must be enough by itself"
+    rng = RNG(7)
+    reference = summary(heavy=rng.normal(size=20_000), light=rng.normal(size=20_000))
+    moved = summary(heavy=rng.normal(0.1, 1, 2_000), light=rng.normal(3, 1, 2_000))
+    found = detect(reference, [moved], weights={"heavy": 1.0, "light": 0.0001})
+    assert found.large == ("heavy",) and found.heard < found.threshold < found.evidence
+    assert not found.alarm
 
 
 def test_certain_and_small_is_no_alarm():

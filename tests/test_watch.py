@@ -206,13 +206,13 @@ class Registered:
         return self.model
 
 
-def model(summary=None):
+def model(summary=None, **card):
     from sklearn.linear_model import LogisticRegression
 
     ds = xr.Dataset({"hour": ("row", np.arange(24.0).repeat(50))})
     transform = Transform(["hour"]).fit(ds)
     estimator = LogisticRegression().fit(transform.transform(ds), ds.hour.values > 12)
-    return package(transform, estimator, name="late", summary=summary and summarize(ds))
+    return package(transform, estimator, name="late", card=card, summary=summary and summarize(ds))
 
 
 def test_what_a_model_is_asked_is_held_against_what_it_learned_from(tmp_path):
@@ -229,6 +229,24 @@ def test_what_a_model_is_asked_is_held_against_what_it_learned_from(tmp_path):
         watch_model(service.lake, Registered(model()), "late")
 
 
+def test_a_model_says_what_its_columns_weigh(tmp_path):
+    service = Service(tmp_path)
+    service.write(("r", "1", 0.5), force=True)
+
+    def weights(*chosen, **card):
+        registry = Registered(model(True, **card))
+        return watch_model(service.lake, registry, "late", *chosen).weights
+
+    said = {"importance": {"hour": 0.02, "gone": 1.0, "nothing": -0.1}}
+    assert weights(**said) == weights("importance", **said) == {"hour": 0.02}
+    assert weights() is weights("equal", **said) is weights(importance="great") is None
+    assert weights({"hour": 3.0}, **said) == {"hour": 3.0}
+    with pytest.raises(ParameterError, match="has no `importance`"):
+        weights("importance")
+    with pytest.raises(ParameterError, match="Did you mean 'hour'"):
+        weights({"hours": 3.0})
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 
@@ -243,6 +261,8 @@ def test_the_command(tmp_path):
     words = ["watch", "a", "--against", "@normal", "--every", "1h"]
     tried = project.scalai(*words, "--dry-run")
     assert "✘ alarm" in tried.stdout and "a.watch" not in lake.names()
+    light = [*words, "--weights", "x=0.0001,kind=1", "--dry-run"]
+    assert "✘ alarm" not in (said := project.scalai(*light).stdout) and "weighs" in said
     once = json.loads(project.scalai(*words, "--once", "--json").stdout)
     assert len(once) == 105 and [w["alarm"] for w in once[-5:]] == [True] * 5
     assert "no window has closed" in project.scalai(*words, "--once").stdout

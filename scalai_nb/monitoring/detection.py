@@ -17,13 +17,13 @@ from ..describe.summary import Column, Summary
 from ..errors import ParameterError, unknown
 from .evidence import average, cells_alone, evidence
 from ..show import result_table
-from ..words import value
+from ..words import percent, value
 
 if TYPE_CHECKING:
     from scalai_nb.types import Array
 
 # %% auto #0
-__all__ = ['LENGTHS', 'SURE', 'WRONGLY_NAMED', 'Promise', 'Moved', 'Detection', 'detect']
+__all__ = ['LENGTHS', 'SURE', 'WRONGLY_NAMED', 'Promise', 'Moved', 'Detection', 'weighed', 'detect']
 
 # %% ../../nbs/monitoring/detection.ipynb #3b8333e7
 @dataclass(frozen=True)
@@ -115,10 +115,14 @@ class Detection:
     columns : Mapping[str, Moved]
     certain : tuple[str, ...]
         columns of which it is sure, the surest first
+    far : tuple[str, ...]
+        those of them that have moved far, whatever they weigh
     large : tuple[str, ...]
-        those of them that have moved far enough to matter
+        those of them that weigh enough for it to matter
+    heard : float
+        natural logarithm of the e-value of the large columns alone
     weights : Mapping[str, float]
-        of all columns
+        of all columns, the heaviest 1
     """
 
     evidence: float  # natural logarithm of the e-value of all columns
@@ -126,33 +130,47 @@ class Detection:
     windows: int  # how many speak most for a change: since when
     columns: Mapping[str, Moved]
     certain: tuple[str, ...]  # columns of which it is sure, the surest first
-    large: tuple[str, ...]  # those of them that have moved far enough to matter
-    weights: Mapping[str, float]  # of all columns
+    far: tuple[str, ...]  # those of them that have moved far, whatever they weigh
+    large: tuple[str, ...]  # those of them that weigh enough for it to matter
+    heard: float  # natural logarithm of the e-value of the large columns alone
+    weights: Mapping[str, float]  # of all columns, the heaviest 1
 
     @property
     def shares(self) -> dict[str, float]:
         """What each large column contributes to the change; all of them add up to one
 
         Its PSI, times its weight: PSI adds up over columns that do not depend on each other."""
-        weight = {n: self.weights[n] for n in self.large}
-        if not any(weight.values()):
-            weight = dict.fromkeys(self.large, 1.0)
-        parts = {n: w * self.columns[n].psi for n, w in weight.items()}
+        parts = {n: self.weights[n] * self.columns[n].psi for n in self.large}
         total = sum(parts.values())
         return {n: part / total for n, part in parts.items()}
 
     @property
     def alarm(self) -> bool:
         "Whether a change is both certain and large"
-        return self.evidence >= self.threshold and bool(self.large)
+        return self.heard >= self.threshold
+
+    def because(
+        self,
+        name: str,  # of a column
+    ) -> list[str]:
+        """What has changed in a column, and what it weighs where it weighs too little
+
+        Parameters
+        ----------
+        name : str
+            of a column
+        """
+        found = self.columns[name].because()
+        light = name in self.far and name not in self.large
+        return [*found, f"weighs {percent(self.weights[name])}"] if light else found
 
     def __repr__(self) -> str:
         word = "alarm" if self.alarm else "no alarm"
-        return f"{word}: evidence {self.evidence:.1f} of {self.threshold:.1f}, " + (
-            f"since {self.windows} windows: {', '.join(self.large)}"
-            if self.alarm
-            else "nothing sure"
-        )
+        sure = self.evidence >= self.threshold
+        nothing = "nothing that matters" if sure else "nothing sure"
+        since = f"since {self.windows} windows: {', '.join(self.large)}"
+        said = f"evidence {self.evidence:.1f} of {self.threshold:.1f}"
+        return f"{word}: {said}, {since if self.alarm else nothing}"
 
     def _repr_html_(self) -> str:
         rows = [
@@ -161,7 +179,7 @@ class Detection:
                 "certain" if name in self.certain else "",
                 value(moved.evidence),
                 value(moved.psi),
-                ", ".join(moved.because()) if name in self.certain else "",
+                ", ".join(self.because(name)) if name in self.certain else "",
             )
             for name, moved in sorted(self.columns.items(), key=lambda item: -item[1].evidence)
         ]
@@ -216,12 +234,60 @@ def _moved(
     return Moved(float(average(found)), longest, psi(c.reference, c.current), means, c)
 
 
+def weighed(
+    names: Sequence[str],  # of columns
+    weights: Mapping[str, float] | None,  # from 0 on; None: all alike
+) -> Array:  # (column,) the heaviest 1
+    """What each column weighs: what is not named nothing, a place `temp[lat=5.0]` what `temp` does
+
+    ParameterError: a name or a weight is none.
+
+    Parameters
+    ----------
+    names : Sequence[str]
+        of columns
+    weights : Mapping[str, float] | None
+        from 0 on; None: all alike
+
+    Returns
+    -------
+    Array
+        (column,) the heaviest 1"""
+    if weights is None:
+        return np.ones(len(names))
+    whole = [name.partition("[")[0] for name in names]
+    for name, weight in weights.items():
+        if name not in names and name not in whole:
+            raise ParameterError(unknown(name, names, "the columns that are watched"))
+        if not 0 <= weight < np.inf:
+            raise ParameterError(f"{name!r} weighs {weight}; accepted: a number from 0 on.")
+    found = [weights.get(n, weights.get(w, 0.0)) for n, w in zip(names, whole, strict=True)]
+    if not any(found):
+        raise ParameterError(
+            f"None of {', '.join(names)} weighs anything, and what is not named weighs nothing; "
+            "give one of them a weight of more than 0."
+        )
+    return np.array(found) / max(found)
+
+
+def _joined(
+    found: Array,  # (column, length) logarithms of e-values
+    share: Array,  # (column,) of some or all; of all they add up to one
+) -> tuple[float, int]:
+    "The logarithm of the e-value of columns over all lengths, and the length that speaks most"
+    with np.errstate(divide="ignore"):
+        at_length = np.logaddexp.reduce(found + np.log(share)[:, None], axis=0)
+    return float(average(at_length)), LENGTHS[int(at_length.argmax())]
+
+
 def detect(
     reference: Summary,  # of the rows that a model has learned from, or of a time that was good
     windows: Sequence[Summary],  # oldest first, each of other rows; the last 64 count
     promise: Promise = Promise(),
     weights: Mapping[str, float] | None = None,  # of columns, by importance; None: all alike
-    large: float = 0.01,  # PSI from which on a change matters: 0.01 is 0.1 standard deviations
+    # PSI from which on a change of the heaviest column matters: 0.01 is 0.1 standard deviations;
+    # a column that weighs half must move twice as far
+    large: float = 0.01,
 ) -> Detection:
     """Whether the columns of the newest windows have moved away from the reference
 
@@ -235,17 +301,15 @@ def detect(
     weights : Mapping[str, float] | None, default None
         of columns, by importance; None: all alike
     large : float, default 0.01
-        PSI from which on a change matters: 0.01 is 0.1 standard deviations
+        PSI from which on a change of the heaviest column matters: 0.01 is 0.1 standard deviations;
+        a column that weighs half must move twice as far
     """
     if not windows:
         raise ParameterError("There is no window to look at; pass at least one summary.")
     names = comparable(reference, windows[-1])
     if not names:
         raise ParameterError("The window has no column of the reference; pass the same columns.")
-    for name in weights or {}:
-        if name not in names:
-            raise ParameterError(unknown(name, names, "columns that both have"))
-    weight = np.array([1.0 if weights is None else weights.get(name, 0.0) for name in names])
+    weight = weighed(names, weights)
     parts = {n: [w[n] for w in windows if n in w.columns] for n in names}
     held = {n: _held(reference[n], parts[n]) for n in names}
     found = np.full((len(names), len(LENGTHS)), -np.inf)
@@ -256,18 +320,15 @@ def detect(
     columns = {
         n: _moved(reference[n], parts[n], held[n], row) for n, row in zip(names, found, strict=True)
     }
-    with np.errstate(divide="ignore"):
-        shared = found + np.log(weight / weight.sum())[:, None]
-    most = shared.max()
-    at_length = np.exp(shared - most).sum(axis=0)
-    total = float(most + np.log(at_length.mean()))
+    weights = dict(zip(names, weight.tolist(), strict=True))
     certain = _certain({n: m.evidence for n, m in columns.items()})
+    far = tuple(n for n in certain if columns[n].psi >= large)
+    heavy = tuple(n for n in far if weights[n] and columns[n].psi * weights[n] >= large)
+    share, at = weight / weight.sum(), [names.index(n) for n in heavy]
+    total, longest = _joined(found, share)
+    heard = -np.inf
+    if heavy:
+        heard, longest = _joined(found[at], share[at])
     return Detection(
-        total,
-        promise.threshold,
-        LENGTHS[int(at_length.argmax())],
-        columns,
-        certain,
-        tuple(n for n in certain if columns[n].psi >= large),
-        dict(zip(names, weight.tolist(), strict=True)),
+        total, promise.threshold, longest, columns, certain, far, heavy, heard, weights
     )

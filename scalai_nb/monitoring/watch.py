@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from itertools import pairwise
 from time import time as clock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from ..data.contract import Contract
 from ..data.sources import row_blocks
 from ..describe.summary import Summary, summarize
 from ..errors import Conflict, DatasetNotFound, ParameterError, unknown
-from .detection import LENGTHS, SURE, Detection, Promise, detect
+from .detection import LENGTHS, SURE, Detection, Promise, detect, weighed
 from ..serving.log.segments import logged, predictions
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, Dataset
 
 # %% auto #0
-__all__ = ['YEAR', 'Window', 'watched', 'windows', 'scalar', 'reached', 'Watch', 'normal_of',
-           'watch_model', 'watch_dataset']
+__all__ = ['YEAR', 'Weights', 'Window', 'watched', 'windows', 'scalar', 'reached', 'Watch',
+           'normal_of', 'importance_of', 'watch_model', 'watch_dataset']
 
 # %% ../../nbs/monitoring/watch.ipynb #27a1888a
 YEAR = 365.25 * 86_400  # seconds
@@ -81,7 +81,6 @@ class Window:
     since : np.datetime64
         where the change began, if there is one
     moved : str
-        columns that have moved for sure, and their cells
     summary : Summary
     shares : Mapping[str, float]
         of the columns that have moved
@@ -98,7 +97,9 @@ class Window:
     threshold: float  # that it must reach
     alarm: bool
     since: np.datetime64  # where the change began, if there is one
-    moved: str  # columns that have moved for sure, and their cells
+    moved: (
+        str  # columns that have moved far for sure, and their cells; those that weigh enough first
+    )
     summary: Summary = field(repr=False)
     shares: Mapping[str, float] = field(default_factory=dict)  # of the columns that have moved
     normal: str = ""  # what it was held against; windows of another are not joined with it
@@ -256,6 +257,7 @@ class Watch:
         self.lake, self.dataset, self.reference = lake, dataset, reference
         self.time, self.every = time, every
         self.promise = Promise(false_alarms, YEAR / every)
+        weighed([*reference], weights)
         self.weights, self.large, self.restart = weights, large, restart
         self.normal = normal
         self.per = list(per)
@@ -348,7 +350,8 @@ class Watch:
         start = self._start(number)
         begun = recent[-found.windows]
         since = begun.start if begun else start
-        named = [": ".join([n, ", ".join(found.columns[n].because())]) for n in found.large]
+        named = dict.fromkeys([*found.large, *found.far])
+        said = [f"{name}: {', '.join(found.because(name))}" for name in named]
         return Window(
             start,
             rows,
@@ -357,7 +360,7 @@ class Watch:
             found.threshold,
             found.alarm,
             last.since if last and last.alarm else since,  # as long as it lasts
-            "; ".join(named),
+            "; ".join(said),
             summary,
             found.shares,
             self.normal,
@@ -378,7 +381,7 @@ class Watch:
                 return 0
             newest, others = windows[-n:], reduce(Summary.merge, windows[-changed:-n])
             apart = self._detected(others, newest)
-            if apart.alarm and self._detected(self.reference, newest).evidence < SURE:
+            if apart.alarm and self._detected(self.reference, newest).heard < SURE:
                 return n
         return 0
 
@@ -420,10 +423,45 @@ def normal_of(
     return None if found is None else Summary({logged(name): found[name] for name in found})
 
 
+def importance_of(
+    model: Model,
+) -> dict[str, float]:  # by what the log calls its columns; empty: the card says none
+    """What a model leans on: how much it loses without each column, nothing where it gains
+
+    Returns
+    -------
+    dict[str, float]
+        by what the log calls its columns; empty: the card says none
+    """
+    said = model.card.get("importance")
+    numbers = said.items() if isinstance(said, Mapping) else ()
+    return {logged(n): max(0.0, x) for n, x in numbers if isinstance(x, int | float)}
+
+
+Weights: TypeAlias = "Mapping[str, float] | Literal['importance', 'equal', '']"
+
+
+def _weights(
+    model: Model, name: str, reference: Summary, weights: Weights
+) -> Mapping[str, float] | None:
+    "What each column weighs. ParameterError: by an importance that the card does not say"
+    if isinstance(weights, Mapping):
+        return weights
+    found = {n: weight for n, weight in importance_of(model).items() if n in reference}
+    if weights == "importance" and not any(found.values()):
+        raise ParameterError(
+            f"The card of {name!r} has no `importance`; package it with the card of a training, or "
+            "with package(…, card={'importance': {COLUMN: NUMBER}}), or name weights."
+        )
+    return found if weights != "equal" and any(found.values()) else None
+
+
 def watch_model(
     lake: Lake,
     registry: Registry,
     name: str,  # of a model whose service writes a log
+    # of columns, or by the `importance` of its card, or all "equal"; "": by importance if known
+    weights: Weights = "",
     **options: Any,  # of `Watch`, from `every` on
 ) -> Watch:
     """A watch over what a model is asked, beside the rows that its champion has learned from
@@ -436,17 +474,21 @@ def watch_model(
     registry : Registry
     name : str
         of a model whose service writes a log
+    weights : Weights, default ''
+        of columns, or by the `importance` of its card, or all "equal"; "": by importance if known
     **options : Any
         of `Watch`, from `every` on"""
     version = registry.get(name)
-    reference = normal_of(registry.load(name, version.version))
+    model = registry.load(name, version.version)
+    reference = normal_of(model)
     if reference is None:
         raise ParameterError(
             f"{name!r} was packaged without a summary of its training rows; package(…, "
             "summary=sn.summarize(rows)), or watch the dataset: scalai watch "
             f"{predictions(name)} --against DATASET@VERSION."
         )
-    return Watch(lake, predictions(name), reference, "time", normal=str(version), **options)
+    options |= {"normal": str(version), "weights": _weights(model, name, reference, weights)}
+    return Watch(lake, predictions(name), reference, "time", **options)
 
 
 def watch_dataset(

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from scalai_nb.monitoring.alarms import Signals
     from scalai_nb.monitoring.notifying import Notifier
     from scalai_nb.monitoring.retraining import Loop
-    from scalai_nb.monitoring.watch import Watch, Window
+    from scalai_nb.monitoring.watch import Watch, Weights, Window
 
 # %% auto #0
 __all__ = ['Then', 'watch']
@@ -75,18 +75,40 @@ def _plain(found: list[Window]) -> list[dict[str, Any]]:
     return [{k: v for k, v in vars(w).items() if k != "summary"} for w in found]
 
 
+def _weights(text: str) -> Weights:
+    "What columns weigh. ParameterError: these are no weights"
+    if text in ("", "equal", "importance"):
+        return text
+    pairs = [part.partition("=") for part in text.split(",")]
+    try:
+        return {name.strip(): float(weight) for name, _, weight in pairs}
+    except ValueError:
+        raise ParameterError(
+            f"--weights {text!r}; accepted: importance, equal, or NAME=WEIGHT,NAME=WEIGHT."
+        ) from None
+
+
 def _begun(
-    lake: Lake, env: Environment, name: str, against: str, time: str, **options: Any
+    lake: Lake,
+    env: Environment,
+    name: str,
+    against: str,
+    time: str,
+    weights: Weights,
+    **options: Any,
 ) -> Watch:
     "The watch over a model, or over a dataset if `against` says what is normal"
     from scalai_nb.models.registry.registry import Registry
     from scalai_nb.monitoring.watch import watch_dataset, watch_model
     from scalai_nb.serving.log.segments import predictions
 
+    if against and weights == "importance":
+        raise ParameterError("A dataset has no importance; pass --weights NAME=WEIGHT, or equal.")
     if against:
-        return watch_dataset(lake, name, against, time, **options)
+        known = weights if isinstance(weights, dict) else None
+        return watch_dataset(lake, name, against, time, weights=known, **options)
     if predictions(name) in lake.names():
-        return watch_model(lake, Registry(env), name, **options)
+        return watch_model(lake, Registry(env), name, weights, **options)
     raise ParameterError(
         f"{name!r} is no model with a log of predictions. To watch a dataset say what is normal: "
         f"scalai watch {name} --against DATASET@VERSION."
@@ -166,8 +188,17 @@ def watch(
         float, typer.Option(help="Windows a year that may be alarms though nothing has changed.")
     ] = 1.0,
     large: Annotated[
-        float, typer.Option(metavar="PSI", help="What moves by less is no alarm.")
+        float,
+        typer.Option(metavar="PSI", help="What moves by less, times what it weighs, is no alarm."),
     ] = 0.01,
+    weights: Annotated[
+        str,
+        typer.Option(
+            metavar="WEIGHTS",
+            help="What columns weigh: importance, equal, or NAME=WEIGHT,…; others weigh nothing.",
+            show_default="importance, where the card of a model says it",
+        ),
+    ] = "",
     per: Annotated[
         list[str] | None,
         typer.Option(metavar="DIMENSION", help="Of a dataset: each place along it by itself."),
@@ -212,6 +243,7 @@ def watch(
     place = environment(env)
     lake, seconds = Lake(place.lake), parse_seconds(every)
     told: dict[str, Any] = {"every": seconds, "false_alarms": false_alarms, "large": large}
+    told["weights"] = _weights(weights)
     begin = partial(_begun, lake, place, name, against, time, per=per or [], **told)
     looking = begin(restart=restart)
     limits: dict[str, Any] = {"budget": budget, "rows": judge_rows, "approval": approve}
