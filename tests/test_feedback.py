@@ -94,6 +94,29 @@ def test_truth_comes_before_with_after_and_again(service):
     )  # what nobody asked about, and what was said before, are kept
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_each_version_is_measured_at_its_own_threshold(service, seed, monkeypatch):
+    "Whichever version came first, in which commit, and whoever looks for its truths when"
+    rng = np.random.default_rng(seed)
+    cards = {str(v): {"threshold": round(float(rng.uniform(0.1, 0.9)), 2)} for v in range(1, 4)}
+    score = {(v, i): (i + 0.5) / 20 for v in cards for i in range(20)}
+    asked = [(f"{v}-{i}", v, x, "late", cards[v]) for (v, i), x in score.items()]
+    rng.shuffle(asked)
+    for part in (asked[:20], asked[20:40], asked[40:]):
+        service.write(*((i, v, float(x), n, c) for i, v, x, n, c in part), force=True)
+    service.start()  # the predictions are known from the lake alone
+    monkeypatch.setattr(feedback, "LATE", 0.0)
+    service.write(*(truth(f"{v}-{i}", True) for v, i in score), force=True)
+    service.write(truth("1-0", True), force=True)
+    found = quality(joined(service.lake, "late"))
+    for v, card in cards.items():
+        recall = np.mean([x >= card["threshold"] for (of, _), x in score.items() if of == v])
+        assert found.recall[v] == pytest.approx(recall)
+        assert service.gauge("recall", v) == pytest.approx(recall)
+    stored = service.lake.state("late-predictions")["thresholds"]
+    assert stored == {v: card["threshold"] for v, card in cards.items()}
+
+
 def test_another_truth_amends_and_the_same_repeats(service):
     service.write(("a", "3", 0.9), ("b", "3", 0.9), truth("a", 1), truth("b", 1), force=True)
     assert service.gauge("precision", "3") == 1

@@ -92,6 +92,14 @@ def look(lake, **options) -> list:
     return QualityWatch(lake, "late", every=3600, **options).look()
 
 
+def test_each_version_of_a_window_flags_at_its_own_threshold(lake):
+    put(lake, asked(0), asked(0, version="2"), asked(1))
+    lake.append("late-predictions", asked(2), state={"thresholds": {"2": 0.7}})
+    look(lake)
+    kept = {w.version: w.threshold for w in qualities(lake, "late") if w.start == START}
+    assert kept == {"1": 0.4, "2": 0.7}
+
+
 # --- each label once ------------------------------------------------------------------------------
 
 

@@ -27,7 +27,13 @@ from scalai_nb.monitoring.quality import (
     spans,
 )
 from ..serving.log.feedback import latest_truths, scores_in, truth_numbers, versions
-from ..serving.log.segments import feedback, predictions, score_columns
+from scalai_nb.serving.log.segments import (
+    feedback,
+    predictions,
+    read_predictions,
+    score_columns,
+    threshold_of,
+)
 
 if TYPE_CHECKING:
     from scalai_nb.data.lake.lake import Lake, LakeReader
@@ -261,7 +267,7 @@ class QualityWatch:
 
     def _logs(self, place: dict[str, Any]) -> tuple[Dataset, Dataset | None]:
         "The logs of predictions and of feedback, lazy; None: there is no feedback yet"
-        rows = self.lake.read(predictions(self.model))
+        rows = read_predictions(self.lake, self.model)
         names = ["id", "time", "version", *score_columns(rows.attrs), "latency_ms", "share"]
         rows = rows[[n for n in names if n in rows]]
         try:
@@ -325,9 +331,9 @@ class QualityWatch:
         if told is not None and span.told_stop:
             truths = latest_truths(told.isel(row=slice(span.told_first, span.told_stop)).load())
         start = self._start(number)
-        output, threshold = part.attrs["output"], float(part.attrs.get("threshold", 0.5))
-        of = versions(part)
+        output, of = part.attrs["output"], versions(part)
         for version in sorted(set(of)):
+            threshold = threshold_of(part.attrs, version)
             blank = Quality(
                 start, version, self.every, 0, Labels(), Served(), span, output, threshold, ""
             )

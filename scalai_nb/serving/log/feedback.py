@@ -17,7 +17,13 @@ import numpy as np
 from ...data.categories import labels
 from ...data.sources import row_blocks
 from ...errors import DatasetNotFound
-from .segments import feedback, predictions, record_of, score_columns
+from scalai_nb.serving.log.segments import (
+    feedback,
+    read_predictions,
+    record_of,
+    score_columns,
+    threshold_of,
+)
 from ...metrics import METRICS, Metrics
 
 if TYPE_CHECKING:
@@ -182,7 +188,7 @@ def joined(
     Dataset
         predictions with columns `truth` and `amended`; the inputs are lazy
     """
-    rows, told = lake.read(predictions(name)), _latest(_told(lake.read(feedback(name))))
+    rows, told = read_predictions(lake, name), _latest(_told(lake.read(feedback(name))))
     at, places, start = [], [], 0
     for block in row_blocks(rows[["id", "time", "version"]]):
         found = told.index.get_indexer(block.id.values)
@@ -220,7 +226,7 @@ def versions(
 # %% ../../../nbs/serving/log/feedback.ipynb #ea5d6cd9
 def quality(
     joined: Dataset,  # of `joined`
-    # probabilities from here on are alarms; None: as the model's card says
+    # probabilities from here on are alarms; None: as the card of each version says
     threshold: float | None = None,
 ) -> Frame:  # a row for each version
     """How good each version is, by the truth that is known
@@ -232,7 +238,7 @@ def quality(
     joined : Dataset
         of `joined`
     threshold : float | None, default None
-        probabilities from here on are alarms; None: as the model's card says
+        probabilities from here on are alarms; None: as the card of each version says
 
     Returns
     -------
@@ -241,12 +247,11 @@ def quality(
     """
     import pandas as pd
 
-    known = joined.attrs.get("threshold", 0.5)
-    alarm: float = known if threshold is None else threshold
     truth, score, of = joined.truth.values, scores_in(joined), versions(joined)
     measured = {}
     for v in sorted(set(of), key=lambda v: (len(v), v)):
         rows = (of == v) & ~np.isnan(truth)
+        alarm = threshold_of(joined.attrs, v) if threshold is None else threshold
         measured[v] = measures(truth[rows], score[rows], joined.attrs["output"], alarm)
         measured[v]["amended"] = int(joined.amended.values[of == v].sum())
     return pd.DataFrame([*measured.values()], index=pd.Index([*measured], name="version"))
@@ -314,7 +319,8 @@ class _Version(NamedTuple):
 def _version(record: Mapping[str, Any], version: str) -> _Version:
     "The version of a record, or of the attributes of a dataset"
     classes = tuple(record.get("classes") or ())
-    return _Version(record["name"], version, record["output"], record["threshold"], classes)
+    threshold = threshold_of(record, version)
+    return _Version(record["name"], version, record["output"], threshold, classes)
 
 
 def _remember(memory: OrderedDict, key: Hashable, value: object, most: int) -> None:
@@ -366,7 +372,7 @@ def _search(
 ) -> Iterator[tuple[str, _Version, _Score]]:
     "Id, version and score of the predictions of a model with these ids, the newest first"
     try:
-        rows = _narrow(lake.read(predictions(model)))
+        rows = _narrow(read_predictions(lake, model))
     except DatasetNotFound:
         return
     total, ids = rows.sizes["row"], set(wanted)
@@ -480,7 +486,7 @@ class Running:
 
         self.models.add(model)
         try:
-            rows = last(_narrow(self.lake.read(predictions(model))))
+            rows = last(_narrow(read_predictions(self.lake, model)))
             told = self.lake.read(feedback(model))
             names = [n for n in ("id", "truth", "truth_class", "received") if n in told]
             latest = _latest(_told(last(told[names])))

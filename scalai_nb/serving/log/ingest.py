@@ -27,7 +27,15 @@ from ...errors import DatasetNotFound, Locked, VersionNotFound
 from ...files import file_lock, replacing
 from .feedback import Running
 from .journal import close_orphans
-from .segments import OWN, columns_of, convert, dataset, rows_of
+from scalai_nb.serving.log.segments import (
+    OWN,
+    THRESHOLDS,
+    columns_of,
+    convert,
+    dataset,
+    rows_of,
+    thresholds_of,
+)
 from ...metrics import Metrics
 
 if TYPE_CHECKING:
@@ -199,7 +207,7 @@ def _finish(
     rows = sum(map(rows_of, segments))
     version = _committed(lake, folder.name, plan)
     if not version:
-        message, state = f"{rows:,} rows of the log", _next_state(lake, folder.name, plan)
+        message, state = f"{rows:,} rows of the log", _next_state(lake, folder.name, plan, segments)
         version = _append(lake, folder.name, dataset(segments), message, state)
     os.sync()
     for segment in segments:
@@ -239,14 +247,16 @@ def _committed(lake: Lake, name: str, plan: dict[str, Any]) -> Version | None:
     return version if done else None
 
 
-def _next_state(lake: Lake, name: str, plan: dict[str, Any]) -> State:
-    "The state that says that a plan is done; called in turn"
+def _next_state(lake: Lake, name: str, plan: dict[str, Any], segments: list[Path]) -> State:
+    "The state that says that a plan is done, and what versions it has seen; called in turn"
     try:
-        others = [w for w in lake.state(name).get(_STATE, []) if w[0] != plan.get("writer")]
+        before = lake.state(name)
     except DatasetNotFound:
-        others = []
+        before = {}
+    others = [w for w in before.get(_STATE, []) if w[0] != plan.get("writer")]
     mine = [plan.get("writer", ""), plan["token"]]
-    return {_STATE: [*others, mine][-_WRITERS:]}
+    known = before.get(THRESHOLDS, {}) | thresholds_of(segments)
+    return {_STATE: [*others, mine][-_WRITERS:]} | ({THRESHOLDS: known} if known else {})
 
 # %% ../../../nbs/serving/log/ingest.ipynb #3a485469
 BYTES = 2**26  # of the segments of one commit, but for the first

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -23,12 +23,13 @@ from .encoding import Predictions, read, scores_of
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from scalai_nb.data.lake.lake import LakeReader
     from scalai_nb.types import Array, Dataset, Table
 
 # %% auto #0
-__all__ = ['OWN', 'log', 'score_columns', 'logged', 'predictions', 'feedback', 'table', 'truths',
-           'Unusable', 'tables', 'convert', 'columns_of', 'record_of', 'rows_of',
-           'dataset']
+__all__ = ['OWN', 'log', 'THRESHOLDS', 'score_columns', 'logged', 'predictions', 'feedback',
+           'table', 'truths', 'Unusable', 'tables', 'convert', 'columns_of', 'record_of',
+           'rows_of', 'thresholds_of', 'dataset', 'read_predictions', 'threshold_of']
 
 # %% ../../../nbs/serving/log/segments.ipynb #2c7542d8
 OWN = {
@@ -310,6 +311,27 @@ def rows_of(segment: Path) -> int:
     "Rows of a segment, as its name says"
     return int(segment.stem.rpartition("-")[2])
 
+
+def thresholds_of(
+    segments: Iterable[Path],
+) -> dict[str, float]:  # by version; none for feedback
+    """From which score on each version flags, as its card said when it predicted
+
+    Returns
+    -------
+    dict[str, float]
+        by version; none for feedback
+    """
+    import pyarrow as pa
+
+    found = {}
+    for segment in segments:
+        with pa.memory_map(str(segment)) as file:
+            record = record_of(pa.ipc.open_file(file).schema)
+        if "threshold" in record:
+            found[str(record["version"])] = float(record["threshold"])
+    return found
+
 # %% ../../../nbs/serving/log/segments.ipynb #a0f4db98
 _KEPT = ("name", "output", "threshold", "classes")  # of the record, as attributes
 
@@ -343,6 +365,41 @@ def dataset(
     attrs = {k: v for k, v in record.items() if k in _KEPT}
     columns = {name: _variable(rows[name], known.get(name)) for name in rows.column_names}
     return xr.Dataset(columns, attrs=attrs)
+
+
+THRESHOLDS = "thresholds"  # by version: an entry of the state of the log in the lake
+
+
+def read_predictions(
+    lake: LakeReader,
+    model: str,
+) -> Dataset:  # over `row`, lazy
+    """The log of a model, which knows the threshold of each version. DatasetNotFound: it has none
+
+    Returns
+    -------
+    Dataset
+        over `row`, lazy
+    """
+    name = predictions(model)
+    version = lake.version(name)
+    known = lake.state(name, version).get(THRESHOLDS, {})
+    return lake.read(name, version.id).assign_attrs({THRESHOLDS: known})
+
+
+def threshold_of(
+    record: Mapping[str, Any],  # attributes of predictions, or the record of a version
+    version: str,
+) -> float:
+    """From which score on a version flags; a log that does not know it has one for all
+
+    Parameters
+    ----------
+    record : Mapping[str, Any]
+        attributes of predictions, or the record of a version
+    version : str
+    """
+    return float(record.get(THRESHOLDS, {}).get(version, record.get("threshold", 0.5)))
 
 
 def _variable(column: pa.ChunkedArray, known: dict[str, Any] | None) -> tuple:
