@@ -40,7 +40,7 @@ def on_disk(small_disk):
 def test_a_read_only_disk_can_be_looked_at(on_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(on_disk.root)], check=True)
     for words in (["plan", "toy"], ["show"], ["show", "latest", "a"], ["runs"], ["lake", "ls"]):
-        done = on_disk.scalai(*words)
+        done = on_disk.said(*words)
         assert done.returncode == 0, (words, done.stderr)
     for words in (
         ["run", "toy"],

@@ -33,7 +33,7 @@ def project(tmp_path):
 
 def plan(project) -> dict[str, list[str]]:
     "The reasons of each step"
-    steps = json.loads(project.scalai("plan", "toy", "--json").stdout)["steps"]
+    steps = json.loads(project.said("plan", "toy", "--json").stdout)["steps"]
     return {s["name"]: s["reasons"] for s in steps}
 
 
@@ -185,7 +185,7 @@ def test_an_old_result_is_made_again_or_accepted(tmp_path):
     assert plan(project) == {"prices": []}
     aged(project, "prices", hours=25)
     assert plan(project) == {"prices": ["older than 1d"]}
-    project.scalai("accept", "toy", "prices", "--because", "the exchange was closed")
+    project.said("accept", "toy", "prices", "--because", "the exchange was closed")
     assert plan(project) == {"prices": []}
     aged(project, "prices", hours=25)
     project.scalai("run", "toy")
