@@ -11,12 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from toy import said
 
 import scalai_nb as sn
 from scalai_nb.pipeline.run import load_run
 
 HERE = {k: v for k, v in os.environ.items() if not k.startswith("SCALAI_")}
 BIN = Path(sys.executable).parent
+ENV = HERE | {"PATH": f"{BIN}:{HERE['PATH']}", "SCALAI_TRACKERS": "none"}
 
 
 def run(folder: Path, *words: str, timeout: float = 200) -> subprocess.CompletedProcess:
@@ -24,7 +26,7 @@ def run(folder: Path, *words: str, timeout: float = 200) -> subprocess.Completed
     return subprocess.run(
         words,
         cwd=folder,
-        env=HERE | {"PATH": f"{BIN}:{HERE['PATH']}", "SCALAI_TRACKERS": "none"},
+        env=ENV,
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -32,7 +34,7 @@ def run(folder: Path, *words: str, timeout: float = 200) -> subprocess.Completed
 
 
 def new(folder: Path, name: str, *words: str) -> subprocess.CompletedProcess:
-    return run(folder, "scalai", "new", name, *words)
+    return said(folder, ENV, "new", name, *words)
 
 
 def sales(n: int = 2_000) -> pd.DataFrame:
@@ -249,7 +251,7 @@ def test_ten_thousand_columns(tmp_path):
     ]
     (tmp_path / "wide.csv").write_text("\n".join(lines))
     before = os.times()
-    done = new(tmp_path, "wide", "--data", "wide.csv", "--label", "y")
+    done = run(tmp_path, "scalai", "new", "wide", "--data", "wide.csv", "--label", "y")
     assert done.returncode == 0, done.stderr
     after = os.times()
     assert after.children_user - before.children_user < 45  # by the square: minutes

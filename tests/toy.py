@@ -82,17 +82,8 @@ class Project:
         return subprocess.CompletedProcess(words, process.returncode, out, err)
 
     def said(self, *words: str, **variables: str) -> subprocess.CompletedProcess:
-        "What a command that only looks says, in this process: most of its time goes into a start"
-        from scalai_nb.cli import main
-
-        out, err, code = StringIO(), StringIO(), 0
-        given = patch.dict(os.environ, {**self.env, **variables}, clear=True)
-        with given, chdir(self.root), redirect_stdout(out), redirect_stderr(err):
-            try:
-                main([*words])
-            except SystemExit as ended:
-                code = ended.code or 0
-        return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+        "What a command says in this process: of most, the start of one takes most of the time"
+        return said(self.root, {**self.env, **variables}, *words)
 
     def show(self, *words: str) -> dict:
         return json.loads(self.said("show", *words, "--json").stdout)
@@ -124,6 +115,20 @@ class Project:
         "Where steps leave what they print; a folder may be renamed while this looks"
         found = (Path(folder, name) for folder, _, files in os.walk(self.root) for name in files)
         return [path for path in found if path.match(f"{step}.outputs.jsonl")]
+
+
+def said(folder: Path, env: dict[str, str], *words: str) -> subprocess.CompletedProcess:
+    "What `scalai` says in a folder and with these variables, in this process"
+    from scalai_nb.cli import main
+
+    out, err, code = StringIO(), StringIO(), 0
+    given = patch.dict(os.environ, env, clear=True)
+    with given, chdir(folder), redirect_stdout(out), redirect_stderr(err):
+        try:
+            main([*words])
+        except SystemExit as ended:
+            code = ended.code or 0
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 def gone(pid: int, seconds: float = 10) -> bool:
