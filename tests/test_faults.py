@@ -60,7 +60,7 @@ def check_failed(project, done, cause: str, words: str):
 def check_resumes(project):
     "With the fault mended, the next run takes `good` from the cache and completes"
     project.bad()
-    again = project.scalai("run", "toy")
+    again = project.said("run", "toy")
     assert again.returncode == 0, again.stdout + again.stderr
     assert statuses(project.show()) == {
         "good": ("cached", None),
