@@ -281,7 +281,7 @@ def test_what_is_edited_while_the_step_runs(tmp_path):
     process = "import subprocess, sys; subprocess.run([sys.executable, '-c', "
     project.step("00_a", CONTRACT, read, f"{process}{edit!r}], check=True)", write)
     (tmp_path / "pipelines/toy/rate.txt").write_text("1")
-    assert project.scalai("run", "toy").returncode == 0
+    assert project.said("run", "toy").returncode == 0
     plan = json.loads(project.said("plan", "toy", "--json").stdout)
     changed = "file pipelines/toy/rate.txt, which changed while the step read it"
     assert plan["steps"][0]["reasons"] == [changed]
@@ -294,7 +294,7 @@ def kept(tmp_path):
     write = "import numpy as np, xarray as xr\nfrom scalai_nb.pipeline import write\n"
     columns = "{c: ('row', np.random.default_rng(n).random(5000)) for c in 'xy'}"
     project.step("00_a", CONTRACT, f"{write}write(a, xr.Dataset({columns}))")
-    assert project.scalai("run", "toy").returncode == 0
+    assert project.said("run", "toy").returncode == 0
 
     def reasons() -> list[str]:
         plan = json.loads(project.said("plan", "toy", "--json").stdout)
@@ -308,7 +308,7 @@ def test_an_output_that_has_lost_a_chunk_is_made_again(kept):
     assert reasons() == []
     next((lake.path / "a/chunks").iterdir()).unlink()
     assert reasons() == ["output a has lost chunks"]
-    assert project.scalai("run", "toy").returncode == 0
+    assert project.said("run", "toy").returncode == 0
     assert reasons() == [] and lake.read("a").x.values.size == 5000
 
 
