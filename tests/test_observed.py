@@ -297,7 +297,7 @@ def kept(tmp_path):
     assert project.said("run", "toy").returncode == 0
 
     def reasons() -> list[str]:
-        plan = json.loads(project.said("plan", "toy", "--json").stdout)
+        plan = json.loads(project.scalai("plan", "toy", "--json").stdout)
         return plan["steps"][0]["reasons"]
 
     return project, Lake(tmp_path / ".scalai/lake"), reasons
