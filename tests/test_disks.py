@@ -32,7 +32,7 @@ def on_disk(small_disk):
     "A project on a disk of its own, with a step that is done"
     project = Project(small_disk)
     project.step("00_a", OUT + 'a: Out = "a"', WRITE.format("a", 3))
-    assert project.scalai("run", "toy").returncode == 0
+    assert project.said("run", "toy").returncode == 0
     project.scalai("runs", "send")
     return project
 
@@ -98,14 +98,14 @@ def test_two_pipelines_that_write_one_dataset_at_once(tmp_path):
 def test_a_run_of_a_day_when_the_clock_was_wrong_is_not_the_latest_for_ever(tmp_path):
     project = Project(tmp_path)
     project.step("00_a", "n: int = 1", "n")
-    assert project.scalai("run", "toy").returncode == 0
+    assert project.said("run", "toy").returncode == 0
     first = tmp_path / ".scalai/runs" / project.show()["id"]
     ahead = first.with_name("toy-20991231-235959")
     shutil.copytree(first, ahead)
     events = map(json.loads, (ahead / "events.jsonl").read_text().splitlines())
     later = [json.dumps({**event, "t": event["t"] + 2e9}) for event in events]
     (ahead / "events.jsonl").write_text("\n".join(later) + "\n")
-    assert project.scalai("run", "toy").returncode == 0
+    assert project.said("run", "toy").returncode == 0
     assert project.show()["id"] not in (first.name, ahead.name)
 
 
