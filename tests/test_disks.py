@@ -56,7 +56,7 @@ def test_a_read_only_disk_can_be_looked_at(on_disk):
 
 def test_a_disk_that_fills_between_two_publications(project_with_lake):
     project, lake, filler = project_with_lake
-    done = project.scalai("run", "toy")
+    done = project.said("run", "toy")
     assert done.returncode == 1, done.stdout
     steps = {s["name"]: s for s in project.show()["steps"]}
     assert (steps["a"]["status"], steps["b"]["cause"]) == ("completed", "disk_full"), steps
@@ -64,7 +64,7 @@ def test_a_disk_that_fills_between_two_publications(project_with_lake):
     assert "Traceback" not in done.stdout + done.stderr
     filler.unlink()
     project.step("01_b", OUT + 'a: In = "a"\nb: Out = "b"', WRITE.format("b", 5))
-    again = project.scalai("run", "toy")
+    again = project.said("run", "toy")
     assert again.returncode == 0 and Lake(lake).read("b").x.size == 5, again.stdout
     assert project.scalai("lake", "verify").returncode == 0
 
