@@ -139,7 +139,7 @@ def test_a_file_of_a_newer_mlflow_is_left_to_that(tmp_path):
 def test_doctor_says_that_a_migration_was_interrupted(snapshots, tmp_path):
     project = Project(tmp_path, "trackers = mlflow\n")
     project.step("00_a", "n: int = 1", "n")
-    assert project.scalai("run", "toy").returncode == 0
+    assert project.said("run", "toy").returncode == 0
     project.said("runs", "send")
     [file] = tmp_path.rglob("tracking.db")
     with closing(sqlite3.connect(file)) as db, db:
@@ -147,7 +147,7 @@ def test_doctor_says_that_a_migration_was_interrupted(snapshots, tmp_path):
     assert "in the middle of a migration" in " ".join(
         project.said("doctor", COLUMNS="200").stdout.split()
     )
-    project.scalai("run", "toy", "--force")
+    project.said("run", "toy", "--force")
     project.said("runs", "send")
     assert "in the middle of a migration" not in " ".join(
         project.said("doctor", COLUMNS="200").stdout.split()
