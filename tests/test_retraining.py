@@ -344,14 +344,14 @@ def test_the_command_trains_judges_and_promotes(tmp_path, database):
     assert not {"late.decisions", "late-predictions.watch"} & {*lake.names()}
     would = project.said(*words, "--replay")
     assert would.returncode == 0 and "nothing was decided" in would.stdout
-    once = project.scalai(*words, "--once")
+    once = project.said(*words, "--once")
     assert once.returncode == 0, once.stderr
     assert [d.action for d in decided(lake, "late")] == ["train", "challenge"], once
     assert "challenge" in once.stdout and "train" in once.stderr
     would = project.said(*words, "--replay", "--json")
     assert json.loads(would.stdout)[0]["action"] == "train"
     serve(np.datetime64("now", "us") + np.timedelta64(1, "s"))
-    again = project.scalai(*words, "--once", "--json")
+    again = project.said(*words, "--once", "--json")
     assert again.returncode == 0, again.stderr
     assert registry.champion("late").version == 2
     said = json.loads(project.said("decisions", "late", "--json").stdout)
