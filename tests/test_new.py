@@ -170,14 +170,14 @@ def test_its_tests_are_green_and_can_fail(project):
 def test_a_delivery_that_breaks_the_contract_changes_nothing(project):
     folder, _ = project
     env = sn.environment("test", settings=folder / "settings.ini")
-    words = ["scalai", "run", "pipelines/shop/02_data.ipynb", "--env", "test"]
-    assert run(folder, *words).returncode == 0
+    words = ["run", "pipelines/shop/02_data.ipynb", "--env", "test"]
+    assert said(folder, ENV, *words).returncode == 0
     before = sn.Lake(env.lake).log("shop")
     source = folder.parent / "sales.csv"
     text = source.read_text()
     sales().drop(columns=["Größe {{ m² }}"]).to_csv(source, index=False)
     try:
-        done = run(folder, *words)
+        done = said(folder, ENV, *words)
     finally:
         source.write_text(text)
     assert done.returncode == 1 and "Größe" in done.stdout
