@@ -90,13 +90,14 @@ def written(folder: Path, kind: str) -> str:
 KINDS = [  # file, more words, what is predicted
     ("csv", ["--label", "dear", "--time", "sold at"], "two classes"),
     ("db", ["--label", "class"], "classes"),
-    ("parquet", ["--label", "price"], "numbers"),
     ("zarr", ["--label", "rain"], "numbers"),
     ("nc", [], None),
 ]
+PARQUET = ("parquet", ["--label", "price"], "numbers")  # as zarr, but for its first two steps
+EACH = [*KINDS, pytest.param(*PARQUET, marks=pytest.mark.campaign)]
 
 
-@pytest.mark.parametrize(("file", "words", "kind"), KINDS, ids=[k[0] for k in KINDS])
+@pytest.mark.parametrize(("file", "words", "kind"), EACH, ids=[k[0] for k in [*KINDS, PARQUET]])
 def test_a_file_becomes_a_system(tmp_path, file, words, kind):
     "`make demo` is green on the first call, and leaves a champion that answers"
     made = new(tmp_path, "shop", "--data", written(tmp_path, file), *words)
@@ -126,6 +127,19 @@ def test_a_file_becomes_a_system(tmp_path, file, words, kind):
         assert rows[model.contract.time].values.min() >= np.quantile(
             times.astype(int), 0.79
         ).astype(times.dtype)
+
+
+def test_parquet_becomes_the_rows_of_a_system(tmp_path):
+    made = new(tmp_path, "shop", "--data", written(tmp_path, "parquet"), "--label", "price")
+    assert made.returncode == 0, made.stderr
+    data = tmp_path / "shop/pipelines/shop/02_data.ipynb"
+    done = said(tmp_path / "shop", ENV, "run", str(data))
+    assert done.returncode == 0, done.stdout + done.stderr
+    env = sn.environment("laptop", settings=tmp_path / "shop/settings.ini")
+    rows, expected = sn.Lake(env.lake).read("shop").load(), sales()
+    assert set(rows.data_vars) == {*expected.columns}
+    np.testing.assert_array_equal(rows["price"], expected["price"])
+    assert "known after" in sn.Contract.of(rows).later
 
 
 @pytest.fixture(scope="module")
