@@ -1,6 +1,7 @@
 """Render the site into site/: README, tutorials, lessons, reference, architecture and measurements
 
 `make docs` calls it. Nothing is run and nothing is fetched: notebooks bring their outputs.
+`python docs/build.py FOLDER ROOM` renders it elsewhere, with the lessons of one room only.
 """
 
 import json
@@ -32,6 +33,7 @@ ROOMS = {  # in the order in which data pass through them
     "jupyter": "Jupyter",
     "commands": "Commands",
 }
+NO_ROOMS = ("pipelines", "tutorials")
 
 SKLEARN = "get_metadata_routing, set_fit_request, set_score_request, set_partial_fit_request"
 MEMBERS = f"   :members:\n   :exclude-members: {SKLEARN}\n"
@@ -54,10 +56,10 @@ def lessons(room: str) -> list[Path]:
     return sorted(folder.glob("*.ipynb") if not room else folder.rglob("*.ipynb"))
 
 
-def lesson_pages(source: Path) -> list[str]:
+def lesson_pages(source: Path, rooms: list[str]) -> list[str]:
     "A page for each room that lists its lessons"
     pages = []
-    for room, title in ROOMS.items():
+    for room, title in ((room, ROOMS[room]) for room in rooms):
         page = f"lessons/{room or 'ground'}"
         listed = [f"/{p.relative_to(ROOT).with_suffix('')}" for p in lessons(room)]
         said = sys.modules.get(f"scalai_nb.{room}") if room else None
@@ -83,9 +85,12 @@ def reference_pages(source: Path) -> list[str]:
     return sorted(pages)
 
 
-def assemble(source: Path) -> None:
-    "Lay out the pages in the folder `source`"
+def assemble(source: Path, rooms: list[str]) -> None:
+    "Lay out the pages in the folder `source`, lessons of these rooms; of all, if none is named"
     shutil.copytree(ROOT / "nbs", source / "nbs", ignore=shutil.ignore_patterns("*.py", ".*"))
+    for folder in (source / "nbs").iterdir():
+        if rooms and folder.is_dir() and folder.name not in (*rooms, *NO_ROOMS):
+            shutil.rmtree(folder)
     shutil.copytree(
         ROOT / "docs", source / "docs", ignore=shutil.ignore_patterns("*.py", "__pycache__")
     )
@@ -98,7 +103,7 @@ def assemble(source: Path) -> None:
         "The flights pipeline": notebooks("nbs/pipelines/flights"),
         "Flights, month by month": notebooks("nbs/pipelines/flights_live"),
         "How it works": ["docs/architecture", *measured()],
-        "Lessons": lesson_pages(source),
+        "Lessons": lesson_pages(source, rooms or [*ROOMS]),
         "Reference": reference_pages(source),
         "Project": [Path(name).stem for name in PAGES],
     }
@@ -133,7 +138,7 @@ def main() -> int:
         source.mkdir()
         for room in filter(None, ROOMS):
             __import__(f"scalai_nb.{room}")
-        assemble(source)
+        assemble(source, sys.argv[2:])
         made = Path(folder) / "html"
         options = ["-q", "-j", "auto", "-b", "html", "-c", str(ROOT / "docs")]
         command = [sys.executable, "-m", "sphinx", *options, str(source), str(made)]

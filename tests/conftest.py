@@ -8,11 +8,13 @@ import socket
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.request import urlopen
 
 import pytest
 from filelock import FileLock
@@ -21,6 +23,10 @@ ROOT = Path(__file__).parent.parent
 
 for name in [n for n in os.environ if n.startswith("SCALAI_")]:
     del os.environ[name]
+# Threads of OpenMP and OpenBLAS wait asleep. Where processes share the processors, those that wait
+# in a loop took five to twenty times the time of the work itself. The numbers are the same.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # 2⁴ cycles
 for signum, handler in (
     (signal.SIGINT, signal.default_int_handler),
     (signal.SIGHUP, signal.SIG_DFL),
@@ -92,10 +98,8 @@ class Demo:
             process.wait()
 
 
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory) -> Demo:
-    "A copy of the project in which `make demo` has run"
-    demo = Demo(tmp_path_factory.mktemp("demo") / "project")
+def _copied(folder: Path) -> Demo:
+    "A copy of the project, without what was made in it"
     ignore = shutil.ignore_patterns(
         ".git",
         ".venv*",
@@ -109,10 +113,23 @@ def demo(tmp_path_factory) -> Demo:
         "build",
         "dist",
     )
-    shutil.copytree(ROOT, demo.folder, ignore=ignore, symlinks=True)
-    for mirror in (demo.folder / "nbs").rglob("*.py"):
+    shutil.copytree(ROOT, folder, ignore=ignore, symlinks=True)
+    for mirror in (folder / "nbs").rglob("*.py"):
         mirror.unlink()
-    (demo.folder / "home").mkdir()
+    (folder / "home").mkdir()
+    return Demo(folder)
+
+
+@pytest.fixture(scope="session")
+def fresh_copy(tmp_path_factory) -> Demo:
+    "A copy of the project in which nothing has run"
+    return _copied(tmp_path_factory.mktemp("project") / "project")
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory) -> Demo:
+    "A copy of the project in which `make demo` has run"
+    demo = _copied(tmp_path_factory.mktemp("demo") / "project")
     done = demo("make demo")
     assert done.returncode == 0, done.stdout + done.stderr
     demo.first = done.stdout
@@ -205,6 +222,52 @@ def registry(database, tmp_path):
             models=str(tmp_path / "models"), tracking=f"sqlite:///{tmp_path}/tracking.db"
         )
     )
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory):
+    "The URL of a real MLflow server, without the consumers of jobs that nobody gives"
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    env = {
+        "PATH": f"{tool('mlflow')}:{os.environ['PATH']}",
+        "HOME": str(folder),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its pollers take a processor
+        "DO_NOT_TRACK": "true",
+    }
+    options = {
+        "backend-store-uri": f"sqlite:///{folder}/server.db",
+        "artifacts-destination": folder / "files",
+        "host": "127.0.0.1",
+        "port": port,
+        "workers": 1,
+    }
+    words = [f"--{name}={value}" for name, value in options.items()]
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(
+            [tool("mlflow") / "mlflow", "server", *words],
+            cwd=folder,
+            env=env,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        _answers(f"http://127.0.0.1:{port}/health", process, folder / "log")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _answers(url: str, process: subprocess.Popen, log: Path, seconds: float = 120) -> None:
+    "Wait until a server answers; what it has logged if it ends or does not"
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        with suppress(OSError), urlopen(url, timeout=5):
+            return
+        time.sleep(0.1)
+    raise AssertionError(log.read_text())
 
 
 # ---- surroundings

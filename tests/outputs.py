@@ -29,6 +29,8 @@ ENVIRONMENT = {  # of the notebooks, as it is of no matter who runs them
     "SCALAI_USER": "you",
     "COLUMNS": "100",
     "PYTHONHASHSEED": "0",
+    "OMP_WAIT_POLICY": "PASSIVE",  # as in conftest.py
+    "OPENBLAS_THREAD_TIMEOUT": "4",
 }
 
 # nbdev-test, whose shells are not emptied one by one at the end: Python 3.13 takes minutes for that

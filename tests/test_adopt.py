@@ -92,24 +92,24 @@ def test_a_notebook_is_adopted_planned_run_and_told_another_value(there):
     assert list(kept) == ["contract"], "one cell is new, in front of all code"
     assert [c["cell_type"] for c in after["cells"]][:2] == ["markdown", "code"]
     assert "pd.read_csv(träger_csv); long" in path.read_text(encoding="utf-8")
-    plan = there.scalai("plan", path.name, **SECRET)
+    plan = there.said("plan", path.name, **SECRET)
     assert plan.returncode == 0 and "never run" in plan.stdout, plan.stderr
-    run = there.scalai("run", path.name, **SECRET)
+    run = there.said("run", path.name, **SECRET)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "7 168" in there.scalai("show", "latest", "my-trips").stdout
-    assert "cached" in there.scalai("run", path.name, **SECRET).stdout
-    told = there.scalai("run", path.name, "-p", "my-trips.shortest=3.5", **SECRET)
+    assert "7 168" in there.said("show", "latest", "my-trips").stdout
+    assert "cached" in there.said("run", path.name, **SECRET).stdout
+    told = there.said("run", path.name, "-p", "my-trips.shortest=3.5", **SECRET)
     assert told.returncode == 0, told.stderr
-    assert "4 168" in there.scalai("show", "latest", "my-trips").stdout
+    assert "4 168" in there.said("show", "latest", "my-trips").stdout
     (there.root / "data/träger.csv").write_text("miles\n9\n")
-    assert "input data/träger.csv" in there.scalai("plan", path.name, **SECRET).stdout
+    assert "input data/träger.csv" in there.said("plan", path.name, **SECRET).stdout
 
 
 def test_without_a_yes_nothing_is_written(there):
     path = stranger(there.root / "trips.ipynb", *TRIPS)
     before = there.files()
     for words in ((), ("--dry-run",), ("--dry-run", "--yes")):
-        shown = there.scalai("adopt", "trips.ipynb", *words)
+        shown = there.said("adopt", "trips.ipynb", *words)
         assert shown.returncode == 0 and "+week: int = 7 * 24" in shown.stdout, shown.stderr
         assert "-week = 7 * 24" in shown.stdout and "\x1b" not in shown.stdout
         assert shown.stdout.index("contract cell") < shown.stdout.index("--- cell 3")
@@ -160,16 +160,16 @@ def test_several_become_a_pipeline_in_another_folder(there):
     (there.root / "found/mid.csv").write_text("a\n")
     names = ["found/2 read.ipynb", "found/use.ipynb"]
     before = [(there.root / n).read_bytes() for n in names]
-    done = there.scalai("adopt", *names, "--to", "pipelines/mine", "--yes")
+    done = there.said("adopt", *names, "--to", "pipelines/mine", "--yes")
     assert done.returncode == 0, done.stderr
     assert [(there.root / n).read_bytes() for n in names] == before
     first, second = (there.root / "pipelines/mine" / n for n in ("01_read.ipynb", "02_use.ipynb"))
     assert "in_csv: In[File] = '../../found/in.csv'" in contract(first)
     assert "mid_csv: In[File] = 'mid.csv'" in contract(second), "which the first writes there"
     assert done.stdout.count("run it") == 1 and "scalai run pipelines/mine" in done.stdout
-    run = there.scalai("run", "mine")  # settings.ini, which there was not, names the folder
+    run = there.said("run", "mine")  # settings.ini, which there was not, names the folder
     assert run.returncode == 0, run.stdout + run.stderr
-    assert json.loads(there.scalai("plan", "pipelines/mine", "--json").stdout)["edges"] == [
+    assert json.loads(there.said("plan", "pipelines/mine", "--json").stdout)["edges"] == [
         ["read", "use", "mid.csv"]
     ]
 
@@ -347,7 +347,7 @@ def test_what_cannot_be_adopted_is_said_in_a_sentence(there, content, says):
     if content is not None:
         (there.root / "x.ipynb").write_text(content)
     before = there.files()
-    done = there.scalai("adopt", "good.ipynb", "x.ipynb", "--yes")
+    done = there.said("adopt", "good.ipynb", "x.ipynb", "--yes")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and says in done.stderr, (
         done.stderr
     )
@@ -359,11 +359,11 @@ def test_a_bare_notebook_with_html_in_its_name_and_a_kernel_of_elsewhere(there):
     for metadata in ({}, {"kernelspec": {"name": "conda-env-theirs-py"}}):
         cells = [{"cell_type": "code", "source": ["n = 3\n", "print(n + 1)"]}]
         (there.root / name).write_text(json.dumps({"cells": cells, "metadata": metadata}))
-        done = there.scalai("adopt", name, "--yes")
+        done = there.said("adopt", name, "--yes")
         assert done.returncode == 0, done.stderr
-        run = there.scalai("run", name)
+        run = there.said("run", name)
         assert run.returncode == 0, run.stdout + run.stderr
-        assert there.scalai("adopt", name).returncode == 2, "it is a step already"
+        assert there.said("adopt", name).returncode == 2, "it is a step already"
     (report,) = sorted((there.root / ".scalai/runs").glob("*/report.html"))[-1:]
     assert "<script>alert<b>" not in report.read_text()
 

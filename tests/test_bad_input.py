@@ -18,7 +18,7 @@ def project(tmp_path):
 def refused(project, *words: str, says: list[str], **variables: str):
     "`scalai *words` ends with 2 and one line that says `says`, and leaves every file as it was"
     before = project.files()
-    done = project.scalai(*words, **variables)
+    done = project.said(*words, **variables)
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
     for word in says:

@@ -228,15 +228,15 @@ def test_a_pipeline_runs_on_a_bucket(lake, tmp_path):
         f"{written}write(x, xr.Dataset({{'n': ('row', [1, 2])}}))",
     )
     project.step("01_b", f'{declared}x: In = "x"\ny: Out = "y"', f"{written}write(y, read(x) + 1)")
-    first = project.scalai("run", "toy")
+    first = project.said("run", "toy")
     assert first.returncode == 0, first.stderr
     assert lake.read("y").n.values.tolist() == [2, 3]
-    again = project.scalai("run", "toy")
+    again = project.said("run", "toy")
     assert again.returncode == 0 and "cached" in again.stdout
-    assert project.scalai("lake", "ls").stdout.count("\n") >= 2
-    told = project.scalai("lake", "log", "x", "--lineage").stdout
+    assert project.said("lake", "ls").stdout.count("\n") >= 2
+    told = project.said("lake", "log", "x", "--lineage").stdout
     assert "← a, in toy-" in told and "→ b to y@" in told
-    found = json.loads(project.scalai("doctor", "--json").stdout)
+    found = json.loads(project.said("doctor", "--json").stdout)
     assert [(c["ok"], c["found"]) for c in found if c["name"] == "lake"] == [
         (True, f"{lake.path}, 2 datasets")
     ]

@@ -33,7 +33,7 @@ def checkout(folder) -> Project:
 
 
 def run(project: Project) -> dict:
-    done = project.scalai("run", "toy", "--json")
+    done = project.said("run", "toy", "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

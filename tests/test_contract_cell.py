@@ -157,14 +157,14 @@ def test_a_step_runs_without_its_optional_input_and_with_it(tmp_path):
         f"from scalai_nb.pipeline import File, In\n{MODE}\ngiven: In[File] | None = None",
         "print(mode.value, open(given).read() if given else 'nothing')",
     )
-    first = project.scalai("run", "toy")
+    first = project.said("run", "toy")
     assert first.returncode == 0, first.stderr
-    assert "fast nothing" in project.scalai("show", "latest", "read").stdout
-    plan = project.scalai("plan", "toy", "--json", "-p", "read.given=x.txt")
+    assert "fast nothing" in project.said("show", "latest", "read").stdout
+    plan = project.said("plan", "toy", "--json", "-p", "read.given=x.txt")
     assert '"write",' in plan.stdout.split('"steps"')[0], "an edge"
-    second = project.scalai("run", "toy", "-p", "read.given=x.txt", "-p", "read.mode=EXACT")
+    second = project.said("run", "toy", "-p", "read.given=x.txt", "-p", "read.mode=EXACT")
     assert second.returncode == 0, second.stderr
-    assert "exact seven" in project.scalai("show", "latest", "read").stdout
+    assert "exact seven" in project.said("show", "latest", "read").stdout
     assert statuses(project.show())["write"][0] == "cached"
 
 

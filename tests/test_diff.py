@@ -30,15 +30,15 @@ def changed(project: Project) -> Path:
 
 
 def answer(project: Project, *words: str) -> dict:
-    done = project.scalai("diff", *words, "--json")
+    done = project.said("diff", *words, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 def test_the_contract_comes_first_and_a_difference_is_no_failure(there):
-    assert "are the same" in there.scalai("diff", "train.ipynb").stdout
+    assert "are the same" in there.said("diff", "train.ipynb").stdout
     changed(there)
-    done = there.scalai("diff", "train.ipynb")
+    done = there.said("diff", "train.ipynb")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "train.ipynb at HEAD → train.ipynb" and "default" in lines[2]
@@ -87,12 +87,12 @@ def test_what_cannot_be_compared_is_said_in_a_sentence(there, words, said):
     notebook(there.root / "new.ipynb", "n = 1")
     notebook(there.root / "broken.ipynb", "n: int = = 1")
     (there.root / "text.ipynb").write_text("# a text\n")
-    done = there.scalai("diff", *words)
+    done = there.said("diff", *words)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
 
 
 def test_outside_of_git_the_other_has_to_be_named(tmp_path):
     project = Project(tmp_path)
     notebook(tmp_path / "a.ipynb", "n = 1")
-    done = project.scalai("diff", "a.ipynb")
+    done = project.said("diff", "a.ipynb")
     assert done.returncode == 2 and "is in no git repository; name another" in done.stderr

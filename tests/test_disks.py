@@ -32,7 +32,7 @@ def on_disk(small_disk):
     "A project on a disk of its own, with a step that is done"
     project = Project(small_disk)
     project.step("00_a", OUT + 'a: Out = "a"', WRITE.format("a", 3))
-    assert project.scalai("run", "toy").returncode == 0
+    assert project.said("run", "toy").returncode == 0
     project.scalai("runs", "send")
     return project
 
@@ -40,7 +40,7 @@ def on_disk(small_disk):
 def test_a_read_only_disk_can_be_looked_at(on_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(on_disk.root)], check=True)
     for words in (["plan", "toy"], ["show"], ["show", "latest", "a"], ["runs"], ["lake", "ls"]):
-        done = on_disk.scalai(*words)
+        done = on_disk.said(*words)
         assert done.returncode == 0, (words, done.stderr)
     for words in (
         ["run", "toy"],
@@ -56,7 +56,7 @@ def test_a_read_only_disk_can_be_looked_at(on_disk):
 
 def test_a_disk_that_fills_between_two_publications(project_with_lake):
     project, lake, filler = project_with_lake
-    done = project.scalai("run", "toy")
+    done = project.said("run", "toy")
     assert done.returncode == 1, done.stdout
     steps = {s["name"]: s for s in project.show()["steps"]}
     assert (steps["a"]["status"], steps["b"]["cause"]) == ("completed", "disk_full"), steps
@@ -64,7 +64,7 @@ def test_a_disk_that_fills_between_two_publications(project_with_lake):
     assert "Traceback" not in done.stdout + done.stderr
     filler.unlink()
     project.step("01_b", OUT + 'a: In = "a"\nb: Out = "b"', WRITE.format("b", 5))
-    again = project.scalai("run", "toy")
+    again = project.said("run", "toy")
     assert again.returncode == 0 and Lake(lake).read("b").x.size == 5, again.stdout
     assert project.scalai("lake", "verify").returncode == 0
 
@@ -98,14 +98,14 @@ def test_two_pipelines_that_write_one_dataset_at_once(tmp_path):
 def test_a_run_of_a_day_when_the_clock_was_wrong_is_not_the_latest_for_ever(tmp_path):
     project = Project(tmp_path)
     project.step("00_a", "n: int = 1", "n")
-    assert project.scalai("run", "toy").returncode == 0
+    assert project.said("run", "toy").returncode == 0
     first = tmp_path / ".scalai/runs" / project.show()["id"]
     ahead = first.with_name("toy-20991231-235959")
     shutil.copytree(first, ahead)
     events = map(json.loads, (ahead / "events.jsonl").read_text().splitlines())
     later = [json.dumps({**event, "t": event["t"] + 2e9}) for event in events]
     (ahead / "events.jsonl").write_text("\n".join(later) + "\n")
-    assert project.scalai("run", "toy").returncode == 0
+    assert project.said("run", "toy").returncode == 0
     assert project.show()["id"] not in (first.name, ahead.name)
 
 

@@ -51,7 +51,7 @@ def kept(tmp_path_factory):
         'write(rows, xr.Dataset({"x": ("row", [1.0])}), message="<script>alert(1)</script>")',
         title=EVIL,
     )
-    done = project.scalai("run", "toy")
+    done = project.said("run", "toy")
     assert done.returncode == 0, done.stderr
     env = sn.environment("laptop", settings=project.root / "settings.ini")
     lake, pipeline = sn.Lake(env.lake), Pipeline.load("toy", env)

@@ -356,7 +356,7 @@ def test_a_step_puts_rows_aside_and_is_not_stale_when_they_are_mended(tmp_path):
     project.step("00_make", contract, use)
 
     def run():
-        done = project.scalai("run", "toy", "--json")
+        done = project.said("run", "toy", "--json")
         assert done.returncode == 0, done.stderr
         return statuses(json.loads(done.stdout))["make"][0]
 

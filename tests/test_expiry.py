@@ -110,7 +110,7 @@ def test_a_disk_that_refuses_is_named(tmp_path):
 
 def test_sizes_say_what_the_newest_version_takes_and_what_the_others(tmp_path):
     project = Project(tmp_path)
-    assert "The lake is empty" in project.scalai("lake", "sizes").stdout
+    assert "The lake is empty" in project.said("lake", "sizes").stdout
     lake = Lake(project.root / ".scalai/lake")
     random = xr.Dataset({"x": ("row", np.random.default_rng(0).random(50_000))})  # 400 kB as it is
     lake.write("small", table(10, 1))
@@ -118,14 +118,14 @@ def test_sizes_say_what_the_newest_version_takes_and_what_the_others(tmp_path):
     lake.write("large", random)
     lake.append("small", table(10, 2))
     before = content(lake)
-    large, small = json.loads(project.scalai("lake", "sizes", "--json").stdout)
+    large, small = json.loads(project.said("lake", "sizes", "--json").stdout)
     assert (large["dataset"], large["rows"], large["versions"]) == ("large", 50_000, 2)
     assert 350_000 < large["newest"] < 420_000 and 350_000 < large["history"] < 420_000
     assert (small["rows"], small["versions"]) == (20, 2)
     on_disk = sum(map(len, before.values()))
     assert sum(s["newest"] + s["history"] for s in (large, small)) == on_disk
-    assert "history" in project.scalai("lake", "sizes", "large").stdout
-    assert "Did you mean 'large'?" in project.scalai("lake", "sizes", "larg").stderr
+    assert "history" in project.said("lake", "sizes", "large").stdout
+    assert "Did you mean 'large'?" in project.said("lake", "sizes", "larg").stderr
     assert content(lake) == before
 
 
@@ -136,24 +136,24 @@ def test_a_killed_run_and_what_it_leaves(tmp_path):
     process = project.start("run", "toy")
     project.wait_for("written", "00_make")
     env = environment("laptop", settings=project.root / "settings.ini")
-    alive = project.scalai("lake", "expire")
+    alive = project.said("lake", "expire")
     assert alive.stdout.strip() == "Nothing is left of runs that died.", alive
     os.kill(load_run(env).pid, signal.SIGKILL)
     process.communicate(timeout=30)
-    listed = json.loads(project.scalai("lake", "expire", "--json").stdout)
+    listed = json.loads(project.said("lake", "expire", "--json").stdout)
     id = load_run(env).id
     assert [(r["dataset"], r["what"], r["name"]) for r in listed] == [
         ("a", "branch", f"{id}.make"),
         ("a", "folder", "a, never published"),
         ("m", "staged version", "1"),
     ]
-    said = project.scalai("lake", "expire")
+    said = project.said("lake", "expire")
 
     assert (
         "Nothing was removed yet; add --yes to remove it." in said.stdout and "never" in said.stdout
     )
     assert Registry(env).staged(f"{id}.make")
-    assert "It was removed." in project.scalai("lake", "expire", "--yes").stdout
+    assert "It was removed." in project.said("lake", "expire", "--yes").stdout
     assert not Registry(env).staged(f"{id}.make") and not (tmp_path / ".scalai/models/m/1").exists()
-    project.scalai("lake", "expire", "--yes")
-    assert project.scalai("lake", "expire").stdout == alive.stdout
+    project.said("lake", "expire", "--yes")
+    assert project.said("lake", "expire").stdout == alive.stdout

@@ -60,7 +60,7 @@ def check_failed(project, done, cause: str, words: str):
 def check_resumes(project):
     "With the fault mended, the next run takes `good` from the cache and completes"
     project.bad()
-    again = project.scalai("run", "toy")
+    again = project.said("run", "toy")
     assert again.returncode == 0, again.stdout + again.stderr
     assert statuses(project.show()) == {
         "good": ("cached", None),
@@ -86,7 +86,7 @@ def test_a_cell_over_its_time_limit(project):
     project.bad("import time; time.sleep(60)")
     check_failed(
         project,
-        project.scalai("run", "toy", SCALAI_CELL_TIMEOUT="5s"),
+        project.said("run", "toy", SCALAI_CELL_TIMEOUT="5s"),
         "cell_timeout",
         "longer than its limit",
     )
@@ -95,7 +95,7 @@ def test_a_cell_over_its_time_limit(project):
 def test_a_cell_over_its_memory_limit(project):
     project.bad("x = bytearray(3_000_000_000)")
     check_failed(
-        project, project.scalai("run", "toy", SCALAI_MEMORY="2GB"), "kernel_oom", "MemoryError"
+        project, project.said("run", "toy", SCALAI_MEMORY="2GB"), "kernel_oom", "MemoryError"
     )
 
 
@@ -103,7 +103,7 @@ def test_a_cell_over_its_memory_limit(project):
 def test_what_would_not_fit_is_stopped_before_it_is_brought(project, ask):
     "Native code that meets the limit first may crash, and then nobody learns why"
     project.bad(f"import dask, dask.array as da, numpy as np; x = da.zeros(10**12); {ask}")
-    done = project.scalai("run", "toy", SCALAI_MEMORY="2GB")
+    done = project.said("run", "toy", SCALAI_MEMORY="2GB")
     check_failed(project, done, "kernel_oom", "TooLarge: .* nothing was computed")
 
 
@@ -119,7 +119,7 @@ def test_a_group_of_processes_over_the_memory_limit(project):
     )
     check_failed(
         project,
-        project.scalai("run", "toy", SCALAI_MEMORY="2GB"),
+        project.said("run", "toy", SCALAI_MEMORY="2GB"),
         "kernel_oom",
         r"at most 2\.00 GB; raise memory",
     )
@@ -172,7 +172,7 @@ def test_a_run_over_its_time_limit(project):
     project.bad("import time; time.sleep(60)")
     check_failed(
         project,
-        project.scalai("run", "toy", SCALAI_RUN_TIMEOUT="15s"),
+        project.said("run", "toy", SCALAI_RUN_TIMEOUT="15s"),
         "run_timeout",
         "run_timeout in settings.ini",
     )
@@ -207,7 +207,7 @@ DISK = 6  # MB of `small_disk`
 
 def test_a_full_disk_under_the_run_records(project, small_disk):
     project.bad("for i in range(100): print('x' * 200_000)")
-    done = project.scalai("run", "toy", SCALAI_RUNS=str(small_disk))
+    done = project.said("run", "toy", SCALAI_RUNS=str(small_disk))
     assert (
         done.returncode == 1 and "disk_full" in done.stdout and "no space was left" in done.stdout
     ), done.stdout + done.stderr
@@ -223,7 +223,7 @@ def test_a_full_disk_under_the_lake(project, small_disk):
         "write(b, xr.Dataset("
         "{'x': ('row', np.random.default_rng(0).integers(0, 2**62, 2_000_000))}))"
     )
-    done = project.scalai("run", "toy", SCALAI_LAKE=str(small_disk))
+    done = project.said("run", "toy", SCALAI_LAKE=str(small_disk))
     assert done.returncode == 1 and statuses(project.show())["bad"] == ("failed", "disk_full"), (
         done.stdout + done.stderr
     )

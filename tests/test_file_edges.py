@@ -33,18 +33,18 @@ def project(tmp_path):
 
 def plan(project) -> dict[str, list[str]]:
     "The reasons of each step"
-    steps = json.loads(project.scalai("plan", "toy", "--json").stdout)["steps"]
+    steps = json.loads(project.said("plan", "toy", "--json").stdout)["steps"]
     return {s["name"]: s["reasons"] for s in steps}
 
 
 def test_a_file_that_one_step_writes_and_another_reads_is_an_edge(project):
     folder = project.root / "pipelines/toy"
     (folder / "clean.csv").write_text("100")  # of an earlier day: nobody may read it
-    done = project.scalai("run", "toy")
+    done = project.said("run", "toy")
     assert done.returncode == 0, done.stdout
     assert (folder / "total.txt").read_text() == "6"
     assert plan(project) == {"clean": [], "total": []}
-    project.scalai("run", "toy", "-p", "clean.rows=4")
+    project.said("run", "toy", "-p", "clean.rows=4")
     assert (folder / "total.txt").read_text() == "8"
 
 
@@ -59,7 +59,7 @@ def test_a_file_that_one_step_writes_and_another_reads_is_an_edge(project):
     ids=["edited", "gone", "touched", "a folder"],
 )
 def test_the_content_of_a_file_between_steps_counts(project, change, clean, total):
-    assert project.scalai("run", "toy").returncode == 0
+    assert project.said("run", "toy").returncode == 0
     change(project.root / "pipelines/toy/clean.csv")
     why = plan(project)
     assert why["clean"] == (why["clean"] if clean is None else clean)
@@ -70,7 +70,7 @@ def test_a_file_that_is_declared_and_not_written_fails_the_step(project):
     folder = project.root / "pipelines/toy"
     (folder / "clean.csv").write_text("100")
     project.step("01_clean", WORDS + 'clean: Out[File] = "clean.csv"', "pass")
-    done = project.scalai("run", "toy")
+    done = project.said("run", "toy")
     assert done.returncode == 1
     run = project.show()
     assert "'clean.csv' is declared as an Out and was not written" in run["steps"][0]["error"]
@@ -82,7 +82,7 @@ def test_a_folder_may_go_between_steps(project):
     project.step("01_clean", WORDS + 'parts: Out[File] = Path("parts")', write)
     read = "print(sorted(p.name for p in parts.iterdir()))"
     project.step("02_total", WORDS + 'parts: In[File] = Path("parts")', read)
-    assert project.scalai("run", "toy").returncode == 0
+    assert project.said("run", "toy").returncode == 0
     assert plan(project) == {"clean": [], "total": []}
     (project.root / "pipelines/toy/parts/b").write_text("2")
     assert plan(project)["total"]
@@ -91,7 +91,7 @@ def test_a_folder_may_go_between_steps(project):
 def test_a_file_that_nobody_writes_must_be_there(project):
     project.step("01_clean", WORDS + 'clean: In[File] = "claen.csv"')
     (project.root / "pipelines/toy/02_total.ipynb").unlink()
-    refused = project.scalai("run", "toy")
+    refused = project.said("run", "toy")
     assert refused.returncode == 2
     assert "'claen.csv' is not in the folder of the notebooks" in refused.stderr
 
@@ -99,12 +99,12 @@ def test_a_file_that_nobody_writes_must_be_there(project):
 def test_read_and_write_say_that_a_file_is_one(project):
     read = "from scalai_nb.pipeline import read\nread(clean)"
     project.step("02_total", WORDS + 'clean: In[File] = "clean.csv"', read)
-    assert project.scalai("run", "toy").returncode == 1
+    assert project.said("run", "toy").returncode == 1
     assert "is a file; open it by its path" in json.dumps(project.show())
 
 
 def test_a_sweep_refuses_a_file_that_every_combination_would_write(project):
-    refused = project.scalai("run", "toy", "--sweep", "clean.rows=1,2")
+    refused = project.said("run", "toy", "--sweep", "clean.rows=1,2")
     assert refused.returncode == 2
     assert "every combination would write clean.csv" in refused.stderr
 
@@ -180,15 +180,15 @@ def aged(project: Project, step: str, **ago: float) -> None:
 def test_an_old_result_is_made_again_or_accepted(tmp_path):
     project = Project(tmp_path)
     project.step("01_prices", WORDS + 'fresh: Fresh = "1d"', "print('asked')")
-    project.scalai("run", "toy")
+    project.said("run", "toy")
     aged(project, "prices", hours=23)
     assert plan(project) == {"prices": []}
     aged(project, "prices", hours=25)
     assert plan(project) == {"prices": ["older than 1d"]}
-    project.scalai("accept", "toy", "prices", "--because", "the exchange was closed")
+    project.said("accept", "toy", "prices", "--because", "the exchange was closed")
     assert plan(project) == {"prices": []}
     aged(project, "prices", hours=25)
-    project.scalai("run", "toy")
+    project.said("run", "toy")
     assert plan(project) == {"prices": []}
 
 

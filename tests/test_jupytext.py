@@ -55,7 +55,7 @@ def test_a_step_survives_the_way_to_text_and_back(project, kind, format):
 def test_a_text_beside_a_step_is_none_and_makes_none_stale(project):
     step = project.step("00_a", *STEPS["plain"])
     jupytext("--set-formats", "ipynb,py:percent", step)
-    assert project.scalai("run", "toy").returncode == 0
+    assert project.said("run", "toy").returncode == 0
     text = step.with_suffix(".py")
     text.write_text(text.read_text().replace("# # A step", "# # Another title"))
     jupytext("--sync", text)

@@ -49,7 +49,7 @@ def test_a_failed_step_is_attached_to_and_ended(project):
     file = Path(event["connection_file"])
     assert 3500 < event["until"] - time.time() < 3600
     assert file.stat().st_mode & 0o77 == 0 and file.parent.stat().st_mode & 0o77 == 0
-    assert "kernel kept until" in project.scalai("show").stdout
+    assert "kernel kept until" in project.said("show").stdout
 
     asked = project.scalai("attach", "latest", "train", "--code", "print('them:', prices); depth")
     assert (asked.returncode, asked.stdout) == (0, "them: [3, 4]\n4\n")
@@ -67,7 +67,7 @@ def test_a_failed_step_is_attached_to_and_ended(project):
         over.returncode == 2
         and "has ended before, for want of memory or by somebody; run it again" in over.stderr
     )
-    assert "kernel kept" not in project.scalai("show").stdout
+    assert "kernel kept" not in project.said("show").stdout
 
 
 def test_a_prompt_reads_cells_and_leaves_the_kernel_alone(project):

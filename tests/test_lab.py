@@ -219,8 +219,11 @@ def open_in_notebook(page):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("app", ["jupyterlab", "notebook"])
+@pytest.mark.parametrize(
+    "app", [pytest.param("jupyterlab", marks=pytest.mark.campaign), "notebook"]
+)
 def test_in_the_minor_version_before(app, project, tmp_path):
+    "Jupyter Notebook is made of JupyterLab's parts of that version; in a campaign both"
     from playwright.sync_api import expect
 
     python = beside(tool("jupyterlab").parent)

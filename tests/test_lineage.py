@@ -51,8 +51,8 @@ def test_where_versions_come_from_and_who_used_them(project, scalai):
     scalai("ingest", "raw.csv", "raw")
     told = scalai("lake", "log", "raw", "--lineage")[0]  # neither runs nor models are there
     assert "← from raw.csv, by " in told and "→" not in told
-    run = json.loads(project.scalai("run", "toy", "--json").stdout)["id"]
-    again = json.loads(project.scalai("run", "toy", "--json").stdout)
+    run = json.loads(project.said("run", "toy", "--json").stdout)["id"]
+    again = json.loads(project.said("run", "toy", "--json").stdout)
     assert {s["status"] for s in again["steps"]} == {"cached"}
     env = environment("laptop")
     lake = Lake(env.lake)

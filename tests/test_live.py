@@ -23,11 +23,11 @@ PLANTED = {"carrier category": 5, "arr_delay range": 3, "time_hour, origin, carr
 
 
 @pytest.mark.slow
-def test_the_demo_runs_and_shows_what_it_showed(demo):
-    done = demo("scalai run flights_live")
+def test_the_demo_runs_and_shows_what_it_showed(fresh_copy):
+    done = fresh_copy("scalai run flights_live")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "report.html" in done.stdout
-    shown = steps("flights_live", demo.folder).items()
+    shown = steps("flights_live", fresh_copy.folder).items()
     assert not [line for path, ran in shown for line in refresh(path, ran, check=True)]
 
 

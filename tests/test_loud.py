@@ -82,7 +82,7 @@ def test_a_loud_step_leaves_one_file_with_the_whole_and_a_report_that_opens(tmp_
     project.step(
         "00_loud", words, "for i in range(110_000): print(f'{i:099d}')", "print('z' * 9**7)"
     )
-    assert project.scalai("run", "toy").returncode == 0
+    assert project.said("run", "toy").returncode == 0
     run = project.root / ".scalai/runs" / project.show()["id"]
     large = [f.name for f in run.rglob("*") if f.is_file() and f.stat().st_size > 10e6]
     assert large == ["00_loud.outputs.jsonl"]

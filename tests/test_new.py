@@ -11,12 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from toy import said
 
 import scalai_nb as sn
 from scalai_nb.pipeline.run import load_run
 
 HERE = {k: v for k, v in os.environ.items() if not k.startswith("SCALAI_")}
 BIN = Path(sys.executable).parent
+ENV = HERE | {"PATH": f"{BIN}:{HERE['PATH']}", "SCALAI_TRACKERS": "none"}
 
 
 def run(folder: Path, *words: str, timeout: float = 200) -> subprocess.CompletedProcess:
@@ -24,7 +26,7 @@ def run(folder: Path, *words: str, timeout: float = 200) -> subprocess.Completed
     return subprocess.run(
         words,
         cwd=folder,
-        env=HERE | {"PATH": f"{BIN}:{HERE['PATH']}", "SCALAI_TRACKERS": "none"},
+        env=ENV,
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -32,7 +34,7 @@ def run(folder: Path, *words: str, timeout: float = 200) -> subprocess.Completed
 
 
 def new(folder: Path, name: str, *words: str) -> subprocess.CompletedProcess:
-    return run(folder, "scalai", "new", name, *words)
+    return said(folder, ENV, "new", name, *words)
 
 
 def sales(n: int = 2_000) -> pd.DataFrame:
@@ -88,13 +90,14 @@ def written(folder: Path, kind: str) -> str:
 KINDS = [  # file, more words, what is predicted
     ("csv", ["--label", "dear", "--time", "sold at"], "two classes"),
     ("db", ["--label", "class"], "classes"),
-    ("parquet", ["--label", "price"], "numbers"),
     ("zarr", ["--label", "rain"], "numbers"),
     ("nc", [], None),
 ]
+PARQUET = ("parquet", ["--label", "price"], "numbers")  # as zarr, but for its first two steps
+EACH = [*KINDS, pytest.param(*PARQUET, marks=pytest.mark.campaign)]
 
 
-@pytest.mark.parametrize(("file", "words", "kind"), KINDS, ids=[k[0] for k in KINDS])
+@pytest.mark.parametrize(("file", "words", "kind"), EACH, ids=[k[0] for k in [*KINDS, PARQUET]])
 def test_a_file_becomes_a_system(tmp_path, file, words, kind):
     "`make demo` is green on the first call, and leaves a champion that answers"
     made = new(tmp_path, "shop", "--data", written(tmp_path, file), *words)
@@ -124,6 +127,19 @@ def test_a_file_becomes_a_system(tmp_path, file, words, kind):
         assert rows[model.contract.time].values.min() >= np.quantile(
             times.astype(int), 0.79
         ).astype(times.dtype)
+
+
+def test_parquet_becomes_the_rows_of_a_system(tmp_path):
+    made = new(tmp_path, "shop", "--data", written(tmp_path, "parquet"), "--label", "price")
+    assert made.returncode == 0, made.stderr
+    data = tmp_path / "shop/pipelines/shop/02_data.ipynb"
+    done = said(tmp_path / "shop", ENV, "run", str(data))
+    assert done.returncode == 0, done.stdout + done.stderr
+    env = sn.environment("laptop", settings=tmp_path / "shop/settings.ini")
+    rows, expected = sn.Lake(env.lake).read("shop").load(), sales()
+    assert set(rows.data_vars) == {*expected.columns}
+    np.testing.assert_array_equal(rows["price"], expected["price"])
+    assert "known after" in sn.Contract.of(rows).later
 
 
 @pytest.fixture(scope="module")
@@ -168,14 +184,14 @@ def test_its_tests_are_green_and_can_fail(project):
 def test_a_delivery_that_breaks_the_contract_changes_nothing(project):
     folder, _ = project
     env = sn.environment("test", settings=folder / "settings.ini")
-    words = ["scalai", "run", "pipelines/shop/02_data.ipynb", "--env", "test"]
-    assert run(folder, *words).returncode == 0
+    words = ["run", "pipelines/shop/02_data.ipynb", "--env", "test"]
+    assert said(folder, ENV, *words).returncode == 0
     before = sn.Lake(env.lake).log("shop")
     source = folder.parent / "sales.csv"
     text = source.read_text()
     sales().drop(columns=["Größe {{ m² }}"]).to_csv(source, index=False)
     try:
-        done = run(folder, *words)
+        done = said(folder, ENV, *words)
     finally:
         source.write_text(text)
     assert done.returncode == 1 and "Größe" in done.stdout
@@ -249,7 +265,7 @@ def test_ten_thousand_columns(tmp_path):
     ]
     (tmp_path / "wide.csv").write_text("\n".join(lines))
     before = os.times()
-    done = new(tmp_path, "wide", "--data", "wide.csv", "--label", "y")
+    done = run(tmp_path, "scalai", "new", "wide", "--data", "wide.csv", "--label", "y")
     assert done.returncode == 0, done.stderr
     after = os.times()
     assert after.children_user - before.children_user < 45  # by the square: minutes

@@ -243,12 +243,12 @@ def test_a_package_that_the_kernel_had_already_counts_when_it_is_asked_for_by_na
 def test_all_that_a_step_depends_on_is_listed(done):
     project = Project(done, SETTINGS)
     wide = {"TAKEN": "2", "COLUMNS": "200"}
-    said = project.scalai("plan", "toy", "--explain", "a", **wide).stdout
+    said = project.said("plan", "toy", "--explain", "a", **wide).stdout
     assert "changed  variable" in said and "pipelines/toy/prices.json" in said
     assert "not observed" in said and "library" in said
-    facts = json.loads(project.scalai("plan", "toy", "--explain", "a", "--json", TAKEN="1").stdout)
+    facts = json.loads(project.said("plan", "toy", "--explain", "a", "--json", TAKEN="1").stdout)
     assert {fact["what"] for fact in facts} >= {"code", "kernel", "file", "variable", "package"}
-    never = project.scalai("plan", "toy", "--explain", "z")
+    never = project.said("plan", "toy", "--explain", "z")
     assert never.returncode == 2 and "'z'" in never.stderr
 
 
@@ -260,15 +260,15 @@ def test_a_stale_step_is_accepted_on_the_record(done, tmp_path):
         why = ["library helper", "file pipelines/toy/plain.txt"]
         assert reasons()[0] == why
         words = ("accept", "toy", "a", "--because", "a typing error")
-        said = project.scalai(*words, TAKEN="1", SCALAI_USER="ada")
+        said = project.said(*words, TAKEN="1", SCALAI_USER="ada")
         assert f"ada: a typing error ({', '.join(why)})" in said.stdout, said
-        assert reasons()[0] == [] and "accepted" in project.scalai("plan", "toy", TAKEN="1").stdout
-        again = project.scalai(*words, TAKEN="1")
+        assert reasons()[0] == [] and "accepted" in project.said("plan", "toy", TAKEN="1").stdout
+        again = project.said(*words, TAKEN="1")
         assert again.returncode == 2 and "a is cached" in again.stderr
         (folder / "plain.txt").write_text("3")
         assert reasons()[0] == ["file pipelines/toy/plain.txt"]
         shutil.rmtree(folder.parents[1] / ".scalai/lake/a")
-        gone = project.scalai(*words, TAKEN="1")
+        gone = project.said(*words, TAKEN="1")
         assert gone.returncode == 2 and "output a is gone; run it" in gone.stderr
 
 
@@ -281,8 +281,8 @@ def test_what_is_edited_while_the_step_runs(tmp_path):
     process = "import subprocess, sys; subprocess.run([sys.executable, '-c', "
     project.step("00_a", CONTRACT, read, f"{process}{edit!r}], check=True)", write)
     (tmp_path / "pipelines/toy/rate.txt").write_text("1")
-    assert project.scalai("run", "toy").returncode == 0
-    plan = json.loads(project.scalai("plan", "toy", "--json").stdout)
+    assert project.said("run", "toy").returncode == 0
+    plan = json.loads(project.said("plan", "toy", "--json").stdout)
     changed = "file pipelines/toy/rate.txt, which changed while the step read it"
     assert plan["steps"][0]["reasons"] == [changed]
 
@@ -294,7 +294,7 @@ def kept(tmp_path):
     write = "import numpy as np, xarray as xr\nfrom scalai_nb.pipeline import write\n"
     columns = "{c: ('row', np.random.default_rng(n).random(5000)) for c in 'xy'}"
     project.step("00_a", CONTRACT, f"{write}write(a, xr.Dataset({columns}))")
-    assert project.scalai("run", "toy").returncode == 0
+    assert project.said("run", "toy").returncode == 0
 
     def reasons() -> list[str]:
         plan = json.loads(project.scalai("plan", "toy", "--json").stdout)
@@ -308,7 +308,7 @@ def test_an_output_that_has_lost_a_chunk_is_made_again(kept):
     assert reasons() == []
     next((lake.path / "a/chunks").iterdir()).unlink()
     assert reasons() == ["output a has lost chunks"]
-    assert project.scalai("run", "toy").returncode == 0
+    assert project.said("run", "toy").returncode == 0
     assert reasons() == [] and lake.read("a").x.values.size == 5000
 
 

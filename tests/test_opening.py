@@ -3,8 +3,6 @@
 import gzip
 import json
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 
 import numpy as np
@@ -12,6 +10,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 from hypothesis import HealthCheck, given, settings, strategies as st
+from toy import Project
 
 from scalai_nb.data.opening import _joined, open_file
 from scalai_nb.describe.summary import summarize
@@ -125,29 +124,24 @@ def test_a_grid_lies_along_time(tmp_path, kind):
     assert summarize(ds)["t2m"].mean == 11.5
 
 
-def _scalai(folder, *words):
-    command = [sys.executable, "-m", "scalai_nb", *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
-
-
 def test_the_commands(tmp_path):
-    (tmp_path / "settings.ini").write_text("[laptop]\n")
+    project = Project(tmp_path)
     (tmp_path / "shop.csv").write_text("when,what,price\n2026-01-01,tea,1.5\n2026-01-02,mate,\n")
-    shown = _scalai(tmp_path, "describe", "shop.csv")
+    shown = project.said("describe", "shop.csv")
     assert shown.returncode == 0 and "2 rows, 3 columns" in shown.stdout, shown
     assert "mate 50\xa0%" in shown.stdout or "tea 50\xa0%" in shown.stdout
-    about = json.loads(_scalai(tmp_path, "describe", "shop.csv", "--json").stdout)
+    about = json.loads(project.said("describe", "shop.csv", "--json").stdout)
     assert about["price"]["missing"] == 1 and about["what"]["distinct"] == 2
-    assert _scalai(tmp_path, "describe", "shop.csv", "--html", "shop.html").returncode == 0
+    assert project.said("describe", "shop.csv", "--html", "shop.html").returncode == 0
     assert "<script" not in (tmp_path / "shop.html").read_text()
-    dry = _scalai(tmp_path, "lake", "add", "shop.csv", "--dry-run")
+    dry = project.said("lake", "add", "shop.csv", "--dry-run")
     assert "would write shop: 2 rows of when, what, price" in dry.stdout
-    assert "empty" in _scalai(tmp_path, "lake", "ls").stdout
-    assert "shop@" in _scalai(tmp_path, "lake", "add", "shop.csv").stdout
-    assert "2 rows, 3 columns" in _scalai(tmp_path, "describe", "shop").stdout
-    wrong = _scalai(tmp_path, "describe", "shops")
+    assert "empty" in project.said("lake", "ls").stdout
+    assert "shop@" in project.said("lake", "add", "shop.csv").stdout
+    assert "2 rows, 3 columns" in project.said("describe", "shop").stdout
+    wrong = project.said("describe", "shops")
     assert wrong.returncode == 2 and "datasets: shop." in wrong.stderr, wrong
-    assert _scalai(tmp_path, "--version").stdout.startswith("scalai-nb 0.")
+    assert project.said("--version").stdout.startswith("scalai-nb 0.")
 
 
 def test_blocks_of_a_text_are_joined_as_xarray_does():

@@ -41,7 +41,7 @@ def validate(name, **options):
 
 def test_a_dataset_is_handed_over(project, capsys):
     "It belongs to the first that writes it until another takes it over, and then to that"
-    assert project.scalai("run", "nightly").returncode == 0
+    assert project.said("run", "nightly").returncode == 0
     for words in (["plan"], ["run"], ["run", "--dry-run"]):
         with pytest.raises(SystemExit, match="2"):
             main([*words, "reports"])
@@ -55,7 +55,7 @@ def test_a_dataset_is_handed_over(project, capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["plan", "reports", "--take-over"])
     assert len(lake.log("numbers")) == 1 and lake.state("numbers") == {"owner": "nightly"}
-    assert project.scalai("run", "reports", "--take-over").returncode == 0
+    assert project.said("run", "reports", "--take-over").returncode == 0
     assert lake.state("numbers") == {"owner": "reports"}
     validate("reports")
     with pytest.raises(GraphError, match="of pipeline 'reports'"):
@@ -95,7 +95,7 @@ def test_a_sweep_takes_nothing(project):
     project.step("01_numbers", contract, WRITE, pipeline="reports")
     lake = Lake(environment("laptop").lake)
     lake.write("numbers", NUMBERS, **BY_NIGHTLY)
-    done = project.scalai("run", "reports", "--sweep", "numbers.k=1,2", "--json")
+    done = project.said("run", "reports", "--sweep", "numbers.k=1,2", "--json")
     assert done.returncode == 0, done.stderr
     assert len(lake.log("numbers")) == 1
     branches = [f"{run.id}.numbers" for run in all_runs(environment("laptop"))]

@@ -47,7 +47,7 @@ def project(tmp_path):
 
 
 def run(project, *words, code=0, **variables) -> dict:
-    done = project.scalai("run", "toy", "--json", *words, **variables)
+    done = project.said("run", "toy", "--json", *words, **variables)
     assert done.returncode == code, done.stdout + done.stderr
     return json.loads(done.stdout)
 
@@ -79,10 +79,10 @@ def test_what_is_executed_again(project):
 
 def test_a_dry_run_changes_nothing(project):
     before = project.files()
-    done = project.scalai("run", "toy", "--dry-run")
+    done = project.said("run", "toy", "--dry-run")
     assert done.returncode == 0 and "4 of 4 steps have to run" in done.stdout
     assert project.files() == before
-    planned = json.loads(project.scalai("plan", "toy", "--json").stdout)
+    planned = json.loads(project.said("plan", "toy", "--json").stdout)
     assert [s["status"] for s in planned["steps"]] == ["stale"] * 4 and project.files() == before
 
 
@@ -109,7 +109,7 @@ def test_inputs_are_pinned_and_recorded(project):
 @pytest.mark.slow
 def test_a_version_can_be_asked_for(project):
     run(project)
-    project.scalai("lake", "tag", "a", "three")
+    project.said("lake", "tag", "a", "three")
     run(project, "-p", "a.n=5")
     project.step(
         "00_reader",
@@ -118,7 +118,7 @@ def test_a_version_can_be_asked_for(project):
         pipeline="other",
     )
     assert project.scalai("run", "other").returncode == 0
-    assert "rows 3" in project.scalai("show", "latest", "reader").stdout
+    assert "rows 3" in project.said("show", "latest", "reader").stdout
 
 
 def test_a_step_that_fails_publishes_nothing(project):
@@ -201,7 +201,7 @@ def test_a_secret_is_written_nowhere(project):
     done = project.scalai("run", "toy")
     assert done.returncode == 2 and "TOKEN is not set" in done.stderr
     done = project.scalai("run", "toy", TOKEN='hunter2"x')
-    assert done.returncode == 0 and "it is ***" in project.scalai("show", "latest", "a").stdout
+    assert done.returncode == 0 and "it is ***" in project.said("show", "latest", "a").stdout
     assert not [name for name, content in project.files().items() if b"hunter2" in content]
 
 
@@ -211,10 +211,10 @@ def checkpoints_of(project, *body) -> tuple[str, str]:
     body = ("from scalai_nb.pipeline import checkpoint", *body, fault, WRITE.format("a", "3"))
     project.step("00_a", CONTRACT + 'a: Out = "a"', *body)
     run(project, code=1)
-    first = project.scalai("show", "latest", "a").stdout
+    first = project.said("show", "latest", "a").stdout
     (project.root / "pipelines/toy/mended").touch()
     run(project)
-    return first, project.scalai("show", "latest", "a").stdout
+    return first, project.said("show", "latest", "a").stdout
 
 
 def test_a_checkpoint_is_computed_once(project):
@@ -284,7 +284,7 @@ def test_the_cluster_of_the_run(tmp_path):
         project.step(name, "n: int = 1", body)
     run(project)
     told = [
-        re.search(r"sum 3 (\S+)", project.scalai("show", "latest", step).stdout)[1] for step in "xy"
+        re.search(r"sum 3 (\S+)", project.said("show", "latest", step).stdout)[1] for step in "xy"
     ]
     assert told[0] == told[1]  # one cluster, owned by the run
     host, port = told[0].removeprefix("tcp://").split(":")

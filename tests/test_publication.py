@@ -54,7 +54,7 @@ def registry(project) -> Registry:
 
 
 def run(project, *words: str, code: int = 0) -> dict:
-    done = project.scalai("run", "toy", "--json", *words)
+    done = project.said("run", "toy", "--json", *words)
     assert done.returncode == code, done.stderr
     return json.loads(done.stdout)
 

@@ -420,12 +420,12 @@ def test_the_command(tmp_path):
     put(lake, feedback=[told(["nobody"], [1.0], START)])
     assert len(measuring(lake, "late", "1h", dry_run=True)) == 3
     assert "late.quality" not in lake.names()
-    first = project.scalai("quality", "late", "--every", "1h", COLUMNS="160").stdout
+    first = project.said("quality", "late", "--every", "1h", COLUMNS="160").stdout
     assert "100 (100 %)" in first.replace("\N{NO-BREAK SPACE}", " ")
     assert "no label has come" in first and "not shown" in first
     assert "1 labels name no prediction of the log" in first
     put(lake, feedback=[all_labels(hours[1])])
-    found = json.loads(project.scalai("quality", "late", "--last", "2", "--json").stdout)
+    found = json.loads(project.said("quality", "late", "--last", "2", "--json").stdout)
     assert [(w["labels"], w["amended"]) for w in found["windows"]] == [(100, 1), (0, 0)]
     assert {e["measure"] for e in found["estimates"]} == {"roc_auc", "recall", "precision", "rate"}
 

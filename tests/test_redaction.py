@@ -82,7 +82,7 @@ def test_the_protocol_is_left_alone(tmp_path, secret):
     project = leaking(tmp_path, secret)
     done = project.scalai("run", "toy", "--json", TOKEN=secret)
     assert json.loads(done.stdout)["status"] == "completed"
-    assert MASK in project.scalai("show", "latest", "tell").stdout
+    assert MASK in project.said("show", "latest", "tell").stdout
 
 
 # ---- through every exit of a run
@@ -187,7 +187,7 @@ def test_a_secret_leaves_through_no_exit(tmp_path, seed):
     shown = project.scalai("show", "latest", "tell", TOKEN=secret)
     record = project.show()
     assert statuses(record) == {"tell": ("failed", "cell_error"), "other": ("completed", None)}
-    assert "not given" in project.scalai("show", "latest", "other").stdout
+    assert "not given" in project.said("show", "latest", "other").stdout
     assert MASK in shown.stdout and "401" in shown.stdout
     sent = project.scalai("runs", "send", TOKEN=secret)
     told = [done.stdout, done.stderr, shown.stdout, shown.stderr, sent.stdout, json.dumps(record)]
@@ -207,7 +207,7 @@ def test_a_secret_leaves_through_no_exit(tmp_path, seed):
 def test_what_cannot_be_scrubbed_is_refused_before_the_run(tmp_path, secret, why):
     project = leaking(tmp_path, "")
     before = project.files()
-    done = project.scalai("run", "toy", TOKEN=secret)
+    done = project.said("run", "toy", TOKEN=secret)
     assert done.returncode == 2 and why in done.stderr and "TOKEN" in done.stderr
     assert project.files() == before
 
@@ -215,6 +215,6 @@ def test_what_cannot_be_scrubbed_is_refused_before_the_run(tmp_path, secret, why
 def test_a_parameter_that_holds_the_secret_is_refused(tmp_path):
     project = leaking(tmp_path, "")
     project.step("02_plain", CONTRACT + 'key: str = ""', "len(key)")
-    done = project.scalai("run", "toy", "-p", "plain.key=correct horse", TOKEN="correct horse")
+    done = project.said("run", "toy", "-p", "plain.key=correct horse", TOKEN="correct horse")
     assert done.returncode == 2 and "in a parameter of it" in done.stderr
     assert "correct horse" not in done.stderr

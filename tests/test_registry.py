@@ -10,14 +10,11 @@ import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
-from time import sleep
 from types import SimpleNamespace
-from urllib.request import urlopen
 
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import free_port, tool
 from sklearn.linear_model import LogisticRegression
 
 from scalai_nb.errors import (
@@ -546,61 +543,10 @@ def test_history_is_one_json_object_a_line(four):
 # ---- a server
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    "A real MLflow server on this machine"
-    folder, port = tmp_path_factory.mktemp("server"), free_port()
-    env = {
-        **os.environ,
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "true",
-        "PATH": f"{tool('mlflow')}:{os.environ['PATH']}",
-    }
-    command = [
-        tool("mlflow") / "mlflow",
-        "server",
-        "--backend-store-uri",
-        f"sqlite:///{folder}/server.db",
-        "--artifacts-destination",
-        str(folder / "artifacts"),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(
-            [str(c) for c in command],
-            env=env,
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        answers(f"http://127.0.0.1:{port}/health", process, folder / "log")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def answers(url, process, log, seconds=120):
-    for _ in range(10 * seconds):
-        try:
-            return urlopen(url, timeout=5).read()
-        except OSError:
-            assert process.poll() is None, log.read_text()
-            sleep(0.1)
-    raise AssertionError(log.read_text())
-
-
 @pytest.mark.slow
-def test_over_a_server(server, model, tmp_path):
+def test_over_a_server(mlflow_server, model, tmp_path):
     "The same registry, whose names and aliases are on an MLflow server"
-    registry = Registry(SimpleNamespace(models=str(tmp_path / "models"), tracking=server))
+    registry = Registry(SimpleNamespace(models=str(tmp_path / "models"), tracking=mlflow_server))
     with pytest.raises(ModelNotFound, match="known: none"):
         registry.get("late")
     for auc in (0.70, 0.71, 0.72):

@@ -105,7 +105,7 @@ def broken(tmp_path_factory):
         "01_in", "from scalai_nb.pipeline import Out\na: Out = 'a'", evil, title="<i>In</i>"
     )
     project.step("02_fit", "n: int = 1", "1 / 0", title="Fit")
-    project.scalai("run", "toy")
+    project.said("run", "toy")
     return project
 
 

@@ -150,10 +150,10 @@ def test_the_command(tmp_path):
         "--drop",
         "name",
     )
-    assert "wind is now speed" in project.scalai(*given, "--dry-run").stdout
+    assert "wind is now speed" in project.said(*given, "--dry-run").stdout
     assert len(lake.log("a")) == 1
-    done = json.loads(project.scalai(*given, "--json").stdout)
+    done = json.loads(project.said(*given, "--json").stdout)
     assert done["renamed"] == {"wind": "speed"} and done["columns"]["n"] == [None, "int64"]
     assert lake.read("a").n.values.tolist() == [3] * 5
-    done = project.scalai("lake", "evolve", "a", "--add", "k")
+    done = project.said("lake", "evolve", "a", "--add", "k")
     assert done.returncode and "accepted: --add NAME=VALUE" in done.stderr

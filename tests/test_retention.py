@@ -246,7 +246,7 @@ def test_killed_at_a_step_nothing_that_stays_is_lost(tmp_path, every):
 def test_the_command_keeps_what_runs_name_and_says_what_goes(tmp_path, monkeypatch, capsys):
     project = Project(tmp_path)
     project.step("00_make", CONTRACT, WRITE)
-    assert project.scalai("run", "toy").returncode == 0
+    assert project.said("run", "toy").returncode == 0
     lake = Lake(project.root / ".scalai/lake")
     run = lake.version("a").id
     ids = [lake.write("a", table(n)).id for n in range(3)]

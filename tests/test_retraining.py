@@ -352,24 +352,24 @@ def test_the_command_trains_judges_and_promotes(tmp_path, database):
         "--judge-rows",
         "300",
     )
-    dry = project.scalai(*words, "--dry-run", "--once")
+    dry = project.said(*words, "--dry-run", "--once")
     assert dry.returncode == 0, dry.stderr
     assert not {"late.decisions", "late-predictions.watch"} & {*lake.names()}
-    would = project.scalai(*words, "--replay")
+    would = project.said(*words, "--replay")
     assert would.returncode == 0 and "nothing was decided" in would.stdout
-    once = project.scalai(*words, "--once")
+    once = project.said(*words, "--once")
     assert once.returncode == 0, once.stderr
     assert [d.action for d in decided(lake, "late")] == ["train", "challenge"], once
     assert "challenge" in once.stdout and "train" in once.stderr
-    would = project.scalai(*words, "--replay", "--json")
+    would = project.said(*words, "--replay", "--json")
     assert json.loads(would.stdout)[0]["action"] == "train"
     serve(np.datetime64("now", "us") + np.timedelta64(1, "s"))
-    again = project.scalai(*words, "--once", "--json")
+    again = project.said(*words, "--once", "--json")
     assert again.returncode == 0, again.stderr
     assert registry.champion("late").version == 2
-    said = json.loads(project.scalai("decisions", "late", "--json").stdout)
+    said = json.loads(project.said("decisions", "late", "--json").stdout)
     assert [d["action"] for d in said] == ["train", "challenge", "promote"]
-    typo = project.scalai(*words[:4], "-p", "trian.until={now}", "--once")
+    typo = project.said(*words[:4], "-p", "trian.until={now}", "--once")
     assert typo.returncode == 2 and "Did you mean 'train'?" in typo.stderr
-    wrong = project.scalai("watch", "late", "--replay")
+    wrong = project.said("watch", "late", "--replay")
     assert wrong.returncode == 2 and "--replay goes with --retrain PIPELINE" in wrong.stderr

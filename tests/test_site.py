@@ -7,6 +7,7 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 from browser import CHROMIUM, visiting
@@ -17,11 +18,25 @@ ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
 
 
+def laid_out(folder: Path, rooms: list[str]) -> set[str]:
+    "Lay out the pages of the site, which Sphinx renders; their names"
+    folder.mkdir()
+    run_path(str(ROOT / "docs/build.py"))["assemble"](folder, rooms)
+    pages = (p.relative_to(folder) for p in folder.rglob("*") if p.suffix in (".md", ".ipynb"))
+    return {str(p.with_suffix("")) for p in pages}
+
+
+@pytest.fixture(scope="module", params=["describe", pytest.param("", marks=pytest.mark.campaign)])
+def rooms(request) -> list[str]:
+    "Whose lessons are rendered: those of one room, in a campaign of all"
+    return request.param.split()
+
+
 @pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
+def site(rooms, tmp_path_factory) -> Path:
     "The site, rendered"
     folder = tmp_path_factory.mktemp("site") / "html"
-    command = [sys.executable, ROOT / "docs/build.py", folder]
+    command = [sys.executable, ROOT / "docs/build.py", folder, *rooms]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
@@ -43,13 +58,18 @@ def address(site):
     server.server_close()
 
 
-def test_every_document_lesson_and_public_name_has_a_page(site):
-    wanted = ["index", "CHANGELOG", "CONTRIBUTING", "SECURITY", "search"]
-    wanted += [f"docs/{p.stem}" for p in (ROOT / "docs").glob("*.md")]
+def test_every_document_and_lesson_has_a_page(tmp_path):
+    pages = laid_out(tmp_path / "source", [])
+    wanted = {"index", "CHANGELOG", "CONTRIBUTING", "SECURITY"}
+    wanted |= {f"docs/{p.stem}" for p in (ROOT / "docs").glob("*.md")}
     notebooks = [p.relative_to(ROOT) for p in (ROOT / "nbs").rglob("*.ipynb")]
-    wanted += [str(p.with_suffix("")) for p in notebooks if ".ipynb_checkpoints" not in p.parts]
-    missing = [name for name in wanted if not (site / f"{name}.html").is_file()]
-    assert not missing
+    wanted |= {str(p.with_suffix("")) for p in notebooks if ".ipynb_checkpoints" not in p.parts}
+    assert not wanted - pages
+
+
+def test_every_page_is_rendered_and_every_public_name_is_on_one(site, rooms, tmp_path):
+    pages = laid_out(tmp_path / "source", rooms) | {"search"}
+    assert not [name for name in pages if not (site / f"{name}.html").is_file()]
     reference = "".join(p.read_text(encoding="utf-8") for p in (site / "reference").glob("*.html"))
     names = set(scalai_nb.__all__) - {"Environment", "environment"}
     assert not [n for n in names if not re.search(rf'id="scalai_nb\.[\w.]+\.{n}"', reference)]

@@ -39,7 +39,7 @@ def test_a_step_brings_in_what_is_newer_or_nothing(tmp_path):
     def run(*words, rows=()):
         with open(tmp_path / "picked.csv", "a") as file:
             file.writelines(f"{id},{kg}\n" for id, kg in rows)
-        return project.scalai("run", "toy", "--force", *words).returncode
+        return project.said("run", "toy", "--force", *words).returncode
 
     assert run(rows=[("id", "kg"), (1, 2.5), (2, -1.0)]) == 0
     assert lake.state("picked") == {"ingested": {"id": "2"}, "owner": "toy"}

@@ -28,7 +28,7 @@ from scalai_nb.pipeline.sweeps.apart import apart as env_apart
 from scalai_nb.pipeline.sweeps.grid import combine, parse_grid, reached
 from scalai_nb.pipeline.sweeps.sweep import Row, SweepOptions, ranked, sweep
 from scalai_nb.pipeline.sweeps.sweep_tables import draw, show
-from toy import Project
+from toy import Project, shared_forks
 
 NUMBERS = """import numpy as np, xarray as xr
 from scalai_nb.pipeline import write
@@ -119,6 +119,13 @@ def library(monkeypatch):
     monkeypatch.setattr(
         "scalai_nb.pipeline.step.closure", lambda *_: Closure({}, frozenset())
     )  # nothing is stale because somebody edits the library meanwhile
+
+
+@pytest.fixture(autouse=True)
+def forks(monkeypatch):
+    "One fork server for all that is run here"
+    for module in ("sweeps.sweep", "execution.forkserver"):
+        monkeypatch.setattr(f"scalai_nb.pipeline.{module}.ForkServer", shared_forks)
 
 
 @pytest.fixture(scope="module")

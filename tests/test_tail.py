@@ -255,11 +255,11 @@ def test_the_command(tmp_path):
     lake.write("a", table(0, 5))
     lake.append("a", table(5, 5))
     for more, rows in ((["--dry-run"], 5), ([], 5), (["--dry-run"], 0)):
-        done = project.scalai("lake", "compact", "a", "--json", *more)
+        done = project.said("lake", "compact", "a", "--json", *more)
         assert json.loads(done.stdout) == [{"dataset": "a", "rows": rows, "blocks": rows // 5}]
-    assert "No rows are in small pieces" in project.scalai("lake", "compact").stdout
+    assert "No rows are in small pieces" in project.said("lake", "compact").stdout
     lake.append("a", table(10, 5))
-    assert "The rows are in chunks" in project.scalai("lake", "compact").stdout
+    assert "The rows are in chunks" in project.said("lake", "compact").stdout
 
 
 def test_what_is_said_of_a_version_whose_rows_were_moved_is_said_of_the_version(tmp_path):

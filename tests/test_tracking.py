@@ -14,14 +14,13 @@ import sys
 import textwrap
 import threading
 import time
-import urllib.request
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import free_port, tool
+from conftest import free_port
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from toy import Project, gone
@@ -330,61 +329,14 @@ def test_a_file_that_mlflow_has_not_set_up_holds_no_versions(env, tmp_path):
 # ---- trackers
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    "A real MLflow server; its URL"
-    folder, port = tmp_path_factory.mktemp("server"), free_port()
-    bare = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(folder),
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "true",
-    }
-    words = [
-        "server",
-        "--backend-store-uri",
-        f"sqlite:///{folder}/server.db",
-        "--artifacts-destination",
-        str(folder / "files"),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
-    with open(folder / "log", "w") as log:
-        process = subprocess.Popen(
-            [tool("mlflow") / "mlflow", *words],
-            cwd=folder,
-            env=bare,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        else:
-            raise AssertionError((folder / "log").read_text())
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def test_a_server_that_comes_up_is_told(env, server, tmp_path):
+def test_a_server_that_comes_up_is_told(env, mlflow_server, tmp_path):
     file = tmp_path / "04_train.ipynb"
     file.write_text("{}")
     env.tracking = f"http://127.0.0.1:{free_port()}"
     run = record(env, Record("flights", "run-1", artifacts=[file], metrics={"seconds": 5}))
     record(env, Record("flights", "train", parent=run))
     assert "2 records wait" in str(deliver(env))
-    env.tracking = server
+    env.tracking = mlflow_server
     assert send(env) == 2 and send(env) == 0
     runs = logged(env)
     assert runs["train"].data.tags["mlflow.parentRunId"] == runs["run-1"].info.run_id and runs[

@@ -438,16 +438,19 @@ def lake(tmp_path_factory):
     return Lake(folder).read("flights")
 
 
+def forest() -> BoostedTrees:
+    "Trees in three segments, between which workers may be lost"
+    return BoostedTrees(12, execution=Execution(every=4), **RANDOM)
+
+
 @pytest.fixture(scope="module")
 def whole(client, lake):
     "The model of an uninterrupted fit on the cluster"
-    return BoostedTrees(30, execution=Execution(every=10), **RANDOM).fit(
-        lake, "late", client=client
-    )
+    return forest().fit(lake, "late", client=client)
 
 
 def test_workers_grow_the_same_trees_from_whatever_they_read(client, lake, whole):
-    here = BoostedTrees(30, **RANDOM).fit(TABLE, "late")
+    here = forest().fit(TABLE, "late")
     assert (
         abs(
             roc_auc_score(Y, whole.predict_proba(TABLE)[:, 1])
@@ -488,13 +491,11 @@ def test_a_killed_worker_costs_no_tree(client, lake, whole, caplog):
     pids = list(client.run(os.getpid).values())
 
     def kill(done, total):
-        if done >= 15 and pids:
+        if done >= 6 and pids:
             os.kill(pids.pop(), signal.SIGKILL), pids.clear()
 
     with caplog.at_level(logging.WARNING, "scalai_nb"):
-        model = BoostedTrees(30, execution=Execution(every=10), **RANDOM).fit(
-            lake, "late", client=client, progress=kill
-        )
+        model = forest().fit(lake, "late", client=client, progress=kill)
     assert grown(model) == grown(whole) and not pids
     assert sum("A worker was lost" in r.message for r in caplog.records) == 1
 
@@ -519,9 +520,9 @@ def test_a_result_that_went_with_its_worker_is_not_awaited(client):
 def test_a_cluster_that_is_gone_leaves_a_checkpoint_for_one_of_another_size(
     client, lake, whole, tmp_path
 ):
-    model = BoostedTrees(30, execution=Execution(every=10), **RANDOM)
+    model = forest()
     with interrupted():
-        model.fit(lake, "late", client=client, checkpoint=tmp_path, progress=stop_at(21))
+        model.fit(lake, "late", client=client, checkpoint=tmp_path, progress=stop_at(9))
     with (
         LocalCluster(
             n_workers=1,

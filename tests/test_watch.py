@@ -256,17 +256,17 @@ def test_the_command(tmp_path):
     lake.write("a", rows(hours(0, 100)))
     lake.tag("a", "normal")
     lake.append("a", rows(hours(100, 6), shift=4))
-    said = project.scalai("watch", "a")
+    said = project.said("watch", "a")
     assert said.returncode == 2 and "--against DATASET@VERSION" in said.stderr
     words = ["watch", "a", "--against", "@normal", "--every", "1h"]
-    tried = project.scalai(*words, "--dry-run")
+    tried = project.said(*words, "--dry-run")
     assert "✘ alarm" in tried.stdout and "a.watch" not in lake.names()
     light = [*words, "--weights", "x=0.0001,kind=1", "--dry-run"]
-    assert "✘ alarm" not in (said := project.scalai(*light).stdout) and "weighs" in said
-    once = json.loads(project.scalai(*words, "--once", "--json").stdout)
+    assert "✘ alarm" not in (said := project.said(*light).stdout) and "weighs" in said
+    once = json.loads(project.said(*words, "--once", "--json").stdout)
     assert len(once) == 105 and [w["alarm"] for w in once[-5:]] == [True] * 5
-    assert "no window has closed" in project.scalai(*words, "--once").stdout
-    other = project.scalai(*words[:-1], "1d", "--once")
+    assert "no window has closed" in project.said(*words, "--once").stdout
+    other = project.said(*words[:-1], "1d", "--once")
     assert other.returncode == 2 and "--restart" in other.stderr
     lake.append("a", rows(hours(106, 2)))
     daemon = project.start(*words)

@@ -1,11 +1,19 @@
 """Small projects for tests: a settings.ini and a pipeline of notebooks, run by the real command"""
 
+import atexit
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from functools import cache
+from io import StringIO
 from pathlib import Path
+from unittest.mock import patch
+
+from scalai_nb.pipeline.execution.forkserver import ForkServer
 
 # root may write what nobody may; before a command, this makes it heed modes as everybody does
 UNPRIVILEGED = ["setpriv", "--bounding-set=-dac_override", "--"] if os.geteuid() == 0 else []
@@ -78,8 +86,12 @@ class Project:
             process.kill()
         return subprocess.CompletedProcess(words, process.returncode, out, err)
 
+    def said(self, *words: str, **variables: str) -> subprocess.CompletedProcess:
+        "What a command says in this process: of most, the start of one takes most of the time"
+        return said(self.root, {**self.env, **variables}, *words)
+
     def show(self, *words: str) -> dict:
-        return json.loads(self.scalai("show", *words, "--json").stdout)
+        return json.loads(self.said("show", *words, "--json").stdout)
 
     def files(self) -> dict[str, bytes]:
         "Every file below the root, to see that nothing was changed"
@@ -108,6 +120,39 @@ class Project:
         "Where steps leave what they print; a folder may be renamed while this looks"
         found = (Path(folder, name) for folder, _, files in os.walk(self.root) for name in files)
         return [path for path in found if path.match(f"{step}.outputs.jsonl")]
+
+
+def said(folder: Path, env: dict[str, str], *words: str) -> subprocess.CompletedProcess:
+    "What `scalai` says in a folder and with these variables, in this process"
+    from scalai_nb.cli import main
+
+    path = "PYTHONPATH"
+    assert env.get(path) == os.environ.get(path), "other modules need a process: call `scalai`"
+    out, err, code = StringIO(), StringIO(), 0
+    given = patch.dict(os.environ, env, clear=True)
+    forks = patch("scalai_nb.pipeline.execution.forkserver.ForkServer", shared_forks)
+    with given, forks, chdir(folder), redirect_stdout(out), redirect_stderr(err):
+        try:
+            main([*words])
+        except SystemExit as ended:
+            code = ended.code or 0
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def shared_forks(
+    modules: Sequence[str], hidden: Collection[str], memory: int | None
+) -> Iterator[ForkServer]:
+    "A fork server that runs of this process share, those that want it to be the same"
+    yield _server(tuple(modules), frozenset(hidden), memory)
+
+
+@cache
+def _server(modules: tuple[str, ...], hidden: frozenset[str], memory: int | None) -> ForkServer:
+    with chdir("/"):  # it stays when the folder of the first run is gone
+        server = ForkServer(modules, hidden, memory)
+    atexit.register(server.close)
+    return server
 
 
 def gone(pid: int, seconds: float = 10) -> bool:
