@@ -132,14 +132,11 @@ def _measured(beside: Beside, dry_run: bool, quiet: bool) -> Then:
 def _kinds(name: str, beside: Beside | None, false_alarms: float) -> dict[str, Signals]:
     "What says that there is an alarm: drift, and of a model its concept"
     from scalai_nb.monitoring.alarms import drift
-    from scalai_nb.monitoring.concept import concept_signals
+    from scalai_nb.monitoring.concept import Concepts
 
     if not beside:
         return {"drift": drift}
-    return {
-        "drift": drift,
-        "concept": lambda lake, dataset, begin: concept_signals(lake, name, false_alarms, begin),
-    }
+    return {"drift": drift, "concept": Concepts(name, false_alarms)}
 
 
 def _alarmed(
