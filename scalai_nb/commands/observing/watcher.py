@@ -252,7 +252,7 @@ def watch(
     if policy and replay:
         return out(replayed(policy, windows(lake, looking.dataset), seconds), as_json, table)
     after: list[Then] = []
-    beside = None if against else Beside(lake, name, every if seconds else "1d", restart)
+    beside = None if against else Beside(lake, name, every if seconds else "", restart)
     if beside:
         after.append(_measured(beside, dry_run, as_json))
     if not dry_run:
