@@ -18,7 +18,6 @@ from scalai_nb.errors import Conflict, WorkFailed
 from scalai_nb.learn.features.transform import Transform
 from scalai_nb.models.package.package import package
 from scalai_nb.models.registry.registry import Registry
-from scalai_nb.monitoring import retraining
 from scalai_nb.monitoring.policy import Policy, asked, recorded, seconds
 from scalai_nb.monitoring.retraining import Known, Loop, decided, labelled
 from scalai_nb.serving.log.feedback import joined
@@ -273,7 +272,7 @@ def test_of_two_watchers_one_decides(system):
 
 def test_a_look_reads_what_came_since_the_challenger_began_and_each_row_once(tmp_path, monkeypatch):
     lake, read = Lake(tmp_path), []
-    monkeypatch.setattr(retraining, "_BLOCK", 100)
+    monkeypatch.setattr("scalai_nb.monitoring.retraining._BLOCK", 100)
     loaded = Known._new
 
     def new(known, ds, time):
