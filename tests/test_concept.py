@@ -1,12 +1,14 @@
 """What follows from scores may change while they do not: it is found soon, and seldom where not"""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from scalai_nb.compute.state import to_text
 from scalai_nb.data.lake.lake import Lake
 from scalai_nb.monitoring.alarms import alarms, follow
-from scalai_nb.monitoring.concept import concept, concept_signals, followed
+from scalai_nb.monitoring.concept import Concepts, concept, concept_signals, followed
 from scalai_nb.monitoring.quality import Labels, Quality, Served, Span, as_rows, quality_of
 from scalai_nb.monitoring.window_states import BINARY, states_of
 
@@ -118,3 +120,27 @@ def test_a_new_version_has_a_concept_of_its_own_and_alarms_are_records(tmp_path)
     assert alarm.title == "Concept of late-predictions" and "came true" in alarm.what
     assert follow(lake, "late-predictions", kind="concept", signals=with_model) == []
     assert [a.id for a in alarms(lake, "late-predictions")] == [alarm.id]
+
+
+def test_the_states_that_a_look_reads_do_not_grow_with_the_history(tmp_path, monkeypatch):
+    lake, rng, read = Lake(tmp_path), np.random.default_rng(8), []
+    name, concepts = quality_of("late"), Concepts("late")
+
+    def day(i, turned=False):
+        score = rng.random(300)
+        return window(i, score, rng.random(300) < (1 - score if turned else score))
+
+    lake.write(name, as_rows([day(i) for i in range(100)]))
+    concepts(lake)
+    asked = type(concepts)._read
+    count = lambda *given: read.append(len(found := asked(*given))) or found
+    monkeypatch.setattr(Concepts, "_read", count)
+    concepts(lake)
+    assert read == []
+    for i in range(100, 110):
+        lake.append(name, as_rows([day(i, turned=i >= 104)]))
+        concepts(lake)
+    assert read == [64] * 10
+    lake.upsert(name, as_rows([replace(day(107), amended=1)]), ("start", "version"))
+    assert concepts(lake) == concept_signals(lake, "late")
+    assert read[10:] == [64 + 2, 110] and concepts(lake)[-1].alarm

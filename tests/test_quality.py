@@ -438,3 +438,6 @@ def test_a_model_that_is_watched_keeps_its_quality(lake):
     assert beside.look(dry_run=False) == []  # not before a 24th of a window has gone by
     beside.due = 0
     assert [w.start for w in beside.look(dry_run=False)] == [START + HOUR]
+    put(lake, asked(3))
+    by_rows = Beside(lake, "late", "", restart=False)
+    assert [w.start for w in by_rows.look(dry_run=False)] == [START + 2 * HOUR]

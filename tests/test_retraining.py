@@ -20,7 +20,8 @@ from scalai_nb.models.package.package import package
 from scalai_nb.models.registry.registry import Registry
 from scalai_nb.monitoring.alarms import Alarm
 from scalai_nb.monitoring.policy import Policy, asked, recorded, seconds
-from scalai_nb.monitoring.retraining import Loop, decided, labelled
+from scalai_nb.monitoring.retraining import Known, Loop, decided, labelled
+from scalai_nb.serving.log.feedback import joined
 
 DAY = np.timedelta64(86_400_000_000, "us")
 START = np.datetime64("2026-03-01", "us")
@@ -280,6 +281,36 @@ def test_of_two_watchers_one_decides(system):
     with pytest.raises(Conflict, match="Another watcher has decided about 'late'"):
         system.step(loop=loop)
     assert [d.action for d in decided(system.lake, "late")] == ["train"]
+
+
+def test_a_look_reads_what_came_since_the_challenger_began_and_each_row_once(tmp_path, monkeypatch):
+    lake, read = Lake(tmp_path), []
+    monkeypatch.setattr("scalai_nb.monitoring.retraining._BLOCK", 100)
+    loaded = Known._new
+
+    def new(known, ds, time):
+        for first, block in loaded(known, ds, time):
+            read.append(block.sizes["row"])
+            yield first, block
+
+    monkeypatch.setattr(Known, "_new", new)
+    for day in range(20):
+        log(lake, START + day * DAY, rows(100, False, seed=day), "late")
+    known = Known(lake, "late", START + 18 * DAY)
+    assert known.look().sizes["row"] == sum(read) / 2 == 200
+    for day in range(20, 24):
+        log(lake, START + day * DAY, rows(50, False, seed=day), "late")
+        found = known.look()
+    assert sum(read) == 2 * (200 + 4 * 50)
+    again = Known(lake, "late", START + 18 * DAY).look()
+    assert found.id.values.tolist() == again.id.values.tolist() and len(again.row) == 400
+    np.testing.assert_array_equal(found.truth, again.truth)
+    whole = joined(lake, "late", since=START + 18 * DAY)
+    assert dict(zip(whole.id.values, whole.truth.values, strict=True)) == dict(
+        zip(found.id.values, found.truth.values, strict=True)
+    )
+    lake.write("late-predictions", lake.read("late-predictions").isel(row=slice(-60, None)).load())
+    assert known.look().sizes["row"] == 60
 
 
 # --- other tasks ----------------------------------------------------------------------------------

@@ -47,8 +47,11 @@ def lake(tmp_path):
     return lake
 
 
+REFERENCE = summarize(rows(hours(0, 200), seed=9))
+
+
 def watch(lake, **options) -> Watch:
-    return Watch(lake, "a", summarize(rows(hours(0, 200), seed=9)), "at", every=3600, **options)
+    return Watch(lake, "a", REFERENCE, "at", every=3600, **options)
 
 
 def test_windows_close_when_a_later_row_has_come(lake):
@@ -107,6 +110,26 @@ def test_two_watchers_do_not_both_count(lake, monkeypatch):
     assert len(windows(lake, "a")) == 11
 
 
+def test_windows_of_rows_are_closed_by_their_last_row_and_a_watcher_goes_on_where_it_was(lake):
+    def look(**options):
+        return Watch(lake, "a", REFERENCE, "at", every="50 rows", **options).look()
+
+    found = look()
+    assert [w.rows for w in found] == [50] * 4 and look() == []
+    lake.append("a", rows([START, np.datetime64("NaT", "us"), np.datetime64("2262-01-01", "us")]))
+    for hour in range(12, 16):
+        lake.append("a", rows(hours(hour, 1), seed=hour, shift=3.0 * (hour > 12)))
+        found += look()
+    assert sum(w.rows for w in found) == lake.state("a.watch")["rows"] == 300
+    assert [w.start for w in found] == [w.start for w in windows(lake, "a")]
+    assert (np.diff([w.start for w in found]) > np.timedelta64(0)).all()
+    assert found[-1].alarm and found[-1].start > START + 12 * HOUR
+    assert found[1].threshold == pytest.approx(np.log(365.25 * 24 / 2.5), abs=0.03)
+    with pytest.raises(ParameterError, match="50 rows long, not 3600 s; .*--restart"):
+        watch(lake).look()
+    assert [w.threshold for w in look(restart=True)] == [w.threshold for w in found]
+
+
 def test_what_was_written_anew_is_watched_anew(lake):
     watch(lake).look()
     lake.write("a", rows(hours(0, 3)))
@@ -121,20 +144,26 @@ from scalai_nb.data.lake.lake import Lake
 from scalai_nb.describe.summary import Summary
 from scalai_nb.monitoring.watch import Watch
 lake, reference = Lake(sys.argv[1]), Summary.from_json(open(sys.argv[2]).read())
-Watch(lake, "a", reference, "at", every=3600).look()
+Watch(lake, "a", reference, "at", sys.argv[3]).look()
 print("ready", flush=True)
 while True:
-    Watch(lake, "a", reference, "at", every=3600).look()
+    Watch(lake, "a", reference, "at", sys.argv[3]).look()
 """
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.campaign)])
-def test_a_watcher_that_is_killed_counts_each_row_once(lake, tmp_path, kills):
+MANY = pytest.mark.campaign
+
+
+@pytest.mark.parametrize(
+    ("kills", "every"),
+    [(4, "1h"), pytest.param(50, "1h", marks=MANY), pytest.param(50, "20 rows", marks=MANY)],
+)
+def test_a_watcher_that_is_killed_counts_each_row_once(lake, tmp_path, kills, every):
     reference, chance = tmp_path / "reference.json", random.Random(kills)
-    reference.write_text(summarize(rows(hours(0, 200), seed=9)).to_json())
+    reference.write_text(REFERENCE.to_json())
     when, phases = 12, set()
     for _ in range(kills):
-        words = [sys.executable, "-c", LOOK, str(lake.path), str(reference)]
+        words = [sys.executable, "-c", LOOK, str(lake.path), str(reference), every]
         with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
             assert process.stdout.readline() == "ready\n"
             until = time.monotonic() + chance.uniform(0.02, 1)
@@ -143,10 +172,10 @@ def test_a_watcher_that_is_killed_counts_each_row_once(lake, tmp_path, kills):
                 when += 1
             phases.add(len(windows(lake, "a")))
             os.kill(process.pid, signal.SIGKILL)
-    watch(lake).look()
-    kept = windows(lake, "a")
+    Watch(lake, "a", REFERENCE, "at", every).look()
+    kept, closed = windows(lake, "a"), when - (every == "1h")
     assert len(phases) > 1
-    assert [w.start for w in kept] == [START + k * HOUR for k in range(when - 1)]
+    assert [w.start for w in kept] == [START + k * HOUR for k in range(closed)]
     assert {w.rows for w in kept} == {20}
     assert sum(w.summary.rows for w in kept) == lake.state("a.watch")["rows"]
 

@@ -5,11 +5,11 @@
 # %% ../../nbs/monitoring/concept.ipynb #bf5886d4
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import reduce
-from itertools import accumulate
-from typing import TYPE_CHECKING
+from itertools import accumulate, takewhile
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['GROUPS', 'TILTS', 'ENOUGH', 'FULL', 'LARGE', 'Followed', 'followed', 'concept',
-           'concept_signals']
+           'Concepts', 'concept_signals']
 
 # %% ../../nbs/monitoring/concept.ipynb #493c25a5
 GROUPS = 20  # of scores, with about as many rows each
@@ -149,13 +149,13 @@ LARGE = 0.02  # of the rows, whose labels follow otherwise, from which on a chan
 class _Told:
     "Windows with labels, and what is normal for them"
 
-    windows: list[Quality]
+    windows: Mapping[int, Quality] | Sequence[Quality]  # those that are needed
     normal: list[Scores]  # of the first one, two … windows
     threshold: float
 
     def joined(self, start: int, end: int) -> Scores:
         "The labels of some windows"
-        return reduce(merge_scores, (w.states.sure for w in self.windows[start:end]))
+        return reduce(merge_scores, (self.windows[i].states.sure for i in range(start, end)))
 
     def beside(self, start: int, end: int) -> Followed:
         "Windows held against what is normal before them"
@@ -181,6 +181,26 @@ class _Told:
                 return n
         return 0
 
+    def step(self, end: int, joined: int, alarm: bool) -> tuple[Signal, int]:
+        "What the window before `end` says after one that joined so many; how many it has joined"
+        joined = min(joined + 1, LENGTHS[-1])
+        signal, changed = self.signal(joined, end)
+        if alarm and signal.alarm and (back := self.back(changed, end)):
+            return self.signal(back, end)[0], back
+        return signal, joined
+
+
+def _told(windows: Iterable[Quality]) -> list[Quality]:
+    "Those with labels, of which something can be said"
+    return [w for w in windows if w.labels.labels and judged(w.output) is not NUMBERS]
+
+
+def _bounds(told: list[Quality]) -> tuple[int, int]:
+    "The windows that say what is normal for the first that is judged, and for all from then on"
+    labels = np.cumsum([w.labels.labels for w in told])
+    first, most = np.searchsorted(labels, [ENOUGH, FULL]) + 1
+    return int(first), int(most)
+
 
 def concept(
     windows: Sequence[Quality],  # of one version, oldest first
@@ -200,21 +220,95 @@ def concept(
     Iterator[Signal]
         of each window with labels but those that say what is normal
     """
-    told = [w for w in windows if w.labels.labels and judged(w.output) is not NUMBERS]
-    first, most = np.searchsorted(np.cumsum([w.labels.labels for w in told]), [ENOUGH, FULL]) + 1
+    told = _told(windows)
+    first, most = _bounds(told)
     if first >= len(told):
         return
     normal = [*accumulate((w.states.sure for w in told[:most]), merge_scores)]
     held = _Told(told, normal, Promise(false_alarms, YEAR / told[0].every).threshold)
     joined, alarm = 0, False
     for end in range(first + 1, len(told) + 1):
-        joined = min(joined + 1, LENGTHS[-1])
-        signal, changed = held.signal(joined, end)
-        if alarm and signal.alarm and (back := held.back(changed, end)):
-            joined = back
-            signal, _ = held.signal(joined, end)
+        signal, joined = held.step(end, joined, alarm)
         alarm = signal.alarm
         yield signal
+
+# %% ../../nbs/monitoring/concept.ipynb #8000e975
+@dataclass(frozen=True)
+class _Course:
+    "What the windows of a version have said so far"
+
+    marks: list[tuple[Any, ...]] = field(default_factory=list)  # of each window: does it change?
+    normal: list[Scores] = field(default_factory=list)
+    steps: dict[int, tuple[Signal, int]] = field(default_factory=dict)  # of `_Told.step`, by end
+
+
+def _mark(w: Quality) -> tuple[Any, ...]:
+    return w.start, w.rows, w.labels.labels, w.amended
+
+
+class Concepts:
+    """What the windows say that `scalai quality` has kept, of every version that has served
+
+    Parameters
+    ----------
+    model : str
+    false_alarms : float, default 1.0
+        a year
+    """
+
+    def __init__(
+        self,
+        model: str,
+        false_alarms: float = 1.0,  # a year
+    ) -> None:
+        self.model, self.false_alarms = model, false_alarms
+        self._courses: dict[str, _Course] = {}
+
+    def __call__(
+        self,
+        lake: LakeReader,
+        dataset: str = "",  # that is watched
+        begin: np.datetime64 | None = None,  # the first window that counts; None: all
+    ) -> list[Signal]:  # oldest first
+        "What they say now; the states of those that are as they were are not read again"
+        kept = _told(qualities(lake, self.model, states=False))
+        versions = dict.fromkeys(w.version for w in kept)
+        self._courses = {
+            v: self._course(lake, [w for w in kept if w.version == v]) for v in versions
+        }
+        said = [s for course in self._courses.values() for s, _ in course.steps.values()]
+        found = [signal for signal in said if begin is None or signal.at >= begin]
+        return sorted(found, key=lambda signal: signal.at)
+
+    def _course(self, lake: LakeReader, told: list[Quality]) -> _Course:
+        "How far the windows of a version have come; `told` without their states"
+        before = self._courses.get(told[0].version, _Course())
+        marks, (first, most) = [*map(_mark, told)], _bounds(told)
+        if first >= len(told):
+            return _Course()
+        if marks == before.marks:
+            return before
+        pairs = zip(marks, before.marks, strict=False)
+        same = len([*takewhile(lambda pair: pair[0] == pair[1], pairs)])
+        start = same if same >= most else 0
+        windows = self._read(lake, told, range(max(0, start + 1 - LENGTHS[-1]), len(told)))
+        normal = before.normal
+        if not start:
+            states = (windows[i].states.sure for i in range(min(most, len(told))))
+            normal = [*accumulate(states, merge_scores)]
+        steps = {end: step for end, step in before.steps.items() if end <= start}
+        held = _Told(windows, normal, Promise(self.false_alarms, YEAR / told[0].every).threshold)
+        signal, joined = steps.get(start, (None, 0))
+        for end in range(max(first, start) + 1, len(told) + 1):
+            signal, joined = held.step(end, joined, bool(signal and signal.alarm))
+            steps[end] = signal, joined
+        return _Course(marks, normal, steps)
+
+    def _read(self, lake: LakeReader, told: list[Quality], needed: range) -> dict[int, Quality]:
+        "Windows with their states, by their number"
+        at = {told[i].start: i for i in needed}
+        found = qualities(lake, self.model, among=at)
+        return {at[w.start]: w for w in found if w.version == told[0].version}
 
 
 def concept_signals(
@@ -239,11 +333,4 @@ def concept_signals(
     list[Signal]
         oldest first
     """
-    kept = qualities(lake, model)
-    found = [
-        signal
-        for version in dict.fromkeys(w.version for w in kept)
-        for signal in concept([w for w in kept if w.version == version], false_alarms)
-        if begin is None or signal.at >= begin
-    ]
-    return sorted(found, key=lambda signal: signal.at)
+    return Concepts(model, false_alarms)(lake, begin=begin)

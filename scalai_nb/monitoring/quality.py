@@ -248,6 +248,7 @@ def qualities(
     model: str,
     last: int | None = None,  # so many windows, the newest; None: all
     among: Iterable[np.datetime64] | None = None,  # starts of windows; None: all
+    states: bool = True,  # whether what they remember of their rows is read, which is most of it
 ) -> list[Quality]:  # by window and version; none if it was never looked at
     """The windows that were kept
 
@@ -259,6 +260,8 @@ def qualities(
         so many windows, the newest; None: all
     among : Iterable[np.datetime64] | None, default None
         starts of windows; None: all
+    states : bool, default True
+        whether what they remember of their rows is read, which is most of it
 
     Returns
     -------
@@ -272,9 +275,10 @@ def qualities(
     starts = kept.start.values
     chosen = starts if among is None else np.array([*among], "M8[us]")
     chosen = np.unique(chosen)[-last if last else None :]
-    kept = kept.isel(row=np.flatnonzero(np.isin(starts, chosen))).load()
-    lines = zip(*(kept[n].values for n in _columns()), strict=True)
-    rows = (dict(zip(_columns(), map(scalar, line), strict=True)) for line in lines)
+    names = [n for n in _columns() if states or n != "text"]
+    kept = kept[names].isel(row=np.flatnonzero(np.isin(starts, chosen))).load()
+    lines = zip(*(kept[n].values for n in names), strict=True)
+    rows = ({"text": "", **dict(zip(names, map(scalar, line), strict=True))} for line in lines)
     return sorted(map(_window, rows), key=lambda w: (w.start, len(w.version), w.version))
 
 

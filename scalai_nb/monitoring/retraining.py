@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..models.registry.gate import Evidence, Limits, held_against
 from ..models.registry.release import examine, release
 from .policy import Decision, Policy, asked, recorded, seconds, standing
 from .watch import scalar
-from ..serving.log.feedback import joined
+from ..serving.log.feedback import latest_truths, truth_numbers
 from ..serving.log.segments import OWN, feedback, logged, predictions, score_columns
 
 if TYPE_CHECKING:
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from scalai_nb.environment import Environment
     from scalai_nb.models.package.package import Model
     from scalai_nb.models.registry.registry import Registry
-    from scalai_nb.types import Dataset
+    from scalai_nb.types import Array, Dataset
 
 # %% auto #0
-__all__ = ['Train', 'decisions_of', 'decided', 'labelled', 'label_of', 'by_pipeline', 'Loop']
+__all__ = ['Train', 'decisions_of', 'decided', 'Known', 'labelled', 'as_asked', 'label_of',
+           'by_pipeline', 'Loop']
 
 # %% ../../nbs/monitoring/retraining.ipynb #ece421f3
 _KINDS = {"str": object, "int": np.int64, "np.datetime64": "M8[us]"}
@@ -86,6 +87,85 @@ def decided(
     return [Decision(*map(scalar, row)) for row in zip(*columns, strict=True)]
 
 # %% ../../nbs/monitoring/retraining.ipynb #a429e9f2
+_BLOCK = 250_000  # rows at once
+
+
+class Known:
+    """The predictions since a time whose truth is known; each row of both logs is read once
+
+    Rows of before are not read, but for those of a block that also holds later ones.
+
+    Parameters
+    ----------
+    lake : LakeReader
+    name : str
+        of a model
+    since : np.datetime64
+        of predictions, UTC"""
+
+    def __init__(
+        self,
+        lake: LakeReader,
+        name: str,  # of a model
+        since: np.datetime64,  # of predictions, UTC
+    ) -> None:
+        self.lake, self.name, self.since = lake, name, since
+        self._ends: dict[str, int] = {}  # by column of times: up to where its log was read
+        self._asked: list[tuple[Array, Array]] = []  # ids, and where they lie
+        self._told: list[Dataset] = []
+
+    def look(self) -> Dataset:  # predictions with a column `truth`; the inputs are lazy
+        """What is known by now. DatasetNotFound: there are no predictions, or no feedback
+
+        Returns
+        -------
+        Dataset
+            predictions with a column `truth`; the inputs are lazy
+        """
+        import xarray as xr
+
+        rows, told = (self.lake.read(log(self.name)) for log in (predictions, feedback))
+        if any(
+            log.sizes["row"] < end
+            for log, end in zip((rows, told), self._ends.values(), strict=False)
+        ):
+            self._ends, self._asked, self._told = {}, [], []  # a log was written anew
+        for start, block in self._new(rows[["id", "time"]], "time"):
+            later = np.flatnonzero(block.time.values >= self.since)
+            self._asked.append((block.id.values[later], start + later))
+        self._told += [block for _, block in self._new(told, "received")]
+        if not self._told or not self._asked:
+            return rows.isel(row=slice(0)).assign(truth=("row", np.empty(0)))
+        latest = latest_truths(xr.concat(self._told, "row"))
+        ids, places = map(np.concatenate, zip(*self._asked, strict=True))
+        found = latest.index.get_indexer(ids)
+        truth = np.full(len(ids), np.nan)
+        truth[found >= 0] = truth_numbers(latest.truth.iloc[found[found >= 0]], rows.attrs)
+        known = ~np.isnan(truth)
+        return rows.isel(row=places[known]).assign(truth=("row", truth[known]))
+
+    def _new(self, log: Dataset, time: str) -> Iterator[tuple[int, Dataset]]:
+        "Blocks of a log that were not read yet, and where they begin"
+        end = log.sizes["row"]
+        start = self._ends.get(time)
+        if start is None:
+            start = self._first(log[[time]])
+        self._ends[time] = end
+        for first in range(start, end, _BLOCK):
+            yield first, log.isel(row=slice(first, min(end, first + _BLOCK))).load()
+
+    def _first(self, times: Dataset) -> int:
+        "The first row of the first block, from the newest on, that holds some since the time"
+        (time,) = times.data_vars.values()
+        first = time.sizes["row"]
+        while first:
+            block = time.isel(row=slice(max(0, first - _BLOCK), first)).values
+            if not (block >= self.since).any():
+                break
+            first -= len(block)
+        return first
+
+
 def labelled(
     lake: LakeReader,
     model: Model,
@@ -109,11 +189,30 @@ def labelled(
         inputs and label as the model knows them; None: there is nothing yet
     """
     try:
-        rows = joined(lake, name, since=since)
+        return as_asked(Known(lake, name, since).look(), model)
     except DatasetNotFound:
         return None
-    rows = rows.isel(row=~np.isnan(rows.truth.values)).load()
-    own = {*OWN, *score_columns(rows.attrs), "label", "truth", "amended"}
+
+
+def as_asked(
+    rows: Dataset,  # of `Known`
+    model: Model,
+) -> Dataset:  # inputs and label as the model knows them, in memory
+    """Rows of the log as a model takes them
+
+    Parameters
+    ----------
+    rows : Dataset
+        of `Known`
+    model : Model
+
+    Returns
+    -------
+    Dataset
+        inputs and label as the model knows them, in memory
+    """
+    rows = rows.load()
+    own = {*OWN, *score_columns(rows.attrs), "label", "truth"}
     given = [str(name) for name in rows.data_vars if name not in own]
     inputs = {_raw(name, rows.attrs): rows[name].variable for name in given}
     truth = rows.truth.values
@@ -193,7 +292,7 @@ class Loop:
     lock: Path  # held while it is trained
     by: Sequence[str] = ()  # columns on each of whose values it may not be worse either
     limits: Limits = Limits()  # how it is compared
-    _seen: tuple[Any, Dataset | None] = field(default=((), None), init=False, repr=False)
+    _known: Known | None = field(default=None, init=False, repr=False)
 
     def step(
         self,
@@ -331,18 +430,14 @@ class Loop:
 
     def _rows(self, model: Model, since: np.datetime64) -> Dataset | None:
         "The rows by which a version is judged; None: there are too few"
-        names = predictions(self.name), feedback(self.name)
+        if self._known is None or self._known.since != since:
+            self._known = Known(self.lake, self.name, since)
         try:
-            asked_for = (since, *(self.lake.version(n).id for n in names))
+            rows = self._known.look()
         except DatasetNotFound:
             return None
-        if asked_for != self._seen[0]:
-            self._seen = asked_for, labelled(self.lake, model, self.name, since)
-        rows = self._seen[1]
-        if rows is None or rows.sizes["row"] < self.policy.rows:
-            return None
-        single = len(np.unique(rows[label_of(model)].values)) < 2
-        return None if single else rows
+        few = rows.sizes["row"] < self.policy.rows or len(np.unique(rows.truth.values)) < 2
+        return None if few else as_asked(rows, model)
 
     def _newest(self) -> int:
         return max(v.version for v in self.registry.versions(self.name))

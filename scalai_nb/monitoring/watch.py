@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -18,6 +19,7 @@ import numpy as np
 from ..data.contract import Contract
 from ..data.sources import row_blocks
 from ..describe.summary import Summary, summarize
+from ..environment import parse_seconds
 from ..errors import Conflict, DatasetNotFound, ParameterError, unknown
 from .detection import LENGTHS, SURE, Detection, Promise, detect, weighed
 from ..serving.log.segments import logged, predictions
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, Dataset
 
 # %% auto #0
-__all__ = ['YEAR', 'Weights', 'Window', 'watched', 'windows', 'scalar', 'reached', 'Watch',
-           'normal_of', 'importance_of', 'watch_model', 'watch_dataset']
+__all__ = ['YEAR', 'Weights', 'length', 'Window', 'watched', 'windows', 'scalar', 'reached',
+           'Watch', 'normal_of', 'importance_of', 'watch_model', 'watch_dataset']
 
 # %% ../../nbs/monitoring/watch.ipynb #27a1888a
 YEAR = 365.25 * 86_400  # seconds
@@ -47,19 +49,76 @@ def _numbers(
     return np.where(unknown, np.iinfo(np.int64).min, numbers)
 
 
-def _cuts(
-    numbers: Array,  # (row,) of windows
-    closed: int,  # the last window that is closed
-) -> Iterator[tuple[int, int, int, int]]:  # window, first row, row after the last, late rows
+@dataclass(frozen=True)
+class _Cut:
+    "A window that is closed, in rows that are new"
+
+    number: int  # since 1970, or of so many rows since they are counted
+    start: int  # microseconds since 1970
+    first: int
+    stop: int
+    late: int  # rows of windows that were closed already
+    a_year: float  # how many there are
+
+
+def _by_time(
+    times: Array,  # (row,) datetime64
+    every: float,  # seconds
+    closed: int,  # number of the last window that is closed
+) -> Iterator[_Cut]:
     "The windows that are closed by rows of later ones; that of the last row is still open"
+    numbers = _numbers(times, every)
     later = numbers[numbers > closed]
     if not len(later):
         return
     reached = np.maximum(np.maximum.accumulate(numbers), later[0])
     edges = np.r_[0, np.flatnonzero(np.diff(reached)) + 1]
-    for start, stop in pairwise(edges.tolist()):
-        window = int(reached[start])
-        yield window, start, stop, int((numbers[start:stop] < window).sum())
+    for first, stop in pairwise(edges.tolist()):
+        number = int(reached[first])
+        late = int((numbers[first:stop] < number).sum())
+        yield _Cut(number, round(number * every * 1e6), first, stop, late, YEAR / every)
+
+# %% ../../nbs/monitoring/watch.ipynb #4baa89d0
+def length(
+    every: float | str,  # seconds, or "90s", "1d", or "10000 rows"
+) -> tuple[float, int]:  # seconds, rows; one of them is 0
+    """How long a window is. ParameterError: it is no length
+
+    Parameters
+    ----------
+    every : float | str
+        seconds, or "90s", "1d", or "10000 rows"
+
+    Returns
+    -------
+    tuple[float, int]
+        seconds, rows; one of them is 0
+    """
+    text = str(every).strip()
+    if found := re.fullmatch(r"([\d_,]+) *rows?", text):
+        seconds, rows = 0.0, int(re.sub("[_,]", "", found[1]) or 0)
+    else:
+        seconds, rows = parse_seconds(every), 0
+    if not (0 < seconds < np.inf or rows > 0):
+        raise ParameterError(f"A window of {text}; accepted: more than 0, as '1d' or '10000 rows'.")
+    return seconds, rows
+
+
+def _by_rows(
+    times: Array,  # (row,) datetime64
+    each: int,  # rows
+    place: Mapping[str, int],  # where the last look ended
+) -> Iterator[_Cut]:
+    "The windows of so many rows, in the order in which they came"
+    known = times.astype("M8[us]").astype(np.int64)
+    known = np.where(known > (clock() + 60) * 1e6, 0, known)
+    start = place.get("start", -1)
+    newest = np.maximum.accumulate(np.maximum(known, start + 1))
+    begun = place.get("begun", int(newest[0]) if len(newest) else 0)
+    for number, stop in enumerate(range(each, len(times) + 1, each), place.get("closed", 0) + 1):
+        start = max(int(newest[stop - each]), start + 1)
+        seconds = max(1.0, (int(newest[stop - 1]) - begun) / 1e6)
+        yield _Cut(number, start, stop - each, stop, 0, YEAR * number / seconds)
 
 # %% ../../nbs/monitoring/watch.ipynb #7ecb2477
 @dataclass(frozen=True)
@@ -185,7 +244,7 @@ def reached(
     lake: LakeReader,
     kept: str,  # the dataset of the windows
     what: str,  # that is watched
-    every: float,  # seconds of a window
+    every: float | str,  # seconds of a window, or its rows
 ) -> dict[str, Any]:
     """Where the last look ended; nothing: there was none. ParameterError: its windows were others
 
@@ -196,17 +255,18 @@ def reached(
         the dataset of the windows
     what : str
         that is watched
-    every : float
-        seconds of a window
+    every : float | str
+        seconds of a window, or its rows
     """
     try:
         place = lake.state(kept)
     except DatasetNotFound:
         return {}
     if place.get("every", every) != every:
+        kept, asked = (x if isinstance(x, str) else f"{x:g} s" for x in (place["every"], every))
         raise ParameterError(
-            f"The windows of {what!r} are {place['every']:g} s long, not "
-            f"{every:g} s; pass that, or begin anew with --restart (restart=True)."
+            f"The windows of {what!r} are {kept} long, not {asked}; pass that, or begin anew with "
+            "--restart (restart=True)."
         )
     return place
 
@@ -222,8 +282,8 @@ class Watch:
     reference : Summary
     time : str
         its column of times
-    every : float, default 86400.0
-        seconds of a window
+    every : float | str, default 86400.0
+        seconds of a window, or "1d", or "10000 rows"
     false_alarms : float, default 1.0
         a year
     weights : Mapping[str, float] | None, default None
@@ -244,7 +304,7 @@ class Watch:
         dataset: str,  # that is appended to
         reference: Summary,
         time: str,  # its column of times
-        every: float = 86_400.0,  # seconds of a window
+        every: float | str = 86_400.0,  # seconds of a window, or "1d", or "10000 rows"
         false_alarms: float = 1.0,  # a year
         weights: Mapping[str, float] | None = None,  # as of `detect`
         large: float = 0.01,  # as of `detect`
@@ -252,11 +312,10 @@ class Watch:
         restart: bool = False,  # whether the windows that were kept are given up
         per: Sequence[str] = (),  # dimensions whose places the reference tells apart
     ) -> None:
-        if every <= 0 or not np.isfinite(every):
-            raise ParameterError(f"A window of {every} s; accepted: more than 0, as every='1d'.")
         self.lake, self.dataset, self.reference = lake, dataset, reference
-        self.time, self.every = time, every
-        self.promise = Promise(false_alarms, YEAR / every)
+        self.time, self.false_alarms = time, false_alarms
+        self.every, self.each = length(every)
+        self.promise = Promise(false_alarms, YEAR / self.every if self.every else np.inf)
         weighed([*reference], weights)
         self.weights, self.large, self.restart = weights, large, restart
         self.normal = normal
@@ -283,19 +342,25 @@ class Watch:
         version = self.lake.version(self.dataset)
         rows = self.lake.read(self.dataset, version.id)
         place = {} if self.restart else self._place()
-        at, closed = place.get("rows", 0), place.get("closed", -(2**62))
-        cuts = [*_cuts(self._times(rows, at), closed)]
+        at = place.get("rows", 0)
+        times = self._times(rows, at)
+        if self.each:
+            cuts = [*_by_rows(times, self.each, place)]
+        else:
+            cuts = [*_by_time(times, self.every, place.get("closed", -(2**62)))]
         if not cuts:
             return []
         before = [] if self.restart else self._before()
         closing: list[Window] = []
-        for number, start, stop, late in cuts:
-            part = rows.isel(row=slice(at + start, at + stop))
+        for cut in cuts:
+            part = rows.isel(row=slice(at + cut.first, at + cut.stop))
             summary = summarize(part[self._shared(part)], per=self.per)
-            closing.append(self._judged(number, stop - start, late, summary, [*before, *closing]))
+            closing.append(self._judged(cut, summary, [*before, *closing]))
         if not dry_run:
-            closed, _, end, _ = cuts[-1]
-            now = {"rows": at + end, "closed": closed, "every": self.every, "per": self.per}
+            last = cuts[-1]
+            now = {"rows": at + last.stop, "closed": last.number, "per": self.per}
+            now |= {"every": self.length, "start": last.start}
+            now |= {"begun": place.get("begun", cuts[0].start)}
             self._keep(closing, place, now)
         return closing
 
@@ -306,7 +371,7 @@ class Watch:
 
     def _place(self) -> dict[str, Any]:
         "Where the last look ended"
-        place = reached(self.lake, watched(self.dataset), self.dataset, self.every)
+        place = reached(self.lake, watched(self.dataset), self.dataset, self.length)
         if place and place.get("per", []) != self.per:
             raise ParameterError(
                 f"The windows of {self.dataset!r} are per {place.get('per', [])}, not {self.per}; "
@@ -320,7 +385,7 @@ class Watch:
         return [name for name in part.variables if name in known]
 
     def _times(self, rows: Dataset, at: int) -> Array:
-        "The windows of the rows from `at` on"
+        "The times of the rows from `at` on"
         if self.time not in rows.variables or rows[self.time].dtype.kind != "M":
             names = [str(n) for n, v in rows.variables.items() if v.dtype.kind == "M"]
             raise ParameterError(
@@ -332,13 +397,19 @@ class Watch:
                 "it was written anew. Begin anew as well, with --restart (restart=True)."
             )
         new = rows[[self.time]].isel(row=slice(at, None))
-        parts = [_numbers(b[self.time].values, self.every) for b in row_blocks(new)]
-        return np.concatenate([np.empty(0, np.int64), *parts])
+        parts = [block[self.time].values.astype("M8[us]") for block in row_blocks(new)]
+        return np.concatenate([np.empty(0, "M8[us]"), *parts])
 
-    def _judged(
-        self, number: int, rows: int, late: int, summary: Summary, before: list[Window]
-    ) -> Window:
+    @property
+    def length(self) -> float | str:
+        "Seconds of a window, or how many rows it has"
+        return f"{self.each} rows" if self.each else self.every
+
+    def _judged(self, cut: _Cut, summary: Summary, before: list[Window]) -> Window:
         "A window as it is kept"
+        # where so many rows are rare no alarm is less sure than twenty to one
+        a_year = max(cut.a_year, 20 * self.false_alarms) if self.each else cut.a_year
+        self.promise = Promise(self.false_alarms, a_year)
         last = before[-1] if before else None
         most = min(last.joined + 1, LENGTHS[-1]) if last else LENGTHS[-1]
         recent = [*before, None][-most:]
@@ -347,15 +418,15 @@ class Watch:
         if last and last.alarm and found.alarm and (back := self._back(summaries, found.windows)):
             most = back
             found = self._detected(self.reference, summaries[-back:])
-        start = self._start(number)
+        start = np.datetime64(cut.start, "us")
         begun = recent[-found.windows]
         since = begun.start if begun else start
         named = dict.fromkeys([*found.large, *found.far])
         said = [f"{name}: {', '.join(found.because(name))}" for name in named]
         return Window(
             start,
-            rows,
-            late,
+            cut.stop - cut.first,
+            cut.late,
             found.evidence,
             found.threshold,
             found.alarm,
@@ -384,9 +455,6 @@ class Watch:
             if apart.alarm and self._detected(self.reference, newest).heard < SURE:
                 return n
         return 0
-
-    def _start(self, number: int) -> np.datetime64:
-        return np.datetime64(round(number * self.every * 1e6), "us")
 
     def _keep(self, closing: list[Window], place: dict[str, Any], now: dict[str, Any]) -> None:
         "Commit windows and the place together"

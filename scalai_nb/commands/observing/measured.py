@@ -166,7 +166,7 @@ class Beside:
         self.new = []
         if monotonic() < self.due:
             return []
-        self.due = monotonic() + parse_seconds(self.every) / 24
+        self.due = monotonic() + parse_seconds(self.every or "1h") / 24
         self.new = measuring(self.lake, self.name, self.every, self.restart, dry_run)
         self.restart = False
         return self.new

@@ -30,7 +30,7 @@ from scalai_nb.commands.observing.retrainer import (
     table,
 )
 from ..terminal import Env, Json, Metrics, out
-from ...environment import environment, parse_seconds
+from ...environment import environment
 from ...errors import ParameterError
 from ...words import value
 
@@ -132,14 +132,11 @@ def _measured(beside: Beside, dry_run: bool, quiet: bool) -> Then:
 def _kinds(name: str, beside: Beside | None, false_alarms: float) -> dict[str, Signals]:
     "What says that there is an alarm: drift, and of a model its concept"
     from scalai_nb.monitoring.alarms import drift
-    from scalai_nb.monitoring.concept import concept_signals
+    from scalai_nb.monitoring.concept import Concepts
 
     if not beside:
         return {"drift": drift}
-    return {
-        "drift": drift,
-        "concept": lambda lake, dataset, begin: concept_signals(lake, name, false_alarms, begin),
-    }
+    return {"drift": drift, "concept": Concepts(name, false_alarms)}
 
 
 def _alarmed(
@@ -182,7 +179,7 @@ def watch(
         typer.Option(metavar="COLUMN", help="Its times.", show_default="as its contract says"),
     ] = "",
     every: Annotated[
-        str, typer.Option(metavar="TIME", help="Length of a window: 1h, 1d, 7d.")
+        str, typer.Option(metavar="LENGTH", help="Of a window: 1h, 1d, 7d, or '10000 rows'.")
     ] = "1d",
     false_alarms: Annotated[
         float, typer.Option(help="Windows a year that may be alarms though nothing has changed.")
@@ -237,12 +234,12 @@ def watch(
     from scalai_nb.exposition import exposed
     from scalai_nb.monitoring.watch_metrics import Seen
     from scalai_nb.monitoring.policy import replayed
-    from scalai_nb.monitoring.watch import windows
+    from scalai_nb.monitoring.watch import length, windows
     from scalai_nb.pipeline.runner import signals
 
     place = environment(env)
-    lake, seconds = Lake(place.lake), parse_seconds(every)
-    told: dict[str, Any] = {"every": seconds, "false_alarms": false_alarms, "large": large}
+    lake, (seconds, _) = Lake(place.lake), length(every)
+    told: dict[str, Any] = {"every": every, "false_alarms": false_alarms, "large": large}
     told["weights"] = _weights(weights)
     begin = partial(_begun, lake, place, name, against, time, per=per or [], **told)
     looking = begin(restart=restart)
@@ -255,7 +252,7 @@ def watch(
     if policy and replay:
         return out(replayed(policy, windows(lake, looking.dataset), seconds), as_json, table)
     after: list[Then] = []
-    beside = None if against else Beside(lake, name, every, restart)
+    beside = None if against else Beside(lake, name, every if seconds else "", restart)
     if beside:
         after.append(_measured(beside, dry_run, as_json))
     if not dry_run:
@@ -277,5 +274,5 @@ def watch(
                 then(looking, found)
             if once or dry_run:
                 return
-            stop.wait(min(60.0, seconds / 10))
+            stop.wait(min(60.0, seconds / 10 or 10.0))
             looking = looking if against else begin()  # another version may be champion by now
