@@ -92,8 +92,15 @@ class Followed:
     def because(
         self,
         most: int = 3,
+        sure: float = SURE,  # evidence of a group by itself from which on it is named
     ) -> list[str]:  # "scores 0.2 to 0.3: 31 % came true, 15 % before", the surest first
         """Where labels follow otherwise than they did
+
+        Parameters
+        ----------
+        most : int, default 3
+        sure : float, default SURE
+            evidence of a group by itself from which on it is named
 
         Returns
         -------
@@ -107,7 +114,7 @@ class Followed:
             f"scores {value(self.limits[i, 0])} to {value(self.limits[i, 1])}: "
             f"{percent(float(now[i]))} came true, {percent(float(then[i]))} before"
             for i in np.argsort(-alone, kind="stable")[:most]
-            if alone[i] > SURE
+            if alone[i] > sure
         ]
 
 
@@ -168,7 +175,8 @@ class _Told:
         each = np.array([f.evidence for f in found])
         total, best = float(average(each)), int(each.argmax())
         alarm = total >= self.threshold and found[best].moved >= LARGE
-        what, since = "\n".join(found[best].because()), self.windows[end - lengths[best]].start
+        named = found[best].because() or (found[best].because(1, -np.inf) if alarm else [])
+        what, since = "\n".join(named), self.windows[end - lengths[best]].start
         return Signal(self.windows[end - 1].start, alarm, since, what, total, {}), lengths[best]
 
     def back(self, changed: int, end: int) -> int:

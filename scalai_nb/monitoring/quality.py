@@ -5,7 +5,8 @@
 # %% ../../nbs/monitoring/quality.ipynb #275b00e2
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,9 @@ import numpy as np
 
 from ..compute.state import from_text
 from ..errors import DatasetNotFound
+from ..goals import Goal, standings
+from .alarms import Signal
+from .detection import LENGTHS
 from .watch import scalar
 from .window_states import NUMBERS, States, judged
 from ..serving.log.segments import predictions
@@ -23,8 +27,8 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array, Dataset
 
 # %% auto #0
-__all__ = ['FEW', 'Labels', 'Served', 'Span', 'Quality', 'quality_of', 'as_rows', 'qualities',
-           'spans', 'merged']
+__all__ = ['FEW', 'MEASURES', 'Labels', 'Served', 'Span', 'Quality', 'quality_of', 'as_rows',
+           'qualities', 'spans', 'merged', 'goal_signals']
 
 # %% ../../nbs/monitoring/quality.ipynb #06055f89
 FEW = 30  # labels below which intervals say little
@@ -317,3 +321,61 @@ def merged(
     for w in windows[1:]:
         whole = judge.merge(whole, w.states.evaluation)
     return judge.read(whole)
+
+# %% ../../nbs/monitoring/quality.ipynb #c8c19fbf
+MEASURES = {"auc": "roc_auc"}  # what an evaluation calls a goal
+
+
+def _told_of(w: Quality, name: str, goal: Goal) -> float:
+    "What a window says of a goal; NaN: nothing, or nothing sure"
+    value, low, high = w.figures().get(MEASURES.get(name, name), (np.nan,) * 3)
+    if w.labels.labels < FEW or goal.met(value):
+        return value if w.labels.labels >= FEW else np.nan
+    return value if not goal.met(low) and not goal.met(high) else np.nan
+
+
+def goal_signals(
+    lake: LakeReader,
+    model: str,
+    goals: Mapping[str, str],  # {"recall": ">= 0.60 for 3 windows"}; what labels do not measure: no
+    begin: np.datetime64 | None = None,  # the first window that counts; None: all
+) -> list[Signal]:  # oldest first
+    """Whether goals are broken, window by window; of several versions the newest counts
+
+    Parameters
+    ----------
+    lake : LakeReader
+    model : str
+    goals : Mapping[str, str]
+        {"recall": ">= 0.60 for 3 windows"}; what labels do not measure: no
+    begin : np.datetime64 | None, default None
+        the first window that counts; None: all
+
+    Returns
+    -------
+    list[Signal]
+        oldest first
+    """
+    stated = {name: Goal(goal) for name, goal in goals.items()}
+    starts = sorted({start for start, _ in spans(lake, model)})
+    first = 0 if begin is None else max(0, bisect_left(starts, begin) - LENGTHS[-1])
+    newest = {w.start: w for w in qualities(lake, model, among=starts[first:])}
+    at = [start.astype("M8[us]").astype(np.int64) / 1e6 for start in newest]
+    states = {}
+    for name, goal in stated.items():
+        values = [_told_of(w, name, goal) for w in newest.values()]
+        states[name] = [*standings(goal, zip(at, values, strict=True))]
+    found = []
+    for i, w in enumerate(newest.values()):
+        firing = {name: s[i].since for name, s in states.items() if s[i].state == "firing"}
+        since = np.datetime64(round(min(firing.values(), default=at[i]) * 1e6), "us")
+        what = "\n".join(f"{name}: {_measured(w, name)}, asked {stated[name]}" for name in firing)
+        shares = dict.fromkeys(firing, 1 / max(1, len(firing)))
+        found.append(Signal(w.start, bool(firing), since, what, 0.0, shares))
+    return [s for s in found if begin is None or s.at >= begin]
+
+
+def _measured(w: Quality, name: str) -> str:
+    "A measure of a window with its interval"
+    value, low, high = w.figures().get(MEASURES.get(name, name), (np.nan,) * 3)
+    return f"{value:.3f}, {low:.3f} to {high:.3f}" if value == value else "not measured"

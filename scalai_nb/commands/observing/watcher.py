@@ -5,6 +5,7 @@
 # %% ../../../nbs/commands/observing/watcher.ipynb #e5536d3f
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from threading import Event
@@ -31,7 +32,7 @@ from scalai_nb.commands.observing.retrainer import (
 )
 from ..terminal import Env, Json, Metrics, out
 from ...environment import environment
-from ...errors import ParameterError
+from ...errors import ParameterError, ScalaiError
 from ...words import value
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from scalai_nb.data.lake.lake import Lake
     from scalai_nb.environment import Environment
+    from scalai_nb.goals import Goal
     from scalai_nb.monitoring.alarms import Signals
     from scalai_nb.monitoring.notifying import Notifier
     from scalai_nb.monitoring.retraining import Loop
@@ -129,14 +131,33 @@ def _measured(beside: Beside, dry_run: bool, quiet: bool) -> Then:
     return then
 
 
-def _kinds(name: str, beside: Beside | None, false_alarms: float) -> dict[str, Signals]:
-    "What says that there is an alarm: drift, and of a model its concept"
+def _kinds(
+    name: str, beside: Beside | None, false_alarms: float, env: Environment
+) -> dict[str, Signals]:
+    "What says that there is an alarm: drift, and of a model its concept and its goals"
     from scalai_nb.monitoring.alarms import drift
     from scalai_nb.monitoring.concept import Concepts
+    from scalai_nb.monitoring.quality import goal_signals
 
     if not beside:
         return {"drift": drift}
-    return {"drift": drift, "concept": Concepts(name, false_alarms)}
+    goals = _goals(name, env)
+    return {
+        "drift": drift,
+        "concept": Concepts(name, false_alarms),
+        "goal": lambda lake, dataset, begin: goal_signals(lake, name, goals, begin),
+    }
+
+
+def _goals(name: str, env: Environment) -> dict[str, Goal]:
+    "The goals of a model, as its pipeline or its card states them; none where they are not read"
+    from scalai_nb.export.alert_rules import promised
+
+    try:
+        return {p.name: p.goal for p in promised(env) if name in p.models}
+    except ScalaiError as e:
+        print(f"The goals of {name} are not watched: {e}", file=sys.stderr, flush=True)
+        return {}
 
 
 def _alarmed(
@@ -256,7 +277,7 @@ def watch(
     if beside:
         after.append(_measured(beside, dry_run, as_json))
     if not dry_run:
-        kinds = _kinds(name, beside, false_alarms)
+        kinds = _kinds(name, beside, false_alarms, place)
         telling = notifier(lake, looking.dataset, notify, place)
         after.append(_alarmed(telling, kinds, beside, as_json))
     if policy and not dry_run:
