@@ -5,19 +5,21 @@
 # %% ../../../nbs/jupyter/explorers/explorer.ipynb #1ba6a569
 from __future__ import annotations
 
+import json
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from hashlib import sha256
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from traitlets import HasTraits, Unicode
 
 from ...errors import extra
-from ...show import LAB, Part
+from ...show import LAB, Part, element
 
 # %% auto #0
-__all__ = ['module', 'Explorer', 'Watching']
+__all__ = ['CSS', 'module', 'alone', 'Explorer', 'Watching']
 
 # %% ../../../nbs/jupyter/explorers/explorer.ipynb #dc2abe3d
 _IMPORT = re.compile(r"^import .*\n", re.MULTILINE)
@@ -37,6 +39,37 @@ def module(
     texts = [(LAB / file).read_text(encoding="utf-8") for file in files]
     return "\n".join(_EXPORT.sub("", _IMPORT.sub("", text)) for text in texts)
 
+# %% ../../../nbs/jupyter/explorers/explorer.ipynb #9dc7c7ac
+CSS = (LAB / "explorers" / "explorers.css").read_text(encoding="utf-8")
+
+
+def alone(
+    esm: str,  # of `module`; its `render` is called
+    traits: Mapping[str, Any],  # what it is told, as JSON can hold it
+    still: Part,  # what is shown where scripts do not run
+) -> Part:
+    """An explorer as a part of a page that no kernel answers
+
+    Parameters
+    ----------
+    esm : str
+        of `module`; its `render` is called
+    traits : Mapping[str, Any]
+        what it is told, as JSON can hold it
+    still : Part
+        what is shown where scripts do not run
+    """
+    told = json.dumps({"trouble": "", "alone": True, **traits}).replace("<", "\\u003c")
+    id = f"scalai-{sha256(told.encode()).hexdigest()[:8]}"
+    script = (
+        f"{esm}\n{module('explorers/alone.js')}\n"
+        f'const el = document.getElementById("{id}");\nel.replaceChildren();\n'
+        f"render({{ model: alone({told}), el }});"
+    )
+    place = element("div", still, id=id, class_="scalai-alone").html
+    sheet = f"<style>{CSS}</style>"
+    return Part(f'{sheet}{place}<script type="module">{script}</script>', still.text)
+
 # %% ../../../nbs/jupyter/explorers/explorer.ipynb #ad24b168
 if TYPE_CHECKING:
     from anywidget import AnyWidget as _Widget
@@ -52,7 +85,7 @@ else:
 class Explorer(_Widget):
     "A widget that is a table where there are no widgets"
 
-    _css = (LAB / "explorers" / "explorers.css").read_text(encoding="utf-8")
+    _css = CSS
 
     # one sentence on what could not be done; empty: all was done
     trouble = Unicode().tag(sync=True)
