@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from importlib.util import find_spec
@@ -16,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from traitlets import HasTraits, Unicode
 
 from ...errors import extra
-from ...show import LAB, Part, element
+from ...show import LAB, Part
 
 # %% auto #0
-__all__ = ['CSS', 'module', 'alone', 'Explorer', 'Watching']
+__all__ = ['CSS', 'module', 'alone_script', 'script_source', 'alone', 'Explorer', 'Watching']
 
 # %% ../../../nbs/jupyter/explorers/explorer.ipynb #dc2abe3d
 _IMPORT = re.compile(r"^import .*\n", re.MULTILINE)
@@ -43,8 +44,30 @@ def module(
 CSS = (LAB / "explorers" / "explorers.css").read_text(encoding="utf-8")
 
 
+def alone_script(
+    esm: str,  # of `module`; its `render` is called for each of its places on the page
+) -> str:
+    """What draws an explorer that no kernel answers: the same text on every page
+
+    Parameters
+    ----------
+    esm : str
+        of `module`; its `render` is called for each of its places on the page
+    """
+    kind = sha256(esm.encode()).hexdigest()[:8]
+    return f'{esm}\n{module("explorers/alone.js")}\ndrawAlone("{kind}", render);\n'
+
+
+def script_source(
+    script: str,
+) -> str:
+    "What a Content-Security-Policy calls an inline script"
+    sum = b64encode(sha256(script.encode()).digest()).decode()
+    return f"'sha256-{sum}'"
+
+
 def alone(
-    esm: str,  # of `module`; its `render` is called
+    esm: str,  # of `module`
     traits: Mapping[str, Any],  # what it is told, as JSON can hold it
     still: Part,  # what is shown where scripts do not run
 ) -> Part:
@@ -53,22 +76,18 @@ def alone(
     Parameters
     ----------
     esm : str
-        of `module`; its `render` is called
+        of `module`
     traits : Mapping[str, Any]
         what it is told, as JSON can hold it
     still : Part
         what is shown where scripts do not run
     """
     told = json.dumps({"trouble": "", "alone": True, **traits}).replace("<", "\\u003c")
-    id = f"scalai-{sha256(told.encode()).hexdigest()[:8]}"
-    script = (
-        f"{esm}\n{module('explorers/alone.js')}\n"
-        f'const el = document.getElementById("{id}");\nel.replaceChildren();\n'
-        f"render({{ model: alone({told}), el }});"
-    )
-    place = element("div", still, id=id, class_="scalai-alone").html
-    sheet = f"<style>{CSS}</style>"
-    return Part(f'{sheet}{place}<script type="module">{script}</script>', still.text)
+    kind = sha256(esm.encode()).hexdigest()[:8]
+    data = f'<script type="application/json">{told}</script>'
+    place = f'<div class="scalai-alone" data-kind="{kind}">{data}{still.html}</div>'
+    drawn = f'<script type="module">{alone_script(esm)}</script>'
+    return Part(f"<style>{CSS}</style>{place}{drawn}", still.text)
 
 # %% ../../../nbs/jupyter/explorers/explorer.ipynb #ad24b168
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array
 
 # %% auto #0
-__all__ = ['STOPS', 'stops', 'ThresholdExplorer', 'threshold_slider']
+__all__ = ['STOPS', 'MODULE', 'stops', 'ThresholdExplorer', 'threshold_slider']
 
 # %% ../../../nbs/jupyter/explorers/threshold_explorer.ipynb #99c0ea4f
 STOPS = 1000  # of a slider, at most; the corners of the hull are always among them
@@ -120,7 +120,7 @@ def _prices(costs: Sequence[float] | None) -> list[float] | None:
     return [alarm, miss]
 
 # %% ../../../nbs/jupyter/explorers/threshold_explorer.ipynb #f321c8b5
-_ESM = module("panel/static/dom.js", "explorers/frame.js", "explorers/threshold_explorer.js")
+MODULE = module("panel/static/dom.js", "explorers/frame.js", "explorers/threshold_explorer.js")
 
 
 def _told(
@@ -179,7 +179,7 @@ class ThresholdExplorer(Explorer):
         the threshold in service, shown beside
     """
 
-    _esm = _ESM
+    _esm = MODULE
 
     threshold = Float().tag(sync=True)
     costs = List(None, allow_none=True).tag(sync=True)  # of a false alarm, of a miss
@@ -254,4 +254,4 @@ def threshold_slider(
     """
     told = _told(_two_classes(evaluation), threshold, costs, served, most)
     still = _said(evaluation.at(threshold), told["costs"])
-    return alone(_ESM, told | {"point": {}}, still)
+    return alone(MODULE, told | {"point": {}}, still)

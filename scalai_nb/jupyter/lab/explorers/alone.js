@@ -13,3 +13,13 @@ export function alone(values) {
     off: (event, act) => heard[event]?.delete(act),
   };
 }
+
+// Draw an explorer in each of its places on the page, once.
+export function drawAlone(kind, render) {
+  for (const el of document.querySelectorAll(`.scalai-alone[data-kind="${kind}"]`)) {
+    const told = el.querySelector('script');
+    if (!told) continue;
+    el.replaceChildren();
+    render({ model: alone(JSON.parse(told.textContent)), el });
+  }
+}
