@@ -143,7 +143,10 @@ def _told(
 
 def _cost(p: Point, costs: Sequence[float] | None) -> float | None:
     "What the errors at a threshold cost"
-    return costs and costs[0] * p.false_positives + costs[1] * p.false_negatives
+    if costs is None:
+        return None
+    alarm, miss = costs
+    return alarm * p.false_positives + miss * p.false_negatives
 
 
 def _said(p: Point, costs: Sequence[float] | None) -> Part:

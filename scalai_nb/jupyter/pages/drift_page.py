@@ -379,14 +379,14 @@ def drift_map(
     narrow = _map({name: line[-8:] for name, line in past.items()}, starts[-8:], 340)
     heads = ["window", *names]
     rows = [
-        [starts[i], *(f"{line[i].psi:.3f}" if line[i] else None for line in past.values())]
-        for i in range(len(starts))
+        [start, *(f"{shift.psi:.3f}" if shift else None for shift in line)]
+        for start, *line in zip(starts, *past.values(), strict=True)
     ]
     told = element(
         "details", element("summary", "As numbers"), data_table(heads, rows, f"PSI of {m.name}")
     )
     about = prose(
-        "PSI of each window against what the model has learned from; what chance gives is taken off."
+        "PSI of each window against what the model has learned from, less what chance gives."
     )
     return card("Column by window", about, _sized(wide, narrow), told)
 
@@ -422,8 +422,9 @@ def then_and_now(
 
 def _folded(m: Moving, name: str, shift: Shift, first: bool) -> Part:
     both = shift.cells
-    then, now = (side / max(1, side.sum()) for side in (both.reference, both.current))
-    largest = np.argsort(-np.abs(now - then), kind="stable")[:_CELLS]
+    sides = both.reference, both.current
+    then, now = ((side / max(1, side.sum())).tolist() for side in sides)
+    largest = np.argsort(-np.abs(np.subtract(now, then)), kind="stable")[:_CELLS]
     rows = [
         [both.labels[i], percent(then[i]), percent(now[i]), f"{100 * (now[i] - then[i]):+.1f}"]
         for i in sorted(largest.tolist())

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from ...environment import Environment
 from ...files import replacing
+from ..explorers.explorer import alone_script, script_source
+from ..explorers.threshold_explorer import MODULE
 from ..page.troubles import not_shown, tried
 from .site_pages import SitePage, bar, site_pages
 from ...pipeline.showing.goal_lights import title
@@ -22,8 +24,9 @@ from ...words import when
 __all__ = ['document', 'write_pages']
 
 # %% ../../../nbs/jupyter/pages/live_report.ipynb #481fa7fc
-# no script and no request: what is on the page is in the file
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+# no request: what is on the page is in the file; no script but the one of the threshold's slider
+_SCRIPT = script_source(alone_script(MODULE))
+_POLICY = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {_SCRIPT}"
 _META = (
     '<meta charset="utf-8">'
     f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from math import nan
+from math import inf, nan
 from typing import TYPE_CHECKING, Any
 
 from ...environment import Environment, environment
@@ -331,9 +331,10 @@ def costs_of(
         of a false alarm, of a miss; None: it does not say, or not in numbers
     """
     said = card.get("costs")
-    found = [said.get(name) for name in ("false_alarm", "miss")] if isinstance(said, dict) else []
-    good = all(isinstance(x, int | float) and 0 <= x < float("inf") for x in found)
-    return [float(x) for x in found] if found and good else None
+    found = said if isinstance(said, dict) else {}
+    costs = [found.get("false_alarm"), found.get("miss")]
+    good = [float(x) for x in costs if isinstance(x, int | float) and 0 <= x < inf]
+    return good if len(good) == 2 else None
 
 
 def _about(found: list[Quality]) -> Part:
