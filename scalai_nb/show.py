@@ -294,7 +294,7 @@ def table(
     above, below = _row("th", head, right), "".join(_row("td", row, right) for row in body)
     html = f"<thead>{above}</thead><tbody>{below}</tbody>"
     return Part(
-        f'<div class="scalai-scroll"><table>{html}</table></div>',
+        f'<div class="scalai-scroll" tabindex="0"><table>{html}</table></div>',
         _plain_rows([head, *body], right),
     )
 
