@@ -593,23 +593,25 @@ def report(
     json: Json = False,
 ) -> None:
     "Write the report of a run again, or the pages of the project, and print where they are."
-    from scalai_nb.jupyter.pages.live_report import write_pages
-
     where = environment(env)
     if to and not live:
         raise ParameterError("--to is of --live: scalai report --live --to FOLDER")
     if live and run != "latest":
         raise ParameterError(f"--live is of the project, not of the run {run!r}; leave one out.")
-    if live:
-        paths = write_pages(where, to or Path(where.runs).parent / "pages", dry_run)
-    else:
-        paths = [_report(run, where, dry_run)]
+    paths = _live_report(to, where, dry_run) if live else [_report(run, where, dry_run)]
     if json:
         out([str(path) for path in paths], True, Text)
     else:
         print(*paths, sep="\n")
     if open and not dry_run:
         typer.launch(str(paths[0]))
+
+
+def _live_report(to: str, env: Environment, dry_run: bool) -> list[Path]:
+    "Write the pages of the project; where they are"
+    from scalai_nb.jupyter.pages.live_report import write_pages
+
+    return write_pages(env, to or Path(env.runs).parent / "pages", dry_run)
 
 
 def _report(run: str, env: Environment, dry_run: bool) -> Path:

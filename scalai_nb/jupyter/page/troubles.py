@@ -52,6 +52,9 @@ def not_shown(
     troubles : Sequence[str]
         of `tried`
     """
-    said = [prose(status("warning", "not shown"), f" {words}") for words in troubles]
-    advice = [prose("What is wrong, and what to do: ", code("scalai doctor"))]
-    return sum([*said, *(advice if said else [])], Part("", ""))
+    said = Part("", "")
+    for words in troubles:
+        said += prose(status("warning", "not shown"), f" {words}")
+    if troubles:
+        said += prose("What is wrong, and what to do: ", code("scalai doctor"))
+    return said

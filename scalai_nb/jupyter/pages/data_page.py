@@ -161,10 +161,10 @@ def contract_part(
     "What is expected of a dataset, behind a click, and how one is begun where there is none"
     if not s.contract:
         return Part("", "")
-    frame = s.contract.to_frame().dropna(axis=1, how="all")
-    frame = frame.loc[:, [c for c in frame if not (frame[c] == "").all()]]
+    frame = s.contract.to_frame()
+    told = frame.drop(columns=[name for name in frame if set(frame[name].fillna("")) == {""}])
     words = f"Its contract ({_columns(s.contract)})"
-    return element("details", element("summary", words), frame_table(frame))
+    return element("details", element("summary", words), frame_table(told))
 
 
 def one(

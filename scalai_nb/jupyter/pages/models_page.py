@@ -24,7 +24,7 @@ from ..page.troubles import not_shown, tried
 from .page_parts import data_table, named_section, saved_chart
 from .site_pages import asked, page_link, site, site_pages
 from ..widgets import view
-from ...models.registry.catalog import Catalog
+from ...models.registry.catalog import Catalog, ModelVersion
 from ...models.registry.history import lines
 from ...pipeline.showing.goal_lights import Light, judgements, title
 from ...show import Part, card, code, element, heading, inline, pair, prose, table
@@ -101,9 +101,13 @@ def _shelf(env: Environment, name: str, lake: LakeReader, troubles: list[str]) -
     work = lambda: standing(env, name, lake, said)
     found = tried(troubles, f"model {name}", work, Standing(name, judged=said))
     counts = found.champion or next(iter(found.versions), None)
-    read_card = lambda: json.loads((counts.path / "card.json").read_text(encoding="utf-8"))
-    about = tried(troubles, f"the card of {counts}", read_card, {}) if counts else {}
+    about = tried(troubles, f"the card of {counts}", lambda: _card(counts), {})
     return Shelf(found, records, about)
+
+
+def _card(v: ModelVersion | None) -> dict[str, Any]:
+    "The card in the package of a version"
+    return json.loads((v.path / "card.json").read_text(encoding="utf-8")) if v else {}
 
 # %% ../../../nbs/jupyter/pages/models_page.ipynb #8e618824
 def versions_table(
@@ -130,7 +134,9 @@ def _charts(s: Standing) -> Iterator[Part]:
     "What the gate has asked for, over the versions"
     asked_for = {c.name: c.goal for j in reversed(s.judged) for c in j.verdict.checks if c.goal}
     history = of_versions(s.versions, s.judged, list(asked_for))
-    for goal in history.lines if history else ():
+    if not history:
+        return
+    for goal in history.lines:
         drawn = chart(history, Light(goal, asked_for[goal]))
         yield card(title(goal), saved_chart(drawn, f"{s.name} {goal}"))
 

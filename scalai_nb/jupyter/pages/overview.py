@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ...environment import Environment, environment
-from .. import dash
+from ..dash import Page, header
+from ..dash import read as read_page
 from ..page.troubles import not_shown, tried
 from .page_parts import data_table, named_section
 from .site_pages import page_link, site
@@ -37,7 +38,7 @@ class Overview:
     Attributes
     ----------
     env : Environment
-    pages : list[dash.Page]
+    pages : list[Page]
         of its pipelines, the last run first
     alarms : list[Alarm]
         that last, the newest first
@@ -46,7 +47,7 @@ class Overview:
     """
 
     env: Environment
-    pages: list[dash.Page] = field(default_factory=list)  # of its pipelines, the last run first
+    pages: list[Page] = field(default_factory=list)  # of its pipelines, the last run first
     alarms: list[Alarm] = field(default_factory=list)  # that last, the newest first
     troubles: list[str] = field(default_factory=list)  # what could not be read, a sentence each
 
@@ -59,14 +60,14 @@ def read(
 
     troubles: list[str] = []
     lake = LakeReader(env.lake)
-    pages = [dash.read(env, name, limit=3) for name in pipelines(env)]
+    pages = [read_page(env, name, limit=3) for name in pipelines(env)]
     lasting = tried(troubles, "the alarms", lambda: [a for a in every(lake) if a.lasts], [])
     troubles += [words for page in pages for words in page.troubles]
     newest = sorted(pages, key=lambda page: -_started(page))
     return Overview(env, newest, lasting, list(dict.fromkeys(troubles)))
 
 
-def _started(page: dash.Page) -> float:
+def _started(page: Page) -> float:
     "When the last run of a pipeline began; 0: there was none"
     return (page.runs[0].started or 0) if page.runs else 0
 
@@ -100,13 +101,13 @@ def _first(state: Overview) -> Part:
     return prose(status("met", "all is well"), " Every goal that is measured is met.")
 
 # %% ../../../nbs/jupyter/pages/overview.ipynb #d3b0848c
-def _about_goals(page: dash.Page) -> Part:
+def _about_goals(page: Page) -> Part:
     if not page.lights:
         return prose("It states no goal.")
     return prose(counted(page.lights))
 
 
-def _about_models(page: dash.Page) -> Part:
+def _about_models(page: Page) -> Part:
     "Which version serves, and whether what it is asked has moved"
     said = []
     for model in page.models:
@@ -117,7 +118,7 @@ def _about_models(page: dash.Page) -> Part:
     return prose(inline(*said, between=" ")) if said else prose("It writes no model.")
 
 
-def _watched(page: dash.Page, model: str) -> str:
+def _watched(page: Page, model: str) -> str:
     "What a watcher says of a model, in a few words"
     windows = [w for s in page.services if s.name == model for w in s.windows[-1:]]
     if not windows:
@@ -126,7 +127,7 @@ def _watched(page: dash.Page, model: str) -> str:
     return f"in alarm since {value(last.since)}" if last.alarm else "and nothing has moved"
 
 
-def _about_runs(page: dash.Page) -> Part:
+def _about_runs(page: Page) -> Part:
     "How the last run ended, and what to do where it did not end well"
     if not page.runs:
         return prose("It has not run yet: ", code(f"scalai run {page.pipeline}"))
@@ -143,7 +144,7 @@ def _why(run: Run) -> str:
 
 
 def one(
-    page: dash.Page,
+    page: Page,
 ) -> Part:
     "A pipeline: three sentences, and a light per goal"
     link = page_link(title(page.pipeline), "pipeline", pipeline=page.pipeline)
@@ -184,7 +185,7 @@ def parts(
 ) -> Part:
     "The page without a kernel"
     if not state.pages:
-        return dash.header(dash.Page(state.env)) + not_shown(state.troubles)
+        return header(Page(state.env)) + not_shown(state.troubles)
     n = len(state.pages)
     said = f"environment {state.env.name} · {n} pipeline{'s' if n > 1 else ''}"
     top = heading("Overview", 1) + prose(said) + not_shown(state.troubles) + _first(state)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...environment import Environment, environment
-from .. import dash
+from ..dash import Page, goals, header, steps, widgets
+from ..dash import read as read_page
 from ..page.histories import History, point
 from ..page.in_service import service_part
 from ..page.standing import model_part
@@ -26,12 +27,12 @@ __all__ = ['read', 'one', 'parts', 'app']
 # %% ../../../nbs/jupyter/pages/pipeline_page.ipynb #1e1789a7
 def read(
     env: Environment,
-) -> list[dash.Page]:
+) -> list[Page]:
     "Read all pipelines; nothing is written"
-    return [dash.read(env, name) for name in pipelines(env)] or [dash.Page(env)]
+    return [read_page(env, name) for name in pipelines(env)] or [Page(env)]
 
 
-def _history(page: dash.Page, history: History) -> Part:
+def _history(page: Page, history: History) -> Part:
     "The first goal of a history, at its newest point"
     goal = next(iter(history.lines))
     drawn = point(history, page.lights, goal, history.points[-1])
@@ -39,16 +40,16 @@ def _history(page: dash.Page, history: History) -> Part:
 
 
 def one(
-    page: dash.Page,
+    page: Page,
 ) -> Part:
     "A pipeline with its newest run"
-    shown = dash.header(page)
+    shown = header(page)
     blocks = [
-        ("Goals", [dash.goals(page)]),
+        ("Goals", [goals(page)]),
         ("History", [_history(page, history) for history in page.histories]),
         ("Models", [model_part(page.env, model) for model in page.models]),
         ("In service", [service_part(service, page.lights) for service in page.services]),
-        ("The newest run", [dash.steps(run, page.env) for run in page.runs[:1]]),
+        ("The newest run", [steps(run, page.env) for run in page.runs[:1]]),
     ]
     for words, found in blocks:
         whole = sum(found, Part("", ""))
@@ -58,7 +59,7 @@ def one(
 
 
 def parts(
-    state: list[dash.Page],
+    state: list[Page],
 ) -> Part:
     "The page without a kernel"
     return sum(map(one, state), Part("", ""))
@@ -76,4 +77,4 @@ def app(
     """
     env = env or environment()
     name = asked("pipeline")
-    return site("pipeline", *dash.widgets(name if name in pipelines(env) else None, env))
+    return site("pipeline", *widgets(name if name in pipelines(env) else None, env))

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...environment import Environment, environment
-from .. import dash
+from ..dash import begin
 from ..page.standing import report_link
 from ..page.troubles import not_shown, tried
 from .page_parts import data_table, named_section
@@ -194,7 +194,7 @@ def one(
     return named_section(title(name), link, shown, name=name)
 
 
-def _row(state: Pipelines, name: str) -> list[object]:
+def _row(state: Pipelines, name: str) -> list[Any]:
     "A pipeline in the table of all"
     runs = state.of(name)
     link = page_link(title(name), "pipelines", pipeline=name)
@@ -211,7 +211,7 @@ def _row(state: Pipelines, name: str) -> list[object]:
         took(run),
         f"{wrong} of {len(runs)}",
         percent(cached_share(run)) or None,
-        bars(lengths, titles=map(duration, lengths), width=8 * len(lengths))
+        bars(lengths, titles=[*map(duration, lengths)], width=8 * len(lengths))
         if lengths[1:]
         else None,
     ]
@@ -231,7 +231,7 @@ def parts(
     """
     shown = heading("Pipelines", 1) + not_shown(state.troubles)
     if not state.names:
-        return shown + dash.begin(state.env)
+        return shown + begin(state.env)
     rows = [_row(state, name) for name in state.names]
     heads = ["pipeline", "ran last", "ended", "took", "not completed", "cached", "times so far"]
     shown += data_table(heads, rows, "pipelines")
