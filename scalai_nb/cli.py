@@ -580,23 +580,55 @@ def cancel(run: RunId = "latest", env: Env = None) -> None:
 def report(
     run: RunId = "latest",
     env: Env = None,
+    live: Annotated[
+        bool,
+        typer.Option("--live", help="Of the project: each page of its dashboard, to be mailed."),
+    ] = False,
+    to: Annotated[
+        str,
+        typer.Option("--to", metavar="FOLDER", help="Of --live.", show_default="beside the runs"),
+    ] = "",
     open: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is written.")] = False,
+    json: Json = False,
 ) -> None:
-    "Write the report of a run again and print where it is."
+    "Write the report of a run again, or the pages of the project, and print where they are."
+    where = environment(env)
+    if to and not live:
+        raise ParameterError("--to is of --live: scalai report --live --to FOLDER")
+    if live and run != "latest":
+        raise ParameterError(f"--live is of the project, not of the run {run!r}; leave one out.")
+    paths = _live_report(to, where, dry_run) if live else [_report(run, where, dry_run)]
+    if json:
+        out([str(path) for path in paths], True, Text)
+    else:
+        print(*paths, sep="\n")
+    if open and not dry_run:
+        typer.launch(str(paths[0]))
+
+
+def _live_report(to: str, env: Environment, dry_run: bool) -> list[Path]:
+    "Write the pages of the project; where they are"
+    from scalai_nb.jupyter.pages.live_report import write_pages
+
+    return write_pages(env, to or Path(env.runs).parent / "pages", dry_run)
+
+
+def _report(run: str, env: Environment, dry_run: bool) -> Path:
+    "Write the report of a run; where it is"
     from scalai_nb.errors import WorkFailed
     from scalai_nb.pipeline.report import write_report
     from scalai_nb.pipeline.run import load_run
 
-    where = environment(env)
-    found = load_run(where, run)
-    path = write_report(found, where)
+    found = load_run(env, run)
+    if dry_run:
+        return found.folder / "report.html"
+    path = write_report(found, env)
     if not path:
         raise WorkFailed(
             f"{found.folder}/report.html cannot be written; free some space and try again."
         )
-    print(path)
-    if open:
-        typer.launch(str(path))
+    return path
 
 # %% ../nbs/cli.ipynb #e8316b4a
 def _lake(env: str | None) -> Lake:

@@ -85,7 +85,7 @@ def element(
     tag: str,
     *parts: Any,  # parts, or values to be escaped
     between: str = "\n",  # what stands between the texts of the parts
-    **attributes: object,  # of the element; `class_` is its class
+    **attributes: object,  # of the element: `class_` is its class, `aria_label` its aria-label
 ) -> Part:
     """An HTML element around `parts`
 
@@ -97,10 +97,12 @@ def element(
     between : str, default '\\n'
         what stands between the texts of the parts
     **attributes : object
-        of the element; `class_` is its class
+        of the element: `class_` is its class, `aria_label` its aria-label
     """
     made = [part(p) for p in parts]
-    attrs = "".join(f' {k.rstrip("_")}="{escape(str(v))}"' for k, v in attributes.items())
+    attrs = "".join(
+        f' {k.rstrip("_").replace("_", "-")}="{escape(str(v))}"' for k, v in attributes.items()
+    )
     return Part(
         f"<{tag}{attrs}>{''.join(p.html for p in made)}</{tag}>",
         between.join(p.text for p in made if p.text),
@@ -292,7 +294,7 @@ def table(
     above, below = _row("th", head, right), "".join(_row("td", row, right) for row in body)
     html = f"<thead>{above}</thead><tbody>{below}</tbody>"
     return Part(
-        f'<div class="scalai-scroll"><table>{html}</table></div>',
+        f'<div class="scalai-scroll" tabindex="0"><table>{html}</table></div>',
         _plain_rows([head, *body], right),
     )
 

@@ -4,22 +4,19 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import numpy as np
-import psutil
 import pytest
 import xarray as xr
 from browser import CHROMIUM, faults, visiting
 from conftest import tool
+from dashboards import serving, wait_until
 from toy import Project, notebook
 
 from scalai_nb.data.lake.lake import Lake
@@ -29,6 +26,7 @@ from scalai_nb.errors import MissingExtra, ParameterError
 from scalai_nb.jupyter import dash, voila
 from scalai_nb.jupyter.page import histories, standing
 from scalai_nb.jupyter.page.in_service import service_part
+from scalai_nb.jupyter.pages.site_pages import site_pages
 from scalai_nb.models.registry.registry import Registry
 from scalai_nb.models.registry.verdict import Check, Verdict
 from scalai_nb.monitoring.label_windows import QualityWatch
@@ -391,11 +389,14 @@ def test_what_cannot_be_served_is_one_sentence(empty, monkeypatch):
 
 
 def test_a_project_s_own_dashboard_takes_the_place_of_the_page(empty):
-    built_in = voila.dashboards(empty)["index"]
-    assert "dash.app()" in built_in.read_text() and "scalai_nb" in str(built_in)
+    built_in = voila.dashboards(empty)
+    assert list(built_in) == list(site_pages()) and built_in["models"].parts[-4] == "jupyter"
     own = notebook(Path(empty.dashboards, "index.ipynb"), None, "1")
     notebook(Path(empty.dashboards, "sales.ipynb"), None, "2")
-    assert voila.dashboards(empty) == {"index": own, "sales": own.with_name("sales.ipynb")}
+    assert voila.dashboards(empty) == built_in | {
+        "index": own,
+        "sales": own.with_name("sales.ipynb"),
+    }
 
 
 def test_the_kernels_of_a_dashboard_get_exactly_its_environment(empty, monkeypatch):
@@ -412,36 +413,6 @@ def test_the_served_process_forgets_its_variables(monkeypatch):
     with voila._variables_set({"SCALAI_ENV": "laptop", "SCALAI_LAKE": "x"}):
         assert os.environ["SCALAI_LAKE"] == "x"
     assert os.environ["SCALAI_ENV"] == "ci" and "SCALAI_LAKE" not in os.environ
-
-
-@contextmanager
-def serving(env, idle=300):
-    "Serve the dashboard in a process of its own: (address, process); its kernels end with it"
-    code = f"from scalai_nb.jupyter.voila import serve; serve('index', 'laptop', idle={idle})"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=env.root,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    server = psutil.Process(process.pid)
-    try:
-        yield re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())[0], server
-    finally:
-        kernels = server.children(recursive=True)
-        process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=60)[0]
-    assert process.returncode == 0 and "Traceback" not in said, said
-    assert not [k for k in kernels if k.is_running() and k.status() != psutil.STATUS_ZOMBIE]
-
-
-def wait_until(true, seconds=30):
-    "Whether `true()` comes true"
-    end = time.monotonic() + seconds
-    while not true() and time.monotonic() < end:
-        time.sleep(0.1)
-    return true()
 
 
 def test_a_kernel_nobody_looks_at_is_ended(empty):

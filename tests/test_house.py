@@ -40,7 +40,7 @@ FLOORS = """
     serving.app serving.wire serving.offline
     serving.process
     monitoring governance
-    export operations bench jupyter jupyter.page start
+    export operations bench jupyter jupyter.page jupyter.pages start
     commands
     commands.observing
     cli

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from ..environment import Environment, environment
 from ..errors import ScalaiError
 from .page.histories import History, of_dataset, of_versions, point, with_history
 from .page.in_service import InService, in_service, service_part
+from .page.troubles import not_shown, tried
 from scalai_nb.jupyter.page.standing import (
     Standing,
     drift_part,
@@ -59,8 +60,8 @@ if TYPE_CHECKING:
     from scalai_nb.describe.summary import Summary
 
 # %% auto #0
-__all__ = ['T', 'Written', 'Page', 'read', 'header', 'goals', 'run_options', 'steps', 'datasets',
-           'app']
+__all__ = ['Written', 'Page', 'written', 'read', 'begin', 'header', 'goals', 'run_options', 'steps',
+           'datasets', 'widgets', 'app']
 
 # %% ../../nbs/jupyter/dash.ipynb #230a1dd8
 @dataclass(frozen=True)
@@ -123,18 +124,7 @@ class Page:
     troubles: list[str] = field(default_factory=list)  # what could not be read, a sentence each
 
 # %% ../../nbs/jupyter/dash.ipynb #65a58dac
-T = TypeVar("T")
 _MOST = 50  # datasets that are listed, and looked at for histories
-
-
-def _tried(troubles: list[str], what: str, work: Callable[[], T], otherwise: T) -> T:
-    "What `work` returns; where it fails `otherwise`, and a sentence more among `troubles`"
-    try:
-        return work()
-    except Exception as e:
-        said = " ".join(str(e).split())[:300] or type(e).__name__
-        troubles.append(f"{what} cannot be read: {said}")
-        return otherwise
 
 
 def _steps(env: Environment, name: str, place: Path, troubles: list[str]) -> list[Step]:
@@ -143,7 +133,7 @@ def _steps(env: Environment, name: str, place: Path, troubles: list[str]) -> lis
         return Pipeline.load(name, env).steps
     except ScalaiError:
         paths = [place] if place.is_file() else sorted(place.glob("[0-9]*.ipynb"))
-    read = (_tried(troubles, p.name, partial(Step.load, p), None) for p in paths)
+    read = (tried(troubles, p.name, partial(Step.load, p), None) for p in paths)
     return [step for step in read if step]
 
 
@@ -151,19 +141,32 @@ def _runs(env: Environment, pipeline: str, limit: int, troubles: list[str]) -> l
     "The newest runs of a pipeline"
     begins = re.compile(rf"{re.escape(pipeline)}-\d+-")
     ours = [f for f in run_folders(env) if begins.match(f.name)]
-    read = [_tried(troubles, f"run {f.name}", partial(read_run, f), None) for f in ours[:limit]]
+    read = [tried(troubles, f"run {f.name}", partial(read_run, f), None) for f in ours[:limit]]
     troubles += [f"run {run.id} cannot be read: {run.damage}" for run in read if run and run.damage]
     return [run for run in read if run and run.pipeline in ("", pipeline)]
 
 
-def _datasets(lake: LakeReader, runs: list[Run], troubles: list[str]) -> list[Written]:
-    "The datasets of the lake, the newest first"
+def written(
+    lake: LakeReader,
+    runs: list[Run],  # newest first
+    troubles: list[str],  # gets a sentence for each that cannot be read
+) -> list[Written]:
+    """The datasets of the lake, the newest first, and which step of `runs` has written each
+
+    Parameters
+    ----------
+    lake : LakeReader
+    runs : list[Run]
+        newest first
+    troubles : list[str]
+        gets a sentence for each that cannot be read
+    """
     by = {
         tuple(pair): (r.id, s.stem) for r in reversed(runs) for s in r.steps for pair in s.written
     }
     found = []
     for name in lake.names()[:_MOST]:
-        version = _tried(troubles, f"dataset {name}", partial(lake.version, name), None)
+        version = tried(troubles, f"dataset {name}", partial(lake.version, name), None)
         run, step = by.get((name, version.id if version else ""), ("", ""))
         found.append(Written(name, version, run, step))
     return sorted(found, key=lambda d: -(d.version.time.timestamp() if d.version else 0))
@@ -177,7 +180,7 @@ def _histories(
     found = []
     for name in [n for n in names if n in there][:_MOST]:
         work = partial(_history, lake, name, goals)
-        found.append(_tried(troubles, f"dataset {name}", work, None))
+        found.append(tried(troubles, f"dataset {name}", work, None))
     return [h for h in found if h]
 
 
@@ -194,17 +197,15 @@ def _written(steps: list[Step], kind: str) -> list[str]:
 
 def _model(env: Environment, name: str, lake: LakeReader, troubles: list[str]) -> Standing:
     "How a model stands; where the registry cannot be read, what the gate has said of it"
-    said = _tried(troubles, f"the history of {name}", partial(judgements, env, name), [])
+    said = tried(troubles, f"the history of {name}", partial(judgements, env, name), [])
     work = partial(standing, env, name, lake, said)
-    return _tried(troubles, f"model {name}", work, Standing(name, judged=said))
+    return tried(troubles, f"model {name}", work, Standing(name, judged=said))
 
 
 def _services(lake: LakeReader, models: list[str], troubles: list[str]) -> list[InService]:
     "Of the models those that are watched in service"
     found = [
-        _tried(
-            troubles, f"what is kept of {name}", partial(in_service, lake, name), InService(name)
-        )
+        tried(troubles, f"what is kept of {name}", partial(in_service, lake, name), InService(name))
         for name in models
     ]
     return [service for service in found if service.watched]
@@ -252,8 +253,8 @@ def read(
     runs = _runs(env, name, limit, troubles)
     goals = list(dict.fromkeys(x.name for x in stated(steps)))
     models = [_model(env, name, lake, troubles) for name in _written(steps, "model")]
-    written = partial(_histories, lake, _written(steps, "dataset"), goals, troubles)
-    histories = _tried(troubles, "the lake", written, [])
+    kept = partial(_histories, lake, _written(steps, "dataset"), goals, troubles)
+    histories = tried(troubles, "the lake", kept, [])
     versions = [of_versions(m.versions, m.judged, goals) for m in models]
     return Page(
         env,
@@ -264,7 +265,7 @@ def read(
         models,
         [h for h in (*histories, *versions) if h],
         runs,
-        _tried(troubles, "the lake", partial(_datasets, lake, runs, troubles), []),
+        tried(troubles, "the lake", partial(written, lake, runs, troubles), []),
         _services(lake, [m.name for m in models], troubles),
         list(dict.fromkeys(troubles)),
     )
@@ -279,32 +280,33 @@ def _newest(env: Environment, known: dict[str, Path]) -> str:
     return next(iter(known), "")
 
 # %% ../../nbs/jupyter/dash.ipynb #69909df1
+def begin(env: Environment) -> Part:
+    "What to do where there is no pipeline yet"
+    return card(
+        "To begin",
+        prose("From a file of yours: ", code("scalai new NAME --data FILE --label COLUMN")),
+        prose("From a notebook of yours: ", code("scalai adopt NOTEBOOK")),
+        prose(
+            "Or put a folder of notebooks, 01_name.ipynb and so on, each with a cell tagged "
+            "parameters, into ",
+            code(env.pipelines),
+            ", then run it: ",
+            code("scalai run NAME"),
+        ),
+    )
+
+
 def header(page: Page) -> Part:
     "Title, promise, environment and last run; what to do where there is nothing yet"
     if not page.pipeline:
-        return heading("No pipeline yet", 1) + card(
-            "To begin",
-            prose("From a file of yours: ", code("scalai new NAME --data FILE --label COLUMN")),
-            prose("From a notebook of yours: ", code("scalai adopt NOTEBOOK")),
-            prose(
-                "Or put a folder of notebooks, 01_name.ipynb and so on, each with a cell tagged "
-                "parameters, into ",
-                code(page.env.pipelines),
-                ", then run it: ",
-                code("scalai run NAME"),
-            ),
-        )
+        return heading("No pipeline yet", 1) + begin(page.env)
     last = page.runs[0] if page.runs else None
     news = f"last run {ago(last.started)}" if last else "no run yet"
     line = prose(
         f"environment {page.env.name} · {news}", *([" ", status(last.status)] if last else [])
     )
     promise = prose(page.promise) if page.promise else Part("", "")
-    head = heading(title(page.pipeline), 1) + promise + line
-    for words in page.troubles:
-        head += prose(status("warning", "not shown"), f" {words}")
-    if page.troubles:
-        head += prose("What is wrong, and what to do: ", code("scalai doctor"))
+    head = heading(title(page.pipeline), 1) + promise + line + not_shown(page.troubles)
     if last or page.datasets:
         return head
     return head + card(
@@ -465,7 +467,7 @@ def _normal(page: Page, service: InService) -> Summary | None:
 
     if not service.windows or not service.windows[-1].moved:
         return None
-    return _tried([], service.name, lambda: normal_of(Catalog(page.env).load(service.name)), None)
+    return tried([], service.name, lambda: normal_of(Catalog(page.env).load(service.name)), None)
 
 
 def _service_section(page: Page) -> list[Widget]:
@@ -493,11 +495,11 @@ def _sections(found: Page) -> list[Widget]:
     return shown
 
 
-def app(
+def widgets(
     pipeline: str | None = None,  # None: the one that ran last; a reader chooses among several
     env: Environment | None = None,  # None: as `environment()` chooses
-) -> VBox:
-    """The page of a project as an ipywidget
+) -> list[Widget]:
+    """What the page of a pipeline is made of: a choice among several, and all that is shown
 
     Parameters
     ----------
@@ -515,4 +517,20 @@ def app(
         body.children = _sections(read(found.env, change["new"]))
 
     which.observe(draw, "value")
-    return page(which, body)
+    return [which, body]
+
+
+def app(
+    pipeline: str | None = None,  # None: the one that ran last; a reader chooses among several
+    env: Environment | None = None,  # None: as `environment()` chooses
+) -> VBox:
+    """The page of a pipeline as an ipywidget
+
+    Parameters
+    ----------
+    pipeline : str | None, default None
+        None: the one that ran last; a reader chooses among several
+    env : Environment | None, default None
+        None: as `environment()` chooses
+    """
+    return page(*widgets(pipeline, env))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..environment import Environment, environment
 from ..errors import ParameterError, extra, unknown
+from .pages.site_pages import site_pages
 from ..show import LAB
 
 if TYPE_CHECKING:
@@ -26,9 +28,10 @@ __all__ = ['dashboards', 'serve']
 
 # %% ../../nbs/jupyter/voila.ipynb #fcdde67c
 def dashboards(env: Environment) -> dict[str, Path]:
-    "The dashboards of `env` by name; `index` is there for every project, or is its own"
+    "The dashboards of `env` by name: the pages that every project has, or its own in their place"
+    ours = {name: Path(str(LAB)) / "dashboards" / f"{name}.ipynb" for name in site_pages()}
     own = {p.stem: p for p in sorted(Path(env.dashboards).glob("*.ipynb"))}
-    return {"index": Path(str(LAB)) / "dashboards" / "index.ipynb", **own}
+    return ours | own
 
 
 def _dashboard(env: Environment, name: str) -> Path:
@@ -56,7 +59,9 @@ def _config(port: int, open_browser: bool, idle: float) -> Config:
                 "log_level": "ERROR",
                 "config_file_paths": [],
                 "tornado_settings": {"allow_remote_access": False, "disable_check_xsrf": True},
+                "root_dir": "/",  # pages are those of the package and of the project
             },
+            "ContentsManager": {"allow_hidden": True},  # .venv, of whose package pages are
             "VoilaConfiguration": {
                 "template": "scalai",
                 "theme": "light",
@@ -114,10 +119,11 @@ def _matters(record: logging.LogRecord) -> bool:
 
 # %% ../../nbs/jupyter/voila.ipynb #02bd18ce
 def _voila(env: Environment) -> type[Voila]:
-    "Voila, and beside the page the reports of the runs of `env`"
+    "Voila, and beside the page that it shows the others, and the reports of the runs of `env`"
     from jupyter_server.base.handlers import JupyterHandler
     from tornado.web import HTTPError, authenticated
     from voila.app import Voila
+    from voila.tornado.handler import TornadoVoilaHandler
 
     from scalai_nb.pipeline.report import report
     from scalai_nb.pipeline.run import read_run, run_folders
@@ -147,7 +153,20 @@ def _voila(env: Environment) -> type[Voila]:
         def init_handlers(self) -> list[Any]:
             others: Any = super().init_handlers()
             base = (self.server_url or "/").rstrip("/")
-            return [(rf"{base}/runs/([\w.-]+)/report\.html", Reports), *others]
+            about = {
+                "template_paths": self.template_paths,
+                "config": self.config,
+                "voila_configuration": self.voila_configuration,
+            }
+            pages = [
+                (
+                    rf"{base}/{re.escape(name)}\.html",
+                    TornadoVoilaHandler,
+                    about | {"notebook_path": str(path.resolve()).lstrip("/")},
+                )
+                for name, path in dashboards(env).items()
+            ]
+            return [(rf"{base}/runs/([\w.-]+)/report\.html", Reports), *pages, *others]
 
     return Served
 

@@ -5,9 +5,12 @@
 # %% ../../../nbs/jupyter/explorers/explorer.ipynb #1ba6a569
 from __future__ import annotations
 
+import json
 import re
 import threading
-from collections.abc import Callable
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from hashlib import sha256
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +20,7 @@ from ...errors import extra
 from ...show import LAB, Part
 
 # %% auto #0
-__all__ = ['module', 'Explorer', 'Watching']
+__all__ = ['CSS', 'module', 'alone_script', 'script_source', 'alone', 'Explorer', 'Watching']
 
 # %% ../../../nbs/jupyter/explorers/explorer.ipynb #dc2abe3d
 _IMPORT = re.compile(r"^import .*\n", re.MULTILINE)
@@ -37,6 +40,55 @@ def module(
     texts = [(LAB / file).read_text(encoding="utf-8") for file in files]
     return "\n".join(_EXPORT.sub("", _IMPORT.sub("", text)) for text in texts)
 
+# %% ../../../nbs/jupyter/explorers/explorer.ipynb #9dc7c7ac
+CSS = (LAB / "explorers" / "explorers.css").read_text(encoding="utf-8")
+
+
+def alone_script(
+    esm: str,  # of `module`; its `render` is called for each of its places on the page
+) -> str:
+    """What draws an explorer that no kernel answers: the same text on every page
+
+    Parameters
+    ----------
+    esm : str
+        of `module`; its `render` is called for each of its places on the page
+    """
+    kind = sha256(esm.encode()).hexdigest()[:8]
+    return f'{esm}\n{module("explorers/alone.js")}\ndrawAlone("{kind}", render);\n'
+
+
+def script_source(
+    script: str,
+) -> str:
+    "What a Content-Security-Policy calls an inline script"
+    sum = b64encode(sha256(script.encode()).digest()).decode()
+    return f"'sha256-{sum}'"
+
+
+def alone(
+    esm: str,  # of `module`
+    traits: Mapping[str, Any],  # what it is told, as JSON can hold it
+    still: Part,  # what is shown where scripts do not run
+) -> Part:
+    """An explorer as a part of a page that no kernel answers
+
+    Parameters
+    ----------
+    esm : str
+        of `module`
+    traits : Mapping[str, Any]
+        what it is told, as JSON can hold it
+    still : Part
+        what is shown where scripts do not run
+    """
+    told = json.dumps({"trouble": "", "alone": True, **traits}).replace("<", "\\u003c")
+    kind = sha256(esm.encode()).hexdigest()[:8]
+    data = f'<script type="application/json">{told}</script>'
+    place = f'<div class="scalai-alone" data-kind="{kind}">{data}{still.html}</div>'
+    drawn = f'<script type="module">{alone_script(esm)}</script>'
+    return Part(f"<style>{CSS}</style>{place}{drawn}", still.text)
+
 # %% ../../../nbs/jupyter/explorers/explorer.ipynb #ad24b168
 if TYPE_CHECKING:
     from anywidget import AnyWidget as _Widget
@@ -52,7 +104,7 @@ else:
 class Explorer(_Widget):
     "A widget that is a table where there are no widgets"
 
-    _css = (LAB / "explorers" / "explorers.css").read_text(encoding="utf-8")
+    _css = CSS
 
     # one sentence on what could not be done; empty: all was done
     trouble = Unicode().tag(sync=True)

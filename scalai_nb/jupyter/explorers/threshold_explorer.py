@@ -5,45 +5,79 @@
 # %% ../../../nbs/jupyter/explorers/threshold_explorer.ipynb #13d8e1fd
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from traitlets import Dict, Float
+from traitlets import Dict, Float, List, validate
 
 from ...errors import ParameterError
 from ...evaluation.binary import Evaluation, Point
 from ...evaluation.multiclass import ClassEvaluation
-from .explorer import Explorer, module
+from .explorer import Explorer, alone, module
 from ...show import Part, result_table
 from ...words import number, percent, value
 
+if TYPE_CHECKING:
+    from scalai_nb.types import Array
+
 # %% auto #0
-__all__ = ['STOPS', 'stops', 'ThresholdExplorer']
+__all__ = ['STOPS', 'MODULE', 'stops', 'ThresholdExplorer', 'threshold_slider']
 
 # %% ../../../nbs/jupyter/explorers/threshold_explorer.ipynb #99c0ea4f
-STOPS = 1000  # of a slider, at most
+STOPS = 1000  # of a slider, at most; the corners of the hull are always among them
+
+
+def _corners(
+    fp: Array,  # (n,) descending, 0 at the end
+    tp: Array,  # (n,) descending, 0 at the end
+) -> list[int]:
+    "Places of the corners of the upper hull of the points (fp, tp)"
+    # Andrew 1979, from the greatest threshold on
+    found: list[int] = []
+    for i in range(len(fp) - 1, -1, -1):
+        while len(found) > 1 and _turns_left(fp, tp, found[-2], found[-1], i):
+            found.pop()
+        found.append(i)
+    return found
+
+
+def _turns_left(x: Array, y: Array, a: int, b: int, c: int) -> bool:
+    "Whether b is on or below the line from a to c"
+    return (x[b] - x[a]) * (y[c] - y[a]) >= (y[b] - y[a]) * (x[c] - x[a])
 
 
 def stops(
     e: Evaluation,
     most: int = STOPS,
+    wanted: Sequence[float] = (),  # thresholds whose counts are to be among them
 ) -> dict[str, list[float]]:  # threshold, tp, fp: true and false positives from there on
     """Thresholds that a slider goes through, ascending, and the counts at each
+
+    Parameters
+    ----------
+    e : Evaluation
+    most : int, default STOPS
+    wanted : Sequence[float], default ()
+        thresholds whose counts are to be among them
 
     Returns
     -------
     dict[str, list[float]]
         threshold, tp, fp: true and false positives from there on
     """
-    scores = e.state.scores
+    scores = np.append(e.state.scores, np.nextafter(e.state.greatest[-1], 2))
     # from the greatest score down: what is flagged
-    fp, tp = np.cumsum(e.state.counts[::-1], axis=0)[::-1].T
+    fp, tp = np.append(np.cumsum(e.state.counts[::-1], axis=0)[::-1], [[0, 0]], axis=0).T
     places = np.arange(len(scores))
     if len(scores) > most:
-        even = np.searchsorted(scores, np.linspace(scores[0], scores[-1], most // 2))
+        kept = [*_corners(fp, tp), *np.searchsorted(scores, wanted)]
+        half = max(most - len(kept), 0) // 2
+        even = np.searchsorted(scores, np.linspace(scores[0], scores[-1], half))
         flagged = (fp + tp)[::-1]
-        crowded = len(scores) - 1 - np.searchsorted(flagged, np.linspace(0, flagged[-1], most // 2))
-        places = np.unique(np.concatenate([even, crowded]).clip(0, len(scores) - 1))
+        crowded = len(scores) - 1 - np.searchsorted(flagged, np.linspace(0, flagged[-1], half))
+        every = np.concatenate([kept, even, crowded]).astype(np.int64)
+        places = np.unique(every.clip(0, len(scores) - 1))
     return {
         "threshold": scores[places].tolist(),
         "tp": tp[places].tolist(),
@@ -70,7 +104,7 @@ def _two_classes(e: Any) -> Evaluation:
     return e
 
 
-def _prices(costs: tuple[float, float] | None) -> list[float] | None:
+def _prices(costs: Sequence[float] | None) -> list[float] | None:
     "What a false alarm and a miss cost; two numbers from 0 on"
     if costs is None:
         return None
@@ -85,25 +119,74 @@ def _prices(costs: tuple[float, float] | None) -> list[float] | None:
         )
     return [alarm, miss]
 
+# %% ../../../nbs/jupyter/explorers/threshold_explorer.ipynb #f321c8b5
+MODULE = module("panel/static/dom.js", "explorers/frame.js", "explorers/threshold_explorer.js")
+
+
+def _told(
+    e: Evaluation,
+    threshold: float,
+    costs: Sequence[float] | None,
+    served: float | None,
+    most: int = STOPS,
+) -> dict[str, Any]:
+    "What the module is told"
+    wanted = [threshold] if served is None else [threshold, served]
+    totals = {"positives": e.positives, "rows": e.weight}
+    return {
+        "curve": {**stops(e, most, wanted), **totals},
+        "threshold": threshold,
+        "costs": _prices(costs),
+        "served": served,
+    }
+
+
+def _cost(p: Point, costs: Sequence[float] | None) -> float | None:
+    "What the errors at a threshold cost"
+    if costs is None:
+        return None
+    alarm, miss = costs
+    return alarm * p.false_positives + miss * p.false_negatives
+
+
+def _said(p: Point, costs: Sequence[float] | None) -> Part:
+    "What happens at a threshold, in a line"
+    said = {
+        "Threshold": value(p.threshold),
+        "Precision": percent(p.precision),
+        "Recall": percent(p.recall),
+        "F1": percent(p.f1),
+        "Flagged": percent(p.share),
+        "False alarms": number(p.false_positives),
+        "Missed": number(p.false_negatives),
+    }
+    if costs:
+        said["Cost"] = number(_cost(p, costs))
+    return result_table(list(said), [list(said.values())])
+
 # %% ../../../nbs/jupyter/explorers/threshold_explorer.ipynb #e16f592e
 class ThresholdExplorer(Explorer):
     """A slider of the threshold: confusion table, precision, recall, F1, share flagged, cost
 
-    `threshold` is where it stands, for the notebook to read and to set; `at` is what happens there.
-    For one slice of the rows pass `evaluation.slices[VALUE]`.
+    `threshold` is where it stands and `costs` what an error costs, for the notebook to read and to
+    set; `at` is what happens there. For one slice of the rows pass `evaluation.slices[VALUE]`.
 
     Parameters
     ----------
     evaluation : Evaluation
     threshold : float, default 0.5
         where the slider begins
-    costs : tuple[float, float] | None, default None
+    costs : Sequence[float] | None, default None
         of a false alarm, of a miss
+    served : float | None, default None
+        the threshold in service, shown beside
     """
 
-    _esm = module("panel/static/dom.js", "explorers/frame.js", "explorers/threshold_explorer.js")
+    _esm = MODULE
 
     threshold = Float().tag(sync=True)
+    costs = List(None, allow_none=True).tag(sync=True)  # of a false alarm, of a miss
+    served = Float(None, allow_none=True).tag(sync=True)  # that another is shown beside
     point = Dict().tag(sync=True)  # what the evaluation says of it
     curve = Dict().tag(sync=True)  # the stops of the slider
 
@@ -112,17 +195,18 @@ class ThresholdExplorer(Explorer):
         evaluation: Evaluation,
         threshold: float = 0.5,  # where the slider begins
         *,
-        costs: tuple[float, float] | None = None,  # of a false alarm, of a miss
+        costs: Sequence[float] | None = None,  # of a false alarm, of a miss
+        served: float | None = None,  # the threshold in service, shown beside
     ):
-        super().__init__()
         self.evaluation = _two_classes(evaluation)
-        self.costs = _prices(costs)
-        totals = {"positives": evaluation.positives, "rows": evaluation.weight, "costs": self.costs}
-        self.curve = {**stops(evaluation), **totals}
-        self.threshold = threshold
+        super().__init__(**_told(evaluation, threshold, costs, served))
         self._count()
         self.observe(lambda _: self._count(), "threshold")
         self.begin()
+
+    @validate("costs")
+    def _good(self, proposal: Any) -> list[float] | None:
+        return _prices(proposal.value)
 
     @property
     def at(self) -> Point:
@@ -132,10 +216,7 @@ class ThresholdExplorer(Explorer):
     @property
     def cost(self) -> float | None:
         "What the errors at `threshold` cost; None without `costs`"
-        if self.costs is None:
-            return None
-        alarm, miss = self.costs
-        return alarm * self.at.false_positives + miss * self.at.false_negatives
+        return _cost(self.at, self.costs)
 
     def _count(self) -> None:
         "Send what happens at the threshold"
@@ -148,18 +229,32 @@ class ThresholdExplorer(Explorer):
 
     def static(self) -> Part:
         "The threshold with what happens there, and the evaluation"
-        p = self.at
-        said = {
-            "Threshold": value(p.threshold),
-            "Precision": percent(p.precision),
-            "Recall": percent(p.recall),
-            "F1": percent(p.f1),
-            "Flagged": percent(p.share),
-            "False alarms": number(p.false_positives),
-            "Missed": number(p.false_negatives),
-        }
-        if self.cost is not None:
-            said["Cost"] = number(self.cost)
-        line = result_table(list(said), [list(said.values())])
         whole = self.evaluation
-        return line + Part(whole._repr_html_(), repr(whole))
+        return _said(self.at, self.costs) + Part(whole._repr_html_(), repr(whole))
+
+# %% ../../../nbs/jupyter/explorers/threshold_explorer.ipynb #f9d4ef36
+def threshold_slider(
+    evaluation: Evaluation,
+    threshold: float = 0.5,  # where the slider begins
+    *,
+    costs: Sequence[float] | None = None,  # of a false alarm, of a miss
+    served: float | None = None,  # the threshold in service, shown beside
+    most: int = 400,  # stops
+) -> Part:
+    """The explorer as a part of a page that no kernel answers
+
+    Parameters
+    ----------
+    evaluation : Evaluation
+    threshold : float, default 0.5
+        where the slider begins
+    costs : Sequence[float] | None, default None
+        of a false alarm, of a miss
+    served : float | None, default None
+        the threshold in service, shown beside
+    most : int, default 400
+        stops
+    """
+    told = _told(_two_classes(evaluation), threshold, costs, served, most)
+    still = _said(evaluation.at(threshold), told["costs"])
+    return alone(MODULE, told | {"point": {}}, still)

@@ -42,6 +42,8 @@ class History:
         goal -> name of a line -> its value at each point; NaN: there is none
     facts : dict[str, dict[str, Any]]
         point -> what else is known of it, by its label
+    reach : dict[str, dict[str, list[tuple[float, float]]]]
+        goal -> name of a line -> low and high at each point, of an interval; lines may have none
     """
 
     name: str  # of the model or the dataset
@@ -50,6 +52,8 @@ class History:
     lines: dict[str, dict[str, list[float]]]
     # point -> what else is known of it, by its label
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # goal -> name of a line -> low and high at each point, of an interval; lines may have none
+    reach: dict[str, dict[str, list[tuple[float, float]]]] = field(default_factory=dict)
 
     def main(
         self,
@@ -232,13 +236,22 @@ class _Paper:
         return _TOP + inner * (self.high - v) / (self.high - self.low)
 
 
-def _line(paper: _Paper, n: int, values: Sequence[float]) -> str:
-    "One line with its markers; a missing value is a gap"
+def _reach(paper: _Paper, reach: Sequence[tuple[float, float]]) -> str:
+    "The intervals of a line"
+    ends = [(paper.x(i), *map(paper.y, e)) for i, e in enumerate(reach) if all(map(isfinite, e))]
+    return "".join(f'<path class="stroke-reach" d="M{x:.1f} {a:.1f}V{b:.1f}"/>' for x, a, b in ends)
+
+
+def _line(
+    paper: _Paper, n: int, values: Sequence[float], reach: Sequence[tuple[float, float]] = ()
+) -> str:
+    "One line with its markers and intervals; a missing value is a gap"
     at = [(paper.x(i), paper.y(v)) if isfinite(v) else None for i, v in enumerate(values)]
     pairs = [(a, b) for a, b in zip(at, at[1:], strict=False) if a and b]
     path = "".join(f"M{a[0]:.1f} {a[1]:.1f}L{b[0]:.1f} {b[1]:.1f}" for a, b in pairs)
     marks = "".join(_marker(n, *p) for p in at if p)
-    return f'<g class="line{n}"><path class="stroke" d="{path}"/>{marks}</g>'
+    lines = f'{_reach(paper, reach)}<path class="stroke" d="{path}"/>'
+    return f'<g class="line{n}">{lines}{marks}</g>'
 
 
 def _axes(paper: _Paper, points: Sequence[str], unit: str) -> str:
@@ -257,26 +270,37 @@ def _axes(paper: _Paper, points: Sequence[str], unit: str) -> str:
     return "".join(drawn)
 
 
+def _asked(paper: _Paper, light: Light, unit: str) -> str:
+    "The line of the goal; nothing where none is stated"
+    if not light.goal:
+        return ""
+    y, right = paper.y(Goal(light.goal).threshold), paper.width - _RIGHT
+    words = escape(f"goal {target(light.goal, unit)}")
+    return (
+        f'<path class="goal" d="M{_LEFT} {y:.1f}H{right}"/>'
+        f'<text class="goal" x="{right}" y="{y - 5:.1f}" text-anchor="end">{words}</text>'
+    )
+
+
 def _svg(history: History, light: Light, chosen: str | None, size: tuple[int, int]) -> str:
     "The chart as one SVG element"
-    lines, goal = history.lines[light.name], Goal(light.goal)
+    lines, reach = history.lines[light.name], history.reach.get(light.name, {})
     numbers = [v for values in lines.values() for v in values if isfinite(v)]
-    paper = _Paper(len(history.points), *_span([*numbers, goal.threshold]), *size)
-    unit, y = unit_of(light.name), paper.y(goal.threshold)
+    numbers += [v for ends in reach.values() for pair in ends for v in pair if isfinite(v)]
+    numbers += [Goal(light.goal).threshold] if light.goal else []
+    paper = _Paper(len(history.points), *_span(numbers or [0.0]), *size)
+    unit = unit_of(light.name)
     shade = ""
     if chosen in history.points:
         half = (paper.x(1) - paper.x(0)) / 2
         x, tall = paper.x(history.points.index(chosen)) - half, paper.height - _TOP - _BOTTOM
         place = f'x="{x:.1f}" y="{_TOP}" width="{2 * half:.1f}" height="{tall}"'
         shade = f'<rect class="chosen" {place}/>'
-    words = f"goal {target(light.goal, unit)}"
-    asked = (
-        f'<path class="goal" d="M{_LEFT} {y:.1f}H{paper.width - _RIGHT}"/>'
-        f'<text class="goal" x="{paper.width - _RIGHT}" y="{y - 5:.1f}" text-anchor="end">'
-        f"{escape(words)}</text>"
+    drawn = "".join(
+        _line(paper, n, values, reach.get(name, ()))
+        for n, (name, values) in enumerate(lines.items())
     )
-    drawn = "".join(_line(paper, n, values) for n, values in enumerate(lines.values()))
-    inside = shade + _axes(paper, history.points, unit) + drawn + asked
+    inside = shade + _axes(paper, history.points, unit) + drawn + _asked(paper, light, unit)
     return f'<svg viewBox="0 0 {paper.width} {paper.height}" aria-hidden="true">{inside}</svg>'
 
 # %% ../../../nbs/jupyter/page/histories.ipynb #e0306f9d
@@ -299,6 +323,17 @@ def _key(n: int) -> str:
     return f'<path class="stroke" d="M1 6H25"/>{_marker(n, 13, 6)}'
 
 
+def _told(
+    values: Sequence[float], reach: Sequence[tuple[float, float]] | None, unit: str
+) -> list[str]:
+    "The values of a line in words, with their intervals"
+    said = [figure(v, unit) for v in values]
+    if reach is None:
+        return said
+    ends = [(figure(low, unit), figure(high, unit)) for low, high in reach]
+    return [f"{x} ({a} … {b})" if a != "–" else x for x, (a, b) in zip(said, ends, strict=True)]
+
+
 def chart(
     history: History,
     light: Light,  # one that the history has
@@ -315,10 +350,11 @@ def chart(
         the point that is shaded
     """
     lines, unit = history.lines[light.name], unit_of(light.name)
-    rows = [
-        [point, *(figure(v, unit) for v in values)]
-        for point, *values in zip(history.points, *lines.values(), strict=True)
+    told = [
+        _told(values, history.reach.get(light.name, {}).get(name), unit)
+        for name, values in lines.items()
     ]
+    rows = zip(history.points, *told, strict=True)
     text = table(["point", *lines], rows).text
 
     def drawn(size: str, pixels: tuple[int, int]) -> str:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from scalai_nb.describe.summary import Summary
 
 # %% auto #0
-__all__ = ['InService', 'in_service', 'news', 'alarms_part', 'moved_table', 'evidence_chart',
-           'measured_chart', 'decisions_table', 'service_part']
+__all__ = ['InService', 'in_service', 'points', 'news', 'alarms_part', 'moved_table',
+           'evidence_chart', 'measured_chart', 'decisions_table', 'service_part']
 
 # %% ../../../nbs/jupyter/page/in_service.ipynb #9211abd9
 @dataclass(frozen=True)
@@ -85,7 +85,9 @@ def in_service(
     )
 
 # %% ../../../nbs/jupyter/page/in_service.ipynb #b5afd14b
-def _points(starts: Iterable[np.datetime64]) -> list[str]:
+def points(
+    starts: Iterable[np.datetime64],
+) -> list[str]:
     "What windows are called: by the day, the hour, or both, as they tell them apart"
     named = [value(start).split(" ") for start in starts]
     days, hours = ({part[i] for part in named} for i in (0, 1))
@@ -163,7 +165,7 @@ def evidence_chart(found: InService) -> Part:
         return Part("", "")
     light = Light("evidence", f"< {found.windows[-1].threshold:.4g}")
     lines = {light.name: {"evidence": [max(w.evidence, 0.0) for w in found.windows]}}
-    history = History(found.name, _points(w.start for w in found.windows), lines)
+    history = History(found.name, points(w.start for w in found.windows), lines)
     return card("Evidence that something has moved", chart(history, light))
 
 
@@ -193,7 +195,7 @@ def measured_chart(
         lines = {"by labels": told, "estimated before": before}
         if not any(x == x for x in before):
             lines.pop("estimated before")
-        history = History(found.name, _points(newest), {light.name: lines})
+        history = History(found.name, points(newest), {light.name: lines})
         return card(f"{title(light.name)} in service", chart(history, light))
     return Part("", "")
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['QUICK', 'Newer', 'Standing', 'standing', 'moved', 'drift_part', 'report_address',
-           'report_link', 'model_part']
+           'report_link', 'verdict_word', 'champion_part', 'model_part']
 
 # %% ../../../nbs/jupyter/page/standing.ipynb #7069012d
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ def report_link(
     return element("a", words, href=f"{address}{to}", target="_blank")
 
 
-def _gate(judged: Judged | None) -> Part:
+def verdict_word(judged: Judged | None) -> Part:
     "What the gate has said of a version, in a few words"
     if not judged:
         return inline("not judged")
@@ -276,12 +276,24 @@ def _gate(judged: Judged | None) -> Part:
     return status(word, "passed" if judged.verdict.passed else "refused")
 
 
-def _champion(env: Environment, s: Standing) -> Part:
-    "Who serves, since when and by which verdict"
+def champion_part(
+    env: Environment,
+    s: Standing,
+    words: str = "",  # above it; empty: the name of the model
+) -> Part:
+    """Who serves, since when and by which verdict
+
+    Parameters
+    ----------
+    env : Environment
+    s : Standing
+    words : str, default ''
+        above it; empty: the name of the model
+    """
     v = s.champion
     if not v:
         tell = "No version is the champion yet. The gate decides: "
-        return card(s.name, prose(tell, code(f"scalai models promote {s.name} latest")))
+        return card(words or s.name, prose(tell, code(f"scalai models promote {s.name} latest")))
     link = report_link(env, v.tags.get("run", ""), f"version {v.version}")
     since = f", champion since {ago(s.since)}" if s.since else ", champion"
     by = f", by {s.by}" if s.by else ""
@@ -289,8 +301,9 @@ def _champion(env: Environment, s: Standing) -> Part:
     said = prose("The gate has not judged it.")
     if judged:
         about = f" It {judged.verdict.reason}. Judged {ago(judged.time)}."
-        said = prose(_gate(judged), about) + checks_part(judged)
-    return card(s.name, prose(link, since, by, "."), said, _data(s), _service(s))
+        said = prose(verdict_word(judged), about) + checks_part(judged)
+    line = prose(link, since, by, ".")
+    return card(words or s.name, line, said, _data(s), _service(s))
 
 
 def _service(s: Standing) -> Part:
@@ -317,7 +330,7 @@ def _others(env: Environment, s: Standing, most: int = 6) -> Part:
     for v in rest[:most]:
         link = report_link(env, v.tags.get("run", ""), str(v.version))
         figures = ", ".join(f"{k} {value(x)}" for k, x in list(v.metrics.items())[:3])
-        rows.append([link, ", ".join(v.aliases), ago(v.time), _gate(s.verdict(v)), figures])
+        rows.append([link, ", ".join(v.aliases), ago(v.time), verdict_word(s.verdict(v)), figures])
     if not rows:
         return Part("", "")
     more = f" The newest {most} of {len(rest)}." if len(rest) > most else ""
@@ -347,7 +360,7 @@ def model_part(
     if not s.versions and s.judged:
         last = s.judged[0]
         said = f"The gate has last judged version {last.version}: it {last.verdict.reason}."
-        return card(s.name, prose(_gate(last), f" {said}"), checks_part(last), _service(s))
+        return card(s.name, prose(verdict_word(last), f" {said}"), checks_part(last), _service(s))
     if not s.versions:
         return card(s.name, prose("No version is registered yet; a run registers one."))
-    return _champion(env, s) + _others(env, s)
+    return champion_part(env, s) + _others(env, s)
