@@ -102,6 +102,7 @@ def assemble(source: Path, rooms: list[str]) -> None:
         "Learn it": tutorials(),
         "The flights pipeline": notebooks("nbs/pipelines/flights"),
         "Flights, month by month": notebooks("nbs/pipelines/flights_live"),
+        "Flights, watched": notebooks("nbs/pipelines/flights_watched"),
         "How it works": ["docs/architecture", *measured()],
         "Lessons": lesson_pages(source, rooms or [*ROOMS]),
         "Reference": reference_pages(source),

@@ -224,3 +224,24 @@ def test_a_step_runs_alone_under_plain_papermill(demo, lake):
         lake.read("features").late.values,
     )
     assert len(later) == len(former) and 0 < later.mean() < former.mean()
+
+
+def test_the_year_is_watched(demo):
+    "Its first six weeks: a goal is broken, a training is asked for, judged and promoted"
+    done = demo("scalai run flights_watched -p year.until=2013-05-11")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lake = Lake(demo.folder / ".scalai/lake")
+    made = lake.read("watched_decisions").load()
+    assert made.action.values.tolist() == ["train", "challenge", "promote"]
+    planted = lake.read("watched_planted").load()
+    assert (planted.windows.values[:-1] <= 3).all() and planted.windows.values[-1] == 0
+
+
+@pytest.mark.campaign
+def test_the_whole_year_is_watched(demo):
+    done = demo("scalai run flights_watched")
+    assert done.returncode == 0, done.stdout + done.stderr
+    account = to_frame(Lake(demo.folder / ".scalai/lake").read("watched_account"))
+    summer = account[account.month >= "2013-06"]
+    assert (summer.pr_auc > summer.pr_auc_alone).sum() >= 4
+    assert "refuse" in " ".join(account.decisions)

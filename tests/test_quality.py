@@ -23,7 +23,7 @@ from scalai_nb.evaluation.residuals import evaluate_regression
 from scalai_nb.monitoring import label_windows
 from scalai_nb.monitoring.estimate import estimates
 from scalai_nb.monitoring.label_windows import QualityWatch, freshness, unknown_ids
-from scalai_nb.monitoring.quality import merged, qualities
+from scalai_nb.monitoring.quality import goal_signals, merged, qualities
 
 HOUR = np.timedelta64(3600, "s")
 START = np.datetime64("2026-01-01", "us")
@@ -405,6 +405,52 @@ def test_of_several_classes_the_accuracy_is_estimated(lake):
         put(lake, feedback=[told(part.id.values, draws, part.time.values + 2 * HOUR)])
     newest = estimates(look(lake))[-1]
     assert newest.measure == "accuracy" and newest.low <= newest.observed <= newest.high
+
+
+# --- goals ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_goal_is_broken_after_so_many_windows_and_whole_when_one_meets_it(lake, seed):
+    rng = random.Random(seed)
+    good = [rng.random() < 0.5 for _ in range(8)]
+    hours = [asked(h, rows=600) for h in range(9)]
+    for hour, well in zip(hours, good, strict=False):
+        labels = truths(hour)
+        labels = labels if well else np.random.default_rng(seed).permutation(labels).tolist()
+        put(lake, hour, feedback=[told(hour.id.values, labels, hour.time.values + HOUR / 2)])
+    put(lake, hours[-1])
+    look(lake)
+    found = goal_signals(lake, "late", {"auc": ">= 0.6 for 2 windows", "latency_ms": "<= 1"})
+    firing, missed = [], 0
+    for well in good:
+        missed = 0 if well else missed + 1
+        firing.append(missed >= 2)
+    assert [s.alarm for s in found] == firing
+    assert all(s.shares == {"auc": 1.0} and "auc: 0." in s.what for s in found if s.alarm)
+    begin = found[5].at
+    later = goal_signals(lake, "late", {"auc": ">= 0.6 for 2 windows"}, begin)
+    assert [vars(s) for s in later] == [vars(s) for s in found[5:]]
+
+
+def test_a_goal_that_chance_may_have_missed_is_not_broken(lake):
+    put(lake, asked(0), asked(1), feedback=[all_labels(asked(0))])
+    (w,) = look(lake)
+    value, _, high = w.figures()["recall"]
+    for goal, alarm in ((value, False), ((value + high) / 2, False), (high + 0.01, True)):
+        (signal,) = goal_signals(lake, "late", {"recall": f">= {goal:.6f}"})
+        assert signal.alarm == alarm, goal
+    flagged = (asked(0).score.values >= 0.4).mean()
+    for goal, alarm in ((flagged + 0.01, False), (flagged - 0.01, True)):
+        (signal,) = goal_signals(lake, "late", {"alerts": f"<= {goal:.6f}"})
+        assert signal.alarm == alarm, goal
+
+
+def test_a_window_with_a_handful_of_labels_breaks_no_goal(lake):
+    few = all_labels(asked(0)).isel(row=slice(20))
+    put(lake, asked(0), asked(1), feedback=[few])
+    look(lake)
+    assert [s.alarm for s in goal_signals(lake, "late", {"recall": ">= 1"})] == [False]
 
 
 # --- the command ----------------------------------------------------------------------------------

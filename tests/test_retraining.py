@@ -404,3 +404,29 @@ def test_the_command_trains_judges_and_promotes(tmp_path, database):
     assert typo.returncode == 2 and "Did you mean 'train'?" in typo.stderr
     wrong = project.said("watch", "late", "--replay")
     assert wrong.returncode == 2 and "--replay goes with --retrain PIPELINE" in wrong.stderr
+
+
+def test_a_goal_of_the_pipeline_that_is_broken_in_service_pages(tmp_path, database):
+    project = Project(tmp_path)
+    contract = """from scalai_nb.pipeline import Goal, Model, Out
+scorer: Out[Model] = "late"
+auc: Goal = ">= 0.6 for 2 windows"
+"""
+    project.step("01_train", contract, "pass", pipeline="late")
+    env = environment("laptop", settings=tmp_path / "settings.ini")
+    Path(env.lake).parent.mkdir(parents=True)
+    shutil.copy(database, env.tracking.removeprefix("sqlite:///"))
+    lake = Lake(env.lake)
+    Registry(env).register(learned(False), "late", alias="champion")
+    pager = tmp_path / "pager"
+    words = "watch", "late", "--once", "--notify", f"goal=log:{pager}"
+    for day in range(3):
+        log(lake, START + day * DAY, rows(400, wet=True, seed=day), "late")
+        if day == 1:
+            assert project.said(*words).returncode == 0
+            assert not pager.exists()  # one window has missed it
+    log(lake, START + 3 * DAY, rows(400, wet=True, seed=3), "late")
+    assert project.said(*words).returncode == 0
+    (page,) = map(json.loads, pager.read_text().splitlines())
+    assert page["kind"] == "goal" and "asked >= 0.6 for 2 windows" in page["what"]
+    assert "Goal of late-predictions in auc" in project.said("alarms").stdout

@@ -326,12 +326,21 @@ def merged(
 MEASURES = {"auc": "roc_auc"}  # what an evaluation calls a goal
 
 
-def _told_of(w: Quality, name: str, goal: Goal) -> float:
-    "What a window says of a goal; NaN: nothing, or nothing sure"
-    value, low, high = w.figures().get(MEASURES.get(name, name), (np.nan,) * 3)
-    if w.labels.labels < FEW or goal.met(value):
-        return value if w.labels.labels >= FEW else np.nan
-    return value if not goal.met(low) and not goal.met(high) else np.nan
+def _goal_figure(w: Quality, name: str) -> tuple[float, float, float]:
+    "What labels say of a goal, and its interval; NaN: nothing, as of `latency_ms`, or too little"
+    nothing = np.nan, np.nan, np.nan
+    if w.labels.labels < FEW:
+        return nothing
+    if name == "alerts" and w.output == "probability":
+        share = float(w.evaluation.at(w.threshold).share)
+        return share, share, share
+    return w.figures().get(MEASURES.get(name, name), nothing)
+
+
+def _sure(w: Quality, name: str, goal: Goal) -> float:
+    "What a window says of a goal; NaN: nothing, or that it is missed and may be met"
+    value, *reach = _goal_figure(w, name)
+    return np.nan if not goal.met(value) and any(map(goal.met, reach)) else value
 
 
 def goal_signals(
@@ -363,19 +372,20 @@ def goal_signals(
     at = [start.astype("M8[us]").astype(np.int64) / 1e6 for start in newest]
     states = {}
     for name, goal in stated.items():
-        values = [_told_of(w, name, goal) for w in newest.values()]
+        values = [_sure(w, name, goal) for w in newest.values()]
         states[name] = [*standings(goal, zip(at, values, strict=True))]
     found = []
     for i, w in enumerate(newest.values()):
         firing = {name: s[i].since for name, s in states.items() if s[i].state == "firing"}
         since = np.datetime64(round(min(firing.values(), default=at[i]) * 1e6), "us")
-        what = "\n".join(f"{name}: {_measured(w, name)}, asked {stated[name]}" for name in firing)
+        what = "\n".join(f"{n}: {_said(*_goal_figure(w, n))}, asked {stated[n]}" for n in firing)
         shares = dict.fromkeys(firing, 1 / max(1, len(firing)))
         found.append(Signal(w.start, bool(firing), since, what, 0.0, shares))
     return [s for s in found if begin is None or s.at >= begin]
 
 
-def _measured(w: Quality, name: str) -> str:
-    "A measure of a window with its interval"
-    value, low, high = w.figures().get(MEASURES.get(name, name), (np.nan,) * 3)
-    return f"{value:.3f}, {low:.3f} to {high:.3f}" if value == value else "not measured"
+def _said(value: float, low: float, high: float) -> str:
+    "A measure with its interval"
+    if value != value:
+        return "not measured"
+    return f"{value:.3f}, {low:.3f} to {high:.3f}" if low < high else f"{value:.3f}"

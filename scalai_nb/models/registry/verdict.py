@@ -92,8 +92,8 @@ class Verdict:
     @property
     def reason(self) -> str:
         "The verdict in a sentence"
-        failed = [c.name for c in self.checks if not c.met and c.decides]
-        watched = [c.name for c in self.checks if not c.met and not c.decides]
+        failed = dict.fromkeys(c.name for c in self.checks if not c.met and c.decides)
+        watched = dict.fromkeys(c.name for c in self.checks if not c.met and not c.decides)
         passes = f"fails {', '.join(failed)}" if failed else "passes every check that decides"
         return f"{passes}; watch {', '.join(watched)}" if watched else passes
 
