@@ -349,3 +349,19 @@ def test_windows_that_hold_little():
         detect(reference, [other])
     with pytest.raises(ParameterError, match="no column of the reference"):
         detect(reference, [summary(y=np.ones(4))])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_tenth_of_a_standard_deviation_is_found_within_three_windows(seed):
+    "Of one of five columns: what is certain there is large enough"
+    rng = np.random.default_rng(seed)
+
+    def window(shift: float = 0.0, rows: int = 50_000) -> Summary:
+        x = rng.normal(size=(5, rows)) + np.array([[shift], *[[0.0]] * 4])
+        return summarize(xr.Dataset({f"x{i}": ("row", part) for i, part in enumerate(x)}))
+
+    reference = window(rows=500_000)
+    kept = [window() for _ in range(5)]
+    assert not detect(reference, kept).alarm
+    found = [detect(reference, kept := [*kept, window(0.1)]) for _ in range(3)]
+    assert found[-1].alarm and found[-1].large == ("x0",)

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from scalai_nb.types import Array
 
 # %% auto #0
-__all__ = ['LENGTHS', 'SURE', 'WRONGLY_NAMED', 'Promise', 'Moved', 'Detection', 'weighed', 'detect']
+__all__ = ['LENGTHS', 'SURE', 'LARGE_PSI', 'WRONGLY_NAMED', 'Promise', 'Moved', 'Detection',
+           'weighed', 'detect']
 
 # %% ../../nbs/monitoring/detection.ipynb #3b8333e7
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Promise:
 # %% ../../nbs/monitoring/detection.ipynb #17d4bf1d
 LENGTHS = 1, 2, 4, 8, 16, 32, 64  # windows that are joined
 SURE = 3.0  # evidence from which on a cell is named: twenty to one
+LARGE_PSI = 0.005  # what moves by less is no alarm: 0.07 standard deviations of a bell
 
 
 @dataclass(frozen=True)
@@ -285,9 +287,9 @@ def detect(
     windows: Sequence[Summary],  # oldest first, each of other rows; the last 64 count
     promise: Promise = Promise(),
     weights: Mapping[str, float] | None = None,  # of columns, by importance; None: all alike
-    # PSI from which on a change of the heaviest column matters: 0.01 is 0.1 standard deviations;
+    # PSI from which on a change of the heaviest column matters;
     # a column that weighs half must move twice as far
-    large: float = 0.01,
+    large: float = LARGE_PSI,
 ) -> Detection:
     """Whether the columns of the newest windows have moved away from the reference
 
@@ -300,9 +302,9 @@ def detect(
     promise : Promise
     weights : Mapping[str, float] | None, default None
         of columns, by importance; None: all alike
-    large : float, default 0.01
-        PSI from which on a change of the heaviest column matters: 0.01 is 0.1 standard deviations;
-        a column that weighs half must move twice as far
+    large : float, default LARGE_PSI
+        PSI from which on a change of the heaviest column matters; a column that weighs half must
+        move twice as far
     """
     if not windows:
         raise ParameterError("There is no window to look at; pass at least one summary.")

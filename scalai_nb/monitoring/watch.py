@@ -21,7 +21,15 @@ from ..data.sources import row_blocks
 from ..describe.summary import Summary, summarize
 from ..environment import parse_seconds
 from ..errors import Conflict, DatasetNotFound, ParameterError, unknown
-from .detection import LENGTHS, SURE, Detection, Promise, detect, weighed
+from scalai_nb.monitoring.detection import (
+    LARGE_PSI,
+    LENGTHS,
+    SURE,
+    Detection,
+    Promise,
+    detect,
+    weighed,
+)
 from ..serving.log.segments import logged, predictions
 
 if TYPE_CHECKING:
@@ -288,7 +296,7 @@ class Watch:
         a year
     weights : Mapping[str, float] | None, default None
         as of `detect`
-    large : float, default 0.01
+    large : float, default LARGE_PSI
         as of `detect`
     normal : str, default ''
         what the reference is called: a model's version, a dataset's
@@ -307,7 +315,7 @@ class Watch:
         every: float | str = 86_400.0,  # seconds of a window, or "1d", or "10000 rows"
         false_alarms: float = 1.0,  # a year
         weights: Mapping[str, float] | None = None,  # as of `detect`
-        large: float = 0.01,  # as of `detect`
+        large: float = LARGE_PSI,  # as of `detect`
         normal: str = "",  # what the reference is called: a model's version, a dataset's
         restart: bool = False,  # whether the windows that were kept are given up
         per: Sequence[str] = (),  # dimensions whose places the reference tells apart

@@ -208,7 +208,7 @@ def watch(
     large: Annotated[
         float,
         typer.Option(metavar="PSI", help="What moves by less, times what it weighs, is no alarm."),
-    ] = 0.01,
+    ] = 0.005,
     weights: Annotated[
         str,
         typer.Option(

@@ -98,7 +98,10 @@ def _first(state: Overview) -> Part:
         return prose(status("warning", "an alarm lasts"), " Somebody is at it.")
     if not any(page.runs for page in state.pages):
         return Part("", "")
-    return prose(status("met", "all is well"), " Every goal that is measured is met.")
+    lights = [light for page in state.pages for light in page.lights]
+    if all(light.status in ("met", "not measured") for light in lights):
+        return prose(status("met", "all is well"), " Every goal that is measured is met.")
+    return prose(status("met", "nothing needs you"), f" {counted(lights)}")
 
 # %% ../../../nbs/jupyter/pages/overview.ipynb #d3b0848c
 def _about_goals(page: Page) -> Part:
