@@ -26,7 +26,7 @@ from scalai_nb.errors import MissingExtra, ParameterError
 from scalai_nb.jupyter import dash, voila
 from scalai_nb.jupyter.page import histories, standing
 from scalai_nb.jupyter.page.in_service import service_part
-from scalai_nb.jupyter.pages.site_pages import site_pages
+from scalai_nb.jupyter.pages.site_pages import PAGES
 from scalai_nb.models.registry.registry import Registry
 from scalai_nb.models.registry.verdict import Check, Verdict
 from scalai_nb.monitoring.label_windows import QualityWatch
@@ -390,7 +390,7 @@ def test_what_cannot_be_served_is_one_sentence(empty, monkeypatch):
 
 def test_a_project_s_own_dashboard_takes_the_place_of_the_page(empty):
     built_in = voila.dashboards(empty)
-    assert list(built_in) == list(site_pages()) and built_in["models"].parts[-4] == "jupyter"
+    assert list(built_in) == list(PAGES) and built_in["models"].parts[-4] == "jupyter"
     own = notebook(Path(empty.dashboards, "index.ipynb"), None, "1")
     notebook(Path(empty.dashboards, "sales.ipynb"), None, "2")
     assert voila.dashboards(empty) == built_in | {

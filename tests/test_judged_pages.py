@@ -19,7 +19,7 @@ from scalai_nb.data.lake.lake import Lake
 from scalai_nb.jupyter.explorers.threshold_explorer import stops
 from scalai_nb.jupyter.pages import drift_page, quality_page
 from scalai_nb.jupyter.pages.live_report import document
-from scalai_nb.jupyter.pages.site_pages import site_pages
+from scalai_nb.jupyter.pages.site_pages import PAGES
 from scalai_nb.models.registry.registry import Registry
 from scalai_nb.monitoring.alarms import follow
 from scalai_nb.monitoring.label_windows import QualityWatch
@@ -235,7 +235,7 @@ def files(project, tmp_path_factory):
     "Both pages as files without a kernel"
     folder = tmp_path_factory.mktemp("mailed")
     for name in ("quality", "drift"):
-        page = document(site_pages()[name], project.env)
+        page = document(PAGES[name], project.env)
         (folder / f"{name}.html").write_text(page, encoding="utf-8")
     return folder
 

@@ -22,7 +22,7 @@ from scalai_nb.jupyter.pages import data_page, models_page, operations_page, ove
 from scalai_nb.jupyter.pages import pipeline_page, pipelines_page
 from scalai_nb.jupyter.pages.live_report import write_pages
 from scalai_nb.jupyter.pages.page_parts import csv_text, data_table
-from scalai_nb.jupyter.pages.site_pages import PAGES, asked, bar, place, site_pages
+from scalai_nb.jupyter.pages.site_pages import PAGES, asked, bar, place
 from scalai_nb.show import LAB, status
 
 OURS = ["index", "operations", "pipelines", "pipeline", "models", "data"]
@@ -68,11 +68,11 @@ def empty(tmp_path):
 
 def test_every_page_has_a_notebook_and_is_read_without_a_write(env):
     before = tree(env.root)
-    for name, page in site_pages().items():
+    for name, page in PAGES.items():
         assert page.parts(page.read(env)).text
         assert (Path(str(LAB)) / "dashboards" / f"{name}.ipynb").exists()
     assert tree(env.root) == before
-    assert set(OURS) <= site_pages().keys() <= {page.name for page in PAGES}
+    assert set(OURS) <= PAGES.keys()
 
 
 def test_the_overview_says_three_sentences_a_pipeline_and_what_lasts(env):
@@ -159,7 +159,7 @@ def test_one_pipeline_is_shown_whole(env):
 
 def test_an_empty_project_says_what_to_do_on_every_page(empty):
     for name in OURS:
-        page = site_pages()[name]
+        page = PAGES[name]
         assert "scalai " in page.parts(page.read(empty)).text, name
     assert list(tree(empty.root)) == [empty.root / "settings.ini"]
 
@@ -167,7 +167,7 @@ def test_an_empty_project_says_what_to_do_on_every_page(empty):
 def test_a_lake_and_a_registry_that_cannot_be_read_say_so_and_hide_no_other(copied):
     shutil.rmtree(Path(copied.lake, "weeks/snapshots"))
     Path(copied.tracking.removeprefix("sqlite:///")).write_bytes(b"no database" * 999)
-    shown = {name: site_pages()[name].parts(site_pages()[name].read(copied)).text for name in OURS}
+    shown = {name: PAGES[name].parts(PAGES[name].read(copied)).text for name in OURS}
     assert "dataset weeks cannot be read" in shown["data"] and "crates" in shown["data"]
     assert "the registry cannot be read" in shown["models"]
     assert "cannot be read" in shown["index"] and "Orchard" in shown["index"]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..environment import Environment, environment
 from ..errors import ParameterError, extra, unknown
-from .pages.site_pages import site_pages
+from .pages.site_pages import PAGES
 from ..show import LAB
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ __all__ = ['dashboards', 'serve']
 # %% ../../nbs/jupyter/voila.ipynb #fcdde67c
 def dashboards(env: Environment) -> dict[str, Path]:
     "The dashboards of `env` by name: the pages that every project has, or its own in their place"
-    ours = {name: Path(str(LAB)) / "dashboards" / f"{name}.ipynb" for name in site_pages()}
+    ours = {name: Path(str(LAB)) / "dashboards" / f"{name}.ipynb" for name in PAGES}
     own = {p.stem: p for p in sorted(Path(env.dashboards).glob("*.ipynb"))}
     return ours | own
 

@@ -234,7 +234,7 @@ def _moving(catalog: Catalog, name: str, lake: LakeReader, troubles: list[str]) 
     read_windows = partial(windows, lake, asked, RECENT)
     kept = tried(troubles, f"what is kept of {name}", read_windows, [])
     lasting = tried(troubles, f"the alarms of {name}", lambda: alarms(lake, asked), [])
-    lasting = [a for a in lasting if a.lasts]
+    lasting = [a for a in lasting if a.lasts and a.kind != "goal"]
     model = tried(troubles, f"model {name}", lambda: catalog.load(name), None)
     if model is None:
         return Moving(name, "", kept, alarms=lasting)

@@ -14,7 +14,7 @@ from ...files import replacing
 from ..explorers.explorer import alone_script, script_source
 from ..explorers.threshold_explorer import MODULE
 from ..page.troubles import not_shown, tried
-from .site_pages import SitePage, bar, site_pages
+from .site_pages import PAGES, SitePage, bar
 from ...pipeline.showing.goal_lights import title
 from ...show import Part, element, heading, prose, style
 from ...types import PathLike
@@ -80,7 +80,7 @@ def write_pages(
         the overview first
     """
     to = Path(folder)
-    found = {to / f"{page.name}.html": page for page in site_pages().values()}
+    found = {to / f"{page.name}.html": page for page in PAGES.values()}
     for path, page in {} if dry_run else found.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, durable=False) as file:

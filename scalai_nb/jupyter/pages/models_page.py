@@ -22,7 +22,7 @@ from scalai_nb.jupyter.page.standing import (
 )
 from ..page.troubles import not_shown, tried
 from .page_parts import data_table, named_section, saved_chart
-from .site_pages import asked, page_link, site, site_pages
+from .site_pages import asked, page_link, site
 from ..widgets import view
 from ...models.registry.catalog import Catalog, ModelVersion
 from ...models.registry.history import lines
@@ -203,7 +203,7 @@ def one(
 ) -> Part:
     "A model: its champion, its versions, what the gate measured, what was decided, its card"
     s = shelf.standing
-    links = [page_link(words, page, model=s.name) for page, words in _LINKS if page in site_pages()]
+    links = [page_link(words, page, model=s.name) for page, words in _LINKS]
     charts = list(_charts(s))
     return named_section(
         s.name,

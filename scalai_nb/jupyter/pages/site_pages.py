@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, urlencode
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from scalai_nb.environment import Environment
 
 # %% auto #0
-__all__ = ['PAGES', 'SitePage', 'site_pages', 'place', 'page_link', 'asked', 'bar', 'site']
+__all__ = ['PAGES', 'SitePage', 'place', 'page_link', 'asked', 'bar', 'site']
 
 # %% ../../../nbs/jupyter/pages/site_pages.ipynb #5148f76a
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class SitePage:
         return import_module(self.path).app(env)
 
 
-PAGES = (
+_IN_ORDER = (
     SitePage("index", "Overview", "overview"),
     SitePage("operations", "Operations", "operations_page"),
     SitePage("quality", "Quality", "quality_page"),
@@ -96,9 +95,7 @@ PAGES = (
 )
 
 
-def site_pages() -> dict[str, SitePage]:
-    "The pages whose module is there, by name, in the order of the bar"
-    return {page.name: page for page in PAGES if find_spec(page.path)}
+PAGES = {page.name: page for page in _IN_ORDER}
 
 # %% ../../../nbs/jupyter/pages/site_pages.ipynb #6bbac810
 def place(name: str) -> str:
@@ -111,7 +108,7 @@ def page_link(
     name: str,  # of a page
     **asked: str,  # what it is asked for: model="NAME", pipeline="NAME" or dataset="NAME"
 ) -> Part:
-    """A link to a page, and to the place of what it is asked for; the words alone: it is not there
+    """A link to a page, and to the place of what it is asked for
 
     Parameters
     ----------
@@ -122,8 +119,6 @@ def page_link(
     **asked : str
         what it is asked for: model="NAME", pipeline="NAME" or dataset="NAME"
     """
-    if name not in site_pages():
-        return inline(words)
     query = f"?{urlencode(asked)}" if asked else ""
     to = "".join(f"#{place(value)}" for value in list(asked.values())[:1])
     return element("a", words, href=f"{name}.html{query}{to}")
@@ -152,10 +147,9 @@ def bar(
     current : str
         name of the page that is shown
     """
-    found = site_pages()
-    here = found[current].within or current
+    here = PAGES[current].within or current
     links = []
-    for one in found.values():
+    for one in PAGES.values():
         if not one.within:
             about = {"aria_current": "page"} if one.name == here else {}
             links.append(element("li", element("a", one.title, href=f"{one.name}.html", **about)))
