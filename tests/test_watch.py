@@ -95,6 +95,32 @@ def test_windows_of_an_earlier_scalai_are_read_and_followed(lake):
     assert [w.shares for w in windows(lake, "a")] == [{}] * 12 + [{"x": 1.0}]
 
 
+def test_a_season_is_held_against_the_same_of_what_is_normal(tmp_path):
+    "A year, warm in July; the next is alike but for one week of January that is as warm"
+    lake, day = Lake(tmp_path / "lake"), np.timedelta64(86_400_000_000, "us")
+    first_day = np.datetime64("2023-01-01", "us")
+
+    def days(first: int, n: int, seed: int, odd: tuple[int, ...] = ()) -> xr.Dataset:
+        number = first + np.arange(n).repeat(50)
+        warm = 10 - 12 * np.cos(2 * np.pi * number / 365) + np.where(np.isin(number, odd), 24, 0)
+        temp = warm + np.random.default_rng(seed).normal(0, 4, len(number))
+        at = first_day + number * day + np.tile(np.arange(50), n) * (day // 50)
+        return xr.Dataset({"at": ("row", at), "temp": ("row", temp)})
+
+    lake.write("normal", days(-365, 365, seed=1))
+    lake.write("year", days(0, 372, seed=2, odd=(14, 15, 16, 17, 18, 19, 20)))
+    told = {"every": "7d", "large": 0.5}
+    alike = watch_dataset(lake, "year", "normal", "at", **told).look(dry_run=True)
+    assert np.mean([w.alarm for w in alike]) > 0.5  # against the year as a whole each week is odd
+    found = watch_dataset(lake, "year", "normal", "at", season="month", **told).look()
+    alarms = [w.start for w in found if w.alarm]
+    assert abs(alarms[0] - first_day - 14 * day) < 7 * day and len(alarms) < 6
+    months = [w.start.astype("M8[M]").astype(int) % 12 + 1 for w in found]
+    assert [w.normal.split()[-2:] for w in found] == [["month", str(m)] for m in months]
+    with pytest.raises(ParameterError, match="'moon' is not in the seasons"):
+        watch_dataset(lake, "year", "normal", "at", season="moon")
+
+
 def test_two_watchers_do_not_both_count(lake, monkeypatch):
     slow = watch(lake)
     judged = slow._judged
@@ -287,6 +313,8 @@ def test_the_command(tmp_path):
     lake.append("a", rows(hours(100, 6), shift=4))
     said = project.said("watch", "a")
     assert said.returncode == 2 and "--against DATASET@VERSION" in said.stderr
+    said = project.said("watch", "a", "--season", "month")
+    assert said.returncode == 2 and "pass --against DATASET@VERSION" in said.stderr
     words = ["watch", "a", "--against", "@normal", "--every", "1h"]
     tried = project.said(*words, "--dry-run")
     assert "✘ alarm" in tried.stdout and "a.watch" not in lake.names()

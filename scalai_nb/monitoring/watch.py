@@ -18,6 +18,7 @@ import numpy as np
 
 from ..data.contract import Contract
 from ..data.sources import row_blocks
+from ..describe.seasons import Seasons, by_season
 from ..describe.summary import Summary, summarize
 from ..environment import parse_seconds
 from ..errors import Conflict, DatasetNotFound, ParameterError, unknown
@@ -148,6 +149,7 @@ class Window:
     since : np.datetime64
         where the change began, if there is one
     moved : str
+        columns that have moved far for sure, what weighs enough first, and their cells
     summary : Summary
     shares : Mapping[str, float]
         of the columns that have moved
@@ -164,9 +166,7 @@ class Window:
     threshold: float  # that it must reach
     alarm: bool
     since: np.datetime64  # where the change began, if there is one
-    moved: (
-        str  # columns that have moved far for sure, and their cells; those that weigh enough first
-    )
+    moved: str  # columns that have moved far for sure, what weighs enough first, and their cells
     summary: Summary = field(repr=False)
     shares: Mapping[str, float] = field(default_factory=dict)  # of the columns that have moved
     normal: str = ""  # what it was held against; windows of another are not joined with it
@@ -287,7 +287,7 @@ class Watch:
     lake : Lake
     dataset : str
         that is appended to
-    reference : Summary
+    reference : Summary | Seasons
     time : str
         its column of times
     every : float | str, default 86400.0
@@ -310,7 +310,7 @@ class Watch:
         self,
         lake: Lake,
         dataset: str,  # that is appended to
-        reference: Summary,
+        reference: Summary | Seasons,
         time: str,  # its column of times
         every: float | str = 86_400.0,  # seconds of a window, or "1d", or "10000 rows"
         false_alarms: float = 1.0,  # a year
@@ -324,7 +324,9 @@ class Watch:
         self.time, self.false_alarms = time, false_alarms
         self.every, self.each = length(every)
         self.promise = Promise(false_alarms, YEAR / self.every if self.every else np.inf)
-        weighed([*reference], weights)
+        whole = reference.whole if isinstance(reference, Seasons) else reference
+        self.columns = [*whole]  # that are watched
+        weighed(self.columns, weights)
         self.weights, self.large, self.restart = weights, large, restart
         self.normal = normal
         self.per = list(per)
@@ -358,7 +360,7 @@ class Watch:
             cuts = [*_by_time(times, self.every, place.get("closed", -(2**62)))]
         if not cuts:
             return []
-        before = [] if self.restart else self._before()
+        before = [] if self.restart else windows(self.lake, self.dataset, LENGTHS[-1])
         closing: list[Window] = []
         for cut in cuts:
             part = rows.isel(row=slice(at + cut.first, at + cut.stop))
@@ -372,10 +374,12 @@ class Watch:
             self._keep(closing, place, now)
         return closing
 
-    def _before(self) -> list[Window]:
-        "The newest windows that were held against the same: a new champion begins anew"
-        kept = windows(self.lake, self.dataset, LENGTHS[-1])
-        return [w for w in kept if w.normal == self.normal]
+    def _normal(self, start: np.datetime64) -> tuple[str, Summary]:
+        "What a window is held against, and what that is called"
+        if not isinstance(self.reference, Seasons):
+            return self.normal, self.reference
+        season, reference = self.reference.at(start)
+        return f"{self.normal} {season}".lstrip(), reference
 
     def _place(self) -> dict[str, Any]:
         "Where the last look ended"
@@ -389,7 +393,7 @@ class Watch:
 
     def _shared(self, part: Dataset) -> list[Hashable]:
         "The variables that the reference has, as they are or as places: `temp[lat=50]`"
-        known = {*self.reference, *(name.partition("[")[0] for name in self.reference)}
+        known = {*self.columns, *(name.partition("[")[0] for name in self.columns)}
         return [name for name in part.variables if name in known]
 
     def _times(self, rows: Dataset, at: int) -> Array:
@@ -418,15 +422,18 @@ class Watch:
         # where so many rows are rare no alarm is less sure than twenty to one
         a_year = max(cut.a_year, 20 * self.false_alarms) if self.each else cut.a_year
         self.promise = Promise(self.false_alarms, a_year)
+        start = np.datetime64(cut.start, "us")
+        normal, reference = self._normal(start)
+        before = [w for w in before if w.normal == normal]  # a new champion begins anew
         last = before[-1] if before else None
         most = min(last.joined + 1, LENGTHS[-1]) if last else LENGTHS[-1]
         recent = [*before, None][-most:]
         summaries = [*(w.summary for w in recent if w), summary]
-        found = self._detected(self.reference, summaries)
-        if last and last.alarm and found.alarm and (back := self._back(summaries, found.windows)):
-            most = back
-            found = self._detected(self.reference, summaries[-back:])
-        start = np.datetime64(cut.start, "us")
+        found = self._detected(reference, summaries)
+        if last and last.alarm and found.alarm:
+            if back := self._back(reference, summaries, found.windows):
+                most = back
+                found = self._detected(reference, summaries[-back:])
         begun = recent[-found.windows]
         since = begun.start if begun else start
         named = dict.fromkeys([*found.large, *found.far])
@@ -442,7 +449,7 @@ class Watch:
             "; ".join(said),
             summary,
             found.shares,
-            self.normal,
+            normal,
             most,
         )
 
@@ -451,6 +458,7 @@ class Watch:
 
     def _back(
         self,
+        reference: Summary,
         windows: list[Summary],  # oldest first
         changed: int,  # how many of them, the newest, a change is in
     ) -> int:
@@ -460,7 +468,7 @@ class Watch:
                 return 0
             newest, others = windows[-n:], reduce(Summary.merge, windows[-changed:-n])
             apart = self._detected(others, newest)
-            if apart.alarm and self._detected(self.reference, newest).heard < SURE:
+            if apart.alarm and self._detected(reference, newest).heard < SURE:
                 return n
         return 0
 
@@ -574,6 +582,7 @@ def watch_dataset(
     time: str = "",  # its column of times; default: as its contract says, or the only one
     *,
     per: Sequence[str] = (),  # dimensions beside `row`; each place is a column of its own
+    season: str = "",  # month, weekday or hour: each is held against the same of what is normal
     **options: Any,  # of `Watch`, from `every` on
 ) -> Watch:
     """A watch over a dataset, beside a version of it or of another that is normal
@@ -589,15 +598,20 @@ def watch_dataset(
         its column of times; default: as its contract says, or the only one
     per : Sequence[str], default ()
         dimensions beside `row`; each place is a column of its own
+    season : str, default ''
+        month, weekday or hour: each is held against the same of what is normal
     **options : Any
         of `Watch`, from `every` on
     """
     normal, _, ref = against.partition("@")
     normal = normal or name
     version = lake.version(normal, ref or None)
-    reference = summarize(lake.read(normal, version.id), per=per)
+    rows = lake.read(normal, version.id)
     said = f"{normal}@{version.id}"
     at = time or _time(lake, name)
+    if season and at not in rows.variables:
+        raise ParameterError(unknown(at, rows.variables, f"the columns of {said}"))
+    reference = by_season(rows, at, season, per) if season else summarize(rows, per=per)
     return Watch(lake, name, reference, at, normal=said, per=per, **options)
 
 

@@ -97,6 +97,7 @@ def _begun(
     against: str,
     time: str,
     weights: Weights,
+    season: str,
     **options: Any,
 ) -> Watch:
     "The watch over a model, or over a dataset if `against` says what is normal"
@@ -108,7 +109,12 @@ def _begun(
         raise ParameterError("A dataset has no importance; pass --weights NAME=WEIGHT, or equal.")
     if against:
         known = weights if isinstance(weights, dict) else None
-        return watch_dataset(lake, name, against, time, weights=known, **options)
+        return watch_dataset(lake, name, against, time, weights=known, season=season, **options)
+    if season:
+        raise ParameterError(
+            "The package of a model holds one summary of all that it has learned from; for what is "
+            f"normal in a {season} pass --against DATASET@VERSION, with times."
+        )
     if predictions(name) in lake.names():
         return watch_model(lake, Registry(env), name, weights, **options)
     raise ParameterError(
@@ -221,6 +227,13 @@ def watch(
         list[str] | None,
         typer.Option(metavar="DIMENSION", help="Of a dataset: each place along it by itself."),
     ] = None,
+    season: Annotated[
+        str,
+        typer.Option(
+            metavar="SEASON",
+            help="Of a dataset: month, weekday or hour (UTC), each held against the same.",
+        ),
+    ] = "",
     once: Annotated[bool, typer.Option("--once", help="Look once and end, as for cron.")] = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="Give up the windows so far, and begin anew.")
@@ -262,7 +275,8 @@ def watch(
     lake, (seconds, _) = Lake(place.lake), length(every)
     told: dict[str, Any] = {"every": every, "false_alarms": false_alarms, "large": large}
     told["weights"] = _weights(weights)
-    begin = partial(_begun, lake, place, name, against, time, per=per or [], **told)
+    about = {"per": per or [], "season": season}
+    begin = partial(_begun, lake, place, name, against, time, **about, **told)
     looking = begin(restart=restart)
     limits: dict[str, Any] = {"budget": budget, "rows": judge_rows, "approval": approve}
     policy = policy_of(retrain, parameter, schedule, cool_down, **limits) if retrain else None
