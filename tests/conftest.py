@@ -53,7 +53,8 @@ class Demo:
         from outputs import ENVIRONMENT
 
         venv = Path(sys.executable).parent.parent
-        inherited = {k: v for k, v in os.environ.items() if k not in ("IN_TEST", "MAKELEVEL")}
+        hidden = "IN_TEST", "MAKELEVEL", "PROCESSES"
+        inherited = {k: v for k, v in os.environ.items() if k not in hidden}
         typed = {k: v for k, v in ENVIRONMENT.items() if k != "SCALAI_ENV"}
         return (
             inherited
