@@ -13,7 +13,7 @@ from .histories import MOST, History, chart
 from ...monitoring.alarms import Alarm, alarms
 from ...monitoring.estimate import Estimate, estimates
 from ...monitoring.policy import Decision
-from ...monitoring.quality import Quality, qualities
+from ...monitoring.quality import MEASURES, Quality, qualities
 from ...monitoring.retraining import decided
 from ...monitoring.watch import Window, windows
 from ...pictures import bars
@@ -187,7 +187,7 @@ def measured_chart(
     figures = {start: w.figures() for start, w in newest.items()}
     guessed = {(e.start, e.version, e.measure): e for e in estimates(found.qualities)}
     for light in lights:
-        measure = _MEASURES.get(light.name, light.name)
+        measure = MEASURES.get(light.name, light.name)
         if not any(measure in f for f in figures.values()):
             continue
         told = [f.get(measure, (nan,))[0] for f in figures.values()]
@@ -198,9 +198,6 @@ def measured_chart(
         history = History(found.name, points(newest), {light.name: lines})
         return card(f"{title(light.name)} in service", chart(history, light))
     return Part("", "")
-
-
-_MEASURES = {"auc": "roc_auc"}  # what an evaluation calls a goal
 
 
 def _estimated(

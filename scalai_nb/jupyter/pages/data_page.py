@@ -15,7 +15,7 @@ from ...environment import Environment, environment
 from ..dash import Written, written
 from ..page.standing import report_link
 from ..page.troubles import not_shown, tried
-from .page_parts import data_table, named_section
+from .page_parts import chosen, data_table, named_section
 from .pipelines_page import newest_runs
 from .site_pages import asked, page_link, site
 from ..widgets import view
@@ -242,8 +242,8 @@ def parts(
     heads = ["dataset", "rows", "size", "version", "written", "by", "contract", "put aside"]
     shown += data_table(heads, [_row(state.env, s) for s in state.stored], "datasets")
     shown += _beside_part(state)
-    chosen = [s for s in state.stored if s.name == only] or state.stored
-    return sum((one(s) for s in chosen if s.versions), shown)
+    found = chosen(state.stored, only)
+    return sum((one(s) for s in found if s.versions), shown)
 
 
 def app(

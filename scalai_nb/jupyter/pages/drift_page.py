@@ -18,14 +18,14 @@ from ...describe.drift import psi
 from ...environment import Environment, environment
 from ..page.in_service import points
 from ..page.troubles import not_shown, tried
-from .page_parts import data_table, named_section
+from .page_parts import chosen, data_table, named_section, no_model
 from .site_pages import asked, page_link, site
 from ..widgets import view
 from ...models.registry.catalog import Catalog
 from ...monitoring.alarms import Alarm, alarms
-from ...monitoring.watch import Window, normal_of, watched, windows
+from ...monitoring.watch import Window, importance_of, normal_of, watched, windows
 from ...pictures import bar, bars, heat_map, scatter, share_bar
-from ...serving.log.segments import logged, predictions
+from ...serving.log.segments import predictions
 from ...show import Part, card, code, element, heading, inline, prose, status, table
 from ...words import percent, value
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from scalai_nb.describe.summary import Summary
 
 # %% auto #0
-__all__ = ['RECENT', 'MOVED', 'Shift', 'shift_of', 'Moving', 'Movings', 'importance_of', 'read',
+__all__ = ['RECENT', 'MOVED', 'Shift', 'shift_of', 'Moving', 'Movings', 'importance_shares', 'read',
            'news', 'lacking', 'importance_by_drift', 'columns_table', 'drift_map',
            'then_and_now', 'parts', 'app']
 
@@ -190,27 +190,23 @@ class Movings:
     troubles: list[str] = field(default_factory=list)  # what could not be read, a sentence each
 
 # %% ../../../nbs/jupyter/pages/drift_page.ipynb #f45c5e76
-def importance_of(
-    card: dict[str, Any],  # of a package
-) -> dict[str, float]:  # by what the log calls columns; none: it does not say
-    """What a model relies on: each column's share of what is lost without it
+def importance_shares(
+    lost: dict[str, float],  # column -> what is lost without it, as of `importance_of`
+) -> dict[str, float]:  # none: nothing is
+    """Each column's share of what is lost without it
 
     Parameters
     ----------
-    card : dict[str, Any]
-        of a package
+    lost : dict[str, float]
+        column -> what is lost without it, as of `importance_of`
 
     Returns
     -------
     dict[str, float]
-        by what the log calls columns; none: it does not say
+        none: nothing is
     """
-    lost = card.get("importance")
-    if not isinstance(lost, dict):
-        return {}
-    parts = {logged(k): max(x, 0.0) for k, x in lost.items() if isinstance(x, int | float)}
-    total = sum(parts.values())
-    return {name: part / total for name, part in parts.items()} if total else {}
+    total = sum(lost.values())
+    return {name: part / total for name, part in lost.items()} if total else {}
 
 
 def read(
@@ -239,7 +235,7 @@ def _moving(catalog: Catalog, name: str, lake: LakeReader, troubles: list[str]) 
     if model is None:
         return Moving(name, "", kept, alarms=lasting)
     version = str(catalog.get(name).version)
-    relied = importance_of(model.card)
+    relied = importance_shares(importance_of(model))
     return Moving(name, version, kept, normal_of(model), relied, lasting)
 
 # %% ../../../nbs/jupyter/pages/drift_page.ipynb #a704f5c7
@@ -470,10 +466,9 @@ def parts(
     """
     shown = heading("Drift", 1) + not_shown(state.troubles)
     if not state.movings:
-        said = prose("A step that writes a model registers one: ", code("scalai run PIPELINE"))
-        return shown + card("No model yet", said)
-    chosen = [m for m in state.movings if m.name == only] or state.movings
-    return sum((named_section(m.name, *_one(m), name=m.name) for m in chosen), shown)
+        return shown + no_model()
+    found = chosen(state.movings, only)
+    return sum((named_section(m.name, *_one(m), name=m.name) for m in found), shown)
 
 
 def app(

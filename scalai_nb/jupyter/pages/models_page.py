@@ -21,13 +21,19 @@ from scalai_nb.jupyter.page.standing import (
     verdict_word,
 )
 from ..page.troubles import not_shown, tried
-from .page_parts import data_table, named_section, saved_chart
+from scalai_nb.jupyter.pages.page_parts import (
+    chosen,
+    data_table,
+    named_section,
+    no_model,
+    saved_chart,
+)
 from .site_pages import asked, page_link, site
 from ..widgets import view
 from ...models.registry.catalog import Catalog, ModelVersion
 from ...models.registry.history import lines
 from ...pipeline.showing.goal_lights import Light, judgements, title
-from ...show import Part, card, code, element, heading, inline, pair, prose, table
+from ...show import Part, card, element, heading, inline, pair, prose, table
 from ...words import ago, value, when
 
 if TYPE_CHECKING:
@@ -245,12 +251,11 @@ def parts(
     """
     shown = heading("Models", 1) + not_shown(state.troubles)
     if not state.shelves:
-        said = prose("A step that writes a model registers one: ", code("scalai run PIPELINE"))
-        return shown + card("No model yet", said)
+        return shown + no_model()
     heads = ["model", "champion", "since", "gate", "versions", "there are", "served"]
     shown += data_table(heads, [_row(shelf) for shelf in state.shelves], "models")
-    chosen = [s for s in state.shelves if s.name == only] or state.shelves
-    return sum((one(state.env, shelf) for shelf in chosen), shown)
+    found = chosen(state.shelves, only)
+    return sum((one(state.env, shelf) for shelf in found), shown)
 
 
 def app(

@@ -17,7 +17,7 @@ from ..page.histories import MOST, History, chart
 from ..page.in_service import points
 from ..page.troubles import not_shown, tried
 from .overview import alarms_table
-from .page_parts import data_table, named_section, saved_chart
+from .page_parts import chosen, data_table, named_section, saved_chart
 from .pipelines_page import newest_runs
 from .site_pages import asked, page_link, site
 from ..server.board import cost
@@ -366,9 +366,8 @@ def parts(
     shown += heading("Alarms") + _alarms(state)
     shown += heading("Services") + services_table(state)
     shown += heading("Watchers") + watchers_table(state)
-    models = [w for w in state.watched if w.model]
-    chosen = [w for w in models if w.name == only] or models
-    shown = sum((one(state, w) for w in chosen), shown)
+    models = chosen([w for w in state.watched if w.model], only)
+    shown = sum((one(state, w) for w in models), shown)
     return shown + heading("What runs cost") + costs_table(state)
 
 

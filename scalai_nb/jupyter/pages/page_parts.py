@@ -10,14 +10,26 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from io import StringIO
-from typing import Any
+from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
 from .site_pages import place
-from ...show import LAB, MARKS, SIGNS, Part, element, heading, part, table
+from scalai_nb.show import (
+    LAB,
+    MARKS,
+    SIGNS,
+    Part,
+    card,
+    code,
+    element,
+    heading,
+    part,
+    prose,
+    table,
+)
 
 # %% auto #0
-__all__ = ['csv_text', 'data_table', 'saved_chart', 'named_section']
+__all__ = ['Named', 'csv_text', 'data_table', 'saved_chart', 'named_section', 'chosen', 'no_model']
 
 # %% ../../../nbs/jupyter/pages/page_parts.ipynb #bc588ef7
 _SIGN = re.compile(rf"[{''.join({*SIGNS.values(), *(sign for sign, _ in MARKS.values())})}] (?=\w)")
@@ -124,3 +136,32 @@ def named_section(
         what a link asks for
     """
     return element("section", heading(title), *parts, id=place(name), class_="scalai-section")
+
+
+class _HasName(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+Named = TypeVar("Named", bound=_HasName)
+
+
+def chosen(
+    found: Sequence[Named],
+    only: str,  # the name that is asked for
+) -> Sequence[Named]:
+    """Those of a name; all, where there is none of it
+
+    Parameters
+    ----------
+    found : Sequence[Named]
+    only : str
+        the name that is asked for
+    """
+    return [one for one in found if one.name == only] or found
+
+
+def no_model() -> Part:
+    "What a page of models says where there is none"
+    said = prose("A step that writes a model registers one: ", code("scalai run PIPELINE"))
+    return card("No model yet", said)

@@ -18,12 +18,18 @@ from ..explorers.threshold_explorer import ThresholdExplorer, threshold_slider
 from ..page.histories import MOST, History, chart
 from ..page.in_service import points
 from ..page.troubles import not_shown, tried
-from .page_parts import data_table, named_section, saved_chart
+from scalai_nb.jupyter.pages.page_parts import (
+    chosen,
+    data_table,
+    named_section,
+    no_model,
+    saved_chart,
+)
 from .site_pages import asked, page_link, site
 from ..widgets import view
 from ...models.registry.catalog import Catalog, ModelVersion
 from ...monitoring.estimate import Estimate, estimates
-from ...monitoring.quality import Quality, merged, qualities, quality_of
+from ...monitoring.quality import MEASURES, Quality, merged, qualities, quality_of
 from ...pipeline.pipeline import Pipeline, pipelines
 from ...pipeline.report import checks_part
 from scalai_nb.pipeline.showing.goal_lights import (
@@ -168,14 +174,13 @@ MEANING = {  # of a measure, for a reader who does not know its name
     "bias": "mean error: above 0 too much is predicted",
 }
 _USUAL = "recall", "precision", "roc_auc", "accuracy", "log_loss", "rmse", "mae"
-_CALLED = {"auc": "roc_auc"}  # what an evaluation calls a goal
 _CHARTS = 4  # measures that are drawn
 
 
 def _measures(w: Worth) -> dict[str, Light]:
     "Measure -> its goal; of a measure without a goal one that states none"
     known = {m for f in w.figures.values() for m in f} | {e.measure for e in w.estimates.values()}
-    wanted = {_CALLED.get(light.name, light.name): light for light in w.lights}
+    wanted = {MEASURES.get(light.name, light.name): light for light in w.lights}
     found = {m: replace(light, name=m) for m, light in wanted.items() if m in known}
     return found | {m: Light(m, "") for m in _USUAL if m in known and m not in found}
 
@@ -384,16 +389,9 @@ def _one(w: Worth) -> Iterator[Part]:
         yield heading("Every window", 3) + windows_table(w)
 
 
-def _chosen(state: Worths, only: str) -> list[Worth]:
-    return [w for w in state.worths if w.name == only] or state.worths
-
-
 def _head(state: Worths) -> Part:
     shown = heading("Quality", 1) + not_shown(state.troubles)
-    if state.worths:
-        return shown
-    said = prose("A step that writes a model registers one: ", code("scalai run PIPELINE"))
-    return shown + card("No model yet", said)
+    return shown if state.worths else shown + no_model()
 
 
 def parts(
@@ -409,7 +407,7 @@ def parts(
         name of a model; empty: all
     """
     shown = _head(state)
-    for w in _chosen(state, only):
+    for w in chosen(state.worths, only):
         shown += named_section(w.name, *_one(w), slider(w), name=w.name)
     return shown
 
@@ -438,5 +436,5 @@ def app(
         empty: what `?model=NAME` of a served page asks for, else all
     """
     state = read(env or environment())
-    found = _chosen(state, model or asked("model"))
+    found = chosen(state.worths, model or asked("model"))
     return site("quality", view(_head(state)), *(x for w in found for x in _widgets(w)))
