@@ -168,7 +168,7 @@ def test_two_jupyterlabs_show_the_same_run_and_a_closed_one_ends_nothing(lab, pr
             (project.root / "pipelines/toy/go").touch()
             heading = panel.get_by_role("heading", name="toy")
             expect(heading).to_contain_text("completed", timeout=60_000)
-            seen = visit.page.evaluate("window.seen")
+            seen = visit.page.wait_for_function("window.seen", timeout=60_000).json_value()
             id = panel.locator("p.scalai-soft").first.inner_text().split(" ")[0]
             visit.page.unroute_all()
         assert (visit.errors, visit.outside) == ([], [])
@@ -187,8 +187,8 @@ def test_two_jupyterlabs_show_the_same_run_and_a_closed_one_ends_nothing(lab, pr
 SEEN = """() => {
     const done = () => [...document.querySelectorAll('.scalai-cells li')]
         .some(c => c.textContent.includes('waiting') && c.textContent.includes('completed'));
-    const look = () => done() ? window.seen = Date.now() : requestAnimationFrame(look);
-    look();
+    const look = () => { if (done()) window.seen ||= Date.now(); };
+    new MutationObserver(look).observe(document.body, {subtree: true, childList: true, characterData: true});
 }"""
 
 

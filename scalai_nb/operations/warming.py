@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
@@ -109,13 +110,15 @@ def warm_behind() -> subprocess.Popen[bytes] | None:  # None: it is done, or can
     mark = _mark()
     if mark.exists() or unwritable(mark.parent):
         return None
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", "from scalai_nb.operations.warming import main; main()"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+    Thread(target=process.wait, daemon=True).start()  # where this one goes on, none is left unread
+    return process
 
 
 def main() -> None:
