@@ -261,7 +261,7 @@ def _seconds(word: str, time: str | None) -> float:
     "The seconds that an option says; 0 when it is not given"
     try:
         return parse_seconds(time or 0)
-    except (ValueError, KeyError):
+    except ParameterError:
         raise ParameterError(f"{word} {time} is no time; write one such as 30min or 2h.") from None
 
 

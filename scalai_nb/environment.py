@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
-from .errors import EnvironmentNotFound, SettingsError, unknown
+from .errors import EnvironmentNotFound, ParameterError, SettingsError, unknown
 
 if TYPE_CHECKING:
     from scalai_nb.types import PathLike
@@ -27,51 +27,52 @@ __all__ = ['SETTINGS', 'parse_bytes', 'parse_seconds', 'Environment', 'unwritabl
 _SIZES = {
     "": 1,
     "B": 1,
-    "KB": 10**3,
+    "kB": 10**3,
     "MB": 10**6,
     "GB": 10**9,
     "TB": 10**12,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-    "TIB": 2**40,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
 }
-_TIMES = {"": 1, "S": 1, "SEC": 1, "M": 60, "MIN": 60, "H": 3600, "D": 86400}
+_TIMES = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
-def _quantity(text: str | float, units: dict[str, int]) -> float:
-    "`'1.5 GB'` -> 1.5e9, by a table of units"
-    found = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", str(text))
-    if not found:
-        raise ValueError(f"{text!r} is not a number with a unit")
-    number, unit = found.groups()
-    return float(number) * units[unit.upper()]
+def _quantity(text: str | float, kind: str, units: dict[str, int]) -> float:
+    "`'1.5 GB'` -> 1.5e9, by a table of units; ParameterError for what is none of that kind"
+    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([A-Za-z]*)\s*", str(text))
+    known = {unit.lower(): each for unit, each in units.items()}
+    if not found or found[2].lower() not in known:
+        names = ", ".join(filter(None, units))
+        raise ParameterError(f"{text!r} is no {kind}; write a number and one of {names}.")
+    return float(found[1]) * known[found[2].lower()]
 
 
 def parse_bytes(
     text: str | float,  # a number, and B, kB, MB, GB, TB or KiB, MiB, GiB, TiB
 ) -> int:
-    """Bytes in `'512MB'`, `'4 GiB'` or `1024`
+    """Bytes in `'512MB'`, `'4 GiB'` or `1024`; ParameterError for what is no size
 
     Parameters
     ----------
     text : str | float
         a number, and B, kB, MB, GB, TB or KiB, MiB, GiB, TiB
     """
-    return int(_quantity(text, _SIZES))
+    return int(_quantity(text, "size", _SIZES))
 
 
 def parse_seconds(
-    text: str | float,  # a number, and s, sec, min, m, h or d
+    text: str | float,  # a number, and s, sec, min, m, h, d or w
 ) -> float:
-    """Seconds in `'90'`, `'30min'` or `'2h'`
+    """Seconds in `'90'`, `'30min'` or `'2h'`; ParameterError for what is no time
 
     Parameters
     ----------
     text : str | float
-        a number, and s, sec, min, m, h or d
+        a number, and s, sec, min, m, h, d or w
     """
-    return _quantity(text, _TIMES)
+    return _quantity(text, "time", _TIMES)
 
 # %% ../nbs/environment.ipynb #c03854e0
 def _cluster(text: str) -> str:
@@ -316,7 +317,7 @@ def _parse(key: str, text: Any, source: str) -> Any:
         return text
     try:
         return SETTINGS[key].metadata["parse"](text.strip())
-    except (ValueError, AttributeError, KeyError):
+    except (ValueError, KeyError):
         raise SettingsError(
             f"{source}: {key} = {text!r} is not valid; accepted: {SETTINGS[key].metadata['help']}."
         ) from None

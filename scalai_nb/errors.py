@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ScalaiError', 'SettingsError', 'EnvironmentNotFound', 'DatasetNotFound',
-           'VersionNotFound', 'ModelNotFound', 'RunNotFound', 'LakeError', 'StepError',
-           'GraphError', 'ParameterError', 'RunActive', 'MissingExtra', 'WorkFailed',
-           'ContractViolation', 'TooLarge', 'StreamError', 'Conflict', 'Locked',
-           'ModelMismatch', 'RunFailed', 'unknown', 'extra']
+           'VersionNotFound', 'ModelNotFound', 'RunNotFound', 'PathError', 'LakeError',
+           'StepError', 'GraphError', 'ParameterError', 'RunActive', 'MissingExtra',
+           'WorkFailed', 'ContractViolation', 'TooLarge', 'StreamError', 'Conflict',
+           'Locked', 'ModelMismatch', 'RunFailed', 'unknown', 'extra']
 
 # %% ../nbs/errors.ipynb #81b9c1d0
 from collections.abc import Iterable
@@ -45,6 +45,10 @@ class ModelNotFound(ScalaiError, LookupError):
 
 class RunNotFound(ScalaiError, LookupError):
     "No such run in the run records"
+
+
+class PathError(ScalaiError, OSError):
+    "A file cannot be written where it was asked for"
 
 
 class LakeError(ScalaiError, OSError):

@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from .errors import Locked
+from .errors import Locked, PathError
 
 # %% auto #0
 __all__ = ['whoami', 'owned', 'is_locked', 'open_lock', 'file_lock', 'replacing']
@@ -142,7 +142,7 @@ def replacing(
 ) -> Iterator[BinaryIO]:  # a binary file to write to
     """Write a file that takes its place when the block has ended, and is gone when the block fails
 
-    OSError: the disk says no.
+    PathError: there is no such folder, or a folder has that name; OSError: the disk says no.
 
     Parameters
     ----------
@@ -156,6 +156,12 @@ def replacing(
     Iterator[BinaryIO]
         a binary file to write to
     """
+    if path.is_dir():
+        raise PathError(f"{path} is a folder; name a file, say {path / 'file'}.")
+    if not path.parent.is_dir():
+        raise PathError(
+            f"{path.parent} is no folder; make it, or name a file in one that is there."
+        )
     new = path.with_name(f".{path.name}.{uuid4().hex}.new")
     try:
         with open(new, "wb") as file:

@@ -429,3 +429,9 @@ def test_roles_of_a_contract_that_is_written_by_hand_are_those_of_its_columns():
     assert "who" in str(contract.check(told)) and "Ada" not in str(contract.check(told))
     shown = contract.amend("who", role="feature")
     assert shown["who"].role == "feature" and shown.pii == () and shown.key == ("id",)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"columns": [{"name": "x"}]}', '{"columns": 3}'])
+def test_what_is_no_contract_is_told(text):
+    with pytest.raises(ParameterError, match="is no contract"):
+        Contract.from_json(text)

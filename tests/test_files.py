@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from scalai_nb.errors import Conflict, Locked
+from scalai_nb.errors import Conflict, Locked, PathError
 from scalai_nb.files import file_lock, is_locked, owned, replacing
 
 HOLD = """
@@ -88,3 +88,11 @@ def test_a_file_is_whole_or_as_before(tmp_path):
         file.write(b"half")
         raise ValueError
     assert path.read_bytes() == b"new" and [p.name for p in tmp_path.iterdir()] == ["report"]
+
+
+@pytest.mark.parametrize("place", ["", "nowhere/file", "file/inside"])
+def test_a_file_that_cannot_be_made_there_says_what_to_do(tmp_path, place):
+    (tmp_path / "file").write_text("before")
+    with pytest.raises(PathError, match="name a file"), replacing(tmp_path / place) as file:
+        file.write(b"after")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

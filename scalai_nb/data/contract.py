@@ -994,18 +994,23 @@ class Contract:
         cls,
         text: str,  # what `to_json` wrote, in this version or an earlier one
     ) -> Contract:
-        """The contract that `to_json` wrote
+        """The contract that `to_json` wrote; ParameterError for any other text
 
         Parameters
         ----------
         text : str
             what `to_json` wrote, in this version or an earlier one
         """
-        record = json.loads(text)
-        record["columns"] = tuple(map(_column_of, record["columns"]))
-        for names in ("key", "pii", "later", "ignored"):
-            record[names] = tuple(record.get(names, ()))
-        return cls(**record)
+        try:
+            record = json.loads(text)
+            record["columns"] = tuple(map(_column_of, record["columns"]))
+            for names in ("key", "pii", "later", "ignored"):
+                record[names] = tuple(record.get(names, ()))
+            return cls(**record)
+        except (ValueError, TypeError, KeyError, AttributeError) as e:
+            raise ParameterError(
+                f"{text[:40]!r} is no contract ({e}); accepted: what `to_json` of one has written."
+            ) from None
 
     def to_frame(self) -> Frame:
         "The contract as a DataFrame, one column a row"

@@ -135,7 +135,7 @@ def _seconds(option: str, text: str) -> float:
     "Of a time that is more than none"
     try:
         seconds = parse_seconds(text)
-    except (ValueError, KeyError):
+    except ParameterError:
         seconds = 0
     if seconds <= 0:
         raise ParameterError(f"{option}={text}; accepted: a time such as 30s or 4h.")

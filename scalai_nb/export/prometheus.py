@@ -153,7 +153,7 @@ def _pace(interval: str, hold: str) -> Pace:
     "How often and how long"
     try:
         pace = Pace(parse_seconds(interval), parse_seconds(hold) if hold else None)
-    except (ValueError, KeyError):
+    except ParameterError:
         raise ParameterError(
             f"interval={interval} hold={hold}; accepted: times such as 15s or 5m."
         ) from None

@@ -542,9 +542,10 @@ class LogStream(Stream):
         self.path = Path(path).expanduser().absolute()
         try:
             about = json.loads((self.path / _ABOUT).read_text("utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             raise StreamError(
-                f"{self.path} is no log; scalai_nb.data.streams.embedded.Log makes one."
+                f"{self.path} is no log; scalai_nb.data.streams.embedded.Log makes one, "
+                "and scalai ingest reads a file."
             ) from None
         self._name = f"log:{self.path.name}-{about['id'][:8]}"
         self._readers: dict[str, _Reader] = {}

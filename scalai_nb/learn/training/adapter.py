@@ -119,7 +119,7 @@ class Effort:
             return None
         try:
             return parse_bytes(self.memory)
-        except (AttributeError, KeyError, ValueError):
+        except ParameterError:
             raise ParameterError(
                 f"memory={self.memory!r} is not known; accepted: bytes, or a text such as '4GB'."
             ) from None

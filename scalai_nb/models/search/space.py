@@ -180,7 +180,7 @@ class Budget(NamedTuple):
             else:
                 try:
                     found["seconds"] = parse_seconds(word)
-                except (ValueError, AttributeError, KeyError):
+                except ParameterError:
                     found["seconds"] = 0
         if not all(found.values()):
             raise ParameterError(
