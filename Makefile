@@ -5,12 +5,14 @@
 #   make test ARGS="-k lake"       what else pytest is told
 #   make test PROCESSES=8          on so many cores; 0: one test at a time, in one process
 #   make test ROOMS="data serving" notebooks of these folders of nbs/ only
+#   make test FILES=/dev/shm       where tests put their files; in memory they wait for no disk
 #   make outputs NOTEBOOK=a.ipynb  of one notebook
 PYTHON ?=
 VENV   ?= .venv$(if $(PYTHON),-$(notdir $(PYTHON)))
 ARGS   ?=
 PROCESSES ?= 2
 ROOMS  ?=
+FILES  ?=
 NOTEBOOK  ?=
 
 BIN       := $(abspath $(VENV))/bin
@@ -35,7 +37,7 @@ test: $(INSTALLED)  ## Run every notebook and compare its outputs, then run ever
 	@echo "test: the notebooks of nbs/, each from top to bottom"
 	@$(BIN)/python tests/outputs.py --check --lessons --processes $(PROCESSES) $(if $(ROOMS),--rooms $(ROOMS))
 	@echo "test: tests/"
-	@$(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal $(ARGS)
+	@$(if $(FILES),TMPDIR=$(FILES)) $(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal $(ARGS)
 
 check: format  ## What a commit must pass: ruff, the type checker, the export in sync, true documents (two minutes)
 	@$(BIN)/ruff check

@@ -53,7 +53,7 @@ class Demo:
         from outputs import ENVIRONMENT
 
         venv = Path(sys.executable).parent.parent
-        hidden = "IN_TEST", "MAKELEVEL", "PROCESSES"
+        hidden = "IN_TEST", "MAKELEVEL", "PROCESSES", "FILES"
         inherited = {k: v for k, v in os.environ.items() if k not in hidden}
         typed = {k: v for k, v in ENVIRONMENT.items() if k != "SCALAI_ENV"}
         return (

@@ -43,7 +43,7 @@ nbdev_test({path!r}, n_workers={processes}, save=True, skip_folder_re={skipped!r
 
 HIDDEN = [  # what is never kept: paths of this machine
     (re.compile(re.escape(str(ROOT))), "…"),
-    (re.compile(r"/tmp/[\w.-]+"), "/tmp/…"),
+    (re.compile(rf"(?:{re.escape(tempfile.gettempdir())}|/tmp)/[\w.-]+"), "/tmp/…"),
     (re.compile(re.escape(str(Path.home())) + r"(?=/)"), "~"),
 ]
 CHANGING = [  # what may differ from run to run

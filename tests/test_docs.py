@@ -81,7 +81,8 @@ def stand_ins(tmp_path):
 
     def call(command: str) -> str:
         venv = str(tmp_path / "venv")
-        env = {k: v for k, v in os.environ.items() if k not in ("MAKELEVEL", "PROCESSES")}
+        hidden = "MAKELEVEL", "PROCESSES", "FILES"
+        env = {k: v for k, v in os.environ.items() if k not in hidden}
         env |= {"PATH": f"{bin_}:{env['PATH']}", "VENV": venv, "MAKEFLAGS": f"-o {venv}/.installed"}
         done = subprocess.run(
             ["bash", "-c", command], cwd=project, env=env, capture_output=True, text=True

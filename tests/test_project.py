@@ -330,6 +330,8 @@ def test_make_passes_more_words_to_pytest(machine):
         "/pytest --numprocesses 2 --dist worksteal -k lake\n"
         in machine.install("-n", "ARGS=-k lake", target="test").stdout
     )
+    assert "TMPDIR" not in machine.install("-n", target="test").stdout
+    assert "TMPDIR=/here " in machine.install("-n", "FILES=/here", target="test").stdout
     more = machine.install("-n", "PROCESSES=8", target="test").stdout
     assert (
         "outputs.py --check --lessons --processes 8" in more and "/pytest --numprocesses 8 " in more
@@ -410,6 +412,18 @@ def test_ci_ends_with_the_summaries_and_fails_when_a_suite_does(machine, code):
     assert done.returncode == code, done
     assert done.stdout.splitlines()[-2:] == 2 * ["3 passed, 1 skipped in 0.5s"]
     assert machine.calls("make test VENV=.venv") == 2 and machine.calls("PYTHON=python3.13") == 1
+
+
+@pytest.mark.parametrize("kB, found", [("5000000", 1), ("3000000", 0), ("none", 0)])
+def test_ci_puts_files_of_tests_into_memory_where_there_is_room(machine, kB, found):
+    machine.has("make", "for word; do case $word in FILES=/*) [ -d ${word#*=} ];; esac; done")
+    machine.has("df", f"echo Avail; echo {kB}")
+    machine.has("sed", "echo 9000000")  # of memory
+    machine.has("true")
+    done = machine(".ci/run")
+    assert done.returncode == 0 and done.stderr.strip().startswith("ci: .venv took"), done
+    (told,) = re.findall(r"^make test VENV=\.venv FILES=(.*)$", machine.log.read_text(), re.M)
+    assert told.startswith("/dev/shm/ci.") == bool(found) and not Path(told or "/none").exists()
 
 
 @pytest.mark.parametrize(
