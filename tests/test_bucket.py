@@ -3,24 +3,32 @@
 import json
 import os
 import pickle
+import random
 import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 from conftest import ROOT, tool
+from test_retention import check_expiry, contents, files, table
 from toy import Project
 
 from buckets import Line, s3_server, variables
 from scalai_nb.data.lake import storage
+from scalai_nb.data.lake.repository import opened
+from scalai_nb.data.lake.upkeep import retention
 from scalai_nb.data.lake.upkeep.expiry import expire, sizes
+from scalai_nb.data.lake.upkeep.replica import bytes_in
 from scalai_nb.data.lake.lake import Lake
-from scalai_nb.errors import LakeError, Locked
+from scalai_nb.errors import Conflict, DatasetNotFound, LakeError, Locked
 
 pytest.importorskip("obstore")
+CAMPAIGN = [pytest.mark.campaign, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +87,18 @@ def test_a_copy_goes_into_a_bucket_and_comes_back(lake, tmp_path):
     assert back.verify("sales") == []
 
 
+def test_a_copy_out_of_a_bucket_may_have_only_what_is_newer(lake, tmp_path):
+    v = [lake.write("a", table(n)) for n in range(4)]
+    lake.tag("a", "gold", v[0])
+    before, short = files(lake), Lake(tmp_path)
+    said = lake.copy(short.path, since=v[1], dry_run=True)
+    assert not (tmp_path / "a").exists() and lake.copy(short.path, since=v[1]) == said
+    assert said[0].versions == 3 and files(lake) == before
+    assert [x.id for x in short.log("a")] == [v[3].id, v[2].id, v[0].id]
+    kept = [v[0].id, v[2].id, v[3].id]
+    assert contents(short, kept) == contents(lake, kept) and short.verify("a") == []
+
+
 def test_a_bit_that_flips_in_a_bucket_is_found(lake):
     lake.write("sales", rows(5))
     chunk = next((lake.path / "sales" / "chunks").iterdir())
@@ -88,13 +108,133 @@ def test_a_bit_that_flips_in_a_bucket_is_found(lake):
     assert any(f.bad for f in lake.verify("sales"))
 
 
+@pytest.fixture
+def ripe_at_once(monkeypatch):
+    "What is in the bucket need not lie there for an hour before it goes"
+    monkeypatch.setattr(retention, "GRACE", timedelta(0))
+
+
+@pytest.mark.usefixtures("ripe_at_once")
 def test_what_the_dead_leave_is_removed(lake):
     lake.write("sales", rows(5))
     lake.write("sales", rows(9), branch="dead")
+    lake.write("never", rows(9), branch="dead")
     assert sizes(lake)[0].rows == 5
-    found = expire(lake, dead=lambda branch: branch == "dead", dry_run=False)
-    assert {f.what for f in found} == {"branch", "records and chunks"}
-    assert ids(lake) == list(range(5)) and lake.verify("sales") == []
+    of_dead = {"dead": lambda branch: branch == "dead"}
+    said = expire(lake, names=["sales"], **of_dead)
+    assert expire(lake, names=["sales"], dry_run=False, **of_dead) == said
+    assert [f.what for f in said] == ["branch", "records and chunks"]
+    expire(lake, dry_run=False, **of_dead)
+    assert bytes_in(lake.path / "never") < 2_000 and lake.names() == ["sales"]
+    lake.write("never", rows(2))
+    assert ids(lake) == list(range(5)) and lake.verify("sales") == lake.verify("never") == []
+    with pytest.raises(DatasetNotFound, match="Did you mean 'sales'"):
+        expire(lake, names=["sale"])
+
+
+@pytest.mark.usefixtures("ripe_at_once")
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=CAMPAIGN) for s in range(1, 6))])
+def test_an_expiry_keeps_in_a_bucket_what_it_keeps_on_a_disk(lake, seed):
+    rng = random.Random(seed)
+    check_expiry(lake, rng, keep=2, writes=6)
+
+
+def test_what_is_young_stays_in_a_bucket(lake):
+    for n in range(3):
+        lake.write("a", table(n))
+    lake.write("a", table(9), branch="side")
+    lake.drop("a", "side")
+    before = files(lake)
+    assert lake.expire("a", 1, (), dry_run=False) == [] == expire(lake, dry_run=False)
+    assert files(lake) == before and len(lake.log("a")) == 3
+
+
+@pytest.mark.usefixtures("ripe_at_once")
+def test_who_commits_during_an_expiry_loses_nothing(lake, monkeypatch):
+    "Its lock is lost, and what it commits was written before the expiry began"
+    v = [lake.write("a", table(n)) for n in range(3)]
+    time.sleep(1.1)  # a bucket counts in seconds
+    young = datetime.now(UTC).replace(microsecond=0) - timedelta(milliseconds=50)
+    monkeypatch.setattr(retention, "ripe", lambda folder: young)
+    session = opened(lake.path / "a").writable_session("main")
+    zarr.open_group(session.store).create_array("late", data=np.random.rand(10**4))
+    make = retention._Cut.make
+
+    def make_meanwhile(cut, repo):
+        make(cut, repo)
+        if "S3" in str(repo.storage):
+            session.commit("late", {"rows": 3000, "author": "eve", "parent": v[2].id})
+
+    monkeypatch.setattr(retention._Cut, "make", make_meanwhile)
+    (gone,) = lake.expire("a", 1, (), dry_run=False)
+    assert gone.versions == (v[0].id, v[1].id)
+    assert [x.message for x in lake.log("a")] == ["late", v[2].message]
+    assert lake.absent("a") == [] and lake.absent("a", v[2]) == []
+
+
+KILLED = """
+import os, signal, sys
+from datetime import timedelta
+from icechunk import Repository
+from scalai_nb.data.lake.lake import Lake
+from scalai_nb.data.lake.storage import BucketPath
+from scalai_nb.data.lake.upkeep import retention
+
+def deadly(owner, name):
+    "The process is killed before the call, or after it, when it is the one that was chosen"
+    inner = getattr(owner, name)
+    def call(*args, **more):
+        global left
+        for after in (False, True):
+            found = inner(*args, **more) if after else None
+            left -= here(*args)
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return found
+    setattr(owner, name, call)
+
+def here(owner, *args):
+    "Whether a call changes the bucket, not the replica"
+    return isinstance(owner, BucketPath) or "s3" in str(owner.storage)
+
+for name in ("create_branch", "delete_branch", "expire_snapshots", "garbage_collect"):
+    deadly(Repository, name)
+for name in ("write_bytes", "unlink"):
+    deadly(BucketPath, name)
+retention.GRACE = timedelta(0)
+lake, left, *named = sys.argv[1:]
+left = int(left)
+Lake(lake).expire("a", 2, named, dry_run=False)
+print(left)
+"""
+
+
+@pytest.mark.parametrize("every", [17, pytest.param(1, marks=CAMPAIGN)])
+def test_an_expiry_killed_in_a_bucket_loses_nothing_and_the_next_ends_it(
+    lake, tmp_path, monkeypatch, every
+):
+    monkeypatch.setattr(storage, "LEASE", 0.5)
+    monkeypatch.setattr(retention, "GRACE", timedelta(0))
+    template = Lake(tmp_path)
+    v = [template.write("a", table(n, 20_000)).id for n in range(6)]
+    template.tag("a", "old", v[0])
+    template.write("a", table(99), branch="side")
+    named, stay = v[2:3], [v[0], v[2], *v[4:], "side"]
+    expected, size = contents(template, stay), bytes_in(tmp_path / "a")
+    for step in range(2, 400, every):
+        there = Lake(f"{lake.path}/{step}")
+        template.copy(there.path)
+        with python(KILLED, there.path, step, *named) as process:
+            said = process.communicate(timeout=120)[0]
+        assert process.returncode in (0, -signal.SIGKILL), step
+        assert contents(there, stay) == expected and there.verify("a") == [], step
+        there.expire("a", 2, named, dry_run=False)
+        assert contents(there, stay) == expected and there.verify("a") == [], step
+        assert {x.id for x in there.log("a")} == {*stay} - {"side"}, step
+        assert bytes_in(there.path / "a") < size, step
+        if said:
+            break
+    assert said and step > 9
 
 
 WRITER = """
@@ -142,6 +282,15 @@ def test_the_lock_of_the_dead_is_free_and_that_of_the_living_is_not(lake, monkey
     lake.lock_timeout = 30
     lake.append("sales", rows(1, 1))
     assert ids(lake) == [0, 1]
+
+
+def test_who_has_lost_the_lock_commits_nothing(lake):
+    lake.write("sales", rows(1))
+    with lake.lock("sales") as check:
+        check.__self__.lost = True
+        with pytest.raises(Conflict, match="another writes 'sales'; nothing was published"):
+            lake.append("sales", rows(1, 1))
+    assert len(lake.log("sales")) == 1
 
 
 SLEEPER = """

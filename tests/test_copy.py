@@ -13,7 +13,9 @@ from test_retention import contents, history, refs, table
 
 from scalai_nb.cli import main
 from scalai_nb.data.lake.lake import Lake
-from scalai_nb.data.lake.upkeep.retention import bytes_in, collect
+from scalai_nb.data.lake.repository import ROOT
+from scalai_nb.data.lake.upkeep.replica import bytes_in
+from scalai_nb.data.lake.upkeep.retention import collect, ripe
 from scalai_nb.errors import DatasetNotFound, LakeError
 
 
@@ -41,7 +43,7 @@ def test_a_copy_that_is_repeated_has_what_is_new_and_keeps_what_expired(tmp_path
     assert [v.id for v in copy.log("a")][:2] == [v.id for v in lake.log("a")][:2]
     there = contents(copy, before)
     with copy.locked("a") as repo:
-        collect(repo, copy.path / "a")
+        collect(repo, copy.path / "a", ripe(copy.path))
     assert contents(copy, before) == there and copy.verify("a") == []
     assert copy.append("a", table(2, 5)).rows
     with pytest.raises(LakeError, match="another 'a': there branch 'main' is"):
@@ -70,6 +72,33 @@ def test_a_copy_that_was_killed_goes_on(tmp_path):
     (rest,) = lake.copy(copy.path)
     assert rest.bytes < bytes_in(lake.path / "a")
     same(lake, copy)
+
+
+def test_versions_expire_in_a_copy_as_they_do_here(tmp_path):
+    lake, copy = Lake(tmp_path / "lake"), Lake(tmp_path / "copy")
+    for n in range(6):
+        lake.write("a", table(n))
+    lake.tag("a", "gold", lake.log("a")[-1])
+    lake.copy(copy.path)
+    assert copy.expire("a", 2, (), dry_run=False) == lake.expire("a", 2, (), dry_run=False) != []
+    same(lake, copy)
+
+
+def test_a_copy_that_looks_younger_than_its_versions_is_copied_again_before_they_expire(tmp_path):
+    "An earlier scalai-nb left the first snapshot of a copy, which is as old as the copy"
+    lake, copy, new = (Lake(tmp_path / name) for name in ("lake", "copy", "new"))
+    for n in range(3):
+        lake.write("a", table(n))
+    lake.copy(copy.path)
+    with new.locked("a"):
+        pass
+    for record in (f"snapshots/{ROOT}", f"checksums/{ROOT}"):
+        shutil.copy(new.path / "a" / record, copy.path / "a" / record)
+    with pytest.raises(LakeError, match="copied by an earlier scalai-nb.*Copy it again"):
+        copy.expire("a", 1, ())
+    assert [c.files for c in copy.copy(lake.path)] == [0]
+    assert [(c.versions, c.files) for c in lake.copy(copy.path)] == [(0, 1)]
+    assert copy.expire("a", 1, (), dry_run=False) and copy.verify("a") == []
 
 
 def test_a_copy_of_what_is_newer_is_shorter(tmp_path):
@@ -105,7 +134,7 @@ def test_a_copy_after_a_gap_keeps_what_was_there(tmp_path):
     assert copy.verify("a") == []
     there = [v[0].id, v[1].id, v[4].id, v[5].id]
     with copy.locked("a") as repo:
-        collect(repo, copy.path / "a")
+        collect(repo, copy.path / "a", ripe(copy.path))
     assert contents(copy, there) == contents(lake, there)
     assert copy.version("a", "gold").id == v[0].id
 

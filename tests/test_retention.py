@@ -15,11 +15,12 @@ import xarray as xr
 from test_publication import CONTRACT, WRITE
 from toy import Project
 
-from scalai_nb.data.lake.upkeep.retention import bytes_in
+from scalai_nb.data.lake.upkeep.replica import bytes_in
 from scalai_nb.cli import main
 from scalai_nb.data.lake import layout
 from scalai_nb.data.lake.lake import Lake
 from scalai_nb.data.lake.repository import opened
+from scalai_nb.data.lake.storage import is_remote
 from scalai_nb.errors import Conflict, DatasetNotFound, LakeError, VersionNotFound
 
 CAMPAIGN = [pytest.mark.campaign, pytest.mark.slow]
@@ -66,28 +67,41 @@ def refs(lake: Lake) -> dict[str, str]:
     return {ref: id for ref, id in found.items() if not ref.startswith("kept.")}
 
 
+def files(lake: Lake) -> dict:
+    "Every file of a dataset with its bytes; one in a bucket with its tag and time"
+    folder = lake.path / "a"
+    if is_remote(folder):
+        return folder.objects()
+    return {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def check_expiry(lake: Lake, rng: random.Random, keep: int, writes: int) -> None:
+    "The law of an expiry, here and in a bucket"
+    history(lake, rng, writes)
+    before = [v.id for v in lake.log("a")]
+    named, tips = rng.sample(before, 2), refs(lake)
+    stay = {*before[:keep], *named, *tips.values()}
+    there, stored, size = contents(lake, stay), files(lake), bytes_in(lake.path / "a")
+    said = lake.expire("a", keep, named)
+    assert files(lake) == stored and contents(lake, stay) == there
+    assert lake.expire("a", keep, named, dry_run=False) == said
+    (gone,) = said
+    assert bytes_in(lake.path / "a") == size - gone.bytes < size
+    assert not stay & {*gone.versions} and refs(lake) == tips
+    assert contents(lake, stay) == there and lake.verify("a") == []
+    assert [v.id for v in lake.log("a")] == [id for id in before if id not in gone.versions]
+    assert [v.parent for v in lake.log("a")] == [*[v.id for v in lake.log("a")][1:], None]
+    assert lake.expire("a", keep, named) == []
+    for id in gone.versions:
+        with pytest.raises(VersionNotFound, match="expired on 2"):
+            lake.read("a", id[:8])
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_what_stays_is_as_it_was_and_what_goes_was_said(tmp_path, seed):
     rng, lake = random.Random(seed), Lake(tmp_path)
     for keep in (4, 1):
-        history(lake, rng, 8)
-        before = [v.id for v in lake.log("a")]
-        named, tips = rng.sample(before, 2), refs(lake)
-        stay = {*before[:keep], *named, *tips.values()}
-        there, files = contents(lake, stay), bytes_in(tmp_path / "a")
-        said = lake.expire("a", keep, named)
-        assert bytes_in(tmp_path / "a") == files and contents(lake, stay) == there
-        assert lake.expire("a", keep, named, dry_run=False) == said
-        (gone,) = said
-        assert bytes_in(tmp_path / "a") == files - gone.bytes < files
-        assert not stay & {*gone.versions} and refs(lake) == tips
-        assert contents(lake, stay) == there and lake.verify("a") == []
-        assert [v.id for v in lake.log("a")] == [id for id in before if id not in gone.versions]
-        assert [v.parent for v in lake.log("a")] == [*[v.id for v in lake.log("a")][1:], None]
-        assert lake.expire("a", keep, named) == []
-        for id in gone.versions:
-            with pytest.raises(VersionNotFound, match="expired on 2"):
-                lake.read("a", id[:8])
+        check_expiry(lake, rng, keep, writes=8)
 
 
 def test_what_nobody_names_any_more_goes_the_next_time(tmp_path):

@@ -974,14 +974,16 @@ class Lake(LakeReader):
         list[Remains]
             what goes, with the bytes that it frees
         """
-        from scalai_nb.data.lake.upkeep.retention import Keep, at_hand, collect, let_go
+        from scalai_nb.data.lake.upkeep.replica import at_hand
+        from scalai_nb.data.lake.upkeep.retention import Keep, collect, let_go, ripe
 
         rule = Keep.of(keep, {name: named})
         self._open(name)
-        with self.locked(name) as locked, explained(self.path / name):
-            with at_hand(locked, self.path / name, dry_run) as (repo, folder):
-                collect(repo, folder)
-                return let_go(repo, folder, rule)
+        here = self.path / name
+        with self.locked(name) as locked, explained(here):
+            with at_hand(locked, here, dry_run) as (repo, folder):
+                collect(repo, folder, ripe(here))
+                return let_go(repo, folder, rule, ripe(here))
 
     def copy(
         self,
@@ -1031,12 +1033,13 @@ class Lake(LakeReader):
             here, there = self.path / name, other.path / name
             with ExitStack() as stack:
                 stack.enter_context(explained(there))
+                records = here
                 if since is not None:
                     time = self._beginning(name, since)
                     stack.enter_context(self.locked(name))
-                    here = stack.enter_context(newer(here, time))
+                    records = stack.enter_context(newer(here, time))
                 repo = None if dry_run else stack.enter_context(other.locked(name))
-                copy = Copy(here, there)
+                copy = Copy(records, there, here)
                 found.append(copy.copied)
                 if repo:
                     done = progress_bar(progress, found[-1].bytes, f"bytes of {name}")
@@ -1135,7 +1138,10 @@ class Lake(LakeReader):
         import zarr
 
         folder = self._folder(name)
-        with self.locked(name) as repo, explained(folder, kinds=()):
+        with ExitStack() as stack:
+            check = stack.enter_context(self.lock(name))
+            repo = stack.enter_context(self.locked(name))
+            stack.enter_context(explained(folder, kinds=()))
             if branch not in repo.list_branches():
                 repo.create_branch(new_ref(repo, name, branch), repo.lookup_branch("main"))
             if anew:
@@ -1158,6 +1164,7 @@ class Lake(LakeReader):
             about |= {"content": content} if content else {}
             about |= {"state": json.dumps(after)} if after else {}
             said = (message or f"{rows:,} rows") + remark()
+            check()
             id = session.commit(secrets_here().scrub(said), about)
             seal(repo, folder, id, before_id)
         version = self.version(name, id)

@@ -24,6 +24,7 @@ from ...files import file_lock, replacing, whoami
 
 if TYPE_CHECKING:
     from icechunk import Storage
+    from obstore import ObjectMeta
     from obstore.store import S3Store
 
     from scalai_nb.types import PathLike
@@ -148,9 +149,14 @@ class BucketPath(PurePosixPath):
         names = [*found["common_prefixes"], *(o["path"] for o in found["objects"])]
         return (self / name.rstrip("/").rpartition("/")[2] for name in names)
 
+    def objects(self) -> dict[BucketPath, ObjectMeta]:
+        "All files below, and what the bucket says of each: its size and time"
+        found = self.ask("list", below=True, then=lambda found: found.collect())
+        return {BucketPath(f"/{self.parts[1]}/{o['path']}"): o for o in found}
+
     def rglob(self, pattern: str) -> Iterator[BucketPath]:
         "The files below whose name fits"
-        return (path for path in self._below() if fnmatchcase(path.name, pattern))
+        return (path for path in self.objects() if fnmatchcase(path.name, pattern))
 
     def glob(self, pattern: str) -> Iterator[BucketPath]:
         "The files below that fit, part by part"
@@ -158,16 +164,11 @@ class BucketPath(PurePosixPath):
         if rest and not set(first) & set("*?["):
             return (self / first).glob(rest)
         wanted = pattern.split("/")
-        return (path for path in self._below() if self._fits(path, wanted))
+        return (path for path in self.objects() if self._fits(path, wanted))
 
     def _fits(self, path: BucketPath, wanted: list[str]) -> bool:
         names = path.relative_to(self).parts
         return len(names) == len(wanted) and all(map(fnmatchcase, names, wanted))
-
-    def _below(self) -> Iterator[BucketPath]:
-        "All files below"
-        found = self.ask("list", below=True, then=lambda found: found.collect())
-        return (BucketPath(f"/{self.parts[1]}/{o['path']}") for o in found)
 
 
 def put(
@@ -235,6 +236,7 @@ class _Lease:
         self.file = file
         self.tag = ""  # of the object, as it was last written here
         self.lost = False
+        self.signed = 0.0  # when the last sign of life was given, by the monotonic clock
         self.ended = Event()
         self.signs = Thread(target=self._keep, daemon=True, name=f"lease of {file.stem}")
 
@@ -246,7 +248,7 @@ class _Lease:
             if tag != seen:
                 seen, since = tag, monotonic()
             dead = monotonic() - since > LEASE
-            if (not holder or dead) and self._write(whoami(), tag):
+            if (not holder or dead) and self._sign(tag):
                 return self.signs.start()
             if monotonic() - begun > timeout:
                 raise Locked(
@@ -258,12 +260,21 @@ class _Lease:
 
     def _keep(self) -> None:
         "Give signs of life until the lock is given back"
-        last = monotonic()
         while not self.lost and not self.ended.wait(LEASE / 3):
             with suppress(OSError):  # the bucket may be back before others notice
-                self.lost = not self._write(whoami(), self.tag)
-                last = monotonic()
-            self.lost |= monotonic() - last > LEASE
+                self.lost = not self._sign(self.tag)
+            self.lost |= self._silent()
+
+    def _sign(self, tag: str) -> bool:
+        "Whether the lock was as `tag` says, and a sign of life is given"
+        now = monotonic()
+        given = self._write(whoami(), tag)
+        self.signed = now if given else self.signed
+        return given
+
+    def _silent(self) -> bool:
+        "Whether there was no sign of life for so long that another may have the lock"
+        return monotonic() - self.signed > LEASE
 
     def give_back(self) -> None:
         self.ended.set()
@@ -274,7 +285,7 @@ class _Lease:
 
     def check(self) -> None:
         "Conflict: another has taken the lock, since no sign of life was seen"
-        if self.lost:
+        if self.lost or self._silent():
             raise Conflict(
                 f"This process gave no sign of life for {LEASE:g} s, and another writes "
                 f"{self.file.stem!r}; nothing was published. Try again."

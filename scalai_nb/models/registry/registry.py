@@ -26,7 +26,8 @@ from scalai_nb.errors import (
     VersionNotFound,
 )
 from ...data.lake.upkeep.expiry import IsDead
-from ...data.lake.upkeep.retention import Remains, bytes_in
+from ...data.lake.upkeep.replica import bytes_in
+from ...data.lake.upkeep.retention import Remains
 from ...data.lake.lake import Lake
 from ...data.lake.publication import Release
 from ...files import whoami

@@ -18,9 +18,10 @@ import numpy as np
 from ..damage import SEALS, Damaged, Seal, checksum, expired_on
 from ..layout import intact
 from ..publication import pending
-from ..repository import ID, KEPT, ROOT, opened
-from ..storage import is_remote, put
-from .retention import Keep, let_go, twin
+from ..repository import ID, KEPT, ROOT, opened, seal
+from ..storage import put
+from .replica import replica
+from .retention import Keep, let_go, ripe
 from .verify import history, verify
 from ....errors import LakeError
 
@@ -82,6 +83,11 @@ def _new_files(source: Path, target: Path) -> list[str]:
     return found
 
 
+def _begun(repo: Repository) -> datetime:
+    "When a repository was made: by its first snapshot, which all have"
+    return repo.lookup_snapshot(ROOT).written_at
+
+
 def _sums(source: Path) -> dict[str, int]:
     "The checksums of all records"
     sums: dict[str, int] = {}
@@ -121,25 +127,32 @@ class Copy:
         folder of the dataset
     target : Path
         the same in the other lake; it need not be there
+    chunks : Path | None, default None
+        where the chunks are; None: in `source`
     """
 
     def __init__(
         self,
         source: Path,  # folder of the dataset
         target: Path,  # the same in the other lake; it need not be there
+        chunks: Path | None = None,  # where the chunks are; None: in `source`
     ) -> None:
-        self.source, self.target = source, target
+        self.source, self.target, self.chunks = source, target, chunks or source
         repo = opened(source)
+        other = opened(target) if target.is_dir() else None
         self.refs = _published(source, repo)
         self.parents = history(repo, source, {*self.refs.values()} - {ROOT})
-        self.there = _refs(opened(target)) if target.is_dir() else {}
+        self.there = _refs(other) if other else {}
         _agree(source, self.refs, self.parents, self.there)
         self.files = _new_files(source, target)
+        self.younger = not other or _begun(other) > _begun(repo)  # an expiry goes by this
+        if self.younger:
+            self.files.append(f"snapshots/{ROOT}")
 
     @property
     def copied(self) -> Copied:
         "What it comes to"
-        new = sum(path.startswith("snapshots/") for path in self.files)
+        new = sum(path.startswith("snapshots/") for path in self.files) - self.younger
         size = sum((self.source / path).stat().st_size for path in self.files)
         return Copied(self.source.name, new, len(self.files), size)
 
@@ -161,8 +174,9 @@ class Copy:
         """
         sums, doubtful = _sums(self.source), False
         for path in self.files:
+            folder = self.chunks if path.startswith("chunks/") else self.source
             try:
-                data = (self.source / path).read_bytes()
+                data = (folder / path).read_bytes()
             except FileNotFoundError:
                 raise LakeError(
                     f"{path} of {self.source.name!r} was removed while it was copied: versions "
@@ -172,13 +186,15 @@ class Copy:
                 doubtful = doubtful or self._doubt(path)
             put(self.target / path, data, durable=False)
             done(len(data))
+        if self.younger:
+            seal(repo, self.target, ROOT, "")
         os.sync()
         self._set_refs(repo)
 
     def _doubt(self, path: str) -> bool:
         "True, if all is whole and some chunks have no checksum; else LakeError"
         name = self.source.name
-        if path.startswith("chunks/") and not any(f.bad for f in verify(self.source)):
+        if path.startswith("chunks/") and not any(f.bad for f in verify(self.chunks)):
             return True
         raise LakeError(
             f"{path} of {name!r} is damaged and was not copied, nor were its tags and branches. "
@@ -228,11 +244,6 @@ def newer(
     Iterator[Path]
         with the same name
     """
-    if is_remote(folder):
-        raise LakeError(
-            f"{folder} is in a bucket, of which only all can be copied; leave --since out, and "
-            "expire in the copy."
-        )
-    with twin(folder) as other:
-        let_go(opened(other), other, Keep(after=since))
+    with replica(folder) as other:
+        let_go(opened(other), other, Keep(after=since), ripe(other))
         yield other

@@ -9,6 +9,7 @@ import asyncio
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -26,7 +27,9 @@ from scalai_nb.data.lake.repository import (
     snapshot,
     unborn,
 )
-from .retention import Keep, Remains, at_hand, bytes_in, collect, let_go
+from ..storage import is_remote
+from .replica import at_hand, bytes_in
+from .retention import Keep, Remains, collect, let_go, ripe
 from .verify import chunk_keys
 from ....errors import DatasetNotFound, unknown
 
@@ -52,14 +55,14 @@ def _dead(repo: Repository, name: str, dead: IsDead) -> Iterator[Remains]:
         yield Remains(name, "branch", branch)
 
 
-def _left(repo: Repository, folder: Path, keep: Keep | None) -> Iterator[Remains]:
+def _left(repo: Repository, folder: Path, keep: Keep | None, until: datetime) -> Iterator[Remains]:
     "Remove what nothing leads to, then the versions that a rule does not keep"
     before = bytes_in(folder)
-    if count := collect(repo, folder):
+    if count := collect(repo, folder, until):
         freed = before - bytes_in(folder)
         yield Remains(folder.name, "records and chunks", f"{count:,}", freed)
     if keep:
-        yield from let_go(repo, folder, keep)
+        yield from let_go(repo, folder, keep, until)
 
 
 def _of_dataset(
@@ -69,8 +72,8 @@ def _of_dataset(
     here = lake.path / name
     with lake.locked(name) as locked, at_hand(locked, here, dry_run) as (repo, folder):
         yield from _dead(repo, name, dead)
-        if not _empty(repo):
-            yield from _left(repo, folder, keep)
+        if is_remote(here) or not _empty(repo):  # nothing is moved in a bucket
+            yield from _left(repo, folder, keep, ripe(here))
             return
         yield Remains(name, "folder", f"{name}, never published", bytes_in(folder))
         if not dry_run:
@@ -112,12 +115,12 @@ def expire(
     keep : Keep | None, default None
         remove old versions as well, but for these
     """
-    for name in names:
-        if not {lake.path / name, unborn(lake.path / name)} & {*lake.path.glob("*")}:
-            raise DatasetNotFound(unknown(name, lake.names(), f"the lake {lake.path}"))
     found: list[Remains] = []
     with explained(lake.path):
         folders = sorted(lake.path.iterdir()) if lake.path.exists() else []
+        for name in names:
+            if not {lake.path / name, unborn(lake.path / name)} & {*folders}:
+                raise DatasetNotFound(unknown(name, lake.names(), f"the lake {lake.path}"))
         for folder in folders:
             if folder.name in (names or [folder.name]) and (folder / "refs").is_dir():
                 found += _of_dataset(lake, folder.name, dead, keep, dry_run)

@@ -5,11 +5,7 @@
 # %% ../../../../nbs/data/lake/upkeep/retention.ipynb #b4988b54
 from __future__ import annotations
 
-import filecmp
-import os
-import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
@@ -25,10 +21,10 @@ from scalai_nb.data.lake.repository import (
     branches,
     identity,
     opened,
-    unborn,
     whole,
 )
 from ..storage import is_remote
+from .replica import bytes_in, replica
 from .verify import history
 from ....environment import parse_seconds
 from ....errors import LakeError
@@ -37,7 +33,7 @@ if TYPE_CHECKING:
     from icechunk import Repository, SnapshotInfo
 
 # %% auto #0
-__all__ = ['Keep', 'Remains', 'bytes_in', 'collect', 'versions_in', 'twin', 'at_hand', 'let_go']
+__all__ = ['GRACE', 'Keep', 'Remains', 'ripe', 'collect', 'versions_in', 'let_go']
 
 # %% ../../../../nbs/data/lake/upkeep/retention.ipynb #9e422de9
 @dataclass(frozen=True)
@@ -137,9 +133,21 @@ class Remains:
     versions: tuple[str, ...] = ()  # ids of those that expire, the oldest first
 
 
-def bytes_in(folder: Path) -> int:
-    "Bytes of all files in a folder"
-    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+GRACE = timedelta(hours=1)  # that an object stays in a bucket; a version stays twice as long
+
+
+def ripe(
+    folder: Path,  # of a dataset
+) -> datetime:
+    """Until when something must have been written to go when nobody needs it
+
+    Parameters
+    ----------
+    folder : Path
+        of a dataset
+    """
+    now = datetime.now(UTC)
+    return now - GRACE if is_remote(folder) else now + timedelta(days=1)  # of any age
 
 
 _KINDS = "chunks", "manifests", "snapshots", "transaction_logs", "attributes"
@@ -148,6 +156,7 @@ _KINDS = "chunks", "manifests", "snapshots", "transaction_logs", "attributes"
 def collect(
     repo: Repository,
     folder: Path,  # of the dataset; nobody else writes it
+    until: datetime,  # what was written later stays
 ) -> int:  # how many there were
     """Remove records and chunks that no branch and no tag leads to
 
@@ -156,6 +165,8 @@ def collect(
     repo : Repository
     folder : Path
         of the dataset; nobody else writes it
+    until : datetime
+        what was written later stays
 
     Returns
     -------
@@ -163,7 +174,7 @@ def collect(
         how many there were
     """
     before = versions_in(folder)
-    found = repo.garbage_collect(datetime.now(UTC) + timedelta(days=1))  # of any age
+    found = repo.garbage_collect(until)
     for id in before - versions_in(folder):
         (folder / SEALS / id).unlink(missing_ok=True)
     return sum(getattr(found, f"{kind}_deleted") for kind in _KINDS)
@@ -180,67 +191,6 @@ def versions_in(
         of a dataset
     """
     return {f.name for f in (folder / "snapshots").iterdir() if ID.fullmatch(f.name)} - {ROOT}
-
-# %% ../../../../nbs/data/lake/upkeep/retention.ipynb #081d9417
-def _linked(source: str, target: str) -> None:
-    "The same file under another name, or its copy"
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-
-
-@contextmanager
-def twin(
-    folder: Path,  # of a dataset; nobody else writes it
-) -> Iterator[Path]:  # with the same name
-    """A folder with the same files, to try on it what cannot be undone; it goes again
-
-    Parameters
-    ----------
-    folder : Path
-        of a dataset; nobody else writes it
-
-    Returns
-    -------
-    Iterator[Path]
-        with the same name
-    """
-    if is_remote(folder):
-        raise LakeError(
-            f"{folder} is in a bucket, where nothing can be tried before it is done. Copy the "
-            "lake to a disk and expire there; without --keep and --dry-run only what the dead "
-            "left is removed."
-        )
-    made = unborn(folder) / folder.name
-    shutil.rmtree(made.parent, ignore_errors=True)
-    try:
-        shutil.copytree(folder, made, copy_function=_linked)
-        yield made
-    finally:
-        shutil.rmtree(made.parent, ignore_errors=True)
-
-
-@contextmanager
-def at_hand(
-    repo: Repository,
-    folder: Path,  # of the dataset; nobody else writes it
-    dry_run: bool,
-) -> Iterator[tuple[Repository, Path]]:
-    """A dataset to remove things from: for a dry run its twin, which goes again
-
-    Parameters
-    ----------
-    repo : Repository
-    folder : Path
-        of the dataset; nobody else writes it
-    dry_run : bool
-    """
-    if not dry_run:
-        yield repo, folder
-        return
-    with twin(folder) as other:
-        yield opened(other), other
 
 # %% ../../../../nbs/data/lake/upkeep/retention.ipynb #4a018a07
 def _tips(repo: Repository) -> set[str]:
@@ -261,11 +211,12 @@ class _Cut:
     twins: set[str]  # snapshots of a version that has another: its rows were moved together
 
     @classmethod
-    def of(cls, repo: Repository, folder: Path, keep: Keep) -> _Cut:
+    def of(cls, repo: Repository, folder: Path, keep: Keep, until: datetime) -> _Cut:
         "What a rule does to a dataset"
         tip, tips = repo.lookup_branch("main"), _tips(repo)
         line = list(ancestry(repo, folder, tip))
-        since = keep.since(line)
+        since = min(keep.since(line), until - GRACE)
+        _in_order(repo, folder, line, since)
         parents = history(repo, folder, {*tips, *_kept(repo)})
         named = parents.keys() & set((keep.named or {}).get(folder.name, ()))
         new = {id for v in line if v.written_at >= since for id in (v.id, identity(v))}
@@ -286,6 +237,16 @@ class _Cut:
         repo.expire_snapshots(older_than=self.since)
 
 
+def _in_order(repo: Repository, folder: Path, line: list[SnapshotInfo], since: datetime) -> None:
+    "LakeError: by its times a version is older than the dataset, which Icechunk does not bear"
+    first = repo.lookup_snapshot(ROOT).written_at
+    if since <= first and any(v.written_at < since for v in line):
+        raise LakeError(
+            f"{folder.name!r} was copied by an earlier scalai-nb, and its versions cannot expire "
+            "yet; nothing was changed. Copy it again from where it came from: scalai lake copy."
+        )
+
+
 def _kept(repo: Repository) -> set[str]:
     "The versions that have a branch which nobody sees"
     return {b.removeprefix(KEPT) for b in repo.list_branches() if b.startswith(KEPT)}
@@ -301,13 +262,12 @@ def _reseal(folder: Path, id: str, parent: str, snapshot: bool) -> None:
     Seal(id, parent, sums).write(folder)
 
 
-def _complete(folder: Path) -> None:
-    "Give the seals that an expiry has left without a snapshot theirs"
-    for file in (folder / SEALS).glob("[0-9A-Z]*"):
-        seal = Seal.read(folder, file.name)
-        there = (folder / "snapshots" / file.name).exists()
-        if seal and there and f"snapshots/{file.name}" not in seal.sums:
-            _reseal(folder, file.name, seal.parent, snapshot=True)
+def _incomplete(folder: Path) -> list[Seal]:
+    "The seals that an expiry has left without a snapshot"
+    there = versions_in(folder)
+    files = (folder / SEALS).glob("[0-9A-Z]*")
+    seals = [seal for file in files if (seal := Seal.read(folder, file.name))]
+    return [s for s in seals if s.version in there and f"snapshots/{s.version}" not in s.sums]
 
 
 def _nearest(parents: dict[str, str], id: str, there: set[str]) -> str:
@@ -318,32 +278,38 @@ def _nearest(parents: dict[str, str], id: str, there: set[str]) -> str:
     return "" if before == ROOT else before
 
 # %% ../../../../nbs/data/lake/upkeep/retention.ipynb #f8a5b72c
-def _tried(folder: Path, cut: _Cut) -> tuple[set[str], set[str]]:
-    "The versions that are left after a cut, and those of them that are written anew"
-    with twin(folder) as other:
-        repo = opened(other)
-        cut.make(repo)
-        collect(repo, other)
-        left = versions_in(other)
-        pairs = {id: (folder / "snapshots" / id, other / "snapshots" / id) for id in left}
-        anew = {id for id, (a, b) in pairs.items() if not filecmp.cmp(a, b, shallow=False)}
-    if lost := cut.kept - left:
+def _snapshots(folder: Path) -> dict[str, int]:
+    "The checksum of the snapshot of each version, as it is now"
+    files = {id: folder / "snapshots" / id for id in versions_in(folder)}
+    return {id: checksum(file.read_bytes()) for id, file in files.items()}
+
+
+def _tried(folder: Path, cut: _Cut, until: datetime) -> tuple[set[str], set[str]]:
+    "The versions that a cut leaves in a replica, and those of them that it writes anew"
+    repo, before = opened(folder), _snapshots(folder)
+    cut.make(repo)
+    collect(repo, folder, until)
+    left = _snapshots(folder)
+    anew = {id for id in left if left[id] != before[id]}
+    if lost := cut.kept - left.keys():
         raise LakeError(
             f"{folder.name!r} would lose versions that are to stay: {_few(lost)}; nothing was "
             f"changed. See whether they are damaged: scalai lake verify {folder.name}."
         )
-    return left, anew
+    return {*left}, anew
 
 
 def _few(ids: Iterable[str]) -> str:
     return ", ".join(id[:6] for id in sorted(ids)[:5])
 
 
-def _cut_off(repo: Repository, folder: Path, keep: Keep) -> tuple[str, ...]:
+def _cut_off(repo: Repository, folder: Path, keep: Keep, until: datetime) -> tuple[str, ...]:
     "Let go of the versions that do not stay, the oldest first: their bytes are garbage then"
-    _complete(folder)
-    cut = _Cut.of(repo, folder, keep)
-    left, anew = _tried(folder, cut)
+    with replica(folder) as other:
+        for seal in _incomplete(other):
+            _reseal(folder, seal.version, seal.parent, snapshot=True)
+        cut = _Cut.of(opened(other), other, keep, until)
+        left, anew = _tried(other, cut, until)
     for id in anew:
         whole(folder, id, ("snapshots/",))
     before = {id: _nearest(cut.parents, id, left) for id in cut.parents if id in left}
@@ -365,6 +331,7 @@ def let_go(
     repo: Repository,
     folder: Path,  # of the dataset; nobody else writes it, and it has no garbage
     keep: Keep,
+    until: datetime,  # what was written later stays
 ) -> list[Remains]:  # one, or none
     """Remove the versions that do not stay, and the bytes that only they have
 
@@ -376,6 +343,8 @@ def let_go(
     folder : Path
         of the dataset; nobody else writes it, and it has no garbage
     keep : Keep
+    until : datetime
+        what was written later stays
 
     Returns
     -------
@@ -383,8 +352,8 @@ def let_go(
         one, or none
     """
     there, before = len(versions_in(folder)), bytes_in(folder)
-    gone = _cut_off(repo, folder, keep)
-    collect(repo, folder)
+    gone = _cut_off(repo, folder, keep, until)
+    collect(repo, folder, until)
     freed = before - bytes_in(folder)
     what = Remains(folder.name, "versions", f"{len(gone):,} of {there:,}", freed, gone)
     return [what] if gone else []
