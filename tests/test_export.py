@@ -5,6 +5,7 @@ Triton's parses the repository, which ONNX Runtime runs; Kubernetes' take the ma
 
 import json
 import subprocess
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -338,11 +339,17 @@ def test_what_was_changed_by_hand_is_not_written_over(version, tmp_path):
 def test_a_target_can_be_added(version, tmp_path, monkeypatch):
     monkeypatch.setattr(targets, "TARGETS", dict(targets.TARGETS))
     targets.register("mine", __name__)
-    assert export("mine", version, tmp_path)[0].read_text() == "Late_Flight@1"
+    options = targets.parsed("mine", ["end=."])
+    assert export("mine", version, tmp_path, **options)[0].read_text() == "Late_Flight@1."
 
 
-def files(v):
-    return {"name.txt": str(v).encode()}
+@dataclass(frozen=True)
+class Options:
+    end: str = ""
+
+
+def files(v, options):
+    return {"name.txt": f"{v}{options.end}".encode()}
 
 
 # ---- the command

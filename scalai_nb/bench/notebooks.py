@@ -70,11 +70,11 @@ def _project(
 # %% ../../nbs/bench/notebooks.ipynb #958f38b8
 _PEERS = {  # name: (imports, which are not measured; the work)
     "scalai": (
-        "from scalai_nb.pipeline.runner import Runner\n"
+        "from scalai_nb.pipeline.runner import Runner, RunOptions\n"
         "from scalai_nb.pipeline.plan import Pipeline\n"
         "from scalai_nb.environment import environment",
         "env = environment('bench')\n"
-        "run = Runner(Pipeline.load(NAME, env), env, force=True)()\n"
+        "run = Runner(Pipeline.load(NAME, env), env, RunOptions(force=True))()\n"
         "assert run.status == 'completed'",
     ),
     "papermill": (

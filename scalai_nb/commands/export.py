@@ -59,7 +59,7 @@ def export(
     env: Env = None,
 ) -> None:
     "Write what another serving engine needs to run a model, or Prometheus to watch a project."
-    from scalai_nb.export.targets import export as write, parsed, target as files
+    from scalai_nb.export.targets import export as write, made, parsed
 
     options = parsed(target, option or ())
     subject, folder, more = _subject(target, name, to, env)
@@ -68,7 +68,7 @@ def export(
         console().print(f"{'would write' if dry_run else 'written'}: {path}", soft_wrap=True)
     if not dry_run:
         return
-    for path, content in files(target)(subject, **options).items():
+    for path, content in made(target, subject, **options).items():
         if path.endswith((".yaml", ".yml", ".pbtxt")):
             print(f"\n# {path}\n{content.decode()}", end="")
 

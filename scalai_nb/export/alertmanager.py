@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from ..environment import Environment, parse_seconds
@@ -14,11 +15,57 @@ from .alert_rules import span
 from .kubernetes import document
 
 # %% auto #0
-__all__ = ['files']
+__all__ = ['Options', 'files']
 
 # %% ../../nbs/export/alertmanager.ipynb #8c98eba5
-def _webhook(address: str, file: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Options:
+    """Who is told, by what, and how often
+
+    Attributes
+    ----------
+    webhook : str, default ''
+        http://HOST:PORT/PATH, if it is no secret
+    webhook_file : str, default ''
+        a file that holds the address
+    slack_file : str, default ''
+        a file that holds the address of Slack's incoming webhook
+    channel : str, default ''
+        of Slack
+    email : str, default ''
+        addresses between commas
+    smtp : str, default ''
+        HOST:PORT of the mail server
+    sender : str, default ''
+        address
+    user : str, default ''
+        of the mail server; empty: it does not ask who sends
+    password_file : str, default 'smtp-password'
+        of that user
+    wait : str, default '30s'
+        that an alert waits for others, to be told together
+    repeat : str, default '4h'
+        after which one that lasts is told again
+    """
+
+    webhook: str = ""  # http://HOST:PORT/PATH, if it is no secret
+    webhook_file: str = ""  # a file that holds the address
+    slack_file: str = ""  # a file that holds the address of Slack's incoming webhook
+    channel: str = ""  # of Slack
+    email: str = ""  # addresses between commas
+    smtp: str = ""  # HOST:PORT of the mail server
+    sender: str = ""  # address
+    user: str = ""  # of the mail server; empty: it does not ask who sends
+    password_file: str = "smtp-password"  # of that user
+    wait: str = "30s"  # that an alert waits for others, to be told together
+    repeat: str = "4h"  # after which one that lasts is told again
+
+
+def _webhook(options: Options) -> dict[str, Any]:
     "A webhook by its address, or by a file that holds it"
+    address, file = options.webhook, options.webhook_file
+    if not address and not file:
+        return {}
     if not address:
         return {"webhook_configs": [{"url_file": file, "send_resolved": True}]}
     if not re.fullmatch(r"https?://[^\s@?]+", address):
@@ -33,21 +80,27 @@ _TITLE = "{{ .Status | toUpper }} {{ .CommonLabels.alertname }}"
 _TEXT = "{{ range .Alerts }}{{ .Annotations.summary }}\n{{ .Annotations.runbook }}\n{{ end }}"
 
 
-def _slack(file: str, channel: str) -> dict[str, Any]:
+def _slack(options: Options) -> dict[str, Any]:
     "A webhook of Slack, whose address is a secret"
+    file, channel = options.slack_file, options.channel
+    if not file:
+        return {}
     told = {"api_url_file": file, "send_resolved": True, "title": _TITLE, "text": _TEXT}
     return {"slack_configs": [{**told, "channel": channel} if channel else told]}
 
 
-def _email(to: str, smtp: str, sender: str, user: str, password: str) -> dict[str, Any]:
-    "Mail by a server; without a user it is not asked who sends"
+def _email(options: Options) -> dict[str, Any]:
+    "Mail by a server; without a user it does not ask who sends"
+    to, smtp, sender, user = options.email, options.smtp, options.sender, options.user
+    if not to:
+        return {}
     if not smtp or not sender:
         raise ParameterError(
             "email= needs a server and a sender: --set smtp=HOST:PORT --set sender=ADDRESS."
         )
     told: dict[str, Any] = {"to": to, "from": sender, "smarthost": smtp, "send_resolved": True}
     if user:
-        told |= {"auth_username": user, "auth_password_file": password}
+        told |= {"auth_username": user, "auth_password_file": options.password_file}
     return {"email_configs": [{**told, "require_tls": bool(user)}]}
 
 # %% ../../nbs/export/alertmanager.ipynb #1000a47a
@@ -67,17 +120,7 @@ Nobody is told yet; alerts are to be seen at its page. Write it again with one o
 
 def files(
     env: Environment,  # whose alerts they are
-    webhook: str = "",  # http://HOST:PORT/PATH, if it is no secret
-    webhook_file: str = "",  # a file that holds the address
-    slack_file: str = "",  # a file that holds the address of Slack's incoming webhook
-    channel: str = "",  # of Slack
-    email: str = "",  # addresses between commas
-    smtp: str = "",  # HOST:PORT of the mail server
-    sender: str = "",  # address
-    user: str = "",  # of the mail server
-    password_file: str = "smtp-password",  # likewise
-    wait: str = "30s",  # that an alert waits for others, to be told together
-    repeat: str = "4h",  # after which one that lasts is told again
+    options: Options = Options(),
 ) -> dict[str, bytes]:
     """Route, receivers and inhibition. ParameterError: an option is not as it must be
 
@@ -85,37 +128,10 @@ def files(
     ----------
     env : Environment
         whose alerts they are
-    webhook : str, default ''
-        http://HOST:PORT/PATH, if it is no secret
-    webhook_file : str, default ''
-        a file that holds the address
-    slack_file : str, default ''
-        a file that holds the address of Slack's incoming webhook
-    channel : str, default ''
-        of Slack
-    email : str, default ''
-        addresses between commas
-    smtp : str, default ''
-        HOST:PORT of the mail server
-    sender : str, default ''
-        address
-    user : str, default ''
-        of the mail server
-    password_file : str, default 'smtp-password'
-        likewise
-    wait : str, default '30s'
-        that an alert waits for others, to be told together
-    repeat : str, default '4h'
-        after which one that lasts is told again
+    options : Options
     """
-    receiver: dict[str, Any] = {"name": "scalai"}
-    if webhook or webhook_file:
-        receiver |= _webhook(webhook, webhook_file)
-    if slack_file:
-        receiver |= _slack(slack_file, channel)
-    if email:
-        receiver |= _email(email, smtp, sender, user, password_file)
-    waits, repeats = _seconds("wait", wait), _seconds("repeat", repeat)
+    receiver = {"name": "scalai", **_webhook(options), **_slack(options), **_email(options)}
+    waits, repeats = _seconds("wait", options.wait), _seconds("repeat", options.repeat)
     config = {
         "route": {
             "receiver": "scalai",

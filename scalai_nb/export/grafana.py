@@ -18,7 +18,7 @@ from .kubernetes import document
 
 # %% auto #0
 __all__ = ['OPERATIONS', 'QUALITY', 'DRIFT', 'PIPELINES', 'COST', 'BOARDS', 'Chart', 'Board',
-           'with_goals', 'files']
+           'with_goals', 'Options', 'files']
 
 # %% ../../nbs/export/grafana.ipynb #39bce1b8
 @dataclass(frozen=True)
@@ -398,10 +398,24 @@ def _dashboard(board: Board, goals: list[Promised], tags: list[str]) -> bytes:
 _PROVIDER = """Copy the dashboards to {path}, and this to Grafana's provisioning/dashboards."""
 
 
+@dataclass(frozen=True)
+class Options:
+    """Where Grafana finds what it reads
+
+    Attributes
+    ----------
+    prometheus : str, default 'http://127.0.0.1:9090'
+    path : str, default '/var/lib/grafana/dashboards/scalai'
+        of the dashboards
+    """
+
+    prometheus: str = "http://127.0.0.1:9090"
+    path: str = "/var/lib/grafana/dashboards/scalai"  # of the dashboards
+
+
 def files(
     env: Environment,  # its pipelines and models say what was promised
-    prometheus: str = "http://127.0.0.1:9090",  # where Grafana finds it
-    path: str = "/var/lib/grafana/dashboards/scalai",  # where Grafana finds the dashboards
+    options: Options = Options(),
 ) -> dict[str, bytes]:
     """Dashboards, and how Grafana takes them up
 
@@ -412,10 +426,8 @@ def files(
     ----------
     env : Environment
         its pipelines and models say what was promised
-    prometheus : str, default 'http://127.0.0.1:9090'
-        where Grafana finds it
-    path : str, default '/var/lib/grafana/dashboards/scalai'
-        where Grafana finds the dashboards"""
+    options : Options"""
+    prometheus, path = options.prometheus, options.path
     if not re.fullmatch(r"https?://[^\s@]+", prometheus):
         raise ParameterError(f"prometheus={prometheus!r}; accepted: http://HOST:PORT.")
     try:

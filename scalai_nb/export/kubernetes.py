@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PORT', 'GRPC_PORT', 'LEAVE', 'DRAIN', 'TLS', 'TOKENS', 'VOLUMES', 'called', 'document',
-           'container', 'flags', 'files']
+           'container', 'flags', 'Options', 'files']
 
 # %% ../../nbs/export/kubernetes.ipynb #a99ea0dc
 import re
+from dataclasses import dataclass
 
 from ..models.registry.catalog import ModelVersion
 
@@ -140,10 +141,40 @@ def flags(workers: int) -> list[str]:
     return [str(word) for option in options.items() for word in option]
 
 # %% ../../nbs/export/kubernetes.ipynb #57d7f6c8
-def _deployment(
-    v: ModelVersion, meta: dict, labels: dict, ref: str, image: str, replicas: int, workers: int
-) -> dict:
-    command = ["scalai", "serve", f"{v.name}@{ref}", *flags(workers)]
+@dataclass(frozen=True)
+class Options:
+    """Which version is served, by how many pods
+
+    Attributes
+    ----------
+    ref : str, default 'champion'
+        alias that the pods follow, or a version
+    image : str, default 'scalai-nb:cluster'
+        made by environments/Dockerfile
+    replicas : int, default 2
+        pods, at least
+    most : int, default 10
+        pods, at most
+    workers : int, default 2
+        processes of a pod, a core each
+    queue : int, default 64
+        rows that may wait in a pod, on average, before there is another
+    monitor : bool, default False
+        write a ServiceMonitor, for the operator of Prometheus
+    """
+
+    ref: str = "champion"  # alias that the pods follow, or a version
+    image: str = "scalai-nb:cluster"  # made by environments/Dockerfile
+    replicas: int = 2  # pods, at least
+    most: int = 10  # pods, at most
+    workers: int = 2  # processes of a pod, a core each
+    queue: int = 64  # rows that may wait in a pod, on average, before there is another
+    monitor: bool = False  # write a ServiceMonitor, for the operator of Prometheus
+
+
+def _deployment(served: str, meta: dict, labels: dict, options: Options) -> dict:
+    command = ["scalai", "serve", served, *flags(options.workers)]
+    serve = container("serve", {"command": command}, options.image, options.workers)
     pod = {
         "automountServiceAccountToken": False,
         "terminationGracePeriodSeconds": LEAVE + DRAIN + 10,
@@ -161,7 +192,7 @@ def _deployment(
                 "labelSelector": {"matchLabels": labels},
             }
         ],
-        "containers": [container("serve", {"command": command}, image, workers)],
+        "containers": [serve],
         "volumes": VOLUMES,
     }
     return {
@@ -169,7 +200,7 @@ def _deployment(
         "kind": "Deployment",
         "metadata": meta,
         "spec": {
-            "replicas": replicas,
+            "replicas": options.replicas,
             "selector": {"matchLabels": labels},
             "strategy": {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
             "template": {
@@ -202,13 +233,13 @@ def _service(meta: dict, labels: dict) -> dict:
     }
 
 
-def _scaler(meta: dict, replicas: int, most: int, queue: int) -> dict:
+def _scaler(meta: dict, options: Options) -> dict:
     load = [
         {
             "type": "Pods",
             "pods": {
                 "metric": {"name": "scalai_queue_rows"},
-                "target": {"type": "AverageValue", "averageValue": str(queue)},
+                "target": {"type": "AverageValue", "averageValue": str(options.queue)},
             },
         },
         {
@@ -225,8 +256,8 @@ def _scaler(meta: dict, replicas: int, most: int, queue: int) -> dict:
         "metadata": meta,
         "spec": {
             "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": meta["name"]},
-            "minReplicas": replicas,
-            "maxReplicas": most,
+            "minReplicas": options.replicas,
+            "maxReplicas": options.most,
             "metrics": load,
             "behavior": {
                 "scaleUp": {"stabilizationWindowSeconds": 0},
@@ -315,13 +346,7 @@ Until it is there, the second metric decides."""
 
 def files(
     v: ModelVersion,  # of the registry
-    ref: str = "champion",  # alias that the pods follow, or a version
-    image: str = "scalai-nb:cluster",  # made by environments/Dockerfile
-    replicas: int = 2,  # pods, at least
-    most: int = 10,  # pods, at most
-    workers: int = 2,  # processes of a pod, a core each
-    queue: int = 64,  # rows that may wait in a pod, on average, before there is another
-    monitor: bool = False,  # write a ServiceMonitor, for the operator of Prometheus
+    options: Options = Options(),
 ) -> dict[str, bytes]:
     """The manifest of a service
 
@@ -329,34 +354,18 @@ def files(
     ----------
     v : ModelVersion
         of the registry
-    ref : str, default 'champion'
-        alias that the pods follow, or a version
-    image : str, default 'scalai-nb:cluster'
-        made by environments/Dockerfile
-    replicas : int, default 2
-        pods, at least
-    most : int, default 10
-        pods, at most
-    workers : int, default 2
-        processes of a pod, a core each
-    queue : int, default 64
-        rows that may wait in a pod, on average, before there is another
-    monitor : bool, default False
-        write a ServiceMonitor, for the operator of Prometheus
+    options : Options
     """
-    name = called(v)
+    name, served = called(v), f"{v.name}@{options.ref}"
     labels = {"app": "scalai-serve", "model": name}
     meta = {"name": name, "labels": labels}
     parts = [
-        (
-            _HEAD.format(served=f"{v.name}@{ref}", name=name),
-            _deployment(v, meta, labels, ref, image, replicas, workers),
-        ),
+        (_HEAD.format(served=served, name=name), _deployment(served, meta, labels, options)),
         ("", _service(meta, labels)),
-        (_SCALE, _scaler(meta, replicas, most, queue)),
+        (_SCALE, _scaler(meta, options)),
         ("Nodes are drained one pod at a time.", _budget(meta, labels)),
         ("Who may ask: pods of this namespace, and Prometheus.", _policy(meta, labels)),
     ]
-    if monitor:
+    if options.monitor:
         parts.append(("", _monitor(meta, labels)))
     return {f"{name}.yaml": document(*parts)}

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..environment import Environment, parse_seconds
@@ -24,7 +25,7 @@ from scalai_nb.export.alert_rules import (
 from .kubernetes import document
 
 # %% auto #0
-__all__ = ['files']
+__all__ = ['Options', 'files']
 
 # %% ../../nbs/export/prometheus.ipynb #1ca8a4fb
 _ADDRESS = re.compile(r"[^\s,/]+:\d+")
@@ -77,26 +78,12 @@ The pages are those of
 _RULES = ["rules/recorded.yml", "rules/alerts.yml"]
 
 
-def files(
-    env: Environment,  # its pipelines and models say what was promised
-    interval: str = "15s",  # from scrape to scrape
-    hold: str = "",  # how long anything must be so before it is told; empty: each its own
-    service: str = "127.0.0.1:8080",  # HOST:PORT of each, between commas; empty: none
-    watcher: str = "127.0.0.1:9312",
-    runs: str = "127.0.0.1:9311",
-    stream: str = "",
-    dask: str = "",  # its scheduler's dashboard; empty: that of cluster = tcp://HOST:PORT
-    alertmanager: str = "127.0.0.1:9093",
-    ca: str = "",  # file: the certificate that the service's is signed by
-    token: str = "",  # file: a token of scope operate
-    file_sd: bool = False,  # targets in files of their own, which are read again when they change
-) -> dict[str, bytes]:
-    """Scrape configuration, rules, and the tests of the rules. ParameterError: as `promised` raises
+@dataclass(frozen=True)
+class Options:
+    """How often Prometheus asks, whom, and with what
 
-    Parameters
+    Attributes
     ----------
-    env : Environment
-        its pipelines and models say what was promised
     interval : str, default '15s'
         from scrape to scrape
     hold : str, default ''
@@ -116,16 +103,57 @@ def files(
     file_sd : bool, default False
         targets in files of their own, which are read again when they change
     """
-    pace = _pace(interval, hold)
-    jobs = {
-        "scalai-service": _addresses("service", service),
-        "scalai-watcher": _addresses("watcher", watcher),
-        "scalai-runs": _addresses("runs", runs),
-        "scalai-stream": _addresses("stream", stream),
-        "scalai-dask": _addresses("dask", dask or _dask(env)),
-    }
-    jobs = {name: targets for name, targets in jobs.items() if targets}
-    secured = {"scalai-service": _secured(ca, token)}
+
+    interval: str = "15s"  # from scrape to scrape
+    hold: str = ""  # how long anything must be so before it is told; empty: each its own
+    service: str = "127.0.0.1:8080"  # HOST:PORT of each, between commas; empty: none
+    watcher: str = "127.0.0.1:9312"
+    runs: str = "127.0.0.1:9311"
+    stream: str = ""
+    dask: str = ""  # its scheduler's dashboard; empty: that of cluster = tcp://HOST:PORT
+    alertmanager: str = "127.0.0.1:9093"
+    ca: str = ""  # file: the certificate that the service's is signed by
+    token: str = ""  # file: a token of scope operate
+    file_sd: bool = False  # targets in files of their own, which are read again when they change
+
+    @property
+    def pace(self) -> Pace:
+        "How often, and how long anything must be so. ParameterError: one is no time"
+        try:
+            hold = parse_seconds(self.hold) if self.hold else None
+            pace = Pace(parse_seconds(self.interval), hold)
+        except ParameterError:
+            raise ParameterError(
+                f"interval={self.interval} hold={self.hold}; accepted: times such as 15s or 5m."
+            ) from None
+        if pace.interval < 0.1:
+            raise ParameterError(
+                f"interval={self.interval}; accepted: 0.1 s and more, such as 15s."
+            )
+        return pace
+
+    def jobs(self, env: Environment) -> dict[str, list[str]]:
+        "The addresses of each job that has one. ParameterError: one is no HOST:PORT"
+        jobs = {name: getattr(self, name) for name in ("service", "watcher", "runs", "stream")}
+        jobs["dask"] = self.dask or _dask(env)
+        found = {f"scalai-{name}": _addresses(name, text) for name, text in jobs.items()}
+        return {name: addresses for name, addresses in found.items() if addresses}
+
+
+def files(
+    env: Environment,  # its pipelines and models say what was promised
+    options: Options = Options(),
+) -> dict[str, bytes]:
+    """Scrape configuration, rules, and the tests of the rules. ParameterError: as `promised` raises
+
+    Parameters
+    ----------
+    env : Environment
+        its pipelines and models say what was promised
+    options : Options
+    """
+    pace, jobs = options.pace, options.jobs(env)
+    secured = {"scalai-service": _secured(options.ca, options.token)}
     config: dict[str, Any] = {
         "global": {
             "scrape_interval": span(pace.interval),
@@ -134,32 +162,20 @@ def files(
         },
         "rule_files": _RULES,
         "scrape_configs": [
-            _job(name, targets, file_sd, secured.get(name, {})) for name, targets in jobs.items()
+            _job(name, targets, options.file_sd, secured.get(name, {}))
+            for name, targets in jobs.items()
         ],
     }
-    if managers := _addresses("alertmanager", alertmanager):
+    if managers := _addresses("alertmanager", options.alertmanager):
         told = {"alertmanagers": [{"static_configs": [{"targets": managers}]}]}
         config["alerting"] = told
-    ports = {"service": service, "watcher": watcher, "runs": runs, "stream": stream}
-    head = _HEAD.format(**{name: at or "not scraped" for name, at in ports.items()})
+    asked = {name: at or "not scraped" for name, at in asdict(options).items()}
+    head = _HEAD.format(**asked)
     written = {"prometheus.yml": document((head, config), flow=False), **_rules(env, pace)}
-    if file_sd:
+    if options.file_sd:
         for name, targets in jobs.items():
             written[_sd(name)] = document(("", [{"targets": targets}]), flow=False)
     return written
-
-
-def _pace(interval: str, hold: str) -> Pace:
-    "How often and how long"
-    try:
-        pace = Pace(parse_seconds(interval), parse_seconds(hold) if hold else None)
-    except ParameterError:
-        raise ParameterError(
-            f"interval={interval} hold={hold}; accepted: times such as 15s or 5m."
-        ) from None
-    if pace.interval < 0.1:
-        raise ParameterError(f"interval={interval}; accepted: 0.1 s and more, such as 15s.")
-    return pace
 
 
 def _rules(env: Environment, pace: Pace) -> dict[str, bytes]:

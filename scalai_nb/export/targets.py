@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from hashlib import sha256
 from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..environment import Environment
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['TARGETS', 'MARK', 'register', 'target', 'is_of_project', 'options_of', 'parsed',
-           'write', 'export']
+           'write', 'made', 'export']
 
 # %% ../../nbs/export/targets.ipynb #bdf01d7b
 _OF_MODELS = "triton", "kserve", "kubernetes"
@@ -33,7 +34,7 @@ TARGETS = {name: f"scalai_nb.export.{name}" for name in (*_OF_MODELS, *_OF_PROJE
 
 def register(
     name: str,  # by which the target is called
-    module: str,  # with a function `files`, by its full name
+    module: str,  # with `files` and `Options`, by its full name
 ) -> None:
     """Add a target
 
@@ -42,27 +43,27 @@ def register(
     name : str
         by which the target is called
     module : str
-        with a function `files`, by its full name
+        with `files` and `Options`, by its full name
     """
     TARGETS[name] = module
 
 
-def target(name: str) -> Callable[..., dict[str, bytes]]:
-    "The function that makes the files of a target. ParameterError: there is no such target"
+def target(name: str) -> ModuleType:
+    "The module of a target: its `files` and `Options`. ParameterError: there is no such target"
     if name not in TARGETS:
         raise ParameterError(unknown(name, TARGETS, "the targets of an export"))
-    return import_module(TARGETS[name]).files
+    return import_module(TARGETS[name])
 
 
 def is_of_project(name: str) -> bool:
     "Whether a target is about a project; else it is about a version of a model"
-    first = next(iter(signature(target(name), eval_str=True).parameters.values()))
-    return first.annotation is Environment
+    subject, *_ = signature(target(name).files, eval_str=True).parameters.values()
+    return subject.annotation is Environment
 
 # %% ../../nbs/export/targets.ipynb #b5e57b5e
 def options_of(name: str) -> dict[str, Parameter]:
     "The options of a target, as `inspect` describes them"
-    return dict(list(signature(target(name), eval_str=True).parameters.items())[1:])
+    return dict(signature(target(name).Options, eval_str=True).parameters)
 
 
 def parsed(
@@ -147,6 +148,34 @@ def write(
     return [folder / name for name in files]
 
 # %% ../../nbs/export/targets.ipynb #92bbfc32
+def made(
+    name: str,  # of TARGETS
+    subject: ModelVersion | Environment,  # what it is about: a version, or a project
+    **options: Any,  # of the target
+) -> dict[str, bytes]:  # content by path in a folder
+    """The files that a target reads. ParameterError: it is about something else
+
+    Parameters
+    ----------
+    name : str
+        of TARGETS
+    subject : ModelVersion | Environment
+        what it is about: a version, or a project
+    **options : Any
+        of the target
+
+    Returns
+    -------
+    dict[str, bytes]
+        content by path in a folder
+    """
+    if isinstance(subject, Environment) != is_of_project(name):
+        wanted = "an environment" if is_of_project(name) else "a version of the registry"
+        raise ParameterError(f"{name} is about {wanted}, not {subject!r}; pass one.")
+    module = target(name)
+    return module.files(subject, module.Options(**options))
+
+
 def export(
     name: str,  # of TARGETS
     subject: ModelVersion | Environment,  # what it is about: a version, or a project
@@ -156,7 +185,7 @@ def export(
     dry_run: bool = False,  # write nothing
     **options: Any,  # of the target
 ) -> list[Path]:  # what is written, or would be
-    """Write what a target reads. ParameterError: it is about something else
+    """Write the files that a target reads. ParameterError, Conflict: as of `made` and `write`
 
     Parameters
     ----------
@@ -178,7 +207,4 @@ def export(
     list[Path]
         what is written, or would be
     """
-    if isinstance(subject, Environment) != is_of_project(name):
-        wanted = "an environment" if is_of_project(name) else "a version of the registry"
-        raise ParameterError(f"{name} is about {wanted}, not {subject!r}; pass one.")
-    return write(target(name)(subject, **options), folder, force, dry_run)
+    return write(made(name, subject, **options), folder, force, dry_run)

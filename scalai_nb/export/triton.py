@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from ..models.registry.catalog import ModelVersion
 from ..serving.scoring.scorer import Column, array_of
 
 # %% auto #0
-__all__ = ['raw', 'files']
+__all__ = ['raw', 'Options', 'files']
 
 # %% ../../nbs/export/triton.ipynb #f6545f58
 # Triton's type by that of the graph's input
@@ -73,11 +74,28 @@ def _outputs(graph: bytes) -> list[tuple[str, str, int]]:
     return [(n, types[t.elem_type], t.shape.dim[1].dim_value) for n, t in found]
 
 
+@dataclass(frozen=True)
+class Options:
+    """How Triton runs the model
+
+    Attributes
+    ----------
+    instances : int, default 1
+        copies of the model that run at once
+    gpu : bool, default False
+        on each GPU, rather than on the CPU
+    batch : int, default 256
+        rows of a batch, at most
+    """
+
+    instances: int = 1  # copies of the model that run at once
+    gpu: bool = False  # on each GPU, rather than on the CPU
+    batch: int = 256  # rows of a batch, at most
+
+
 def files(
     v: ModelVersion,  # of the registry
-    instances: int = 1,  # copies of the model that run at once
-    gpu: bool = False,  # on each GPU, rather than on the CPU
-    batch: int = 256,  # rows of a batch, at most
+    options: Options = Options(),
 ) -> dict[str, bytes]:  # by path in the repository
     """The model repository of a version
 
@@ -87,12 +105,7 @@ def files(
     ----------
     v : ModelVersion
         of the registry
-    instances : int, default 1
-        copies of the model that run at once
-    gpu : bool, default False
-        on each GPU, rather than on the CPU
-    batch : int, default 256
-        rows of a batch, at most
+    options : Options
 
     Returns
     -------
@@ -115,10 +128,10 @@ def files(
         version=v,
         digest=v.digest,
         name=json.dumps(v.name),
-        batch=batch,
+        batch=options.batch,
         number=v.version,
-        kind="KIND_GPU" if gpu else "KIND_CPU",
-        instances=instances,
+        kind="KIND_GPU" if options.gpu else "KIND_CPU",
+        instances=options.instances,
         inputs="\n".join(
             f"input [ {{ name: {quoted[n]}, data_type: {_TYPES[t]}, dims: [ 1 ] }} ]"
             for n, t in inputs.items()

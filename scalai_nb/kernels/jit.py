@@ -19,6 +19,8 @@ from llvmlite import ir
 from numba import extending, types
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.cgutils import get_or_insert_function
+from numba.core.typing.context import BaseContext
+from numba.core.typing.templates import Signature
 from numba.np.arrayobj import make_array
 
 intrinsic: Any = extending.intrinsic  # numba passes the first argument
@@ -77,7 +79,11 @@ def njit(function: Callable | None = None, **options) -> Any:
 
 
 @intrinsic
-def ask(typingctx, x, i):
+def ask(
+    typingctx: BaseContext,  # given by numba
+    x: types.Array,
+    i: types.Integer,
+) -> tuple[Signature, Callable]:  # and what writes the code
     "Have the processor fetch x[i], which need not exist, into the cache"
 
     def codegen(context, builder, signature, args):

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ from .tracker import Tracker
 from ..redaction import Secrets
 
 # %% auto #0
-__all__ = ['signals', 'Runner', 'run', 'cancel']
+__all__ = ['signals', 'RunOptions', 'Runner', 'run', 'cancel']
 
 # %% ../../nbs/pipeline/runner.ipynb #1dc34341
 if TYPE_CHECKING:
@@ -76,14 +77,12 @@ def _check_writable(env: Environment) -> None:
             )
 
 
-class Runner:
-    """Carries out one run of a pipeline; call it once
+@dataclass(frozen=True)
+class RunOptions:
+    """How a pipeline is run
 
-    Parameters
+    Attributes
     ----------
-    pipeline : Pipeline
-        its parameters bound
-    env : Environment
     jobs : int | None, default None
         steps at once; None: the environment's
     force : bool, default False
@@ -94,6 +93,27 @@ class Runner:
         wait for another run of the pipeline to end instead of refusing
     take_over : bool, default False
         make datasets of other pipelines that it writes its own
+    keep_kernel : float, default 0.0
+        seconds that the kernel of a step that fails stays, to attach to
+    """
+
+    jobs: int | None = None  # steps at once; None: the environment's
+    force: bool = False  # execute every step, cached or not
+    from_step: str | None = None  # execute this step and what depends on it, cached or not
+    queue: bool = False  # wait for another run of the pipeline to end instead of refusing
+    take_over: bool = False  # make datasets of other pipelines that it writes its own
+    keep_kernel: float = 0.0  # seconds that the kernel of a step that fails stays, to attach to
+
+
+class Runner:
+    """Carries out one run of a pipeline; call it once
+
+    Parameters
+    ----------
+    pipeline : Pipeline
+        its parameters bound
+    env : Environment
+    options : RunOptions
     on_event : OnEvent
         called with every event
     on_end : Callable[[Run], Any]
@@ -104,24 +124,15 @@ class Runner:
         self,
         pipeline: Pipeline,  # its parameters bound
         env: Environment,
+        options: RunOptions = RunOptions(),
         *,
-        jobs: int | None = None,  # steps at once; None: the environment's
-        force: bool = False,  # execute every step, cached or not
-        from_step: str | None = None,  # execute this step and what depends on it, cached or not
-        queue: bool = False,  # wait for another run of the pipeline to end instead of refusing
-        take_over: bool = False,  # make datasets of other pipelines that it writes its own
         on_event: OnEvent = lambda run, event: None,  # called with every event
         # called when the run has ended and before the trackers are told, say to write the report
         on_end: Callable[[Run], Any] = lambda run: None,
     ):
         self.pipeline = pipeline
         self.env = env
-        self.jobs = jobs or env.jobs
-        self.force = force
-        self.from_step = from_step
-        self.queue = queue
-        self.take_over = take_over
-        self.keep_kernel = 0.0  # seconds that the kernel of a step that fails stays; 0: it ends
+        self.options = options
         self.on_end = on_end
         # as keyed, whatever is edited meanwhile
         self.notebooks = {s.name: read_notebook(s.path) for s in pipeline.steps}
@@ -136,13 +147,13 @@ class Runner:
     def __call__(self) -> Run:
         "The run, whatever became of it; errors are raised only before anything was started"
         _check_writable(self.env)
-        if self.from_step:
-            self.pipeline[self.from_step]  # ParameterError when there is none
-        self.pipeline.validate(self.env, take_over=self.take_over)
+        if self.options.from_step:
+            self.pipeline[self.options.from_step]  # ParameterError when there is none
+        self.pipeline.validate(self.env, take_over=self.options.take_over)
         name = self.pipeline.name
         lock = Path(self.env.runs) / f".{name}.lock"
         with ExitStack() as stack:
-            stack.enter_context(exclusive(lock, name, self.run.id, self.queue))
+            stack.enter_context(exclusive(lock, name, self.run.id, self.options.queue))
             stack.enter_context(self.tracker)
             self.plan = self._plan()
             self.recorder.open(stack, self._started())
@@ -154,7 +165,7 @@ class Runner:
             if self.env.run_timeout:
                 stack.enter_context(self._alarm(self.env.run_timeout))
             try:
-                schedule(self.jobs)
+                schedule(self.options.jobs or self.env.jobs)
             finally:
                 self._close()
         return self.run
@@ -186,7 +197,8 @@ class Runner:
             timer.cancel()
 
     def _plan(self) -> Plan:
-        return Plan.make(self.pipeline, self.env, self.force, self.from_step)
+        how = self.options
+        return Plan.make(self.pipeline, self.env, how.force, how.from_step)
 
     def _started(self) -> Event:
         "What is told of the run when it starts"
@@ -210,8 +222,8 @@ class Runner:
             tracker=self.tracker,
             cache=self.plan.cache,
             secrets=self.pipeline.secrets,
-            keep=self.keep_kernel,
-            take_over=self.take_over,
+            keep=self.options.keep_kernel,
+            take_over=self.options.take_over,
         )
 
     def _close(self) -> None:
@@ -237,9 +249,8 @@ def run(
     # a display of pipeline.progress; None: the one that fits where the output goes
     show: Plain | LiveTable | None = None,
     *,
-    keep_kernel: float = 0.0,  # seconds that the kernel of a step that fails stays, to attach to
     metrics: str = "",  # for Prometheus: a port, HOST:PORT or a file; empty: nowhere
-    **options: Any,  # of Runner: jobs, force, from_step, queue, take_over
+    **options: Any,  # of RunOptions: jobs, force, from_step, queue, take_over, keep_kernel
 ) -> Run:  # the run, whatever became of it
     """Run `pipeline` with progress, and write its report
 
@@ -253,12 +264,10 @@ def run(
         step -> {parameter: value or text}
     show : Plain | LiveTable | None, default None
         a display of pipeline.progress; None: the one that fits where the output goes
-    keep_kernel : float, default 0.0
-        seconds that the kernel of a step that fails stays, to attach to
     metrics : str, default ''
         for Prometheus: a port, HOST:PORT or a file; empty: nowhere
     **options : Any
-        of Runner: jobs, force, from_step, queue, take_over
+        of RunOptions: jobs, force, from_step, queue, take_over, keep_kernel
 
     Returns
     -------
@@ -277,10 +286,8 @@ def run(
             for listener in listeners:
                 listener(run, event)
 
-        runner = Runner(
-            loaded, env, on_event=on_event, on_end=partial(write_report, env=env), **options
-        )
-        runner.keep_kernel = keep_kernel
+        how, on_end = RunOptions(**options), partial(write_report, env=env)
+        runner = Runner(loaded, env, how, on_event=on_event, on_end=on_end)
         done = runner()
     for line in runner.tracker.said:
         print(line, file=sys.stderr)

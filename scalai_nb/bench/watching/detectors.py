@@ -103,12 +103,13 @@ def _tested(level: float, shared: bool) -> Callable[[Stretch], Array]:
     "Kolmogorov-Smirnov of each feature below a level, which all features may share"
     from scipy.stats import ks_2samp
 
+    def p_value(x: Array, y: Array) -> float:
+        tested: Any = ks_2samp(x, y, method="asymp")
+        return tested.pvalue
+
     def decide(s: Stretch) -> Array:
         features = range(len(s.reference))
-        p = [
-            [ks_2samp(s.reference[i], x[i], method="asymp").pvalue for i in features]  # pyright: ignore[reportAttributeAccessIssue]
-            for x in s.windows
-        ]
+        p = [[p_value(s.reference[i], x[i]) for i in features] for x in s.windows]
         return np.array(p) < level / (len(features) if shared else 1)
 
     return decide
