@@ -69,7 +69,7 @@ def proposed(tmp_path: Path, *texts: str) -> str:
 def test_a_notebook_is_adopted_planned_run_and_told_another_value(there):
     path = stranger(there.root / "my trips.ipynb", *TRIPS)
     before = json.loads(path.read_text(encoding="utf-8"))
-    done = there.scalai("adopt", path.name, "--yes")
+    done = there.said("adopt", path.name, "--yes")
     assert done.returncode == 0, done.stderr
     after = json.loads(path.read_text(encoding="utf-8"))
     assert contract(path) == (

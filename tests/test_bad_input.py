@@ -125,7 +125,7 @@ def test_a_second_run_at_once(tmp_path):
     first = project.start("run", "toy")
     try:
         project.wait_for("started.")
-        done = project.scalai("run", "toy")
+        done = project.said("run", "toy")
         assert (
             done.returncode == 2
             and "toy is being run already, by toy-" in done.stderr

@@ -41,20 +41,20 @@ def run(project: Project) -> dict:
 def test_what_one_checkout_has_run_the_other_does_not(tmp_path):
     ada, bo = checkout(tmp_path / "ada"), checkout(tmp_path / "bo")
     first = run(ada)
-    planned = bo.scalai("plan", "toy", COLUMNS="200").stdout
+    planned = bo.said("plan", "toy", COLUMNS="200").stdout
     assert f"made by {first['id']} in {ada.root}" in planned, planned
     second = run(bo)
     assert {status for status, _ in statuses(second).values()} == {"cached"}
     double = second["steps"][1]
     assert double["written"] == first["steps"][1]["written"]
     assert double["metrics"] == {"mass": 7.0} and double["made"].startswith(first["id"])
-    assert bo.scalai("show", "latest", "double").returncode == 0
+    assert bo.said("show", "latest", "double").returncode == 0
     report = bo.root / ".scalai/runs" / second["id"] / "report.html"
     assert f"made by {first['id']}" in report.read_text()
     (bo.root / "pipelines/toy/helper.py").write_text("rows = [1.0, 2.0]\n")
     changed = run(bo)
     assert {status for status, _ in statuses(changed).values()} == {"completed"}
-    assert "output a was changed since" in ada.scalai("plan", "toy", COLUMNS="200").stdout
+    assert "output a was changed since" in ada.said("plan", "toy", COLUMNS="200").stdout
     shutil.copy(bo.root / "pipelines/toy/helper.py", ada.root / "pipelines/toy/helper.py")
     ada.step("02_check", f'{IO}b: In = "b"', "assert read(b).sizes['row'] == 2")
     third = {name: status for name, (status, _) in statuses(run(ada)).items()}

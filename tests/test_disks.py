@@ -66,7 +66,7 @@ def test_a_disk_that_fills_between_two_publications(project_with_lake):
     project.step("01_b", OUT + 'a: In = "a"\nb: Out = "b"', WRITE.format("b", 5))
     again = project.said("run", "toy")
     assert again.returncode == 0 and Lake(lake).read("b").x.size == 5, again.stdout
-    assert project.scalai("lake", "verify").returncode == 0
+    assert project.said("lake", "verify").returncode == 0
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_two_pipelines_that_write_one_dataset_at_once(tmp_path):
         assert "Traceback" not in out + err
         assert status == 0 or "conflict" in out or "--take-over" in out, out
     assert Lake(tmp_path / ".scalai/lake").read("a").x.size in (3, 5)
-    assert project.scalai("lake", "verify").returncode == 0
+    assert project.said("lake", "verify").returncode == 0
 
 
 def test_a_run_of_a_day_when_the_clock_was_wrong_is_not_the_latest_for_ever(tmp_path):

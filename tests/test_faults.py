@@ -127,7 +127,7 @@ def test_a_group_of_processes_over_the_memory_limit(project):
 
 def test_an_error_in_a_cell(project):
     project.bad("1/0")
-    check_failed(project, project.scalai("run", "toy"), "cell_error", "cell 4: ZeroDivisionError")
+    check_failed(project, project.said("run", "toy"), "cell_error", "cell 4: ZeroDivisionError")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -162,7 +162,7 @@ def test_cancelled_though_the_cell_will_not_listen(project):
     )
     process = project.start("run", "toy")
     project.wait_for("deaf.", "01_bad")
-    assert project.scalai("cancel").stdout.strip().endswith("cancelled")
+    assert project.said("cancel").stdout.strip().endswith("cancelled")
     process.communicate(timeout=30)
     assert process.returncode == 1
     assert cells(project.show(), "bad") == ["completed", "completed", "cancelled", "not_run"]
@@ -172,7 +172,7 @@ def test_a_run_over_its_time_limit(project):
     project.bad("import time; time.sleep(60)")
     check_failed(
         project,
-        project.said("run", "toy", SCALAI_RUN_TIMEOUT="15s"),
+        project.said("run", "toy", SCALAI_RUN_TIMEOUT="8s"),
         "run_timeout",
         "run_timeout in settings.ini",
     )
@@ -197,8 +197,8 @@ def test_a_runner_that_is_killed_takes_its_kernels_along(project):
         "after": ("not_run", None),
     }
     assert cells(run, "bad") == ["completed", "completed", "lost", "not_run"]
-    assert "before" in project.scalai("show", "latest", "bad").stdout
-    assert project.scalai("report").returncode == 0
+    assert "before" in project.said("show", "latest", "bad").stdout
+    assert project.said("report").returncode == 0
     check_resumes(project)
 
 
@@ -211,10 +211,10 @@ def test_a_full_disk_under_the_run_records(project, small_disk):
     assert (
         done.returncode == 1 and "disk_full" in done.stdout and "no space was left" in done.stdout
     ), done.stdout + done.stderr
-    run = json.loads(project.scalai("show", "--json", SCALAI_RUNS=str(small_disk)).stdout)
+    run = json.loads(project.said("show", "--json", SCALAI_RUNS=str(small_disk)).stdout)
     assert run["status"] == "failed" and statuses(run)["bad"] == ("failed", "disk_full")
     assert cells(run, "bad") == ["completed", "completed", "failed", "not_run"]
-    assert "before" in project.scalai("show", "latest", "bad", SCALAI_RUNS=str(small_disk)).stdout
+    assert "before" in project.said("show", "latest", "bad", SCALAI_RUNS=str(small_disk)).stdout
 
 
 def test_a_full_disk_under_the_lake(project, small_disk):
@@ -228,7 +228,7 @@ def test_a_full_disk_under_the_lake(project, small_disk):
         done.stdout + done.stderr
     )
     assert (
-        project.scalai("lake", "ls", "--json", SCALAI_LAKE=str(small_disk)).stdout.count('"name"')
+        project.said("lake", "ls", "--json", SCALAI_LAKE=str(small_disk)).stdout.count('"name"')
         == 1
     )
 
@@ -275,5 +275,5 @@ def test_a_run_says_which_commit_it_ran(project):
 
 @pytest.mark.parametrize("name", ["lake", "models", "runs"])
 def test_a_folder_that_cannot_be_written_is_refused_before_the_run(project, name):
-    done = project.scalai("run", "toy", **{f"SCALAI_{name.upper()}": "/proc/nothing"})
+    done = project.said("run", "toy", **{f"SCALAI_{name.upper()}": "/proc/nothing"})
     assert done.returncode == 2 and f"{name} = /proc/nothing cannot be written" in done.stderr

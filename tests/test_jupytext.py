@@ -30,7 +30,7 @@ def cells(path):
 
 
 def plan(project):
-    done = project.scalai("plan", "toy", "--json")
+    done = project.said("plan", "toy", "--json")
     assert done.returncode == 0, done.stderr
     return [(s["name"], s["status"]) for s in json.loads(done.stdout)["steps"]]
 
@@ -68,5 +68,5 @@ def test_a_text_beside_a_step_is_none_and_makes_none_stale(project):
 @pytest.mark.parametrize("command", ["run", "plan", "adopt"])
 def test_a_text_alone_is_refused_with_what_makes_a_notebook_of_it(project, command):
     (project.root / "00_a.py").write_text("# %% tags=['parameters']\nn: int = 3\n")
-    done = project.scalai(command, "00_a.py")
+    done = project.said(command, "00_a.py")
     assert done.returncode == 2 and "jupytext --to ipynb" in done.stderr

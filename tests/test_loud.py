@@ -93,5 +93,5 @@ def test_a_loud_step_leaves_one_file_with_the_whole_and_a_report_that_opens(tmp_
     command = note[2].removesuffix(" prints all of it").split()
     whole = project.scalai(*command[1:])
     assert len(whole.stdout) == 110_000 * 100 + 9**7 + 1
-    refused = project.scalai("show", "latest", "--whole")
+    refused = project.said("show", "latest", "--whole")
     assert refused.returncode == 2 and "name one" in refused.stderr

@@ -117,7 +117,7 @@ def test_a_version_can_be_asked_for(project):
         "from scalai_nb.pipeline import read\nprint('rows', read(a).sizes['row'])",
         pipeline="other",
     )
-    assert project.scalai("run", "other").returncode == 0
+    assert project.said("run", "other").returncode == 0
     assert "rows 3" in project.said("show", "latest", "reader").stdout
 
 
@@ -142,11 +142,11 @@ def test_what_was_measured_is_recorded_and_what_is_of_models_is_refused(tmp_path
     text = CONTRACT + 'a: Out = "a"'
     ending = WRITE.format("a", 3).removesuffix(")")
     project.step("00_a", text, f"{ending}, metrics={{'gap': np.float32(0.5)}})")
-    assert project.scalai("run", "toy").returncode == 0
+    assert project.said("run", "toy").returncode == 0
     env = environment("laptop", settings=tmp_path / "settings.ini")
     assert load_run(env, "latest").step("a").metrics == {"gap": 0.5}
     project.step("00_a", text, f"{ending}, alias='champion')")
-    done = project.scalai("run", "toy")
+    done = project.said("run", "toy")
     assert done.returncode == 1 and "alias is of models" in done.stdout
 
 
@@ -198,7 +198,7 @@ def test_a_secret_is_written_nowhere(project):
         "from scalai_nb.pipeline import Secret\nprint('it is', Secret(token).value)",
         WRITE.format("a", "3"),
     )
-    done = project.scalai("run", "toy")
+    done = project.said("run", "toy")
     assert done.returncode == 2 and "TOKEN is not set" in done.stderr
     done = project.scalai("run", "toy", TOKEN='hunter2"x')
     assert done.returncode == 0 and "it is ***" in project.said("show", "latest", "a").stdout
@@ -332,7 +332,7 @@ def test_the_notebook_is_a_fold_over_the_logs(project):
 def test_bytes_written_stay_a_small_multiple(tmp_path):
     project = Project(tmp_path)
     project.step("00_loud", "n: int = 1", *["print('x' * 100_000)"] * 60)
-    assert project.scalai("run", "toy").returncode == 0
+    assert project.said("run", "toy").returncode == 0
     folder = next(project.root.glob(".scalai/runs/toy-*"))
     final = (folder / "00_loud.ipynb").stat().st_size
     assert (

@@ -80,7 +80,7 @@ def test_what_holds_no_secret_is_left_alone(text):
 @pytest.mark.parametrize("secret", ["display_data", "completed"])
 def test_the_protocol_is_left_alone(tmp_path, secret):
     project = leaking(tmp_path, secret)
-    done = project.scalai("run", "toy", "--json", TOKEN=secret)
+    done = project.said("run", "toy", "--json", TOKEN=secret)
     assert json.loads(done.stdout)["status"] == "completed"
     assert MASK in project.said("show", "latest", "tell").stdout
 
@@ -184,7 +184,7 @@ def test_a_secret_leaves_through_no_exit(tmp_path, seed):
     path = project.root / "pipelines/toy/00_tell.ipynb"
     path.write_text(path.read_text().replace('"told = spelled"', json.dumps(SPELL)))
     done = project.scalai("run", "toy", "--plain", TOKEN=secret)
-    shown = project.scalai("show", "latest", "tell", TOKEN=secret)
+    shown = project.said("show", "latest", "tell", TOKEN=secret)
     record = project.show()
     assert statuses(record) == {"tell": ("failed", "cell_error"), "other": ("completed", None)}
     assert "not given" in project.said("show", "latest", "other").stdout

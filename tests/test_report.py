@@ -84,7 +84,7 @@ def test_a_cached_step_says_from_where(orchard_env):
     project = Project(orchard_env.root)
     first = load_run(orchard_env)
     settings = (orchard_env.root / "settings.ini").read_text()
-    done = project.scalai("run", "orchard", "--json")
+    done = project.said("run", "orchard", "--json")
     assert done.returncode == 0, done.stderr
     assert (orchard_env.root / "settings.ini").read_text() == settings
     said = texts((load_run(orchard_env).folder / "report.html").read_text())
@@ -122,7 +122,7 @@ def test_a_failure_says_where_why_and_what_to_do(broken):
 def test_the_command_writes_it_again_with_what_the_gate_said(orchard_env):
     run = load_run(orchard_env)
     (run.folder / "report.html").unlink()
-    done = Project(orchard_env.root).scalai("report", run.id)
+    done = Project(orchard_env.root).said("report", run.id)
     assert done.stdout.strip() == str(run.folder / "report.html"), done.stderr
     assert "It is the champion." in (run.folder / "report.html").read_text()
 
