@@ -33,6 +33,7 @@ from scalai_nb.commands.observing.retrainer import (
 from ..terminal import Env, Json, Metrics, out
 from ...environment import environment
 from ...errors import ParameterError, ScalaiError
+from ...memory import few_arenas, give_back
 from ...words import value
 
 if TYPE_CHECKING:
@@ -264,6 +265,7 @@ def watch(
     as_json: Json = False,
 ) -> None:
     "Say which windows of new rows have moved away from what is normal, until Ctrl-C or SIGTERM."
+    few_arenas()  # before anything has threads
     from scalai_nb.data.lake.lake import Lake
     from scalai_nb.exposition import exposed
     from scalai_nb.monitoring.watch_metrics import Seen
@@ -309,5 +311,6 @@ def watch(
                 then(looking, found)
             if once or dry_run:
                 return
+            give_back()
             stop.wait(min(60.0, seconds / 10 or 10.0))
             looking = looking if against else begin()  # another version may be champion by now
