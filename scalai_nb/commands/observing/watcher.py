@@ -289,7 +289,8 @@ def watch(
     if policy and replay:
         return out(replayed(policy, windows(lake, looking.dataset), seconds), as_json, table)
     after: list[Then] = []
-    beside = None if against else Beside(lake, name, every if seconds else "", restart)
+    length_of = every if seconds else ""
+    beside = None if against else Beside(lake, name, length_of, restart, place.worker_price)
     if beside:
         after.append(_measured(beside, dry_run, as_json))
     if not dry_run:
