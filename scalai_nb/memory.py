@@ -14,7 +14,7 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['TIGHT', 'LIBRARIES', 'machine_memory', 'memory_limit', 'memory_used', 'memory_free',
-           'thrifty', 'hold', 'block_bytes', 'side_by_side']
+           'thrifty', 'few_arenas', 'give_back', 'hold', 'block_bytes', 'side_by_side']
 
 # %% ../nbs/memory.ipynb #7fbf2b9e
 def machine_memory() -> int:
@@ -81,6 +81,18 @@ def thrifty(
 _ARENAS = -8  # of mallopt(3): M_ARENA_MAX
 
 
+def few_arenas() -> None:
+    "Let malloc have two arenas from now on, not one for each thread: each keeps what is free in it"
+    with suppress(AttributeError, OSError):  # not of every system
+        ctypes.CDLL(None).mallopt(_ARENAS, 2)
+
+
+def give_back() -> None:
+    "Give what is free back to the system, where malloc can"
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def hold(
     soft: int,  # bytes that it may take
     hard: int,  # bytes that it may raise that to; -1: any
@@ -97,8 +109,7 @@ def hold(
     for name, value in thrifty(soft).items():
         os.environ.setdefault(name, value)
     if soft < TIGHT:
-        with suppress(AttributeError, OSError):  # not of every system
-            ctypes.CDLL(None).mallopt(_ARENAS, 2)
+        few_arenas()
         if arrow := sys.modules.get("pyarrow"):
             arrow.set_memory_pool(arrow.system_memory_pool())
     resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

@@ -276,6 +276,26 @@ def test_the_slider_of_a_mailed_file_moves_by_keys_and_says_what_it_costs(files,
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium; apt install chromium")
+def test_a_chart_is_saved_as_a_picture_light_and_dark(files):
+    from PIL import Image
+
+    with visiting("file://", "data:") as visit:
+        visit.page.goto(f"file://{files}/quality.html")
+        link = visit.page.get_by_role("link", name="leak recall, as SVG")
+        assert link.get_attribute("download") == "leak%20recall.svg"
+        for scheme in ("light", "dark"):
+            visit.page.emulate_media(color_scheme=scheme)
+            with visit.page.expect_download() as saved:
+                visit.page.get_by_role("button", name="leak recall, as PNG").click()
+            assert saved.value.suggested_filename == "leak%20recall.png"
+            picture = Image.open(saved.value.path()).convert("RGB")
+            colours = {colour: n for n, colour in picture.getcolors(2**24)}
+            assert colours[255, 255, 255] > 0.5 * picture.width * picture.height
+            assert (0x3A, 0x6F, 0xD8) in colours and picture.width == 1400  # the line by labels
+        assert (visit.errors, visit.outside) == ([], [])
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium; apt install chromium")
 def test_the_pages_are_without_fault_light_and_dark_and_on_a_phone(files):
     axe = tool("axe")
     for width, scheme in ((1180, "light"), (390, "dark")):

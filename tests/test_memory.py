@@ -97,6 +97,28 @@ def test_libraries_set_little_aside_within_a_tight_limit(lake):
     assert means == pytest.approx({name: float(x) for name, x in rows.items()}, rel=1e-6)
 
 
+def test_threads_that_come_and_go_leave_nothing_behind_that_is_free():
+    code = """
+from threading import Barrier, Thread
+from psutil import Process
+from scalai_nb.memory import few_arenas, give_back
+few_arenas()
+met, kept = Barrier(16), []
+def work():
+    met.wait()
+    parts = [bytes(9_000) for _ in range(1_000)]
+    kept.extend(parts[::200])
+    met.wait()
+threads = [Thread(target=work) for _ in range(16)]
+before = Process().memory_info().rss
+[t.start() for t in threads]
+[t.join() for t in threads]
+give_back()
+print((Process().memory_info().rss - before) / 1e6)"""
+    words = [sys.executable, "-c", code]
+    assert float(subprocess.run(words, capture_output=True, text=True, check=True).stdout) < 20
+
+
 @pytest.mark.campaign
 @pytest.mark.timeout(1800)
 def test_ten_gigabytes_are_written_described_and_restored_within_four(tmp_path):

@@ -14,7 +14,7 @@ import xarray as xr
 from conftest import ROOT
 from toy import Project
 
-from scalai_nb.commands.observing.measured import Beside, measuring
+from scalai_nb.commands.observing.measured import Beside, measuring, plain_quality
 from scalai_nb.data.lake.lake import Lake
 from scalai_nb.errors import Conflict, ParameterError
 from scalai_nb.evaluation.binary import evaluate_binary
@@ -98,6 +98,33 @@ def test_each_version_of_a_window_flags_at_its_own_threshold(lake):
     look(lake)
     kept = {w.version: w.threshold for w in qualities(lake, "late") if w.start == START}
     assert kept == {"1": 0.4, "2": 0.7}
+
+
+def test_what_a_thousand_predictions_cost_is_the_time_of_their_requests_at_the_price(lake):
+    hours = [asked(0), asked(1)]
+    together = hours[0].isel(row=[0] * 50).assign(id=hours[0].id[:50])  # a request of fifty rows
+    put(lake, xr.concat([together, *hours], "row").assign(id=("row", [*map(str, range(250))])))
+    (w,) = look(lake, price=2.0)
+    ms = float(hours[0].latency_ms.sum())  # the fifty rows took as long as their one request
+    assert w.served.cost_per_1000 == pytest.approx(2 * ms / 3.6e6 / 150 * 1000)
+    assert plain_quality(w)["cost_per_1000"] == w.served.cost_per_1000
+    limit = w.served.cost_per_1000
+    dear, cheap = ({"cost_per_1000": f"<= {x * limit}"} for x in (0.9, 1.1))
+    assert goal_signals(lake, "late", dear)[0].alarm
+    assert not goal_signals(lake, "late", cheap)[0].alarm
+
+
+def test_windows_of_an_earlier_scalai_have_no_cost_and_later_ones_do(lake):
+    put(lake, asked(0), asked(1))
+    look(lake)
+    state = lake.state("late.quality")
+    lake.evolve("late.quality", drop=["served_cost_per_1000"], breaking=True)
+    assert np.isnan(qualities(lake, "late")[0].served.cost_per_1000)
+    put(lake, asked(2))
+    assert lake.state("late.quality") == state
+    look(lake, price=1.0)
+    first, second = (w.served.cost_per_1000 for w in qualities(lake, "late"))
+    assert np.isnan(first) and second > 0
 
 
 # --- each label once ------------------------------------------------------------------------------

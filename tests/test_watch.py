@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -305,6 +306,13 @@ def test_a_model_says_what_its_columns_weigh(tmp_path):
 # --- the command ----------------------------------------------------------------------------------
 
 
+def heaps(pid: int) -> int:
+    "Stretches of memory that threads have of malloc: each begins at a multiple of 64 MB"
+    maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    starts = (line.split("-")[0] for line in maps if len(line.split()) == 5)
+    return sum(int(start, 16) % 2**26 == 0 for start in starts)
+
+
 def test_the_command(tmp_path):
     project = Project(tmp_path, "cluster = none\ntrackers = none\nlake = lake\n")
     lake = Lake(tmp_path / "lake", author="ada")
@@ -328,6 +336,7 @@ def test_the_command(tmp_path):
     lake.append("a", rows(hours(106, 2)))
     daemon = project.start(*words)
     assert "window (UTC)" in daemon.stdout.readline()
+    assert heaps(daemon.pid) <= 2  # whatever threads it has
     daemon.send_signal(signal.SIGTERM)
     assert daemon.wait(60) == 0
     daemon.communicate()

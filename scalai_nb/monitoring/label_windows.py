@@ -132,12 +132,23 @@ def _labelled(
     return truth, came, changed
 
 
-def _served(part: Dataset, every: float) -> Served:
+def _served(
+    part: Dataset,
+    every: float,
+    price: float | None,  # of an hour of a worker
+) -> Served:
+    import pandas as pd
+
     latency = part.latency_ms.values if "latency_ms" in part else np.full(1, np.nan)
     share = part.share.values if "share" in part else np.ones(part.sizes["row"])
-    latency = latency[np.isfinite(latency)]
-    middle, high = np.quantile(latency, [0.5, 0.99]) if len(latency) else (np.nan, np.nan)
-    return Served(float(middle), float(high), float(np.sum(1 / share) / every))
+    timed = np.isfinite(latency)
+    if not timed.any():
+        return Served(per_second=float(np.sum(1 / share) / every))
+    middle, high = np.quantile(latency[timed], [0.5, 0.99])
+    requests = pd.DataFrame({"time": part.time.values[timed], "ms": latency[timed]})
+    hours = requests.drop_duplicates().ms.sum() / 3.6e6  # rows of a request have one time
+    cost = np.nan if price is None else 1000 * price * hours / timed.sum()
+    return Served(float(middle), float(high), float(np.sum(1 / share) / every), float(cost))
 
 
 def _when(came: Array, share: float) -> np.datetime64:
@@ -150,6 +161,7 @@ def measure(
     part: Dataset,  # predictions of one version in a window, in memory, as the log has them
     told: Frame | None,  # of `latest_truths`; it may hold others
     window: Quality,  # its start, length and place; what else it holds is replaced
+    price: float | None = None,  # of an hour of a worker; None: costs are not known
 ) -> Quality:
     """What the predictions of a window were worth
 
@@ -161,6 +173,8 @@ def measure(
         of `latest_truths`; it may hold others
     window : Quality
         its start, length and place; what else it holds is replaced
+    price : float | None, default None
+        of an hour of a worker; None: costs are not known
     """
     judge, output = judged(window.output), window.output
     truth, came, changed = _labelled(part, told)
@@ -185,7 +199,7 @@ def measure(
         window,
         rows=len(truth),
         labels=labels,
-        served=_served(part, window.every),
+        served=_served(part, window.every, price),
         text=to_text(vars(states)),
     )
 
@@ -202,6 +216,8 @@ class QualityWatch:
         seconds of a window
     restart : bool, default False
         whether the windows that were kept are given up
+    price : float | None, default None
+        of an hour of a worker; None: costs are not known
     """
 
     def __init__(
@@ -210,10 +226,12 @@ class QualityWatch:
         model: str,  # whose service writes a log
         every: float = 86_400.0,  # seconds of a window
         restart: bool = False,  # whether the windows that were kept are given up
+        price: float | None = None,  # of an hour of a worker; None: costs are not known
     ) -> None:
         if every <= 0 or not np.isfinite(every):
             raise ParameterError(f"A window of {every} s; accepted: more than 0, as every='1d'.")
         self.lake, self.model, self.every, self.restart = lake, model, every, restart
+        self.price = price
 
     def look(
         self,
@@ -337,7 +355,8 @@ class QualityWatch:
             blank = Quality(
                 start, version, self.every, 0, Labels(), Served(), span, output, threshold, ""
             )
-            new = measure(part.isel(row=np.flatnonzero(of == version)), truths, blank)
+            of_it = part.isel(row=np.flatnonzero(of == version))
+            new = measure(of_it, truths, blank, self.price)
             old = kept.get((start, version))
             if old is None:
                 yield new
@@ -360,6 +379,9 @@ class QualityWatch:
         if self.restart or name not in self.lake.names():
             self.lake.write(name, as_rows(found), message, state=follow)
         else:
+            if "served_cost_per_1000" not in self.lake.read(name):
+                new = {"served_cost_per_1000": ("float64", np.nan)}
+                self.lake.evolve(name, add=new, message="what an earlier watcher did not keep")
             self.lake.upsert(name, as_rows(found), ("start", "version"), message, state=follow)
         self.restart = False
 

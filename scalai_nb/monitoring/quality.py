@@ -76,11 +76,16 @@ class Served:
     latency_p99_ms : float, default np.nan
     per_second : float, default np.nan
         predictions, with those that were not logged
+    cost_per_1000 : float, default np.nan
+        of 1,000 predictions, while their requests were worked on or waited; NaN also without a
+        price
     """
 
     latency_ms: float = np.nan  # the median
     latency_p99_ms: float = np.nan
     per_second: float = np.nan  # predictions, with those that were not logged
+    # of 1,000 predictions, while their requests were worked on or waited; NaN also without a price
+    cost_per_1000: float = np.nan
 
 
 @dataclass(frozen=True)
@@ -241,7 +246,7 @@ def _array(name: str, values: list[Any]) -> Array:
 
 def _window(row: dict[str, Any]) -> Quality:
     parts = {
-        part: kind(**{f.name: row.pop(_column(part, f.name)) for f in fields(kind)})
+        part: kind(**{f.name: row.pop(_column(part, f.name), f.default) for f in fields(kind)})
         for part, kind in _PARTS.items()
     }
     return Quality(**row, **parts)
@@ -279,7 +284,7 @@ def qualities(
     starts = kept.start.values
     chosen = starts if among is None else np.array([*among], "M8[us]")
     chosen = np.unique(chosen)[-last if last else None :]
-    names = [n for n in _columns() if states or n != "text"]
+    names = [n for n in _columns() if n in kept and (states or n != "text")]
     kept = kept[names].isel(row=np.flatnonzero(np.isin(starts, chosen))).load()
     lines = zip(*(kept[n].values for n in names), strict=True)
     rows = ({"text": "", **dict(zip(names, map(scalar, line), strict=True))} for line in lines)
@@ -329,6 +334,8 @@ MEASURES = {"auc": "roc_auc"}  # what an evaluation calls a goal
 def _goal_figure(w: Quality, name: str) -> tuple[float, float, float]:
     "What labels say of a goal, and its interval; NaN: nothing, as of `latency_ms`, or too little"
     nothing = np.nan, np.nan, np.nan
+    if name == "cost_per_1000":
+        return (w.served.cost_per_1000,) * 3
     if w.labels.labels < FEW:
         return nothing
     if name == "alerts" and w.output == "probability":

@@ -5,7 +5,6 @@
 # %% ../../../nbs/bench/watching/watched.ipynb #e7b6f05a
 from __future__ import annotations
 
-import gc
 import json
 import os
 import subprocess
@@ -35,6 +34,7 @@ from ...data.lake.lake import Lake
 from ...describe.drift import drift
 from ...describe.summary import summarize
 from ...errors import ParameterError, WorkFailed, unknown
+from ...memory import few_arenas, give_back
 from ...monitoring.detection import LENGTHS, detect
 from ...monitoring.watch import Watch, windows
 
@@ -134,7 +134,7 @@ def window_cost(
 def memory(
     total: int,  # windows
 ) -> list[int]:  # bytes of this process after each tenth of them
-    """Let windows of 200 rows go through a watcher, ten times as many in turn
+    """Let windows of 200 rows go through a watcher as in `scalai watch`, ten times as many in turn
 
     Parameters
     ----------
@@ -146,6 +146,7 @@ def memory(
     list[int]
         bytes of this process after each tenth of them
     """
+    few_arenas()
     hour, rng = np.timedelta64(3_600_000_000, "us"), np.random.default_rng(0)
     start = np.datetime64("2020-01-01", "us")
 
@@ -162,7 +163,7 @@ def memory(
         for turn in range(10):
             lake.append("rows", hours(1 + turn * each, each))
             watch.look()
-            gc.collect()
+            give_back()
             held.append(resident("VmRSS"))
         if len(windows(lake, "rows")) != 10 * each:
             raise WorkFailed("The watcher has lost a window.")

@@ -93,7 +93,17 @@ def _page(found: dict[str, Any]) -> RenderableType:
     ages = [f"newest {what} {duration(age)} ago" for what, age in found["fresh"].items()]
     unknown = found["unknown_ids"]
     odd = [f"{unknown:,} labels name no prediction of the log"] if unknown else []
-    return Group(*parts, "", "; ".join([*ages, *odd]))
+    return Group(*parts, "", "; ".join([*ages, *odd, *_costs(found["windows"])]))
+
+
+def _costs(found: list[Quality]) -> list[str]:
+    "What the newest predictions cost, or how to get to know it; nothing of an untimed log"
+    if not found or found[-1].served.latency_ms != found[-1].served.latency_ms:
+        return []
+    cost = found[-1].served.cost_per_1000
+    if cost != cost:
+        return ["costs: say in settings.ini what an hour of a worker costs, worker_price"]
+    return [f"1,000 predictions cost {value(cost)}"]
 
 # %% ../../../nbs/commands/observing/measured.ipynb #c02b133a
 def plain_quality(
@@ -118,6 +128,7 @@ def measuring(
     every: str = "",  # length of a window; default: as it was kept, else 1d
     restart: bool = False,
     dry_run: bool = False,
+    price: float | None = None,  # of an hour of a worker
 ) -> list[Quality]:  # new and amended windows
     """Look once at what a model is worth
 
@@ -130,6 +141,8 @@ def measuring(
         length of a window; default: as it was kept, else 1d
     restart : bool, default False
     dry_run : bool, default False
+    price : float | None, default None
+        of an hour of a worker
 
     Returns
     -------
@@ -150,14 +163,32 @@ def measuring(
     except DatasetNotFound:
         kept = 86_400.0
     seconds = parse_seconds(every) if every else kept
-    return QualityWatch(lake, name, seconds, restart).look(dry_run)
+    return QualityWatch(lake, name, seconds, restart, price).look(dry_run)
 
 
 class Beside:
-    "Quality that is kept beside a watch, a few times in a window"
+    """Quality that is kept beside a watch, a few times in a window
 
-    def __init__(self, lake: Lake, name: str, every: str, restart: bool) -> None:
+    Parameters
+    ----------
+    lake : Lake
+    name : str
+    every : str
+    restart : bool
+    price : float | None, default None
+        of an hour of a worker
+    """
+
+    def __init__(
+        self,
+        lake: Lake,
+        name: str,
+        every: str,
+        restart: bool,
+        price: float | None = None,  # of an hour of a worker
+    ) -> None:
         self.lake, self.name, self.every, self.restart = lake, name, every, restart
+        self.price = price
         self.due = 0.0
         self.new: list[Quality] = []  # of the last look
 
@@ -167,7 +198,8 @@ class Beside:
         if monotonic() < self.due:
             return []
         self.due = monotonic() + parse_seconds(self.every or "1h") / 24
-        self.new = measuring(self.lake, self.name, self.every, self.restart, dry_run)
+        asked = self.lake, self.name, self.every, self.restart
+        self.new = measuring(*asked, dry_run, self.price)
         self.restart = False
         return self.new
 
@@ -196,8 +228,9 @@ def quality(
     from scalai_nb.monitoring.label_windows import freshness, unknown_ids
     from scalai_nb.monitoring.quality import qualities
 
-    lake = Lake(environment(env).lake)
-    new = measuring(lake, name, every, restart, dry_run)
+    place = environment(env)
+    lake = Lake(place.lake)
+    new = measuring(lake, name, every, restart, dry_run, place.worker_price)
     kept = new if dry_run else qualities(lake, name)
     starts = sorted({w.start for w in kept})[-last:]
     shown = [w for w in kept if w.start in starts]

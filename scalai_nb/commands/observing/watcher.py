@@ -33,6 +33,7 @@ from scalai_nb.commands.observing.retrainer import (
 from ..terminal import Env, Json, Metrics, out
 from ...environment import environment
 from ...errors import ParameterError, ScalaiError
+from ...memory import few_arenas, give_back
 from ...words import value
 
 if TYPE_CHECKING:
@@ -264,6 +265,7 @@ def watch(
     as_json: Json = False,
 ) -> None:
     "Say which windows of new rows have moved away from what is normal, until Ctrl-C or SIGTERM."
+    few_arenas()  # before anything has threads
     from scalai_nb.data.lake.lake import Lake
     from scalai_nb.exposition import exposed
     from scalai_nb.monitoring.watch_metrics import Seen
@@ -287,7 +289,8 @@ def watch(
     if policy and replay:
         return out(replayed(policy, windows(lake, looking.dataset), seconds), as_json, table)
     after: list[Then] = []
-    beside = None if against else Beside(lake, name, every if seconds else "", restart)
+    length_of = every if seconds else ""
+    beside = None if against else Beside(lake, name, length_of, restart, place.worker_price)
     if beside:
         after.append(_measured(beside, dry_run, as_json))
     if not dry_run:
@@ -309,5 +312,6 @@ def watch(
                 then(looking, found)
             if once or dry_run:
                 return
+            give_back()
             stop.wait(min(60.0, seconds / 10 or 10.0))
             looking = looking if against else begin()  # another version may be champion by now

@@ -14,6 +14,7 @@ from ...files import replacing
 from ..explorers.explorer import alone_script, script_source
 from ..explorers.threshold_explorer import MODULE
 from ..page.troubles import not_shown, tried
+from .page_parts import PNG
 from .site_pages import PAGES, SitePage, bar
 from ...pipeline.showing.goal_lights import title
 from ...show import Part, element, heading, prose, style
@@ -24,9 +25,9 @@ from ...words import when
 __all__ = ['document', 'write_pages']
 
 # %% ../../../nbs/jupyter/pages/live_report.ipynb #481fa7fc
-# no request: what is on the page is in the file; no script but the one of the threshold's slider
-_SCRIPT = script_source(alone_script(MODULE))
-_POLICY = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {_SCRIPT}"
+# no request: what is on the page is in the file; no script but the slider's and the button's
+_SCRIPTS = f"{script_source(alone_script(MODULE))} 'unsafe-hashes' {script_source(PNG)}"
+_POLICY = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {_SCRIPTS}"
 _META = (
     '<meta charset="utf-8">'
     f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'

@@ -42,7 +42,7 @@ from scalai_nb.pipeline.showing.goal_lights import (
     title,
     unit_of,
 )
-from ...show import Part, card, code, heading, pair, prose, status, table
+from ...show import Part, card, code, heading, inline, pair, prose, status, table
 from ...words import duration, number, percent, value
 
 if TYPE_CHECKING:
@@ -195,12 +195,22 @@ def news(
     rows, labels = sum(q.rows for q in w.qualities), sum(q.labels.labels for q in w.qualities)
     first = value(w.qualities[0].start)
     said = f"{number(rows)} predictions in {len(w.newest)} windows since {first} (UTC). "
+    cost = _cost(w.qualities[-1])
     if not labels:
-        return prose(status("warning", "no label has come yet"), f" {said}", _FEEDBACK)
+        return prose(status("warning", "no label has come yet"), f" {said}", _FEEDBACK, cost)
     share = percent(labels / rows)
     delays = [q.labels.delay for q in w.qualities if q.labels.delay == q.labels.delay]
     late = f" Half of the newest came within {duration(delays[-1])}." if delays else ""
-    return prose(f"{said}{number(labels)} of them ({share}) have a label.{late}")
+    return prose(f"{said}{number(labels)} of them ({share}) have a label.{late}", cost)
+
+
+def _cost(q: Quality) -> Part:
+    "What predictions cost, or how to get to know it; nothing of a log without times"
+    if q.served.latency_ms != q.served.latency_ms:
+        return inline()
+    if q.served.cost_per_1000 != q.served.cost_per_1000:
+        return inline(" To see costs, say what an hour of a worker costs: ", code("worker_price"))
+    return inline(f" 1,000 of the newest cost {value(q.served.cost_per_1000)}.")
 
 
 _FEEDBACK = "What came true is told by POST /feedback, or client.feedback(ids, truths)."
@@ -261,7 +271,7 @@ def windows_table(
     heads = ["window (UTC)", "version", "rows", "labels", "after"]
     for m in measures:
         heads += [title(m), f"{title(m)} estimated"] if m in guessed else [title(m)]
-    heads.append("to be known")
+    heads += ["cost of 1,000", "to be known"]
     rows = [_row(w, q, measures, guessed) for q in reversed(w.qualities)]
     return data_table(heads, rows, f"quality of {w.name}")
 
@@ -276,7 +286,7 @@ def _row(w: Worth, q: Quality, measures: Sequence[str], guessed: set[str]) -> li
         if m in guessed:
             e = w.estimates.get((q.start, q.version, m))
             line.append(figure(e.value, unit_of(m)) if e else None)
-    return [*line, "; ".join(q.remarks())]
+    return [*line, value(q.served.cost_per_1000) or None, "; ".join(q.remarks())]
 
 
 def _with_interval(measure: str, x: float, low: float, high: float) -> str:

@@ -10,10 +10,8 @@ import gc
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from contextlib import suppress
-from ctypes import CDLL
 from pathlib import Path
 
 from ...errors import WorkFailed
@@ -26,6 +24,7 @@ from ..door.tls import Tls
 from ..door.tokens import TokenFile
 from ..log.journal import Journal
 from ..log.pseudonyms import secret
+from ...memory import give_back
 from ...metrics import resumed, save
 from .following import RoutesFile
 from .options import Options
@@ -52,8 +51,7 @@ def tidy() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(COLLECT)
-    if sys.platform == "linux":
-        CDLL(None).malloc_trim(0)
+    give_back()
 
 # %% ../../../nbs/serving/process/worker.ipynb #28f1de68
 PATIENCE = 2.0  # seconds for which connections wait while nobody is ready
