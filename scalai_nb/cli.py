@@ -33,7 +33,7 @@ from .commands.mcp import mcp
 from .commands.models import metrics_of, models_app
 from .commands.serve import serve
 from .commands.starting import new
-from .commands.terminal import Dataset, Env, Json, Metrics, console, out, plain
+from .commands.terminal import Dataset, Env, Json, Metrics, console, out, pairs, plain
 from .commands.token import token_app
 from .environment import Environment, environment, parse_seconds
 from .errors import LakeError, ParameterError, ScalaiError
@@ -948,14 +948,6 @@ def lake_compact(
     out(found, json, _compacted(dry_run))
 
 # %% ../nbs/cli.ipynb #51700f39
-def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
-    "`a=b` of an option as a dict"
-    pairs = [item.partition("=") for item in given or ()]
-    if wrong := [name for name, sep, value in pairs if not (name and sep and value)]:
-        raise ParameterError(f"{option} {wrong[0]} lacks a part; accepted: {option} NAME=VALUE.")
-    return {name: value for name, _, value in pairs}
-
-
 def _typed(value: str) -> str | tuple[str, str]:
     "A type, or with a colon a type and a value"
     kind, colon, fill = value.partition(":")
@@ -982,10 +974,12 @@ def lake_evolve(
     "Add, rename, drop or widen columns, as a new version; former versions stay as they were."
     lake = _lake(env)
     changes: dict[str, Any] = {
-        "add": {column: _typed(kind) for column, kind in _pairs(add, "--add").items()},
-        "rename": _pairs(rename, "--rename"),
+        "add": {
+            column: _typed(kind) for column, kind in pairs(add, "--add", "COLUMN=TYPE").items()
+        },
+        "rename": pairs(rename, "--rename", "OLD=NEW"),
         "drop": tuple(drop or ()),
-        "widen": _pairs(widen, "--widen"),
+        "widen": pairs(widen, "--widen", "COLUMN=TYPE"),
     }
     found = lake.evolve(name, **changes, message=message, breaking=force, dry_run=dry_run)
     out(found, json, lambda diff: Text(str(diff)))

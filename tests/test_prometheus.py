@@ -31,15 +31,9 @@ from scalai_nb.data.lake.lake import Lake
 from scalai_nb.data.streams.embedded import Log
 from scalai_nb.environment import environment
 from scalai_nb.errors import Conflict, MissingExtra, ParameterError
-from scalai_nb.export.alert_rules import (
-    ALERTS,
-    Pace,
-    Promised,
-    alerting_rules,
-    goal_alerts,
-    recording_rules,
-    rule_tests,
-)
+from scalai_nb.export.alert_rules import Pace, alerting_rules, recording_rules, rule_tests
+from scalai_nb.export.promises import Promised, goal_alerts
+from scalai_nb.export.service_alerts import ALERTS
 from scalai_nb.export.targets import export
 from scalai_nb.goals import Goal
 from scalai_nb.learn.features.transform import Transform

@@ -11,7 +11,7 @@ import typer
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from .terminal import Env, Json, console, out
+from .terminal import Env, Json, console, out, pairs
 from ..environment import environment
 from ..errors import ParameterError
 from ..goals import Goal
@@ -110,11 +110,8 @@ def _later(ds: Dataset, after: str) -> Dataset:
 
 def _goals(words: list[str] | None) -> dict[str, Goal] | None:
     "NAME=GOAL, each, as a dict. ParameterError: one is not written so"
-    goals = {name: goal for name, _, goal in (word.partition("=") for word in words or ())}
-    for name, goal in goals.items():
-        if not goal:
-            raise ParameterError(f'{name!r} is no goal; write NAME=GOAL, say auc=">= 0.68".')
-    return {name.strip(): Goal(goal) for name, goal in goals.items()} or None
+    said = pairs(words, "--goal", 'NAME=GOAL, say auc=">= 0.68"')
+    return {name: Goal(goal) for name, goal in said.items()} or None
 
 
 @models_app.command("gate")

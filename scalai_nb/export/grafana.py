@@ -13,7 +13,7 @@ from typing import Any
 
 from ..environment import Environment
 from ..errors import ParameterError, extra
-from .alert_rules import QUALITIES, UNITS, Promised, promised
+from .promises import QUALITIES, UNITS, Promised, promised
 from .kubernetes import document
 
 # %% auto #0

@@ -11,18 +11,10 @@ from typing import Any
 
 from ..environment import Environment, parse_seconds
 from ..errors import ParameterError
-from scalai_nb.export.alert_rules import (
-    ALERTS,
-    Pace,
-    alerting_rules,
-    goal_alert,
-    goal_alerts,
-    promised,
-    recording_rules,
-    rule_tests,
-    span,
-)
+from .alert_rules import Pace, alerting_rules, recording_rules, rule_tests, span
 from .kubernetes import document
+from .promises import goal_alert, goal_alerts, promised
+from .service_alerts import ALERTS
 
 # %% auto #0
 __all__ = ['Options', 'files']

@@ -29,21 +29,10 @@ from ..redaction import Secrets
 from ..tracking.record import Record
 
 # %% auto #0
-__all__ = ['run_id', 'step_id', 'step_record', 'run_record', 'settle', 'catch_up', 'send_all',
+__all__ = ['step_record', 'run_id', 'step_id', 'run_record', 'settle', 'catch_up', 'send_all',
            'Tracker']
 
 # %% ../../nbs/pipeline/tracker.ipynb #1029760d
-def run_id(run: Run) -> str:
-    "Id of the record of `run`: its own, made unique among all machines that tell one tracker"
-    place = f"{platform.node()} {run.pid} {run.folder}"
-    return f"{run.pipeline}/{run.id}-{sha256(place.encode()).hexdigest()[:8]}"
-
-
-def step_id(run: Run, step: StepRun) -> str:
-    "Id of the record of a step"
-    return f"{run_id(run)}.{step.name}"
-
-
 def _goals(step: StepRun) -> dict[str, Goal]:
     "The parameters of `step` that are goals"
     goals = {}
@@ -128,6 +117,17 @@ def step_record(
         started=step.started,
         finished=ended,
     )
+
+# %% ../../nbs/pipeline/tracker.ipynb #3657a389
+def run_id(run: Run) -> str:
+    "Id of the record of `run`: its own, made unique among all machines that tell one tracker"
+    place = f"{platform.node()} {run.pid} {run.folder}"
+    return f"{run.pipeline}/{run.id}-{sha256(place.encode()).hexdigest()[:8]}"
+
+
+def step_id(run: Run, step: StepRun) -> str:
+    "Id of the record of a step"
+    return f"{run_id(run)}.{step.name}"
 
 # %% ../../nbs/pipeline/tracker.ipynb #6d1146f7
 def run_record(

@@ -158,7 +158,7 @@ def _kinds(
 
 def _goals(name: str, env: Environment) -> dict[str, Goal]:
     "The goals of a model, as its pipeline or its card states them; none where they are not read"
-    from scalai_nb.export.alert_rules import promised
+    from scalai_nb.export.promises import promised
 
     try:
         return {p.name: p.goal for p in promised(env) if name in p.models}

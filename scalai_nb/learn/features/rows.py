@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ['PART', 'STRIP', 'Rows', 'is_source', 'triple', 'dense', 'host', 'weights', 'finite',
            'check_rows', 'check_mass', 'number', 'one_blas_thread', 'threads',
            'part_rows', 'slices', 'fold_arrays', 'fold_blocks', 'stacked', 'strips',
-           'Columns', 'Fold', 'is_dask', 'is_dataset', 'bare', 'of_dask', 'rows_of',
+           'Columns', 'is_dask', 'is_dataset', 'bare', 'of_dask', 'Fold', 'rows_of',
            'sampling', 'features', 'by_row']
 
 # %% ../../../nbs/learn/features/rows.ipynb #c043fcec
@@ -480,30 +480,6 @@ class Columns:
 
         return Mergeable(algorithm.init, update, algorithm.merge, lambda state: state)
 
-# %% ../../../nbs/learn/features/rows.ipynb #a121249f
-@dataclass(frozen=True)
-class Fold:
-    """Runs algorithms over blocks (X, y, weight) of the same rows, as often as asked
-
-    Attributes
-    ----------
-    over : Callable[[Mergeable, bool], Any]
-        (algorithm, whether X is needed) -> state of all rows
-    rows : int | None, default None
-        how many there are; None: not known yet
-    """
-
-    over: Callable[[Mergeable, bool], Any]  # (algorithm, whether X is needed) -> state of all rows
-    rows: int | None = None  # how many there are; None: not known yet
-
-    def __call__(
-        self,
-        algorithm: Mergeable,  # over blocks (X, y, weight)
-        features: bool = True,  # False: X of a block may be None; only target columns are read
-    ) -> Any:
-        "The result of `algorithm` over all rows"
-        return algorithm.finalize(self.over(algorithm, features))
-
 # %% ../../../nbs/learn/features/rows.ipynb #fd71cf99
 def is_dask(a: object) -> bool:
     "Whether `a` is an array of Dask"
@@ -655,6 +631,30 @@ def _over_arrays(
                 weight, X, dtype=np.float64, ensure_non_negative=True
             )
     return Fold(lambda algorithm, features: fold_arrays(algorithm, X, y, weight), len(X))
+
+# %% ../../../nbs/learn/features/rows.ipynb #a121249f
+@dataclass(frozen=True)
+class Fold:
+    """Runs algorithms over blocks (X, y, weight) of the same rows, as often as asked
+
+    Attributes
+    ----------
+    over : Callable[[Mergeable, bool], Any]
+        (algorithm, whether X is needed) -> state of all rows
+    rows : int | None, default None
+        how many there are; None: not known yet
+    """
+
+    over: Callable[[Mergeable, bool], Any]  # (algorithm, whether X is needed) -> state of all rows
+    rows: int | None = None  # how many there are; None: not known yet
+
+    def __call__(
+        self,
+        algorithm: Mergeable,  # over blocks (X, y, weight)
+        features: bool = True,  # False: X of a block may be None; only target columns are read
+    ) -> Any:
+        "The result of `algorithm` over all rows"
+        return algorithm.finalize(self.over(algorithm, features))
 
 # %% ../../../nbs/learn/features/rows.ipynb #6c17a42f
 def rows_of(

@@ -82,6 +82,27 @@ class Fitted:
         """
         return scores_of(self.estimator, ds, self.transform, self.classes)
 
+# %% ../../../nbs/learn/training/results.ipynb #1df39bdc
+def _cell(x: Any) -> str:
+    if x is None or x != x:
+        return ""
+    return f"{x:.4f}" if isinstance(x, float) else str(x)
+
+
+def _page(t: Training) -> Part:
+    "The table, and the measure with its interval for each candidate"
+    columns = [c for c in t.table.columns if not c.endswith((" low", " high"))]
+    head = ["Candidate", *(c.replace("_", " ") for c in columns)]
+    values = t.table[columns].itertuples(name=None)
+    rows = [[bold(str(name)), *map(_cell, row)] for name, *row in values]
+    measure = t.work.task.headline
+    found = {n: (value_of(e, measure), *interval_of(e, measure)) for n, e in t.evaluations.items()}
+    every = [x for v in found.values() for x in v]
+    low, high = np.nanmin(every), np.nanmax(every)
+    title = f"{measure.replace('_', ' ')} with its 95 % interval, {low:.3f} to {high:.3f}"
+    table = result_table(head, rows, t.split.says, lines(str(t.plan), *t.notes))
+    return table + intervals({n: found[n] for n in t.ranking}, title, width=420)
+
 # %% ../../../nbs/learn/training/results.ipynb #20d9b72d
 @dataclass(frozen=True, eq=False)
 class Contest:
@@ -371,24 +392,3 @@ class Training(Contest):
 
     def _repr_html_(self) -> str:
         return _page(self).html
-
-# %% ../../../nbs/learn/training/results.ipynb #1df39bdc
-def _cell(x: Any) -> str:
-    if x is None or x != x:
-        return ""
-    return f"{x:.4f}" if isinstance(x, float) else str(x)
-
-
-def _page(t: Training) -> Part:
-    "The table, and the measure with its interval for each candidate"
-    columns = [c for c in t.table.columns if not c.endswith((" low", " high"))]
-    head = ["Candidate", *(c.replace("_", " ") for c in columns)]
-    values = t.table[columns].itertuples(name=None)
-    rows = [[bold(str(name)), *map(_cell, row)] for name, *row in values]
-    measure = t.work.task.headline
-    found = {n: (value_of(e, measure), *interval_of(e, measure)) for n, e in t.evaluations.items()}
-    every = [x for v in found.values() for x in v]
-    low, high = np.nanmin(every), np.nanmax(every)
-    title = f"{measure.replace('_', ' ')} with its 95 % interval, {low:.3f} to {high:.3f}"
-    table = result_table(head, rows, t.split.says, lines(str(t.plan), *t.notes))
-    return table + intervals({n: found[n] for n in t.ranking}, title, width=420)

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from scalai_nb.types import PathLike
 
 # %% auto #0
-__all__ = ['PAGE', 'Report', 'MORE', 'joined', 'Share', 'Limits', 'matrix_size', 'matrix', 'Plan',
-           'Grown', 'best', 'grow', 'Ranks', 'Checkpoint', 'memory_limit', 'grow_share',
+__all__ = ['PAGE', 'MORE', 'Report', 'joined', 'Share', 'Limits', 'matrix_size', 'matrix', 'best',
+           'Plan', 'Grown', 'grow', 'Ranks', 'Checkpoint', 'memory_limit', 'grow_share',
            'grow_here']
 
 # %% ../../../nbs/learn/trees/boosting.ipynb #af5b649e
@@ -240,6 +240,31 @@ def matrix(
             "leave such rows out, or make them NaN, which is missing."
         ) from e
 
+# %% ../../../nbs/learn/trees/boosting.ipynb #115d114b
+MORE = ("auc", "aucpr", "pre", "map", "ndcg")  # metrics of XGBoost of which more is better
+
+
+def best(
+    name: str,  # of the metric
+    history: Sequence[float],  # its value after each round
+) -> int:  # the first round with the best value
+    """The round after which the metric is best
+
+    Parameters
+    ----------
+    name : str
+        of the metric
+    history : Sequence[float]
+        its value after each round
+
+    Returns
+    -------
+    int
+        the first round with the best value
+    """
+    more = name.partition("@")[0].partition("-")[0] in MORE
+    return int(np.argmax(history) if more else np.argmin(history))
+
 # %% ../../../nbs/learn/trees/boosting.ipynb #56a2fddf
 @dataclass(frozen=True)
 class Plan:
@@ -291,30 +316,6 @@ class Grown:
 
 # called after each round with what is known, but for the trees, and a function that adds them
 Report: TypeAlias = Callable[[Grown, Callable[[], Grown]], None]
-
-MORE = ("auc", "aucpr", "pre", "map", "ndcg")  # metrics of XGBoost of which more is better
-
-
-def best(
-    name: str,  # of the metric
-    history: Sequence[float],  # its value after each round
-) -> int:  # the first round with the best value
-    """The round after which the metric is best
-
-    Parameters
-    ----------
-    name : str
-        of the metric
-    history : Sequence[float]
-        its value after each round
-
-    Returns
-    -------
-    int
-        the first round with the best value
-    """
-    more = name.partition("@")[0].partition("-")[0] in MORE
-    return int(np.argmax(history) if more else np.argmin(history))
 
 # %% ../../../nbs/learn/trees/boosting.ipynb #2764cbab
 def _draws(params: dict) -> bool:

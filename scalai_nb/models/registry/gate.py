@@ -505,7 +505,7 @@ def judge(
     content = digest(challenger)
     return Verdict(challenger.name, content, served, case.evaluation.count, tuple(checks))
 
-
+# %% ../../../nbs/models/registry/gate.ipynb #771fa674
 def held_against(
     model: Model,
     other: Model,

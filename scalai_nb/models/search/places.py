@@ -17,7 +17,7 @@ from .study import Study
 from .trial import Objective, Params, Pruned, Trial, attempt
 
 # %% auto #0
-__all__ = ['Ended', 'Place', 'Threads', 'Workers', 'drive']
+__all__ = ['Ended', 'Place', 'Threads', 'drive', 'Workers']
 
 # %% ../../../nbs/models/search/places.ipynb #e367b360
 if TYPE_CHECKING:
@@ -120,6 +120,49 @@ class Threads:
     def close(self) -> None:
         "Wait for the trials that run, and begin no other"
         self.pool.shutdown(cancel_futures=True)
+
+# %% ../../../nbs/models/search/places.ipynb #63936075
+_LOST = {
+    "status": "failed",
+    "error": "its worker died in every attempt, perhaps for want of memory",
+    "seconds": 0.0,
+}
+
+
+def drive(
+    study: Study,
+    place: Place,
+    done: SimpleQueue[Ended],  # into which the place puts outcomes
+    ended: Callable[[Trial], None],  # is told of each trial that has ended
+) -> None:
+    """Keep `place` busy until the budget is spent
+
+    Parameters
+    ----------
+    study : Study
+    place : Place
+    done : SimpleQueue[Ended]
+        into which the place puts outcomes
+    ended : Callable[[Trial], None]
+        is told of each trial that has ended
+    """
+    try:
+        while True:
+            while study.wanting and len(study.asked) < place.room():
+                place.submit(*study.begin())
+            if not study.asked:
+                return
+            number, outcome = done.get()
+            if outcome["status"] == "lost":
+                if place.again(number):
+                    place.submit(number, study.params(number))
+                    continue
+                outcome = _LOST
+            study.end(number, outcome)
+            ended(study.trial(number))
+    finally:
+        study.stopped = True
+        place.close()
 
 # %% ../../../nbs/models/search/places.ipynb #bedf0b02
 def _remote(
@@ -241,46 +284,3 @@ class Workers:
                 answers.put(True)
             answers.close()
         self.reports.close()
-
-# %% ../../../nbs/models/search/places.ipynb #63936075
-_LOST = {
-    "status": "failed",
-    "error": "its worker died in every attempt, perhaps for want of memory",
-    "seconds": 0.0,
-}
-
-
-def drive(
-    study: Study,
-    place: Place,
-    done: SimpleQueue[Ended],  # into which the place puts outcomes
-    ended: Callable[[Trial], None],  # is told of each trial that has ended
-) -> None:
-    """Keep `place` busy until the budget is spent
-
-    Parameters
-    ----------
-    study : Study
-    place : Place
-    done : SimpleQueue[Ended]
-        into which the place puts outcomes
-    ended : Callable[[Trial], None]
-        is told of each trial that has ended
-    """
-    try:
-        while True:
-            while study.wanting and len(study.asked) < place.room():
-                place.submit(*study.begin())
-            if not study.asked:
-                return
-            number, outcome = done.get()
-            if outcome["status"] == "lost":
-                if place.again(number):
-                    place.submit(number, study.params(number))
-                    continue
-                outcome = _LOST
-            study.end(number, outcome)
-            ended(study.trial(number))
-    finally:
-        study.stopped = True
-        place.close()

@@ -19,7 +19,7 @@ from ..reading.parameter import source
 from ..step import parse_assignments
 
 # %% auto #0
-__all__ = ['parse_grid', 'reached', 'part', 'shared_steps', 'Combination', 'combine']
+__all__ = ['parse_grid', 'reached', 'part', 'Combination', 'combine', 'shared_steps']
 
 # %% ../../../nbs/pipeline/sweeps/grid.ipynb #486ffb75
 if TYPE_CHECKING:
@@ -120,15 +120,6 @@ def part(
         steps=[s for s in pipeline.steps if s.name in names],
         edges=[e for e in pipeline.edges if e.source in names and e.target in names],
     )
-
-
-def shared_steps(
-    whole: Pipeline,
-    combinations: list[Combination],
-) -> Pipeline:
-    "The steps before those of the combinations, which they have in common"
-    some = {s.name for s in combinations[0].pipeline.steps}
-    return part(whole, whole.above(some) - some)
 
 # %% ../../../nbs/pipeline/sweeps/grid.ipynb #8982f4d8
 @dataclass(frozen=True)
@@ -245,3 +236,12 @@ def _check(pipeline: Pipeline, grid: dict[str, dict[str, list]], parameters: dic
                 raise ParameterError(
                     f"{step}.{name}: {values!r} is no list of values; write, say, [4, 6, 8]."
                 )
+
+# %% ../../../nbs/pipeline/sweeps/grid.ipynb #25b6a09c
+def shared_steps(
+    whole: Pipeline,
+    combinations: list[Combination],
+) -> Pipeline:
+    "The steps before those of the combinations, which they have in common"
+    some = {s.name for s in combinations[0].pipeline.steps}
+    return part(whole, whole.above(some) - some)

@@ -52,21 +52,6 @@ MANY = 1000  # categories of a column; beyond, it is one of strings
 Schema: TypeAlias = dict[str, str]  # type by column
 
 
-def schema_of(ds: Dataset) -> Schema:
-    "Type of each column"
-    return {str(name): type_of(ds[name]) for name in ds.variables}
-
-
-def common_schema(a: Dataset, b: Dataset) -> Schema:
-    "A schema that holds the rows of both"
-    one, two = schema_of(a), schema_of(b)
-    common = {name: _common_type(one.get(name), two.get(name)) for name in one | two}
-    for name, kind in common.items():
-        if kind == "category" and name not in OWN and len(_categories(name, a, b)) > MANY:
-            common[name] = "string"
-    return common
-
-
 def _categories(name: str, *datasets: Dataset) -> set[str]:
     found = (ds[name].attrs.get("categories", ()) for ds in datasets if name in ds)
     return set(chain.from_iterable(found))
@@ -84,6 +69,21 @@ def _common_type(a: str | None, b: str | None) -> str:
         return str(np.result_type(a, b))
     except TypeError:
         return "string"
+
+# %% ../../../nbs/serving/log/ingest.ipynb #1f181586
+def schema_of(ds: Dataset) -> Schema:
+    "Type of each column"
+    return {str(name): type_of(ds[name]) for name in ds.variables}
+
+
+def common_schema(a: Dataset, b: Dataset) -> Schema:
+    "A schema that holds the rows of both"
+    one, two = schema_of(a), schema_of(b)
+    common = {name: _common_type(one.get(name), two.get(name)) for name in one | two}
+    for name, kind in common.items():
+        if kind == "category" and name not in OWN and len(_categories(name, a, b)) > MANY:
+            common[name] = "string"
+    return common
 
 # %% ../../../nbs/serving/log/ingest.ipynb #269a462b
 def conform(
