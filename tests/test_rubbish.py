@@ -19,7 +19,13 @@ VALUES = """5 bananas|-1|0||é
 |nan|1500 rows|a=b=c|>= x|{}|[1]|/nowhere/x|file.csv|2026-13-45|none|,|s3://|kafka://|../..|*|\x1b[0m"""
 GIVEN = {"file": "file.csv", "uri": "file.csv", "run": "latest", "target": "grafana"}
 KNOWN = "toy"  # of whatever else has a name
-STAYS = {"attach", "dash", "lab", "serve"}  # those that go on until they are ended
+STAYS = {
+    "attach",
+    "bench",
+    "dash",
+    "lab",
+    "serve",
+}  # those that go on for long, or until they are ended
 
 
 def commands(command=get_command(app), path: tuple[str, ...] = ()) -> Iterator[tuple]:
@@ -49,7 +55,7 @@ def tried(command, chance: random.Random) -> Iterator[list[str]]:
 )
 def test_a_command_that_is_told_rubbish(tmp_path, path, command):
     if path[0] in STAYS:
-        pytest.skip(f"{path[0]} goes on until it is ended")
+        pytest.skip(f"{path[0]} goes on for long")
     project = Project(tmp_path)
     project.step("one", "rows: int = 3")
     (tmp_path / "file.csv").write_text("a,b\n1,x\n2,y\n")

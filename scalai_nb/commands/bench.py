@@ -24,7 +24,7 @@ bench_app = typer.Typer(help="Measure against the peers, side by side.", no_args
 
 @bench_app.command("pipeline")
 def bench_pipeline(
-    rounds: Annotated[int, typer.Option(help="Rounds, ours and papermill in turn.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, ours and papermill in turn.")] = 3,
     json: Json = False,
 ) -> None:
     "A run's overhead and the bytes it writes, beside plain papermill."
@@ -35,8 +35,10 @@ def bench_pipeline(
 # %% ../../nbs/commands/bench.ipynb #b2eb239b
 @bench_app.command("jupyter")
 def bench_jupyter(
-    runs: Annotated[int, typer.Option(help="Runs that are recorded.")] = 1000,
-    rounds: Annotated[int, typer.Option(help="Starts of JupyterLab without and with it.")] = 3,
+    runs: Annotated[int, typer.Option(min=1, help="Runs that are recorded.")] = 1000,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Starts of JupyterLab without and with it.")
+    ] = 3,
     json: Json = False,
 ) -> None:
     "The JupyterLab panel: a start, its list of runs, its server at rest, an event's way."
@@ -47,8 +49,10 @@ def bench_jupyter(
 # %% ../../nbs/commands/bench.ipynb #fff107c0
 @bench_app.command("start")
 def bench_start(
-    scale: Annotated[float, typer.Option(help="Rows, as a part of 300,000 and 5,000,000.")] = 1.0,
-    rounds: Annotated[int, typer.Option(help="Rounds, ours and papermill in turn.")] = 3,
+    scale: Annotated[
+        float, typer.Option(min=1e-6, help="Rows, as a part of 300,000 and 5,000,000.")
+    ] = 1.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds, ours and papermill in turn.")] = 3,
     json: Json = False,
 ) -> None:
     "A project from a file and its first run; a run with nothing to do; a trivial one."
@@ -66,9 +70,10 @@ Cases = Annotated[
     ),
 ]
 Scale = Annotated[
-    float, typer.Option(help="Size of the data, as a part of what the title of a case says.")
+    float,
+    typer.Option(min=1e-6, help="Size of the data, as a part of what the title of a case says."),
 ]
-Rounds = Annotated[int, typer.Option(help="Rounds that count, ours and the peers in turn.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Rounds that count, ours and the peers in turn.")]
 Output = Annotated[
     str | None, typer.Option(help="File of the JSON.", show_default=".scalai/bench/NAME.json")
 ]
@@ -183,7 +188,8 @@ def bench_watch(
         typer.Option(metavar="NAME", help="Only these: scalai, 'PSI > 0.2', …"),
     ] = None,
     scale: Annotated[
-        float, typer.Option(help="Of 300 quiet years, 20 shifts, 10 M rows, 1,000 windows.")
+        float,
+        typer.Option(min=1e-6, help="Of 300 quiet years, 20 shifts, 10 M rows, 1,000 windows."),
     ] = 1.0,
     rounds: Rounds = 3,
     output: Output = None,
@@ -202,7 +208,7 @@ def bench_watch(
 
 @bench_app.command("streams")
 def bench_streams(
-    scale: Annotated[float, typer.Option(help="Of a million records.")] = 1.0,
+    scale: Annotated[float, typer.Option(min=1e-6, help="Of a million records.")] = 1.0,
     rounds: Rounds = 3,
     output: Output = None,
     json: Json = False,
@@ -222,7 +228,7 @@ def bench_streams(
 @bench_app.command("serve")
 def bench_serve(
     cases: Cases = None,
-    scale: Annotated[float, typer.Option(help="Of the durations.")] = 1.0,
+    scale: Annotated[float, typer.Option(min=1e-6, help="Of the durations.")] = 1.0,
     rounds: Rounds = 3,
     output: Output = None,
     json: Json = False,
