@@ -127,18 +127,6 @@ def fresh_copy(tmp_path_factory) -> Demo:
     return _copied(tmp_path_factory.mktemp("project") / "project")
 
 
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory) -> Demo:
-    "A copy of the project in which `make demo` has run"
-    demo = _copied(tmp_path_factory.mktemp("demo") / "project")
-    done = demo("make demo")
-    assert done.returncode == 0, done.stdout + done.stderr
-    demo.first = done.stdout
-    rows = "\n".join(f"{x},{x % 7},{3 * x + x % 7}" for x in range(200))
-    (demo.folder / "sales.csv").write_text(f"area,rooms,price\n{rows}\n")  # a reader's own file
-    return demo
-
-
 # ---- what is only copied is made once, for all processes of pytest-xdist
 
 
@@ -159,6 +147,25 @@ def made_once(tmp_path_factory):
         return folder
 
     return made_once
+
+
+@pytest.fixture(scope="session")
+def demo(made_once, tmp_path_factory) -> Demo:
+    "A copy of the project in which `make demo` has run"
+
+    def make(folder: Path) -> None:
+        project = _copied(folder / "project")
+        done = project("make demo")
+        assert done.returncode == 0, done.stdout + done.stderr
+        (folder / "said").write_text(done.stdout)
+        assert project("scalai runs send").returncode == 0  # nobody writes while it is copied
+
+    made, folder = made_once("demo", make), tmp_path_factory.mktemp("demo") / "project"
+    shutil.copytree(made / "project", folder, symlinks=True)
+    first = (made / "said").read_text().replace(f"{made}/project", str(folder))
+    rows = "\n".join(f"{x},{x % 7},{3 * x + x % 7}" for x in range(200))
+    (folder / "sales.csv").write_text(f"area,rooms,price\n{rows}\n")  # a reader's own file
+    return Demo(folder, first)
 
 
 # ---- a project that nothing in the library knows

@@ -223,14 +223,14 @@ def listening(words: bytes):
 
 def test_nobody_answers(monkeypatch):
     "A closed port, one that says nothing or something else, and nonsense: an error within seconds"
-    monkeypatch.setattr(module, "TIMEOUT", 2)
+    monkeypatch.setattr(module, "TIMEOUT", 1)
     with listening(b"") as silent, listening(b"HTTP/1.1 400 Bad Request\r\n\r\n") as other:
         for address in ("tcp://127.0.0.1:1", silent, other, "nonsense"):
             begun = time.monotonic()
             monkeypatch.setenv("SCALAI_SCHEDULER", address)
             with pytest.raises(
                 WorkFailed,
-                match=f"No Dask scheduler answers at '{address}' \\(SCALAI_SCHEDULER\\) within 2 s",
+                match=f"No Dask scheduler answers at '{address}' \\(SCALAI_SCHEDULER\\) within 1 s",
             ):
                 connect(env())
             assert time.monotonic() - begun < 8

@@ -159,13 +159,6 @@ def test_the_command_writes_into_the_environment_that_is_active(demo, command):
     assert list((demo.folder / ".venv/share/jupyter/kernels").glob("*/kernel.json"))
 
 
-@pytest.mark.slow
-def test_a_second_demo_comes_from_the_cache(demo):
-    steps = len(list((ROOT / "nbs/pipelines/flights").glob("*.ipynb")))
-    done = demo("make demo", timeout=60)
-    assert done.returncode == 0 and done.stdout.count("cached") >= steps, done.stdout + done.stderr
-
-
 @pytest.mark.parametrize("code", blocks("README.md", "python"))
 def test_the_code_runs(code):
     names = {}

@@ -129,8 +129,8 @@ def test_sizes_say_what_the_newest_version_takes_and_what_the_others(tmp_path):
     assert content(lake) == before
 
 
-def test_a_killed_run_and_what_it_leaves(tmp_path):
-    project = Project(tmp_path)
+def test_a_killed_run_and_what_it_leaves(tmp_path, database):
+    project = Project(tmp_path, database=database)
     wait = "import time; print('written', flush=True); time.sleep(60)"
     project.step("00_make", CONTRACT, WRITE, wait)
     process = project.start("run", "toy")

@@ -362,7 +362,7 @@ def test_axe_finds_nothing_serious_in_the_panel_light_and_dark(lab, project):
 def test_a_notebook_that_is_no_step_can_be_made_one(lab, project):
     from playwright.sync_api import expect
 
-    known = "adopt" in project.scalai("--help").stdout
+    known = "adopt" in project.said("--help").stdout
     with visiting(lab.address) as visit:
         page = visit.page
         opened(page, lab, "/tree/notes.ipynb")

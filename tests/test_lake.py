@@ -1049,6 +1049,7 @@ def kill_after():
         zygote.stdin.close()
 
 
+@pytest.mark.slow
 def test_kill_in_mid_write_leaves_the_last_version(lake, kill_after):
     "Whenever a writer dies, what is there is whole and can be written on"
     lake.write("a", xr.Dataset({"x": ("row", np.zeros(3))}), "0")
@@ -1064,6 +1065,7 @@ def test_kill_in_mid_write_leaves_the_last_version(lake, kill_after):
     lake.append("a", xr.Dataset({"x": ("row", np.ones(1))}))
 
 
+@pytest.mark.slow
 def test_kill_in_an_upsert_leaves_rows_and_state_of_one_version(lake, kill_after):
     x, ids = np.zeros(100_000), np.arange(100_000)
     lake.write("a", xr.Dataset({"x": ("row", x), "id": ("row", ids)}), state={"k": 0})

@@ -18,9 +18,9 @@ DECLARED = "from scalai_nb.pipeline import In, Out, read, write\n"
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
+def project(tmp_path, database, monkeypatch):
     "A file that was ingested, a step that reads it, and one that reads what the first has written"
-    p = Project(tmp_path)
+    p = Project(tmp_path, database=database)
     (tmp_path / "raw.csv").write_text("x\n" + "\n".join(map(str, range(40))))
     p.step("00_make", f'{DECLARED}raw: In = "raw"\na: Out = "a"', "write(a, read(raw) * 2)")
     p.step("01_use", f'{DECLARED}a: In = "a"\nb: Out = "b"', "write(b, read(a) + 1)")

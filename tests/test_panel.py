@@ -40,7 +40,7 @@ def project(tmp_path_factory):
     made.step("02_sum", CONTRACT, *SUM, title=f"Sum {EVIL}")
     yield made
     for folder in (made.root / ".scalai/runs").glob("toy-*"):
-        made.scalai("cancel", folder.name)  # and the kernels that it has kept
+        made.said("cancel", folder.name)  # and the kernels that it has kept
 
 
 LOAD = (
@@ -299,7 +299,7 @@ def test_datasets_and_models(server):
 
 def test_a_notebook_is_made_a_step_by_the_command_or_it_is_said_why_not(server, project):
     project.step("notes", None, "rows = 3", "print(rows)", pipeline="..")
-    known = "adopt" in project.scalai("--help").stdout
+    known = "adopt" in project.said("--help").stdout
     status, said = server.ask("adopt", {"path": "notes.ipynb"})
     assert said.get("said") if known else "no `scalai adopt`" in said["message"]
     assert status == (200 if known else 400)
@@ -524,4 +524,4 @@ def test_an_assistant_reads_and_runs_only_where_it_may(project):
     )
     assert "not of type int" in refused["result"]["content"][0]["text"]
     id = begun["result"]["content"][0]["text"]
-    assert id in project.scalai("show", id, "--json").stdout
+    assert id in project.said("show", id, "--json").stdout

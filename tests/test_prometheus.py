@@ -77,9 +77,8 @@ def until(true, seconds: float = 120):
 def project(tmp_path_factory, database) -> Project:
     "One with goals, a model, a dataset that is watched, and a stream"
     root = tmp_path_factory.mktemp("watched")
-    (root / ".scalai").mkdir()
-    shutil.copy(database, root / ".scalai/tracking.db")
-    project = Project(root, "cluster = none\ntrackers = none\nlake = lake\nruns = runs\n")
+    settings = "cluster = none\ntrackers = none\nlake = lake\nruns = runs\n"
+    project = Project(root, settings, database)
     project.step("01_promise", GOALS, pipeline="sales")
     project.step("01_count", RUN_GOALS, "n + 1", pipeline="counting")
     hours = xr.Dataset({"hour": ("row", np.arange(24.0))})

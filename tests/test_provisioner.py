@@ -14,6 +14,7 @@ from distributed import Client
 from jupyter_client.manager import start_new_kernel
 from toy import notebook
 
+from scalai_nb.compute import cluster as cluster_module
 from scalai_nb.errors import SettingsError, WorkFailed
 from scalai_nb.jupyter import kernels
 
@@ -117,6 +118,7 @@ def test_jupyter_execute_takes_it(project):
 def test_what_is_missing_is_named(cluster, project, monkeypatch):
     with pytest.raises(WorkFailed, match="has no /nowhere, .* or set kernel = here"):
         start_new_kernel(kernel_name="scalai-far", cwd="/nowhere")
+    monkeypatch.setattr(cluster_module, "TIMEOUT", 1)
     with pytest.raises(WorkFailed, match="No Dask scheduler answers at 'tcp://127.0.0.1:1'"):
         monkeypatch.setenv("SCALAI_CLUSTER", "tcp://127.0.0.1:1")
         start_new_kernel(kernel_name="scalai-far", cwd=str(project))

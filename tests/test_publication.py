@@ -12,12 +12,15 @@ from unittest.mock import ANY
 import numpy as np
 import pytest
 import xarray as xr
+from sklearn.linear_model import LogisticRegression
 from toy import Project, statuses
 
 from scalai_nb.data.lake.lake import Lake
 from scalai_nb.data.lake.publication import pending
 from scalai_nb.environment import environment
 from scalai_nb.errors import ModelNotFound, VersionNotFound
+from scalai_nb.learn.features.transform import Transform
+from scalai_nb.models.package.package import package
 from scalai_nb.models.registry.registry import Registry
 
 CAMPAIGN = [pytest.mark.campaign, pytest.mark.slow]
@@ -39,9 +42,9 @@ WRITE = (
 
 
 @pytest.fixture
-def project(tmp_path):
+def project(tmp_path, database):
     "A step that writes a dataset and a model, and a reader of both"
-    p = Project(tmp_path)
+    p = Project(tmp_path, database=database)
     p.step("00_make", CONTRACT, WRITE, "assert n < 9, 'too many'")
     reads = 'a: In = "a"\nm: In[Model] = "m"'
     use = "from scalai_nb.pipeline import read\nprint('scored', len(read(m).predict(read(a))))"
@@ -92,28 +95,6 @@ def test_models_of_a_conflict_are_not_seen(project):
 
 # --- a process that publishes dies at any line --------------------------------------------------
 
-PREPARE = """
-import os, sys
-import numpy as np, xarray as xr
-from sklearn.linear_model import LogisticRegression
-from scalai_nb.data.lake.lake import Lake
-from scalai_nb.environment import environment
-from scalai_nb.learn.features.transform import Transform
-from scalai_nb.models.package.package import package
-from scalai_nb.models.registry.registry import Registry
-
-env = environment("laptop", settings=sys.argv[1] + "/settings.ini")
-lake, registry = Lake(env.lake), Registry(env)
-ds = xr.Dataset({"x": ("row", np.arange(40.0))})
-transform = Transform(["x"]).fit(ds)
-model = package(transform, LogisticRegression().fit(transform.transform(ds), ds.x > 20), name="m")
-lake.write("a", ds)
-registry.register(model, "m", alias="champion")
-for name in ("a", "b"):
-    lake.write(name, ds + 1, branch="run.make")
-registry.register(model, "m", staged="run.make")
-registry.register(model, "n", staged="run.make")
-"""
 KILL = """
 import os, shutil, sys
 from pathlib import Path
@@ -171,12 +152,23 @@ def visible(folder) -> dict:
 
 
 @pytest.fixture(scope="module")
-def before(tmp_path_factory):
+def before(tmp_path_factory, database):
     "A project with a dataset and a champion, and what a step has written and not published"
     root = tmp_path_factory.mktemp("publication")
     (root / "before").mkdir()
-    (root / "before/settings.ini").write_text("[DEFAULT]\ntrackers = none\n[laptop]\n")
-    subprocess.run([sys.executable, "-c", PREPARE, root / "before"], check=True)
+    made = Project(root / "before", database=database)
+    env = environment("laptop", settings=made.root / "settings.ini")
+    lake, models = Lake(env.lake), Registry(env)
+    ds = xr.Dataset({"x": ("row", np.arange(40.0))})
+    transform = Transform(["x"]).fit(ds)
+    estimator = LogisticRegression().fit(transform.transform(ds), ds.x > 20)
+    model = package(transform, estimator, name="m")
+    lake.write("a", ds)
+    models.register(model, "m", alias="champion")
+    for name in ("a", "b"):
+        lake.write(name, ds + 1, branch="run.make")
+    for name in ("m", "n"):
+        models.register(model, name, staged="run.make")
     return root
 
 

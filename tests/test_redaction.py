@@ -6,6 +6,7 @@ import json
 import random
 import shlex
 import urllib.parse
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -78,8 +79,8 @@ def test_what_holds_no_secret_is_left_alone(text):
 
 
 @pytest.mark.parametrize("secret", ["display_data", "completed"])
-def test_the_protocol_is_left_alone(tmp_path, secret):
-    project = leaking(tmp_path, secret)
+def test_the_protocol_is_left_alone(tmp_path, database, secret):
+    project = leaking(tmp_path, secret, database=database)
     done = project.said("run", "toy", "--json", TOKEN=secret)
     assert json.loads(done.stdout)["status"] == "completed"
     assert MASK in project.said("show", "latest", "tell").stdout
@@ -124,9 +125,9 @@ EXITS = {
 }
 
 
-def leaking(folder, told: str, *last: str) -> Project:
+def leaking(folder, told: str, *last: str, database: Path | None = None) -> Project:
     "A step that tells its secret through every exit, and one that was given none"
-    project = Project(folder, "cluster = none\ntrackers = mlflow\n")
+    project = Project(folder, "cluster = none\ntrackers = mlflow\n", database)
     project.step(
         "00_tell",
         CONTRACT + 'token: Secret = "TOKEN"\na: Out = "a"',
@@ -177,10 +178,10 @@ def drawn(seed: int) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
-def test_a_secret_leaves_through_no_exit(tmp_path, seed):
+def test_a_secret_leaves_through_no_exit(tmp_path, database, seed):
     secret = drawn(seed)
     raises = "raise RuntimeError(f'401 for https://x/?key={told}')"
-    project = leaking(tmp_path, "spelled", raises)
+    project = leaking(tmp_path, "spelled", raises, database=database)
     path = project.root / "pipelines/toy/00_tell.ipynb"
     path.write_text(path.read_text().replace('"told = spelled"', json.dumps(SPELL)))
     done = project.scalai("run", "toy", "--plain", TOKEN=secret)
@@ -189,7 +190,7 @@ def test_a_secret_leaves_through_no_exit(tmp_path, seed):
     assert statuses(record) == {"tell": ("failed", "cell_error"), "other": ("completed", None)}
     assert "not given" in project.said("show", "latest", "other").stdout
     assert MASK in shown.stdout and "401" in shown.stdout
-    sent = project.scalai("runs", "send", TOKEN=secret)
+    sent = project.said("runs", "send", TOKEN=secret)
     told = [done.stdout, done.stderr, shown.stdout, shown.stderr, sent.stdout, json.dumps(record)]
     assert not found(project, secret, *told)
 

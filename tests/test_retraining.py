@@ -2,7 +2,6 @@
 
 import json
 import random
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -355,14 +354,12 @@ write(scorer, sn.package(transform, estimator, name=scorer, card=card, summary=s
 
 
 def test_the_command_trains_judges_and_promotes(tmp_path, database):
-    project = Project(tmp_path)
+    project = Project(tmp_path, database=database)
     contract = (
         'from scalai_nb.pipeline import Out, Model\nscorer: Out[Model] = "late"\nuntil: str = ""'
     )
     project.step("01_train", contract, STEP, pipeline="late")
     env = environment("laptop", settings=tmp_path / "settings.ini")
-    Path(env.lake).parent.mkdir(parents=True)
-    shutil.copy(database, env.tracking.removeprefix("sqlite:///"))
     lake, registry = Lake(env.lake), Registry(env)
     registry.register(learned(False), "late", alias="champion")
     now = np.datetime64("now", "us")
@@ -407,15 +404,13 @@ def test_the_command_trains_judges_and_promotes(tmp_path, database):
 
 
 def test_a_goal_of_the_pipeline_that_is_broken_in_service_pages(tmp_path, database):
-    project = Project(tmp_path)
+    project = Project(tmp_path, database=database)
     contract = """from scalai_nb.pipeline import Goal, Model, Out
 scorer: Out[Model] = "late"
 auc: Goal = ">= 0.6 for 2 windows"
 """
     project.step("01_train", contract, "pass", pipeline="late")
     env = environment("laptop", settings=tmp_path / "settings.ini")
-    Path(env.lake).parent.mkdir(parents=True)
-    shutil.copy(database, env.tracking.removeprefix("sqlite:///"))
     lake = Lake(env.lake)
     Registry(env).register(learned(False), "late", alias="champion")
     pager = tmp_path / "pager"

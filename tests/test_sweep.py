@@ -89,9 +89,9 @@ MODELS = {
 }
 
 
-def project(path: Path, steps: dict):
+def project(path: Path, steps: dict, database: Path | None = None):
     "The environment of a project with a pipeline `toy`"
-    p = Project(path)
+    p = Project(path, database=database)
     for name, (contract, code) in steps.items():
         p.step(
             name,
@@ -368,8 +368,8 @@ def test_ctrl_c_ends_the_sweep_and_it_resumes(tmp_path):
 
 
 @pytest.mark.slow
-def test_models_of_a_sweep_stay_out_of_the_registry(tmp_path):
-    env, registry = project(tmp_path, MODELS), None
+def test_models_of_a_sweep_stay_out_of_the_registry(tmp_path, database):
+    env, registry = project(tmp_path, MODELS, database), None
     ds = xr.Dataset({"x": ("row", np.arange(5.0))})
     t = sn.Transform(numeric=["x"]).fit(ds)
     registry = Registry(env)

@@ -635,7 +635,7 @@ def test_a_run_is_told_with_its_steps_trials_and_cost(project, env):
         "key": "***"
     }
     assert not [name for name, content in project.files().items() if b"hunter2" in content]
-    again = project.scalai(
+    again = project.said(
         "run", "toy", TOKEN='hunter2"x'
     )  # all from the cache: written down, and sent with the next
     assert again.returncode == 0 and again.stdout.count("= cached") == 4, (
@@ -766,7 +766,7 @@ def test_two_pipelines_at_once(project, env):
 def test_a_spool_that_cannot_be_written_and_none(project):
     Path(project.root / "runs").mkdir()
     (project.root / "runs/spool").write_text("in the way")
-    done = project.scalai("run", "toy")
+    done = project.said("run", "toy")
     assert done.returncode == 0 and "tracking: a is not recorded" in done.stderr
-    done = project.scalai("run", "toy", "--force", SCALAI_TRACKERS="none")
+    done = project.said("run", "toy", "--force", SCALAI_TRACKERS="none")
     assert done.returncode == 0 and "tracking" not in done.stderr

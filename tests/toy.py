@@ -3,6 +3,7 @@
 import atexit
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -54,8 +55,16 @@ def notebook(
 class Project:
     "A folder with a settings.ini, and the command `scalai` in it; no tracker is told of its runs"
 
-    def __init__(self, root: Path, settings: str = "cluster = none\ntrackers = none\n"):
+    def __init__(
+        self,
+        root: Path,
+        settings: str = "cluster = none\ntrackers = none\n",
+        database: Path | None = None,  # MLflow's, to copy: to set one up takes seconds
+    ):
         self.root = root
+        if database:
+            (root / ".scalai").mkdir(exist_ok=True)
+            shutil.copy(database, root / ".scalai/tracking.db")
         (root / "settings.ini").write_text(f"[laptop]\npipelines = pipelines\n{settings}")
         self.env = {k: v for k, v in os.environ.items() if not k.startswith("SCALAI_")}
 
