@@ -28,7 +28,7 @@ from .commands.ingesting import ingest, stream
 from .commands.observing.alerting import alarms_app
 from .commands.observing.measured import quality
 from .commands.observing.retrainer import decisions
-from .commands.observing.watcher import watch
+from .commands.observing.watcher import Grouped, watch
 from .commands.mcp import mcp
 from .commands.models import metrics_of, models_app
 from .commands.serve import serve
@@ -98,7 +98,7 @@ for command in (
     export,
     mcp,
 ):
-    app.command()(command)
+    app.command(cls=Grouped)(command)
 
 
 def _say_version(asked: bool) -> None:

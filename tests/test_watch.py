@@ -323,6 +323,7 @@ def test_the_command(tmp_path):
     assert said.returncode == 2 and "--against DATASET@VERSION" in said.stderr
     said = project.said("watch", "a", "--season", "month")
     assert said.returncode == 2 and "pass --against DATASET@VERSION" in said.stderr
+    assert "\nRetraining of a model:\n  --retrain" in project.said("watch", "--help").stdout
     words = ["watch", "a", "--against", "@normal", "--every", "1h"]
     tried = project.said(*words, "--dry-run")
     assert "✘ alarm" in tried.stdout and "a.watch" not in lake.names()

@@ -335,7 +335,8 @@ def _goal_figure(w: Quality, name: str) -> tuple[float, float, float]:
     "What labels say of a goal, and its interval; NaN: nothing, as of `latency_ms`, or too little"
     nothing = np.nan, np.nan, np.nan
     if name == "cost_per_1000":
-        return (w.served.cost_per_1000,) * 3
+        cost = w.served.cost_per_1000
+        return cost, cost, cost
     if w.labels.labels < FEW:
         return nothing
     if name == "alerts" and w.output == "probability":

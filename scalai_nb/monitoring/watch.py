@@ -323,7 +323,6 @@ class Watch:
         self.lake, self.dataset, self.reference = lake, dataset, reference
         self.time, self.false_alarms = time, false_alarms
         self.every, self.each = length(every)
-        self.promise = Promise(false_alarms, YEAR / self.every if self.every else np.inf)
         whole = reference.whole if isinstance(reference, Seasons) else reference
         self.columns = [*whole]  # that are watched
         weighed(self.columns, weights)
@@ -421,7 +420,7 @@ class Watch:
         "A window as it is kept"
         # where so many rows are rare no alarm is less sure than twenty to one
         a_year = max(cut.a_year, 20 * self.false_alarms) if self.each else cut.a_year
-        self.promise = Promise(self.false_alarms, a_year)
+        promise = Promise(self.false_alarms, a_year)
         start = np.datetime64(cut.start, "us")
         normal, reference = self._normal(start)
         before = [w for w in before if w.normal == normal]  # a new champion begins anew
@@ -429,11 +428,11 @@ class Watch:
         most = min(last.joined + 1, LENGTHS[-1]) if last else LENGTHS[-1]
         recent = [*before, None][-most:]
         summaries = [*(w.summary for w in recent if w), summary]
-        found = self._detected(reference, summaries)
+        found = self._detected(promise, reference, summaries)
         if last and last.alarm and found.alarm:
-            if back := self._back(reference, summaries, found.windows):
+            if back := self._back(promise, reference, summaries, found.windows):
                 most = back
-                found = self._detected(reference, summaries[-back:])
+                found = self._detected(promise, reference, summaries[-back:])
         begun = recent[-found.windows]
         since = begun.start if begun else start
         named = dict.fromkeys([*found.large, *found.far])
@@ -453,11 +452,12 @@ class Watch:
             most,
         )
 
-    def _detected(self, reference: Summary, windows: list[Summary]) -> Detection:
-        return detect(reference, windows, self.promise, self.weights, self.large)
+    def _detected(self, promise: Promise, reference: Summary, windows: list[Summary]) -> Detection:
+        return detect(reference, windows, promise, self.weights, self.large)
 
     def _back(
         self,
+        promise: Promise,
         reference: Summary,
         windows: list[Summary],  # oldest first
         changed: int,  # how many of them, the newest, a change is in
@@ -467,8 +467,8 @@ class Watch:
             if n >= changed:
                 return 0
             newest, others = windows[-n:], reduce(Summary.merge, windows[-changed:-n])
-            apart = self._detected(others, newest)
-            if apart.alarm and self._detected(reference, newest).heard < SURE:
+            apart = self._detected(promise, others, newest)
+            if apart.alarm and self._detected(promise, reference, newest).heard < SURE:
                 return n
         return 0
 

@@ -29,12 +29,16 @@ __all__ = ['Retrain', 'Assigned', 'Schedule', 'CoolDown', 'Budget', 'Judged', 'A
            'policy_of', 'loop_of', 'decisions_now', 'table', 'decisions']
 
 # %% ../../../nbs/commands/observing/retrainer.ipynb #119cebc6
+_PANEL = "Retraining of a model"  # the group of these options in the help
+
+
 Retrain = Annotated[
     str,
     typer.Option(
         metavar="PIPELINE",
         help="Run it at an alarm; the gate decides whether the model serves. "
         "goal,concept=PIPELINE: at alarms of these kinds.",
+        rich_help_panel=_PANEL,
     ),
 ]
 Assigned = Annotated[
@@ -44,27 +48,51 @@ Assigned = Annotated[
         "-p",
         metavar="STEP.NAME=VALUE",
         help="Of the pipeline; {now} in it is the time; may be repeated.",
+        rich_help_panel=_PANEL,
     ),
 ]
 Schedule = Annotated[
-    str, typer.Option(metavar="TIME", help="Retrain after so long without an alarm, too.")
+    str,
+    typer.Option(
+        metavar="TIME",
+        help="Retrain after so long without an alarm, too.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 CoolDown = Annotated[
-    str, typer.Option(metavar="TIME", help="Between the beginnings of two trainings, at least.")
+    str,
+    typer.Option(
+        metavar="TIME",
+        help="Between the beginnings of two trainings, at least.",
+        rich_help_panel=_PANEL,
+    ),
 ]
-Budget = Annotated[int, typer.Option(help="Trainings in 365 days, at most.")]
+Budget = Annotated[
+    int, typer.Option(help="Trainings in 365 days, at most.", rich_help_panel=_PANEL)
+]
 Judged = Annotated[
     int,
     typer.Option(
-        "--judge-rows", help="Rows whose truth is known, newer than both models, for the gate."
+        "--judge-rows",
+        help="Rows whose truth is known, newer than both models, for the gate.",
+        rich_help_panel=_PANEL,
     ),
 ]
 Approve = Annotated[
-    bool, typer.Option("--approve", help="What the gate lets pass waits for a person.")
+    bool,
+    typer.Option(
+        "--approve",
+        help="What the gate lets pass waits for a person.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 Replay = Annotated[
     bool,
-    typer.Option("--replay", help="Only say what --retrain would have done in the windows kept."),
+    typer.Option(
+        "--replay",
+        help="Only say what --retrain would have done in the windows kept.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 
 

@@ -13,6 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
+from typer.core import TyperCommand
 
 from .alerting import followed, notifier
 from .measured import Beside, quality_table
@@ -48,7 +49,25 @@ if TYPE_CHECKING:
     from scalai_nb.monitoring.watch import Watch, Weights, Window
 
 # %% auto #0
-__all__ = ['Then', 'watch']
+__all__ = ['Then', 'Grouped', 'watch']
+
+# %% ../../../nbs/commands/observing/watcher.ipynb #28403261
+class Grouped(TyperCommand):
+    "A command whose `--help` has options in groups, as their `rich_help_panel` says"
+
+    def format_options(self, ctx: typer.Context, formatter: Any) -> None:
+        "Write the arguments, the groups, and the other options"
+        groups: dict[str, list[tuple[str, str]]] = {"Arguments": []}
+        others: list[tuple[str, str]] = []
+        for param in self.get_params(ctx):
+            panel = getattr(param, "rich_help_panel", None)
+            usual = groups["Arguments"] if param.param_type_name == "argument" else others
+            if told := param.get_help_record(ctx):
+                (groups.setdefault(panel, []) if panel else usual).append(told)
+        for name, records in {**groups, "Options": others}.items():
+            if records:
+                with formatter.section(name):
+                    formatter.write_dl(records)
 
 # %% ../../../nbs/commands/observing/watcher.ipynb #dbdb1655
 def _table(found: list[Window]) -> RenderableType:
@@ -194,50 +213,87 @@ def _decided(loop: Loop, as_json: bool) -> Then:
     return then
 
 
+_OF_DATASET, _WINDOWS, _ALARMS = "Of a dataset", "Windows", "Alarms"  # groups of options
+
+
 def watch(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="A model that is served, or a dataset.")
     ],
     against: Annotated[
         str,
-        typer.Option(metavar="DATASET@VERSION", help="Of a dataset: what is normal, or @VERSION."),
+        typer.Option(
+            metavar="DATASET@VERSION",
+            help="What is normal: a version of another dataset, or @VERSION.",
+            rich_help_panel=_OF_DATASET,
+        ),
     ] = "",
     time: Annotated[
         str,
-        typer.Option(metavar="COLUMN", help="Its times.", show_default="as its contract says"),
+        typer.Option(
+            metavar="COLUMN",
+            help="Its times.",
+            show_default="as its contract says",
+            rich_help_panel=_OF_DATASET,
+        ),
     ] = "",
     every: Annotated[
-        str, typer.Option(metavar="LENGTH", help="Of a window: 1h, 1d, 7d, or '10000 rows'.")
+        str,
+        typer.Option(
+            metavar="LENGTH",
+            help="Of a window: 1h, 1d, 7d, or '10000 rows'.",
+            rich_help_panel=_WINDOWS,
+        ),
     ] = "1d",
     false_alarms: Annotated[
-        float, typer.Option(help="Windows a year that may be alarms though nothing has changed.")
+        float,
+        typer.Option(
+            help="Windows a year that may be alarms though nothing has changed.",
+            rich_help_panel=_ALARMS,
+        ),
     ] = 1.0,
     large: Annotated[
-        float,
-        typer.Option(metavar="PSI", help="What moves by less, times what it weighs, is no alarm."),
-    ] = 0.005,
+        float | None,
+        typer.Option(
+            metavar="PSI",
+            help="What moves by less, times what it weighs, is no alarm.",
+            show_default="a shift by 0.07 standard deviations",
+            rich_help_panel=_ALARMS,
+        ),
+    ] = None,
     weights: Annotated[
         str,
         typer.Option(
             metavar="WEIGHTS",
             help="What columns weigh: importance, equal, or NAME=WEIGHT,…; others weigh nothing.",
             show_default="importance, where the card of a model says it",
+            rich_help_panel=_ALARMS,
         ),
     ] = "",
     per: Annotated[
         list[str] | None,
-        typer.Option(metavar="DIMENSION", help="Of a dataset: each place along it by itself."),
+        typer.Option(
+            metavar="DIMENSION",
+            help="Each place along it by itself; may be repeated.",
+            rich_help_panel=_OF_DATASET,
+        ),
     ] = None,
     season: Annotated[
         str,
         typer.Option(
             metavar="SEASON",
-            help="Of a dataset: month, weekday or hour (UTC), each held against the same.",
+            help="month, weekday or hour (UTC), each held against the same.",
+            rich_help_panel=_OF_DATASET,
         ),
     ] = "",
     once: Annotated[bool, typer.Option("--once", help="Look once and end, as for cron.")] = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Give up the windows so far, and begin anew.")
+        bool,
+        typer.Option(
+            "--restart",
+            help="Give up the windows so far, and begin anew.",
+            rich_help_panel=_WINDOWS,
+        ),
     ] = False,
     notify: Annotated[
         list[str] | None,
@@ -247,6 +303,7 @@ def watch(
             "mailto:WHO?server=HOST:PORT, alertmanager+http://HOST:PORT, webhook+http://…. "
             "goal,concept=ADDRESS: of these kinds alone.",
             show_default="as `notify` in settings.ini says",
+            rich_help_panel=_ALARMS,
         ),
     ] = None,
     metrics: Metrics = "",
@@ -275,8 +332,10 @@ def watch(
 
     place = environment(env)
     lake, (seconds, _) = Lake(place.lake), length(every)
-    told: dict[str, Any] = {"every": every, "false_alarms": false_alarms, "large": large}
+    told: dict[str, Any] = {"every": every, "false_alarms": false_alarms}
     told["weights"] = _weights(weights)
+    if large is not None:
+        told["large"] = large
     about = {"per": per or [], "season": season}
     begin = partial(_begun, lake, place, name, against, time, **about, **told)
     looking = begin(restart=restart)
