@@ -188,7 +188,8 @@ SEEN = """() => {
     const done = () => [...document.querySelectorAll('.scalai-cells li')]
         .some(c => c.textContent.includes('waiting') && c.textContent.includes('completed'));
     const look = () => { if (done()) window.seen ||= Date.now(); };
-    new MutationObserver(look).observe(document.body, {subtree: true, childList: true, characterData: true});
+    const all = {subtree: true, childList: true, characterData: true};
+    new MutationObserver(look).observe(document.body, all);
 }"""
 
 
