@@ -33,7 +33,7 @@ def _lanes(pipeline: Pipeline) -> list[tuple[str, str, str]]:
         before = pipeline.before(name)
         joined = [c for c, lane in enumerate(lanes) if lane in before]
         ended = [c for c in joined if last[lanes[c] or ""] == i]
-        at = max(ended) if ended else _free(lanes, max(joined, default=-1) + 1)
+        at = max(ended) if ended else _free_lane(lanes, max(joined, default=-1) + 1)
         lanes += [None] * (at + 1 - len(lanes))
         row = _row(lanes, at, joined, ended)
         for c in ended:
@@ -44,7 +44,7 @@ def _lanes(pipeline: Pipeline) -> list[tuple[str, str, str]]:
     return drawn
 
 
-def _free(lanes: list[str | None], start: int) -> int:
+def _free_lane(lanes: list[str | None], start: int) -> int:
     "The first lane from `start` that has no rail"
     for c in range(start, len(lanes)):
         if not lanes[c]:

@@ -105,9 +105,9 @@ class Follower:
     def __call__(self, event: Event) -> None:
         if event["event"] == "output":
             self.outputs.apply(event["cell"], event["type"], event["content"])
-            self._tell(event["type"], event["content"])
+            self._pass_on(event["type"], event["content"])
         else:
-            self._mark(event)
+            self._note_cell(event)
         since = (self.nb_man.now() - self.nb_man.last_save_time).total_seconds()
         if 0 < self.nb_man.autosave_cell_every <= since:
             self.fold()
@@ -118,7 +118,7 @@ class Follower:
         for i, outputs in self.outputs.cells.items():
             self.nb_man.nb.cells[i].outputs = [nbformat.from_dict(o) for o in outputs]
 
-    def _mark(self, event: Event) -> None:
+    def _note_cell(self, event: Event) -> None:
         "Note how a cell stands"
         cell = self.nb_man.nb.cells[event["cell"]]
         papermill = cell.metadata["papermill"]
@@ -133,7 +133,7 @@ class Follower:
         if self.nb_man.pbar:
             self.nb_man.pbar.update(1)
 
-    def _tell(self, type: str, content: dict[str, Any]) -> None:
+    def _pass_on(self, type: str, content: dict[str, Any]) -> None:
         "Pass an output on to the log and the files that were asked for"
         if type == "stream":
             name, text = content["name"], content["text"]

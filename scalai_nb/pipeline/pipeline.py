@@ -86,7 +86,7 @@ def pipelines(
     }
 
 
-def _find(path_or_name: PathLike, env: Environment) -> tuple[str, Path, list[Path]]:
+def _located(path_or_name: PathLike, env: Environment) -> tuple[str, Path, list[Path]]:
     "Name, place and notebooks of a pipeline; a notebook in a pipeline's folder is a part of that"
     known = pipelines(env)
     path = known.get(str(path_or_name), Path(path_or_name)).resolve()
@@ -414,7 +414,7 @@ class Pipeline:
         overrides : dict[str, dict[str, Any]] | None, default None
             step -> parameter -> text or value, as from `parse_assignments`
         """
-        name, path, notebooks = _find(path_or_name, env)
+        name, path, notebooks = _located(path_or_name, env)
         steps = _bound(name, notebooks, overrides or {})
         edges = edges_of(steps)
         return cls(name, path, _ordered(steps, edges), edges)
@@ -489,7 +489,7 @@ def _check_values(pipeline: Pipeline) -> None:
 
 def _check_secrets(pipeline: Pipeline) -> None:
     "Every secret has its variable, and can be told from what else the notebooks say"
-    told = {s.path.name: _told(s) for s in pipeline.steps} if pipeline.secrets else {}
+    told = {s.path.name: _described(s) for s in pipeline.steps} if pipeline.secrets else {}
     for step in pipeline.steps:
         for name, variable in step.secrets.items():
             if variable not in os.environ:
@@ -501,7 +501,7 @@ def _check_secrets(pipeline: Pipeline) -> None:
                 raise GraphError(f"{step.where(name)}: the secret in {variable} {why}")
 
 
-def _told(step: Step) -> bytes:
+def _described(step: Step) -> bytes:
     "What a notebook and its parameters say"
     values = "\n".join(map(source, step.values.values()))
     return step.path.read_bytes() + values.encode(errors="surrogateescape")

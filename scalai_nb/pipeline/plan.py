@@ -132,7 +132,7 @@ class Plan:
             (
                 p.step.stem,
                 p.status,
-                "; ".join(p.reasons) or _made(p),
+                "; ".join(p.reasons) or _made_by(p),
                 ", ".join(map(str, p.step.writes.values())),
             )
             for p in self.steps
@@ -251,7 +251,7 @@ class Plan:
         }
 
 
-def _made(p: Planned) -> str:
+def _made_by(p: Planned) -> str:
     "Which run of another checkout has made the outputs of a step; empty: none"
     return f"made by {p.entry.made}" if p.entry and p.entry.made else ""
 

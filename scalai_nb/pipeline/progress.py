@@ -194,12 +194,12 @@ class LiveTable:
         if not self._run:
             return Text("starting …", "dim")
         with self._lock:
-            rows = [(s.stem, terminal_status(s.status), *self._now(s)) for s in self._run.steps]
+            rows = [(s.stem, terminal_status(s.status), *self._doing(s)) for s in self._run.steps]
             headings = ("step", "status", "cell>", "elapsed>", "last output or reason~")
             total = f"{self._run.id}  {duration(self._run.seconds)}  (Ctrl-C cancels)"
             return Group(terminal_table(rows, *headings), Text(total, "dim"))
 
-    def _now(self, s: StepRun) -> tuple[str, str, Text]:
+    def _doing(self, s: StepRun) -> tuple[str, str, Text]:
         "Cell, elapsed time and last words of a step"
         if s.status == "running":
             words = self._last.get(s.name) or "; ".join(s.reasons)

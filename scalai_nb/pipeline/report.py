@@ -136,7 +136,7 @@ def remedy(run: Run) -> Part:
     return prose(REMEDY[run.status], " ", code(again))
 
 
-def _done(run: Run) -> str:
+def _progress(run: Run) -> str:
     "How many steps are done, and in what time"
     done = [s for s in run.steps if s.status in ("completed", "cached")]
     cached = sum(s.status == "cached" for s in done)
@@ -163,7 +163,7 @@ def _verdict(run: Run) -> Part:
         said.append(prose(f"Not run, as they wait for it: {waits}."))
     return element(
         "div",
-        prose(status(run.status), f" {_done(run)}"),
+        prose(status(run.status), f" {_progress(run)}"),
         prose(run.damage) if run.damage else "",
         *said,
         remedy(run),
@@ -263,7 +263,7 @@ def _versions(pairs: Any) -> Part:
     return inline(*named, between=", ")
 
 
-def _told(run: Run, s: StepRun) -> Iterator[Part]:
+def _step_facts(run: Run, s: StepRun) -> Iterator[Part]:
     "What a step read, wrote and took, and why it ran: a line each"
     if s.inputs:
         yield inline("read ", _versions(s.inputs.items()))
@@ -285,7 +285,7 @@ def _told(run: Run, s: StepRun) -> Iterator[Part]:
         yield inline("ran because: ", "; ".join(s.reasons))
 
 
-def _whole(notebook: Notebook | None) -> Part:
+def _whole_notebook(notebook: Notebook | None) -> Part:
     "The notebook behind a click"
     if not notebook:
         return prose("It was not run, so there is nothing more to show.")
@@ -312,12 +312,12 @@ def _section(run: Run, s: StepRun, notebook: Notebook | None, promise: str) -> P
         heading(inline(s.title or title(s.name), " ", status(s.status)), 3),
         prose(promise) if promise else Part("", ""),
         why,
-        *(element("p", line, class_="small", between="") for line in _told(run, s)),
+        *(element("p", line, class_="small", between="") for line in _step_facts(run, s)),
     )
     return element(
         "section",
         element("div", said, picture, class_="step"),
-        _whole(notebook),
+        _whole_notebook(notebook),
         id=s.stem,
         aria_label=s.stem,
     )

@@ -251,7 +251,7 @@ class Step:
         path : PathLike
             where it was read from
         """
-        return cls(**_parts(notebook, Path(path).absolute()))
+        return cls(**_fields(notebook, Path(path).absolute()))
 
     @property
     def stem(self) -> str:
@@ -500,7 +500,7 @@ def _names(node: ast.AST) -> tuple:
     return getattr(node, "id", None), getattr(node, "attr", None), getattr(node, "name", None)
 
 # %% ../../nbs/pipeline/step.ipynb #40c06128
-def _parts(notebook: dict[str, Any], path: Path) -> dict[str, Any]:
+def _fields(notebook: dict[str, Any], path: Path) -> dict[str, Any]:
     "The fields of the step that `notebook` is"
     cells = notebook["cells"]
     kernel = notebook.get("metadata", {}).get("kernelspec", {}).get("name", "python3")

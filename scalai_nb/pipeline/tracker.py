@@ -174,12 +174,12 @@ def run_record(
     )
 
 # %% ../../nbs/pipeline/tracker.ipynb #5e7df260
-def _mark(env: Environment, run: Run) -> Path:
+def _mark_file(env: Environment, run: Run) -> Path:
     "The mark of a run that has been announced"
     return spool(env) / f"{run.id}.open"
 
 
-def _known(folder: Path) -> Run | None:
+def _run_in(folder: Path) -> Run | None:
     "The run whose record is in `folder`; None when it says nothing"
     try:
         run = read_run(folder)
@@ -191,7 +191,7 @@ def _known(folder: Path) -> Run | None:
 def settle(env: Environment) -> None:
     "Tell the rest of the runs that were announced and whose runners are gone"
     for mark in spool(env).glob("*.open"):
-        run = _known(Path(env.runs) / mark.stem)
+        run = _run_in(Path(env.runs) / mark.stem)
         if run and run.status == "running":
             continue
         if run:
@@ -314,7 +314,7 @@ class Tracker:
     def _announce(self, run: Run) -> None:
         "Tell that `run` goes on, and start the sender"
         if self._record(replace(run_record(run), metrics={})):
-            _mark(self.env, run).touch()
+            _mark_file(self.env, run).touch()
         self.words = TemporaryFile()  # a pipe could be full
         self.process = subprocess.Popen(
             [sys.executable, "-c", _SENDER],
@@ -333,7 +333,7 @@ class Tracker:
         for step in (s for s in run.steps if s.status == "not_run"):
             self.step(run, step)
         if self._record(run_record(run, self.env.worker_price)):
-            _mark(self.env, run).unlink(missing_ok=True)
+            _mark_file(self.env, run).unlink(missing_ok=True)
         if self.process:
             with suppress(BrokenPipeError):  # somebody has killed it
                 os.write(_input(self.process).fileno(), b".")

@@ -259,7 +259,7 @@ def _publishing(lake: Lake, to: str, branch: str) -> Iterator[Callable[[Dataset,
         _drop(lake, to, branch)
 
 # %% ../../nbs/serving/offline.ipynb #54d0dbcd
-def _found(ds: Data, lake: Lake) -> tuple[Any, str]:
+def _rows_and_name(ds: Data, lake: Lake) -> tuple[Any, str]:
     "What is to be scored, and its name: a dataset of the lake is pinned to its version"
     if isinstance(ds, str) and "/" not in ds and not ds.endswith(".parquet"):
         version, name = lake.version(ds), ds.partition("@")[0]
@@ -367,7 +367,7 @@ def score(
     """
     env = env or environment()
     lake, s = Lake(env.lake), _scoring(model, env)
-    data, source = _found(ds, lake)
+    data, source = _rows_and_name(ds, lake)
     blocks = _blocks(data, s, block, client)
     if not to:
         return _lazy(s, data, blocks)

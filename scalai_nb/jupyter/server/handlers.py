@@ -415,15 +415,15 @@ class EventsHandler(_Handler):
         self._task = asyncio.current_task()
         listener = self.project.watcher(self.env).listen()
         try:
-            await self._say(": here")
+            await self._send_line(": here")
             async for ids in listener:
-                await self._say(f"data: {json.dumps(sorted(ids))}" if ids else ": still here")
+                await self._send_line(f"data: {json.dumps(sorted(ids))}" if ids else ": still here")
         except (StreamClosedError, asyncio.CancelledError):
             pass
         finally:
             await listener.aclose()
 
-    async def _say(self, line: str) -> None:
+    async def _send_line(self, line: str) -> None:
         self.write(f"{line}\n\n")
         await self.flush()
 

@@ -68,7 +68,7 @@ class Assigned:
     shift: Array  # (cluster, feature) weighted sum of row less centre
 
 
-def _ready(block: tuple) -> tuple:
+def _for_kernel(block: tuple) -> tuple:
     "A block as kernels take it"
     X, _, weight = block
     return dense(X), None, weights(weight)
@@ -91,7 +91,7 @@ def assign(
     """
 
     def update(s: Assigned, block: tuple) -> Assigned:
-        X, _, weight = _ready(block)
+        X, _, weight = _for_kernel(block)
         if len(X) == 0:
             return s
         kernels = of("clusters", X)
@@ -150,7 +150,7 @@ def farthest(
     """
 
     def update(s: tuple, block: tuple) -> tuple:
-        X, _, weight = _ready(block)
+        X, _, weight = _for_kernel(block)
         away = np.empty(len(X))
         of("clusters", X).assign(X, weight, centers, None, away)
         if weight is not None:
@@ -363,7 +363,7 @@ def _sample(fold: Fold, clusters: int) -> tuple[Array, Array, bool]:
     enough = max(SAMPLE, 256 * clusters)
     if rows < clusters:
         raise ContractViolation(f"n_samples={rows} should be >= n_clusters={clusters}.")
-    X, _, weight = fold(sampling(1.0 if rows <= 2 * enough else enough / rows, _ready))
+    X, _, weight = fold(sampling(1.0 if rows <= 2 * enough else enough / rows, _for_kernel))
     finite((X.sum(dtype=np.float64),))
     # sorted, and equal rows as one that is heavier: neither the order of rows nor how their
     # weights are written changes what is drawn
@@ -536,7 +536,7 @@ class KMeans(_Centers):
         share, random = weight / weight.sum(), check_random_state(self.random_state)
         limit = self.tol * float((share @ (X - share @ X) ** 2).mean())
         if not isinstance(self.init, str):
-            return self._given(X.shape[1]), limit, 0
+            return self._first_centres(X.shape[1]), limit, 0
         over = lambda algorithm: fold_arrays(algorithm, X, None, weight)
         draw = begin if self.init == "k-means||" else _drawn
         least, best = np.inf, (X[:0], 0)
@@ -548,7 +548,7 @@ class KMeans(_Centers):
                 least, best = inertia, (centers, passed)
         return best[0], limit, best[1] if complete else 0
 
-    def _given(self, features: int) -> Array:
+    def _first_centres(self, features: int) -> Array:
         "The centres of `init`, as float64"
         centers = np.array(self.init, np.float64)
         wanted = (self.n_clusters, features)

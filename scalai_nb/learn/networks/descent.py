@@ -245,7 +245,7 @@ def _seed(job: Job, *numbers: int) -> None:
         torch().cuda.manual_seed(seed)
 
 
-def _half(job: Job) -> AbstractContextManager:
+def _half_precision(job: Job) -> AbstractContextManager:
     "The context of half precision: float16 on a card, bfloat16 on a CPU"
     if not job.mixed:
         return nullcontext()
@@ -257,7 +257,7 @@ def _half(job: Job) -> AbstractContextManager:
 def _losses(job: Job, run: Run, batch: Batch) -> Tensor:
     "Sum over a batch of its losses, each times its weight"
     X, y, weight = batch
-    with _half(job):
+    with _half_precision(job):
         output = run.module(X)
     losses = job.loss(output.float(), y)
     if losses.shape == y.shape:

@@ -264,7 +264,7 @@ RETURN = 60  # seconds within which a worker must be ready where there is no oth
 ATTEMPTS = 4  # segments lost in a row after which it is no accident
 
 
-def _ready(
+def _warmed(
     client: Cluster, warm: Callable, known: dict[str, Future], without: set[str], all_of_them: bool
 ) -> list[str]:
     "Workers on which `warm` has run; `known` is where it was started. WorkFailed: there is none"
@@ -315,7 +315,7 @@ def segments(
     """
     lost, known, hung = 0, {}, set()
     while True:
-        ready = _ready(client, warm, known, hung, all_of_them=len(known) == 0)
+        ready = _warmed(client, warm, known, hung, all_of_them=len(known) == 0)
         try:
             result, lost = segment(ready[:most], result), 0
         except Lost as e:

@@ -129,7 +129,7 @@ _SETTINGS = (
 )
 
 
-def _mark(job: Job, data: Spans | Stream, validation: Spans | Stream | None) -> str:
+def _fit_name(job: Job, data: Spans | Stream, validation: Spans | Stream | None) -> str:
     "The name of a fit"
     weights = {n: p.float().numpy() for n, p in job.module.state_dict().items()}
     classes = None if job.targets.classes is None else job.targets.classes.tolist()
@@ -183,7 +183,7 @@ def _snapshot_file(
         checkpoint = Checkpoint(checkpoint)
     path = None
     if checkpoint.folder:
-        path = Path(checkpoint.folder) / f"network-{_mark(job, data, validation)}.pt"
+        path = Path(checkpoint.folder) / f"network-{_fit_name(job, data, validation)}.pt"
     return _SnapshotFile(path, checkpoint.every)
 
 # %% ../../../nbs/learn/networks/networks.ipynb #b12a9514
@@ -512,7 +512,7 @@ def _one_of(name: str, given: Any, known: Sequence) -> None:
         )
 
 
-def _whole(name: str, n: Any, least: int) -> None:
+def _check_whole(name: str, n: Any, least: int) -> None:
     "ParameterError where an option is no whole number from `least` on"
     if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < least:
         raise ParameterError(
@@ -532,16 +532,16 @@ def _check(e: Network, validation: Any) -> None:
     _one_of("task", options.task, (None, "classes", "values"))
     _one_of("precision", options.precision, ("auto", "float32", "mixed"))
     _one_of("device", options.device, (None, "cpu", "cuda"))
-    _whole("batch_size", e.batch_size, 1)
-    _whole("epochs", e.epochs, 1)
-    _whole("shuffle", options.shuffle, 0)
-    _whole("seed", options.seed, 0)
+    _check_whole("batch_size", e.batch_size, 1)
+    _check_whole("epochs", e.epochs, 1)
+    _check_whole("shuffle", options.shuffle, 0)
+    _check_whole("seed", options.seed, 0)
     number("learning_rate", e.learning_rate, open=True)
     number("weight_decay", options.weight_decay)
     if options.max_norm is not None:
         number("max_norm", options.max_norm, open=True)
     if e.early_stopping is not None:
-        _whole("early_stopping", e.early_stopping, 1)
+        _check_whole("early_stopping", e.early_stopping, 1)
         if validation is None:
             raise ParameterError("early_stopping= needs rows to stop by; pass validation= to fit.")
 

@@ -218,7 +218,7 @@ class Stream:
     rows: int | None = None  # None: not known
 
 # %% ../../../nbs/learn/networks/spans.ipynb #0d551055
-def _whole(sizes: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
+def _whole_blocks(sizes: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
     "A span a block"
     return tuple((i, 0, n) for i, n in enumerate(sizes))
 
@@ -226,9 +226,9 @@ def _whole(sizes: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
 def _spans(blocks: Blocks, take: OfColumns) -> Spans:
     "`Spans` over blocks"
     if blocks.travels:
-        return Spans(blocks, take, _whole(blocks.sizes or []), _width(blocks))
+        return Spans(blocks, take, _whole_blocks(blocks.sizes or []), _width(blocks))
     views = list(blocks)  # of what is in memory already
-    return Spans(views, take, _whole([b.sizes["row"] for b in views]), resident=True)
+    return Spans(views, take, _whole_blocks([b.sizes["row"] for b in views]), resident=True)
 
 
 def _width(blocks: Blocks) -> int:

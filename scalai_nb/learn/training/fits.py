@@ -313,7 +313,7 @@ class Outcome:
     model: tuple | None = None  # the fitted estimator, its transform and the summary of its rows
 
 
-def _parts(w: Work, estimator: Any, fold: int | None) -> tuple[list[int], int | None]:
+def _learnt_and_watched(w: Work, estimator: Any, fold: int | None) -> tuple[list[int], int | None]:
     "The folds to learn from, and the one that early stopping watches or None"
     folds = list(range(len(w.split.names))) if fold is None else w.split.learns(fold)
     if not (getattr(estimator, "early_stopping", None) and reads_datasets(estimator)):
@@ -332,7 +332,7 @@ def _fitted(w: Work, name: str, fold: int | None, memory: int) -> tuple[Learnt, 
     from sklearn.base import clone
 
     estimator: Any = clone(w.candidates[name])
-    folds, watched = _parts(w, estimator, fold)
+    folds, watched = _learnt_and_watched(w, estimator, fold)
     checkpoint = w.effort.checkpoint
     if checkpoint:
         checkpoint = Path(checkpoint) / name / ("all" if fold is None else f"fold-{fold}")

@@ -41,7 +41,7 @@ OBJECTIVES = (
 _OWN = "leave it out, as the transform makes categories features"
 
 # %% ../../../nbs/learn/training/packable.ipynb #4a407bc4
-def _kind(estimator: object) -> str | None:
+def _our_class(estimator: object) -> str | None:
     "The class by which an estimator has a graph of ours"
     return next((c.__name__ for c in type(estimator).__mro__ if c.__name__ in NATIVE), None)
 
@@ -110,7 +110,7 @@ def unpackable(
     str | None
         what is in the way, and what is accepted; None: nothing
     """
-    name = _kind(estimator)
+    name = _our_class(estimator)
     if name is None:
         return _converted(estimator)
     params = estimator.get_params()

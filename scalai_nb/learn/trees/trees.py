@@ -168,7 +168,7 @@ def _sendable(blocks: Any, client: Cluster) -> Any:
 _ROWS = Mergeable(tuple, lambda state, block: (*state, block), lambda a, b: a + b, ordered=True)
 
 
-def _made(names: list[str], transform: Transform | None) -> Callable[[Dataset], Iterable]:
+def _features_of(names: list[str], transform: Transform | None) -> Callable[[Dataset], Iterable]:
     "What makes features of a block of a dataset"
 
     def from_columns(ds: Dataset) -> Iterator[Array]:
@@ -208,7 +208,7 @@ def _of_columns(
         with naming(f"the label {y!r}"):
             return reduce(Columns(None, y, weight).over(algorithm), blocks.select(targets), client)
 
-    columns = Columns(_made(names, transform), y, weight)
+    columns = Columns(_features_of(names, transform), y, weight)
     named, label = "categories" in first[y].attrs, f"The label {y!r}"
     mark, width = blocks.fingerprint(), len(names)
     return Given(Fold(over), mark, width, names, blocks, columns, label=label, coded=named)

@@ -110,11 +110,11 @@ def _published(row: Row, publication: Publication) -> Row:
         if (release.model, release.version) == (name, number):
             tags = {k: v for k, v in tags.items() if k != STAGED}
         if release.model == name and release.alias:
-            aliases = _given(release, number, aliases)
+            aliases = _aliases_after(release, number, aliases)
     return name, number, created, tags, aliases
 
 
-def _given(release: Release, number: int, aliases: list[str]) -> list[str]:
+def _aliases_after(release: Release, number: int, aliases: list[str]) -> list[str]:
     "The aliases of a version of a model after one of them was given"
     alias = release.alias
     if number == release.version:
@@ -157,7 +157,7 @@ class Catalog:
         return f"{type(self).__name__}({self.env.name!r})"
 
     def _repr_html_(self) -> str:
-        newest = {row[0]: row for row in sorted(self._seen(), key=lambda row: row[1])}
+        newest = {row[0]: row for row in sorted(self._completed(), key=lambda row: row[1])}
         found = [_version(self.env.models, row) for _, row in sorted(newest.items())]
         rows = [(v.name, v.version, ", ".join(v.aliases), when(v.time)) for v in found]
         head = ("Model", "Newest version", "Its aliases", "Registered")
@@ -178,7 +178,7 @@ class Catalog:
         lake = getattr(self.env, "lake", "")
         return pending(Path(lake)) if lake else []
 
-    def _seen(self) -> list[Row]:
+    def _completed(self) -> list[Row]:
         "All versions but those that a step has registered and that is not completed"
         publications = self._publications()  # first: what is closed then is in the rows
         rows = list(self._rows())
@@ -188,11 +188,11 @@ class Catalog:
 
     def names(self) -> list[str]:
         "Names of all models, sorted"
-        return sorted({row[0] for row in self._seen()})
+        return sorted({row[0] for row in self._completed()})
 
     def versions(self, name: str) -> list[ModelVersion]:
         "All versions of a model, newest first. `ModelNotFound`: there is none"
-        rows = self._seen()
+        rows = self._completed()
         found = [_version(self.env.models, row) for row in rows if row[0] == name]
         if not found:
             raise ModelNotFound(unknown(name, {row[0] for row in rows}, "the registry"))

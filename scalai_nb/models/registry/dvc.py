@@ -117,7 +117,7 @@ def _pointed(pointer: Path) -> str | None:
     )
 
 
-def _free(target: Path, pointer: Path) -> None:
+def _check_free(target: Path, pointer: Path) -> None:
     "Conflict where the folder, or Git, holds what would be lost"
     if _git(target.parent, "ls-files", "--", target.name):
         raise Conflict(f"Git tracks {target} itself; run: git rm -r --cached {target}")
@@ -243,7 +243,7 @@ def track(
     root, pointer = _root(target), target.with_name(f"{target.name}.dvc")
     with locked(root / ".dvc/tmp/scalai.lock"):
         target.parent.mkdir(parents=True, exist_ok=True)
-        _free(target, pointer)
+        _check_free(target, pointer)
         files = contents(folder)
         _store(_cache(root), folder, files)
         _ignore(target)

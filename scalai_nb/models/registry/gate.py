@@ -133,7 +133,7 @@ def _number(x: float | None) -> float | None:
     return float(x) if x is not None and isfinite(x) else None
 
 
-def _found(
+def _check_of(
     name: str,
     value: float,
     reason: str,
@@ -151,7 +151,7 @@ def _quality(kind: str, name: str, e: Any, threshold: float | None) -> Check:
     found = figure(kind, name, e, threshold)
     if isinstance(found, str):
         return Check(name, False, found)
-    return _found(name, found.value, found.reason, found.interval)
+    return _check_of(name, found.value, found.reason, found.interval)
 
 # %% ../../../nbs/models/registry/gate.ipynb #2c2265d9
 def _freshness(case: _Case) -> Check:
@@ -238,7 +238,7 @@ def _measured(case: _Case, name: str) -> Check:
     "What a goal is about, measured"
     elsewhere, limits = case.evidence.measured or {}, case.limits
     if name in elsewhere:
-        return _found(name, elsewhere[name], "measured elsewhere")
+        return _check_of(name, elsewhere[name], "measured elsewhere")
     kind, classes = kind_of(case.challenger), case.challenger.card.get("classes") or ()
     quality = partial(_quality, kind, name, case.evaluation, case.threshold)
     latency = partial(_latency, case.challenger, case.champion, case.data)
@@ -374,7 +374,7 @@ def _rows_known(model: Model, data: Dataset, decides: bool) -> Iterator[Check]:
         yield Check("seen rows", few, why, "", found.share, decides=few)
 
 
-def _seen(model: Model, data: Dataset) -> Iterator[Check]:
+def _check_dates(model: Model, data: Dataset) -> Iterator[Check]:
     "A warning where rows are from before the end of what the model has learned from"
     time, learned = getattr(model.contract, "time", None), model.card.get("learned_to")
     if time is None or learned is None or time not in data:
@@ -402,7 +402,7 @@ def _goals(model: Model, goals: Mapping[str, str] | None) -> dict[str, Goal]:
     return {name: Goal(goal) for name, goal in stated.items()}
 
 
-def _alike(champion: Model, challenger: Model) -> bool:
+def _comparable(champion: Model, challenger: Model) -> bool:
     "Whether both give the same, so that their scores can be compared"
     if kind_of(champion) != kind_of(challenger):
         return False
@@ -491,11 +491,11 @@ def judge(
     checks.append(_examples(challenger))
     if evidence.score is None:
         checks += _rows_known(challenger, data, decides=True)
-        checks += _seen(challenger, data)
+        checks += _check_dates(challenger, data)
     if champion is None:
         checks.append(Check("champion", True, "there is none yet"))
     else:
-        if _alike(champion, challenger):
+        if _comparable(champion, challenger):
             old = _score(champion, data, evidence.champion_score)
             if evidence.champion_score is None:
                 checks += _rows_known(champion, data, decides=False)
@@ -541,6 +541,6 @@ def held_against(
     y, new, old = labels_of(model, data, label), *(_score(m, data, None) for m in (model, other))
     case = _Case(model, other, data, evaluated(model, y, new, []), limits, Evidence())
     checks = [Check("champion", True, "they give different things", decides=False)]
-    if _alike(other, model):
+    if _comparable(other, model):
         checks = _not_worse_anywhere(case, y, new, old, by)
     return Verdict(model.name, digest(model), digest(other), case.evaluation.count, tuple(checks))

@@ -102,7 +102,7 @@ class Search:
         for status, colour in (("pruned", "lightgrey"), ("completed", "C0")):
             some = [t for t in self.trials if t.status == status and t.value is not None]
             for ax, name in zip(axes, [None, *shown], strict=True):
-                x, y = [self._place(t, name) for t in some], [t.value for t in some]
+                x, y = [self._position(t, name) for t in some], [t.value for t in some]
                 ax.scatter(x, y, s=14, color=colour, label=status)
         for ax, name in zip(axes[1:], shown, strict=True):
             log = name in self.space.ranges and self.space.ranges[name][2]
@@ -121,7 +121,7 @@ class Search:
         x = [t.number for t in done]
         ax.step(x, best, where="post", color="C3", linewidth=1, label="best so far")
 
-    def _place(self, t: Trial, name: str | None) -> Any:
+    def _position(self, t: Trial, name: str | None) -> Any:
         "Where a trial stands on the axis of a parameter, or of the trials"
         if name is None:
             return t.number

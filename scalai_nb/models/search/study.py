@@ -297,16 +297,16 @@ class Study:
         entropy = np.random.SeedSequence([self.policy.seed, number])
         few = cast(list, self.points)
         if untried and len(few) <= (self.budget.trials or len(few)):
-            return self._given(untried[0])
+            return self._optuna_trial(untried[0])
         seed = int(entropy.generate_state(1)[0])
         self.study.sampler = self.optuna.samplers.TPESampler(seed=seed)
         trial = self.study.ask(self.axes)
         if not untried or trial.params in untried:
             return trial
         self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
-        return self._given(untried[np.random.default_rng(entropy).integers(len(untried))])
+        return self._optuna_trial(untried[np.random.default_rng(entropy).integers(len(untried))])
 
-    def _given(self, point: Point) -> optuna.Trial:
+    def _optuna_trial(self, point: Point) -> optuna.Trial:
         "Optuna's trial of `point`"
         self.study.enqueue_trial(point)
         return self.study.ask(self.axes)

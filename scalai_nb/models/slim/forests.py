@@ -85,7 +85,7 @@ def _attributes(node: NodeProto) -> dict[str, Any]:
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
 
 
-def _places(trees: Array, ids: Array) -> Callable[[Array, Array], Array]:
+def _positions(trees: Array, ids: Array) -> Callable[[Array, Array], Array]:
     "A function that gives the positions of (tree, number) pairs among the nodes"
     width = int(max(ids)) + 1
     key = trees * width + ids
@@ -118,7 +118,7 @@ def _old(a: dict[str, Any], target: str) -> Forest:
     trees, ids = np.array(a["nodes_treeids"]), np.array(a["nodes_nodeids"])
     modes = [m.decode() for m in a["nodes_modes"]]
     leaf = np.array([m == "LEAF" for m in modes])
-    place = _places(trees, ids)
+    place = _positions(trees, ids)
 
     def side(name: str) -> Array:
         return np.where(leaf, -1, place(trees, np.where(leaf, ids, a[f"nodes_{name}nodeids"])))

@@ -114,7 +114,7 @@ def _two_classes(y: Array, label: str) -> Array:
     return y.astype(np.int8)
 
 # %% ../../../nbs/models/slim/slim.ipynb #674a7906
-def _made(
+def _applied(
     rows: Rows, method: str, known: dict[tuple[Step, ...], ModelProto | DoesNotApply]
 ) -> Variant:
     "Apply a method; `known` holds the results of first steps"
@@ -340,7 +340,7 @@ def slim(
     learn, test = map(held, _chosen(y, trial.rows, terms, trial.seed))
     none = dict.fromkeys(test.full, (0.0, terms.measures[0]))
     known: dict[tuple[Step, ...], ModelProto | DoesNotApply] = {}
-    tried = [_judged(_made(learn, m, known), test) for m in names]
+    tried = [_judged(_applied(learn, m, known), test) for m in names]
     full = Variant("full", model, measured=test.full, losses=none, parity=0.0)
     tries = [(v, v.model) for v in (full, *tried) if v.model]
     full, *timed = _timed(tries, test)

@@ -34,7 +34,7 @@ __all__ = ['Measure', 'MEASURES', 'AT_THRESHOLD', 'ERRORS', 'SHARES', 'FEW', 'Me
 Measure: TypeAlias = tuple[int, Callable[[Any, "float | None"], float]]
 
 
-def _of(name: str) -> Callable[[Any, float | None], float]:
+def _attribute(name: str) -> Callable[[Any, float | None], float]:
     return lambda e, threshold: getattr(e, name)
 
 
@@ -42,31 +42,31 @@ def _loss(name: str) -> tuple[str, Measure]:
     return name, (-1, lambda e, threshold: value_of(e, name))
 
 
-def _at(name: str) -> Callable[[Any, float | None], float]:
+def _attribute_at(name: str) -> Callable[[Any, float | None], float]:
     return lambda e, threshold: getattr(e.at(threshold), name)
 
 
 MEASURES: dict[str, Measure] = {
-    "auc": (1, _of("roc_auc")),
-    "roc_auc": (1, _of("roc_auc")),
-    "pr_auc": (1, _of("pr_auc")),
-    "log_loss": (-1, _of("log_loss")),
-    "brier": (-1, _of("brier")),
-    "ece": (-1, _of("ece")),
-    "recall": (1, _at("recall")),
-    "precision": (1, _at("precision")),
-    "alerts": (-1, _at("share")),
+    "auc": (1, _attribute("roc_auc")),
+    "roc_auc": (1, _attribute("roc_auc")),
+    "pr_auc": (1, _attribute("pr_auc")),
+    "log_loss": (-1, _attribute("log_loss")),
+    "brier": (-1, _attribute("brier")),
+    "ece": (-1, _attribute("ece")),
+    "recall": (1, _attribute_at("recall")),
+    "precision": (1, _attribute_at("precision")),
+    "alerts": (-1, _attribute_at("share")),
 }
 AT_THRESHOLD = ("recall", "precision", "alerts")
 # of a regression
 ERRORS: dict[str, Measure] = {
-    "mae": (-1, _of("mae")),
-    "rmse": (-1, _of("rmse")),
-    "r2": (1, _of("r2")),
+    "mae": (-1, _attribute("mae")),
+    "rmse": (-1, _attribute("rmse")),
+    "r2": (1, _attribute("r2")),
 }
 # of several classes
 SHARES: dict[str, Measure] = {
-    n: (-1 if n in ("log_loss", "brier") else 1, _of(n))
+    n: (-1 if n in ("log_loss", "brier") else 1, _attribute(n))
     for n in ("log_loss", "accuracy", "balanced_accuracy", "roc_auc", "pr_auc", "brier")
 }
 FEW = 50  # rows of either class, below which a slice is not judged

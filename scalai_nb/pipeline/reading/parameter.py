@@ -173,7 +173,7 @@ def _marked(node: ast.expr) -> ast.expr:
     return marked[0] if name == "Union" and len(marked) == 1 else node
 
 
-def _known(node: ast.expr, inner: bool = False) -> None:
+def _check_type(node: ast.expr, inner: bool = False) -> None:
     "ParameterError unless a contract may use the type; an `inner` one is an argument of another"
     name = _named(node)
     if name not in _TYPES:
@@ -190,7 +190,7 @@ def _known(node: ast.expr, inner: bool = False) -> None:
     else:
         optional = not inner and _marked(node) is not node
         for arg in args[:1] if name == "tuple" and _repeats(args) else args:
-            _known(arg, inner=not optional)
+            _check_type(arg, inner=not optional)
     if not right:
         raise ParameterError(
             f"`{ast.unparse(node)}` is not a type here; "
@@ -208,7 +208,7 @@ def _fit(node: ast.expr, value: Any, text: bool = False) -> Any:
     match name:
         case "Union":
             return _first(args, lambda arg: _fit(arg, value, text))
-        case "Literal" if any(_same(value, ast.literal_eval(a)) for a in args):
+        case "Literal" if any(_equal(value, ast.literal_eval(a)) for a in args):
             return value
         case "None" if value is None:
             return None
@@ -266,7 +266,7 @@ def _member(node: ast.expr, value: Any, typed: bool) -> Enum:
     raise ValueError
 
 
-def _same(value: Any, other: Any) -> bool:
+def _equal(value: Any, other: Any) -> bool:
     "Whether two values are equal and of one type: `True` is not 1"
     return type(value) is type(other) and value == other
 
@@ -526,7 +526,7 @@ class Parameter:
 
     def __post_init__(self):
         try:
-            _known(self._node)
+            _check_type(self._node)
         except ParameterError as e:
             raise ParameterError(f"{self.name}: {e}") from None
 

@@ -192,7 +192,7 @@ class Attempt:
         return path
 
     @property
-    def _seen(self) -> Path:
+    def _reads_file(self) -> Path:
         "Where the kernel writes down what it reads"
         return self.shared.recorder.run.file(self.step.stem, "observed.jsonl")
 
@@ -203,13 +203,13 @@ class Attempt:
         kept = env.lake, env.runs, env.models, env.serving, database(env), git
         left_out = map(str, filter(None, kept))
         settings = str(env.root / "settings.ini")
-        return Watch(str(self._seen), str(env.root), tuple(left_out), settings)
+        return Watch(str(self._reads_file), str(env.root), tuple(left_out), settings)
 
     def _observed(self) -> Observed:
         "What the step was seen to read"
-        if not self._seen.exists():
+        if not self._reads_file.exists():
             return Observed(unseen=[f"what the kernel {self.step.kernel} reads"])
-        lines: Any = read_events(self._seen)
+        lines: Any = read_events(self._reads_file)
         seen = [line for line in lines if line[1] not in self.shared.secrets]
         references = [*self.step.reads.values(), *self.step.writes.values()]
         named = [self.step.path.parent / r.name for r in references if r.kind == "file"]

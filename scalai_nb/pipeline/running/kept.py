@@ -67,11 +67,11 @@ class KeptKernel:
 
 def kept_kernels(run: Run) -> list[KeptKernel]:
     "The kernels of a run's failed steps that are still there"
-    found = [_of(s.name, s.kernel) for s in run.steps if s.kernel]
+    found = [_kernel_of(s.name, s.kernel) for s in run.steps if s.kernel]
     return [kernel for kernel in found if kernel.alive]
 
 
-def _of(step: str, told: dict[str, Any]) -> KeptKernel:
+def _kernel_of(step: str, told: dict[str, Any]) -> KeptKernel:
     return KeptKernel(step, Path(told["connection_file"]), told["pid"], told["until"])
 
 
@@ -111,7 +111,9 @@ def kept_kernel(
         names = ", ".join(kernel.step for kernel in found)
         raise RunNotFound(f"{run.id} has kept the kernels of {names}; name one of these steps.")
     ended = [
-        _of(s.name, s.kernel) for s in run.steps if s.kernel and step in (None, s.name, s.stem)
+        _kernel_of(s.name, s.kernel)
+        for s in run.steps
+        if s.kernel and step in (None, s.name, s.stem)
     ]
     if ended:
         early = time.time() < ended[0].until

@@ -186,7 +186,7 @@ def _git(folder: Path, *words: str) -> subprocess.CompletedProcess:
         raise ParameterError("git is not installed; name another notebook to compare.") from None
 
 
-def _at(path: Path, revision: str) -> dict[str, Any]:
+def _notebook_at(path: Path, revision: str) -> dict[str, Any]:
     "The notebook at `path` as it was at a revision"
     folder = path.parent
     if _git(folder, "rev-parse", "--git-dir").returncode:
@@ -230,7 +230,11 @@ def difference(
         names, before, after = (str(path), other), here, load_notebook(other)
     else:
         revision = other or "HEAD"
-        names, before, after = (f"{path} at {revision}", str(path)), _at(path, revision), here
+        names, before, after = (
+            (f"{path} at {revision}", str(path)),
+            _notebook_at(path, revision),
+            here,
+        )
     for name, notebook in zip(names, (before, after), strict=True):
         if notebook.get("nbformat", 4) != 4:
             raise StepError(

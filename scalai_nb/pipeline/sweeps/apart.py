@@ -18,7 +18,7 @@ from ..execution.forkserver import ForkServer
 from ..pipeline import Head, Pipeline, heads
 from ..plan import Plan
 from ..run import Event
-from ..runner import Runner
+from ..runner import Runner, RunOptions
 from ..running.shared import Shared
 from ..running.resources import Resources
 from ..staleness import Cache
@@ -161,24 +161,29 @@ class RunApart(Runner):
     ----------
     combination : Combination
     setting : Setting
-    **options : Any
-        of Runner: force, on_event, on_end
+    force : bool, default False
+        execute every step, cached or not
+    **listeners : Any
+        of Runner: on_event, on_end
     """
 
     def __init__(
         self,
         combination: Combination,
         setting: Setting,
-        **options: Any,  # of Runner: force, on_event, on_end
+        *,
+        force: bool = False,  # execute every step, cached or not
+        **listeners: Any,  # of Runner: on_event, on_end
     ):
         # what it writes is not published, so it takes nothing from anybody
-        super().__init__(combination.pipeline, setting.env, take_over=True, **options)
+        options = RunOptions(force=force, take_over=True)
+        super().__init__(combination.pipeline, setting.env, options, **listeners)
         self.combination = combination
         self.setting = setting
 
     def _plan(self) -> Plan:
         head = self.setting.shelf.head(self.pipeline)
-        return Plan.make(self.pipeline, self.env, self.force, head=head)
+        return Plan.make(self.pipeline, self.env, self.options.force, head=head)
 
     def _started(self) -> Event:
         started = super()._started()

@@ -37,7 +37,7 @@ __all__ = ['RECENT', 'WINDOW', 'LATE', 'REACH', 'latest_truths', 'amendments', '
            'scores_in', 'joined', 'versions', 'quality', 'measures', 'Running']
 
 # %% ../../../nbs/serving/log/feedback.ipynb #c87433f3
-def _told(ds: Dataset) -> pd.DataFrame:
+def _truths_by_id(ds: Dataset) -> pd.DataFrame:
     "The truths of a Dataset of feedback and when each was received, by id, the latest last"
     import pandas as pd
 
@@ -76,7 +76,7 @@ def latest_truths(
     Frame
         truth, received and amended, by id; `first`: when an id was told of first
     """
-    told = _told(ds)
+    told = _truths_by_id(ds)
     first = told.received[~told.index.duplicated()]
     latest = _latest(told)
     return latest.assign(first=first.reindex(latest.index))
@@ -101,7 +101,7 @@ def amendments(
     Frame
         truth and received, a row for each that was told; the last of an id counts
     """
-    told = _told(lake.read(feedback(name)))
+    told = _truths_by_id(lake.read(feedback(name)))
     return told.loc[told.index.isin(_amended(told))].sort_index(kind="stable").rename_axis("id")
 
 
@@ -188,7 +188,7 @@ def joined(
     Dataset
         predictions with columns `truth` and `amended`; the inputs are lazy
     """
-    rows, told = read_predictions(lake, name), _latest(_told(lake.read(feedback(name))))
+    rows, told = read_predictions(lake, name), _latest(_truths_by_id(lake.read(feedback(name))))
     at, places, start = [], [], 0
     for block in row_blocks(rows[["id", "time", "version"]]):
         found = told.index.get_indexer(block.id.values)
@@ -489,7 +489,7 @@ class Running:
             rows = last(_narrow(read_predictions(self.lake, model)))
             told = self.lake.read(feedback(model))
             names = [n for n in ("id", "truth", "truth_class", "received") if n in told]
-            latest = _latest(_told(last(told[names])))
+            latest = _latest(_truths_by_id(last(told[names])))
         except DatasetNotFound:
             return
         pairs = zip(latest.truth.tolist(), latest.received.to_numpy(), strict=True)

@@ -114,7 +114,7 @@ def _column(ds: Dataset, name: str, kind: str) -> DataArray:
     if name not in ds:
         make, column = lambda ids: np.full(len(ids), missing, dtype), ds["id"]
     elif kind == "string":
-        make, column = partial(_words, ds[name].attrs.get("categories")), ds[name]
+        make, column = partial(_as_text, ds[name].attrs.get("categories")), ds[name]
     else:
         make, column = lambda values: values.astype(dtype), ds[name]
     made = xr.apply_ufunc(
@@ -132,7 +132,7 @@ def _missing(kind: str) -> tuple[np.dtype, Any]:
     return np.dtype(kind), np.array("NaT" if "time" in kind else np.nan, kind)
 
 
-def _words(categories: list[str] | None, values: Array) -> Array:
+def _as_text(categories: list[str] | None, values: Array) -> Array:
     "Categories or numbers as strings"
     import pandas as pd
 

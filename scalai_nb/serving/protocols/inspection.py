@@ -77,10 +77,10 @@ def statistics(
     else:
         known = [(m["name"], m["version"]) for m in app.index() if m["state"] == "READY"]
     metrics = of_service(app.metrics, app.copy) if app.copy else app.metrics
-    return [_done(metrics, *one) for one in known]
+    return [_statistics_of(metrics, *one) for one in known]
 
 
-def _done(metrics: Metrics, name: str, version: str) -> dict[str, Any]:
+def _statistics_of(metrics: Metrics, name: str, version: str) -> dict[str, Any]:
     "What one version has done"
     answered, seconds = _sum(metrics, "scalai_request_seconds", name, version)
     batches, scoring = _sum(metrics, "scalai_score_seconds", name, version)

@@ -114,9 +114,9 @@ def _values(
     "The values of a tensor, flat: an array of numbers, or a list of strings"
     if type(datatype) is not str or datatype not in TYPES:
         known = unknown(str(datatype)[:20], TYPES, "the data types")
-        raise _wrong(name, f"Tensor {name!r:.60}: {known}")
+        raise _refusal(name, f"Tensor {name!r:.60}: {known}")
     if not all(type(n) is int and n >= 0 for n in shape):
-        raise _wrong(
+        raise _refusal(
             name, f"Tensor {name!r:.60}: {shape!r:.60} is no shape; accepted: a list of sizes."
         )
     if isinstance(data, list):
@@ -126,12 +126,12 @@ def _values(
     else:
         dtype = np.dtype(TYPES[datatype])
         if len(data) % dtype.itemsize:
-            raise _wrong(
+            raise _refusal(
                 name, f"Tensor {name!r:.60}: {len(data)} bytes are no whole number of {datatype}."
             )
         values = np.frombuffer(data, dtype)
     if len(values) != prod(shape):
-        raise _wrong(
+        raise _refusal(
             name,
             f"Tensor {name!r:.60} has {len(values)} of the {prod(shape)} values "
             f"of its shape {list(shape)}.",
@@ -139,7 +139,7 @@ def _values(
     return values
 
 
-def _wrong(name: str, message: str) -> Refusal:
+def _refusal(name: str, message: str) -> Refusal:
     return Refusal(400, message, column=name)
 
 
@@ -149,7 +149,7 @@ def _of_json(name: str, datatype: str, data: list) -> np.ndarray | list:
         while data and type(data[0]) is list:
             data = list(chain.from_iterable(data))
     except TypeError:
-        raise _wrong(
+        raise _refusal(
             name,
             f"Tensor {name!r:.60} has lists and values side by side; "
             "send it flat, or nested by its shape.",
@@ -159,7 +159,7 @@ def _of_json(name: str, datatype: str, data: list) -> np.ndarray | list:
     accepted = {bool} if datatype == "BOOL" else {int, float, type(None)}
     if not accepted.issuperset(map(type, data)):
         v = next(v for v in data if type(v) not in accepted)
-        raise _wrong(name, f"Tensor {name!r:.60}: {v!r:.60} is not of type {datatype}.")
+        raise _refusal(name, f"Tensor {name!r:.60}: {v!r:.60} is not of type {datatype}.")
     return np.array(data, bool if datatype == "BOOL" else np.float64)
 
 # %% ../../../nbs/serving/protocols/tensors.ipynb #253c7871
@@ -174,7 +174,7 @@ def _strings(name: str, data: Any) -> list[str]:
                 raise ValueError
             found.append(data[start:at].decode())
     except (ValueError, error):
-        raise _wrong(
+        raise _refusal(
             name,
             f"Tensor {name!r:.60}: its bytes are no strings in UTF-8, "
             "each after its length in 4 bytes.",
@@ -192,9 +192,9 @@ def from_tensors(
     columns = {}
     for name, datatype, shape, data in tensors:
         if name in columns:
-            raise _wrong(name, f"Tensor {name!r:.60} comes twice; send each column once.")
+            raise _refusal(name, f"Tensor {name!r:.60} comes twice; send each column once.")
         if len(shape) not in (1, 2) or len(shape) == 2 and shape[1] != 1:
-            raise _wrong(
+            raise _refusal(
                 name,
                 f"Tensor {name!r:.60} has the shape {list(shape)}; accepted: [rows] or [rows, 1].",
             )
@@ -206,13 +206,13 @@ def _matrix(s: Scorer, name: str, datatype: str, shape: list, data: Any) -> np.n
     "(row, number) of the one tensor that holds all columns"
     k = len(s.numbers)
     if len(shape) != 2 or shape[1] != k:
-        raise _wrong(
+        raise _refusal(
             name,
             f"Tensor {name!r:.60} has the shape {list(shape)}; "
             f"accepted: [rows, {k}], or a tensor for each of the {k} columns.",
         )
     if datatype in ("BYTES", "BOOL"):
-        raise _wrong(
+        raise _refusal(
             name, f"Tensor {name!r:.60} is of type {datatype}; accepted: numbers, say FP32."
         )
     x = np.asarray(_values(name, datatype, shape, data))

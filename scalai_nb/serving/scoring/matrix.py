@@ -68,7 +68,7 @@ def _traced(
     )
 
 # %% ../../../nbs/serving/scoring/matrix.ipynb #c52a9d37
-def _less(
+def _centred(
     g: Any,  # onnx.GraphProto
     centres: list[float],
 ) -> str:  # name of (row, number) float32
@@ -147,7 +147,7 @@ def matrix_graph(
     if whole and kind == TensorProto.FLOAT:
         _replace(g, whole.nodes, NUMBERS)
     elif whole:
-        _replace(g, whole.nodes, _less(g, whole.centres))
+        _replace(g, whole.nodes, _centred(g, whole.centres))
     else:
         _split(g, numbers, single if kind == TensorProto.DOUBLE else set())
     return model.SerializeToString()

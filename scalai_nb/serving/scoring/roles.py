@@ -214,7 +214,7 @@ class Roles:
         trial = Trial(self.admission.latency)
         shadow = loaded.get(wanted.get("shadow") or "")
         on_batch = self._copied(shadow) if shadow else self.logs.on_batch
-        primary = self._again(primary, Hooks(on_batch, trial.of_primary))
+        primary = self._in_role(primary, Hooks(on_batch, trial.of_primary))
         versions = loaded | {primary.scorer.version: primary}
         aliases = {
             alias: versions[v]
@@ -238,7 +238,7 @@ class Roles:
                 "%s@%s is out in this worker only: no note of it could be written", name, version
             )
 
-    def _again(self, serving: Serving, hooks: Hooks) -> Serving:
+    def _in_role(self, serving: Serving, hooks: Hooks) -> Serving:
         "The same version in another role"
         engine = self.engine(serving.scorer, serving.engine.plan.cost, hooks)
         return Serving(serving.scorer, engine)
@@ -262,7 +262,7 @@ class Roles:
                 self.take_out(name, canary, reason)
 
         hooks = Hooks(self.logs.on_batch, watch, partial(take_over, primary))
-        canary = Canary(self._again(serving, hooks), wanted["share"], wanted.get("key"))
+        canary = Canary(self._in_role(serving, hooks), wanted["share"], wanted.get("key"))
         return canary
 
     def _copied(self, shadow: Serving) -> OnBatch:
