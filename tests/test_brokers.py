@@ -4,6 +4,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from random import Random
 
 import brokers
 import pytest
@@ -197,6 +198,100 @@ class Key:
 def test_a_topic_of_kafka_keeps_the_laws(kafka):
     topic = Topic(kafka.host, "laws")
     check_stream(lambda: sn.open_stream(topic.uri, look=0.5), topic.put)
+
+
+class Faltering:
+    "A consumer whose first batches end with the word that a partition has stopped"
+
+    def __init__(self, consumer, times: int) -> None:
+        self.consumer, self.times = consumer, times
+
+    def __getattr__(self, name):
+        return getattr(self.consumer, name)
+
+    def consume(self, rows: int, seconds: float) -> list:
+        from confluent_kafka import KafkaError, Message
+
+        found = self.consumer.consume(rows, seconds)
+        if self.times and (read := [m for m in found if m.error() is None]):
+            self.times -= 1
+            error, last = KafkaError(KafkaError.NOT_LEADER_FOR_PARTITION), read[-1]
+            return [*found, Message(last.topic(), last.partition(), last.offset() + 1, error=error)]
+        return found
+
+
+def test_what_came_before_a_partition_stopped_does_not_come_again(kafka):
+    topic = Topic(kafka.host, "stops")
+    for partition in range(2):
+        topic.put(partition, numbered(400))
+    stream = sn.open_stream(topic.uri)
+    stream.consumer = Faltering(stream.consumer, times=4)
+    found = []
+    while len(found) < 800:
+        records, positions = stream.poll(50, 0.2)
+        found += records.values
+    assert sorted(found) == sorted(numbered(400) * 2)
+    assert stream.poll(10, 0.1)[0].values == [] and positions == {"0": 400, "1": 400}
+    stream.close()
+
+
+class Returning:
+    "A consumer that brings the last batch again with the next"
+
+    def __init__(self, consumer) -> None:
+        self.consumer, self.last = consumer, []
+
+    def __getattr__(self, name):
+        return getattr(self.consumer, name)
+
+    def consume(self, rows: int, seconds: float) -> list:
+        found = self.consumer.consume(rows, seconds)
+        again, self.last = self.last, [m for m in found if m.error() is None] or self.last
+        return [*again, *found, *again]
+
+
+def test_a_record_from_before_a_position_is_none(kafka):
+    topic = Topic(kafka.host, "before")
+    topic.put(0, numbered(400))
+    stream = sn.open_stream(topic.uri)
+    stream.consumer = Returning(stream.consumer)
+    found = []
+    while len(found) < 400:
+        found += stream.poll(50, 0.2)[0].values
+    assert found == numbered(400) and stream.poll(10, 0.1)[0].values == []
+    stream.close()
+
+
+def test_a_stream_that_is_sought_at_once_stays_there(kafka):
+    "The client has asked where the first record is, and is answered later"
+    topic = Topic(kafka.host, "at-once")
+    for partition in range(2):
+        topic.put(partition, numbered(20, partition))
+    stream = sn.open_stream(topic.uri)
+    stream.seek({"0": 0, "1": 15})
+    found, until = [], time.monotonic() + 1.5
+    while time.monotonic() < until or len(found) < 25:
+        found += stream.poll(50, 0.2)[0].values
+    assert sorted(found) == sorted([*numbered(20), *numbered(20, 1)[15:]])
+    stream.close()
+
+
+def test_after_many_seeks_no_record_comes_from_elsewhere(kafka):
+    topic, random = Topic(kafka.host, "sought"), Random(0)
+    for partition in range(2):
+        topic.put(partition, numbered(2_000))
+    stream = sn.open_stream(topic.uri)
+    for _ in range(150):
+        following = {str(p): random.randrange(1_900) for p in range(2)}
+        stream.seek(following)
+        for _ in range(random.randint(1, 3)):
+            records, positions = stream.poll(random.choice((1, 50, 500)), random.choice((0, 0.02)))
+            for i in range(len(records)):
+                origin = records.origin(i)
+                assert origin.position == following[origin.partition]
+                following[origin.partition] += 1
+            assert positions == following
+    stream.close()
 
 
 def test_a_stream_of_nats_keeps_the_laws(nats):

@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..compare import Case, Figure
+from .contracts import Peer
 from ..hotpath import mixed, to_arrow
 from ..peers import free_port
 from ...errors import WorkFailed
@@ -136,6 +137,13 @@ class Shop:
     connect: Callable[[], Any]
     rows: int
     stop: Callable[[], None]
+    peers: list[Peer] = field(default_factory=list)
+
+    def close(self) -> None:
+        "Neither the server nor a peer is left"
+        for peer in self.peers:
+            peer.close()
+        self.stop()
 
 
 def _filled(shop: Shop, table: Table) -> Shop:
@@ -166,6 +174,14 @@ def _adbc(shop: Shop) -> Callable[[], Any]:
             return len(cursor.fetch_arrow_table())
 
     return work
+
+
+def _peer(name: str) -> Callable[[Shop], Callable[[], Any]]:
+    def prepare(shop: Shop) -> Callable[[], Any]:
+        shop.peers.append(Peer(name, shop.uri.replace("sqlite://", "sqlite:///"), task="read"))
+        return shop.peers[-1].work
+
+    return prepare
 
 # %% ../../../nbs/bench/data/arrivals.ipynb #75d88d53
 def _user() -> dict[str, Any]:
@@ -230,9 +246,9 @@ _BARE = "pyarrow's read and Zarr's write"
 
 def _table(title: str, make: Callable[[float, Path], Shop]) -> Case[Shop]:
     "A table of a database in blocks"
-    stop = lambda shop: shop.stop()
-    peers, aims = {"ADBC alone": _adbc}, {"ADBC alone": 1 / 1.3}
-    return Case(title, make, _read_source, peers, aims, figures=_lacking, close=stop)
+    peers = {"ADBC alone": _adbc, "ConnectorX": _peer("connectorx"), "dlt": _peer("dlt")}
+    aims = {"ADBC alone": 1 / 1.3, "ConnectorX": 1, "dlt": 1}
+    return Case(title, make, _read_source, peers, aims, figures=_lacking, close=Shop.close)
 
 
 ARRIVALS: dict[str, Case] = {

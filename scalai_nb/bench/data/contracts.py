@@ -45,7 +45,10 @@ class Peer:
         *words: str,  # what its script is told
         task: str = "check",  # its script is TASK_NAME.py
     ) -> None:
-        root = checkout()
+        try:
+            root = checkout()
+        except WorkFailed as e:
+            raise ImportError(str(e)) from e
         python = root / ".services" / f"peer-{name}" / "bin" / "python"
         if not python.exists():
             raise ImportError(f"it is not installed; run environments/peers {name}")

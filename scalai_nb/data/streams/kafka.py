@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..readers.located import Address
 from .broker import Patience, Place, gap
@@ -163,15 +163,19 @@ class KafkaStream(Stream):
         self.looked, self.told.trouble = time.monotonic(), ""
         self.patience.back()
         if self.assigned and (new := found - self.assigned):
-            self.consumer.incremental_assign([self._at(p, None) for p in new])
+            self.consumer.incremental_assign([self._start(p) for p in new])
         self.assigned |= found
         return True
 
-    def _at(self, partition: int, position: int | str | None) -> TopicPartition:
-        from confluent_kafka import OFFSET_BEGINNING, TopicPartition
+    def _at(self, partition: int, position: int | str = 0) -> TopicPartition:
+        from confluent_kafka import TopicPartition
 
-        offset = OFFSET_BEGINNING if position is None else int(position)
-        return TopicPartition(self.topic, partition, offset)
+        return TopicPartition(self.topic, partition, int(position))
+
+    def _start(self, partition: int) -> TopicPartition:
+        "Where a partition is read from: its position, or its first record"
+        position = self.positions.get(str(partition))
+        return self._at(partition, self._bounds(partition)[0] if position is None else position)
 
     def bounds(self) -> dict[str, tuple[int | str, int | str]]:
         return {str(p): self._bounds(p) for p in sorted(self.assigned)}
@@ -180,7 +184,7 @@ class KafkaStream(Stream):
         from confluent_kafka import KafkaException
 
         try:
-            there = self._at(partition, None)
+            there = self._at(partition)
             first, end = self.consumer.get_watermark_offsets(there, timeout=_ANSWER)
         except KafkaException as e:
             raise StreamError(f"{self.name}, partition {partition}: {e.args[0].str()}.") from e
@@ -191,7 +195,7 @@ class KafkaStream(Stream):
         "The broker says with records where their partition ends; a question waits behind them"
         ends = {}
         for partition in sorted(self.assigned):
-            there = self._at(partition, None)
+            there = self._at(partition)
             _, end = self.consumer.get_watermark_offsets(there, cached=True)
             if end >= 0:
                 ends[str(partition)] = self.firsts.get(partition, 0), end
@@ -221,11 +225,9 @@ class KafkaStream(Stream):
             )
         self.positions, self.failed = dict(positions), None
         self.astray.clear()
-        self.consumer.assign([self._at(p, positions.get(str(p))) for p in sorted(self.assigned)])
+        self.consumer.assign([self._start(p) for p in sorted(self.assigned)])
 
     def poll(self, rows: int, seconds: float) -> tuple[Records, Positions]:
-        from confluent_kafka import Message
-
         if self.failed:
             raise self.failed
         until = time.monotonic() + seconds
@@ -238,9 +240,6 @@ class KafkaStream(Stream):
             self.astray.clear()
         else:
             self._check()
-        offsets = zip(map(Message.partition, messages), map(Message.offset, messages), strict=True)
-        for partition, offset in dict(offsets).items():
-            self._reach(partition or 0, (offset or 0) + 1)
         return self._records(messages), dict(self.positions)
 
     def _taken(self, rows: int, seconds: float) -> list[Message]:
@@ -249,11 +248,35 @@ class KafkaStream(Stream):
 
         messages = self.consumer.consume(min(rows, _MOST), max(0.0, seconds))
         if all(error is None for error in map(Message.error, messages)):
-            return messages
-        for message in messages:
+            return self._new(messages)
+        found = self._new([message for message in messages if message.error() is None])
+        for message in messages:  # after the others: what has stopped goes on behind them
             if (error := message.error()) is not None:
                 self._note(message, error)
-        return [message for message in messages if message.error() is None]
+        return found
+
+    def _new(self, messages: list[Message]) -> list[Message]:
+        "Those that are not before a position; the positions are behind them then"
+        from confluent_kafka import Message
+
+        offsets = _offsets(messages)
+        firsts, lasts = dict(reversed(offsets)), dict(offsets)
+        count = Counter(map(Message.partition, messages))
+        enough = all(lasts[p] - first >= count[p] - 1 for p, first in firsts.items())
+        if enough and all(first >= self._position(p) for p, first in firsts.items()):
+            for partition, last in lasts.items():
+                self._reach(partition, last + 1)
+            return messages
+        return [m for m, offset in zip(messages, offsets, strict=True) if self._is_new(*offset)]
+
+    def _is_new(self, partition: int, offset: int) -> bool:
+        "Whether a record is not before the position, which is behind it then"
+        new = offset >= self._position(partition)
+        self._reach(partition, offset + new)
+        return new
+
+    def _position(self, partition: int) -> int:
+        return int(self.positions.get(str(partition), 0))
 
     def _note(self, message: Message, error: KafkaError) -> None:
         "The end of a partition is a position; the rest fails the next poll"
@@ -269,8 +292,7 @@ class KafkaStream(Stream):
             self._stopped(partition, offset if dropped else None, error.str())
 
     def _reach(self, partition: int, position: int) -> None:
-        before = int(self.positions.get(str(partition), 0))
-        self.positions[str(partition)] = max(before, position)
+        self.positions[str(partition)] = max(self._position(partition), position)
 
     def _stopped(self, partition: int, position: int | None, reason: str) -> None:
         "The client reads a partition no more: ask again, unless what is at `position` is gone"
@@ -279,7 +301,8 @@ class KafkaStream(Stream):
         if not self.failed and self.astray[partition] > _ASTRAY:
             self.failed = StreamError(f"{self.name}, partition {partition}: {reason}.")
         if not self.failed:
-            there = self._at(partition, self.positions.get(str(partition)))
+            first = self.firsts.get(partition, 0)
+            there = self._at(partition, self.positions.get(str(partition), first))
             self.consumer.incremental_unassign([there])
             self.consumer.incremental_assign([there])
 
@@ -332,6 +355,14 @@ class KafkaStream(Stream):
 
     def close(self) -> None:
         self.consumer.close()
+
+
+def _offsets(messages: list[Message]) -> list[tuple[int, int]]:
+    "Partition and offset of each record, which has both"
+    from confluent_kafka import Message
+
+    found = zip(map(Message.partition, messages), map(Message.offset, messages), strict=True)
+    return cast("list[tuple[int, int]]", list(found))
 
 
 def _moment(ms: int) -> datetime:
