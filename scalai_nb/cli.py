@@ -417,7 +417,7 @@ def _plan(
 def runs(
     context: typer.Context,
     env: Env = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", help="How many.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many.")] = 20,
     metrics: Metrics = "",
     json: Json = False,
 ) -> None:
