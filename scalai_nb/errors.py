@@ -10,6 +10,8 @@ __all__ = ['ScalaiError', 'SettingsError', 'EnvironmentNotFound', 'DatasetNotFou
            'Locked', 'ModelMismatch', 'RunFailed', 'unknown', 'extra']
 
 # %% ../nbs/errors.ipynb #81b9c1d0
+import errno
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -48,7 +50,26 @@ class RunNotFound(ScalaiError, LookupError):
 
 
 class PathError(ScalaiError, OSError):
-    "A file cannot be written where it was asked for"
+    """A file cannot be written where it was asked for; `strerror` is the system's word for why
+
+    Parameters
+    ----------
+    sentence : str, default ''
+        what happened, what to do
+    number : int, default errno.ENOENT
+        of the system's error
+    """
+
+    def __init__(
+        self,
+        sentence: str = "",  # what happened, what to do
+        number: int = errno.ENOENT,  # of the system's error
+    ) -> None:
+        super().__init__(sentence)
+        self.errno, self.strerror = number, os.strerror(number)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class LakeError(ScalaiError, OSError):

@@ -5,6 +5,7 @@
 # %% ../nbs/files.ipynb #61028f0a
 from __future__ import annotations
 
+import errno
 import fcntl
 import getpass
 import os
@@ -157,7 +158,8 @@ def replacing(
         a binary file to write to
     """
     if path.is_dir():
-        raise PathError(f"{path} is a folder; name a file, say {path / 'file'}.")
+        sentence = f"{path} is a folder; name a file, say {path / 'file'}."
+        raise PathError(sentence, errno.EISDIR)
     if not path.parent.is_dir():
         raise PathError(
             f"{path.parent} is no folder; make it, or name a file in one that is there."

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "scalai_nb"
 EXPORT = re.compile(r"#\s*\|\s*exporti?\b")
 HIDDEN = re.compile(r"#\s*\|\s*(default_exp|exporti?|hide|eval: false)")
-WIDE = re.compile(r"cli|commands|kernels")  # options of a command, scalars of a kernel
+# options of a command, scalars of a kernel, and a word for each role that a column may have
+WIDE = re.compile(r"cli|commands|kernels|data/contract.py:infer")
 WINDOW = 3  # code cells within which a definition is shown at work
 
 
@@ -92,7 +93,7 @@ def types(paths: list[Path]) -> list[Bound]:
             if f.returns is None and f.name != "__init__":
                 returns.append(where)
             arguments += [f"{where}({p.arg})" for p in named if p.annotation is None]
-            if len(named) > 8 and not WIDE.match(str(path.relative_to(PACKAGE))):
+            if len(named) > 8 and not WIDE.match(f"{path.relative_to(PACKAGE)}:{f.name}"):
                 many.append(f"{where}: {len(named)}")
     return [
         Bound("public functions without a return type", len(returns), most=0, places=returns),

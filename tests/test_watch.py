@@ -275,7 +275,7 @@ def test_what_a_model_is_asked_is_held_against_what_it_learned_from(tmp_path):
     service = Service(tmp_path)
     service.write(*[(f"r{i}", "1", 0.5) for i in range(200)], force=True)
     looking = watch_model(service.lake, Registered(model(True)), "late", every=1.0, large=0.1)
-    assert looking.dataset == "late-predictions" and list(looking.reference) == ["hour"]
+    assert looking.dataset == "late-predictions" and looking.normal.columns == ["hour"]
     time.sleep(1.1)
     service.write(("last", "1", 0.5), force=True)
     found = looking.look()
@@ -291,7 +291,7 @@ def test_a_model_says_what_its_columns_weigh(tmp_path):
 
     def weights(*chosen, **card):
         registry = Registered(model(True, **card))
-        return watch_model(service.lake, registry, "late", *chosen).weights
+        return watch_model(service.lake, registry, "late", *chosen).normal.weights
 
     said = {"importance": {"hour": 0.02, "gone": 1.0, "nothing": -0.1}}
     assert weights(**said) == weights("importance", **said) == {"hour": 0.02}

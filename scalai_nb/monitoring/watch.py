@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['YEAR', 'Weights', 'length', 'Window', 'watched', 'windows', 'scalar', 'reached',
-           'Watch', 'normal_of', 'importance_of', 'watch_model', 'watch_dataset']
+           'Normal', 'Watch', 'normal_of', 'importance_of', 'watch_model',
+           'watch_dataset']
 
 # %% ../../nbs/monitoring/watch.ipynb #27a1888a
 YEAR = 365.25 * 86_400  # seconds
@@ -279,56 +280,93 @@ def reached(
     return place
 
 # %% ../../nbs/monitoring/watch.ipynb #1a655324
+@dataclass(frozen=True)
+class Normal:
+    """What windows are held against, and how much each of its columns matters
+
+    Attributes
+    ----------
+    reference : Summary | Seasons
+    name : str, default ''
+        what it is called: a model's version, a dataset's
+    per : Sequence[str], default ()
+        dimensions whose places it tells apart
+    weights : Mapping[str, float] | None, default None
+        of its columns, as of `detect`
+    """
+
+    reference: Summary | Seasons
+    name: str = ""  # what it is called: a model's version, a dataset's
+    per: Sequence[str] = ()  # dimensions whose places it tells apart
+    weights: Mapping[str, float] | None = None  # of its columns, as of `detect`
+
+    def __post_init__(self) -> None:
+        weighed(self.columns, self.weights)
+
+    @property
+    def columns(self) -> list[str]:
+        "Those that are watched"
+        whole = self.reference.whole if isinstance(self.reference, Seasons) else self.reference
+        return [*whole]
+
+    def at(
+        self,
+        start: np.datetime64,  # of a window
+    ) -> tuple[str, Summary]:  # what it is called, and what it is
+        """What a window is held against
+
+        Parameters
+        ----------
+        start : np.datetime64
+            of a window
+
+        Returns
+        -------
+        tuple[str, Summary]
+            what it is called, and what it is
+        """
+        if not isinstance(self.reference, Seasons):
+            return self.name, self.reference
+        season, reference = self.reference.at(start)
+        return f"{self.name} {season}".lstrip(), reference
+
+
 class Watch:
-    """Holds the new rows of a dataset against a reference, a window at a time
+    """Holds the new rows of a dataset against what is normal, a window at a time
 
     Parameters
     ----------
     lake : Lake
     dataset : str
         that is appended to
-    reference : Summary | Seasons
+    normal : Normal | Summary | Seasons
     time : str
         its column of times
     every : float | str, default 86400.0
         seconds of a window, or "1d", or "10000 rows"
     false_alarms : float, default 1.0
         a year
-    weights : Mapping[str, float] | None, default None
-        as of `detect`
     large : float, default LARGE_PSI
         as of `detect`
-    normal : str, default ''
-        what the reference is called: a model's version, a dataset's
     restart : bool, default False
         whether the windows that were kept are given up
-    per : Sequence[str], default ()
-        dimensions whose places the reference tells apart
     """
 
     def __init__(
         self,
         lake: Lake,
         dataset: str,  # that is appended to
-        reference: Summary | Seasons,
+        normal: Normal | Summary | Seasons,
         time: str,  # its column of times
         every: float | str = 86_400.0,  # seconds of a window, or "1d", or "10000 rows"
         false_alarms: float = 1.0,  # a year
-        weights: Mapping[str, float] | None = None,  # as of `detect`
         large: float = LARGE_PSI,  # as of `detect`
-        normal: str = "",  # what the reference is called: a model's version, a dataset's
         restart: bool = False,  # whether the windows that were kept are given up
-        per: Sequence[str] = (),  # dimensions whose places the reference tells apart
     ) -> None:
-        self.lake, self.dataset, self.reference = lake, dataset, reference
-        self.time, self.false_alarms = time, false_alarms
+        self.lake, self.dataset, self.time = lake, dataset, time
+        self.normal = normal if isinstance(normal, Normal) else Normal(normal)
         self.every, self.each = length(every)
-        whole = reference.whole if isinstance(reference, Seasons) else reference
-        self.columns = [*whole]  # that are watched
-        weighed(self.columns, weights)
-        self.weights, self.large, self.restart = weights, large, restart
-        self.normal = normal
-        self.per = list(per)
+        self.false_alarms, self.large, self.restart = false_alarms, large, restart
 
     def look(
         self,
@@ -363,36 +401,31 @@ class Watch:
         closing: list[Window] = []
         for cut in cuts:
             part = rows.isel(row=slice(at + cut.first, at + cut.stop))
-            summary = summarize(part[self._shared(part)], per=self.per)
+            summary = summarize(part[self._shared(part)], per=self.normal.per)
             closing.append(self._judged(cut, summary, [*before, *closing]))
         if not dry_run:
             last = cuts[-1]
-            now = {"rows": at + last.stop, "closed": last.number, "per": self.per}
+            now = {"rows": at + last.stop, "closed": last.number, "per": [*self.normal.per]}
             now |= {"every": self.length, "start": last.start}
             now |= {"begun": place.get("begun", cuts[0].start)}
             self._keep(closing, place, now)
         return closing
 
-    def _normal(self, start: np.datetime64) -> tuple[str, Summary]:
-        "What a window is held against, and what that is called"
-        if not isinstance(self.reference, Seasons):
-            return self.normal, self.reference
-        season, reference = self.reference.at(start)
-        return f"{self.normal} {season}".lstrip(), reference
-
     def _place(self) -> dict[str, Any]:
         "Where the last look ended"
         place = reached(self.lake, watched(self.dataset), self.dataset, self.length)
-        if place and place.get("per", []) != self.per:
+        kept, per = place.get("per", []), [*self.normal.per]
+        if place and kept != per:
             raise ParameterError(
-                f"The windows of {self.dataset!r} are per {place.get('per', [])}, not {self.per}; "
+                f"The windows of {self.dataset!r} are per {kept}, not {per}; "
                 "pass that, or begin anew with --restart (restart=True)."
             )
         return place
 
     def _shared(self, part: Dataset) -> list[Hashable]:
         "The variables that the reference has, as they are or as places: `temp[lat=50]`"
-        known = {*self.columns, *(name.partition("[")[0] for name in self.columns)}
+        columns = self.normal.columns
+        known = {*columns, *(name.partition("[")[0] for name in columns)}
         return [name for name in part.variables if name in known]
 
     def _times(self, rows: Dataset, at: int) -> Array:
@@ -422,7 +455,7 @@ class Watch:
         a_year = max(cut.a_year, 20 * self.false_alarms) if self.each else cut.a_year
         promise = Promise(self.false_alarms, a_year)
         start = np.datetime64(cut.start, "us")
-        normal, reference = self._normal(start)
+        normal, reference = self.normal.at(start)
         before = [w for w in before if w.normal == normal]  # a new champion begins anew
         last = before[-1] if before else None
         most = min(last.joined + 1, LENGTHS[-1]) if last else LENGTHS[-1]
@@ -453,7 +486,7 @@ class Watch:
         )
 
     def _detected(self, promise: Promise, reference: Summary, windows: list[Summary]) -> Detection:
-        return detect(reference, windows, promise, self.weights, self.large)
+        return detect(reference, windows, promise, self.normal.weights, self.large)
 
     def _back(
         self,
@@ -571,8 +604,9 @@ def watch_model(
             "summary=sn.summarize(rows)), or watch the dataset: scalai watch "
             f"{predictions(name)} --against DATASET@VERSION."
         )
-    options |= {"normal": str(version), "weights": _weights(model, name, reference, weights)}
-    return Watch(lake, predictions(name), reference, "time", **options)
+    weighs = _weights(model, name, reference, weights)
+    normal = Normal(reference, str(version), weights=weighs)
+    return Watch(lake, predictions(name), normal, "time", **options)
 
 
 def watch_dataset(
@@ -583,6 +617,7 @@ def watch_dataset(
     *,
     per: Sequence[str] = (),  # dimensions beside `row`; each place is a column of its own
     season: str = "",  # month, weekday or hour: each is held against the same of what is normal
+    weights: Mapping[str, float] | None = None,  # of columns, as of `detect`
     **options: Any,  # of `Watch`, from `every` on
 ) -> Watch:
     """A watch over a dataset, beside a version of it or of another that is normal
@@ -600,19 +635,21 @@ def watch_dataset(
         dimensions beside `row`; each place is a column of its own
     season : str, default ''
         month, weekday or hour: each is held against the same of what is normal
+    weights : Mapping[str, float] | None, default None
+        of columns, as of `detect`
     **options : Any
         of `Watch`, from `every` on
     """
-    normal, _, ref = against.partition("@")
-    normal = normal or name
-    version = lake.version(normal, ref or None)
-    rows = lake.read(normal, version.id)
-    said = f"{normal}@{version.id}"
+    other, _, ref = against.partition("@")
+    other = other or name
+    version = lake.version(other, ref or None)
+    rows = lake.read(other, version.id)
+    said = f"{other}@{version.id}"
     at = time or _time(lake, name)
     if season and at not in rows.variables:
         raise ParameterError(unknown(at, rows.variables, f"the columns of {said}"))
     reference = by_season(rows, at, season, per) if season else summarize(rows, per=per)
-    return Watch(lake, name, reference, at, normal=said, per=per, **options)
+    return Watch(lake, name, Normal(reference, said, per, weights), at, **options)
 
 
 def _time(lake: LakeReader, name: str) -> str:
