@@ -497,6 +497,9 @@ def test_the_command(tmp_path):
     assert "100 (100 %)" in first.replace("\N{NO-BREAK SPACE}", " ")
     assert "no label has come" in first and "not shown" in first
     assert "1 labels name no prediction of the log" in first
+    start, end = (np.datetime_as_string(START + h * HOUR, "m").replace("T", " ") for h in (3, 4))
+    still = f"the window of {start} closes with a prediction of {end} or later"
+    assert still in first.replace("\N{NO-BREAK SPACE}", " ")
     put(lake, feedback=[all_labels(hours[1])])
     found = json.loads(project.said("quality", "late", "--last", "2", "--json").stdout)
     assert [(w["labels"], w["amended"]) for w in found["windows"]] == [(100, 1), (0, 0)]

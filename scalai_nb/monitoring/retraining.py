@@ -21,7 +21,7 @@ from ..models.registry.release import examine, release
 from .policy import Decision, Policy, asked, recorded, seconds, standing
 from .watch import scalar
 from ..serving.log.feedback import latest_truths, truth_numbers
-from ..serving.log.segments import OWN, feedback, logged, predictions, score_columns
+from ..serving.log.segments import OWN, feedback, logged, read_predictions, score_columns
 
 if TYPE_CHECKING:
     from scalai_nb.data.lake.lake import Lake, LakeReader
@@ -124,7 +124,7 @@ class Known:
         """
         import xarray as xr
 
-        rows, told = (self.lake.read(log(self.name)) for log in (predictions, feedback))
+        rows, told = read_predictions(self.lake, self.name), self.lake.read(feedback(self.name))
         if any(
             log.sizes["row"] < end
             for log, end in zip((rows, told), self._ends.values(), strict=False)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from time import monotonic
+from time import monotonic, time as clock
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,6 +18,7 @@ from ...errors import DatasetNotFound, ParameterError
 from ...words import duration, percent, value
 
 if TYPE_CHECKING:
+    import numpy as np
     from rich.console import RenderableType
 
     from scalai_nb.data.lake.lake import Lake
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from scalai_nb.monitoring.quality import Quality
 
 # %% auto #0
-__all__ = ['quality_table', 'plain_quality', 'measuring', 'Beside', 'quality']
+__all__ = ['DAY', 'quality_table', 'plain_quality', 'measuring', 'Beside', 'quality']
 
 # %% ../../../nbs/commands/observing/measured.ipynb #b1a0c117
 _SHOWN = {"probability": ("roc_auc", "recall"), "probabilities": ("accuracy", "log_loss")}
@@ -93,7 +94,9 @@ def _page(found: dict[str, Any]) -> RenderableType:
     ages = [f"newest {what} {duration(age)} ago" for what, age in found["fresh"].items()]
     unknown = found["unknown_ids"]
     odd = [f"{unknown:,} labels name no prediction of the log"] if unknown else []
-    return Group(*parts, "", "; ".join([*ages, *odd, *_costs(found["windows"])]))
+    start, end = map(value, found["open"])
+    still = f"the window of {start} closes with a prediction of {end} or later"
+    return Group(*parts, "", "; ".join(ages), still, *odd, *_costs(found["windows"]))
 
 
 def _costs(found: list[Quality]) -> list[str]:
@@ -120,6 +123,9 @@ def plain_quality(
 def _known(said: Mapping[str, Any]) -> dict[str, Any]:
     "NaN and NaT as null"
     return {k: None if v is None or v != v else v for k, v in said.items()}
+
+
+DAY = 86_400.0  # seconds
 
 
 def measuring(
@@ -150,7 +156,6 @@ def measuring(
         new and amended windows
     """
     from scalai_nb.monitoring.label_windows import QualityWatch
-    from scalai_nb.monitoring.quality import quality_of
     from scalai_nb.serving.log.segments import predictions
 
     if predictions(name) not in lake.names():
@@ -158,12 +163,28 @@ def measuring(
             f"{name!r} has no log of predictions in the lake {lake.path}: serve it with "
             f"scalai serve {name}, or name one that is served."
         )
+    return QualityWatch(lake, name, _length(lake, name, every), restart, price).look(dry_run)
+
+
+def _length(lake: Lake, name: str, every: str) -> float:
+    "Seconds of a window: as asked for, as it was kept, or a day"
+    from scalai_nb.monitoring.quality import quality_of
+
+    if every:
+        return parse_seconds(every)
     try:
-        kept = lake.state(quality_of(name)).get("every", 86_400.0)
+        return lake.state(quality_of(name)).get("every", DAY)
     except DatasetNotFound:
-        kept = 86_400.0
-    seconds = parse_seconds(every) if every else kept
-    return QualityWatch(lake, name, seconds, restart, price).look(dry_run)
+        return DAY
+
+
+def _open(newest: float, seconds: float) -> tuple[np.datetime64, np.datetime64]:
+    "Begin and end of the window that the newest prediction lies in"
+    import numpy as np
+
+    start = newest // seconds * seconds
+    first, end = (np.datetime64(int(t * 1e6), "us") for t in (start, start + seconds))
+    return first, end
 
 
 class Beside:
@@ -231,13 +252,16 @@ def quality(
     place = environment(env)
     lake = Lake(place.lake)
     new = measuring(lake, name, every, restart, dry_run, place.worker_price)
+    fresh = freshness(lake, name)
+    newest = clock() - fresh["prediction"]
     kept = new if dry_run else qualities(lake, name)
     starts = sorted({w.start for w in kept})[-last:]
     shown = [w for w in kept if w.start in starts]
     found = {
         "windows": shown,
         "estimates": [e for e in estimates(kept) if e.start == starts[-1]] if starts else [],
-        "fresh": freshness(lake, name),
+        "fresh": fresh,
+        "open": _open(newest, _length(lake, name, every)),
         "unknown_ids": unknown_ids(lake, name),
     }
     if as_json:
