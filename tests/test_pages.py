@@ -267,3 +267,12 @@ def test_a_served_page_shows_what_its_address_asks_for(env):
         assert faults(page, axe) == []
         page.unroute_all()  # what a page sends when it is left cannot be routed any more
     assert (visit.errors, visit.outside) == ([], [])
+
+
+@pytest.mark.campaign
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium; apt install chromium")
+def test_a_visit_is_timed_until_something_is_painted_and_until_the_subject_is_there(env):
+    from scalai_nb.bench.jupyter.visits import bench_visits
+
+    (painted, shown) = bench_visits(env, 1, ["data"])["data"]
+    assert 0 < painted < shown

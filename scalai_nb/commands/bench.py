@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['bench_app', 'Cases', 'Scale', 'Rounds', 'Output', 'bench_pipeline', 'bench_jupyter',
-           'bench_start', 'bench_hotpath', 'bench_gpu', 'bench_train', 'bench_data',
-           'bench_watch', 'bench_streams', 'bench_serve']
+           'bench_visits', 'bench_start', 'bench_hotpath', 'bench_gpu', 'bench_train',
+           'bench_data', 'bench_watch', 'bench_streams', 'bench_serve']
 
 # %% ../../nbs/commands/bench.ipynb #4f3b9131
 import json
@@ -16,7 +16,8 @@ from typing import Annotated
 
 import typer
 
-from .terminal import Json, out
+from .terminal import Env, Json, out
+from ..environment import environment
 
 # %% ../../nbs/commands/bench.ipynb #1220b1da
 bench_app = typer.Typer(help="Measure against the peers, side by side.", no_args_is_help=True)
@@ -42,9 +43,21 @@ def bench_jupyter(
     json: Json = False,
 ) -> None:
     "The JupyterLab panel: a start, its list of runs, its server at rest, an event's way."
-    from scalai_nb.bench.panel import bench_panel, show
+    from scalai_nb.bench.jupyter.panel import bench_panel, show
 
     out(bench_panel(runs, rounds=rounds), json, show)
+
+# %% ../../nbs/commands/bench.ipynb #c7f6c4c9
+@bench_app.command("visits")
+def bench_visits(
+    rounds: Annotated[int, typer.Option(min=1, help="Visits of each page that count.")] = 3,
+    env: Env = None,
+    json: Json = False,
+) -> None:
+    "How soon each page of this project's dashboard is seen, in a headless Chromium."
+    from scalai_nb.bench.jupyter.visits import bench_visits as visits, show
+
+    out(visits(environment(env), rounds), json, show)
 
 # %% ../../nbs/commands/bench.ipynb #fff107c0
 @bench_app.command("start")
