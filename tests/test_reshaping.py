@@ -156,4 +156,4 @@ def test_the_command(tmp_path):
     assert done["renamed"] == {"wind": "speed"} and done["columns"]["n"] == [None, "int64"]
     assert lake.read("a").n.values.tolist() == [3] * 5
     done = project.said("lake", "evolve", "a", "--add", "k")
-    assert done.returncode and "accepted: --add NAME=VALUE" in done.stderr
+    assert done.returncode and "write --add COLUMN=TYPE" in done.stderr

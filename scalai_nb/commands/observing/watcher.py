@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from threading import Event
 from time import monotonic
@@ -115,9 +115,8 @@ def _begun(
     env: Environment,
     name: str,
     against: str,
-    time: str,
+    about: Mapping[str, Any],  # time, per and season of a dataset
     weights: Weights,
-    season: str,
     **options: Any,
 ) -> Watch:
     "The watch over a model, or over a dataset if `against` says what is normal"
@@ -129,11 +128,11 @@ def _begun(
         raise ParameterError("A dataset has no importance; pass --weights NAME=WEIGHT, or equal.")
     if against:
         known = weights if isinstance(weights, dict) else None
-        return watch_dataset(lake, name, against, time, weights=known, season=season, **options)
-    if season:
+        return watch_dataset(lake, name, against, weights=known, **about, **options)
+    if parted := [f"--{word}" for word in ("per", "season") if about[word]]:
         raise ParameterError(
-            "The package of a model holds one summary of all that it has learned from; for what is "
-            f"normal in a {season} pass --against DATASET@VERSION, with times."
+            "The package of a model holds one summary of all that it has learned from; for "
+            f"{' and '.join(parted)} pass --against DATASET@VERSION, with times."
         )
     if predictions(name) in lake.names():
         return watch_model(lake, Registry(env), name, weights, **options)
@@ -336,8 +335,8 @@ def watch(
     told["weights"] = _weights(weights)
     if large is not None:
         told["large"] = large
-    about = {"per": per or [], "season": season}
-    begin = partial(_begun, lake, place, name, against, time, **about, **told)
+    about = {"time": time, "per": per or [], "season": season}
+    begin = partial(_begun, lake, place, name, against, about, **told)
     looking = begin(restart=restart)
     limits: dict[str, Any] = {"budget": budget, "rows": judge_rows, "approval": approve}
     policy = policy_of(retrain, parameter, schedule, cool_down, **limits) if retrain else None

@@ -181,13 +181,20 @@ class KafkaStream(Stream):
         return {str(p): self._bounds(p) for p in sorted(self.assigned)}
 
     def _bounds(self, partition: int) -> tuple[int, int]:
-        from confluent_kafka import KafkaException
+        from confluent_kafka import KafkaError, KafkaException
 
-        try:
-            there = self._at(partition)
-            first, end = self.consumer.get_watermark_offsets(there, timeout=_ANSWER)
-        except KafkaException as e:
-            raise StreamError(f"{self.name}, partition {partition}: {e.args[0].str()}.") from e
+        until = time.monotonic() + _ANSWER
+        while True:
+            try:
+                there = self._at(partition)
+                first, end = self.consumer.get_watermark_offsets(there, timeout=_ANSWER)
+                break
+            except KafkaException as e:
+                error = e.args[0]
+                again = KafkaError._UNKNOWN_PARTITION, KafkaError._BAD_MSG  # of a fetch before
+                if error.code() not in again or time.monotonic() > until:
+                    raise StreamError(f"{self.name}, partition {partition}: {error.str()}.") from e
+                time.sleep(0.05)
         self.firsts[partition] = first
         return first, end
 
@@ -225,6 +232,7 @@ class KafkaStream(Stream):
             )
         self.positions, self.failed = dict(positions), None
         self.astray.clear()
+        self.consumer.unassign()  # a record that is too large ends what else is asked beside it
         self.consumer.assign([self._start(p) for p in sorted(self.assigned)])
 
     def poll(self, rows: int, seconds: float) -> tuple[Records, Positions]:
