@@ -104,7 +104,7 @@ def bench_visits(
     return {name: (painted, shown) for name, (painted, shown) in middle.items()}
 
 # %% ../../../nbs/bench/jupyter/visits.ipynb #91da5ea6
-LIMIT = 2.0  # seconds until a page is there
+LIMIT = 2.0  # seconds until something is seen
 
 
 def show(figures: dict[str, tuple[float, float]]) -> Table:
@@ -112,7 +112,7 @@ def show(figures: dict[str, tuple[float, float]]) -> Table:
     from scalai_nb.show import terminal_table
 
     rows = [
-        (name, f"{painted:.2f} s", f"{shown:.2f} s", f"{LIMIT:g} s")
+        (name, f"{painted:.2f} s", f"{LIMIT:g} s", f"{shown:.2f} s")
         for name, (painted, shown) in figures.items()
     ]
-    return terminal_table(rows, "page", "something is seen>", "its subject>", "at most>")
+    return terminal_table(rows, "page", "something is seen>", "at most>", "its subject>")
