@@ -16,6 +16,7 @@ import xarray as xr
 import zarr
 from conftest import ROOT, tool
 from test_retention import check_expiry, contents, files, table
+from killing import DEADLY
 from toy import Project
 
 from buckets import Line, s3_server, variables
@@ -172,35 +173,21 @@ def test_who_commits_during_an_expiry_loses_nothing(lake, monkeypatch):
     assert lake.absent("a") == [] and lake.absent("a", v[2]) == []
 
 
-KILLED = """
-import os, signal, sys
+KILLED = f"""{DEADLY}
 from datetime import timedelta
 from icechunk import Repository
 from scalai_nb.data.lake.lake import Lake
 from scalai_nb.data.lake.storage import BucketPath
 from scalai_nb.data.lake.upkeep import retention
 
-def deadly(owner, name):
-    "The process is killed before the call, or after it, when it is the one that was chosen"
-    inner = getattr(owner, name)
-    def call(*args, **more):
-        global left
-        for after in (False, True):
-            found = inner(*args, **more) if after else None
-            left -= here(*args)
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return found
-    setattr(owner, name, call)
-
 def here(owner, *args):
     "Whether a call changes the bucket, not the replica"
     return isinstance(owner, BucketPath) or "s3" in str(owner.storage)
 
 for name in ("create_branch", "delete_branch", "expire_snapshots", "garbage_collect"):
-    deadly(Repository, name)
+    deadly(Repository, name, here)
 for name in ("write_bytes", "unlink"):
-    deadly(BucketPath, name)
+    deadly(BucketPath, name, here)
 retention.GRACE = timedelta(0)
 lake, left, *named = sys.argv[1:]
 left = int(left)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from test_publication import CONTRACT, WRITE
+from killing import DEADLY
 from toy import Project
 
 from scalai_nb.data.lake.upkeep.replica import bytes_in
@@ -201,24 +202,10 @@ def test_what_is_no_rule_is_refused(tmp_path, keep):
         lake.expire("b", 1, ())
 
 
-CHILD = """
-import os, signal, sys
+CHILD = f"""{DEADLY}
 from pathlib import Path
 from icechunk import Repository
 from scalai_nb.data.lake.lake import Lake
-
-def deadly(owner, name):
-    "The process is killed before the call, or after it, when it is the one that was chosen"
-    inner = getattr(owner, name)
-    def call(*args, **more):
-        global left
-        for after in (False, True):
-            found = inner(*args, **more) if after else None
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return found
-    setattr(owner, name, call)
 
 for name in ("create_branch", "delete_branch", "expire_snapshots", "garbage_collect"):
     deadly(Repository, name)

@@ -8,35 +8,20 @@ __all__ = ['Options', 'files']
 # %% ../../nbs/export/kserve.ipynb #2c69fe54
 from dataclasses import dataclass
 
-from .kubernetes import VOLUMES, called, container, document, flags
+from .kubernetes import Pods, VOLUMES, called, container, document, flags
 from ..models.registry.catalog import ModelVersion
 
 # %% ../../nbs/export/kserve.ipynb #e27f8e83
 @dataclass(frozen=True)
-class Options:
-    """Which version is served, by how many pods
+class Options(Pods):
+    """Pods, and where Triton's come by their models
 
     Attributes
     ----------
-    ref : str, default 'champion'
-        alias that the pods follow, or a version
-    image : str, default 'scalai-nb:cluster'
-        made by environments/Dockerfile
-    replicas : int, default 2
-        pods, at least
-    most : int, default 10
-        pods, at most
-    workers : int, default 2
-        processes of a pod, a core each
     storage : str, default 'pvc://scalai/triton'
         where Triton finds its model repository
     """
 
-    ref: str = "champion"  # alias that the pods follow, or a version
-    image: str = "scalai-nb:cluster"  # made by environments/Dockerfile
-    replicas: int = 2  # pods, at least
-    most: int = 10  # pods, at most
-    workers: int = 2  # processes of a pod, a core each
     storage: str = "pvc://scalai/triton"  # where Triton finds its model repository
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PORT', 'GRPC_PORT', 'LEAVE', 'DRAIN', 'TLS', 'TOKENS', 'VOLUMES', 'called', 'document',
-           'container', 'flags', 'Options', 'files']
+           'container', 'flags', 'Pods', 'Options', 'files']
 
 # %% ../../nbs/export/kubernetes.ipynb #a99ea0dc
 import re
@@ -142,7 +142,7 @@ def flags(workers: int) -> list[str]:
 
 # %% ../../nbs/export/kubernetes.ipynb #57d7f6c8
 @dataclass(frozen=True)
-class Options:
+class Pods:
     """Which version is served, by how many pods
 
     Attributes
@@ -157,10 +157,6 @@ class Options:
         pods, at most
     workers : int, default 2
         processes of a pod, a core each
-    queue : int, default 64
-        rows that may wait in a pod, on average, before there is another
-    monitor : bool, default False
-        write a ServiceMonitor, for the operator of Prometheus
     """
 
     ref: str = "champion"  # alias that the pods follow, or a version
@@ -168,6 +164,20 @@ class Options:
     replicas: int = 2  # pods, at least
     most: int = 10  # pods, at most
     workers: int = 2  # processes of a pod, a core each
+
+
+@dataclass(frozen=True)
+class Options(Pods):
+    """Pods, when there is another, and who looks at them
+
+    Attributes
+    ----------
+    queue : int, default 64
+        rows that may wait in a pod, on average, before there is another
+    monitor : bool, default False
+        write a ServiceMonitor, for the operator of Prometheus
+    """
+
     queue: int = 64  # rows that may wait in a pod, on average, before there is another
     monitor: bool = False  # write a ServiceMonitor, for the operator of Prometheus
 

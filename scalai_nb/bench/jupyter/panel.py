@@ -8,7 +8,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from urllib.request import Request, urlopen
 
 import psutil
 
+from ..peers import free_port
 from ...errors import WorkFailed
 from ...pipeline.run import EventLog
 from ...pipeline.running.exclusive import exclusive
@@ -73,12 +73,6 @@ def write_records(
 _TOKEN = "bench"
 
 
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 def _ask(address: str) -> Any:
     "An open answer of the panel's server"
     return urlopen(Request(address, headers={"Authorization": f"token {_TOKEN}"}), timeout=60)
@@ -91,7 +85,7 @@ def _serving(
     panel: bool = True,
 ) -> Iterator[tuple[str, psutil.Process]]:
     "A server as long as the block lasts: the panel's address, and the process"
-    port = _free_port()
+    port = free_port()
     words = [
         f"--ServerApp.jpserver_extensions={{'scalai_nb.jupyter.server': {panel}}}",
         f"--ServerApp.root_dir={project}",

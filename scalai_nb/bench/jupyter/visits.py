@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 # %% auto #0
-__all__ = ['LIMIT', 'bench_visits', 'show']
+__all__ = ['NAMES', 'FLAGS', 'LIMIT', 'bench_visits', 'show']
 
 # %% ../../../nbs/bench/jupyter/visits.ipynb #94447f03
-_CHROMIUM = "chromium", "chromium-browser", "google-chrome"
-_FLAGS = [
+NAMES = "chromium", "chromium-browser", "google-chrome"
+FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
     "--disable-background-networking",
@@ -45,12 +45,12 @@ def _browsing() -> Iterator[Any]:
         from playwright.sync_api import sync_playwright
     except ImportError:
         raise MissingExtra("A visit needs Playwright: pip install playwright.") from None
-    path = next(filter(None, map(shutil.which, _CHROMIUM)), None)
+    path = next(filter(None, map(shutil.which, NAMES)), None)
     if not path:
         raise MissingExtra("A visit needs Chromium: apt install chromium.")
     with (
         sync_playwright() as playwright,
-        playwright.chromium.launch(executable_path=path, args=_FLAGS) as browser,
+        playwright.chromium.launch(executable_path=path, args=FLAGS) as browser,
     ):
         yield browser
 
