@@ -167,6 +167,16 @@ def test_a_cache_of_an_earlier_version_is_still_good(step):
     assert type(now)(earlier).changes(now) == []
 
 
+def test_what_two_processes_have_found_is_kept_of_both(tmp_path):
+    "Two runs at once: whoever writes last has read the file before the other wrote it"
+    kept = tmp_path / "memory.json"
+    first, second = Memory(kept), Memory(kept)
+    for memory, name in (first, "one"), (second, "two"), (first, "three"):
+        memory.put(name, [], name)
+        memory.save()
+    assert sorted(Memory(kept)._facts) == ["one", "three", "two"]
+
+
 def test_plans_that_are_made_at_the_same_moment(tmp_path):
     "Each tab and each notebook asks for one, and what they have found is kept by all of them"
     memory = Memory(tmp_path / "memory.json")

@@ -19,7 +19,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from ...files import replacing
+from ...errors import Locked
+from ...files import file_lock, replacing
 from .once import once
 from ...show import progress_bar
 
@@ -30,6 +31,7 @@ __all__ = ['of_user', 'Memory', 'stamp', 'identity', 'is_settled', 'stamps', 'co
 # %% ../../../nbs/pipeline/reading/surroundings.ipynb #d4e30005
 _BLOCK = 2**20  # bytes read at a time
 _YOUNG = 2.0  # seconds: the coarsest clock of a file system
+_PATIENCE = 1.0  # seconds that another process may write into the same file
 
 
 def of_user() -> Path:
@@ -44,8 +46,8 @@ class Memory:
     def __init__(self, path: Path | None = None):  # None: for this process only
         self.path = path
         self._facts: dict[str, list[Any]] = self._read()
-        self._new = False  # whether there is something to write
-        self._saving = Lock()  # whoever writes last has the newest facts
+        self._new: dict[str, list[Any]] = {}  # facts that are not in the file yet
+        self._saving = Lock()
 
     def _read(self) -> dict[str, list[Any]]:
         try:
@@ -61,11 +63,11 @@ class Memory:
 
     def put(self, name: str, evidence: list[Any], fact: Any) -> None:
         "Remember a fact"
-        self._facts[name] = [evidence, fact]
-        self._new = True
+        with self._saving:
+            self._facts[name] = self._new[name] = [evidence, fact]
 
     def save(self) -> None:
-        """Write what is new into the file, and forget files that are gone
+        """Add what is new to what other processes keep in the file, and forget files that are gone
 
         A disk that refuses is no reason to fail.
         """
@@ -74,16 +76,20 @@ class Memory:
                 self._write(self.path)
 
     def _write(self, path: Path) -> None:
+        lock = path.with_suffix(".lock")
         try:
-            self._new = False  # what other threads put from here on is new again
-            for name in self._facts.copy():
-                if name.startswith("/") and not os.path.lexists(name):
-                    self._facts.pop(name, None)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path, durable=False) as file:
-                json.dump(self._facts.copy(), getwriter("utf-8")(file))
-        except OSError:
-            self._new = True
+            with file_lock(lock, _PATIENCE), replacing(path, durable=False) as file:
+                known = {**self._read(), **self._new}
+                kept = {name: known[name] for name in known if not _is_gone(name)}
+                json.dump(kept, getwriter("utf-8")(file))
+        except (OSError, Locked):
+            return
+        self._new = {}
+
+
+def _is_gone(name: str) -> bool:
+    "Whether a fact is about a file that is not there any more"
+    return name.startswith("/") and not os.path.lexists(name)
 
 # %% ../../../nbs/pipeline/reading/surroundings.ipynb #d4e30009
 def stamp(
