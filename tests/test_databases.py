@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -317,7 +318,7 @@ def test_sqlite_goes_by_what_is_there(tmp_path):
 
 def test_sqlite_knows_the_kinds_of_every_column(tmp_path):
     "Nulls first or between, kinds mixed, an order of texts that only the writer knows"
-    from scalai_nb.data.readers.databases.sqlite import SQLite, _kinds
+    from scalai_nb.data.readers.databases.sqlite import SQLite, _first, _kinds
 
     some = {"integer": [1, -(2**62)], "real": [0.5, 1e300], "text": ["", "x"], "blob": [b"", b"a"]}
     mixes = [m for n in range(4) for m in permutations(some, n)]
@@ -334,18 +335,36 @@ def test_sqlite_knows_the_kinds_of_every_column(tmp_path):
         database.executemany(f"INSERT INTO t VALUES ({', '.join('?' * len(names))})", rows)
         database.commit()
     with closing(SQLite(str(tmp_path / "a.db")).session()) as session:
-        assert [*map(read, _kinds(session, "t", names))] == [*map(read, mixes)]
+        assert [*map(read, _kinds(session, "t", _first(session, "t", names)))] == [
+            *map(read, mixes)
+        ]
         for name, mix in zip(names, mixes, strict=True):  # alone, where no other column is odd
-            assert [*map(read, _kinds(session, "t", [name]))] == [read(mix)]
+            assert [*map(read, _kinds(session, "t", _first(session, "t", [name])))] == [read(mix)]
 
 
-@pytest.mark.parametrize("odd", ["2026-13-01", "not a date", "2026-01-01Z", "2026-01-01 10", ""])
+@pytest.mark.parametrize(
+    "odd",
+    ["2026-13-01", "not a date", "2026-01-01Z", "2026-01-01 10", ""]
+    + ["2026-01-01 10:00  Z", "2026-01-01 10-00-00", "2026-01-01 10:00+00:00"],
+)
 def test_one_text_that_is_no_time_keeps_a_column_of_sqlite_as_text(tmp_path, odd):
     with closing(sqlite3.connect(tmp_path / "a.db")) as database:
         database.execute("CREATE TABLE t (x TEXT)")
         database.executemany("INSERT INTO t VALUES (?)", [("2026-01-01",), (None,), (odd,)])
         database.commit()
     assert _whole(sn.read_source(f"sqlite://{tmp_path}/a.db::t")).x.values.tolist()[-1] == odd
+
+
+def test_who_stops_early_leaves_no_thread_and_no_session(shop):
+    "The next table is asked for while a block is used, and nobody will take it"
+    _picked(shop, 0, 1000)
+    before = threading.active_count()
+    for _ in range(3):
+        blocks = iter(shop.read("picked", rows=30))
+        assert next(blocks).sizes["row"] >= 30
+        blocks.close()
+        assert threading.active_count() == before
+    assert sum(b.sizes["row"] for b in shop.read("picked")) == 1000
 
 
 def test_all_blocks_are_of_one_moment(postgres):

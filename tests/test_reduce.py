@@ -26,6 +26,7 @@ from scalai_nb.compute.cluster import connect
 from scalai_nb.compute.laws import alike, check_mergeable
 from scalai_nb.compute.parts import Part
 from scalai_nb.compute.reduce import ALGORITHMS, Mergeable, each, on, reduce, together
+from scalai_nb.compute.threads import ahead
 from scalai_nb.describe.sketches import LIMIT, Values, distinct
 from scalai_nb.environment import Environment
 from scalai_nb.errors import ContractViolation, ParameterError, WorkFailed
@@ -708,3 +709,16 @@ def test_workers_that_have_all_paused_are_named_and_not_waited_for(monkeypatch):
 def test_a_persisted_dataset_needs_its_client(ds, client):
     with pytest.raises(ParameterError, match="pass its client"):
         summarize(client.persist(ds.chunk(row=1000)))
+
+
+def test_what_is_got_ahead_comes_in_order_and_its_error_where_it_happened():
+    def items():
+        yield 1
+        yield 2
+        raise WorkFailed("the third")
+
+    found = []
+    with pytest.raises(WorkFailed, match="the third"), ahead(items()) as coming:
+        found.extend(coming)
+    with ahead(iter([])) as coming:
+        assert found == [1, 2] and not [*coming]

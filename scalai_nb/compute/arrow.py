@@ -87,12 +87,26 @@ def _one(x: pa.ChunkedArray) -> Any:
     return x.combine_chunks() if x.num_chunks else pa.array([], x.type)
 
 
+_SOME = 2**14  # rows that say whether strings repeat
+
+
 def _texts(x: Any) -> Array:
-    "Strings as objects; each distinct one is made once"
-    x = x.dictionary_encode() if not hasattr(x, "dictionary") else x
-    texts = (np.nan if s is None else s for s in x.dictionary.to_pylist())
-    names = np.array([*texts, np.nan], dtype=object)
+    "Strings as objects; where they repeat, each distinct one is made once"
+    if not hasattr(x, "dictionary"):
+        some = x[:_SOME].dictionary_encode()
+        if len(some.dictionary) > 0.9 * len(some):
+            return _objects(x)
+        x = x.dictionary_encode()
+    names = np.append(_objects(x.dictionary), np.nan)
     return names[x.indices.fill_null(len(names) - 1).to_numpy(zero_copy_only=False)]
+
+
+def _objects(x: Any) -> Array:
+    "Strings as objects, NaN where one is missing"
+    texts = x.to_numpy(zero_copy_only=False)
+    if x.null_count:
+        texts[x.is_null().to_numpy(zero_copy_only=False)] = np.nan
+    return texts
 
 # %% ../../nbs/compute/arrow.ipynb #3ee98367
 def _check_type(name: str, t: pa.DataType) -> None:

@@ -5,9 +5,11 @@
 # %% ../../nbs/compute/threads.ipynb #48a285c1
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from threading import Event
+from typing import TypeVar
 
 from .checkpoint import Checkpoint
 from .cuts import JOIN
@@ -16,7 +18,7 @@ from .parts import Part, Tree, fold
 from ..memory import block_bytes, side_by_side
 
 # %% auto #0
-__all__ = ['thread_count', 'over_threads']
+__all__ = ['T', 'thread_count', 'over_threads', 'ahead']
 
 # %% ../../nbs/compute/threads.ipynb #28ea323e
 _COPIES = 4  # of a block that a thread has at most: packed, unpacked, and what is made of it
@@ -85,3 +87,28 @@ def over_threads(
     for e in errors:
         if not isinstance(e, _Halt):
             raise e
+
+# %% ../../nbs/compute/threads.ipynb #e7b022fb
+T = TypeVar("T")
+
+
+@contextmanager
+def ahead(
+    items: Iterator[T],  # none of them is None
+) -> Iterator[Iterator[T]]:
+    """`items`, each got on another thread while the one before is used; it ends with the block
+
+    Parameters
+    ----------
+    items : Iterator[T]
+        none of them is None
+    """
+
+    def each() -> Iterator[T]:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
+
+    with ThreadPoolExecutor(1) as pool:
+        yield each()

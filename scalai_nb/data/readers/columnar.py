@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...compute.arrow import arrow_block, parquet_source
 from ...compute.cuts import BLOCK, Source, check_columns
+from ...compute.threads import ahead
 from .located import Address, ending, files_of, is_packed
 from ...errors import ParameterError
 
@@ -89,8 +90,10 @@ class Batches:
         return [self.names, *self.content]
 
     def __iter__(self) -> Iterator[Dataset]:
-        for table in regrouped(self.opened(self.names)):
-            yield arrow_block(table.select(self.names), self.nulls)
+        nulls = self.nulls
+        with ahead(regrouped(self.opened(self.names))) as tables:
+            for table in tables:
+                yield arrow_block(table.select(self.names), nulls)
 
 # %% ../../../nbs/data/readers/columnar.ipynb #1db8d28e
 _MAGIC = b"ARROW1"  # at the beginning of a file, not of a stream

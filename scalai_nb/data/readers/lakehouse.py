@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ...compute.arrow import arrow_block, arrow_values
 from ...compute.cuts import BLOCK, check_columns, naming
+from ...compute.threads import ahead
 from .columnar import empty_batch, regrouped
 from .pieces import flat
 from ...errors import ParameterError
@@ -150,8 +151,10 @@ class Versioned:
         yield from self.snapshot.batches([f.name for f in tops], self.newer)
 
     def __iter__(self) -> Iterator[Dataset]:
-        for table in regrouped(self.batches(self.names), self.rows):
-            yield arrow_block(flat(table).select(self.names), self.nulls)
+        nulls = self.nulls
+        with ahead(regrouped(self.batches(self.names), self.rows)) as tables:
+            for table in tables:
+                yield arrow_block(flat(table).select(self.names), nulls)
 
 
 def versioned(

@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ....compute.arrow import arrow_block, arrow_values
 from ....compute.cuts import BLOCK, check_columns, even
+from ....compute.threads import ahead
 from ..columnar import regrouped
 from ..located import Address, ending, files_of
 from ....errors import ParameterError, ScalaiError, WorkFailed, unknown
@@ -221,8 +222,9 @@ class Relation:
     def __iter__(self) -> Iterator[Dataset]:
         with self.session() as session:
             missing = self.missing(session)
-            for table in regrouped(self.batches(session), self.rows):
-                yield arrow_block(table, missing)
+            with ahead(regrouped(self.batches(session), self.rows)) as tables:
+                for table in tables:
+                    yield arrow_block(table, missing)
 
     def batches(self, session: Session) -> Iterator[pa.RecordBatch]:
         return session.read(self.columns, f"{self.of} WHERE {self.where}")

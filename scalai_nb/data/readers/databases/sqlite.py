@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,13 +105,13 @@ _OF_KIND = {
     "text": "{0} >= '' COLLATE BINARY AND {0} < x'' COLLATE BINARY",
     "blob": "{0} >= x'' COLLATE BINARY",
 }
-_TIME = """(length({0}) IN (10, 16, 19, 21, 22, 23, 24, 25, 26)
-    AND date({0}) IS substr({0}, 1, 10) AND substr({0}, 11) NOT GLOB '*[-+Zz]*')"""
+# The first shape is what most times have, and is looked at soonest; the others are without a zone.
+_TIME = """(date({0}) IS substr({0}, 1, 10) AND ({0} GLOB '????-??-??[ T]??:??:??' OR
+    length({0}) IN (10, 16, 19, 21, 22, 23, 24, 25, 26) AND substr({0}, 11) NOT GLOB '*[-+Zz]*'))"""
 
 
-def _kinds(session: Session, of: str, names: list[str]) -> list[set[str]]:
-    "What each column holds, of `_KINDS`"
-    first = _first(session, of, names)
+def _kinds(session: Session, of: str, first: Mapping[str, str]) -> list[set[str]]:
+    "What each column holds, of `_KINDS`; `first` says of which its first value is"
     known = {n: kind for n, kind in first.items() if kind}
     same = {n: _OF_KIND[kind].format(n) for n, kind in known.items()}
     found = {n: {kind} for n, kind in known.items()}
@@ -120,7 +122,7 @@ def _kinds(session: Session, of: str, names: list[str]) -> list[set[str]]:
         (odd,) = session.rows(f"SELECT {_listed(differs)} FROM {of}")
         mixed = [n for n, o in zip(same, odd, strict=True) if o]
         found |= zip(mixed, _gathered(session, of, mixed), strict=True)
-    return [found.get(n, set()) for n in names]
+    return [found.get(n, set()) for n in first]
 
 
 def _first(session: Session, of: str, names: list[str]) -> dict[str, str]:
@@ -192,9 +194,12 @@ class SQLite(Database):
             session.rows(f"SELECT name, type FROM pragma_table_info({self.literal(table)})")
         )
         quoted = [self.quoted(n) for n in names]
-        kinds = _kinds(session, of, quoted)
-        texts = [n for n, kind in zip(quoted, kinds, strict=True) if kind == {"text"}]
-        times = _times(session, of, texts)
+        first = _first(session, of, quoted)
+        texts = [n for n, kind in first.items() if kind == "text"]
+        with closing(self.session()) as beside, ThreadPoolExecutor(1) as pool:
+            looking = pool.submit(_times, beside, of, texts)
+            kinds = _kinds(session, of, first)
+            times = looking.result()
         return [
             self._column(name, kind, declared.get(name, ""), self.quoted(name) in times)
             for name, kind in zip(names, kinds, strict=True)
