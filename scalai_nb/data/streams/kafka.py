@@ -35,7 +35,7 @@ OPTIONS: dict[str, object] = {
     "log_level": 0,  # to standard error; `_Told` hears the same
 }
 _OURS = "bootstrap.servers", "group.id", "auto.offset.reset", "error_cb"
-_MOST = 1_000_000  # messages that the client gives at once
+_PIECE = 500  # messages at once: fewer than the objects at which Python's collector begins, 700
 _ANSWER = 10.0  # seconds in which a broker answers a question
 _ASTRAY = 5  # times that the client may stop at a partition of which nothing is gone
 
@@ -83,6 +83,40 @@ class _Told:
             raise StreamError(f"{name}: {refused}.")
 
 # %% ../../../nbs/data/streams/kafka.ipynb #ceae8257
+def _places(messages: list[Message]) -> tuple[list[int], list[int]]:
+    "Partitions and offsets of records, which have both"
+    from confluent_kafka import Message
+
+    found = [*map(Message.partition, messages)], [*map(Message.offset, messages)]
+    return cast("tuple[list[int], list[int]]", found)
+
+
+class _Taken:
+    "What is kept of messages"
+
+    def __init__(self) -> None:
+        self.values: list[bytes | None] = []
+        self.partitions: list[int] = []
+        self.offsets: list[int] = []
+        self.times: list[int | None] = []  # ms since 1970; None: the broker does not say
+        self.keys: list[bytes | None] = []
+
+    def add(self, messages: list[Message]) -> None:
+        from confluent_kafka import Message
+
+        partitions, offsets = _places(messages)
+        self.values += map(Message.value, messages)
+        self.partitions += partitions
+        self.offsets += offsets
+        self.times += [ms if kind else None for kind, ms in map(Message.timestamp, messages)]
+        self.keys += map(Message.key, messages)
+
+    def origin(self, i: int) -> Origin:
+        ms = self.times[i]
+        written = None if ms is None else datetime.fromtimestamp(ms / 1000, UTC)
+        return Origin(str(self.partitions[i]), self.offsets[i], written, self.keys[i])
+
+
 class KafkaStream(Stream):
     """The records of a topic
 
@@ -241,41 +275,46 @@ class KafkaStream(Stream):
         until = time.monotonic() + seconds
         if time.monotonic() - self.looked > self.look:
             self._look(min(1.0, max(seconds, 0.1)))
-        messages = self._taken(rows, seconds)
-        while not messages and not self.failed and time.monotonic() < until:
-            messages = self._taken(rows, until - time.monotonic())
-        if messages:
+        taken = self._taken(rows, until)
+        if taken.values:
             self.astray.clear()
         else:
             self._check()
-        return self._records(messages), dict(self.positions)
+        return Records(taken.values, taken.origin), dict(self.positions)
 
-    def _taken(self, rows: int, seconds: float) -> list[Message]:
+    def _taken(self, rows: int, until: float) -> _Taken:
         "What comes, without what says that something does not"
+        taken, over = _Taken(), False
+        while len(taken.values) < rows and not self.failed and not over:
+            wait, asked = until - time.monotonic(), min(_PIECE, rows - len(taken.values))
+            messages = self.consumer.consume(asked, max(0.0, wait))
+            over = wait <= 0 and len(messages) < asked
+            self._take(messages, taken)
+        return taken
+
+    def _take(self, messages: list[Message], taken: _Taken) -> None:
         from confluent_kafka import Message
 
-        messages = self.consumer.consume(min(rows, _MOST), max(0.0, seconds))
-        if all(error is None for error in map(Message.error, messages)):
-            return self._new(messages)
-        found = self._new([message for message in messages if message.error() is None])
+        if not any(map(Message.error, messages)):
+            return taken.add(self._new(messages))
+        taken.add(self._new([message for message in messages if message.error() is None]))
         for message in messages:  # after the others: what has stopped goes on behind them
             if (error := message.error()) is not None:
                 self._note(message, error)
-        return found
 
     def _new(self, messages: list[Message]) -> list[Message]:
         "Those that are not before a position; the positions are behind them then"
-        from confluent_kafka import Message
-
-        offsets = _offsets(messages)
-        firsts, lasts = dict(reversed(offsets)), dict(offsets)
-        count = Counter(map(Message.partition, messages))
+        partitions, offsets = _places(messages)
+        firsts = dict(zip(reversed(partitions), reversed(offsets), strict=True))
+        lasts = dict(zip(partitions, offsets, strict=True))
+        count = Counter(partitions)
         enough = all(lasts[p] - first >= count[p] - 1 for p, first in firsts.items())
         if enough and all(first >= self._position(p) for p, first in firsts.items()):
             for partition, last in lasts.items():
                 self._reach(partition, last + 1)
             return messages
-        return [m for m, offset in zip(messages, offsets, strict=True) if self._is_new(*offset)]
+        places = zip(messages, partitions, offsets, strict=True)
+        return [message for message, *place in places if self._is_new(*place)]
 
     def _is_new(self, partition: int, offset: int) -> bool:
         "Whether a record is not before the position, which is behind it then"
@@ -343,17 +382,6 @@ class KafkaStream(Stream):
             self.told.check(self.name)
             self.patience.lost(self.told.trouble)
 
-    def _records(self, messages: list[Message]) -> Records:
-        from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
-
-        def origin(i: int) -> Origin:
-            message = messages[i]
-            kind, ms = message.timestamp()
-            written = None if kind == TIMESTAMP_NOT_AVAILABLE else _moment(ms)
-            return Origin(str(message.partition()), message.offset() or 0, written, message.key())
-
-        return Records(list(map(Message.value, messages)), origin)
-
     def acknowledge(self, positions: Positions) -> None:
         from confluent_kafka import KafkaException
 
@@ -363,18 +391,6 @@ class KafkaStream(Stream):
 
     def close(self) -> None:
         self.consumer.close()
-
-
-def _offsets(messages: list[Message]) -> list[tuple[int, int]]:
-    "Partition and offset of each record, which has both"
-    from confluent_kafka import Message
-
-    found = zip(map(Message.partition, messages), map(Message.offset, messages), strict=True)
-    return cast("list[tuple[int, int]]", list(found))
-
-
-def _moment(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)
 
 # %% ../../../nbs/data/streams/kafka.ipynb #4033c2eb
 def stream(
