@@ -39,6 +39,11 @@ def serving(
     assert not [k for k in kernels if k.is_running() and k.status() != psutil.STATUS_ZOMBIE]
 
 
+def kernels(server: psutil.Process) -> list[psutil.Process]:
+    "Of the pages of a dashboard: children of its fork server"
+    return [kernel for forks in server.children() for kernel in forks.children()]
+
+
 def wait_until(true: Callable[[], object], seconds: float = 30) -> object:
     "What `true()` returns once it is true; else what it returns in the end"
     end = time.monotonic() + seconds

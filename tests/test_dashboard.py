@@ -4,7 +4,9 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,7 +18,7 @@ import pytest
 import xarray as xr
 from browser import CHROMIUM, faults, visiting
 from conftest import tool
-from dashboards import serving, wait_until
+from dashboards import kernels, serving, wait_until
 from toy import Project, notebook
 
 from scalai_nb.data.lake.lake import Lake
@@ -417,8 +419,8 @@ def test_the_served_process_forgets_its_variables(monkeypatch):
 
 def test_a_kernel_nobody_looks_at_is_ended(empty):
     with serving(empty, idle=2) as (address, server), urlopen(address, timeout=60):
-        assert wait_until(server.children)
-        assert wait_until(lambda: not server.children(), 60)
+        assert wait_until(lambda: kernels(server))
+        assert wait_until(lambda: not kernels(server), 60)
 
 
 def test_ctrl_c_ends_the_kernel_of_a_page_that_is_open(empty):
@@ -427,7 +429,39 @@ def test_ctrl_c_ends_the_kernel_of_a_page_that_is_open(empty):
         assert "application/vnd.voila.cell-output+json" in page and not re.findall(
             r'(?:href|src)="(?:https?:)?//', page
         )
-        assert len(server.children()) == 1
+        assert len(kernels(server)) == 1
+
+
+def test_each_visit_is_a_process_of_its_own_that_has_imported_what_pages_need(empty):
+    def visit(address):
+        return re.search(r"of \w+ [\d.]+", urlopen(address, timeout=60).read().decode())[0]
+
+    said = (
+        "import sys, numpy; print('of', 'matplotlib.figure' in sys.modules, numpy.random.random())"
+    )
+    notebook(Path(empty.dashboards, "own.ipynb"), None, said)
+    with serving(empty, "own") as (address, server):
+        first, second = visit(address), visit(address)
+        assert first.startswith("of True") and first != second and len(kernels(server)) == 2
+    with serving(empty, "own") as (address, server):
+        (forks,) = server.children()
+        forks.kill()
+        forks.wait()
+        assert visit(address).startswith("of False")  # slower, and it is there
+
+
+def test_why_a_cell_of_a_page_has_failed_is_said_in_the_terminal_without_a_password(empty):
+    fails = "raise KeyError('postgresql://reader:tulip@localhost/shop')"
+    notebook(Path(empty.dashboards, "own.ipynb"), None, fails)
+    words = [sys.executable, "-m", "scalai_nb", "dash", "own", "--no-open", "--port", "0"]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(words, cwd=empty.root, stdout=pipe, stderr=pipe, text=True)
+    address = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())[0]
+    page = urlopen(address, timeout=60).read().decode()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert "The terminal that serves this page says why" in page and "KeyError" in said
+    assert "localhost/shop" in said and "tulip" not in page + said
 
 
 def test_the_report_of_a_run_is_served_in_a_sandbox_and_nothing_else_is(orchard_env):
@@ -507,10 +541,10 @@ def test_the_page_of_a_stranger_s_project_in_a_browser(orchard_env):
 
         page.get_by_role("radio", name="pears").check()
         expect(page.get_by_role("heading", name="Pears", exact=True)).to_be_visible()
-        assert len(server.children()) == 1
+        assert len(kernels(server)) == 1
         page.unroute_all()  # what a page sends when it is closed cannot be routed any more
         page.close(run_before_unload=True)
-        assert wait_until(lambda: not server.children())
+        assert wait_until(lambda: not kernels(server))
     assert (visit.errors, visit.outside) == ([], [])
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from ..environment import Environment, environment
 from ..errors import ParameterError, extra, unknown
 from .pages.site_pages import PAGES
+from ..pipeline.execution.forkserver import ForkServer
+from ..redaction import public
 from ..show import LAB
 
 if TYPE_CHECKING:
@@ -41,6 +44,11 @@ def _dashboard(env: Environment, name: str) -> Path:
     raise ParameterError(unknown(name, known, env.dashboards))
 
 # %% ../../nbs/jupyter/voila.ipynb #b089dde9
+def _tell(cell: Any, cell_index: int, execute_reply: dict[str, Any]) -> None:
+    "Write in the terminal why a cell has failed: the page leaves that to it"
+    print(public("\n".join(execute_reply["content"]["traceback"])), file=sys.stderr, flush=True)
+
+
 def _config(port: int, open_browser: bool, idle: float) -> Config:
     "Voila's configuration: this machine only, our template, kernels that end"
     from traitlets.config import Config
@@ -71,11 +79,13 @@ def _config(port: int, open_browser: bool, idle: float) -> Config:
                 "extension_allowlist": extensions,
             },
             "VoilaExecutor": {
-                "cell_error_instruction": "The terminal that serves this page says why."
+                "cell_error_instruction": "The terminal that serves this page says why.",
+                "on_cell_error": _tell,
             },
             "MappingKernelManager": {
                 "cull_idle_timeout": int(idle),
                 "cull_interval": max(1, int(idle / 4)),
+                "kernel_manager_class": "scalai_nb.jupyter.page_kernels.PageKernelManager",
             },
             "KernelManager": {"transport": "ipc"},
         }
@@ -199,6 +209,7 @@ def serve(
     notebook, port = _dashboard(env, name), _port(port)
     try:
         served = _voila(env)
+        from scalai_nb.jupyter.page_kernels import MODULES, PageKernelManager
     except ImportError:
         raise extra("voila", "lab") from None
     from tornado.ioloop import IOLoop
@@ -207,7 +218,10 @@ def serve(
     # jupyter_server's ping settings are in another unit than tornado's, which warns
     logging.getLogger("tornado.general").setLevel("ERROR")
     templates = os.pathsep.join(filter(None, [str(LAB), os.environ.get("JUPYTER_PATH")]))
-    with _variables_set({**env.variables, "JUPYTER_PATH": templates}):
+    with (
+        _variables_set({**env.variables, "JUPYTER_PATH": templates}),
+        ForkServer(MODULES) as PageKernelManager.fork_server,
+    ):
         app = served(config=_config(port, open_browser, idle))
         app.initialize([str(notebook)])
 

@@ -483,6 +483,10 @@ class ForkServer:
         self._reader = threading.Thread(target=self._read, name="forkserver", daemon=True)
         self._reader.start()
 
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
     def spawn(
         self,
         cmd: list[str],  # an IPython kernel of this interpreter is forked, another is executed
