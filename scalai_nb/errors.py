@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ScalaiError', 'SettingsError', 'EnvironmentNotFound', 'DatasetNotFound',
            'VersionNotFound', 'ModelNotFound', 'RunNotFound', 'PathError', 'LakeError',
-           'StepError', 'GraphError', 'ParameterError', 'RunActive', 'MissingExtra',
-           'WorkFailed', 'ContractViolation', 'TooLarge', 'StreamError', 'Conflict',
-           'Locked', 'ModelMismatch', 'RunFailed', 'unknown', 'extra']
+           'LakeAway', 'StepError', 'GraphError', 'ParameterError', 'RunActive',
+           'MissingExtra', 'WorkFailed', 'ContractViolation', 'TooLarge', 'StreamError',
+           'Conflict', 'Locked', 'ModelMismatch', 'RunFailed', 'unknown', 'extra']
 
 # %% ../nbs/errors.ipynb #81b9c1d0
 import errno
@@ -74,6 +74,10 @@ class PathError(ScalaiError, OSError):
 
 class LakeError(ScalaiError, OSError):
     "The lake cannot be used as asked"
+
+
+class LakeAway(LakeError):
+    "The bucket of a lake refuses, or does not answer: what is there is not known"
 
 
 class StepError(ScalaiError, ValueError):

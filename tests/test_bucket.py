@@ -20,6 +20,7 @@ from killing import DEADLY
 from toy import Project
 
 from buckets import Line, s3_server, variables
+import scalai_nb as sn
 from scalai_nb.data.lake import storage
 from scalai_nb.data.lake.repository import opened
 from scalai_nb.data.lake.upkeep import retention
@@ -330,6 +331,57 @@ try:
 except LakeError as e:
     print("refused", e)
 """
+
+
+ASKING = {
+    "version": lambda lake: lake.version("sales"),
+    "log": lambda lake: lake.log("sales"),
+    "attrs": lambda lake: lake.attrs("sales"),
+    "state": lambda lake: lake.state("sales"),
+    "read": ids,
+    "names": lambda lake: lake.names(),
+    "write": lambda lake: lake.write("sales", rows(3)),
+    "append": lambda lake: lake.append("sales", rows(2)),
+    "upsert": lambda lake: lake.upsert("sales", rows(2), "id"),
+    "tag": lambda lake: lake.tag("sales", f"t{time.monotonic_ns()}"),
+    "compact": lambda lake: lake.compact("sales"),
+    "sizes": sizes,
+    "verify": lambda lake: lake.verify("sales"),
+    "expire": lambda lake: expire(lake, retention.Keep(versions=1), dry_run=True),
+}
+
+
+@pytest.mark.parametrize("operation", ASKING)
+def test_whatever_question_the_bucket_does_not_answer_is_one_sentence(lake, monkeypatch, operation):
+    "Each question in turn: the operation says so, or goes on; the contract stays"
+    from obstore.exceptions import GenericError
+
+    monkeypatch.setattr(storage, "LEASE", 0.2)  # of a lock whose holder could not say that it ends
+    lake.write("sales", rows(3), contract=sn.Contract.infer(rows(3)), on_breach="reject")
+    whole, asked, silent = storage._bucket, 0, 0
+
+    class Bucket:
+        def __init__(self, *place):
+            self.bucket = whole(*place)
+
+        def __getattr__(self, method):
+            nonlocal asked
+            asked += 1
+            if asked == silent:
+                raise GenericError("a reset of the line\nand more")
+            return getattr(self.bucket, method)
+
+    told = set()
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "_bucket", Bucket)
+        while asked >= silent:
+            asked, silent = 0, silent + 1
+            try:
+                ASKING[operation](lake)
+            except LakeError as e:
+                told.add(str(e))
+    assert all("a reset of the line" in said and "\n" not in said for said in told)
+    assert lake.attrs("sales")["on_breach"] == "reject"
 
 
 def test_a_line_that_is_cut_in_a_write_leaves_the_last_version(lake, server, monkeypatch):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .storage import folder_of, put
-from ...errors import LakeError, ScalaiError, VersionNotFound
+from ...errors import LakeAway, LakeError, ScalaiError, VersionNotFound
 
 # %% auto #0
 __all__ = ['DIFFERS', 'DECODING', 'SEALS', 'checksum', 'expired_on', 'note_expiry', 'cause',
@@ -298,6 +298,8 @@ class Seal:
             try:
                 if checksum((folder / path).read_bytes()) != sum:
                     found[path] = "is not as it was written"
+            except LakeAway:
+                raise
             except OSError as e:
                 found[path] = f"cannot be read: {e.strerror or cause(e)}"
         return found

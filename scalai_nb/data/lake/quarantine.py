@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -23,7 +23,7 @@ from scalai_nb.data.lake.repository import (
     published,
 )
 from ..sources import as_dataset
-from ...errors import DatasetNotFound, LakeError, VersionNotFound
+from ...errors import DatasetNotFound, LakeAway, LakeError, VersionNotFound
 
 if TYPE_CHECKING:
     from scalai_nb.data.contract import Contract
@@ -61,9 +61,12 @@ def gate_of(
     contract : Contract | None, default None
     """
     there: dict[str, Any] = {}
-    # nothing is there yet, or it is damaged: what replaces it says for itself
-    with suppress(DatasetNotFound, VersionNotFound, LakeError):
+    try:
         there = _attrs(lake, name, branch)
+    except LakeAway:
+        raise
+    except (DatasetNotFound, VersionNotFound, LakeError):
+        pass  # nothing is there yet, or it is damaged: what replaces it says for itself
     if not (on_breach or contract or "on_breach" in there or "on_breach" in attrs):
         return None, attrs
     from scalai_nb.data.enforcement import Gate, enforced

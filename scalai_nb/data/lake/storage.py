@@ -19,7 +19,7 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from uuid import uuid4
 
-from ...errors import Conflict, LakeError, Locked, extra
+from ...errors import Conflict, LakeAway, LakeError, Locked, extra
 from ...files import file_lock, replacing, whoami
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class BucketPath(PurePosixPath):
         then: Callable[[Any], Any] = lambda found: found,  # what of the answer is asked for
         **options: Any,
     ) -> Any:
-        """What the bucket answers about this path. OSError: it refuses, or is away
+        """What the bucket answers about this path. LakeAway: it refuses, or does not answer
 
         Parameters
         ----------
@@ -113,7 +113,10 @@ class BucketPath(PurePosixPath):
         except (AlreadyExistsError, PreconditionError):
             raise
         except BaseError as e:
-            raise OSError(f"{self}: {str(e).partition(chr(10))[0]}") from e
+            said = str(e).partition("\n")[0].rstrip(".")
+            raise LakeAway(
+                f"The lake in {self} refused: {said}. `scalai doctor` says whether it answers."
+            ) from e
 
     def read_bytes(self) -> bytes:
         return self.ask("get", then=lambda found: bytes(found.bytes()))

@@ -286,10 +286,10 @@ class KafkaStream(Stream):
         "What comes, without what says that something does not"
         taken, over = _Taken(), False
         while len(taken.values) < rows and not self.failed and not over:
-            wait, asked = until - time.monotonic(), min(_PIECE, rows - len(taken.values))
-            messages = self.consumer.consume(asked, max(0.0, wait))
-            over = wait <= 0 and len(messages) < asked
-            self._take(messages, taken)
+            wait, before = until - time.monotonic(), len(taken.values)
+            asked = min(_PIECE, rows - before)
+            self._take(self.consumer.consume(asked, max(0.0, wait)), taken)
+            over = wait <= 0 and len(taken.values) - before < asked
         return taken
 
     def _take(self, messages: list[Message], taken: _Taken) -> None:
