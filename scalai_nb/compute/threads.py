@@ -18,7 +18,7 @@ from .parts import Part, Tree, fold
 from ..memory import block_bytes, side_by_side
 
 # %% auto #0
-__all__ = ['T', 'thread_count', 'over_threads', 'ahead']
+__all__ = ['thread_count', 'over_threads', 'ahead']
 
 # %% ../../nbs/compute/threads.ipynb #28ea323e
 _COPIES = 4  # of a block that a thread has at most: packed, unpacked, and what is made of it
@@ -89,22 +89,22 @@ def over_threads(
             raise e
 
 # %% ../../nbs/compute/threads.ipynb #e7b022fb
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @contextmanager
 def ahead(
-    items: Iterator[T],  # none of them is None
-) -> Iterator[Iterator[T]]:
+    items: Iterator[_T],  # none of them is None
+) -> Iterator[Iterator[_T]]:
     """`items`, each got on another thread while the one before is used; it ends with the block
 
     Parameters
     ----------
-    items : Iterator[T]
+    items : Iterator[_T]
         none of them is None
     """
 
-    def each() -> Iterator[T]:
+    def each() -> Iterator[_T]:
         coming = pool.submit(next, items, None)
         while (item := coming.result()) is not None:
             coming = pool.submit(next, items, None)
