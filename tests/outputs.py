@@ -261,6 +261,7 @@ def main() -> int:
     print(
         f"outputs: {len(differ)} cells of {len(done)} notebooks "
         f"{'differ' if words.check else 'are new'}"
+        f"{'' if well else '; a notebook has failed, the lines above say where'}"
     )
     compared = words.check and sys.version_info[:2] == PYTHON
     return 0 if well and not (compared and differ) else 1
