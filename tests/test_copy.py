@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 from test_retention import contents, history, refs, table
@@ -14,6 +15,7 @@ from test_retention import contents, history, refs, table
 from scalai_nb.cli import main
 from scalai_nb.data.lake.lake import Lake
 from scalai_nb.data.lake.repository import ROOT
+from scalai_nb.data.lake.upkeep import copying
 from scalai_nb.data.lake.upkeep.replica import bytes_in
 from scalai_nb.data.lake.upkeep.retention import collect, ripe
 from scalai_nb.errors import DatasetNotFound, LakeError
@@ -72,6 +74,41 @@ def test_a_copy_that_was_killed_goes_on(tmp_path):
     (rest,) = lake.copy(copy.path)
     assert rest.bytes < bytes_in(lake.path / "a")
     same(lake, copy)
+
+
+def test_a_copy_that_is_cut_off_anywhere_goes_on(tmp_path, monkeypatch):
+    "Before and after each file, and before the checksum of the first snapshot"
+    lake = Lake(tmp_path / "lake")
+    for n in range(3):
+        lake.write("a", table(n))
+
+    def cut(name: str, at: int, after: bool) -> bool:
+        "Whether a copy was cut off beside the call with this number"
+        copy, inner, left = Lake(tmp_path / f"{name}-{at}-{after}"), getattr(copying, name), at
+
+        def call(*args, **more):
+            nonlocal left
+            left -= 1
+            if left == 0 and not after:
+                raise KeyboardInterrupt
+            inner(*args, **more)
+            if left == 0:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(copying, name, call)
+            with suppress(KeyboardInterrupt):
+                lake.copy(copy.path)
+        lake.copy(copy.path)
+        same(lake, copy)
+        return left <= 0
+
+    for name in ("put", "seal"):
+        for after in (False, True):
+            at = 1
+            while cut(name, at, after):
+                at += 1
+            assert at > 1
 
 
 def test_versions_expire_in_a_copy_as_they_do_here(tmp_path):

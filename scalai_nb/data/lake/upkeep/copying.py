@@ -88,6 +88,12 @@ def _begun(repo: Repository) -> datetime:
     return repo.lookup_snapshot(ROOT).written_at
 
 
+def _is_sealed(target: Path) -> bool:
+    "Whether the first snapshot is that of its seal; one that a killed copy has brought is not"
+    kept = Seal.read(target, ROOT)
+    return bool(kept and not kept.broken(target))
+
+
 def _sums(source: Path) -> dict[str, int]:
     "The checksums of all records"
     sums: dict[str, int] = {}
@@ -145,14 +151,15 @@ class Copy:
         self.there = _refs(other) if other else {}
         _agree(source, self.refs, self.parents, self.there)
         self.files = _new_files(source, target)
-        self.younger = not other or _begun(other) > _begun(repo)  # an expiry goes by this
-        if self.younger:
+        # an expiry goes by the time of the first snapshot
+        self.begins = not other or _begun(other) > _begun(repo) or not _is_sealed(target)
+        if self.begins:
             self.files.append(f"snapshots/{ROOT}")
 
     @property
     def copied(self) -> Copied:
         "What it comes to"
-        new = sum(path.startswith("snapshots/") for path in self.files) - self.younger
+        new = sum(path.startswith("snapshots/") for path in self.files) - self.begins
         size = sum((self.source / path).stat().st_size for path in self.files)
         return Copied(self.source.name, new, len(self.files), size)
 
@@ -186,7 +193,7 @@ class Copy:
                 doubtful = doubtful or self._doubt(path)
             put(self.target / path, data, durable=False)
             done(len(data))
-        if self.younger:
+        if self.begins:
             seal(repo, self.target, ROOT, "")
         os.sync()
         self._set_refs(repo)
