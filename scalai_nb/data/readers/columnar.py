@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from scalai_nb.types import Dataset
 
 # %% auto #0
-__all__ = ['ENDINGS', 'regrouped', 'Batches', 'empty_batch', 'source']
+__all__ = ['ENDINGS', 'regrouped', 'blocks', 'Batches', 'empty_batch', 'source']
 
 # %% ../../../nbs/data/readers/columnar.ipynb #87893d2e
 def regrouped(
@@ -51,6 +51,30 @@ def regrouped(
             held, empty = [], []
     if held or empty:
         yield pa.Table.from_batches(held or empty)
+
+
+def blocks(
+    batches: Iterator[pa.RecordBatch],  # at least one, which may be empty
+    nulls: Collection[str],  # columns of whole numbers or booleans with nulls in some block
+    rows: int = BLOCK,  # of a block, at least, but for the last
+    made: Callable[[pa.Table], pa.Table] = lambda table: table,  # of what the batches hold
+) -> Iterator[Dataset]:
+    """Batches as blocks; the next is read while one is used
+
+    Parameters
+    ----------
+    batches : Iterator[pa.RecordBatch]
+        at least one, which may be empty
+    nulls : Collection[str]
+        columns of whole numbers or booleans with nulls in some block
+    rows : int, default BLOCK
+        of a block, at least, but for the last
+    made : Callable[[pa.Table], pa.Table]
+        of what the batches hold
+    """
+    with ahead(regrouped(batches, rows)) as tables:
+        for table in tables:
+            yield arrow_block(made(table), nulls)
 
 
 @dataclass(frozen=True)
@@ -90,10 +114,7 @@ class Batches:
         return [self.names, *self.content]
 
     def __iter__(self) -> Iterator[Dataset]:
-        nulls = self.nulls
-        with ahead(regrouped(self.opened(self.names))) as tables:
-            for table in tables:
-                yield arrow_block(table.select(self.names), nulls)
+        return blocks(self.opened(self.names), self.nulls, made=lambda t: t.select(self.names))
 
 # %% ../../../nbs/data/readers/columnar.ipynb #1db8d28e
 _MAGIC = b"ARROW1"  # at the beginning of a file, not of a stream

@@ -11,10 +11,9 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from ...compute.arrow import arrow_block, arrow_values
+from ...compute.arrow import arrow_values
 from ...compute.cuts import BLOCK, check_columns, naming
-from ...compute.threads import ahead
-from .columnar import empty_batch, regrouped
+from .columnar import blocks, empty_batch
 from .pieces import flat
 from ...errors import ParameterError
 
@@ -151,10 +150,8 @@ class Versioned:
         yield from self.snapshot.batches([f.name for f in tops], self.newer)
 
     def __iter__(self) -> Iterator[Dataset]:
-        nulls = self.nulls
-        with ahead(regrouped(self.batches(self.names), self.rows)) as tables:
-            for table in tables:
-                yield arrow_block(flat(table).select(self.names), nulls)
+        made = lambda table: flat(table).select(self.names)
+        return blocks(self.batches(self.names), self.nulls, self.rows, made)
 
 
 def versioned(

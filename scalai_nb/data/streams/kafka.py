@@ -101,10 +101,9 @@ class _Taken:
         self.times: list[int | None] = []  # ms since 1970; None: the broker does not say
         self.keys: list[bytes | None] = []
 
-    def add(self, messages: list[Message]) -> None:
+    def add(self, messages: list[Message], partitions: list[int], offsets: list[int]) -> None:
         from confluent_kafka import Message
 
-        partitions, offsets = _places(messages)
         self.values += map(Message.value, messages)
         self.partitions += partitions
         self.offsets += offsets
@@ -296,14 +295,14 @@ class KafkaStream(Stream):
         from confluent_kafka import Message
 
         if not any(map(Message.error, messages)):
-            return taken.add(self._new(messages))
-        taken.add(self._new([message for message in messages if message.error() is None]))
+            return self._keep(messages, taken)
+        self._keep([message for message in messages if message.error() is None], taken)
         for message in messages:  # after the others: what has stopped goes on behind them
             if (error := message.error()) is not None:
                 self._note(message, error)
 
-    def _new(self, messages: list[Message]) -> list[Message]:
-        "Those that are not before a position; the positions are behind them then"
+    def _keep(self, messages: list[Message], taken: _Taken) -> None:
+        "Add those that are not before a position; the positions are behind them then"
         partitions, offsets = _places(messages)
         firsts = dict(zip(reversed(partitions), reversed(offsets), strict=True))
         lasts = dict(zip(partitions, offsets, strict=True))
@@ -312,9 +311,10 @@ class KafkaStream(Stream):
         if enough and all(first >= self._position(p) for p, first in firsts.items()):
             for partition, last in lasts.items():
                 self._reach(partition, last + 1)
-            return messages
-        places = zip(messages, partitions, offsets, strict=True)
-        return [message for message, *place in places if self._is_new(*place)]
+            return taken.add(messages, partitions, offsets)
+        for message, *place in zip(messages, partitions, offsets, strict=True):
+            if self._is_new(*place):
+                taken.add([message], *([n] for n in place))
 
     def _is_new(self, partition: int, offset: int) -> bool:
         "Whether a record is not before the position, which is behind it then"

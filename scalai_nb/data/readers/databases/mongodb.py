@@ -16,8 +16,7 @@ from urllib.parse import parse_qsl, unquote
 
 from ....compute.arrow import arrow_block
 from ....compute.cuts import BLOCK, check_columns
-from ....compute.threads import ahead
-from ..columnar import regrouped
+from ..columnar import blocks
 from ..located import Address, password_of
 from ....errors import ParameterError, ScalaiError, WorkFailed, extra, unknown
 
@@ -308,10 +307,7 @@ class Documents:
         return replace(self, match={"$or": [newer, {field.path: None}]})
 
     def __iter__(self) -> Iterator[Dataset]:
-        gaps = {f.name for f in self.fields if f.gaps}
-        with ahead(regrouped(self.batches(), self.rows)) as tables:
-            for table in tables:
-                yield arrow_block(table, gaps)
+        return blocks(self.batches(), {f.name for f in self.fields if f.gaps}, self.rows)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         "The documents, flattened, behind none"

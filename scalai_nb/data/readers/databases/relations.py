@@ -19,8 +19,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ....compute.arrow import arrow_block, arrow_values
 from ....compute.cuts import BLOCK, check_columns, even
-from ....compute.threads import ahead
-from ..columnar import regrouped
+from ..columnar import blocks
 from ..located import Address, ending, files_of
 from ....errors import ParameterError, ScalaiError, WorkFailed, unknown
 
@@ -221,10 +220,7 @@ class Relation:
 
     def __iter__(self) -> Iterator[Dataset]:
         with self.session() as session:
-            missing = self.missing(session)
-            with ahead(regrouped(self.batches(session), self.rows)) as tables:
-                for table in tables:
-                    yield arrow_block(table, missing)
+            yield from blocks(self.batches(session), self.missing(session), self.rows)
 
     def batches(self, session: Session) -> Iterator[pa.RecordBatch]:
         return session.read(self.columns, f"{self.of} WHERE {self.where}")
