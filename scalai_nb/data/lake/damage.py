@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import json
+import struct
+from base64 import b32decode, b32encode
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -251,12 +253,13 @@ class Seal:
             None: the version has none
         """
         try:
-            text, _, end = (folder / SEALS / version).read_bytes().rpartition(b"\n")
+            data = (folder / SEALS / version).read_bytes()
         except FileNotFoundError:
             return None
-        if end != b"%08x" % checksum(text):
-            raise Damaged(f"{SEALS}/{version} is not as it was written")
-        return cls(**json.loads(text))
+        try:
+            return _from_json(data) if data.startswith(b"{") else _unpacked(version, data)
+        except ValueError as e:
+            raise Damaged(f"{SEALS}/{version} is not as it was written") from e
 
     def write(
         self,
@@ -269,8 +272,7 @@ class Seal:
         folder : Path
             of the dataset
         """
-        text = json.dumps(asdict(self)).encode()
-        put(folder / SEALS / self.version, text + b"\n%08x" % checksum(text), durable=False)
+        put(folder / SEALS / self.version, _packed(self), durable=False)
 
     def broken(
         self,
@@ -303,3 +305,53 @@ class Seal:
             except OSError as e:
                 found[path] = f"cannot be read: {e.strerror or cause(e)}"
         return found
+
+# %% ../../../nbs/data/lake/damage.ipynb #aedc9b23
+_MARK = b"\1"  # what a seal begins with; JSON begins with a brace
+_KINDS = "snapshots", "manifests", "transactions"  # of records
+_RECORD = struct.Struct("<B12sI")  # kind, id, checksum
+_HEAD = struct.Struct("<c12s")  # the mark, the id of the version before
+_SUM = struct.Struct("<I")
+_NONE = bytes(12)  # the id of no version
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # the letters of Icechunk's ids
+_RFC_4648 = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"  # those of Python's base 32
+_TO_PYTHON = str.maketrans(_CROCKFORD, _RFC_4648)
+_FROM_PYTHON = str.maketrans(_RFC_4648, _CROCKFORD)
+
+
+def _bytes_of(id: str) -> bytes:
+    "The twelve bytes of an id"
+    return b32decode(id.translate(_TO_PYTHON) + "====") if id else _NONE
+
+
+def _id_of(data: bytes) -> str:
+    "The id of twelve bytes"
+    return "" if data == _NONE else b32encode(data).decode()[:20].translate(_FROM_PYTHON)
+
+
+def _packed(seal: Seal) -> bytes:
+    "A seal as it is stored"
+    body = _HEAD.pack(_MARK, _bytes_of(seal.parent))
+    for path, sum in seal.sums.items():
+        kind, _, id = path.partition("/")
+        body += _RECORD.pack(_KINDS.index(kind), _bytes_of(id), sum)
+    return body + _SUM.pack(checksum(seal.version.encode() + body))
+
+
+def _unpacked(version: str, data: bytes) -> Seal:
+    "The seal of a version as it was stored; ValueError: these are not its bytes"
+    body, end = data[: -_SUM.size], data[-_SUM.size :]
+    if not body.startswith(_MARK) or end != _SUM.pack(checksum(version.encode() + body)):
+        raise ValueError("another checksum")
+    _, parent = _HEAD.unpack_from(body)
+    records = _RECORD.iter_unpack(body[_HEAD.size :])
+    sums = {f"{_KINDS[kind]}/{_id_of(id)}": sum for kind, id, sum in records}
+    return Seal(version, _id_of(parent), sums)
+
+
+def _from_json(data: bytes) -> Seal:
+    "The seal that an earlier scalai-nb has stored; ValueError: these are not its bytes"
+    text, _, end = data.rpartition(b"\n")
+    if end != b"%08x" % checksum(text):
+        raise ValueError("another checksum")
+    return Seal(**json.loads(text))

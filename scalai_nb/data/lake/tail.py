@@ -55,6 +55,20 @@ def _encoded(values: Array) -> bytes:
     return Blosc("lz4", 5, Blosc.NOSHUFFLE if text else Blosc.SHUFFLE).encode(raw)
 
 
+_FRAME = 2**14  # bytes of columns that are compressed together
+
+
+def _together(columns: dict[str, Array]) -> Iterator[list[str]]:
+    "The columns of each frame: of one type and shape, and small; or one alone"
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for key, values in columns.items():
+        alike.setdefault((values.dtype, values.shape[1:]), []).append(key)
+    for keys in alike.values():
+        first = columns[keys[0]]
+        most = 1 if first.dtype == object else max(1, _FRAME // max(1, first.nbytes))
+        yield from (keys[i : i + most] for i in range(0, len(keys), most))
+
+
 def packed(
     columns: dict[str, Array],  # (row, …), as the arrays of columns hold them; text as objects
 ) -> bytes:
@@ -65,19 +79,23 @@ def packed(
     columns : dict[str, Array]
         (row, …), as the arrays of columns hold them; text as objects
     """
-    bodies = {key: _encoded(values) for key, values in columns.items()}
-    about = {key: (str(v.dtype), v.shape[1:], len(bodies[key])) for key, v in columns.items()}
+    about, bodies = [], []
+    for keys in _together(columns):
+        values = [columns[key] for key in keys]
+        bodies.append(_encoded(np.stack(values)))
+        about.append((keys, str(values[0].dtype), values[0].shape[1:], len(bodies[-1])))
     rows = len(next(iter(columns.values())))
-    header = zlib.compress(json.dumps([rows, about]).encode())
-    return b"".join([struct.pack("<I", len(header)), header, *bodies.values()])
+    header = zlib.compress(json.dumps([rows, about], separators=(",", ":")).encode())
+    return b"".join([struct.pack("<I", len(header)), header, *bodies])
 
 # %% ../../../nbs/data/lake/tail.ipynb #5248a2df
 class _Column(NamedTuple):
     "Where a column is in a block"
 
     dtype: str
-    shape: list[int]  # of the value of a row
-    first: int  # byte
+    shape: tuple[int, ...]  # of its frame: columns, rows, that of a row's value
+    number: int  # in its frame
+    first: int  # byte of its frame
     end: int
 
 
@@ -98,9 +116,13 @@ class Block:
         (size,) = struct.unpack_from("<I", self.data)
         at = 4 + size
         self.rows, about = json.loads(zlib.decompress(self.data[4:at]))
+        if isinstance(about, dict):  # of an earlier scalai-nb: each column alone
+            about = [([key], *column) for key, column in about.items()]
         self.columns: dict[str, _Column] = {}
-        for key, (dtype, shape, length) in about.items():
-            self.columns[key] = _Column(dtype, shape, at, at + length)
+        for keys, dtype, shape, length in about:
+            for number, key in enumerate(keys):
+                frame = (len(keys), self.rows, *shape)
+                self.columns[key] = _Column(dtype, frame, number, at, at + length)
             at += length
 
     def __getitem__(self, key: str) -> Array:
@@ -109,10 +131,9 @@ class Block:
 
         column = self.columns[key]
         raw = decompress(self.data[column.first : column.end])
-        shape = (self.rows, *column.shape)
-        if column.dtype == "object":
-            return VLenUTF8().decode(raw).reshape(shape)
-        return np.frombuffer(raw, column.dtype).reshape(shape)
+        text = column.dtype == "object"
+        frame = VLenUTF8().decode(raw) if text else np.frombuffer(raw, column.dtype)
+        return frame.reshape(column.shape)[column.number]
 
 # %% ../../../nbs/data/lake/tail.ipynb #638724fb
 PAGE = 64  # blocks in an array
