@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import permutations, zip_longest
 
@@ -37,6 +37,7 @@ class Shop:
     uri: str
     connect: Callable
     quote: str = '"'
+    address: str = ""  # for another process
 
     def __call__(self, *statements):
         with closing(self.connect()) as connection:
@@ -85,9 +86,8 @@ def _shop(kind, fixture, folder):
         port = fixture("pg").port
         quoted = PASSWORD.replace("\\", "\\\\").replace("'", "\\'")
         told = f"host=127.0.0.1 port={port} user=reader dbname=postgres password='{quoted}'"
-        shop = Shop(
-            kind, f"postgresql://reader@127.0.0.1:{port}/postgres", lambda: driver.connect(told)
-        )
+        uri = f"postgresql://reader@127.0.0.1:{port}/postgres"
+        shop = Shop(kind, uri, lambda: driver.connect(told), address=told)
         shop("DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
         return shop
     if kind == "mariadb":
@@ -104,7 +104,8 @@ def _shop(kind, fixture, folder):
         shop("DROP DATABASE shop", "CREATE DATABASE shop")
         return shop
     if kind == "sqlite":
-        return Shop(kind, f"sqlite://{folder}/shop.db", lambda: sqlite3.connect(folder / "shop.db"))
+        file = f"{folder}/shop.db"
+        return Shop(kind, f"sqlite://{file}", lambda: sqlite3.connect(file), address=file)
     import duckdb
 
     return Shop(
@@ -225,8 +226,8 @@ def test_ranges_hold_each_row_once(shop):
 def test_only_what_is_newer_is_sent(shop, tmp_path, monkeypatch, column, options):
     sent = []
 
-    def counting(self, session, genuine=Relation.batches):
-        for batch in genuine(self, session):
+    def counting(self, session, *piece, genuine=Relation.batches):
+        for batch in genuine(self, session, *piece):
             sent.append(len(batch))
             yield batch
 
@@ -318,7 +319,7 @@ def test_sqlite_goes_by_what_is_there(tmp_path):
 
 def test_sqlite_knows_the_kinds_of_every_column(tmp_path):
     "Nulls first or between, kinds mixed, an order of texts that only the writer knows"
-    from scalai_nb.data.readers.databases.sqlite import SQLite, _first, _kinds
+    from scalai_nb.data.readers.databases.sqlite import Look, SQLite
 
     some = {"integer": [1, -(2**62)], "real": [0.5, 1e300], "text": ["", "x"], "blob": [b"", b"a"]}
     mixes = [m for n in range(4) for m in permutations(some, n)]
@@ -335,11 +336,20 @@ def test_sqlite_knows_the_kinds_of_every_column(tmp_path):
         database.executemany(f"INSERT INTO t VALUES ({', '.join('?' * len(names))})", rows)
         database.commit()
     with closing(SQLite(str(tmp_path / "a.db")).session()) as session:
-        assert [*map(read, _kinds(session, "t", _first(session, "t", names)))] == [
-            *map(read, mixes)
-        ]
+        assert [*map(read, Look([session], "t").kinds(names))] == [*map(read, mixes)]
         for name, mix in zip(names, mixes, strict=True):  # alone, where no other column is odd
-            assert [*map(read, _kinds(session, "t", _first(session, "t", [name])))] == [read(mix)]
+            assert [*map(read, Look([session], "t").kinds([name]))] == [read(mix)]
+
+
+def test_a_table_of_sqlite_may_be_as_wide_as_it_can_be(tmp_path):
+    names = [f"c{i}" for i in range(1_900)]
+    with closing(sqlite3.connect(tmp_path / "a.db")) as database:
+        database.execute(f"CREATE TABLE t ({', '.join(names)})")
+        for values in (["a", "2026-01-01"], [None, None], ["2026-01-01", "2026-01-02"]):
+            database.execute(f"INSERT INTO t VALUES ({', '.join('?' * 1_900)})", values * 950)
+        database.commit()
+    ds = _whole(sn.read_source(tmp_path / "a.db"))
+    assert list(ds.data_vars) == names and (ds.c0.dtype, ds.c1.dtype.kind) == (object, "M")
 
 
 @pytest.mark.parametrize(
@@ -386,6 +396,132 @@ def test_all_blocks_are_of_one_moment(postgres):
         pickle.loads(sent)[0]
 
 
+@pytest.fixture
+def small_pieces(monkeypatch):
+    "Pieces of few rows, so that small tables have many"
+    from scalai_nb.data.readers.databases import postgresql, sqlite
+
+    for module, name, value in ((sqlite, "_ROWS", 8), (sqlite, "_PIECE", 64)):
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(postgresql, "_PIECE", 1)
+    return lambda shop, table="picked": len(shop.read(table).source.pieces)
+
+
+@pytest.mark.parametrize("shop", ["postgresql", "sqlite"], indirect=True)
+def test_sessions_side_by_side_give_each_row_once(shop, small_pieces):
+    _picked(shop, 0, 1000)
+    assert small_pieces(shop) > 5
+    kept = set(range(1000))
+    for delete in ("id % 3 = 0", "id < 200", "id BETWEEN 400 AND 900", "id > 950", "1 = 1"):
+        assert _whole(shop.read("picked")).id.values.tolist() == sorted(kept), delete
+        assert _whole(shop.read("picked", "tree")).sizes["row"] == len(kept)
+        shop(f"DELETE FROM picked WHERE {delete}")
+        ids = _whole(shop.read("picked")).id.values.tolist()
+        kept = {i for i in kept if i in ids}
+        assert len(kept) == len(ids)
+    _picked(shop, 1, 30)
+    shop("INSERT INTO picked (id) VALUES (NULL)")
+    assert np.isnan(_whole(shop.read("picked")).id.values[-1]), "missing in the last piece"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_table_of_sqlite_is_whole_whatever_numbers_its_rows_have(seed, tmp_path, small_pieces):
+    shop = _shop("sqlite", None, tmp_path)
+    rng = np.random.default_rng(seed)
+    ends = [-(2**63), 2**63 - 1, 0, -1][: seed % 5]
+    far = rng.integers(-(2**62), 2**62, seed % 3 * 200).tolist()
+    numbers = sorted({*ends, *far, *rng.integers(-500, 500, rng.integers(1, 300)).tolist()})
+    name, columns = (("rowid", "x"), ("oid", "rowid"), ("_rowid_", "RowID, oid"))[seed % 3]
+    values = ", ".join(f"({n}, {i}{', 1' * (seed % 3 == 2)})" for i, n in enumerate(numbers))
+    shop(
+        f"CREATE TABLE t ({columns})",
+        f"INSERT INTO t ({name}, {columns}) VALUES {values}",
+        "CREATE VIEW v AS SELECT * FROM t",
+        f"CREATE TABLE bare (number INTEGER PRIMARY KEY, {columns}) WITHOUT ROWID",
+        f"INSERT INTO bare SELECT {name}, * FROM t",
+        "CREATE TABLE taken (rowid INTEGER, oid INTEGER, _rowid_ INTEGER)",
+        "INSERT INTO taken SELECT 1, 2, 3 FROM t",
+    )
+    first = columns.partition(",")[0]
+    assert (small_pieces(shop, "t") > 1) == (numbers[-1] - numbers[0] >= 7)
+    for table in ("t", "v"):
+        ds = _whole(shop.read(table))
+        assert ds[first].values.tolist() == list(range(len(numbers)))
+    for table in ("bare", "taken", "v"):
+        assert small_pieces(shop, table) == 1
+        assert _whole(shop.read(table)).sizes["row"] == len(numbers)
+
+
+_GIVES = """
+import sqlite3, sys
+import adbc_driver_postgresql.dbapi as driver
+kind, address = sys.argv[1:]
+while True:
+    connection = (sqlite3 if kind == "sqlite" else driver).connect(address)
+    cursor = connection.cursor()
+    try:
+        cursor.execute("UPDATE picked SET kg = kg - 1 WHERE id < 200")
+        cursor.execute("UPDATE picked SET kg = kg + 1 WHERE id >= 200")
+        connection.commit()
+        print(end=".", flush=True)
+    except sqlite3.OperationalError:  # a reader has locked the file
+        connection.rollback()
+    cursor.close()
+    connection.close()
+"""
+
+
+@contextmanager
+def _giver(shop):
+    "Another process takes from the first rows what it gives to the last; how often it has done so"
+    told = [sys.executable, "-c", _GIVES, shop.kind, shop.address]
+    with subprocess.Popen(told, stdout=subprocess.PIPE) as process:
+        os.set_blocking(process.stdout.fileno(), False)
+        given = []
+
+        def count():
+            assert process.poll() is None
+            given.append(len(process.stdout.read() or b""))
+            return sum(given)
+
+        try:
+            yield count
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("shop", "log", "times"),
+    [("postgresql", "", 60), ("sqlite", "WAL", 300), ("sqlite", "DELETE", 300)],
+    indirect=["shop"],
+)
+def test_sessions_side_by_side_see_one_moment(shop, log, times, small_pieces, monkeypatch):
+    monkeypatch.setattr("scalai_nb.data.readers.databases.relations.thread_count", lambda: 4)
+    _picked(shop, 0, 400)
+    if log:
+        shop(f"PRAGMA journal_mode = {log}")
+    whole = _whole(shop.read("picked")).kg.values.sum()
+    with _giver(shop) as given:
+        while given() < times:
+            with suppress(WorkFailed):  # the file is locked by the writer
+                assert _whole(shop.read("picked")).kg.values.sum() == whole
+
+
+def test_a_server_without_another_connection_is_read_by_fewer(postgres, small_pieces, monkeypatch):
+    monkeypatch.setattr("scalai_nb.data.readers.databases.relations.thread_count", lambda: 4)
+    _picked(postgres, 0, 1000)
+    quoted = PASSWORD.replace("'", "''")
+    postgres(
+        f"CREATE ROLE thin LOGIN CONNECTION LIMIT 2 PASSWORD '{quoted}'",
+        "GRANT USAGE ON SCHEMA public TO thin",
+        "GRANT SELECT ON picked TO thin",
+    )
+    source = sn.read_source(f"{postgres.uri.replace('reader', 'thin')}::picked").source
+    with source.sessions(len(source.pieces)) as sessions:
+        assert len(sessions) <= 2 < len(source.pieces)
+    assert _whole(source).id.values.tolist() == list(range(1000))
+
+
 @pytest.mark.parametrize("shop", ["mariadb", "sqlite"], indirect=True)
 def test_a_change_that_cannot_be_kept_out_is_an_error(shop):
     _picked(shop, 0, 100)
@@ -402,12 +538,12 @@ def test_rows_that_come_while_it_is_read_come_next_time(shop, tmp_path, monkeypa
     _picked(shop, 0, 10)
     begun = []
 
-    def grows(self, session, genuine=Relation.batches):
+    def grows(self, session, *piece, genuine=Relation.batches):
         begun.append(self)
         if len(begun) == 2:
             _picked(shop, 10, 20)
             shop("INSERT INTO picked VALUES (5, -5, 'late', NULL)")
-        return genuine(self, session)
+        return genuine(self, session, *piece)
 
     monkeypatch.setattr(Relation, "batches", grows)
     uri = f"{shop.uri}::picked"

@@ -5,9 +5,11 @@
 # %% ../../nbs/compute/threads.ipynb #48a285c1
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import cycle
 from threading import Event
 from typing import TypeVar
 
@@ -18,7 +20,7 @@ from .parts import Part, Tree, fold
 from ..memory import block_bytes, side_by_side
 
 # %% auto #0
-__all__ = ['thread_count', 'over_threads', 'ahead']
+__all__ = ['thread_count', 'over_threads', 'ahead', 'abreast']
 
 # %% ../../nbs/compute/threads.ipynb #28ea323e
 _COPIES = 4  # of a block that a thread has at most: packed, unpacked, and what is made of it
@@ -104,11 +106,46 @@ def ahead(
         none of them is None
     """
 
-    def each() -> Iterator[_T]:
-        coming = pool.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, items, None)
-            yield item
-
     with ThreadPoolExecutor(1) as pool:
-        yield each()
+        yield _each(items, pool.submit(next, items, None), pool)
+
+
+def _each(
+    items: Iterator[_T],
+    coming: Future[_T | None],  # the first of them
+    pool: ThreadPoolExecutor,
+) -> Iterator[_T]:
+    "`items`, each asked for before the one before is used"
+    while (item := coming.result()) is not None:
+        coming = pool.submit(next, items, None)
+        yield item
+
+# %% ../../nbs/compute/threads.ipynb #9cdbe4c5
+_P = TypeVar("_P")
+_W = TypeVar("_W")
+
+
+def abreast(
+    pieces: Iterable[_P],
+    workers: Sequence[_W],  # each on a thread of its own
+    read: Callable[[_W, _P], Iterator[_T]],  # no item is None
+) -> Iterator[_T]:
+    """What workers read of the pieces, in the order of the pieces; each is ahead by an item
+
+    Parameters
+    ----------
+    pieces : Iterable[_P]
+    workers : Sequence[_W]
+        each on a thread of its own
+    read : Callable[[_W, _P], Iterator[_T]]
+        no item is None
+    """
+    with ThreadPoolExecutor(len(workers)) as pool:
+        begun: deque[Iterator[_T]] = deque()
+        for piece, worker in zip(pieces, cycle(workers), strict=False):
+            if len(begun) == len(workers):
+                yield from begun.popleft()
+            items = read(worker, piece)
+            begun.append(_each(items, pool.submit(next, items, None), pool))
+        for items in begun:
+            yield from items

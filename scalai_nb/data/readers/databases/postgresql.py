@@ -6,13 +6,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ....compute.cuts import BLOCK
 from ..columnar import empty_batch
 from ..located import Address, password_of
 from scalai_nb.data.readers.databases.relations import (
+    ALL,
     Column,
     Database,
     Ranges,
@@ -66,8 +70,10 @@ class PostgreSQLSession(Session):
                 f"{said}; start the server, or give user and database (postgresql://USER@HOST/"
                 "DATABASE) and the password (SCALAI_PASSWORD)."
             ) from None
-        if not reads:
-            return
+        if reads:
+            self._begin(snapshot)
+
+    def _begin(self, snapshot: str | None) -> None:
         try:
             self.rows("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             if snapshot:
@@ -76,6 +82,18 @@ class PostgreSQLSession(Session):
         except ScalaiError:
             self.close()
             raise
+
+    def beside(self, moment: str) -> PostgreSQLSession:
+        "Another session, of a moment that this one has named; it need not ask for the types again"
+        import adbc_driver_manager
+
+        other = copy(self)
+        try:
+            other.connection = self.connection.adbc_clone()
+        except adbc_driver_manager.Error as e:
+            raise failure(self.place, e) from None
+        other._begin(moment)
+        return other
 
     def named(self) -> str:
         ((name,),) = self.rows("SELECT pg_export_snapshot()")
@@ -105,6 +123,15 @@ CATALOGUE = """  -- schema and name of each table, and whether the name alone wi
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname <> 'information_schema'
       AND n.nspname NOT LIKE 'pg\\_%' ORDER BY 1, 2
+"""
+
+
+_PIECE = 1024  # pages that a session reads at a time
+_PAGES = """  -- of a table; none: it is a view, or lies elsewhere
+    SELECT pg_relation_size(c.oid) / current_setting('block_size')::bigint
+    FROM pg_class c JOIN pg_am a ON a.oid = c.relam
+    WHERE c.oid = {}::regclass AND c.relkind = 'r' AND a.amname = 'heap'
+      AND current_setting('server_version_num')::int >= 140000
 """
 
 
@@ -153,6 +180,24 @@ class PostgreSQL(Database):
     def session(self, snapshot: str | None = None) -> PostgreSQLSession:
         told = conninfo(self.server, password_of(self.password))
         return PostgreSQLSession(self.place, told, snapshot)
+
+    def opened(self, count: int, snapshot: str | None = None) -> list[Session]:
+        first = self.session(snapshot)
+        sessions: list[Session] = [first]
+        if count > 1:
+            moment = snapshot or first.named()
+            with suppress(WorkFailed):  # the server has no more connections
+                sessions += (first.beside(moment) for _ in range(count - 1))
+        return sessions
+
+    def pieces(self, session: Session, of: str, table: str) -> list[str]:
+        "By the pages of a table, which PostgreSQL finds by their numbers since 14"
+        found = session.rows(_PAGES.format(self.literal(of)))
+        starts = range(_PIECE, found[0][0], _PIECE) if found else ()
+        if not starts:
+            return [ALL]
+        pages = [f"ctid >= '({a},0)' AND ctid < '({b},0)'" for a, b in pairwise(starts)]
+        return [f"ctid < '({starts[0]},0)'", *pages, f"ctid >= '({starts[-1]},0)'"]
 
     def tables(self, session: Session) -> list[tuple[str, str, bool]]:
         return session.rows(CATALOGUE)

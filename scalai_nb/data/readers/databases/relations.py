@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ....compute.arrow import arrow_block, arrow_values
 from ....compute.cuts import BLOCK, check_columns, even
+from ....compute.threads import abreast, thread_count
 from ..columnar import blocks
 from ..located import Address, ending, files_of
 from ....errors import ParameterError, ScalaiError, WorkFailed, unknown
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from scalai_nb.types import Dataset
 
 # %% auto #0
-__all__ = ['failure', 'Column', 'Session', 'Database', 'Held', 'Relation', 'Ranges', 'ranges',
-           'relation_source', 'Server', 'file_of', 'server_of']
+__all__ = ['ALL', 'failure', 'Column', 'Session', 'Database', 'Held', 'Relation', 'Ranges',
+           'ranges', 'relation_source', 'Server', 'file_of', 'server_of']
 
 # %% ../../../../nbs/data/readers/databases/relations.ipynb #154b62fe
 _CODES = re.compile(r"^[A-Z_]+: (?:\[\w+\] )?")  # in front of what ADBC says
@@ -52,9 +53,16 @@ def failure(
     said = re.search(r"(?:ERROR|FATAL): +(.+)", str(e))
     line = said[1] if said else _CODES.sub("", str(e).strip().partition("\n")[0])
     wrong = any(kind.__name__ == "ProgrammingError" for kind in type(e).__mro__)
+    wrong = (
+        wrong and "is locked" not in line
+    )  # as SQLite says when another has written for too long
     return (ParameterError if wrong else WorkFailed)(f"{place}: {line.rstrip('.')}.")
 
 # %% ../../../../nbs/data/readers/databases/relations.ipynb #a0906604
+ALL = "1 = 1"  # a condition of every row
+_SESSIONS = 4  # that read a table, at most
+
+
 class Column(NamedTuple):
     """A column of a table or query, as it is read
 
@@ -115,6 +123,24 @@ class Database:
         "A new session, of the moment that another has named. WorkFailed: it cannot be opened"
         raise NotImplementedError
 
+    def opened(self, count: int, snapshot: str | None = None) -> list[Session]:
+        "New sessions of one moment; fewer than `count` where they cannot be had"
+        return [self.session(snapshot)]
+
+    @contextmanager
+    def sessions(self, most: int = 1, snapshot: str | None = None) -> Iterator[list[Session]]:
+        "Sessions of one moment, as many as there are processors, `most` at most"
+        opened = self.opened(min(most, thread_count(), _SESSIONS), snapshot)
+        try:
+            yield opened
+        finally:
+            for session in opened:
+                session.close()
+
+    def pieces(self, session: Session, of: str, table: str) -> list[str]:
+        "Conditions that part the rows of a table as they lie; one of all: they cannot be parted"
+        return [ALL]
+
     def tables(self, session: Session) -> list[tuple[str, str, bool]]:
         "Schema and name of each table, and whether the name alone will do"
         raise NotImplementedError
@@ -165,7 +191,9 @@ class Relation:
         tells it from other content
     rows : int, default BLOCK
         of a block, at least
-    where : str, default '1 = 1'
+    where : str, default ALL
+    pieces : Sequence[str], default (ALL,)
+        that several sessions can read side by side
     snapshot : str | None, default None
         the moment that is read, where another session can see it
     held : Held | None, default None
@@ -177,7 +205,8 @@ class Relation:
     columns: Sequence[Column]  # that are read
     content: list[Any]  # tells it from other content
     rows: int = BLOCK  # of a block, at least
-    where: str = "1 = 1"
+    where: str = ALL
+    pieces: Sequence[str] = (ALL,)  # that several sessions can read side by side
     snapshot: str | None = None  # the moment that is read, where another session can see it
     held: Held | None = None  # keeps that moment
 
@@ -200,7 +229,8 @@ class Relation:
         if value is None:
             return self.pinned()
         name, value = self.database.quoted(column), self.database.literal(value)
-        return replace(self.pinned(), where=f"({name} >= {value} OR {name} IS NULL)")
+        newer = f"({name} >= {value} OR {name} IS NULL)"  # which an index finds, not a place
+        return replace(self.pinned(), where=newer, pieces=(ALL,))
 
     def pinned(self) -> Relation:
         "The rows as they are now, however often they are read"
@@ -208,22 +238,28 @@ class Relation:
         return replace(self, held=held, snapshot=held.snapshot)
 
     @contextmanager
-    def session(self) -> Iterator[Session]:
+    def sessions(self, most: int = 1) -> Iterator[list[Session]]:
+        "Sessions of one moment, `most` at most"
         if self.held and not self.snapshot:
-            yield self.held.session
+            yield [self.held.session]
             return
-        session = self.database.session(self.snapshot)
-        try:
-            yield session
-        finally:
-            session.close()
+        with self.database.sessions(most, self.snapshot) as opened:
+            yield opened
 
     def __iter__(self) -> Iterator[Dataset]:
-        with self.session() as session:
-            yield from blocks(self.batches(session), self.missing(session), self.rows)
+        with self.sessions(len(self.pieces)) as sessions:
+            found: Iterator[Any] = abreast([None, *self.pieces], sessions, self._found)
+            missing = next(found)
+            yield from blocks(found, missing, self.rows)
 
-    def batches(self, session: Session) -> Iterator[pa.RecordBatch]:
-        return session.read(self.columns, f"{self.of} WHERE {self.where}")
+    def _found(self, session: Session, piece: str | None) -> Iterator[set[str] | pa.RecordBatch]:
+        "The batches of a piece; of none: the columns with missing values"
+        return self.batches(session, piece) if piece else map(self.missing, [session])
+
+    def batches(self, session: Session, piece: str = ALL) -> Iterator[pa.RecordBatch]:
+        "The rows of a piece; those of the first are behind an empty batch"
+        batches = session.read(self.columns, f"{self.of} WHERE {self.where} AND {piece}")
+        return batches if piece == self.pieces[0] else filter(len, batches)
 
     def missing(self, session: Session) -> set[str]:
         "The columns of whole numbers and booleans with missing values"
@@ -283,7 +319,7 @@ class Ranges:
         import pyarrow as pa
 
         block = replace(self.relation, where=self.conditions[i])
-        with block.session() as session:
+        with block.sessions() as (session,):
             table = pa.Table.from_batches(list(block.batches(session)))
         if len(table) != self.sizes[i]:
             raise WorkFailed(
@@ -309,7 +345,7 @@ def ranges(
     found = relation if relation.held else relation.pinned()
     name = found.database.quoted(column)
     of = f"FROM {found.of} WHERE {found.where}"
-    with found.session() as session:
+    with found.sessions() as (session,):
         nulls = found.missing(session)
         ((rows, filled, last),) = session.rows(
             f"SELECT count(*) AS n, count({name}) AS filled, max({name}) AS last {of}"
@@ -422,19 +458,17 @@ def relation_source(
     rows : int
         of a block, at least
     """
-    session = database.session()
-    try:
+    with database.sessions() as (session,):
         of, name = _of(database, session, table, query)
         known = database.columns(session, of, name)
+        pieces = database.pieces(session, of, name) if name else [ALL]
         content = database.mark(session)
-    finally:
-        session.close()
     names = check_columns(columns, [c.name for c in known])
     taken = [c for c in known if c.name in names]
     _check(database, taken)
     relation = Relation(database, of, taken, content, rows)
     if partition is None:
-        return relation
+        return replace(relation, pieces=pieces)
     check_columns(partition, [c.name for c in known])
     return ranges(relation, partition)
 

@@ -6,17 +6,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ....compute.cuts import BLOCK
+from ....compute.threads import abreast
 from ..columnar import empty_batch
 from ..located import Address
 from scalai_nb.data.readers.databases.relations import (
+    ALL,
     Column,
     Database,
     Ranges,
@@ -32,22 +34,34 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # %% auto #0
-__all__ = ['SQLiteSession', 'SQLite', 'source']
+__all__ = ['SQLiteSession', 'Look', 'SQLite', 'source']
 
 # %% ../../../../nbs/data/readers/databases/sqlite.ipynb #f0cb4a67
 class SQLiteSession(Session):
-    "A transaction of SQLite that only reads"
+    """A transaction of SQLite that only reads
 
-    def __init__(self, path: str) -> None:
+    Parameters
+    ----------
+    path : str
+    begun : bool, default True
+        False: each statement sees the moment in which it comes
+    """
+
+    def __init__(
+        self,
+        path: str,
+        begun: bool = True,  # False: each statement sees the moment in which it comes
+    ) -> None:
         try:
             import adbc_driver_sqlite.dbapi as driver
         except ImportError:
             raise extra("adbc_driver_sqlite", "sql") from None
         self.path = path
         try:
-            self.connection = driver.connect(f"{Path(path).as_uri()}?mode=ro")
+            self.connection = driver.connect(f"{Path(path).as_uri()}?mode=ro", autocommit=not begun)
         except driver.Error as e:
             raise failure(path, e) from None
+        self.rows(f"PRAGMA busy_timeout = {_PATIENCE}")
 
     def batches(self, sql: str) -> Iterator[pa.RecordBatch]:
         import adbc_driver_manager
@@ -55,7 +69,8 @@ class SQLiteSession(Session):
 
         try:
             with self.connection.cursor() as cursor:
-                cursor.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": str(2**16)})
+                most = str(_ROWS + 1)  # one is in front
+                cursor.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": most})
                 cursor.execute(sql)
                 reader = cursor.fetch_record_batch()
                 yield empty_batch(reader.schema)
@@ -93,75 +108,89 @@ class SQLiteSession(Session):
         self.connection.close()
 
 
+_ROWS = 2**16  # of a piece and of a batch, at most
+_PATIENCE = 5_000  # milliseconds that another may write
 _SEEDS = {"int64": "0", "double": "0.5", "string": "''", "timestamp[us]": "'2000-01-01'"}
 
 # %% ../../../../nbs/data/readers/databases/sqlite.ipynb #6cf29560
 _KINDS = ("integer", "real", "text", "blob")
+# A text or NULL, that is: the first is what most times are, and is looked at soonest; the others
+# are without a zone.
+_TIME = """(datetime({0}) IS {0} COLLATE BINARY OR date({0}) IS substr({0}, 1, 10) AND
+    length({0}) IN (10, 16, 19, 21, 22, 23, 24, 25, 26) AND substr({0}, 11) NOT GLOB '*[-+Zz]*')"""
 # Whether a value is of a kind; NULL is, of any. SQLite sorts numbers before texts before blobs, and
 # to compare is less work than `typeof`. A number is real: among reals it is read as one.
 _OF_KIND = {
-    "integer": "({0} IS NULL OR typeof({0}) = 'integer')",
+    "integer": "(typeof({0}) = 'integer' OR {0} IS NULL)",
     "real": "{0} < '' COLLATE BINARY",
     "text": "{0} >= '' COLLATE BINARY AND {0} < x'' COLLATE BINARY",
     "blob": "{0} >= x'' COLLATE BINARY",
+    "time": _TIME,
 }
-# The first shape is what most times have, and is looked at soonest; the others are without a zone.
-_TIME = """(date({0}) IS substr({0}, 1, 10) AND ({0} GLOB '????-??-??[ T]??:??:??' OR
-    length({0}) IN (10, 16, 19, 21, 22, 23, 24, 25, 26) AND substr({0}, 11) NOT GLOB '*[-+Zz]*'))"""
+_KIND = f"CASE WHEN typeof({{0}}) = 'text' AND {_TIME} THEN 'time' ELSE typeof({{0}}) END"
 
 
-def _kinds(session: Session, of: str, first: Mapping[str, str]) -> list[set[str]]:
-    "What each column holds, of `_KINDS`; `first` says of which its first value is"
-    known = {n: kind for n, kind in first.items() if kind}
-    same = {n: _OF_KIND[kind].format(n) for n, kind in known.items()}
-    found = {n: {kind} for n, kind in known.items()}
-    if known and session.rows(
-        f"SELECT 1 FROM {of} WHERE NOT ({' AND '.join(same.values())}) LIMIT 1"
-    ):
-        differs = (f"max(NOT ({is_same}))" for is_same in same.values())
-        (odd,) = session.rows(f"SELECT {_listed(differs)} FROM {of}")
-        mixed = [n for n, o in zip(same, odd, strict=True) if o]
-        found |= zip(mixed, _gathered(session, of, mixed), strict=True)
-    return [found.get(n, set()) for n in first]
+class Look(NamedTuple):
+    "All rows of a table or query, for several sessions to look at"
+
+    sessions: Sequence[Session]
+    of: str
+    pieces: Sequence[str] = (ALL,)
+
+    def rows(self, what: str, where: str = ALL) -> Iterator[tuple[Any, ...]]:
+        "What is found in each piece"
+
+        def found(session: Session, piece: str) -> Iterator[tuple[Any, ...]]:
+            yield from session.rows(f"SELECT {what} FROM {self.of} WHERE {piece} AND {where}")
+
+        return abreast(self.pieces, self.sessions, found)
+
+    def first(self, names: Sequence[str]) -> dict[str, str]:
+        "The kind of the first value of each column, a time for itself; none: it has no values"
+        (session, *_) = self.sessions
+        kinds = _listed(_KIND.format(n) for n in names)
+        rows = session.rows(f"SELECT {kinds} FROM {self.of} LIMIT 1")
+        first = dict(zip(names, rows[0], strict=True)) if rows else dict.fromkeys(names, "")
+        for n in [n for n, kind in first.items() if kind == "null"]:
+            here = f"SELECT {_KIND.format(n)} AS kind FROM {self.of} WHERE {n} IS NOT NULL LIMIT 1"
+            ((first[n],),) = session.rows(here) or [("",)]
+        return first
+
+    def kinds(self, names: Sequence[str]) -> list[set[str]]:
+        "What each column holds, of `_KINDS`, or times alone"
+        first = {n: kind for n, kind in self.first(names).items() if kind}
+        same = {n: _OF_KIND[kind].format(n) for n, kind in first.items()}
+        found = {n: {kind} for n, kind in first.items()}
+        odd = self.rows("1 AS odd", f"NOT {_all([*same.values()])} LIMIT 1") if same else ()
+        if any(odd):
+            differs = self.rows(_listed(f"max(NOT ({is_same}))" for is_same in same.values()))
+            mixed = [n for n, odd in zip(same, zip(*differs, strict=True), strict=True) if any(odd)]
+            found |= zip(mixed, self.gathered(mixed), strict=True)
+        return [found.get(n, set()) for n in names]
+
+    def gathered(self, names: Sequence[str]) -> list[set[str]]:
+        "The kinds in all rows of columns"
+        bits = [(1 << i, kind) for i, kind in enumerate(_KINDS)]
+        has = (" + ".join(f"{b} * max(typeof({n}) = '{kind}')" for b, kind in bits) for n in names)
+        columns = zip(*self.rows(_listed(has)), strict=True)
+        return [{kind for b, kind in bits if any((f or 0) & b for f in found)} for found in columns]
 
 
-def _first(session: Session, of: str, names: list[str]) -> dict[str, str]:
-    "The kind of the first value of each column; none: it has no values"
-    rows = session.rows(f"SELECT {_listed(f'typeof({n})' for n in names)} FROM {of} LIMIT 1")
-    first = dict(zip(names, rows[0], strict=True)) if rows else dict.fromkeys(names, "")
-    for n in [n for n, kind in first.items() if kind == "null"]:
-        rows = session.rows(f"SELECT typeof({n}) FROM {of} WHERE {n} IS NOT NULL LIMIT 1")
-        first[n] = rows[0][0] if rows else ""
-    return first
-
-
-def _gathered(session: Session, of: str, names: list[str]) -> list[set[str]]:
-    "The kinds in all rows of columns"
-    types = [f"typeof({n})" for n in names]
-    sums = [
-        " + ".join(f"{2**i} * max({t} = '{kind}')" for i, kind in enumerate(_KINDS)) for t in types
-    ]
-    (found,) = session.rows(f"SELECT {_listed(sums)} FROM {of}")
-    return [{kind for i, kind in enumerate(_KINDS) if bits >> i & 1} for bits in found]
+def _all(conditions: Sequence[str]) -> str:
+    "All of the conditions, in pairs of pairs, because SQLite bears no chain of a thousand"
+    half = len(conditions) // 2
+    if not half:
+        return f"({conditions[0]})"
+    return f"({_all(conditions[:half])} AND {_all(conditions[half:])})"
 
 
 def _listed(terms: Iterable[str]) -> str:
     return ", ".join(f"{term} AS c{i}" for i, term in enumerate(terms))
 
-
-def _times(session: Session, of: str, names: list[str]) -> set[str]:
-    "Those of the columns of text that are a time in every row"
-    if not names:
-        return set()
-    shapes = {n: _TIME.format(n) for n in names}
-    here = " AND ".join(f"{n} IS NOT NULL" for n in names)
-    first = session.rows(f"SELECT {_listed(shapes.values())} FROM {of} WHERE {here} LIMIT 1")
-    likely = [n for n, is_time in zip(names, first[0], strict=True) if is_time] if first else names
-    return {
-        n for n in likely if not session.rows(f"SELECT 1 FROM {of} WHERE NOT {shapes[n]} LIMIT 1")
-    }
-
 # %% ../../../../nbs/data/readers/databases/sqlite.ipynb #a6ea91ee
+_COMMITS = "PRAGMA data_version"  # another where somebody has committed meanwhile
+_TRIES = 5  # to open sessions between two commits
+_PIECE = 2**22  # bytes of the file for a piece, at least
 _NUMERIC = re.compile("INT|REAL|FLOA|DOUB|NUM|DEC|BOOL")  # declared types
 _REMEDY = (
     "convert it in a query, say query='SELECT CAST({} AS TEXT) …', or leave it out with columns=."
@@ -181,6 +210,44 @@ class SQLite(Database):
     def session(self, snapshot: str | None = None) -> SQLiteSession:
         return SQLiteSession(self.path)
 
+    def opened(self, count: int, snapshot: str | None = None) -> list[Session]:
+        if count == 1:
+            return [self.session()]
+        with closing(SQLiteSession(self.path, begun=False)) as watch:
+            for _ in range(_TRIES):
+                before = watch.rows(_COMMITS)
+                sessions = [self.session() for _ in range(count)]
+                for session in sessions:
+                    session.rows("SELECT count(*) AS n FROM sqlite_master")  # its moment is now
+                if watch.rows(_COMMITS) == before:
+                    return [*sessions]
+                for session in sessions:
+                    session.close()
+        return [self.session()]
+
+    def pieces(self, session: Session, of: str, table: str) -> list[str]:
+        "By the numbers of rows, which a view has not, nor a virtual table, nor one without them"
+        is_kept = f"name = {self.literal(table)} AND type = 'table' AND NOT wr"
+        if not session.rows(f"SELECT 1 AS kept FROM pragma_table_list WHERE {is_kept}"):
+            return [ALL]
+        names = session.rows(
+            f"SELECT lower(name) AS n FROM pragma_table_info({self.literal(table)})"
+        )
+        number = next((n for n in ("rowid", "oid", "_rowid_") if (n,) not in names), None)
+        if number is None:  # the table uses all three names for its own columns
+            return [ALL]
+        ends = f"(SELECT min({number}) FROM {of}) AS low, (SELECT max({number}) FROM {of}) AS high"
+        ((low, high),) = session.rows(f"SELECT {ends}")
+        if low is None:
+            return [ALL]
+        most = max(1, Path(self.path).stat().st_size // _PIECE)  # where the numbers have gaps
+        width = max(_ROWS, -(-(high - low + 1) // most))
+        bounds = range(low + width, high + 1, width)
+        if not bounds:
+            return [ALL]
+        between = [f"{number} >= {a} AND {number} < {b}" for a, b in pairwise(bounds)]
+        return [f"{number} < {bounds[0]}", *between, f"{number} >= {bounds[-1]}"]
+
     def tables(self, session: Session) -> list[tuple[str, str, bool]]:
         found = session.rows(
             "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') "
@@ -193,27 +260,25 @@ class SQLite(Database):
         declared = dict(
             session.rows(f"SELECT name, type FROM pragma_table_info({self.literal(table)})")
         )
-        quoted = [self.quoted(n) for n in names]
-        first = _first(session, of, quoted)
-        texts = [n for n, kind in first.items() if kind == "text"]
-        with closing(self.session()) as beside, ThreadPoolExecutor(1) as pool:
-            looking = pool.submit(_times, beside, of, texts)
-            kinds = _kinds(session, of, first)
-            times = looking.result()
+        pieces = self.pieces(session, of, table) if table else [ALL]
+        with self.sessions(len(pieces)) as sessions:
+            kinds = Look(sessions, of, pieces).kinds([self.quoted(n) for n in names])
         return [
-            self._column(name, kind, declared.get(name, ""), self.quoted(name) in times)
+            self._column(name, kind, declared.get(name, ""))
             for name, kind in zip(names, kinds, strict=True)
         ]
 
-    def _column(self, name: str, kinds: set[str], declared: str, is_time: bool) -> Column:
+    def _column(self, name: str, kinds: set[str], declared: str) -> Column:
         import pyarrow as pa
 
         sql = self.quoted(name)
         if not kinds and declared and not _NUMERIC.search(declared.upper()):
             is_time = "DATE" in declared.upper() or "TIME" in declared.upper()
-            kinds = {"text"}
+            kinds = {"time" if is_time else "text"}
+        if kinds == {"time"}:
+            return Column(name, sql, pa.timestamp("us"))
         if kinds == {"text"}:
-            return Column(name, sql, pa.timestamp("us") if is_time else pa.string())
+            return Column(name, sql, pa.string())
         if kinds == {"integer"}:
             return Column(name, sql, pa.int64())
         if kinds <= {"integer", "real"}:
