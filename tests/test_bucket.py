@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -21,13 +23,13 @@ from toy import Project
 
 from buckets import Line, s3_server, variables
 import scalai_nb as sn
-from scalai_nb.data.lake import storage
+from scalai_nb.data.lake import quarantine, repository, storage
 from scalai_nb.data.lake.repository import opened
 from scalai_nb.data.lake.upkeep import retention
 from scalai_nb.data.lake.upkeep.expiry import expire, sizes
 from scalai_nb.data.lake.upkeep.replica import bytes_in
 from scalai_nb.data.lake.lake import Lake
-from scalai_nb.errors import Conflict, DatasetNotFound, LakeError, Locked
+from scalai_nb.errors import Conflict, DatasetNotFound, LakeAway, LakeError, Locked
 
 pytest.importorskip("obstore")
 CAMPAIGN = [pytest.mark.campaign, pytest.mark.slow]
@@ -284,7 +286,7 @@ def test_who_has_lost_the_lock_commits_nothing(lake):
 SLEEPER = """
 import sys
 import zarr
-from scalai_nb.data.lake import storage
+from scalai_nb.data.lake import quarantine, repository, storage
 from scalai_nb.data.lake.lake import Lake
 from scalai_nb.errors import Conflict
 storage.LEASE = 0.5
@@ -382,6 +384,45 @@ def test_whatever_question_the_bucket_does_not_answer_is_one_sentence(lake, monk
                 told.add(str(e))
     assert all("a reset of the line" in said and "\n" not in said for said in told)
     assert lake.attrs("sales")["on_breach"] == "reject"
+
+
+class Forbids(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_error(403)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *said):
+        "Say nothing"
+
+
+def test_a_contract_stays_where_icechunk_alone_is_refused(lake, monkeypatch):
+    "What is there is not known for a moment: it is not taken for damaged, which may be replaced"
+    lake.write("sales", rows(3), contract=sn.Contract.infer(rows(3)), on_breach="reject")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Forbids)
+    Thread(target=server.serve_forever, daemon=True).start()
+    with monkeypatch.context() as away:
+        away.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        forbidden = storage.storage(lake.path / "sales")
+    attrs = quarantine._attrs
+
+    def refused(*words):
+        with monkeypatch.context() as away:
+            away.setattr(repository, "storage", lambda folder: forbidden)
+            return attrs(*words)
+
+    monkeypatch.setattr(quarantine, "_attrs", refused)
+    with (
+        server,
+        pytest.raises(LakeAway, match="refused: .*`scalai doctor` says whether it answers"),
+    ):
+        lake.write("sales", rows(3).drop_vars("name"))
+    server.shutdown()
+    assert lake.attrs("sales")["on_breach"] == "reject"
+    (lake.path / "sales" / "snapshots" / lake.version("sales").id).unlink()
+    with pytest.raises(LakeError, match="damaged") as gone:
+        lake.attrs("sales")
+    assert not isinstance(gone.value, LakeAway)
 
 
 def test_a_line_that_is_cut_in_a_write_leaves_the_last_version(lake, server, monkeypatch):

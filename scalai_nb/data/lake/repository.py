@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .damage import SEALS, Damaged, Place, Seal, cause
 from .storage import folder_of, is_remote, patience, storage
-from ...errors import LakeError, ScalaiError, VersionNotFound, unknown
+from ...errors import LakeAway, LakeError, ScalaiError, VersionNotFound, unknown
 from ...redaction import secrets_here
 from ...show import Part, result_table, verbatim
 from ...words import when
@@ -383,6 +383,10 @@ def icechunk() -> Any:
     )
 
 
+# What Icechunk says when a bucket does not answer; a file that is not there is an answer.
+_UNANSWERED = re.compile(r"error \w.* object store(?!.*NoSuchKey)", re.S)
+
+
 @contextmanager
 def explained(
     path: PathLike,  # of the lake, or of a dataset in it
@@ -403,6 +407,11 @@ def explained(
         raise
     except (icechunk().IcechunkError, *kinds) as e:
         said, remedy = cause(e), "Nothing"
+        if is_remote(path) and _UNANSWERED.search(str(e)):
+            doctor = "`scalai doctor` says whether it answers"
+            raise LakeAway(
+                f"The lake in {path} refused: {said}. Nothing was changed; {doctor}."
+            ) from e
         if isinstance(e, OSError) or "os error" in said:
             remedy = "Check that it is a folder you may write, on a disk with room; nothing"
         raise LakeError(f"The lake in {path} refused: {said}. {remedy} was changed.") from e
