@@ -35,9 +35,11 @@ demo: $(INSTALLED)  ## Run the flights system end to end, on real data
 
 test: $(INSTALLED)  ## Run every notebook and compare its outputs, then run every test
 	@echo "test: the notebooks of nbs/, each from top to bottom"
-	@$(BIN)/python tests/outputs.py --check --lessons --processes $(PROCESSES) $(if $(ROOMS),--rooms $(ROOMS))
-	@echo "test: tests/"
-	@$(if $(FILES),TMPDIR=$(FILES)) $(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal $(ARGS)
+	@$(BIN)/python tests/outputs.py --check --lessons --processes $(PROCESSES) $(if $(ROOMS),--rooms $(ROOMS)) || lessons=failed; \
+	echo "test: tests/"; \
+	$(if $(FILES),TMPDIR=$(FILES)) $(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal $(ARGS) || tests=failed; \
+	if [ -n "$$lessons" ]; then echo "test: a notebook has failed, above tests/"; fi; \
+	[ -z "$$lessons$$tests" ]
 
 check: format  ## What a commit must pass: ruff, the type checker, the export in sync, true documents (two minutes)
 	@$(BIN)/ruff check

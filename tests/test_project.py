@@ -327,7 +327,7 @@ def test_another_python_gets_another_folder(machine):
 
 def test_make_passes_more_words_to_pytest(machine):
     assert (
-        "/pytest --numprocesses 2 --dist worksteal -k lake\n"
+        "/pytest --numprocesses 2 --dist worksteal -k lake "
         in machine.install("-n", "ARGS=-k lake", target="test").stdout
     )
     assert "TMPDIR" not in machine.install("-n", target="test").stdout
