@@ -359,7 +359,7 @@ def test_whatever_question_the_bucket_does_not_answer_is_one_sentence(lake, monk
     from obstore.exceptions import GenericError
 
     lake.write("sales", rows(3), contract=sn.Contract.infer(rows(3)), on_breach="reject")
-    monkeypatch.setattr(storage, "LEASE", 0.5)  # of a lock whose holder could not say that it ends
+    monkeypatch.setattr(storage, "LEASE", 1.0)  # of a lock whose holder could not say that it ends
     whole, asked, silent = storage._bucket, 0, 0
 
     class Bucket:
@@ -382,8 +382,6 @@ def test_whatever_question_the_bucket_does_not_answer_is_one_sentence(lake, monk
                 ASKING[operation](lake)
             except LakeError as e:
                 told.add(str(e))
-            except Conflict as e:  # half a second without a sign of life: the machine is busy
-                assert "nothing was published" in str(e)
     assert all("a reset of the line" in said and "\n" not in said for said in told)
     assert lake.attrs("sales")["on_breach"] == "reject"
 

@@ -9,14 +9,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ....compute.cuts import BLOCK
 from ..columnar import empty_batch
 from ..located import Address, password_of
 from scalai_nb.data.readers.databases.relations import (
-    ALL,
     Column,
     Database,
     Ranges,
@@ -24,6 +22,7 @@ from scalai_nb.data.readers.databases.relations import (
     Server,
     Session,
     failure,
+    parted,
     relation_source,
     server_of,
 )
@@ -193,11 +192,8 @@ class PostgreSQL(Database):
     def pieces(self, session: Session, of: str, table: str) -> list[str]:
         "By the pages of a table, which PostgreSQL finds by their numbers since 14"
         found = session.rows(_PAGES.format(self.literal(of)))
-        starts = range(_PIECE, found[0][0], _PIECE) if found else ()
-        if not starts:
-            return [ALL]
-        pages = [f"ctid >= '({a},0)' AND ctid < '({b},0)'" for a, b in pairwise(starts)]
-        return [f"ctid < '({starts[0]},0)'", *pages, f"ctid >= '({starts[-1]},0)'"]
+        ends = range(_PIECE, found[0][0], _PIECE) if found else ()
+        return parted("ctid", [f"'({page},0)'" for page in ends])
 
     def tables(self, session: Session) -> list[tuple[str, str, bool]]:
         return session.rows(CATALOGUE)

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from scalai_nb.types import Dataset
 
 # %% auto #0
-__all__ = ['ALL', 'failure', 'Column', 'Session', 'Database', 'Held', 'Relation', 'Ranges',
-           'ranges', 'relation_source', 'Server', 'file_of', 'server_of']
+__all__ = ['ALL', 'failure', 'parted', 'Column', 'Session', 'Database', 'Held', 'Relation',
+           'Ranges', 'ranges', 'relation_source', 'Server', 'file_of', 'server_of']
 
 # %% ../../../../nbs/data/readers/databases/relations.ipynb #154b62fe
 _CODES = re.compile(r"^[A-Z_]+: (?:\[\w+\] )?")  # in front of what ADBC says
@@ -61,6 +61,25 @@ def failure(
 # %% ../../../../nbs/data/readers/databases/relations.ipynb #a0906604
 ALL = "1 = 1"  # a condition of every row
 _SESSIONS = 4  # that read a table, at most
+
+
+def parted(
+    place: str,  # of a row, in SQL
+    bounds: Sequence[Any],  # places in SQL, in order
+) -> list[str]:
+    """Conditions that part all rows at bounds; one of all: there are none
+
+    Parameters
+    ----------
+    place : str
+        of a row, in SQL
+    bounds : Sequence[Any]
+        places in SQL, in order
+    """
+    if not bounds:
+        return [ALL]
+    between = (f"{place} >= {a} AND {place} < {b}" for a, b in pairwise(bounds))
+    return [f"{place} < {bounds[0]}", *between, f"{place} >= {bounds[-1]}"]
 
 
 class Column(NamedTuple):

@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,6 +25,7 @@ from scalai_nb.data.readers.databases.relations import (
     Session,
     failure,
     file_of,
+    parted,
     relation_source,
 )
 from ....errors import ParameterError, ScalaiError, extra
@@ -242,11 +242,7 @@ class SQLite(Database):
             return [ALL]
         most = max(1, Path(self.path).stat().st_size // _PIECE)  # where the numbers have gaps
         width = max(_ROWS, -(-(high - low + 1) // most))
-        bounds = range(low + width, high + 1, width)
-        if not bounds:
-            return [ALL]
-        between = [f"{number} >= {a} AND {number} < {b}" for a, b in pairwise(bounds)]
-        return [f"{number} < {bounds[0]}", *between, f"{number} >= {bounds[-1]}"]
+        return parted(number, range(low + width, high + 1, width))
 
     def tables(self, session: Session) -> list[tuple[str, str, bool]]:
         found = session.rows(
